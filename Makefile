@@ -1,0 +1,40 @@
+# `make quickstart` and `make test` are all a fresh machine needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := all
+.PHONY: all install quickstart lint format type test bench docs
+
+all: lint type test
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+install: .venv/.installed
+
+quickstart: install
+	rm -rf runs/quickstart
+	$(BIN)/rmtrain train recipes/quickstart.yaml
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: install
+	$(BIN)/mypy
+
+test: install
+	$(BIN)/pytest -n 2 --dist loadfile
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+docs: install
+	$(BIN)/rmtrain schema > schema/recipe.schema.json
+	$(BIN)/python docs/generate.py

@@ -1,0 +1,331 @@
+"""The vocabulary of a recipe: every section and key, with its type, bounds, default and unit.
+
+Sections bear the names of the folders that read them. `None` means off, never "default".
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values keep their YAML type, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    """Where a run lives and the number all its randomness comes from."""
+
+    name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
+    """Name shown in logs, trackers and the model card: letters, digits, `_`, `.` and `-`."""
+    output_dir: Annotated[str, Field(min_length=1)]
+    """Directory of everything this run writes. It belongs to one run."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    """Seed of the data order, of a new head and of random weights, each with its own generator."""
+
+
+class Messages(Section):
+    """How cells of a source become messages. `role`/`content` and `from`/`value` are understood without it."""
+
+    role_key: str = "role"
+    """Key of a message's role."""
+    content_key: str = "content"
+    """Key of a message's text."""
+    roles: dict[str, Literal["system", "user", "assistant"]] = {}
+    """Further role names, such as `{questioner: user}`, beside the common aliases (human, gpt, bot, ...)."""
+    transcript: Literal["hh"] | None = None
+    """`hh`: strings are Anthropic transcripts, `\\n\\nHuman: ... \\n\\nAssistant: ...`, split into messages."""
+
+
+class SourceBase(Section):
+    """One dataset: where its rows come from."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Hub dataset id, local file (json, jsonl, csv, parquet; also .gz) or local directory."""
+    name: str | None = None
+    """Configuration of a Hub dataset."""
+    split: str | None = None
+    """Split to read. May be left out when there is only one."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub dataset."""
+    data_dir: str | None = None
+    """Subdirectory of the dataset to read."""
+    data_files: Annotated[tuple[str, ...], Field(strict=False)] | str | None = None
+    """File names or patterns within the dataset or directory."""
+    tag: Annotated[str, Field(min_length=1)] | None = None
+    """Name of this source in row ids and per-source numbers; None: the last part of `path`."""
+    limit: PositiveInt | None = None
+    """Read only the first rows."""
+    holdout: Share | None = None
+    """Share of this source's prompts, chosen by hash, that is not trained on but evaluated."""
+
+
+class PairSource(SourceBase):
+    """Rows with a chosen and a rejected side: strings, single messages, or message lists."""
+
+    format: Literal["pair"] = "pair"
+    """Shape of the rows."""
+    chosen: str = "chosen"
+    """Column of the preferred side; dots reach into nested cells."""
+    rejected: str = "rejected"
+    """Column of the other side."""
+    prompt: str = "auto"
+    """Column of the prompt; `implicit`: the common beginning of both sides; `auto`: column `prompt` if there is one, else implicit."""
+    system: str | None = None
+    """Column of a system message; an empty cell means no system turn."""
+    margin: Annotated[tuple[str, str], Field(strict=False)] | str | None = None
+    """Column of the margin, or two score columns `[chosen_score, rejected_score]` whose difference it is."""
+    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Margin of rows that have none; None: such a row is an error."""
+    messages: Messages = Messages()
+    """How cells become messages."""
+
+
+class TokenizedSource(SourceBase):
+    """Rows that are tokens already: `input_ids_chosen` and `input_ids_rejected`, or TRL's `chosen_ids` and `rejected_ids`."""
+
+    format: Literal["tokenized"]
+    """Shape of the rows."""
+    margin: str | None = None
+    """Column of the margin."""
+    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Margin of rows that have none; None: such a row is an error."""
+
+
+def _format_of(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return value.get("format", "pair") if isinstance(value.get("format", "pair"), str) else None
+    return getattr(value, "format", None)
+
+
+Source = Annotated[
+    Annotated[PairSource, Tag("pair")] | Annotated[TokenizedSource, Tag("tokenized")],
+    Discriminator(_format_of),
+]
+
+
+class Data(Section):
+    """Rows to tokens: sources, chat template, length policy, checks, cache."""
+
+    train: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
+    """Sources to train on."""
+    eval: Annotated[tuple[Source, ...], Field(strict=False)] = ()
+    """Sources to evaluate on, beside the held-out share of `train`."""
+    chat_template: Annotated[str, Field(min_length=1)] = "tokenizer"
+    """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for its own, a `.jinja` file, or the template itself."""
+    max_length: PositiveInt = 1024
+    """Longest response with its prompt, in tokens, end token included."""
+    max_prompt_length: PositiveInt | None = None
+    """Longest prompt, in tokens."""
+    overlong: Literal["drop", "truncate_prompt_left", "error"] = "drop"
+    """What happens to a comparison over a limit. Responses are never cut."""
+    max_drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Largest share of a source's rows that may be dropped before the data is refused."""
+    allow_rewritten: bool = False
+    """Keep rows whose template changes the response text (such as removed `<think>` blocks)."""
+    allow_overlap: bool = False
+    """Go on when a prompt of the evaluation data is also trained on."""
+    cache_dir: str = "~/.cache/rmtrain"
+    """Directory of tokenized datasets, keyed by the hash of everything that shapes them."""
+
+
+class Architecture(Section):
+    """Sizes of a model built from nothing."""
+
+    architecture: str
+    """A transformers model type: llama, qwen2, qwen3, gpt_neox, gpt2, bert, ..."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    layers: PositiveInt
+    """Number of blocks."""
+    heads: PositiveInt
+    """Attention heads; divides `hidden_size`."""
+    key_value_heads: PositiveInt | None = None
+    """Key-value heads for grouped-query attention; None: as many as `heads`."""
+    intermediate_size: PositiveInt | None = None
+    """Width of the MLP; None: four times `hidden_size`."""
+    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    """Size of the tokenizer trained on the data; with a given tokenizer, its own size is used."""
+    max_positions: PositiveInt = 2048
+    """Longest sequence the model takes, in tokens."""
+
+
+class ModelBase(Section):
+    """What every model takes, whatever it starts from."""
+
+    head: Literal["auto", "new", "from_checkpoint"] = "auto"
+    """Score head: `new` is random from `run.seed`; `auto` takes the checkpoint's where it has one with a single output."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights under LoRA and of all weights otherwise. float32 is the default since AdamW's small updates round to nothing in bfloat16; compute follows `training.precision`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: frozen base in 4 bits through bitsandbytes (QLoRA); needs `lora`."""
+    dropout: Share = 0.0
+    """Dropout of the base model. Off by default: two sides under different masks are not comparable."""
+
+
+class PretrainedModel(ModelBase):
+    """A model and its tokenizer from the Hub or a directory."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Hub model id or local directory."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Needs `revision` to be a full commit hash."""
+
+
+class ScratchModel(ModelBase):
+    """A model with random weights; needs no network."""
+
+    scratch: Architecture
+    """Architecture and sizes."""
+    tokenizer: str | None = None
+    """Hub id or directory of a tokenizer; None: a byte-level BPE is trained on the training data."""
+
+
+def _model_kind(value: Any) -> str:
+    has_scratch = "scratch" in value if isinstance(value, dict) else hasattr(value, "scratch")
+    return "scratch" if has_scratch else "pretrained"
+
+
+Model = Annotated[
+    Annotated[PretrainedModel, Tag("pretrained")] | Annotated[ScratchModel, Tag("scratch")],
+    Discriminator(_model_kind),
+]
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv:2106.09685). The head is always trained and saved beside them."""
+
+    rank: PositiveInt = 16
+    """Rank of the update."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: Share = 0.0
+    """Dropout before the adapters."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
+    """Module names to adapt, or every linear layer except the head."""
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv:2312.03732)."""
+    dora: bool = False
+    """Weight-decomposed adapters (arXiv:2402.09353)."""
+
+
+class Batching(Section):
+    """How the comparisons of a step are cut into micro-batches. Changes memory and speed, never the result."""
+
+    layout: Literal["padded"] = "padded"
+    """How a micro-batch lies in memory."""
+    max_tokens: PositiveInt = 16384
+    """Largest micro-batch of one process, in tokens as laid out, padding included."""
+
+
+class BradleyTerry(Section):
+    """`-log sigmoid(r_winner - r_loser - margin)`, averaged over the edges of a comparison, then over comparisons."""
+
+    type: Literal["bradley_terry"] = "bradley_terry"
+    """Kind of objective."""
+    center_rewards: PositiveFloat | None = None
+    """Coefficient of `(r_winner + r_loser)^2`, which holds rewards around zero (arXiv:2312.09244, eq. 2). TRL's docs suggest 0.01."""
+
+
+class Optimizer(Section):
+    """AdamW and the learning-rate schedule, a pure function of the step."""
+
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` holds its state in 8 bits through bitsandbytes (extra `8bit`)."""
+    lr: Annotated[float, Field(gt=0, le=1)]
+    """Peak learning rate."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape after warm-up: to zero linearly or by half a cosine, or constant."""
+    warmup: Share = 0.0
+    """Share of all steps over which the rate rises linearly from zero."""
+    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Decoupled decay of matrices; biases and norms have none."""
+    clip: PositiveFloat | None = 1.0
+    """Largest global gradient norm; None: no clipping."""
+
+
+class Training(Section):
+    """How long to train, and how many comparisons make one step."""
+
+    epochs: PositiveInt = 1
+    """Passes over the training data."""
+    max_steps: PositiveInt | None = None
+    """Stop after this many optimizer steps; the schedule ends there too."""
+    batch_size: PositiveInt = 32
+    """Comparisons per optimizer step over all processes. Memory does not depend on it."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it. Head, loss and rewards stay float32."""
+    allow_bfloat16_weights: bool = False
+    """Train weights that are themselves bfloat16, though plain AdamW loses small updates."""
+
+
+class Evaluation(Section):
+    """When to evaluate, what to show, and what must be reached."""
+
+    every: PositiveInt | None = None
+    """Evaluate after this many steps, besides the evaluation at the end."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Comparisons shown with their rewards at each evaluation."""
+    gates: dict[Gate, float] = {}
+    """Values the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
+
+
+class Tracking(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    log_every: PositiveInt = 10
+    """Steps between two log lines."""
+    to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
+    """Trackers, each of which must be installed."""
+    project: str = "rmtrain"
+    """Project name in the trackers."""
+
+
+class Hub(Section):
+    """Upload of the exported model."""
+
+    push: bool = False
+    """Upload after a successful export."""
+    id: str | None = None
+    """Repository, as `owner/name`; None: `run.name` under the logged-in user."""
+    public: bool = False
+    """Make the repository public. Private otherwise."""
+
+
+class Recipe(Section):
+    """One run of rmtrain, said completely."""
+
+    run: Run
+    """Where the run lives."""
+    data: Data
+    """Rows to tokens."""
+    model: Model
+    """Tokens to rewards: `path` for a pretrained model, `scratch` for random weights."""
+    lora: Lora | None = None
+    """Low-rank adapters; None: all weights train."""
+    batching: Batching = Batching()
+    """Comparisons to micro-batches."""
+    objective: BradleyTerry = BradleyTerry()
+    """Rewards to loss."""
+    optimizer: Optimizer
+    """Loss to updates."""
+    training: Training = Training()
+    """How long, and how many comparisons a step."""
+    evaluation: Evaluation = Evaluation()
+    """When to evaluate."""
+    tracking: Tracking = Tracking()
+    """Where metrics go."""
+    hub: Hub = Hub()
+    """Upload of the result."""
