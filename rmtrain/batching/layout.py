@@ -42,8 +42,10 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch with its tensors on `device`."""
-        moved = {f.name: value.to(device, non_blocking=True) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+        )
 
 
 def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> MicroBatch:

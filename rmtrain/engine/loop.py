@@ -1,0 +1,102 @@
+"""The run itself: `train` says when, `train_step` says how."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from rmtrain.batching.loader import StepBatch, StepLoader
+from rmtrain.engine.metrics import Meter, RunLog
+from rmtrain.engine.optim import learning_rate
+from rmtrain.errors import RmtrainError
+from rmtrain.objective import bradley_terry
+from rmtrain.recipe.schema import BradleyTerry, Recipe
+
+
+def train(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loader: StepLoader,
+    meter: Meter,
+    log: RunLog,
+    evaluate: Callable[[int], None],
+) -> None:
+    """Train from the first step to the last.
+
+    Args:
+        recipe: what to do.
+        accelerator: the processes; `model` and `optimizer` are prepared by it.
+        loader: every micro-batch of every step, for this rank.
+        meter, log: where statistics and log lines go.
+        evaluate: evaluates and logs at a given step; also called after the last one.
+    """
+    rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
+    for batch in loader.steps():
+        lr = rate(batch.step)
+        train_step(accelerator, model, optimizer, batch, lr, recipe.objective, recipe.optimizer.clip, meter)
+        step = batch.step + 1
+        log.display.step(step, sum(micro_batch.tokens for micro_batch in batch.micro_batches))
+        if due(recipe.tracking.log_every, step) or step in (1, last):
+            log.metrics(step, meter.report(step, step / loader.plan.steps_per_epoch, lr))
+        if due(recipe.evaluation.every, step) and step != last:
+            evaluate(step)
+    evaluate(last)
+
+
+def due(every: int | None, step: int) -> bool:
+    """Whether a job that is done every so many steps is due after this one."""
+    return every is not None and step % every == 0
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: StepBatch,
+    lr: float,
+    objective: BradleyTerry,
+    clip: float | None,
+    meter: Meter,
+) -> None:
+    """One optimizer step over all its micro-batches.
+
+    The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
+    by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
+    """
+    scale = accelerator.num_processes / batch.comparisons
+    for number, host_batch in enumerate(batch.micro_batches, start=1):
+        micro_batch = host_batch.to(accelerator.device)
+        with nullcontext() if number == len(batch.micro_batches) else accelerator.no_sync(model):
+            result = bradley_terry(
+                model(micro_batch),
+                micro_batch.winner_E,
+                micro_batch.loser_E,
+                micro_batch.margin_E,
+                micro_batch.probability_E,
+                micro_batch.weight_E,
+                objective.center_rewards,
+            )
+            accelerator.backward(result.loss * scale)
+        meter.add(result, micro_batch.tokens)
+    if batch.step == 0:
+        check_gradients(model)
+    meter.grad_norm = accelerator.clip_grad_norm_(model.parameters(), float("inf") if clip is None else clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Raise RmtrainError when, after the first backward, a trainable parameter has no gradient: it would never train.
+
+    Frozen inputs under gradient checkpointing, or a head left out of the graph, show up here and nowhere else.
+    """
+    missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    if missing:
+        named = ", ".join(missing[:3])
+        raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, among them {named}")
