@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,8 @@ from rmtrain.errors import RmtrainError
 from rmtrain.objective import bradley_terry
 from rmtrain.recipe.schema import BradleyTerry, Recipe
 
+T = TypeVar("T")
+
 
 def train(
     recipe: Recipe,
@@ -23,8 +26,8 @@ def train(
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
-    evaluate: Callable[[int], None],
-) -> None:
+    evaluate: Callable[[int], T] | None,
+) -> T | None:
     """Train from the first step to the last.
 
     Args:
@@ -32,7 +35,10 @@ def train(
         accelerator: the processes; `model` and `optimizer` are prepared by it.
         loader: every micro-batch of every step, for this rank.
         meter, log: where statistics and log lines go.
-        evaluate: evaluates and logs at a given step; also called after the last one.
+        evaluate: evaluates and logs at a given step; also called after the last one. None: there is nothing to evaluate on.
+
+    Returns:
+        The last evaluation.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
     for batch in loader.steps():
@@ -42,9 +48,9 @@ def train(
         log.display.step(step, sum(micro_batch.tokens for micro_batch in batch.micro_batches))
         if due(recipe.tracking.log_every, step) or step in (1, last):
             log.metrics(step, meter.report(step, step / loader.plan.steps_per_epoch, lr))
-        if due(recipe.evaluation.every, step) and step != last:
+        if evaluate is not None and due(recipe.evaluation.every, step) and step != last:
             evaluate(step)
-    evaluate(last)
+    return None if evaluate is None else evaluate(last)
 
 
 def due(every: int | None, step: int) -> bool:

@@ -1,0 +1,98 @@
+"""The shape of the house: imports point downwards, start-up is light, functions stay small enough to read."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ["errors", "recipe", "data", "batching", "model", "objective", "evaluation", "engine", "report", "commands", "cli", "__main__"]
+FILES = sorted((ROOT / "rmtrain").rglob("*.py"))
+MODULES = [file for file in FILES if file != ROOT / "rmtrain/__init__.py"]  # it only names where public things live
+
+
+def name_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def own_imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
+    """Every import of a module of ours, and whether it stands at module level."""
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name.split(".")[0] == "rmtrain":
+                yield name, id(node) in top
+
+
+def layer(module: str) -> int:
+    return LAYERS.index(module.split(".")[1])
+
+
+@pytest.mark.parametrize("file", MODULES, ids=name_of)
+def test_a_module_imports_only_from_layers_above_it_in_the_design(file: Path) -> None:
+    for imported, _ in own_imports(ast.parse(file.read_text())):
+        assert layer(imported) <= layer(name_of(file)), f"{name_of(file)} imports {imported}"
+
+
+def test_no_import_cycle_within_a_folder() -> None:
+    graph = {name_of(file): {name for name, _ in own_imports(ast.parse(file.read_text()))} for file in MODULES}
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import cycle: {' -> '.join((*path, module))}"
+        if module not in finished:
+            for imported in graph.get(module, set()):
+                visit(imported, (*path, module))
+            finished.add(module)
+
+    for module in graph:
+        visit(module, ())
+    assert len(finished) > 20, "guard: the graph was read"
+
+
+def test_only_the_command_line_imports_lazily() -> None:
+    lazy = {name_of(file) for file in MODULES for _, top in own_imports(ast.parse(file.read_text())) if not top}
+    assert lazy == {"rmtrain.cli"}
+
+
+@pytest.mark.parametrize("module", ["rmtrain", "rmtrain.cli", "rmtrain.recipe.load", "rmtrain.commands.schema"])
+def test_light_modules_load_no_heavy_library(module: str) -> None:
+    heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "matplotlib")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert printed.stdout.strip() == "[]"
+
+
+def test_functions_are_short_and_files_hold_one_concept() -> None:
+    long_functions, long_files, count = [], [], 0
+    for file in FILES:
+        source = file.read_text()
+        if len(source.splitlines()) > 400:
+            long_files.append(name_of(file))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                count += 1
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                lines = node.end_lineno - body[0].lineno + 1 if body and node.end_lineno else 0
+                if lines > 50:
+                    long_functions.append(f"{name_of(file)}.{node.name}: {lines} lines")
+    assert not long_functions
+    assert not long_files
+    assert count > 100, "guard: functions were found"
+
+
+def test_public_functions_are_annotated_and_documented() -> None:
+    missing = []
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node):
+                missing.append(f"{name_of(file)}.{node.name}")
+    assert not missing
