@@ -11,14 +11,17 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
 from rmtrain.errors import GateMissed, RecipeError, RmtrainError, TryAgain
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Gate, Recipe
+
+if TYPE_CHECKING:
+    from rmtrain.commands.outcome import Outcome
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -28,7 +31,9 @@ app = typer.Typer(
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)+=", re.ASCII)
 
-Arguments = Annotated[list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
+]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="The recipe, when it is not the first argument.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
 DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
@@ -45,8 +50,12 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    export: Annotated[Path | None, typer.Option(help="Also write the tokenized pairs as columns input_ids_chosen, ... here.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Where the PNG of token lengths goes; else beside the tokenized data.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the tokenized pairs as columns input_ids_chosen, ... here.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Where the PNG of token lengths goes; else beside the tokenized data.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read, check and tokenize the data, report what was kept, and cache the result."""
@@ -71,10 +80,9 @@ def inspect(
     console = start_console()
     from rmtrain.commands.inspect import inspect as run
 
-    report, document = run(loaded, console, row=row, split=split, show_ids=ids)
-    if not as_json:
-        Console().print(report)
-    finish(document, as_json)
+    shown = Console(stderr=as_json)
+    boundaries = shown.no_color or shown.color_system is None
+    finish(run(loaded, console, row=row, split=split, show_ids=ids, boundaries=boundaries), as_json)
 
 
 @app.command()
@@ -84,22 +92,25 @@ def train(arguments: Arguments = None, recipe: RecipeOption = None, as_json: Jso
     console = start_console()
     from rmtrain.commands.train import train as run
 
-    summary = run(loaded, console)
-    finish(summary, as_json)
-    fail_on_missed(summary["gates"])
+    outcome = run(loaded, console)
+    finish(outcome, as_json)
+    fail_on_missed(outcome.document["gates"])
 
 
 @app.command(name="eval")
 def evaluate(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="A recipe, run directory or model, then overrides.")
+        list[str] | None,
+        typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="A recipe, run directory or model, then overrides."),
     ] = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
     output: Annotated[Path | None, typer.Option(help="Directory of scores.jsonl; else beside the model.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Compute the numbers from this scores.jsonl alone.")] = None,
     fail_under: Annotated[list[str] | None, typer.Option(help="A gate such as accuracy=0.7; exit code 6 when missed.")] = None,
-    allow_template_change: Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")] = False,
+    allow_template_change: Annotated[
+        bool, typer.Option(help="Score with another chat template than the model was trained on.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a reward model on pairs: accuracy with interval, ties, loss, baselines, per source."""
@@ -108,7 +119,7 @@ def evaluate(
     console = start_console()
     from rmtrain.commands.eval import eval_command as run
 
-    summary = run(
+    outcome = run(
         console,
         target=target,
         recipe_path=recipe,
@@ -119,8 +130,8 @@ def evaluate(
         gates=gates,
         allow_template_change=allow_template_change,
     )
-    finish(summary, as_json)
-    fail_on_missed(summary["gates"])
+    finish(outcome, as_json)
+    fail_on_missed(outcome.document["gates"])
 
 
 @app.command()
@@ -154,10 +165,6 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
 
 def parse_gates(values: list[str]) -> dict[str, float]:
     """`accuracy=0.7` -> `{"accuracy": 0.7}`, checked by name and value like `evaluation.gates`."""
-    from typing import get_args
-
-    from rmtrain.recipe.schema import Gate
-
     gates: dict[str, float] = {}
     for value in values:
         name, _, bound = value.partition("=")
@@ -191,21 +198,28 @@ def start_console() -> Console:
     return console
 
 
-def finish(document: dict[str, Any], as_json: bool) -> None:
-    """Print the result for machines when it was asked for."""
+def finish(outcome: "Outcome", as_json: bool) -> None:
+    """Print the result: for people on stdout, or there for machines and for people on stderr."""
+    console = Console(stderr=as_json)
+    console.print(outcome.report)
+    if outcome.commands:
+        console.print()
+        console.print(outcome.commands, soft_wrap=True)
     if as_json:
-        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
 
 
-def fail_on_missed(gates: dict[str, dict[str, float]]) -> None:
+def fail_on_missed(gates: dict[str, dict[str, Any]]) -> None:
     """Raise GateMissed with a line per gate that was missed, saying by how much."""
-    missed = [
-        f"gate {name}: required {gate['required']}, got {gate['value']:.4f}, missed by {abs(gate['value'] - gate['required']):.4f}"
-        for name, gate in gates.items()
-        if not gate["passed"]
-    ]
+    missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
     if missed:
         raise GateMissed(*missed)
+
+
+def _missed(name: str, required: float, value: float | None, passed: bool) -> str:
+    if value is None:
+        return f"gate {name}: required {required}, but there was nothing to compute it from"
+    return f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,22 @@ def _check_trackers(tracking: Tracking) -> None:
     missing = [name for name in tracking.to if not TRACKERS[name]()]
     if missing:
         raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
+
+
+def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Start the recipe's trackers with its settings, flattened to `section.key`."""
+    if recipe.tracking.to:
+        named = {"wandb": {"name": recipe.run.name}, "trackio": {"name": recipe.run.name}}
+        kwargs = {name: options for name, options in named.items() if name in recipe.tracking.to}
+        accelerator.init_trackers(recipe.tracking.project, dict(_flat("", recipe.model_dump())), kwargs)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str | int | float]]:
+    if isinstance(value, dict | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
+    else:
+        yield prefix, value if isinstance(value, str | int | float) else str(value)
 
 
 @dataclass(frozen=True, slots=True)

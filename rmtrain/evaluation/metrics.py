@@ -239,7 +239,7 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
         return ["every preference is a tie (target probability 0.5): there is no accuracy"]
     if summary["ties"] > MAX_TIE_SHARE * decided:
         warnings.append(
-            f"{summary['ties']:,} of {decided:,} preferences are ties ({summary['ties'] / decided:.1%}): "
+            f"{summary['ties']:,} of {decided:,} preferences are ties ({100 * summary['ties'] / decided:.1f} %): "
             "rewards may be computed or stored in too low a precision, or responses may be identical"
         )
     longer = summary["longer_wins"]

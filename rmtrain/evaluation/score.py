@@ -1,10 +1,8 @@
 """Comparisons to rewards: every row scored exactly once, in micro-batches that do not depend on the number of processes."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -14,6 +12,7 @@ from rmtrain.batching.loader import gather
 from rmtrain.batching.plan import Indices, check_budget, cut
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.model.reward_model import evaluating
 
 
 def scoring_micro_batches(data: TokenizedData, max_tokens: int) -> tuple[Indices, ...]:
@@ -38,7 +37,7 @@ def score(
     rounds = -(-len(micro_batches) // accelerator.num_processes)
     mine = [(accelerator.process_index + turn * accelerator.num_processes) % len(micro_batches) for turn in range(rounds)]
     rewards_by_row: dict[int, tuple[float, ...]] = {}
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model):
         for indices in (micro_batches[number] for number in mine):
             batch = lay_out(gather(data, indices), pad_token_id).to(accelerator.device)
             rewards_N = model(batch).float().cpu()
@@ -52,15 +51,3 @@ def score(
 def _scored(data: TokenizedData, index: int, rewards: tuple[float, ...]) -> ScoredComparison:
     row = data[index]
     return ScoredComparison(row.id, row.source, rewards, tuple(len(sequence) for sequence in row.sequences), row.preferences)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

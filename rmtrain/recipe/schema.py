@@ -3,18 +3,19 @@
 Sections bear the names of the folders that read them. `None` means off, never "default".
 """
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+from rmtrain.recipe.section import KeyPath, Misfit, Section, Share, refuse
+from rmtrain.recipe.sources import Messages as Messages
+from rmtrain.recipe.sources import PairSource as PairSource
+from rmtrain.recipe.sources import Source as Source
+from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
+
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values keep their YAML type, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 class Run(Section):
@@ -28,86 +29,6 @@ class Run(Section):
     """Seed of the data order, of a new head and of random weights, each with its own generator."""
 
 
-class Messages(Section):
-    """How cells of a source become messages. `role`/`content` and `from`/`value` are understood without it."""
-
-    role_key: str = "role"
-    """Key of a message's role."""
-    content_key: str = "content"
-    """Key of a message's text."""
-    roles: dict[str, Literal["system", "user", "assistant"]] = {}
-    """Further role names, such as `{questioner: user}`, beside the common aliases (human, gpt, bot, ...)."""
-    transcript: Literal["hh"] | None = None
-    """`hh`: strings are Anthropic transcripts, `\\n\\nHuman: ... \\n\\nAssistant: ...`, split into messages."""
-
-
-class SourceBase(Section):
-    """One dataset: where its rows come from."""
-
-    path: Annotated[str, Field(min_length=1)]
-    """Hub dataset id, local file (json, jsonl, csv, parquet; also .gz) or local directory."""
-    name: str | None = None
-    """Configuration of a Hub dataset."""
-    split: str | None = None
-    """Split to read. May be left out when there is only one."""
-    revision: str | None = None
-    """Commit, tag or branch of a Hub dataset."""
-    data_dir: str | None = None
-    """Subdirectory of the dataset to read."""
-    data_files: Annotated[tuple[str, ...], Field(strict=False)] | str | None = None
-    """File names or patterns within the dataset or directory."""
-    tag: Annotated[str, Field(min_length=1)] | None = None
-    """Name of this source in row ids and per-source numbers; None: the last part of `path`."""
-    limit: PositiveInt | None = None
-    """Read only the first rows."""
-    holdout: Share | None = None
-    """Share of this source's prompts, chosen by hash, that is not trained on but evaluated."""
-
-
-class PairSource(SourceBase):
-    """Rows with a chosen and a rejected side: strings, single messages, or message lists."""
-
-    format: Literal["pair"] = "pair"
-    """Shape of the rows."""
-    chosen: str = "chosen"
-    """Column of the preferred side; dots reach into nested cells."""
-    rejected: str = "rejected"
-    """Column of the other side."""
-    prompt: str = "auto"
-    """Column of the prompt; `implicit`: the common beginning of both sides; `auto`: column `prompt` if there is one, else implicit."""
-    system: str | None = None
-    """Column of a system message; an empty cell means no system turn."""
-    margin: Annotated[tuple[str, str], Field(strict=False)] | str | None = None
-    """Column of the margin, or two score columns `[chosen_score, rejected_score]` whose difference it is."""
-    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Margin of rows that have none; None: such a row is an error."""
-    messages: Messages = Messages()
-    """How cells become messages."""
-
-
-class TokenizedSource(SourceBase):
-    """Rows that are tokens already: `input_ids_chosen` and `input_ids_rejected`, or TRL's `chosen_ids` and `rejected_ids`."""
-
-    format: Literal["tokenized"]
-    """Shape of the rows."""
-    margin: str | None = None
-    """Column of the margin."""
-    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Margin of rows that have none; None: such a row is an error."""
-
-
-def _format_of(value: Any) -> str | None:
-    if isinstance(value, dict):
-        return value.get("format", "pair") if isinstance(value.get("format", "pair"), str) else None
-    return getattr(value, "format", None)
-
-
-Source = Annotated[
-    Annotated[PairSource, Tag("pair")] | Annotated[TokenizedSource, Tag("tokenized")],
-    Discriminator(_format_of),
-]
-
-
 class Data(Section):
     """Rows to tokens: sources, chat template, length policy, checks, cache."""
 
@@ -116,7 +37,8 @@ class Data(Section):
     eval: Annotated[tuple[Source, ...], Field(strict=False)] = ()
     """Sources to evaluate on, beside the held-out share of `train`."""
     chat_template: Annotated[str, Field(min_length=1)] = "tokenizer"
-    """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for its own, a `.jinja` file, or the template itself."""
+    """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for its own, a `.jinja` file, or the template
+    itself."""
     max_length: PositiveInt = 1024
     """Longest response with its prompt, in tokens, end token included."""
     max_prompt_length: PositiveInt | None = None
@@ -160,7 +82,8 @@ class ModelBase(Section):
     head: Literal["auto", "new", "from_checkpoint"] = "auto"
     """Score head: `new` is random from `run.seed`; `auto` takes the checkpoint's where it has one with a single output."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen weights under LoRA and of all weights otherwise. float32 is the default since AdamW's small updates round to nothing in bfloat16; compute follows `training.precision`."""
+    """Type of the frozen weights under LoRA and of all weights otherwise. float32 is the default since
+    AdamW's small updates round to nothing in bfloat16; compute follows `training.precision`."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     quantization: Literal["nf4"] | None = None
@@ -266,7 +189,8 @@ class Training(Section):
     batch_size: PositiveInt = 32
     """Comparisons per optimizer step over all processes. Memory does not depend on it."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it. Head, loss and rewards stay float32."""
+    """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it.
+    Head, loss and rewards stay float32."""
     allow_bfloat16_weights: bool = False
     """Train weights that are themselves bfloat16, though plain AdamW loses small updates."""
 
@@ -278,7 +202,7 @@ class Evaluation(Section):
     """Evaluate after this many steps, besides the evaluation at the end."""
     samples: Annotated[int, Field(ge=0)] = 4
     """Comparisons shown with their rewards at each evaluation."""
-    gates: dict[Gate, float] = {}
+    gates: dict[Gate, float] = Field(default={})
     """Values the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
 
 
@@ -329,3 +253,91 @@ class Recipe(Section):
     """Where metrics go."""
     hub: Hub = Hub()
     """Upload of the result."""
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        refuse(misfit for check in CROSS_CHECKS for misfit in check(self))
+        return self
+
+
+def _weights_fit(recipe: Recipe) -> Iterator[Misfit]:
+    model, frozen = recipe.model, recipe.lora is not None
+    if model.quantization is not None and not frozen:
+        yield Misfit(("model", "quantization"), f"{model.quantization} weights cannot train; add lora, or set null", ("model",))
+    if model.dtype == "bfloat16" and not frozen and not recipe.training.allow_bfloat16_weights:
+        message = (
+            "AdamW's small updates round to nothing in bfloat16; take float32, add lora, or set training.allow_bfloat16_weights"
+        )
+        yield Misfit(("model", "dtype"), message, ("model",))
+
+
+def _remote_code_is_pinned(recipe: Recipe) -> Iterator[Misfit]:
+    model = recipe.model
+    if isinstance(model, PretrainedModel) and model.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", model.revision or ""):
+        came = "nothing" if model.revision is None else f'"{model.revision}"'
+        message = f"trust_remote_code needs a full commit hash of 40 hexadecimal digits here, got {came}"
+        yield Misfit(("model", "revision"), message, ("model", "trust_remote_code"))
+
+
+def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
+    longest, at = recipe.data.max_length, ("model", "scratch")
+    if isinstance(recipe.model, ScratchModel):
+        sizes = recipe.model.scratch
+        if sizes.hidden_size % sizes.heads:
+            message = f"expected a divisor of hidden_size ({sizes.hidden_size}), got {sizes.heads}"
+            yield Misfit((*at, "heads"), message, (*at, "hidden_size"))
+        if sizes.key_value_heads is not None and sizes.heads % sizes.key_value_heads:
+            message = f"expected a divisor of heads ({sizes.heads}), got {sizes.key_value_heads}"
+            yield Misfit((*at, "key_value_heads"), message, (*at, "heads"))
+        if longest > sizes.max_positions:
+            message = f"expected at most model.scratch.max_positions ({sizes.max_positions}), got {longest}"
+            yield Misfit(("data", "max_length"), message, (*at, "max_positions"))
+    if recipe.batching.max_tokens < 2 * longest:
+        message = (
+            f"expected at least twice data.max_length ({2 * longest}), so that a pair fits, got {recipe.batching.max_tokens}"
+        )
+        yield Misfit(("batching", "max_tokens"), message, ("data", "max_length"))
+
+
+def _repeated_tags(sources: Sequence[tuple[KeyPath, Source]]) -> Iterator[tuple[KeyPath, Misfit]]:
+    first: dict[str, KeyPath] = {}
+    for key, source in sources:
+        owner = first.setdefault(source.label, key)
+        if owner != key:
+            message = f'"{source.label}" is also the tag of {".".join(map(str, owner))}; give each source its own'
+            yield key, Misfit((*key, "tag"), message, (*key, "path"))
+
+
+def _tags_differ(recipe: Recipe) -> Iterator[Misfit]:
+    train: list[tuple[KeyPath, Source]] = [(("data", "train", i), source) for i, source in enumerate(recipe.data.train)]
+    evaluated = [(key, source) for key, source in train if source.holdout]
+    evaluated += [(("data", "eval", i), source) for i, source in enumerate(recipe.data.eval)]
+    yield from dict([*_repeated_tags(train), *_repeated_tags(evaluated)]).values()
+
+
+def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
+    for i, source in enumerate(recipe.data.eval):
+        if source.holdout is not None:
+            message = "all of an evaluation source is evaluated already; remove it, or move the source to data.train"
+            yield Misfit(("data", "eval", i, "holdout"), message, ("data", "eval", i))
+    if recipe.data.eval or any(source.holdout for source in recipe.data.train):
+        return
+    for name, value in (("every", recipe.evaluation.every), ("gates", recipe.evaluation.gates)):
+        if value:
+            message = "there is nothing to evaluate; add data.eval, or holdout to a source of data.train"
+            yield Misfit(("evaluation", name), message, ("evaluation",))
+
+
+def _repository_has_owner(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.hub.id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.id):
+        yield Misfit(("hub", "id"), f'expected owner/name, got "{recipe.hub.id}"', ("hub",))
+
+
+CROSS_CHECKS = (
+    _weights_fit,
+    _remote_code_is_pinned,
+    _sizes_fit,
+    _tags_differ,
+    _evaluation_has_data,
+    _repository_has_owner,
+)

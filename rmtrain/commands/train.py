@@ -1,0 +1,208 @@
+"""`rmtrain train`: the whole run, read from top to bottom."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from rmtrain.batching.loader import StepLoader
+from rmtrain.batching.plan import Plan, check_budget
+from rmtrain.commands.outcome import Outcome
+from rmtrain.data.identity import tokenizer_fingerprint
+from rmtrain.data.prepare import PreparedData, prepare
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.engine.loop import train as run_loop
+from rmtrain.engine.metrics import Display, Meter, RunLog
+from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.run import RunDirectory, environment, start, start_trackers
+from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
+from rmtrain.evaluation.samples import sample_rows
+from rmtrain.evaluation.scores import write_scores
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.export import export_model
+from rmtrain.model.golden import golden_texts
+from rmtrain.model.hub import push
+from rmtrain.model.load import template_hash
+from rmtrain.model.reward_model import RewardModel, unwrap
+from rmtrain.recipe.load import dump_recipe
+from rmtrain.recipe.schema import PretrainedModel, Recipe
+from rmtrain.report.card import model_card
+from rmtrain.report.evaluation import evaluation_summary
+from rmtrain.report.progress import make_display
+from rmtrain.report.reading import ReadingDisplay
+from rmtrain.report.run import next_steps, run_header
+from rmtrain.report.samples import sample_table
+from rmtrain.report.waterfall import waterfall_table
+
+
+def train(recipe: Recipe, console: Console | None = None) -> Outcome:
+    """Train, evaluate and export a reward model.
+
+    Args:
+        recipe: what to do.
+        console: where the run is shown; None: stderr.
+
+    Raises:
+        RmtrainError: with one line per problem; nothing is written before the recipe, the data and the model have been accepted.
+    """
+    console = console or Console(stderr=True)
+    accelerator = start(recipe)
+    directory = RunDirectory.reserve(recipe.run.output_dir)
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    with ReadingDisplay(console) as progress:
+        prepared = prepare(recipe.data, tokenizer, progress)
+    plan = make_plan(recipe, prepared, accelerator.num_processes)
+    loader = StepLoader(prepared.train, plan, tokenizer.pad_token_id, accelerator.process_index)
+    set_seed(recipe.run.seed)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
+    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model))
+    run.open(console, plan)
+    with make_display(console, len(loader), accelerator.num_processes) as display:
+        log = RunLog(accelerator, directory.path, display)
+        meter = Meter(accelerator, flos_per_token(run.model))
+        last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, run.evaluator(model, log, display))
+    accelerator.end_training()
+    return run.finish(last)
+
+
+def make_plan(recipe: Recipe, prepared: PreparedData, world: int) -> Plan:
+    """The plan of a recipe's training data; raises RecipeError when a comparison of either split is above the budget."""
+    for data in (prepared.train, prepared.eval):
+        if len(data):
+            check_budget(data.longest, data.response_counts, data.ids, recipe.batching.max_tokens)
+    return Plan(
+        longest=prepared.train.longest,
+        responses=prepared.train.response_counts,
+        batch_size=recipe.training.batch_size,
+        max_tokens=recipe.batching.max_tokens,
+        epochs=recipe.training.epochs,
+        seed=recipe.run.seed,
+        world=world,
+        max_steps=recipe.training.max_steps,
+    )
+
+
+def flos_per_token(model: RewardModel) -> int:
+    """Floating-point operations of a token, forward and backward: 6 for each parameter that is no embedding (arXiv:2001.08361, 2.1)."""
+    return 6 * int(model.core.num_parameters(exclude_embeddings=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A run that has begun: what it is made of, what it shows, and what it leaves."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    directory: RunDirectory
+    tokenizer: Any
+    prepared: PreparedData
+    model: RewardModel
+
+    def open(self, console: Console, plan: Plan) -> None:
+        """Create the run directory, start the trackers and say what is about to happen."""
+        hashes = {
+            "data": self.prepared.train.key,
+            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "template": str(template_hash(self.tokenizer)),
+        }
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self.directory.open(self.recipe, environment(self.accelerator, hashes))
+            console.print(self._header(plan))
+        start_trackers(self.accelerator, self.recipe)
+
+    def evaluator(self, model: Any, log: RunLog, display: Display) -> Any:
+        """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
+        data, recipe = self.prepared.eval, self.recipe
+        if not len(data):
+            return None
+
+        def evaluate_at(step: int) -> Evaluation:
+            evaluation = evaluate(model, data, self.accelerator, self.tokenizer.pad_token_id, recipe.batching.max_tokens)
+            samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
+            log.metrics(step, evaluation.metrics())
+            log.samples(step, samples)
+            display.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
+            if samples:
+                display.show(sample_table(samples))
+            return evaluation
+
+        return evaluate_at
+
+    def finish(self, last: Evaluation | None) -> Outcome:
+        """Export the model with its scores and its card, push it if the recipe says so, and sum up."""
+        recipe, path = self.recipe, self.directory.path
+        summary = None if last is None else last.summary
+        if last is not None:
+            write_scores(path / "scores.jsonl", last.scored)
+        facts = {
+            "recipe_sha256": hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
+            "data_key": self.prepared.train.key,
+            "max_length": recipe.data.max_length,
+        }
+        export_model(
+            self.model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts
+        )
+        shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
+        (self.directory.model / "README.md").write_text(self._card(summary), encoding="utf-8")
+        url = push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
+        document = {
+            "directory": str(path),
+            "model": str(self.directory.model),
+            "evaluation": summary,
+            "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
+            "hub": url,
+        }
+        return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path, recipe))
+
+    def _header(self, plan: Plan) -> RenderableType:
+        recipe, parameters = self.recipe, list(self.model.parameters())
+        model = (
+            recipe.model.path
+            if isinstance(recipe.model, PretrainedModel)
+            else f"{recipe.model.scratch.architecture} from scratch"
+        )
+        header = run_header(
+            name=recipe.run.name,
+            directory=str(self.directory.path),
+            device=f"{self.accelerator.num_processes} × {self.accelerator.device.type}, {self.accelerator.mixed_precision}",
+            model=model,
+            parameters=sum(parameter.numel() for parameter in parameters),
+            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            comparisons=len(self.prepared.train),
+            tokens=int(self.prepared.train.total_tokens.sum()),
+            steps=plan.total_steps,
+            batch_size=plan.batch_size,
+        )
+        return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
+
+    def _card(self, summary: dict[str, Any] | None) -> str:
+        recipe = self.recipe
+        base = recipe.model.path if isinstance(recipe.model, PretrainedModel) and not Path(recipe.model.path).exists() else None
+        sources = (*recipe.data.train, *recipe.data.eval)
+        return model_card(
+            name=recipe.run.name,
+            path=recipe.hub.id or recipe.run.name,
+            base_model=base,
+            datasets={source.label: source.path for source in sources if not Path(source.path).expanduser().exists()},
+            waterfall=self.prepared.train.waterfall.to_json(),
+            evaluation=summary,
+            recipe=dump_recipe(recipe),
+            max_length=recipe.data.max_length,
+            versions=environment(self.accelerator, {})["versions"],
+        )
+
+
+def _what_next(path: Path, recipe: Recipe) -> Text:
+    commands = [
+        ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
+        ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),
+    ]
+    return next_steps(commands)

@@ -1,0 +1,217 @@
+"""Rows of a source, from the Hub or from local files, and the fingerprint of their content."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from datasets import DatasetBuilder, load_dataset_builder, load_from_disk
+from datasets.exceptions import DatasetsError
+from datasets.packaged_modules.cache.cache import Cache
+
+from rmtrain.data.comparison import Dropped
+from rmtrain.data.json_reader import Malformed, Row, read_json
+from rmtrain.data.table_reader import read_csv, read_dataset, read_parquet
+from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.schema import Source
+
+FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
+HASH_BYTES = 2**20
+
+
+def read_rows(source: Source) -> Iterator[tuple[int, Row | Dropped]]:
+    """Rows of a source with their numbers, counted from 0, streamed. A row that cannot be read is `Dropped` as `malformed_row`.
+
+    A relative path is relative to the current directory. A path that is not there is taken as a Hub id where it looks like one.
+
+    Raises:
+        DataError: a dataset, file or split that is not there or cannot be read.
+        RecipeError: a key that does not go with a local path.
+    """
+    rows = _hub_rows(source) if is_on_hub(source) else _local_rows(source)
+    for index, row in enumerate(islice(rows, source.limit)):
+        if isinstance(row, Malformed):
+            yield index, Dropped(f"{source.label}:{index}", source.label, "malformed_row", row.detail)
+        else:
+            yield index, row
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of the source's content: sha256 over the bytes of local files, or the resolved version of a Hub dataset."""
+    digest = hashlib.sha256()
+    if is_on_hub(source):
+        builder = _builder(source)
+        digest.update(json.dumps([source.path, builder.config_id, builder.hash, source.split]).encode())
+        return digest.hexdigest()
+    folder = _saved_dataset(source)
+    for file in _saved_files(folder) if folder else data_files(source):
+        digest.update(f"{file.stat().st_size}:".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(HASH_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def is_on_hub(source: Source) -> bool:
+    """Whether the path is a Hub id rather than a file or directory.
+
+    Raises:
+        DataError: nothing is at the path, and it cannot be a Hub id.
+    """
+    path = Path(source.path).expanduser()
+    if path.exists():
+        return False
+    if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
+        raise DataError(f"{source.label}: {source.path} is not there")
+    return True
+
+
+def _builder(source: Source) -> DatasetBuilder:
+    try:
+        builder = load_dataset_builder(
+            source.path,
+            name=source.name,
+            revision=source.revision,
+            data_dir=source.data_dir,
+            data_files=_patterns(source) or None,
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        raise _not_loaded(source, error) from error
+    if isinstance(builder, Cache) and source.revision not in (None, builder.hash):  # offline, `datasets` takes any cached version
+        raise DataError(
+            f"{source.label}: offline, and whether the cached {source.path} is revision {source.revision} cannot be known; "
+            f"leave `revision` out, or name the cached one: {builder.hash}"
+        )
+    return builder
+
+
+def _hub_rows(source: Source) -> Iterator[Row]:
+    builder = _builder(source)
+    try:
+        builder.download_and_prepare()
+        split = source.split or _only_split(source, list(builder.info.splits))
+        dataset = builder.as_dataset(split=split)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise _not_loaded(source, error) from error
+    return read_dataset(dataset)
+
+
+def _not_loaded(source: Source, error: Exception) -> DataError:
+    message = " ".join(str(error).split())[:400]
+    return DataError(f"{source.label}: {source.path} is no local file, and the Hub did not give it: {message}")
+
+
+def _local_rows(source: Source) -> Iterator[Row | Malformed]:
+    folder = _saved_dataset(source)
+    if folder is not None:
+        return read_dataset(load_from_disk(str(folder)))
+    columns = source.margin if isinstance(source.margin, tuple) else (source.margin,)
+    numbers = frozenset(column for column in columns if column is not None)
+    return chain.from_iterable(_read_file(file, numbers) for file in data_files(source))
+
+
+def _read_file(file: Path, numbers: frozenset[str]) -> Iterator[Row | Malformed]:
+    if file.name.endswith(".parquet"):
+        return read_parquet(file)
+    if file.name.endswith((".csv", ".csv.gz")):
+        return read_csv(file, numbers)
+    return read_json(file)
+
+
+def data_files(source: Source) -> list[Path]:
+    """The local files of a source's split, in the order of their names.
+
+    In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
+    the name of a folder it lies in.
+
+    Raises:
+        DataError: no such file or split.
+        RecipeError: a key that only a Hub dataset or a directory has.
+    """
+    path = Path(source.path).expanduser()
+    _refuse_keys(source, "name", "revision")
+    if path.is_file():
+        _refuse_keys(source, "data_dir", "data_files")
+        if not path.name.endswith(FORMATS):
+            raise DataError(f"{source.label}: {path} is no data file; expected one of {', '.join(FORMATS)}")
+        if source.split not in (None, "train", _split_names(path, path.parent)[0]):
+            raise DataError(f'{source.label}: {path} is one file, it has no split "{source.split}"; leave `split` out')
+        return [path]
+    folder = path / (source.data_dir or "")
+    files = _files_in(folder, source)
+    splits = {name for file in files for name in _split_names(file, folder)[:1]}
+    if source.split is None:
+        _only_split(source, sorted(splits))
+        return files
+    chosen = [file for file in files if source.split in _split_names(file, folder)]
+    if not chosen:
+        raise _no_split(source, sorted(splits))
+    return chosen
+
+
+def _refuse_keys(source: Source, *keys: str) -> None:
+    given = [key for key in keys if getattr(source, key) is not None]
+    if given:
+        raise RecipeError(f"{source.label}: `{given[0]}` does not go with the local path {source.path}; leave it out")
+
+
+def _patterns(source: Source) -> list[str]:
+    return [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or ())
+
+
+def _files_in(folder: Path, source: Source) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{source.label}: {folder} is not there")
+    patterns = _patterns(source)
+    found = {file for pattern in patterns or ["**/*"] for file in folder.glob(pattern)}
+    files = sorted(file for file in found if file.is_file() and file.name.endswith(FORMATS) and not file.name.startswith("."))
+    if not files:
+        wanted = ", ".join(patterns) or ", ".join(FORMATS)
+        raise DataError(f"{source.label}: no data file in {folder}; expected {wanted}")
+    return files
+
+
+def _split_names(file: Path, folder: Path) -> list[str]:
+    """The split a file belongs to, then the other names it goes by: its stem and the folders it lies in."""
+    relative = file.relative_to(folder)
+    suffix = next(suffix for suffix in sorted(FORMATS, key=len, reverse=True) if file.name.endswith(suffix))
+    stem = SHARD.sub("", file.name.removesuffix(suffix))
+    folders = list(reversed(relative.parts[:-1]))
+    return [stem, *folders] if stem not in ("", "part", "data", "shard") or not folders else [*folders, stem]
+
+
+def _only_split(source: Source, splits: list[str]) -> str:
+    if len(splits) == 1:
+        return splits[0]
+    raise DataError(f"{source.label}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
+
+
+def _no_split(source: Source, splits: list[str]) -> DataError:
+    return DataError(f'{source.label}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+
+
+def _saved_dataset(source: Source) -> Path | None:
+    """The folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
+    folder = Path(source.path).expanduser() / (source.data_dir or "")
+    splits, state = folder / SAVED_SPLITS, folder / SAVED_DATASET
+    if splits.is_file():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        split = source.split or _only_split(source, names)
+        folder = folder / split
+    elif state.is_file():
+        split = json.loads(state.read_text(encoding="utf-8")).get("_split") or "train"
+        names = [split]
+    else:
+        return None
+    if (source.split or split) not in names:
+        raise _no_split(source, names)
+    _refuse_keys(source, "name", "revision", "data_files")
+    return folder
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json"))

@@ -1,0 +1,81 @@
+"""CSV, Parquet and Arrow to rows."""
+
+import csv
+import gzip
+from collections.abc import Iterator, Set
+from io import TextIOWrapper
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
+
+from rmtrain.data.json_reader import Malformed, Row, open_bytes
+from rmtrain.errors import DataError
+
+READ_ROWS = 1000
+MAX_FIELD_CHARACTERS = 16 * 2**20
+
+
+def read_csv(path: Path, numbers: Set[str]) -> Iterator[Row | Malformed]:
+    """Rows of a comma-separated file with a header, `.gz` or not. Every cell is text.
+
+    Args:
+        path: the file, in UTF-8; a quoted cell may span lines.
+        numbers: columns whose cells are numbers; an empty one is None, one that is no number stays text for the caller to refuse.
+
+    Raises:
+        DataError: quoting that cannot be followed, a repeated column name, invalid UTF-8.
+    """
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    with open_bytes(path) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, strict=True)
+        try:
+            columns = next(reader, [])
+            if len(set(columns)) != len(columns):
+                raise DataError(f"{path}:1: a column name is there twice: {', '.join(columns)}")
+            for cells in filter(None, reader):
+                if len(cells) == len(columns):
+                    yield {name: _number(cell) if name in numbers else cell for name, cell in zip(columns, cells, strict=True)}
+                else:
+                    yield Malformed(f"{path.name}:{reader.line_num}: {len(cells)} cells, but the header has {len(columns)}")
+        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}:{reader.line_num + 1}: not CSV in UTF-8: {error}") from error
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Rows of a Parquet file; raises DataError when it is none."""
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=READ_ROWS):
+                yield from map(without_null_keys, batch.to_pylist())
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: not Parquet: {' '.join(str(error).split())}") from error
+
+
+def read_dataset(dataset: Dataset) -> Iterator[Row]:
+    """Rows of a `datasets.Dataset`."""
+    tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
+    yield from map(without_null_keys, chain.from_iterable(table.to_pylist() for table in tables))
+
+
+def without_null_keys(row: Row) -> Row:
+    """The row without the None keys that Arrow adds inside structs when it gives all of them the same keys. Columns stay."""
+    return {name: _without_null_keys(cell) for name, cell in row.items()}
+
+
+def _without_null_keys(cell: Any) -> Any:
+    if isinstance(cell, dict):
+        return {key: _without_null_keys(value) for key, value in cell.items() if value is not None}
+    if isinstance(cell, list):
+        return [_without_null_keys(value) for value in cell] if cell and isinstance(cell[0], dict | list) else cell
+    return cell

@@ -1,0 +1,42 @@
+"""A few comparisons with their rewards, as text: what the model makes of them at this point of the training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.evaluation.scores import ScoredComparison
+
+
+def sample_rows(
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[dict[str, Any]]:
+    """`count` comparisons spread evenly over the data, the same ones each time.
+
+    Returns:
+        For each `id`, `source`, `prompt`, `chosen` and `rejected` as text (the sides of its first preference), and their `rewards`.
+    """
+    numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)) if count else []
+    return [_sample(data, scored, tokenizer, int(number)) for number in numbers]
+
+
+def _sample(
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, number: int
+) -> dict[str, Any]:
+    row, edge = data[number], data[number].preferences[0]
+    chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]
+    prompt, *responses = (
+        tokenizer.decode(ids, skip_special_tokens=True)
+        for ids in (chosen[: row.prompt_length], chosen[row.prompt_length :], rejected[row.prompt_length :])
+    )
+    rewards = scored[number].rewards
+    return {
+        "id": row.id,
+        "source": row.source,
+        "prompt": prompt,
+        "chosen": responses[0],
+        "rejected": responses[1],
+        "rewards": [rewards[edge.winner], rewards[edge.loser]],
+    }

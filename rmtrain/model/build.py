@@ -1,0 +1,139 @@
+"""The recipe's model and lora sections to a RewardModel."""
+
+import importlib.util
+import logging
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import prepare_model_for_kbit_training
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from rmtrain.errors import RecipeError
+from rmtrain.model.config import set_module_dropout, set_token_ids
+from rmtrain.model.head import find_head, install_head
+from rmtrain.model.lora import attach_lora
+from rmtrain.model.origin import Origin
+from rmtrain.model.pretrained import Backbone, load_backbone
+from rmtrain.model.randomness import seeded
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.scratch import build_scratch
+from rmtrain.recipe.schema import Lora, PretrainedModel, ScratchModel
+
+logger = logging.getLogger("rmtrain")
+
+UNQUANTIZED = ["score", "classifier", "pre_classifier", "pooler", "head"]
+"""Modules left whole under quantization: a head of one output is not quantized right by every kernel, and all of them train."""
+
+
+def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int) -> RewardModel:
+    """Build the model that a recipe describes, on the CPU (4-bit weights: on the current GPU), in training mode.
+
+    Every random number comes from `seed` and what it is for; the global generators are neither read nor moved.
+
+    Args:
+        model: where the weights come from, or their sizes.
+        lora: adapters to train in place of all weights.
+        tokenizer: the run's tokenizer; its pad, begin and end ids go into the configuration, and each of its tokens gets an embedding.
+        seed: of a new head, random weights and adapters.
+
+    Raises:
+        RecipeError: the model cannot be found, read, trusted or built as described.
+    """
+    if tokenizer.pad_token_id is None:
+        raise RecipeError("model: the tokenizer has no pad token; rmtrain's own loading of tokenizers gives it one")
+    quantization = _quantization(model, lora)
+    if isinstance(model, ScratchModel):
+        origin, backbone = None, _from_scratch(model, tokenizer, seed)
+    else:
+        origin, backbone = _from_checkpoint(model, tokenizer, seed, quantization)
+    if backbone.new_head:
+        logger.info("new head, seed %d", seed)
+    if backbone.head.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise RecipeError("model: the tokenizer's pad token is its end token; transformers would read rewards before the end")
+    _check_finite(backbone.model)
+    if not backbone.head.pools_last_token:
+        _check_padding(backbone.model, tokenizer)
+    if quantization is not None:
+        prepare_model_for_kbit_training(backbone.model, use_gradient_checkpointing=False)
+    if model.gradient_checkpointing:
+        _checkpoint_gradients(backbone.model, frozen_inputs=lora is not None)
+    hf = backbone.model if lora is None else attach_lora(backbone, lora, origin, seed)
+    return RewardModel(hf, backbone.head, origin, getattr(torch, model.dtype)).train()
+
+
+def _from_scratch(model: ScratchModel, tokenizer: Any, seed: int) -> Backbone:
+    if model.head == "from_checkpoint":
+        raise RecipeError("model.head: from_checkpoint needs model.path; a scratch model has no checkpoint")
+    hf = build_scratch(model.scratch, tokenizer, model.dropout, getattr(torch, model.dtype), seed)
+    place = find_head(hf, RecipeError)
+    set_module_dropout(hf, model.dropout)
+    set_token_ids(hf.config, tokenizer)
+    install_head(hf, place, None, None, seed)
+    return Backbone(hf, place, new_head=True, new_modules=(), new_tokens=range(0))
+
+
+def _from_checkpoint(model: PretrainedModel, tokenizer: Any, seed: int, quantization: Any) -> tuple[Origin, Backbone]:
+    origin = Origin(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code).checked()
+    backbone = load_backbone(
+        origin,
+        tokenizer,
+        model.head,
+        dtype=getattr(torch, model.dtype),
+        dropout=model.dropout,
+        seed=seed,
+        quantization=quantization,
+    )
+    commit = getattr(backbone.model.config, "_commit_hash", None)
+    return replace(origin, revision=commit or origin.revision), backbone
+
+
+def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> Any:
+    """A transformers quantization configuration (QLoRA, arXiv:2305.14314), or None."""
+    if model.quantization is None:
+        return None
+    if isinstance(model, ScratchModel):
+        raise RecipeError("model.quantization: nf4 needs the trained weights of model.path; a scratch model has none")
+    if lora is None:
+        raise RecipeError("model.quantization: nf4 weights cannot train; add lora, or set null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise RecipeError("model.quantization: nf4 needs bitsandbytes; install the extra 8bit (pip install 'rmtrain[8bit]')")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=UNQUANTIZED,
+    )
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise RecipeError(f"model: {name} holds numbers that are not finite; expected finite weights")
+
+
+def _check_padding(encoder: PreTrainedModel, tokenizer: Any) -> None:
+    """Refuse encoders that see padding in spite of the mask (FNet, YOSO): their rewards would depend on the batch."""
+    ids = [token for token in range(len(tokenizer)) if token != tokenizer.pad_token_id][-6:]
+    padded = torch.tensor([ids + [tokenizer.pad_token_id] * 6], device=encoder.device)
+    mask = torch.tensor([[1] * 6 + [0] * 6], device=encoder.device)
+    with torch.no_grad(), seeded(0, "padding"):
+        encoder.eval()
+        alone, beside = (float(encoder(input_ids=padded[:, :n], attention_mask=mask[:, :n]).logits) for n in (6, 12))
+    tolerance = 1e-5 if encoder.dtype == torch.float32 else 0.1
+    if abs(alone - beside) > tolerance * abs(alone) + 1e-6:
+        raise RecipeError(
+            f"model: {type(encoder).__name__} lets padding change rewards ({alone:.4g} became {beside:.4g}); choose another"
+        )
+
+
+def _checkpoint_gradients(model: PreTrainedModel, frozen_inputs: bool) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise RecipeError(f"model.gradient_checkpointing: {type(model).__name__} cannot recompute activations; set it to false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.23; this name works before and after
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if frozen_inputs:
+        model.enable_input_require_grads()

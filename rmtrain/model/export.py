@@ -1,0 +1,266 @@
+"""A RewardModel to a directory that every consumer loads, proven by loading it.
+
+The save contract: merged weights in safetensors, one bias-free output named reward, raw numbers (`problem_type: regression`), a
+pad id at both levels, configuration and tokenizer in the spelling of transformers 5 and 4, the chat template in both places,
+`golden.json` with texts, ids and rewards, `rmtrain.json` with where it comes from, and the adapter in `adapter/` where there is one.
+"""
+
+import errno
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from rmtrain.batching.layout import lay_out
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.errors import CheckpointError, NumericError, RecipeError, TryAgain
+from rmtrain.model import reload_check
+from rmtrain.model.compatible import write_config, write_json, write_tokenizer
+from rmtrain.model.load import FACTS, load_from, template_hash
+from rmtrain.model.lora import adapter_facts, base_of, merge_saved_adapter
+from rmtrain.model.origin import Origin, find_weights
+from rmtrain.model.pretrained import load_backbone
+from rmtrain.model.quiet import quiet_transformers
+from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
+
+logger = logging.getLogger("rmtrain")
+
+GOLDEN = "golden.json"
+ADAPTER = "adapter"
+PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "peft", "safetensors")
+
+Golden = Sequence[tuple[str, Sequence[int]]]
+"""Rendered texts with the ids the run gives them."""
+
+
+def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> Path:
+    """Write a model beside `directory`, verify it in a fresh process through transformers alone, then move it there.
+
+    The model itself is not changed. What failed the check stays in `.<name>.partial` to be looked at.
+
+    Args:
+        model: a RewardModel, or torch.compile or DDP around one.
+        directory: where the model goes; an earlier export there is replaced.
+        golden: at least one text with its ids, of different lengths where possible.
+        extra: what else to say in `rmtrain.json`, such as recipe hash and longest length.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        CheckpointError: the directory holds something else, the written weights are not those in memory, or the reload differs.
+        NumericError: a golden reward is not finite.
+        TryAgain: the disk is full.
+    """
+    if directory.exists() and not (directory / FACTS).is_file():
+        raise CheckpointError(f"{directory} exists and is no export of rmtrain (it has no {FACTS}); choose another directory")
+    partial = directory.with_name(f".{directory.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    try:
+        write_export(model, tokenizer, partial, golden, extra)
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise TryAgain(f"the disk of {directory} is full; free some space and repeat") from error
+        raise CheckpointError(f"export: cannot write {partial}: {error}") from error
+    check_reload(partial, _code_revision(unwrap(model)))
+    if directory.exists():
+        old = directory.with_name(f".{directory.name}.old")
+        os.replace(directory, old)
+        os.replace(partial, directory)
+        shutil.rmtree(old)
+    else:
+        os.replace(partial, directory)
+    return directory
+
+
+def write_export(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> None:
+    """Write an export and verify what can be verified without a fresh process. Arguments and errors as of `export_model`."""
+    reward_model = unwrap(model)
+    entries = _golden_entries(reward_model, tokenizer, golden)
+    directory.mkdir(parents=True)
+    merged = _merged(reward_model, tokenizer, directory / ADAPTER)
+    with quiet_transformers():
+        merged.save_pretrained(directory)
+    write_config(directory, tokenizer.pad_token_id)
+    write_tokenizer(tokenizer, directory, reward_model.pools_last_token)
+    del merged
+    _check_weights(reward_model, directory)
+    write_json(directory / FACTS, _facts(reward_model, tokenizer, extra))
+    origin = Origin(
+        str(directory), _code_revision(reward_model), "export", CheckpointError, _code_revision(reward_model) is not None
+    )
+    exported, _ = load_from(origin, "cpu", torch.float32)
+    in_memory = _rewards(reward_model, [entry["ids"] for entry in entries], tokenizer.pad_token_id)
+    on_disk = _rewards(exported, [entry["ids"] for entry in entries], tokenizer.pad_token_id)
+    _compare(reward_model, in_memory, on_disk)
+    write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, on_disk, strict=True)])
+
+
+def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None:
+    """Before training, refuse a tokenizer that consumers could not load from the export, since transformers picks its class by architecture.
+
+    Raises:
+        RecipeError: a golden text gets other ids from the tokenizer as saved and loaded.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.core.config.save_pretrained(folder)
+        write_tokenizer(tokenizer, Path(folder), model.pools_last_token)
+        with quiet_transformers():
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for entry in _golden_entries(model, tokenizer, golden):
+        ids = list(loaded(entry["text"], add_special_tokens=entry["add_special_tokens"])["input_ids"])
+        if ids != entry["ids"] or len(loaded) != len(tokenizer):
+            kind = model.core.config.model_type
+            raise RecipeError(
+                f"model: transformers loads the tokenizer of a {kind} model as {type(loaded).__name__}, which does not give this tokenizer's ids; "
+                "choose another architecture or tokenizer"
+            )
+
+
+def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:
+    """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache.
+
+    Args:
+        code_revision: commit of a Hub model whose code may be run; its code is then read from the usual cache.
+
+    Returns:
+        What it printed: `ok`, `golden`, `largest_error`, `modes`, `skipped`.
+
+    Raises:
+        CheckpointError: the rewards are not reproduced, or nothing loads.
+    """
+    command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({} if code_revision else {"HF_HOME": cache, "HF_HUB_CACHE": cache})
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    lines = process.stdout.strip().splitlines()
+    if process.returncode == 0:
+        report: dict[str, Any] = json.loads(lines[-1])
+        return report
+    complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+    problem = json.loads(lines[-1])["problem"] if lines and lines[-1].startswith("{") else complaint[-1]
+    raise CheckpointError(f"{directory} does not load as it was saved: {problem}")
+
+
+def _code_revision(model: RewardModel) -> str | None:
+    return model.origin.revision if model.origin is not None and model.origin.trust_remote_code else None
+
+
+def _golden_entries(model: RewardModel, tokenizer: Any, golden: Golden) -> list[dict[str, Any]]:
+    """Texts and ids, with whether the tokenizer is to add its special tokens to get from one to the other."""
+    if not golden:
+        raise CheckpointError("export: no golden texts; expected at least one")
+    if model.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise CheckpointError(
+            f"export: the pad token is the end token ({tokenizer.eos_token!r}); transformers would read rewards before it"
+        )
+    return [_golden_entry(tokenizer, number, text, list(map(int, ids))) for number, (text, ids) in enumerate(golden)]
+
+
+def _golden_entry(tokenizer: Any, number: int, text: str, ids: list[int]) -> dict[str, Any]:
+    if tokenizer.pad_token_id in ids:
+        raise CheckpointError(
+            f"export: golden text {number} contains the pad token {tokenizer.pad_token!r}, where transformers stops reading"
+        )
+    for special in (False, True):
+        if list(tokenizer(text, add_special_tokens=special)["input_ids"]) == ids:
+            return {"text": text, "add_special_tokens": special, "ids": ids}
+    raise CheckpointError(f"export: golden text {number} does not give its ids with the run's tokenizer; expected {ids[:8]}...")
+
+
+def _merged(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel:
+    """The model to save: itself, or a copy with its adapter, which is saved first and merged from its file."""
+    if not isinstance(model.hf, PeftModel):
+        core: PreTrainedModel = model.core
+        return core
+    model.hf.save_pretrained(str(adapter), save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)
+    write_tokenizer(tokenizer, adapter, model.pools_last_token)
+    saved = find_weights(Origin(str(adapter), None, "export", CheckpointError), "adapter_model")
+    _check_equal(model, saved.tensor(f"base_model.model.{model.head.weight}"), adapter)
+    if getattr(model.core, "hf_quantizer", None) is None:
+        return merge_saved_adapter(base_of(model.hf, model.head, model.dtype), adapter)
+    assert model.origin is not None, "quantized weights come from a checkpoint"
+    return merge_saved_adapter(load_backbone(model.origin, tokenizer, "new", dtype=model.dtype).model, adapter)
+
+
+def _check_weights(model: RewardModel, directory: Path) -> None:
+    """Reopen the files: names without wrappers, no empty tensors, the head as it is in memory."""
+    weights = find_weights(Origin(str(directory), None, "export", CheckpointError))
+    for name in sorted(weights.names):
+        if _has_wrapper(name):
+            raise CheckpointError(f"export: {name} bears the name of a wrapper; expected the names of the transformers model")
+        if weights.tensor(name).numel() == 0:
+            raise CheckpointError(f"export: {name} was written empty; its weights were not gathered")
+    if model.head.weight not in weights.names:
+        raise CheckpointError(f"export: {model.head.weight} was not written")
+    if model.pools_last_token and f"{model.head.name}.bias" in weights.names:
+        raise CheckpointError(f"export: {model.head.name} has a bias, which consumers of causal models ignore")
+    _check_equal(model, weights.tensor(model.head.weight), directory)
+
+
+def _has_wrapper(name: str) -> bool:
+    """Whether a tensor's name has a part that DDP, torch.compile or PEFT put there."""
+    first, *_ = parts = name.split(".")
+    return first in ("module", "base_model") or any(
+        part in ("_orig_mod", "base_layer", "modules_to_save", "original_module") or part.startswith("lora_") for part in parts
+    )
+
+
+def _check_equal(model: RewardModel, saved: torch.Tensor, directory: Path) -> None:
+    head = model.head_weight_1H.detach().cpu()
+    if saved.shape != head.shape or saved.dtype != torch.float32 or not torch.equal(saved, head):
+        raise CheckpointError(f"export: the head in {directory} is not the one in memory")
+
+
+def _rewards(model: RewardModel, sequences: Sequence[Sequence[int]], pad_token_id: int) -> list[float]:
+    """Reward of each sequence alone, so that padding has no part in it."""
+    device = model.head_weight_1H.device
+    with evaluating(model):
+        rows = (TokenizedComparison("golden", "golden", (ids,), 0, 0, ()) for ids in sequences)
+        return [float(model(lay_out([row], pad_token_id).to(device))) for row in rows]
+
+
+def _compare(model: RewardModel, in_memory: Sequence[float], on_disk: Sequence[float]) -> None:
+    """Refuse an export whose rewards are not those of the model in memory, beyond what rounding to its type explains."""
+    if not all(map(math.isfinite, [*in_memory, *on_disk])):
+        raise NumericError(f"export: golden rewards are not finite: {in_memory} in memory, {on_disk} as saved")
+    difference = max(abs(a - b) / (1 + abs(a)) for a, b in zip(in_memory, on_disk, strict=True))
+    quantized = getattr(model.core, "hf_quantizer", None) is not None
+    limit = math.inf if quantized else 1e-3 if model.dtype == torch.float32 else 0.1
+    if difference > limit:
+        raise CheckpointError(
+            f"export: rewards as saved differ by {difference:.2g} from those in memory, {in_memory} against {on_disk}"
+        )
+    if model.dtype != torch.float32 or quantized:
+        logger.info("rewards as saved in %s differ by at most %.2g (relative) from those in memory", model.dtype, difference)
+
+
+def _facts(model: RewardModel, tokenizer: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+    base = None if model.origin is None else {"path": model.origin.path, "revision": model.origin.revision}
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "base": base,
+        "head": model.head.weight,
+        "reads": "last token" if model.pools_last_token else "encoder head",
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parameters": trainable_summary(model)["total"],
+        "adapter": adapter_facts(model.hf) if isinstance(model.hf, PeftModel) else None,
+        "template_sha256": template_hash(tokenizer),
+        **extra,
+    }

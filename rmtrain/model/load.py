@@ -1,0 +1,151 @@
+"""A saved reward model, whole or an adapter, to a RewardModel for scoring."""
+
+import hashlib
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoTokenizer, PretrainedConfig
+
+from rmtrain.errors import CheckpointError
+from rmtrain.model.config import set_single_output
+from rmtrain.model.head import HeadPlace, find_head, outline
+from rmtrain.model.origin import Origin, Weights, find_weights, load_config
+from rmtrain.model.pretrained import load_backbone
+from rmtrain.model.quiet import quiet_transformers
+from rmtrain.model.reward_model import RewardModel
+
+FACTS = "rmtrain.json"
+
+
+def load_reward_model(
+    path: str,
+    device: torch.device | str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    allow_template_change: bool = False,
+) -> tuple[RewardModel, Any]:
+    """Load a reward model and its tokenizer, in evaluation mode.
+
+    Args:
+        path: Hub id or directory of a sequence-classification model with one output, or of a PEFT adapter for one.
+        device: where the model goes.
+        revision: commit, tag or branch of a Hub model.
+        dtype: of all weights but the head, which is float32.
+        trust_remote_code: run code that comes with the model; needs a full commit hash as `revision`.
+        allow_template_change: load an rmtrain export whose chat template is no longer the one it was trained with.
+
+    Returns:
+        The model, and its tokenizer, which pads on the right.
+
+    Raises:
+        CheckpointError: no model there, no score head with one output, or a pad token that is missing, of two minds, or the end token.
+    """
+    origin = Origin(path, revision, "model", CheckpointError, trust_remote_code).checked()
+    return load_from(origin, device, dtype, allow_template_change)
+
+
+def load_from(
+    origin: Origin, device: torch.device | str, dtype: torch.dtype, allow_template_change: bool = False
+) -> tuple[RewardModel, Any]:
+    """As `load_reward_model`, of an origin that was checked."""
+    adapter = origin.read_json("adapter_config.json")
+    tokenizer = _load_tokenizer(origin, adapter)
+    if not allow_template_change:
+        _check_template(origin, tokenizer)
+    model = _load_whole(origin, tokenizer, dtype) if adapter is None else _load_adapter(origin, adapter, tokenizer, dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def template_hash(tokenizer: Any) -> str | None:
+    """sha256 of the tokenizer's chat template; None: it has none."""
+    template = tokenizer.chat_template
+    return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
+
+
+def _load_whole(origin: Origin, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+    config = load_config(origin)
+    _check_pad_ids(origin, config, tokenizer)
+    set_single_output(config)
+    with quiet_transformers():
+        place = find_head(outline(config, origin.trust_remote_code), origin.refuse)
+    _check_head(origin, find_weights(origin), place.weight)
+    _check_end(origin, place, tokenizer)
+    backbone = load_backbone(origin, tokenizer, "from_checkpoint", dtype=dtype)
+    if backbone.new_tokens:
+        rows = backbone.new_tokens.start
+        raise origin.refuse(f"the tokenizer of {origin.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
+    return RewardModel(backbone.model, place, origin, dtype)
+
+
+def _load_adapter(origin: Origin, adapter: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+    base = adapter.get("base_model_name_or_path")
+    if adapter.get("task_type") != "SEQ_CLS":
+        raise origin.refuse(f"{origin.path} is an adapter for {adapter.get('task_type')}; expected one for SEQ_CLS")
+    if not isinstance(base, str) or not base:
+        raise origin.refuse(f"the adapter {origin.path} names no base model; evaluate the merged model beside it")
+    base_origin = Origin(base, adapter.get("revision"), f"base model of {origin.path}", CheckpointError).checked()
+    weights = find_weights(origin, "adapter_model")
+    backbone = load_backbone(base_origin, tokenizer, "new", dtype=dtype)
+    _check_head(origin, weights, f"base_model.model.{backbone.head.weight}")
+    _check_end(origin, backbone.head, tokenizer)
+    with quiet_transformers(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
+        adapted = PeftModel.from_pretrained(backbone.model, origin.path, revision=origin.revision, torch_device="cpu")
+    lacking = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - weights.names)
+    if lacking:
+        raise origin.refuse(
+            f"the adapter {origin.path} lacks {', '.join(lacking[:3])}; expected the weights its adapter_config.json names"
+        )
+    return RewardModel(adapted, backbone.head, base_origin, dtype)
+
+
+def _load_tokenizer(origin: Origin, adapter: dict[str, Any] | None) -> Any:
+    source = origin
+    if adapter is not None and origin.find("tokenizer_config.json") is None:
+        source = Origin(
+            str(adapter.get("base_model_name_or_path")), adapter.get("revision"), origin.label, origin.error
+        ).checked()
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.loading)
+    except (OSError, ValueError, KeyError) as error:
+        raise origin.refuse(f"cannot load the tokenizer of {source.path}: {error}") from error
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        fix = "set pad_token in its tokenizer_config.json, and its id as pad_token_id in config.json"
+        raise origin.refuse(f"the tokenizer of {source.path} has no pad token; {fix}")
+    return tokenizer
+
+
+def _check_template(origin: Origin, tokenizer: Any) -> None:
+    facts = origin.read_json(FACTS)
+    if facts is not None and facts.get("template_sha256") != template_hash(tokenizer):
+        raise origin.refuse(f"template hash differs: {origin.path} was trained with another chat template; restore it")
+
+
+def _check_pad_ids(origin: Origin, config: PretrainedConfig, tokenizer: Any) -> None:
+    token, expected = tokenizer.pad_token, tokenizer.pad_token_id
+    for level in (config, config.get_text_config()):
+        pad = getattr(level, "pad_token_id", None)
+        if pad != expected:
+            came = "no pad_token_id" if pad is None else f"pad_token_id {pad}"
+            fix = f'set "pad_token_id": {expected} in config.json'
+            raise origin.refuse(f"config.json of {origin.path} has {came}, but its tokenizer pads with {token!r}; {fix}")
+
+
+def _check_end(origin: Origin, place: HeadPlace, tokenizer: Any) -> None:
+    if place.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
+        wrong = f"the tokenizer of {origin.path} pads with its end token {tokenizer.eos_token!r}, so transformers reads rewards before it"
+        raise origin.refuse(f"{wrong}; set pad_token to another token, and pad_token_id in config.json to its id")
+
+
+def _check_head(origin: Origin, weights: Weights, name: str) -> None:
+    if name not in weights.names:
+        raise origin.refuse(f"no score head: {origin.path} is a base model; train one with `rmtrain train`")
+    shape = list(weights.tensor(name).shape)
+    if len(shape) != 2 or shape[0] != 1:
+        raise origin.refuse(f"the score head of {origin.path} has shape {shape}, expected one output: [1, H]")

@@ -1,0 +1,268 @@
+"""Scores to numbers: hand-made cases, scipy and scikit-learn as oracles, and the training objective itself."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest, spearmanr
+from sklearn.calibration import calibration_curve
+
+from rmtrain.batching.layout import lay_out
+from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
+from rmtrain.errors import DataError, NumericError
+from rmtrain.evaluation.metrics import summarize, wilson_interval
+from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.objective import bradley_terry
+
+
+def pair(
+    chosen: float, rejected: float, lengths: tuple[int, ...] = (10, 10), source: str = "a", name: str = "row"
+) -> ScoredComparison:
+    return ScoredComparison(name, source, (chosen, rejected), lengths, PAIR)
+
+
+def random_pairs(count: int, seed: int = 0, shift: float = 0.5) -> list[ScoredComparison]:
+    """Pairs with rewards on a coarse grid, so that some tie, and lengths of which some are equal."""
+    generator = np.random.default_rng(seed)
+    rewards = np.round(generator.normal(loc=(shift, 0), size=(count, 2)), 1).astype(np.float32)
+    lengths = generator.integers(5, 25, size=(count, 2))
+    return [
+        pair(*map(float, r), lengths=tuple(map(int, n)), source="ab"[k % 3 == 0], name=f"row:{k}")
+        for k, (r, n) in enumerate(zip(rewards, lengths, strict=True))
+    ]
+
+
+def random_lists(count: int, seed: int = 0) -> list[ScoredComparison]:
+    """Comparisons of two to six responses, with margins, target probabilities and weights on their edges."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        size = int(generator.integers(2, 7))
+        rewards = tuple(generator.normal(scale=2, size=size).astype(np.float32).tolist())
+        edges = tuple(
+            Preference(
+                i,
+                j,
+                float(np.float32(generator.random())),
+                float(generator.choice([0.5, 0.75, 1.0])),
+                float(generator.integers(1, 4)),
+            )
+            for i in range(size)
+            for j in range(i + 1, size)
+        )
+        rows.append(ScoredComparison(f"list:{number}", "lists", rewards, tuple(map(int, generator.integers(5, 50, size))), edges))
+    return rows
+
+
+def swapped(row: ScoredComparison) -> ScoredComparison:
+    return ScoredComparison(row.id, row.source, row.rewards[::-1], row.lengths[::-1], row.preferences)
+
+
+def test_a_case_counted_by_hand() -> None:
+    rows = [
+        pair(2.0, 1.0, (30, 20)),  # right, winner longer
+        pair(0.0, 3.0, (30, 20)),  # wrong, winner longer
+        pair(1.0, 0.5, (10, 20)),  # right, winner shorter
+        pair(4.0, 4.0, (20, 20), source="b"),  # tie, equal lengths
+    ]
+    summary = summarize(rows)
+    assert (summary["n"], summary["preferences"], summary["soft_ties"]) == (4, 4, 0)
+    assert (summary["wins"], summary["losses"], summary["ties"]) == (2, 1, 1)
+    assert summary["accuracy"] == 0.5
+    assert summary["half_credit_accuracy"] == 0.625
+    assert summary["margin"] == pytest.approx((1 - 3 + 0.5 + 0) / 4)
+    assert summary["longer_wins"] == (1 + 1 + 0 + 0.5) / 4
+    assert summary["accuracy_by_length"] == {
+        "winner_longer": {"preferences": 2, "accuracy": 0.5},
+        "winner_shorter": {"preferences": 1, "accuracy": 1.0},
+        "equal": {"preferences": 1, "accuracy": 0.0},
+    }
+    assert summary["rewards"]["winners"] == {"mean": 1.75, "std": pytest.approx(np.std([2, 0, 1, 4])), "min": 0.0, "max": 4.0}
+    assert summary["rewards"]["losers"] == {"mean": 2.125, "std": pytest.approx(np.std([1, 3, 0.5, 4])), "min": 0.5, "max": 4.0}
+    by_hand = [math.log1p(math.exp(-margin)) for margin in (1, -3, 0.5, 0)]
+    assert summary["loss"] == pytest.approx(sum(by_hand) / 4, rel=1e-12)
+    assert {source: numbers["n"] for source, numbers in summary["sources"].items()} == {"a": 3, "b": 1}
+    assert summary["sources"]["b"]["half_credit_accuracy"] == 0.5
+
+
+def test_the_summary_is_strict_json_with_the_keys_others_rely_on() -> None:
+    for rows in (random_pairs(30), random_lists(30), [pair(1.0, 1.0, lengths=())]):
+        summary = json.loads(json.dumps(summarize(rows), allow_nan=False))
+        required = {"accuracy", "accuracy_low", "accuracy_high", "n", "ties", "loss", "longer_wins", "sources"}
+        assert required <= set(summary)
+        core = set(summary) - {"sources", "warnings", "rules"}
+        assert all(set(numbers) == core for numbers in summary["sources"].values())
+
+
+@pytest.mark.parametrize("right", [0, 1, 7, 50, 99, 100])
+def test_the_interval_is_scipys_wilson_interval(right: int) -> None:
+    expected = binomtest(right, 100).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson_interval(right / 100, 100) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    rows = [pair(1.0, 0.0)] * right + [pair(0.0, 1.0)] * (100 - right)
+    summary = summarize(rows)
+    assert (summary["accuracy_low"], summary["accuracy_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_the_interval_counts_a_comparison_once_however_many_edges_it_has() -> None:
+    edges = tuple(Preference(i, j) for i in range(4) for j in range(i + 1, 4))
+    ranked = [ScoredComparison(str(k), "a", (4.0, 2.0, 3.0, 1.0), (1, 2, 3, 4), edges) for k in range(25)]
+    summary = summarize(ranked)
+    assert (summary["n"], summary["preferences"], summary["losses"]) == (25, 150, 25)
+    assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson_interval(125 / 150, 25)
+
+
+@pytest.mark.parametrize("rows", [random_pairs(200), random_lists(200)], ids=["pairs", "lists"])
+def test_the_loss_is_the_training_objective(rows: list[ScoredComparison]) -> None:
+    tokenized = [
+        TokenizedComparison(row.id, row.source, tuple([1, 2] for _ in row.rewards), 1, 1, row.preferences) for row in rows
+    ]
+    batch = lay_out(tokenized, pad_token_id=0)
+    rewards_N = torch.tensor([reward for row in rows for reward in row.rewards])
+    edges = (batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
+    result = bradley_terry(rewards_N, *edges)
+    assert summarize(rows)["loss"] == pytest.approx(float(result.loss / result.comparisons), abs=1e-5)
+    exact = bradley_terry(rewards_N.double(), edges[0], edges[1], *(edge.double() for edge in edges[2:]))
+    assert summarize(rows)["loss"] == pytest.approx(float(exact.loss / len(rows)), abs=1e-7)
+    assert any(len(row.rewards) > 2 for row in rows) or len(rows[0].preferences) == 1, "guard: lists have many edges"
+
+
+def test_an_extreme_margin_overflows_nothing() -> None:
+    summary = summarize([pair(1e4, -1e4), pair(-1e4, 1e4)])
+    assert summary["loss"] == pytest.approx(1e4)
+    assert summary["calibration_error"] == pytest.approx(0.5)
+
+
+def test_soft_ties_are_counted_apart_and_only_the_loss_sees_them() -> None:
+    soft = ScoredComparison("soft", "a", (9.0, -9.0), (1, 100), (Preference(0, 1, probability=0.5),))
+    hard = random_pairs(50)
+    with_soft, without = summarize([*hard, soft]), summarize(hard)
+    assert with_soft["soft_ties"] == 1
+    assert with_soft["loss"] != without["loss"]
+    unchanged = ("wins", "losses", "ties", "accuracy", "accuracy_low", "longer_wins", "margin", "rewards", "calibration_error")
+    assert {key: with_soft[key] for key in unchanged} == {key: without[key] for key in unchanged}
+    alone = summarize([soft])
+    assert alone["accuracy"] is None
+    assert alone["loss"] == pytest.approx((math.log1p(math.exp(-18)) + math.log1p(math.exp(18))) / 2)
+    assert alone["warnings"] == ["every preference is a tie (target probability 0.5): there is no accuracy"]
+
+
+def test_trap_6_identical_pairs_are_all_ties() -> None:
+    summary = summarize([pair(0.3, 0.3)] * 40)
+    assert (summary["ties"], summary["accuracy"], summary["half_credit_accuracy"]) == (40, 0.0, 0.5)
+    assert "40 of 40 preferences are ties (100.0 %)" in summary["warnings"][0]
+
+
+def test_trap_6_ties_warn_above_one_percent_and_a_float32_step_is_no_tie() -> None:
+    step = float(np.nextafter(np.float32(8), np.float32(9)))
+    assert summarize([pair(step, 8.0)] * 100)["ties"] == 0
+    tie_warnings = [
+        [
+            warning
+            for warning in summarize([pair(1.0, 0.0, (1, 2))] * (100 - ties) + [pair(1.0, 1.0)] * ties)["warnings"]
+            if "ties" in warning
+        ]
+        for ties in (1, 2)
+    ]
+    assert [len(warnings) for warnings in tie_warnings] == [0, 1]
+
+
+def test_trap_15_a_model_that_learned_length_is_flagged() -> None:
+    generator = np.random.default_rng(0)
+    lengths = [tuple(map(int, generator.permutation([50, 20]))) for _ in range(200)]
+    labelled_by_length = [pair(float(max(n)), float(min(n)), (max(n), min(n))) for n in lengths]
+    summary = summarize(labelled_by_length)
+    assert summary["longer_wins"] == 1.0
+    assert summary["spearman_length"] == pytest.approx(1.0)
+    assert summary["spearman_length_within"] == pytest.approx(1.0)
+    assert summary["warnings"] == [
+        "not better than length: accuracy 1.0000 [0.9812, 1.0000], and preferring the longer response alone gives 1.0000"
+    ]
+    shorter = summarize([pair(1.0, 0.0, (5, 9))] * 50)
+    assert "preferring the shorter response alone gives 1.0000" in shorter["warnings"][0]
+    balanced = summarize([pair(1.0, 0.0, n) for n in lengths])
+    assert 0.4 < balanced["longer_wins"] < 0.6
+    assert balanced["warnings"] == []
+
+
+def test_without_lengths_there_are_no_numbers_about_length() -> None:
+    summary = summarize([pair(1.0, 0.0, lengths=()), pair(1.0, 0.0)])
+    keys = ("longer_wins", "accuracy_by_length", "spearman_length", "spearman_length_within")
+    assert [summary[key] for key in keys] == [None] * 4
+    assert summary["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("rows", [random_pairs(300), random_lists(300)], ids=["pairs", "lists"])
+def test_the_correlations_with_length_are_scipys(rows: list[ScoredComparison]) -> None:
+    summary = summarize(rows)
+    rewards = [reward for row in rows for reward in row.rewards]
+    lengths = [length for row in rows for length in row.lengths]
+    assert summary["spearman_length"] == pytest.approx(spearmanr(rewards, lengths).statistic, abs=1e-12)
+    defined = [row for row in rows if len(set(row.rewards)) > 1 and len(set(row.lengths)) > 1]
+    within = [spearmanr(row.rewards, row.lengths).statistic for row in defined]
+    assert summary["spearman_length_within"] == pytest.approx(np.mean(within), abs=1e-12)
+    if rows[0].id == "row:0":
+        assert 0 < len(defined) < len(rows), "guard: some comparison has equal rewards or lengths"
+
+
+def test_the_calibration_error_is_that_of_scikit_learns_curve() -> None:
+    generator = np.random.default_rng(1)
+    rows = [pair(*map(float, rewards)) for rewards in generator.normal(loc=(1, 0), size=(500, 2)).astype(np.float32)]
+    margins = np.array([row.rewards[0] - row.rewards[1] for row in rows])
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    stretched = 2 * confidence - 1  # the curve bins [0, 1]; ours are the same bins over [0.5, 1]
+    observed, predicted = calibration_curve(margins > 0, stretched, n_bins=10)
+    counts = np.histogram(stretched, bins=np.linspace(0, 1, 11))[0]
+    expected = np.sum(np.abs(observed - (predicted + 1) / 2) * counts[counts > 0]) / len(rows)
+    assert summarize(rows)["calibration_error"] == pytest.approx(expected, abs=1e-12)
+    assert np.all(counts > 0), "guard: every bin is used"
+
+
+def test_trap_19_and_21_rewards_that_are_not_finite_are_refused_by_name() -> None:
+    rows = random_pairs(50)
+    broken = [*rows, pair(math.nan, 0.0, name="bad:1"), pair(1.0, math.inf, name="bad:2")]
+    with pytest.raises(NumericError, match=r"2 of 52 comparisons have a reward that is not finite: bad:1, bad:2; ") as caught:
+        summarize(broken)
+    assert caught.value.exit_code == 5
+    many = [pair(math.nan, 0.0, name=f"bad:{k}") for k in range(500)]
+    with pytest.raises(NumericError, match=r"bad:9, \.\.\.;"):
+        summarize(many)
+
+
+def test_trap_20_swapping_the_sides_swaps_wins_and_losses() -> None:
+    rows = random_pairs(400)
+    straight, turned = summarize(rows), summarize([swapped(row) for row in rows])
+    assert (turned["wins"], turned["losses"], turned["ties"]) == (straight["losses"], straight["wins"], straight["ties"])
+    assert turned["accuracy"] == pytest.approx(1 - straight["accuracy"] - straight["ties"] / 400, abs=1e-15)
+    assert turned["half_credit_accuracy"] == pytest.approx(1 - straight["half_credit_accuracy"], abs=1e-15)
+    assert turned["longer_wins"] == pytest.approx(1 - straight["longer_wins"], abs=1e-15)
+    assert turned["margin"] == pytest.approx(-straight["margin"], abs=1e-12)
+    assert turned["rewards"]["winners"] == straight["rewards"]["losers"]
+    assert min(straight["wins"], straight["losses"], straight["ties"]) > 0, "guard: all three outcomes occur"
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    rows = random_lists(100)
+    shuffled = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))]
+
+    def flat(value: Any) -> list[float]:
+        return [leaf for item in value.values() for leaf in flat(item)] if isinstance(value, dict) else [value]
+
+    first, second = (summarize(order)["sources"]["lists"] for order in (rows, shuffled))
+    assert flat(first) == pytest.approx(flat(second), rel=1e-12)
+
+
+def test_sources_add_up_to_the_whole() -> None:
+    summary = summarize(random_pairs(100))
+    sources = summary["sources"].values()
+    assert len(sources) == 2
+    for key in ("n", "preferences", "wins", "losses", "ties"):
+        assert sum(numbers[key] for numbers in sources) == summary[key]
+    assert sum(numbers["loss"] * numbers["n"] for numbers in sources) / 100 == pytest.approx(summary["loss"])
+
+
+def test_nothing_to_summarize_is_refused() -> None:
+    with pytest.raises(DataError, match="at least one"):
+        summarize([])

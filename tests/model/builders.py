@@ -1,0 +1,98 @@
+"""Tiny models, tokenizers and batches for the tests of rmtrain/model."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rmtrain.batching.layout import MicroBatch, lay_out
+from rmtrain.data.comparison import PAIR, TokenizedComparison
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.scratch import scratch_config
+from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
+
+CAUSAL = ("llama", "qwen2", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")
+ENCODERS = ("bert", "modernbert", "deberta-v2", "roberta", "distilbert", "electra")
+TEXTS = (
+    "The cat sat on the mat.<eos>",
+    "Tell me a joke, please. Why did the chicken cross the road? To get to the other side!<eos>",
+    "No.<eos>",
+    "A longer answer, which says the same thing twice, and then says the same thing twice again.<eos>",
+)
+
+
+@cache
+def _bpe() -> str:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<eos>", "<pad>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(TEXTS, trainer)
+    return bpe.to_str()
+
+
+def make_tokenizer() -> Any:
+    """A byte-level BPE of 320 tokens at most with an end token, a pad token of its own and a chat template."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_bpe()), eos_token="<eos>", pad_token="<pad>")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    return tokenizer
+
+
+def make_sequences(tokenizer: Any) -> list[list[int]]:
+    """Four token sequences of different lengths, each ending in one end token."""
+    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+
+
+def make_golden(tokenizer: Any) -> list[tuple[str, list[int]]]:
+    return list(zip(TEXTS, make_sequences(tokenizer), strict=True))
+
+
+def make_batch(sequences: Sequence[Sequence[int]], pad_token_id: int) -> MicroBatch:
+    """Pairs of neighbouring sequences as one padded micro-batch."""
+    pairs = [
+        TokenizedComparison(str(n), "test", (sequences[n], sequences[n + 1]), 0, 0, PAIR) for n in range(0, len(sequences), 2)
+    ]
+    return lay_out(pairs, pad_token_id)
+
+
+def scratch(architecture: str, *, hidden_size: int = 32, key_value_heads: int | None = None, **model: Any) -> ScratchModel:
+    sizes = Architecture(
+        architecture=architecture, hidden_size=hidden_size, layers=2, heads=4, key_value_heads=key_value_heads, max_positions=128
+    )
+    return ScratchModel(scratch=sizes, **model)
+
+
+def build(architecture: str, tokenizer: Any, *, lora: Lora | None = None, seed: int = 1, **model: Any) -> RewardModel:
+    return build_reward_model(scratch(architecture, **model), lora, tokenizer, seed)
+
+
+def make_base(directory: Path, tokenizer: Any, architecture: str = "llama", change: Callable[[Any], None] | None = None) -> Path:
+    """Write a causal language model, as a base model comes: weights, configuration, tokenizer."""
+    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config)
+    if change is not None:
+        change(model)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def edit_json(file: Path, **values: Any) -> None:
+    """Set keys of a JSON file; `...` removes one."""
+    content = json.loads(file.read_text())
+    content.update(values)
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def spread(rewards: torch.Tensor) -> float:
+    """Difference of the largest and smallest reward: guards against tests that compare constants."""
+    return float(rewards.max() - rewards.min())

@@ -1,0 +1,44 @@
+"""What asks for a secret is known by its name, what looks like one is hidden, and ordinary words are left alone."""
+
+import pytest
+
+from rmtrain.recipe.redact import HIDDEN, asks_for_secret, is_secret, redact
+
+
+@pytest.mark.parametrize(
+    "name", ["hf_token", "token", "HF_TOKEN", "hub.token", "api_key", "openai-api-key", "wandb_api_key", "password"]
+)
+def test_names_that_ask_for_a_secret(name: str) -> None:
+    advice = asks_for_secret(name)
+    assert advice is not None
+    assert advice.startswith("no secrets in a recipe")
+    assert ("WANDB_API_KEY" in advice) == ("wandb" in name)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer", "max_tokens", "max_token", "pad_token", "data.eos_token", "key", "secretary", "monkey"]
+)
+def test_names_that_do_not(name: str) -> None:
+    assert asks_for_secret(name) is None
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 12, "sk-proj-" + "aB3_" * 12, "me:hunter2"])
+def test_secrets_are_hidden(secret: str) -> None:
+    text = f"https://{secret}@host" if ":" in secret else secret
+    assert is_secret(text)
+    assert secret not in redact(f"got {text}, expected")
+    assert HIDDEN in redact(text)
+
+
+def test_a_wandb_key_is_hidden_and_a_commit_is_not() -> None:
+    hexadecimal = "0123456789abcdef" * 2 + "01234567"
+    assert hexadecimal not in redact(f"wandb_api_key: {hexadecimal}")
+    assert redact(f"revision: {hexadecimal}") == f"revision: {hexadecimal}"
+
+
+@pytest.mark.parametrize(
+    "text", ["task-specific-and-long-name", "hf_model", "https://host/a:b@c", "org/hf_internal", "risk-" + "a" * 40]
+)
+def test_ordinary_words_are_left_alone(text: str) -> None:
+    assert redact(text) == text
+    assert not is_secret(text)

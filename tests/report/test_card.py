@@ -1,0 +1,108 @@
+"""The model card: what the Hub reads, what people read, and a snippet that runs."""
+
+import contextlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from rmtrain.data.comparison import PAIR
+from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.report.card import model_card
+from tests.report.tokenizers import byte_level
+
+FACTS: dict[str, Any] = {
+    "name": "rm_sentiment_1b",
+    "path": "owner/rm_sentiment_1b",
+    "base_model": "EleutherAI/pythia-1b-deduped",
+    "datasets": {"hh": "Anthropic/hh-rlhf"},
+    "waterfall": {
+        "hh": {"read": 100, "dropped": {"too_long": 3}, "kept": 97},
+        "mine|local": {"read": 10, "dropped": {}, "kept": 10},
+    },
+    "evaluation": summarize(
+        [ScoredComparison(str(k), ("hh", "mine|local")[k % 2], (1.0, 0.0 if k % 4 else 2.0), (30, 20), PAIR) for k in range(100)]
+    ),
+    "recipe": "run:\n  name: rm_sentiment_1b\n",
+    "max_length": 1024,
+    "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
+}
+
+
+def test_the_hub_reads_the_front_matter() -> None:
+    data = ModelCard(model_card(**FACTS)).data
+    assert data.base_model == "EleutherAI/pythia-1b-deduped"
+    assert data.datasets == ["Anthropic/hh-rlhf"]
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "text-classification"
+    assert data.metrics == ["accuracy"]
+    assert data.tags == ["reward-model", "rmtrain", "text-classification"]
+    assert [
+        (result.dataset_name, result.dataset_type, result.metric_type, result.metric_value) for result in data.eval_results
+    ] == [
+        ("hh", "Anthropic/hh-rlhf", "accuracy", 0.5),
+        ("mine|local", "mine|local", "accuracy", 1.0),
+    ]
+
+
+def test_people_read_waterfall_metrics_and_baseline() -> None:
+    card = model_card(**FACTS)
+    assert "| hh | 100 | 3 too long | 97 | 97.0 % |" in card
+    assert "| all | 110 | 3 too long | 107 | 97.3 % |" in card
+    assert "| mine\\|local | 50 | 1.0000 | [0.9287, 1.0000] | 0 | 0.3133 | 1.0000 |" in card
+    assert "a tie counts as wrong" in card
+    assert "not better than length" in card
+    assert "at most 1,024 tokens" in card
+    assert "rmtrain 0.1.0, torch 2.13.0" in card
+
+
+def test_a_scratch_model_on_local_data_without_evaluation() -> None:
+    card = model_card(**{**FACTS, "base_model": None, "datasets": {}, "evaluation": None})
+    data = ModelCard(card).data
+    assert data.base_model is None
+    assert data.datasets is None
+    assert data.eval_results is None
+    assert "was not evaluated" in card
+    assert "None" not in card
+
+
+def test_the_recipe_is_whole_whatever_it_holds_but_not_where_the_user_lives_or_logs_in() -> None:
+    token = "hf_" + "x" * 34
+    recipe = (
+        f'data:\n  chat_template: "```{{{{ x }}}}```"\nrun:\n  output_dir: {os.path.expanduser("~")}/models\n  note: {token}\n'
+    )
+    card = model_card(**{**FACTS, "recipe": recipe})
+    block = re.search(r"^(`{4,})yaml\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
+    assert block
+    assert "```{{ x }}```" in block[2]
+    assert "output_dir: ~/models" in block[2]
+    assert token not in card
+
+
+def test_the_snippet_runs_as_printed_and_gives_the_raw_logits(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<eos>"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    snippet = re.search(r"```python\n(.*?)```", model_card(**{**FACTS, "path": str(tmp_path)}), re.DOTALL)
+    assert snippet
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(snippet[1], names)
+    rewards, batch = names["rewards"], names["batch"]
+    assert printed.getvalue().startswith("tensor(")
+    assert rewards.shape == (2,)
+    assert batch["attention_mask"].sum() < batch["attention_mask"].numel(), "guard: one text is padded"
+    for text, reward in zip(names["texts"], rewards, strict=True):
+        alone = names["model"](**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
+        assert alone == pytest.approx(reward.item(), abs=1e-5)

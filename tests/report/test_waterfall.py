@@ -1,0 +1,44 @@
+"""The waterfall table: what was read is what was dropped and what was kept."""
+
+from rmtrain.report.waterfall import total, waterfall_table
+from tests.report.render import render
+
+WATERFALL = {
+    "hh": {"read": 1800, "dropped": {"empty_response": 4, "too_long": 231}, "kept": 1565},
+    "uf [x]": {"read": 61135, "dropped": {}, "kept": 61135},
+}
+
+
+def test_every_count_stands_in_the_table_largest_drop_first() -> None:
+    assert render(waterfall_table({"hh": WATERFALL["hh"]})) == (
+        "data                 rows   share\n"
+        "hh                  1,800          ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "  − too long          231  12.8 %                      ━━━━\n"
+        "  − empty response      4   0.2 %                      ━\n"
+        "  = kept            1,565  86.9 %  ━━━━━━━━━━━━━━━━━━━━\n"
+    )
+
+
+def test_several_sources_are_added_up() -> None:
+    text = render(waterfall_table(WATERFALL))
+    assert total(WATERFALL) == {"read": 62935, "dropped": {"empty_response": 4, "too_long": 231}, "kept": 62700}
+    assert "all sources" in text
+    assert "62,700  99.6 %" in text
+    assert "uf [x]" in text, "a tag is not markup"
+
+
+def test_a_source_that_lost_everything_and_an_empty_one() -> None:
+    text = render(
+        waterfall_table({"gone": {"read": 3, "dropped": {"empty": 3}, "kept": 0}, "none": {"read": 0, "dropped": {}, "kept": 0}})
+    )
+    assert "= kept        0    0 %" in text
+    assert "–" in text
+
+
+def test_it_fits_any_width_and_has_no_colour_in_a_pipe() -> None:
+    for width in (60, 80, 120):
+        text = render(waterfall_table(WATERFALL), width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "61,135" in text
+        assert "\x1b" not in text
+    assert "\x1b[32m" in render(waterfall_table(WATERFALL), color=True)
