@@ -105,7 +105,7 @@ def comparisons(seed: int, count: int) -> list[dict[str, str]]:
             side = next(text for _ in range(1000) if (text := continuation(rng, thing, words, ends)) not in seen)
             seen.add(side)
             sides.append(side)
-        rows.append({"prompt": prompt, "chosen": " " + sides[0], "rejected": " " + sides[1]})
+        rows.append({"prompt": prompt, "chosen": sides[0], "rejected": sides[1]})
     return rows
 
 

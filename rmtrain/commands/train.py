@@ -65,9 +65,9 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model))
     run.open(console, plan)
     with make_display(console, len(loader), accelerator.num_processes) as display:
-        log = RunLog(accelerator, directory.path, display)
-        meter = Meter(accelerator, flos_per_token(run.model))
-        last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, run.evaluator(model, log, display))
+        log, meter = RunLog(accelerator, directory.path), Meter(accelerator, flos_per_token(run.model))
+        evaluator = run.evaluator(model, log, display)
+        last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator)
     accelerator.end_training()
     return run.finish(last)
 

@@ -19,6 +19,7 @@ from rmtrain.recipe.schema import Source
 
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+METADATA = ("dataset_infos.json", "dataset_info.json")
 SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
 HASH_BYTES = 2**20
 
@@ -145,7 +146,8 @@ def data_files(source: Source) -> list[Path]:
     files = _files_in(folder, source)
     splits = {name for file in files for name in _split_names(file, folder)[:1]}
     if source.split is None:
-        _only_split(source, sorted(splits))
+        if source.data_files is None:
+            _only_split(source, sorted(splits))
         return files
     chosen = [file for file in files if source.split in _split_names(file, folder)]
     if not chosen:
@@ -168,11 +170,15 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
         raise DataError(f"{source.label}: {folder} is not there")
     patterns = _patterns(source)
     found = {file for pattern in patterns or ["**/*"] for file in folder.glob(pattern)}
-    files = sorted(file for file in found if file.is_file() and file.name.endswith(FORMATS) and not file.name.startswith("."))
+    files = sorted(file for file in found if _holds_rows(file.relative_to(folder)) and file.is_file())
     if not files:
         wanted = ", ".join(patterns) or ", ".join(FORMATS)
         raise DataError(f"{source.label}: no data file in {folder}; expected {wanted}")
     return files
+
+
+def _holds_rows(file: Path) -> bool:
+    return file.name.endswith(FORMATS) and file.name not in METADATA and not any(part.startswith(".") for part in file.parts)
 
 
 def _split_names(file: Path, folder: Path) -> list[str]:

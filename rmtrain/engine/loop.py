@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rmtrain.batching.loader import StepBatch, StepLoader
-from rmtrain.engine.metrics import Meter, RunLog
+from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import learning_rate
 from rmtrain.errors import RmtrainError
 from rmtrain.objective import bradley_terry
@@ -26,6 +26,7 @@ def train(
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
+    display: Display,
     evaluate: Callable[[int], T] | None,
 ) -> T | None:
     """Train from the first step to the last.
@@ -34,7 +35,7 @@ def train(
         recipe: what to do.
         accelerator: the processes; `model` and `optimizer` are prepared by it.
         loader: every micro-batch of every step, for this rank.
-        meter, log: where statistics and log lines go.
+        meter, log, display: where statistics, log lines and what a person sees go.
         evaluate: evaluates and logs at a given step; also called after the last one. None: there is nothing to evaluate on.
 
     Returns:
@@ -45,9 +46,11 @@ def train(
         lr = rate(batch.step)
         train_step(accelerator, model, optimizer, batch, lr, recipe.objective, recipe.optimizer.clip, meter)
         step = batch.step + 1
-        log.display.step(step, sum(micro_batch.tokens for micro_batch in batch.micro_batches))
+        display.step(step, sum(micro_batch.tokens for micro_batch in batch.micro_batches))
         if due(recipe.tracking.log_every, step) or step in (1, last):
-            log.metrics(step, meter.report(step, step / loader.plan.steps_per_epoch, lr))
+            metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
+            log.metrics(step, metrics)
+            display.log(step, metrics)
         if evaluate is not None and due(recipe.evaluation.every, step) and step != last:
             evaluate(step)
     return None if evaluate is None else evaluate(last)

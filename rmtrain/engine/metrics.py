@@ -89,22 +89,20 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 
 
 class RunLog:
-    """Where the numbers of a run go: `metrics.jsonl`, then the trackers, then the display. Only the main process writes.
+    """Where the numbers of a run are kept: `metrics.jsonl`, then the trackers. Only the main process writes.
 
     Args:
         accelerator: its trackers are started by the caller.
         directory: the run directory.
-        display: shows the numbers.
     """
 
-    def __init__(self, accelerator: Accelerator, directory: Path, display: Display) -> None:
-        self.accelerator, self.directory, self.display = accelerator, directory, display
+    def __init__(self, accelerator: Accelerator, directory: Path) -> None:
+        self.accelerator, self.directory = accelerator, directory
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics."""
         self._append("metrics.jsonl", [{"step": step, **metrics}])
         self.accelerator.log(dict(metrics), step=step)
-        self.display.log(step, metrics)
 
     def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Sample comparisons with their rewards at this step."""

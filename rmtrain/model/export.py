@@ -112,7 +112,7 @@ def write_export(model: nn.Module, tokenizer: Any, directory: Path, golden: Gold
 
 
 def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None:
-    """Before training, refuse a tokenizer that consumers could not load from the export, since transformers picks its class by architecture.
+    """Before training, refuse a tokenizer that consumers could not load: transformers picks its class by architecture.
 
     Raises:
         RecipeError: a golden text gets other ids from the tokenizer as saved and loaded.
@@ -125,11 +125,8 @@ def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None
     for entry in _golden_entries(model, tokenizer, golden):
         ids = list(loaded(entry["text"], add_special_tokens=entry["add_special_tokens"])["input_ids"])
         if ids != entry["ids"] or len(loaded) != len(tokenizer):
-            kind = model.core.config.model_type
-            raise RecipeError(
-                f"model: transformers loads the tokenizer of a {kind} model as {type(loaded).__name__}, which does not give this tokenizer's ids; "
-                "choose another architecture or tokenizer"
-            )
+            found = f"the tokenizer of a {model.core.config.model_type} model as {type(loaded).__name__}"
+            raise RecipeError(f"model: transformers loads {found}, with other ids than this one's; choose another architecture or tokenizer")
 
 
 def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rmtrain.model.head import HeadPlace, find_head, outline
 from rmtrain.model.origin import Origin, Weights, find_weights, load_config
 from rmtrain.model.pretrained import load_backbone
 from rmtrain.model.quiet import quiet_transformers
+from rmtrain.model.randomness import seeded
 from rmtrain.model.reward_model import RewardModel
 
 FACTS = "rmtrain.json"
@@ -92,7 +93,7 @@ def _load_adapter(origin: Origin, adapter: dict[str, Any], tokenizer: Any, dtype
     backbone = load_backbone(base_origin, tokenizer, "new", dtype=dtype)
     _check_head(origin, weights, f"base_model.model.{backbone.head.weight}")
     _check_end(origin, backbone.head, tokenizer)
-    with quiet_transformers(), warnings.catch_warnings():
+    with quiet_transformers(), seeded(0, "overwritten"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
         adapted = PeftModel.from_pretrained(backbone.model, origin.path, revision=origin.revision, torch_device="cpu")
     lacking = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - weights.names)

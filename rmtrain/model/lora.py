@@ -91,7 +91,8 @@ def _embeddings_name(model: PreTrainedModel) -> str:
 
 def merge_saved_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The base with a saved adapter merged into it: what the adapter's file lacks, the result lacks."""
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
+    with seeded(0, "overwritten"):
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
     return merged
 
 

@@ -12,7 +12,7 @@ from rmtrain.recipe.overrides import apply_override
 from rmtrain.recipe.redact import ADVICE, is_secret
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath
-from rmtrain.recipe.yaml import Document, Problem, read_yaml, write_yaml
+from rmtrain.recipe.yaml import Document, Place, Problem, parse_yaml, read_yaml, write_yaml
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -25,7 +25,15 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one line per problem, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    document = read_yaml(Path(path))
+    return _overridden(read_yaml(Path(path)), overrides)
+
+
+def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML text, as `load_recipe` has it of a file; `name` stands in errors where a path would."""
+    return _overridden(parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides)
+
+
+def _overridden(document: Document, overrides: Sequence[str]) -> Recipe:
     if not isinstance(document.data, dict):
         message = (
             f"expected sections such as run, data and model, got {'nothing' if document.data is None else show(document.data)}"

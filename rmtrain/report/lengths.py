@@ -57,7 +57,9 @@ class LengthDistribution:
         columns = max(MIN_COLUMNS, min(self.max_columns, options.max_width - margin))
         longest = max(int(np.max(values)) for values in self.lengths.values())
         end = min(longest, int(1.1 * max(np.percentile(values, 99) for values in self.lengths.values())) + 1)
-        edges = np.linspace(0, end + 1, columns + 1)
+        width = -(-(end + 1) // columns)
+        edges = np.arange(0, end + 1 + width, width)
+        columns = len(edges) - 1
         for (name, values), color in zip(self.lengths.items(), _colors(self.lengths), strict=True):
             counts, _ = np.histogram(np.minimum(values, end), bins=edges)
             style = Style.parse(color)

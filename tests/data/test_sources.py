@@ -91,10 +91,14 @@ def test_a_directory_is_narrowed_by_folder_and_pattern(tmp_path: Path) -> None:
     write(tmp_path / "harmless" / "train.jsonl")
     write(tmp_path / "helpful" / "train.jsonl", ROWS[:1])
     write(tmp_path / "helpful" / "notes.txt")
+    write(tmp_path / "dataset_infos.json", [])
+    write(tmp_path / ".cache" / "old.jsonl")
+    write(tmp_path / "more" / "extra.jsonl", ROWS[:1])
     assert read(tmp_path, data_dir="harmless") == ROWS
     assert read(tmp_path, data_files="helpful/*.jsonl") == ROWS[:1]
     assert read(tmp_path, data_files=["helpful/train.jsonl", "harmless/train.jsonl"]) == [*ROWS, ROWS[0]]
     assert read(tmp_path, split="train") == [*ROWS, ROWS[0]]
+    assert read(tmp_path, data_files=["more/*", "helpful/*"]) == [ROWS[0], ROWS[0]], "named files are one split"
     with pytest.raises(DataError, match=r"no data file in .*; expected \*\.csv"):
         read(tmp_path, data_files="*.csv")
     with pytest.raises(DataError, match=r"harmful is not there"):

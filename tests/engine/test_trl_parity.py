@@ -19,11 +19,10 @@ from rmtrain.engine.metrics import Meter, RunLog
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
-from tests.helpers import train_tokenizer
+from tests.helpers import byte_bpe
 
 STEPS, BATCH = 10, 8
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 512, "max_positions": 128}
-WORDS = "one two three four five six seven eight nine ten red green blue".split()
 
 
 class Silent:
@@ -55,11 +54,15 @@ def make_comparisons(rng: np.random.Generator, vocabulary: int, eos: int, with_m
         prompt = rng.integers(5, vocabulary, rng.integers(2, 15)).tolist()
         chosen, rejected = (prompt + rng.integers(5, vocabulary, rng.integers(1, 20)).tolist() + [eos] for _ in range(2))
         margin = float(rng.random()) if with_margin else 0.0
-        rows.append(TokenizedComparison(f"s:{number}", "s", (chosen, rejected), len(prompt), len(prompt), (Preference(0, 1, margin),)))
+        rows.append(
+            TokenizedComparison(f"s:{number}", "s", (chosen, rejected), len(prompt), len(prompt), (Preference(0, 1, margin),))
+        )
     return rows
 
 
-def losses_of_trl(model: torch.nn.Module, rows: list[TokenizedComparison], recipe: Recipe, tokenizer: object, output: Path) -> list[dict]:
+def losses_of_trl(
+    model: torch.nn.Module, rows: list[TokenizedComparison], recipe: Recipe, tokenizer: object, output: Path
+) -> list[dict]:
     from trl import RewardConfig, RewardTrainer
 
     columns = {
@@ -99,9 +102,12 @@ def losses_of_trl(model: torch.nn.Module, rows: list[TokenizedComparison], recip
 @pytest.mark.parametrize(("with_margin", "center_rewards"), [(False, None), (True, 0.05)], ids=["plain", "margin-and-centering"])
 def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_rewards: float | None, tmp_path: Path) -> None:
     recipe = recipe_for(architecture, center_rewards, tmp_path / "ours")
-    tokenizer = train_tokenizer(WORDS)
+    tokenizer = byte_bpe()
     rows = make_comparisons(np.random.default_rng(5), len(tokenizer), tokenizer.eos_token_id, with_margin)
     ours = build_reward_model(recipe.model, None, tokenizer, seed=1)
+    with torch.no_grad():  # freshly initialised models score everything alike; larger weights make every term count
+        for parameter in ours.parameters():
+            parameter.mul_(4 if parameter.ndim > 1 else 1)
     theirs = AutoModelForSequenceClassification.from_config(copy.deepcopy(ours.hf.config))
     theirs.load_state_dict(ours.hf.state_dict(), strict=True)
 
@@ -110,8 +116,8 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(ours, build_optimizer(ours, recipe.optimizer))
     (tmp_path / "ours").mkdir()
-    log = RunLog(accelerator, tmp_path / "ours", Silent())
-    train(recipe, accelerator, model, optimizer, StepLoader(rows, plan, tokenizer.pad_token_id), Meter(accelerator, 1), log, None)
+    loader, log = StepLoader(rows, plan, tokenizer.pad_token_id), RunLog(accelerator, tmp_path / "ours")
+    train(recipe, accelerator, model, optimizer, loader, Meter(accelerator, 1), log, Silent(), None)
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]

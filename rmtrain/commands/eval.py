@@ -1,0 +1,161 @@
+"""`rmtrain eval`: how good a model is on pairs, and whether that is good enough."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from rich.console import Console, Group
+from rich.text import Text
+
+from rmtrain.commands.outcome import Outcome
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import prepare, prepare_evaluation
+from rmtrain.data.tokenizer import open_tokenizer
+from rmtrain.engine.run import computes_in_bfloat16
+from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.evaluation.evaluate import Evaluation, check_gates
+from rmtrain.evaluation.evaluate import evaluate as evaluate_model
+from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.scores import read_scores, write_scores
+from rmtrain.model.load import load_reward_model, template_hash
+from rmtrain.recipe.load import load_recipe, parse_recipe
+from rmtrain.recipe.schema import Recipe
+from rmtrain.report.evaluation import evaluation_summary
+from rmtrain.report.reading import ReadingDisplay
+
+
+def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allow_template_change: bool = False) -> Evaluation:
+    """Evaluate a reward model on the evaluation data of a recipe: `data.eval`, and what is held out of `data.train`.
+
+    Args:
+        model: directory or Hub id of a model with one output, or of an adapter.
+        recipe: its data, batching and training.precision sections are used.
+        console: shows progress; None: stderr.
+        allow_template_change: score with a chat template that is not the model's.
+
+    Raises:
+        CheckpointError: no model, no head, or another chat template than the model was trained with.
+        RecipeError, DataError: as `prepare` says, or there is nothing to evaluate on.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no")
+    reward_model, tokenizer = load_reward_model(model, accelerator.device, allow_template_change=allow_template_change)
+    data = _evaluation_data(model, recipe, template_hash(tokenizer), console or Console(stderr=True), allow_template_change)
+    prepared = accelerator.prepare_model(reward_model, evaluation_mode=True)
+    return evaluate_model(prepared, data, accelerator, tokenizer.pad_token_id, recipe.batching.max_tokens)
+
+
+def _evaluation_data(
+    model: str, recipe: Recipe, trained_template: str | None, console: Console, allow_template_change: bool
+) -> TokenizedData:
+    tokenizer = open_tokenizer(model, recipe.data.chat_template)
+    if template_hash(tokenizer) != trained_template and recipe.data.chat_template != "tokenizer" and not allow_template_change:
+        raise CheckpointError(
+            f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r}; "
+            "set it to tokenizer, or give --allow-template-change"
+        )
+    with ReadingDisplay(console) as progress:
+        if any(source.holdout for source in recipe.data.train):
+            data = prepare(recipe.data, tokenizer, progress).eval
+        else:
+            data = prepare_evaluation(recipe.data.eval, recipe.data, tokenizer, progress)
+    if not len(data):
+        raise RecipeError("nothing to evaluate on: name data.eval, a holdout in data.train, or --data")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is evaluated, on what, and where its scores go."""
+
+    model: str
+    recipe: Recipe
+    output: Path
+    gates: Mapping[str, float]
+
+
+def resolve_target(target: str | None, recipe_path: Path | None, overrides: Sequence[str], data: str | None) -> Target:
+    """Find model and recipe from what was named: a recipe, a run directory, or a model with a recipe or with data.
+
+    A run's own recipe brings its gates, and its scores go into the run directory; with other data they go into the current one.
+
+    Raises:
+        RecipeError: it is not clear what to evaluate, or on what.
+        CheckpointError: a recipe whose run has no model yet.
+    """
+    if data is not None:
+        overrides = [f"data.eval=[{{path: {_quoted(data)}}}]", *overrides]
+    named_recipe = recipe_path or (Path(target) if target is not None and target.endswith((".yaml", ".yml")) else None)
+    if target is None or (named_recipe is not None and str(named_recipe) == target):
+        if named_recipe is None:
+            raise RecipeError("expected a recipe, a run directory or a model; see `rmtrain eval --help`")
+        recipe = load_recipe(named_recipe, overrides)
+        run = Path(recipe.run.output_dir).expanduser()
+        if not (run / "model").is_dir():
+            raise CheckpointError(f"{run}/model: there is no model; run `rmtrain train {named_recipe}` first")
+        return Target(str(run / "model"), recipe, Path() if data else run, recipe.evaluation.gates)
+    run = _run_directory(Path(target).expanduser())
+    model = target if run is None else str(run / "model")
+    if named_recipe is not None:
+        return Target(model, load_recipe(named_recipe, overrides), Path(), {})
+    if run is not None:
+        recipe = load_recipe(run / "recipe.yaml", overrides)
+        return Target(model, recipe, Path() if overrides else run, {} if data else recipe.evaluation.gates)
+    if data is None:
+        raise RecipeError(f"{target}: name what to evaluate on, by --data FILE or --recipe RECIPE")
+    return Target(model, parse_recipe(_bare_recipe(model, data), "--data", overrides), Path(), {})
+
+
+def _run_directory(path: Path) -> Path | None:
+    """The run directory that a path is, or whose exported model it is."""
+    for run in (path, path.parent if path.name == "model" else path):
+        if (run / "recipe.yaml").is_file() and (run / "model").is_dir():
+            return run
+    return None
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _bare_recipe(model: str, data: str) -> str:
+    """A recipe that says no more than which model and which rows; it is only evaluated with."""
+    rows = f"[{{path: {_quoted(data)}}}]"
+    return (
+        f"run: {{name: eval, output_dir: .}}\nmodel: {{path: {_quoted(model)}}}\noptimizer: {{lr: 1.0e-5}}\n"
+        f"data: {{train: {rows}, eval: {rows}}}\n"
+    )
+
+
+def eval_command(
+    console: Console,
+    *,
+    target: str | None,
+    recipe_path: Path | None,
+    overrides: Sequence[str],
+    data: str | None,
+    output: Path | None,
+    scores: Path | None,
+    gates: Mapping[str, float],
+    allow_template_change: bool,
+) -> Outcome:
+    """Everything behind `rmtrain eval`; see `resolve_target` for what may be named, `scores` needs no model at all."""
+    if scores is not None:
+        if target or recipe_path or data or overrides:
+            raise RecipeError("--scores computes from the file alone; name no recipe, model, data or override beside it")
+        summary = summarize(read_scores(scores))
+        return _outcome(summary, gates, scores)
+    found = resolve_target(target, recipe_path, overrides, data)
+    evaluation = evaluate(found.model, found.recipe, console, allow_template_change=allow_template_change)
+    directory = output or found.output
+    directory.mkdir(parents=True, exist_ok=True)
+    write_scores(directory / "scores.jsonl", evaluation.scored)
+    return _outcome(evaluation.summary, {**found.gates, **gates}, directory / "scores.jsonl")
+
+
+def _outcome(summary: dict[str, Any], gates: Mapping[str, float], scores: Path) -> Outcome:
+    results = check_gates(summary, gates)
+    lines = [Text(f"gate          {name} {'passed' if result['passed'] else 'missed'}") for name, result in results.items()]
+    report = Group(evaluation_summary(summary), Text(), *lines, Text(f"scores        {scores}"))
+    return Outcome(report, {**summary, "gates": results, "scores": str(scores)})

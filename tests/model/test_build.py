@@ -1,0 +1,160 @@
+"""From the recipe's model section to a model: the sizes that were asked for, numbers from the seed alone, clear refusals."""
+
+import importlib.util
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from rmtrain.errors import RecipeError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.head import outline
+from rmtrain.model.scratch import scratch_config
+from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
+from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_sequences, make_tokenizer, scratch
+
+
+@pytest.mark.parametrize("architecture", CAUSAL + ENCODERS)
+def test_scratch_models_are_finite_float32_and_of_the_sizes_asked_for(architecture: str, tokenizer: Any) -> None:
+    model = build(architecture, tokenizer)
+    config = model.core.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
+    assert config.vocab_size == len(tokenizer) == model.core.get_input_embeddings().weight.shape[0]
+    assert config.num_labels == 1
+    assert config.id2label == {0: "reward"}
+    assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    assert model.head_weight_1H.shape == (1, 32)
+
+
+def test_grouped_query_attention_and_mlp_width(tokenizer: Any) -> None:
+    sizes = Architecture(architecture="llama", hidden_size=32, layers=1, heads=4, key_value_heads=2, intermediate_size=48, max_positions=64)
+    layer = build_reward_model(ScratchModel(scratch=sizes), None, tokenizer, 1).core.model.layers[0]
+    assert layer.self_attn.k_proj.weight.shape == (16, 32)
+    assert layer.mlp.up_proj.weight.shape == (48, 32)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"architecture": "lama"}, "model.scratch.architecture: unknown architecture 'lama'; did you mean llama"),
+        ({"architecture": "gpt2", "key_value_heads": 2}, "gpt2 cannot take these sizes: it has as many key_value_heads as heads"),
+        ({"architecture": "bloom", "intermediate_size": 48}, "bloom cannot take these sizes: its MLP is four times hidden_size"),
+        ({"architecture": "llama", "hidden_size": 30}, "llama cannot take these sizes: Class validation error"),
+        ({"architecture": "t5"}, "model.scratch.architecture: T5ForSequenceClassification is an encoder-decoder"),
+        ({"architecture": "xlnet"}, "has no linear layer score, classifier or classifier.out_proj"),
+        ({"architecture": "modernbert-decoder"}, "modernbert-decoder"),
+        ({"architecture": "gemma3"}, "gemma3 cannot take these sizes: its token embeddings became"),
+        ({"architecture": "gpt_neo"}, "gpt_neo cannot take these sizes"),
+        ({"architecture": "jamba"}, "jamba cannot take these sizes: its forward fails"),
+        ({"architecture": "fnet"}, "FNetForSequenceClassification lets padding change rewards"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(sizes: dict[str, Any], expected: str, tokenizer: Any) -> None:
+    asked = {"hidden_size": 32, "layers": 2, "heads": 4, "max_positions": 64, **sizes}
+    with pytest.raises(RecipeError) as refusal:
+        build_reward_model(ScratchModel(scratch=Architecture(**asked)), None, tokenizer, 1)
+    assert len(refusal.value.problems) == 1
+    assert expected in refusal.value.problems[0]
+    assert "\n" not in refusal.value.problems[0]
+
+
+def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator_alone(tokenizer: Any) -> None:
+    torch.manual_seed(11)
+    expected_next = torch.rand(3)
+    torch.manual_seed(11)
+    first = build("llama", tokenizer, lora=Lora(rank=2)).state_dict()
+    assert torch.equal(torch.rand(3), expected_next), "the global generator moved"
+    torch.manual_seed(99)
+    second = build("llama", tokenizer, lora=Lora(rank=2)).state_dict()
+    third = build("llama", tokenizer, lora=Lora(rank=2), seed=2).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    differing = [name for name in first if not torch.equal(first[name], third[name])]
+    assert any("lora_A" in name for name in differing)
+    assert any("score" in name for name in differing)
+    assert any("q_proj.base_layer" in name for name in differing)
+
+
+def test_trap_23_the_head_is_the_same_bytes_for_any_dtype_and_never_uninitialised_memory(tokenizer: Any) -> None:
+    heads = [build("llama", tokenizer, dtype=dtype).head_weight_1H for dtype in ("float32", "bfloat16")]
+    torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
+    try:
+        heads.append(build("llama", tokenizer).head_weight_1H)
+        assert torch.isnan(torch.empty(4)).all(), "guard: fresh memory is poisoned"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(head.dtype == torch.float32 and torch.equal(head, heads[0]) for head in heads)
+    assert torch.isfinite(heads[0]).all()
+
+
+def test_trap_23_a_new_head_has_the_deviation_it_should(tokenizer: Any) -> None:
+    head_1H = build("llama", tokenizer, hidden_size=1024).head_weight_1H.detach()
+    assert float(head_1H.std()) == pytest.approx(1 / 1025**0.5, rel=0.1)
+    assert abs(float(head_1H.mean())) < 0.005
+    assert not bool(build("bert", tokenizer).core.classifier.bias.any()), "a new bias is zero"
+
+
+def test_a_new_head_is_said_with_its_seed(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="rmtrain"):
+        build("llama", tokenizer, seed=7)
+    assert [record.getMessage() for record in caplog.records] == ["new head, seed 7"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "bert", "modernbert"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+def test_trap_24_gradient_checkpointing_changes_no_gradient(architecture: str, lora: Lora | None, tokenizer: Any) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build(architecture, tokenizer, lora=lora, gradient_checkpointing=checkpointing)
+        assert model.core.is_gradient_checkpointing is checkpointing
+        model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    plain, recomputed = gradients
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in recomputed.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-5)
+    assert sum(bool(gradient.any()) for gradient in plain.values()) > len(plain) / 3, "guard: gradients flow"
+
+
+def test_each_model_has_a_configuration_of_its_own(tokenizer: Any) -> None:
+    recipe = scratch("llama")
+    first, second = (build_reward_model(recipe, None, tokenizer, 1) for _ in range(2))
+    first.core.set_attn_implementation("eager")
+    assert second.core.config._attn_implementation == "sdpa"
+
+
+def test_dropout_reaches_configurations_within_configurations(tokenizer: Any) -> None:
+    config = scratch_config(scratch("gpt2").scratch, tokenizer)
+    assert config.attn_pdrop == 0.1, "guard: gpt2 comes with dropout"
+    assert outline(config).transformer.h[0].attn.attn_dropout.p == 0.1
+    assert build("gpt2", tokenizer).core.transformer.h[0].attn.attn_dropout.p == 0.0
+
+
+def test_pad_tokens_that_cannot_work_are_refused() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(RecipeError, match="pad token is its end token"):
+        build("llama", tokenizer)
+    tokenizer.pad_token = None
+    with pytest.raises(RecipeError, match="no pad token"):
+        build("llama", tokenizer)
+
+
+def test_what_needs_a_checkpoint_is_refused_from_scratch(tokenizer: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model.head: from_checkpoint needs model.path"):
+        build("llama", tokenizer, head="from_checkpoint")
+    with pytest.raises(RecipeError, match=r"model.quantization: nf4 needs the trained weights of model.path"):
+        build("llama", tokenizer, quantization="nf4", lora=Lora())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_nf4_without_bitsandbytes_names_the_extra(tokenizer: Any) -> None:
+    from rmtrain.recipe.schema import PretrainedModel
+
+    model = PretrainedModel(path="some/model", quantization="nf4")
+    with pytest.raises(RecipeError, match=r"nf4 needs bitsandbytes; install the extra 8bit"):
+        build_reward_model(model, Lora(), tokenizer, 1)
+    with pytest.raises(RecipeError, match=r"nf4 weights cannot train; add lora"):
+        build_reward_model(model, None, tokenizer, 1)
