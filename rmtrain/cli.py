@@ -199,7 +199,9 @@ def start_console() -> Console:
 
 
 def finish(outcome: "Outcome", as_json: bool) -> None:
-    """Print the result: for people on stdout, or there for machines and for people on stderr."""
+    """Print the result: for people on stdout, or there for machines and for people on stderr. Of several processes one prints."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     console = Console(stderr=as_json)
     console.print(outcome.report)
     if outcome.commands:

@@ -51,8 +51,8 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     Raises:
         RmtrainError: with one line per problem; nothing is written before the recipe, the data and the model have been accepted.
     """
-    console = console or Console(stderr=True)
     accelerator = start(recipe)
+    console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     directory = RunDirectory.reserve(recipe.run.output_dir)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
@@ -137,9 +137,21 @@ class Running:
         return evaluate_at
 
     def finish(self, last: Evaluation | None) -> Outcome:
-        """Export the model with its scores and its card, push it if the recipe says so, and sum up."""
+        """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
         recipe, path = self.recipe, self.directory.path
         summary = None if last is None else last.summary
+        url = self._leave(last, summary) if self.accelerator.is_main_process else None
+        document = {
+            "directory": str(path),
+            "model": str(self.directory.model),
+            "evaluation": summary,
+            "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
+            "hub": url,
+        }
+        return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
+
+    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None) -> str | None:
+        recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
         facts = {
@@ -152,15 +164,7 @@ class Running:
         )
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         (self.directory.model / "README.md").write_text(self._card(summary), encoding="utf-8")
-        url = push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
-        document = {
-            "directory": str(path),
-            "model": str(self.directory.model),
-            "evaluation": summary,
-            "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
-            "hub": url,
-        }
-        return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path, recipe))
+        return push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
 
     def _header(self, plan: Plan) -> RenderableType:
         recipe, parameters = self.recipe, list(self.model.parameters())
@@ -200,7 +204,7 @@ class Running:
         )
 
 
-def _what_next(path: Path, recipe: Recipe) -> Text:
+def _what_next(path: Path) -> Text:
     commands = [
         ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
         ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),

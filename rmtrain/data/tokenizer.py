@@ -53,5 +53,5 @@ def prepared(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrain
     """The same tokenizer, with its template completed and its padding set."""
     tokenizer.chat_template = resolve_template(chat_template, tokenizer)
     tokenizer.padding_side = "right"
-    tokenizer.pad_token = choose_pad_token(tokenizer, edge_tokens(tokenizer).end)
+    tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, edge_tokens(tokenizer).end)})
     return tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_trackio_available, is_wandb_available
 
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError
@@ -18,6 +18,7 @@ from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import Recipe, Tracking
 
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
+STRATEGIES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 TRACKERS = {
     "wandb": is_wandb_available,
     "tensorboard": is_tensorboard_available,
@@ -31,18 +32,21 @@ def start(recipe: Recipe) -> Accelerator:
 
     Raises:
         RecipeError: a tracker that is not installed, which accelerate would leave out without a word.
-        RmtrainError: fewer processes than were launched.
+        RmtrainError: fewer processes than were launched, or a strategy other than one process or DDP.
     """
     _check_trackers(recipe.tracking)
     accelerator = Accelerator(
         mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no",
-        log_with=list(recipe.tracking.to),
+        log_with=list(recipe.tracking.to) or None,
         project_dir=recipe.run.output_dir,
     )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         running = accelerator.num_processes
         raise RmtrainError(f"{launched} processes were launched, but accelerate runs {running}; check its configuration")
+    if accelerator.distributed_type not in STRATEGIES:
+        strategy = accelerator.distributed_type.value
+        raise RmtrainError(f"{strategy} is not supported yet; launch one process, or DDP over several")
     return accelerator
 
 

@@ -126,7 +126,9 @@ def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None
         ids = list(loaded(entry["text"], add_special_tokens=entry["add_special_tokens"])["input_ids"])
         if ids != entry["ids"] or len(loaded) != len(tokenizer):
             found = f"the tokenizer of a {model.core.config.model_type} model as {type(loaded).__name__}"
-            raise RecipeError(f"model: transformers loads {found}, with other ids than this one's; choose another architecture or tokenizer")
+            raise RecipeError(
+                f"model: transformers loads {found}, with other ids than this one's; choose another architecture or tokenizer"
+            )
 
 
 def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -103,8 +102,8 @@ def install_head(model: PreTrainedModel, place: HeadPlace, weight_1H: Tensor | N
     if weight_1H is None:
         deviation = 1 / math.sqrt(old.in_features + 1)
         weight_1H = torch.empty(1, old.in_features).normal_(0, deviation, generator=generator(seed, "head"))
-    options = {"bias": old.bias is not None, "device": old.weight.device, "dtype": torch.float32}
-    head = skip_init(RewardHead, old.in_features, 1, **options)  # its own start would move the global generator
+    blank = RewardHead(old.in_features, 1, bias=old.bias is not None, device="meta", dtype=torch.float32)
+    head = blank.to_empty(device=old.weight.device)  # its usual start would move the global generator
     with torch.no_grad():
         head.weight.copy_(weight_1H)
         if head.bias is not None:

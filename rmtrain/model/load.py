@@ -1,7 +1,9 @@
 """A saved reward model, whole or an adapter, to a RewardModel for scoring."""
 
+import copy
 import hashlib
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,11 +56,11 @@ def load_from(
 ) -> tuple[RewardModel, Any]:
     """As `load_reward_model`, of an origin that was checked."""
     adapter = origin.read_json("adapter_config.json")
+    load = partial(_load_adapter, origin, adapter) if adapter is not None else partial(_load_whole, origin, *_scorer(origin))
     tokenizer = _load_tokenizer(origin, adapter)
     if not allow_template_change:
         _check_template(origin, tokenizer)
-    model = _load_whole(origin, tokenizer, dtype) if adapter is None else _load_adapter(origin, adapter, tokenizer, dtype)
-    return model.to(device).eval(), tokenizer
+    return load(tokenizer, dtype).to(device).eval(), tokenizer
 
 
 def template_hash(tokenizer: Any) -> str | None:
@@ -67,13 +69,19 @@ def template_hash(tokenizer: Any) -> str | None:
     return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
 
 
-def _load_whole(origin: Origin, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+def _scorer(origin: Origin) -> tuple[PretrainedConfig, HeadPlace]:
+    """Configuration as it was saved, and the place of the head, which has one output."""
     config = load_config(origin)
-    _check_pad_ids(origin, config, tokenizer)
-    set_single_output(config)
+    one_output = copy.deepcopy(config)
+    set_single_output(one_output)
     with quiet_transformers():
-        place = find_head(outline(config, origin.trust_remote_code), origin.refuse)
+        place = find_head(outline(one_output, origin.trust_remote_code), origin.refuse)
     _check_head(origin, find_weights(origin), place.weight)
+    return config, place
+
+
+def _load_whole(origin: Origin, config: PretrainedConfig, place: HeadPlace, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+    _check_pad_ids(origin, config, tokenizer)
     _check_end(origin, place, tokenizer)
     backbone = load_backbone(origin, tokenizer, "from_checkpoint", dtype=dtype)
     if backbone.new_tokens:
@@ -146,7 +154,8 @@ def _check_end(origin: Origin, place: HeadPlace, tokenizer: Any) -> None:
 
 def _check_head(origin: Origin, weights: Weights, name: str) -> None:
     if name not in weights.names:
-        raise origin.refuse(f"no score head: {origin.path} is a base model; train one with `rmtrain train`")
+        what = "an adapter without one" if name.startswith("base_model.") else "a base model"
+        raise origin.refuse(f"no score head: {origin.path} is {what}; train one with `rmtrain train`")
     shape = list(weights.tensor(name).shape)
     if len(shape) != 2 or shape[0] != 1:
         raise origin.refuse(f"the score head of {origin.path} has shape {shape}, expected one output: [1, H]")

@@ -69,21 +69,22 @@ class Origin:
             raise self.refuse(f"trust_remote_code needs revision to be a full commit hash (40 hex digits), got {self.revision}")
         return replace(self, path=path)
 
-    def find(self, name: str) -> Path | None:
+    def find(self, name: str, required: bool = False) -> Path | None:
         """A file of the model, fetched from the Hub where needed; None if the model has no such file.
 
         Raises:
-            the origin's error: no such repository, or no connection.
+            the origin's error: no such repository, no connection, or on the Hub no such file that is required.
         """
+        strict = required and not self.is_directory
         try:
-            found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
+            found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
         except OSError as error:
             raise self.refuse(f"cannot read {name} of {self.path}: {error}") from error
         return None if found is None else Path(found)
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the model as an object; None if there is no such file."""
-        file = self.find(name)
+    def read_json(self, name: str, required: bool = False) -> dict[str, Any] | None:
+        """A JSON file of the model as an object; None if there is no such file. Errors as of `find`, or if it is no JSON object."""
+        file = self.find(name, required)
         if file is None:
             return None
         try:
@@ -101,7 +102,7 @@ def load_config(origin: Origin) -> PretrainedConfig:
     Raises:
         the origin's error: no or bad `config.json`, an unknown architecture, or code of its own.
     """
-    raw = origin.read_json("config.json")
+    raw = origin.read_json("config.json", required=True)
     if raw is None:
         raise origin.refuse(f"{origin.path} has no config.json; expected a transformers model")
     kind = raw.get("model_type")

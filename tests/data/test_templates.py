@@ -113,7 +113,7 @@ def test_trap_04_a_beginning_is_written_once() -> None:
 
 def test_two_end_tokens_are_refused() -> None:
     with pytest.raises(
-        DataError, match=r"must end in <\|endoftext\|> once, but it ends in 'q1?.*<\|endoftext\|>\\n<\|endoftext\|>'"
+        DataError, match=r"must end in <\|endoftext\|> once, but it ends in 'first<\|endoftext\|>\\n<\|endoftext\|>'"
     ):
         resolved("{{ messages[0].content }}{{ eos_token }}{{ '\n' }}{{ eos_token }}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from rmtrain.batching.layout import MicroBatch, lay_out
 from rmtrain.data.comparison import PAIR, TokenizedComparison
@@ -75,10 +75,10 @@ def build(architecture: str, tokenizer: Any, *, lora: Lora | None = None, seed: 
 
 
 def make_base(directory: Path, tokenizer: Any, architecture: str = "llama", change: Callable[[Any], None] | None = None) -> Path:
-    """Write a causal language model, as a base model comes: weights, configuration, tokenizer."""
+    """Write a language model, as a base model comes: weights, configuration, tokenizer."""
     config = scratch_config(scratch(architecture).scratch, tokenizer)
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config)
+    model = (AutoModelForCausalLM if architecture in CAUSAL else AutoModelForMaskedLM).from_config(config)
     if change is not None:
         change(model)
     model.save_pretrained(directory)

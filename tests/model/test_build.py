@@ -30,7 +30,9 @@ def test_scratch_models_are_finite_float32_and_of_the_sizes_asked_for(architectu
 
 
 def test_grouped_query_attention_and_mlp_width(tokenizer: Any) -> None:
-    sizes = Architecture(architecture="llama", hidden_size=32, layers=1, heads=4, key_value_heads=2, intermediate_size=48, max_positions=64)
+    sizes = Architecture(
+        architecture="llama", hidden_size=32, layers=1, heads=4, key_value_heads=2, intermediate_size=48, max_positions=64
+    )
     layer = build_reward_model(ScratchModel(scratch=sizes), None, tokenizer, 1).core.model.layers[0]
     assert layer.self_attn.k_proj.weight.shape == (16, 32)
     assert layer.mlp.up_proj.weight.shape == (48, 32)

@@ -52,7 +52,9 @@ def test_trap_01_the_reward_is_read_at_the_last_token_even_when_padding_is_the_e
         theirs = model.hf(input_ids=torch.tensor([short])).logits[0, 0]
     torch.testing.assert_close(rewards_N, alone, rtol=1e-5, atol=1e-5)
     assert abs(rewards_N[0] - rewards_N[2]) > 1e-4, "pairs that differ in the last token only have different rewards"
-    assert abs(theirs - rewards_N[0]) > 1e-4, "guard: transformers, which looks for a token that is not the pad id, reads elsewhere"
+    assert abs(theirs - rewards_N[0]) > 1e-4, (
+        "guard: transformers, which looks for a token that is not the pad id, reads elsewhere"
+    )
 
 
 def test_trap_06_the_head_computes_in_float32_under_autocast() -> None:
@@ -65,7 +67,9 @@ def test_trap_06_the_head_computes_in_float32_under_autocast() -> None:
     next_hidden = hidden_NH.clone().view(torch.int16)
     next_hidden[0, 0] += 1  # one unit in the last place
     with torch.no_grad():
-        assert head(next_hidden.view(torch.bfloat16))[0, 0] != rewards[0], "hidden states a bfloat16 step apart have different rewards"
+        assert head(next_hidden.view(torch.bfloat16))[0, 0] != rewards[0], (
+            "hidden states a bfloat16 step apart have different rewards"
+        )
     assert rewards.dtype == torch.float32
     assert rewards.unique().numel() > 1990
     assert on_grid.unique().numel() < 1500, "guard: the usual way makes ties"
@@ -116,7 +120,9 @@ def test_weights_of_two_types_compute_under_autocast(tokenizer: Any) -> None:
     assert spread(rewards_N) > 1e-3
 
 
-@pytest.mark.parametrize(("architecture", "longest"), [("gpt2", 128), ("opt", 128), ("roberta", 128), ("bert", 128), ("llama", None)])
+@pytest.mark.parametrize(
+    ("architecture", "longest"), [("gpt2", 128), ("opt", 128), ("roberta", 128), ("bert", 128), ("llama", None)]
+)
 def test_longest_counts_the_tokens_that_position_embeddings_hold(architecture: str, longest: int | None, tokenizer: Any) -> None:
     model = build(architecture, tokenizer).eval()
     assert model.longest == longest

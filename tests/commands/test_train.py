@@ -1,0 +1,170 @@
+"""A whole run: what it leaves, that its export is the model it trained, and that what it learned is what was there to learn."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from rmtrain.commands.eval import eval_command, evaluate
+from rmtrain.commands.train import train
+from rmtrain.errors import CheckpointError
+from rmtrain.evaluation.scores import read_scores
+from rmtrain.recipe.load import load_recipe
+from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_rows
+
+QUIET = Console(quiet=True)
+SEED_NAMES = {
+    "train/loss",
+    "train/accuracy",
+    "train/margin",
+    "train/grad_norm",
+    "train/learning_rate",
+    "train/epoch",
+    "train/global_step",
+    "total_flos",
+}
+SEED_EVAL_NAMES = {"eval/loss", "eval/accuracy", "eval/runtime", "eval/samples_per_second", "eval/steps_per_second"}
+
+
+def test_a_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, evaluation={"every": 2, "samples": 2})
+    outcome = train(recipe, QUIET)
+    run = tmp_path / "run"
+    for name in ("recipe.yaml", "environment.json", "metrics.jsonl", "samples.jsonl", "scores.jsonl", "golden.json"):
+        assert (run / name).is_file(), name
+    assert (run / "model/model.safetensors").is_file()
+    assert load_recipe(run / "recipe.yaml") == recipe
+    lines = metrics_of(run)
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5, 6]
+    assert set(training[0]) >= SEED_NAMES
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [2, 4, 6]
+    assert set(evaluations[0]) >= SEED_EVAL_NAMES
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [2, 2, 4, 4, 6, 6]
+    assert samples[0]["id"] == samples[4]["id"]
+    assert samples[0]["rewards"] != samples[4]["rewards"], "guard: the model changed between the evaluations"
+    assert outcome.document["evaluation"]["n"] == 16
+
+
+def test_eval_of_the_run_repeats_the_final_evaluation_exactly(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    summary = train(recipe, QUIET).document["evaluation"]
+    first = read_scores(tmp_path / "run/scores.jsonl")
+    for target in (tmp_path / "run", tmp_path / "run/model"):
+        again = eval_command(
+            QUIET,
+            target=str(target),
+            recipe_path=None,
+            overrides=[],
+            data=None,
+            output=tmp_path / "again",
+            scores=None,
+            gates={},
+            allow_template_change=False,
+        )
+        assert read_scores(tmp_path / "again/scores.jsonl") == first
+        assert {key: again.document[key] for key in summary} == summary
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lora", [None, {"rank": 4}, {"rank": 4, "dora": True}], ids=["full", "lora", "dora"])
+def test_the_export_gives_the_same_rewards_everywhere(lora: dict | None, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, lora=lora, optimizer={"lr": 1e-2})
+    train(recipe, QUIET)
+    moved = shutil.move(tmp_path / "run/model", tmp_path / "elsewhere")
+    ours = {row.id: row.rewards for row in evaluate(str(moved), recipe, QUIET).scored}
+
+    tokenizer = AutoTokenizer.from_pretrained(moved)
+    model = AutoModelForSequenceClassification.from_pretrained(moved, dtype=torch.float32).eval()
+    rows = planted_rows(16, seed=2)
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}], tokenize=False
+        )
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    expected = torch.tensor([reward for number in range(16) for reward in ours[f"test:{number}"]])
+    with torch.no_grad():
+        single = torch.cat([model(**tokenizer(text, return_tensors="pt")).logits[:, 0] for text in texts])
+        batched = model(**tokenizer(texts, return_tensors="pt", padding=True)).logits[:, 0]
+    piped = torch.tensor([result["score"] for result in pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)])
+    for rewards in (single, batched, piped):
+        assert torch.allclose(rewards, expected, atol=1e-5, rtol=1e-5)
+    scores = read_scores(tmp_path / "run/scores.jsonl")
+    in_training = torch.tensor([reward for row in scores for reward in row.rewards])
+    assert torch.allclose(in_training, expected, atol=1e-5, rtol=1e-5)
+    assert expected.std() > 0.05, "guard: rewards differ"
+
+
+def test_a_planted_rule_is_learned(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, rows=400, test_rows=200, optimizer={"lr": 3e-3}, training={"batch_size": 16, "epochs": 2})
+    summary = train(recipe, QUIET).document["evaluation"]
+    assert summary["accuracy"] > 0.99
+    assert summary["longer_wins"] == pytest.approx(0.5, abs=0.15), "guard: length does not give the rule away"
+
+
+def test_shuffled_labels_are_not_learned(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, rows=200, test_rows=200, training={"batch_size": 16})
+    write_rows(tmp_path / "train.jsonl", planted_rows(200, seed=1, shuffled=True))
+    write_rows(tmp_path / "test.jsonl", planted_rows(200, seed=2, shuffled=True))
+    summary = train(recipe, QUIET).document["evaluation"]
+    assert summary["accuracy_low"] < 0.5 < summary["accuracy_high"]
+
+
+def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
+    weights = []
+    for name in ("one", "two"):
+        recipe = tiny_recipe(tmp_path, run={"output_dir": str(tmp_path / name)}, model=tiny_recipe(tmp_path).model.model_dump())
+        train(recipe, QUIET)
+        torch.rand(7)
+        weights.append((tmp_path / name / "model/model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_the_order_of_max_tokens_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    losses = {}
+    for budget in (200, 600, 10_000):
+        recipe = tiny_recipe(tmp_path, run={"output_dir": str(tmp_path / str(budget))}, batching={"max_tokens": budget})
+        train(recipe, QUIET)
+        losses[budget] = [line["train/loss"] for line in metrics_of(tmp_path / str(budget)) if "train/loss" in line]
+    assert losses[200] == pytest.approx(losses[10_000], abs=1e-5)
+    assert losses[600] == pytest.approx(losses[10_000], abs=1e-5)
+    assert losses[200][0] != losses[200][-1], "guard: something was learned"
+
+
+def test_a_directory_that_holds_anything_is_refused_and_left_alone(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds other files"):
+        train(recipe, QUIET)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_hh_transcripts_train_export_and_repeat(shared_data: Path, tmp_path: Path) -> None:
+    source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "holdout": 0.1, "limit": 300, "messages": {"transcript": "hh"}}
+    recipe = tiny_recipe(
+        tmp_path,
+        data={"train": [source], "eval": [], "max_length": 512, "chat_template": "simple_chat", "cache_dir": str(tmp_path / "cache")},
+        model={"scratch": {**tiny_recipe(tmp_path).model.scratch.model_dump(), "max_positions": 512, "vocab_size": 1000}},
+        batching={"max_tokens": 8192},
+        training={"batch_size": 32},
+    )
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_drop_fraction": 0.2})})
+    summary = train(recipe, QUIET).document["evaluation"]
+    again = evaluate(str(tmp_path / "run/model"), recipe, QUIET).summary
+    assert again == summary
+    assert summary["n"] > 10, "guard: something was held out"
+
+
+def test_the_quickstart_is_the_recipe_of_the_readme() -> None:
+    recipe = load_recipe(ROOT / "recipes/quickstart.yaml")
+    assert recipe.run.output_dir == "runs/quickstart"
+    assert recipe.evaluation.gates == {"accuracy": 0.97}

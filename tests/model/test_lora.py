@@ -1,0 +1,203 @@
+"""Adapters: the head trains and is saved with them, and merging changes no reward."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.export import write_export
+from rmtrain.model.load import load_reward_model
+from rmtrain.model.reload_check import check
+from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.recipe.schema import Lora, PretrainedModel
+from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, spread
+
+FORMS = {
+    "all-linear": Lora(rank=4),
+    "list": Lora(rank=4, targets=("q_proj", "v_proj")),
+    "rslora": Lora(rank=4, rslora=True),
+    "dora": Lora(rank=4, dora=True),
+}
+
+
+def train_a_little(model: RewardModel, tokenizer: Any, steps: int = 2) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        rewards_N = model(batch)
+        (-torch.nn.functional.logsigmoid(rewards_N[0::2] - rewards_N[1::2])).sum().backward()
+        optimizer.step()
+
+
+def rewards(model: RewardModel, tokenizer: Any) -> torch.Tensor:
+    with evaluating(model):
+        return model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
+
+
+def from_base(base: Path, tokenizer: Any, lora: Lora, **model: Any) -> RewardModel:
+    return build_reward_model(PretrainedModel(path=str(base), **model), lora, tokenizer, seed=1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_trap_09_the_head_trains_is_saved_and_survives_the_merge(form: str, tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(make_base(tmp_path / "base", tokenizer), tokenizer, FORMS[form])
+    start, before = model.head_weight_1H.detach().clone(), rewards(model, tokenizer)
+    train_a_little(model, tokenizer)
+    trained, weights = rewards(model, tokenizer), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert not torch.equal(model.head_weight_1H, start), "the head trained"
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items()), (
+        "the export changed the model in memory"
+    )
+    assert torch.equal(load_file(tmp_path / "model/model.safetensors")["score.weight"], model.head_weight_1H)
+    assert torch.equal(
+        load_file(tmp_path / "model/adapter/adapter_model.safetensors")["base_model.model.score.weight"], model.head_weight_1H
+    )
+    merged, _ = load_reward_model(str(tmp_path / "model"), "cpu")
+    torch.manual_seed(77)
+    adapted, _ = load_reward_model(str(tmp_path / "model/adapter"), "cpu")
+    assert isinstance(adapted.hf, PeftModel)
+    torch.testing.assert_close(rewards(merged, tokenizer), trained, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rewards(adapted, tokenizer), trained, rtol=1e-5, atol=1e-5)
+    assert check(str(tmp_path / "model"))["ok"]
+    assert (trained - before).abs().max() > 1e-3, "guard: training changed the rewards"
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama", "gpt2", "gpt_neox", "phi3", "bert", "roberta", "distilbert", "modernbert", "mixtral"]
+)
+def test_trap_09_all_linear_adapts_every_layer_but_never_the_head(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(make_base(tmp_path / "base", tokenizer, architecture), tokenizer, Lora(rank=2))
+    adapted = [name for name, module in model.core.named_modules() if isinstance(module, LoraLayer)]
+    assert not [name for name in adapted if name.split(".")[0] == model.head.root]
+    assert len(adapted) >= 4
+    train_a_little(model, tokenizer)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    assert all(bool(parameter.any()) for name, parameter in trained.items() if "lora_B" in name), "every adapter moved"
+    before = rewards(model, tokenizer)
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    merged, _ = load_reward_model(str(tmp_path / "model"), "cpu")
+    torch.testing.assert_close(rewards(merged, tokenizer), before, rtol=1e-5, atol=1e-5)
+    assert spread(before) > 1e-4
+
+
+def test_new_layers_before_the_head_train_and_are_saved(tmp_path: Path, tokenizer: Any) -> None:
+    base = make_base(tmp_path / "base", tokenizer, "bert")  # a language model: no pooler
+    model = from_base(base, tokenizer, Lora(rank=2))
+    trained = {name for name, parameter in model.core.named_parameters() if parameter.requires_grad}
+    assert any("pooler" in name for name in trained)
+    train_a_little(model, tokenizer)
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert any("pooler" in name for name in load_file(tmp_path / "model/adapter/adapter_model.safetensors"))
+    torch.manual_seed(5)
+    adapted, _ = load_reward_model(str(tmp_path / "model/adapter"), "cpu")
+    torch.testing.assert_close(rewards(adapted, tokenizer), rewards(model, tokenizer), rtol=1e-5, atol=1e-5)
+
+
+def test_trap_42_embeddings_of_new_tokens_are_saved_with_the_adapter(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    base = make_base(tmp_path / "base", tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    model = from_base(base, tokenizer, Lora(rank=2))
+    golden = [*make_golden(tokenizer), ("<turn>Yes.<eos>", tokenizer("<turn>Yes.<eos>")["input_ids"])]
+    assert tokenizer.convert_tokens_to_ids("<turn>") in golden[-1][1], "guard"
+    train_a_little(model, tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter += 1
+    write_export(model, tokenizer, tmp_path / "model", golden, {})
+    assert check(str(tmp_path / "model"))["ok"]
+    adapted, _ = load_reward_model(str(tmp_path / "model/adapter"), "cpu")
+    merged, _ = load_reward_model(str(tmp_path / "model"), "cpu")
+    batch = make_batch([golden[-1][1], golden[0][1]], tokenizer.pad_token_id)
+    with evaluating(model):
+        expected = model(batch)
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(batch), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(merged(batch), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [Lora(rank=2), Lora(rank=2, dora=True)], ids=["lora", "dora"])
+def test_a_bfloat16_base_is_merged_in_its_own_type(lora: Lora, tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(make_base(tmp_path / "base", tokenizer), tokenizer, lora, dtype="bfloat16")
+    train_a_little(model, tokenizer)
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    weights = load_file(tmp_path / "model/model.safetensors")
+    assert {tensor.dtype for name, tensor in weights.items() if name != "score.weight"} == {torch.bfloat16}
+    assert weights["score.weight"].dtype == torch.float32
+    assert check(str(tmp_path / "model"))["ok"]
+    exported, _ = load_reward_model(str(tmp_path / "model"), "cpu")
+    torch.testing.assert_close(rewards(exported, tokenizer), rewards(model, tokenizer), rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (("q_prj",), "lora.targets: no linear layer is named q_prj; did you mean q_proj?"),
+        (("score",), "lora.targets: score is the head, which is always trained whole"),
+        (("embed_tokens",), "lora.targets: no linear layer is named embed_tokens"),
+    ],
+)
+def test_targets_that_are_not_there_are_refused(targets: tuple[str, ...], expected: str, tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        from_base(make_base(tmp_path / "base", tokenizer), tokenizer, Lora(targets=targets))
+    assert refusal.value.problems[0].startswith(expected)
+
+
+def test_a_dropout_of_the_adapters_is_theirs_alone(tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(make_base(tmp_path / "base", tokenizer), tokenizer, Lora(rank=2, dropout=0.5))
+    train_a_little(model, tokenizer)
+    batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
+    with torch.no_grad():
+        assert not torch.equal(model(batch), model(batch))
+    assert {module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)} == {0.5}
+
+
+def spoil(adapter: Path, damage: str) -> None:
+    weights = load_file(adapter / "adapter_model.safetensors")
+    if damage == "no head":
+        weights = {name: tensor for name, tensor in weights.items() if "score" not in name}
+    elif damage == "no layer":
+        weights = {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    if damage == "pickle":
+        (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    elif damage == "other task":
+        edit_json(adapter / "adapter_config.json", task_type="CAUSAL_LM")
+    elif damage == "no base":
+        edit_json(adapter / "adapter_config.json", base_model_name_or_path=None)
+    elif damage == "lost base":
+        edit_json(adapter / "adapter_config.json", base_model_name_or_path="./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("no head", "is an adapter without one"),
+        ("no layer", "lacks base_model.model.model.layers.1.mlp."),
+        ("pickle", "has no adapter_model.safetensors, only adapter_model.bin"),
+        ("other task", "is an adapter for CAUSAL_LM; expected one for SEQ_CLS"),
+        ("no base", "names no base model"),
+        ("lost base", "there is no directory ./nowhere"),
+    ],
+)
+def test_damaged_adapters_are_refused_in_one_line(damage: str, expected: str, tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(make_base(tmp_path / "base", tokenizer), tokenizer, Lora(rank=2))
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    spoil(tmp_path / "model/adapter", damage)
+    with pytest.raises(CheckpointError) as refusal:
+        load_reward_model(str(tmp_path / "model/adapter"), "cpu")
+    assert len(refusal.value.problems) == 1
+    assert expected in refusal.value.problems[0]
+    assert "\n" not in refusal.value.problems[0]

@@ -1,0 +1,259 @@
+"""From a checkpoint to a model: the type, the head and every weight are what they should be, or one line says why not."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from rmtrain.errors import RecipeError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.scratch import scratch_config
+from rmtrain.recipe.schema import Lora, PretrainedModel
+from tests.model.builders import edit_json, make_base, make_batch, make_sequences, make_tokenizer, scratch, spread
+
+
+def load(path: Path, tokenizer: Any, *, lora: Lora | None = None, seed: int = 1, **model: Any) -> RewardModel:
+    return build_reward_model(PretrainedModel(path=str(path), **model), lora, tokenizer, seed)
+
+
+def make_reward_model(directory: Path, tokenizer: Any, architecture: str = "llama", labels: int = 1) -> Path:
+    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    config.num_labels = labels
+    torch.manual_seed(4)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_trap_02_a_bfloat16_checkpoint_trains_in_float32(tmp_path: Path, tokenizer: Any) -> None:
+    base = make_base(tmp_path, tokenizer, change=lambda model: model.to(torch.bfloat16))
+    assert json.loads((base / "config.json").read_text())["dtype"] == "bfloat16", "guard"
+    model = load(base, tokenizer)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-6, weight_decay=0.0)
+    batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
+    for _ in range(20):
+        optimizer.zero_grad()
+        rewards_N = model(batch)
+        (-torch.nn.functional.logsigmoid(rewards_N[0::2] - rewards_N[1::2])).sum().backward()
+        optimizer.step()
+    moved = [name for name, parameter in trained.items() if not torch.equal(parameter, before[name])]
+    assert len(moved) / len(trained) > 0.99
+
+
+def test_trap_02_a_type_is_only_what_the_recipe_says(tmp_path: Path, tokenizer: Any) -> None:
+    model = load(make_base(tmp_path, tokenizer), tokenizer, dtype="bfloat16", lora=Lora(rank=2))
+    frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad and parameter.shape != (1, 32)}
+    trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    assert (frozen, trained) == ({torch.bfloat16}, {torch.float32})
+
+
+@pytest.mark.parametrize("head", ["auto", "new"])
+def test_trap_13_a_base_model_gets_a_new_head_and_says_so(
+    head: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = make_base(tmp_path, tokenizer)
+    with caplog.at_level(logging.INFO, logger="rmtrain"):
+        first, second = load(base, tokenizer, head=head, seed=5), load(base, tokenizer, head=head, seed=5)
+    assert "new head, seed 5" in caplog.text
+    assert torch.equal(first.head_weight_1H, second.head_weight_1H)
+    weights = load_file(base / "model.safetensors")
+    assert torch.equal(first.core.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+
+
+def test_trap_13_training_from_a_reward_model_starts_at_its_rewards(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = make_reward_model(tmp_path, tokenizer)
+    theirs = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32)
+    sequences = make_sequences(tokenizer)
+    with torch.no_grad():
+        expected = torch.stack([theirs(input_ids=torch.tensor([ids])).logits[0, 0] for ids in sequences])
+        with caplog.at_level(logging.INFO, logger="rmtrain"):
+            models = [
+                load(saved, tokenizer),
+                load(saved, tokenizer, head="from_checkpoint"),
+                load(saved, tokenizer, lora=Lora(rank=2)),
+            ]
+        for model in models:
+            torch.testing.assert_close(model(make_batch(sequences, tokenizer.pad_token_id)), expected, rtol=1e-5, atol=1e-5)
+        assert "new head" not in caplog.text
+        fresh = load(saved, tokenizer, head="new")(make_batch(sequences, tokenizer.pad_token_id))
+    assert (fresh - expected).abs().max() > 1e-3, "guard: a new head gives other rewards"
+
+
+def test_trap_13_a_head_is_kept_in_float32_beside_bfloat16_weights(tmp_path: Path, tokenizer: Any) -> None:
+    saved = make_reward_model(tmp_path, tokenizer)
+    model = load(saved, tokenizer, dtype="bfloat16", lora=Lora(rank=2))
+    assert torch.equal(model.head_weight_1H, load_file(saved / "model.safetensors")["score.weight"])
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_trap_13_a_head_with_two_outputs_is_replaced_with_a_notice_or_refused(
+    architecture: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = make_reward_model(tmp_path, tokenizer, architecture, labels=2)
+    with caplog.at_level(logging.INFO, logger="rmtrain"):
+        model = load(saved, tokenizer)
+    assert model.head_weight_1H.shape == (1, 32)
+    assert "of shape [2, 32], expected [1, H]: it is replaced" in caplog.text
+    with pytest.raises(RecipeError, match=r"from_checkpoint needs .* of shape \[1, H\].*which has .* of shape \[2, 32\]"):
+        load(saved, tokenizer, head="from_checkpoint")
+
+
+def test_trap_13_from_checkpoint_refuses_a_base_model(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(RecipeError, match=r"from_checkpoint needs score.weight of shape \[1, H\].*which has no score.weight"):
+        load(make_base(tmp_path, tokenizer), tokenizer, head="from_checkpoint")
+
+
+@pytest.mark.parametrize("kind", [AutoModel, AutoModelForMaskedLM, AutoModelForTokenClassification])
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "deberta-v2", "distilbert", "electra"])
+def test_encoders_load_from_checkpoints_of_other_tasks(kind: Any, architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    torch.manual_seed(4)
+    kind.from_config(config).save_pretrained(tmp_path)
+    torch.manual_seed(5)
+    first = load(tmp_path, tokenizer, seed=1)
+    torch.manual_seed(6)
+    second = load(tmp_path, tokenizer, seed=1)
+    with torch.no_grad():
+        rewards_N = first(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)), (
+        "new layers come from the seed"
+    )
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in first.parameters())
+    assert spread(rewards_N) > 1e-5
+
+
+def damage_weights(file: Path, damage: str) -> None:
+    weights = load_file(file)
+    if damage == "missing layer":
+        weights = {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}
+    elif damage == "additional layer":
+        weights["model.layers.2.mlp.up_proj.weight"] = torch.zeros(128, 32)
+    elif damage == "wrong shape":
+        weights["model.norm.weight"] = torch.ones(16)
+    elif damage == "prefix":
+        weights = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    elif damage == "not finite":
+        weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    if damage == "cut short":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def damage_config(file: Path, damage: str) -> None:
+    if damage == "no configuration":
+        file.unlink()
+    elif damage == "broken configuration":
+        file.write_text("{")
+    elif damage == "unknown architecture":
+        edit_json(file, model_type="llamma")
+    elif damage == "mistyped size":
+        edit_json(file, hidden_size="wide")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        ("missing layer", "lacks weights: model.layers.1.mlp.down_proj.weight, "),
+        ("additional layer", "has left over weights: model.layers.2.mlp.up_proj.weight"),
+        ("wrong shape", "lacks weights: model.norm.weight"),
+        ("prefix", "lacks weights: model.embed_tokens.weight"),
+        ("not finite", "model: model.norm.weight holds numbers that are not finite"),
+        ("cut short", "model.safetensors of"),
+        ("no configuration", "has no config.json; expected a transformers model"),
+        ("broken configuration", "config.json of"),
+        ("unknown architecture", "has model_type 'llamma', which transformers"),
+        ("mistyped size", "config.json of"),
+    ],
+)
+def test_trap_33_broken_checkpoints_are_refused_in_one_line(damage: str, expected: str, tmp_path: Path, tokenizer: Any) -> None:
+    base = make_base(tmp_path / "base", tokenizer)
+    damage_weights(base / "model.safetensors", damage)
+    damage_config(base / "config.json", damage)
+    with pytest.raises(RecipeError) as refusal:
+        load(base, tokenizer)
+    assert len(refusal.value.problems) == 1
+    assert expected in refusal.value.problems[0]
+    assert "\n" not in refusal.value.problems[0]
+    assert refusal.value.problems[0].startswith("model")
+
+
+def test_sharded_checkpoints_load_and_a_missing_shard_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    whole = load(make_base(tmp_path / "whole", tokenizer), tokenizer)
+    sharded = make_base(tmp_path / "sharded", tokenizer)
+    weights = load_file(sharded / "model.safetensors")
+    halves = [dict(list(weights.items())[i::2]) for i in range(2)]
+    index = {}
+    for number, half in enumerate(halves, start=1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file(half, sharded / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(half, name)
+    (sharded / "model.safetensors").unlink()
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    model = load(sharded, tokenizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(RecipeError, match=r"model\.path: "):
+        load(sharded, tokenizer)
+
+
+def test_security_pickles_are_never_opened(tmp_path: Path, tokenizer: Any) -> None:
+    canary = tmp_path / "canary"
+    base = make_base(tmp_path / "base", tokenizer)
+    script = f"cos\nsystem\n(S'touch {canary}'\ntR."  # what torch.load would run
+    (base / "pytorch_model.bin").write_bytes(script.encode())
+    load(base, tokenizer)
+    (base / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match=r"no model.safetensors, only pytorch_model.bin, which can run code when opened"):
+        load(base, tokenizer)
+    assert not canary.exists()
+
+
+def test_security_code_of_a_model_does_not_run(tmp_path: Path, tokenizer: Any) -> None:
+    canary = tmp_path / "canary"
+    base = make_base(tmp_path / "base", tokenizer)
+    (base / "code.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    edit_json(base / "config.json", auto_map={"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"})
+    load(base, tokenizer)  # an architecture that transformers knows is built by transformers
+    edit_json(base / "config.json", model_type="mine")
+    with pytest.raises(RecipeError, match=r"comes with code of its own \(auto_map\), which is not run"):
+        load(base, tokenizer)
+    with pytest.raises(RecipeError, match="trust_remote_code needs a Hub id pinned by revision"):
+        load(base, tokenizer, trust_remote_code=True, revision="0" * 40)
+    with pytest.raises(RecipeError, match=r"full commit hash \(40 hex digits\), got main"):
+        build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True, revision="main"), None, tokenizer, 1)
+    assert not canary.exists()
+
+
+def test_what_is_not_there_is_said(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(RecipeError, match=r"model\.path: there is no directory"):
+        load(tmp_path / "nowhere", tokenizer)
+    with pytest.raises(RecipeError, match=r"model\.path: cannot read config.json of owner/absent"):
+        build_reward_model(PretrainedModel(path="owner/absent"), None, tokenizer, 1)
+    scratch_config(scratch("llama").scratch, tokenizer).save_pretrained(tmp_path)
+    with pytest.raises(RecipeError, match=r"has no model.safetensors$"):
+        load(tmp_path, tokenizer)
+
+
+def test_a_larger_tokenizer_gets_embeddings_that_are_the_mean_of_the_others(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    base = make_base(tmp_path, tokenizer)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    model = load(base, tokenizer)
+    embeddings = model.core.get_input_embeddings().weight
+    assert embeddings.shape[0] == model.core.config.vocab_size == rows + 1
+    torch.testing.assert_close(embeddings[rows], embeddings[:rows].mean(dim=0))
+    assert model.core.config.pad_token_id == rows
+    with torch.no_grad():
+        rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
+    assert spread(rewards_N) > 1e-3
