@@ -13,8 +13,9 @@ from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
-GOOD, BAD = "bright calm fair glad kind neat warm wise".split(), "bleak cross dull grim harsh mean sour vile".split()
-NOUNS = "barn boat clerk field harbour lamp mill road ship tower".split()
+GOOD = ["bright", "calm", "fair", "glad", "kind", "neat", "warm", "wise"]
+BAD = ["bleak", "cross", "dull", "grim", "harsh", "mean", "sour", "vile"]
+NOUNS = ["barn", "boat", "clerk", "field", "harbour", "lamp", "mill", "road", "ship", "tower"]
 
 
 def planted_rows(count: int, seed: int = 0, shuffled: bool = False) -> list[dict[str, str]]:
@@ -23,7 +24,8 @@ def planted_rows(count: int, seed: int = 0, shuffled: bool = False) -> list[dict
     for number in range(count):
         prompt = f"Entry {seed}-{number}: describe the {rng.choice(NOUNS)} and the {rng.choice(NOUNS)}."
         sides = [
-            " ".join(f"the {rng.choice(NOUNS)} is {rng.choice(words)}," for _ in range(rng.randint(1, 4))) for words in (GOOD, BAD)
+            " ".join(f"the {rng.choice(NOUNS)} is {rng.choice(words)}," for _ in range(rng.randint(1, 4)))
+            for words in (GOOD, BAD)
         ]
         if shuffled and rng.random() < 0.5:
             sides.reverse()
@@ -85,7 +87,14 @@ def rmtrain(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> sub
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **environment},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "COLUMNS": "100",
+            **environment,
+        },
     )
 
 

@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LAYERS = ["errors", "recipe", "data", "batching", "model", "objective", "evaluation", "engine", "report", "commands", "cli", "__main__"]
+LAYERS = [
+    "errors",
+    "recipe",
+    "data",
+    "batching",
+    "model",
+    "objective",
+    "evaluation",
+    "engine",
+    "report",
+    "commands",
+    "cli",
+    "__main__",
+]
 FILES = sorted((ROOT / "rmtrain").rglob("*.py"))
 MODULES = [file for file in FILES if file != ROOT / "rmtrain/__init__.py"]  # it only names where public things live
 

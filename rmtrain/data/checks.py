@@ -100,9 +100,8 @@ class Hashed(Protocol):
 
 def overlap(train: Hashed, evaluation: Hashed) -> list[str]:
     """Row ids of the evaluation data whose prompt, normalised, is also trained on."""
-    shared = np.isin(evaluation.prompt_hashes, train.prompt_hashes)
-    ids = evaluation.ids
-    return [ids[int(index)] for index in np.flatnonzero(shared)]
+    shared = np.flatnonzero(np.isin(evaluation.prompt_hashes, train.prompt_hashes))
+    return [evaluation.ids[int(index)] for index in shared]
 
 
 def check_overlap(train: Hashed, evaluation: Hashed) -> None:

@@ -1,5 +1,6 @@
 """The vocabulary of one dataset entry: where rows come from, and what their columns mean."""
 
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -45,7 +46,7 @@ class SourceBase(Section):
     holdout: Share | None = None
     """Share of this source's prompts, chosen by hash, that is not trained on but evaluated."""
 
-    @property
+    @cached_property
     def label(self) -> str:
         """`tag`, or the last part of `path` without the suffixes of data files."""
         if self.tag is not None:

@@ -96,7 +96,8 @@ def dotted(path: KeyPath) -> str:
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """At most `length` characters of `text`."""
+    """At most `length` characters of `text`, secrets hidden before they could be cut beyond recognition."""
+    text = redact(text)
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

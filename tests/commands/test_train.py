@@ -152,7 +152,13 @@ def test_hh_transcripts_train_export_and_repeat(shared_data: Path, tmp_path: Pat
     source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "holdout": 0.1, "limit": 300, "messages": {"transcript": "hh"}}
     recipe = tiny_recipe(
         tmp_path,
-        data={"train": [source], "eval": [], "max_length": 512, "chat_template": "simple_chat", "cache_dir": str(tmp_path / "cache")},
+        data={
+            "train": [source],
+            "eval": [],
+            "max_length": 512,
+            "chat_template": "simple_chat",
+            "cache_dir": str(tmp_path / "cache"),
+        },
         model={"scratch": {**tiny_recipe(tmp_path).model.scratch.model_dump(), "max_positions": 512, "vocab_size": 1000}},
         batching={"max_tokens": 8192},
         training={"batch_size": 32},

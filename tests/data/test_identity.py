@@ -18,14 +18,14 @@ def test_a_source_is_known_by_content_and_reading_not_by_place(tmp_path: Path) -
 
 
 def test_trap_14_one_character_of_a_tokenizer_changes_its_fingerprint() -> None:
-    tokenizer = llama_like()
+    tokenizer = llama_like(pad_token="<unk>")
     before = tokenizer_fingerprint(tokenizer)
-    assert tokenizer_fingerprint(llama_like()) == before
+    assert tokenizer_fingerprint(llama_like(pad_token="<unk>")) == before
     tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)
     assert tokenizer_fingerprint(tokenizer) == before, "calls leave it alone"
     tokenizer.chat_template += " "
     assert tokenizer_fingerprint(tokenizer) != before
-    assert tokenizer_fingerprint(llama_like(bos_token="</s>")) != before
+    assert tokenizer_fingerprint(llama_like(pad_token="<s>")) != before
     text = byte_bpe().backend_tokenizer.to_str()
     changed = byte_bpe()
     changed._tokenizer = Tokenizer.from_str(text.replace('"use_regex":true', '"use_regex":false', 1))

@@ -356,7 +356,13 @@ def test_text_that_yaml_1_1_takes_for_something_else_stays_text() -> None:
     assert (source.split, source.name, source.revision, source.tag) == ("no", "on", "1e", "12:30")
 
 
-SECRETS = ["hf_" + "aB3" * 12, "sk-" + "aB3" * 12, "https://me:hunter2@host/x", "hf_aB3aB3aB3aB3"]
+SECRETS = [
+    "https://me:" + "hunter" * 20 + "@host",
+    "hf_" + "aB3" * 12,
+    "sk-" + "aB3" * 12,
+    "https://me:hunter2@host/x",
+    "hf_aB3aB3aB3aB3",
+]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -371,7 +377,8 @@ def test_no_secret_is_repeated_or_loaded(secret: str) -> None:
     ]
     for text, overrides in shapes:
         told = "\n".join(problems(text, overrides))
-        assert secret.split("@")[0].split("//")[-1] not in told
+        assert secret not in told
+        assert "hunter" not in told
         assert wandb not in told
     if len(secret) > 20:
         assert problems(GOOD.replace("some/model", secret)) == (
@@ -490,7 +497,7 @@ def every_path(data: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [*([path] if path else []), *(deeper for part, value in inner for deeper in every_path(value, (*path, part)))]
 
 
-@settings(max_examples=500000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(draw=st.data())
 def test_no_mutation_of_a_recipe_gives_anything_but_a_recipe_or_its_errors(draw: st.DataObject) -> None:
     data = complete(draw.draw(st.sampled_from(["pair", "tokenized"])), draw.draw(st.sampled_from(["pretrained", "scratch"])))
@@ -516,7 +523,7 @@ def test_no_mutation_of_a_recipe_gives_anything_but_a_recipe_or_its_errors(draw:
         assert len(came.problems) < 40
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(draw=st.data())
 def test_no_mutation_of_the_text_gives_anything_but_a_recipe_or_its_errors(draw: st.DataObject) -> None:
     text = GOOD

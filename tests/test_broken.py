@@ -1,0 +1,273 @@
+"""What a user can get wrong: each case has its line and its exit code, none a traceback, and none leaves a run behind."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rmtrain import cli
+from tests.runs import ROOT, planted_rows, tiny_recipe, write_recipe, write_rows
+
+
+class Case(NamedTuple):
+    """A mistake. `{base}` in `arguments` is a good recipe; `line` is a regular expression for one whole line on stderr."""
+
+    name: str
+    arguments: list[str]
+    code: int
+    line: str
+
+
+TRAIN = ["train", "{base}"]
+ROWS = {
+    "columns.jsonl": [{"question": "a", "good": "b", "bad": "c"}] * 5,
+    "identical.jsonl": [{"prompt": f"q{i}", "chosen": "same", "rejected": "same"} for i in range(5)],
+    "hh.jsonl": [
+        {"chosen": f"\n\nHuman: q{i}\n\nAssistant: a", "rejected": f"\n\nHuman: q{i}\n\nAssistant: b"} for i in range(5)
+    ],
+    "repeats.jsonl": [{"prompt": f"q{i}", "chosen": f"q{i} a", "rejected": f"q{i} b"} for i in range(5)],
+    "margins.jsonl": [
+        {"prompt": f"q{i}", "chosen": "a", "rejected": "b", "m": -1 if i == 3 else 1, "t": "high"} for i in range(5)
+    ],
+    "roles.jsonl": [{"chosen": [{"role": "user", "content": "q"}] * 2, "rejected": [{"role": "user", "content": "z"}] * 2}] * 5,
+    "tokens.jsonl": [{"chosen_ids": [1, 2, 0], "rejected_ids": [1, 3, 0]}] * 5,
+    "mixed.jsonl": [*planted_rows(9, seed=5), {"prompt": "q", "chosen": None, "rejected": "b"}],
+}
+TEXTS = {
+    "broken.jsonl": '{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 2 + '{"prompt": oops}\n',
+    "array.json": '[{"prompt": "a", "chosen": "b", "rejected": "c"},\n {"prompt" 3}]',
+    "empty.jsonl": "",
+    "notes.txt": "no data",
+    "scores.jsonl": '{"id": "a", "source": "s", "rewards": [1.0, 0.5]}\n{"id": "b", "source": "s", "rewards": [1]}\n',
+    "unclosed.yaml": "run: {name: a\n  b",
+    "tag.yaml": "run: !!python/object/apply:os.system [touch canary]\n",
+    "list.yaml": "- run\n",
+}
+
+
+def reads(file: str, *more: str) -> list[str]:
+    return [*TRAIN, f"data.train.0.path={file}", *more]
+
+
+RECIPES = [
+    Case("no recipe", ["train"], 2, r"expected one recipe, as the first argument or as --recipe; .*"),
+    Case("two recipes", ["train", "{base}", "b.yaml"], 2, r"b\.yaml: expected an override such as optimizer\.lr=1e-5"),
+    Case("recipe twice", ["train", "{base}", "--recipe", "b.yaml"], 2, r"expected one recipe, .*"),
+    Case("missing recipe", ["train", "nothing.yaml"], 2, r"nothing\.yaml  no such file; expected a recipe in YAML"),
+    Case("directory", ["train", "."], 2, r"\.  is a directory; expected a recipe in YAML"),
+    Case("unclosed brace", ["train", "unclosed.yaml"], 2, r"unclosed\.yaml:2:4  not well-formed YAML: a bracket or brace .*"),
+    Case("python tag", ["train", "tag.yaml"], 2, r"tag\.yaml:1:6  run: .*tag.*"),
+    Case("list", ["train", "list.yaml"], 2, r"list\.yaml:1:1  expected sections such as run, data and model, got .*"),
+    Case(
+        "misspelt key",
+        [*TRAIN, "optimizer.learing_rate=1"],
+        2,
+        r"override .*  optimizer\.learing_rate: unknown key; did you mean lr\?",
+    ),
+    Case(
+        "wrong type",
+        [*TRAIN, "optimizer.lr=fast"],
+        2,
+        r"override optimizer\.lr=fast  optimizer\.lr: expected .*number.*, got .*fast.*",
+    ),
+    Case("out of range", [*TRAIN, "training.batch_size=0"], 2, r"override .*  training\.batch_size: expected .*, got 0"),
+    Case("wrong choice", [*TRAIN, "optimizer.schedule=cosin"], 2, r"override .*  optimizer\.schedule: .*cosine.*"),
+    Case("no value", [*TRAIN, "optimizer.lr"], 2, r"optimizer\.lr: expected an override such as optimizer\.lr=1e-5"),
+    Case("index", [*TRAIN, "data.train.3.path=x"], 2, r"override .*  data\.train\.3\.path: data\.train is a list of 1; .*"),
+    Case(
+        "budget",
+        [*TRAIN, "batching.max_tokens=100"],
+        2,
+        r"override .*  batching\.max_tokens: .*twice data\.max_length \(192\).*got 100",
+    ),
+    Case("positions", [*TRAIN, "data.max_length=512"], 2, r"override .*  data\.max_length: .*max_positions \(128\), got 512"),
+    Case("unknown option", [*TRAIN, "--fast"], 2, r"Error: No such option: --fast"),
+    Case(
+        "tracker",
+        [*TRAIN, "tracking.to=[wandb]"],
+        2,
+        r"tracking\.to: wandb is not installed; install rmtrain\[wandb\] or leave it out",
+    ),
+]
+DATA = [
+    Case("missing file", reads("none.jsonl"), 3, r"none: none\.jsonl is not there"),
+    Case("unknown kind", reads("notes.txt"), 3, r"notes\.txt: .* is no data file; expected one of \.json, .*"),
+    Case("columns", reads("columns.jsonl"), 3, r'columns: no column "chosen", "rejected"; it has: question, good, bad'),
+    Case("one column", [*TRAIN, "data.train.0.chosen=gut"], 3, r'train: no column "gut"; it has: prompt, chosen, rejected'),
+    Case(
+        "broken line", reads("broken.jsonl"), 3, r"broken: 1 of 3 rows dropped \(33\.3 %\), allowed 5 %: .*broken\.jsonl:3:12: .*"
+    ),
+    Case("broken array", reads("array.json"), 3, r"array\.json:2:12: not JSON: .*"),
+    Case("empty file", reads("empty.jsonl"), 3, r"empty: it has no rows"),
+    Case(
+        "identical", reads("identical.jsonl"), 3, r"identical: .* refused \(identical\): identical:0: the responses are the same"
+    ),
+    Case("a bad row", reads("mixed.jsonl"), 3, r"mixed: 1 of 10 rows dropped \(10\.0 %\), allowed 5 %: .*mixed:9.*"),
+    Case("hh unsaid", reads("hh.jsonl"), 3, r"hh: .*looks like an HH transcript; set messages\.transcript: hh"),
+    Case(
+        "prompt twice",
+        reads("repeats.jsonl"),
+        3,
+        r"repeats: .*both sides start with the text of the prompt; set prompt: implicit, .*",
+    ),
+    Case("roles", reads("roles.jsonl"), 3, r"roles: the first 5 rows are all refused \(role_order\): roles:0: .*"),
+    Case(
+        "tokens unsaid",
+        reads("tokens.jsonl"),
+        3,
+        r'tokens: no column "chosen", "rejected"; .*; rows of tokens need format: tokenized',
+    ),
+    Case(
+        "negative margin",
+        reads("margins.jsonl", "data.train.0.margin=m"),
+        3,
+        r"margins must be .*: margins:3: expected at least 0, got -1",
+    ),
+    Case(
+        "text margin", reads("margins.jsonl", "data.train.0.margin=t"), 3, r"margins must be finite .*: margins:0: .*got 'high'.*"
+    ),
+    Case(
+        "overlap",
+        [*TRAIN, "data.eval.0.path=train.jsonl"],
+        3,
+        r"48 of 48 evaluation rows have a prompt that is also trained on: train:0, .*",
+    ),
+    Case("all too long", [*TRAIN, "data.max_length=8"], 3, r"train: all of its 48 rows are dropped: too_long 48 .*"),
+    Case(
+        "error policy",
+        [*TRAIN, "data.max_length=30", "data.overlong=error"],
+        3,
+        r"data\.overlong is error, and rows are too long: .*",
+    ),
+    Case(
+        "no template",
+        [*TRAIN, "data.chat_template=tokenizer"],
+        2,
+        r"data\.chat_template: .* no chat template; name one: simple_concat, .*",
+    ),
+    Case(
+        "template name",
+        [*TRAIN, "data.chat_template=simple_cat"],
+        2,
+        r'data\.chat_template: "simple_cat" .*; did you mean simple_chat\?',
+    ),
+    Case(
+        "template fails",
+        [*TRAIN, "data.chat_template='{{ raise_exception(\"no\") }}'"],
+        3,
+        r"data\.chat_template: .* failed: .*no",
+    ),
+    Case(
+        "no reply",
+        [*TRAIN, "data.chat_template='{{ messages[0].content }}'"],
+        3,
+        r"train: all of its 48 rows .*rewritten_by_template 48 .*",
+    ),
+]
+MODELS = [
+    Case("architecture", [*TRAIN, "model.scratch.architecture=lama"], 2, r".*model\.scratch\.architecture: .*lama.*llama.*"),
+    Case(
+        "heads",
+        [*TRAIN, "model.scratch.heads=3"],
+        2,
+        r"override .*  model\.scratch\.heads: expected a divisor of hidden_size \(32\), got 3",
+    ),
+    Case("no checkpoint", [*TRAIN, "model.head=from_checkpoint"], 2, r"model\.head: from_checkpoint needs model\.path; .*"),
+    Case("adapter target", [*TRAIN, "lora={targets: [nope]}"], 2, r"lora\.targets: .*nope.*"),
+    Case("8 bit", [*TRAIN, "optimizer.name=adamw_8bit"], 2, r"optimizer\.name: adamw_8bit needs bitsandbytes; .*"),
+    Case("no model yet", ["eval", "{base}"], 4, r".*run/model: there is no model; run `rmtrain train .*` first"),
+    Case("no such model", ["eval", "nowhere/none", "--data", "test.jsonl"], 4, r"model: .*nowhere/none.*"),
+    Case("nothing to evaluate", ["eval"], 2, r"expected a recipe, a run directory or a model; .*"),
+    Case(
+        "model without data",
+        ["eval", "nowhere/none"],
+        2,
+        r"nowhere/none: name what to evaluate on, by --data FILE or --recipe RECIPE",
+    ),
+    Case("gate name", ["eval", "{base}", "--fail-under", "acc=1"], 2, r"--fail-under acc=1: expected one of accuracy, .*"),
+    Case("gate value", ["eval", "{base}", "--fail-under", "accuracy=x"], 2, r"--fail-under accuracy=x: expected a number .*"),
+    Case(
+        "scores",
+        ["eval", "--scores", "scores.jsonl"],
+        3,
+        r"scores\.jsonl:2  rewards: expected a list of two or more numbers, got \[1\]",
+    ),
+    Case("row", ["inspect", "{base}", "--row", "99"], 3, r"--row 99: train has 48 kept rows, 0 to 47"),
+    Case("split", ["inspect", "{base}", "--split", "dev"], 2, r"--split dev: expected train or eval"),
+]
+CASES = RECIPES + DATA + MODELS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A good recipe and its data, beside everything that is wrong."""
+    place = tmp_path_factory.mktemp("broken")
+    write_recipe(place, tiny_recipe(place))
+    for name, rows in ROWS.items():
+        write_rows(place / name, rows)
+    for name, text in TEXTS.items():
+        (place / name).write_text(text)
+    return place
+
+
+def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["rmtrain", *arguments])
+    with pytest.raises(SystemExit) as ending:
+        cli.main()
+    code = ending.value.code
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_a_mistake_gets_its_line_and_its_exit_code(
+    case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    before = {path.name for path in folder.iterdir()}
+    code = run(
+        [argument.format(base="recipe.yaml") if "{base}" in argument else argument for argument in case.arguments], monkeypatch
+    )
+    stderr = capsys.readouterr().err
+    lines = [line.removeprefix("error: ") for line in stderr.splitlines()]
+    assert code == case.code, stderr
+    assert any(re.fullmatch(case.line, line) for line in lines), stderr
+    assert "Traceback" not in stderr
+    assert {path.name for path in folder.iterdir()} - {"cache"} == before - {"cache"}, "nothing is left behind"
+
+
+def test_there_are_forty_of_them_and_none_twice() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 40
+
+
+def test_everything_that_is_wrong_with_a_recipe_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "worse.yaml").write_text(
+        text.replace("  lr:", "  rate:").replace("  batch_size: 8", "  batch_size: -8").replace("name: tiny", "nmae: tiny")
+    )
+    assert run(["train", "worse.yaml"], monkeypatch) == 2
+    lines = capsys.readouterr().err.splitlines()
+    (folder / "worse.yaml").unlink()
+    assert len([line for line in lines if line.startswith("error: worse.yaml:")]) >= 4
+    assert any("run.nmae: unknown key; did you mean name?" in line for line in lines)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["train", "unclosed.yaml"], 2), (["schema"], 0)])
+def test_help_and_recipe_errors_import_nothing_heavy(arguments: list[str], code: int, folder: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "rmtrain", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert result.returncode == code
+    imported = re.findall(r"\| +([\w.]+)$", result.stderr, re.MULTILINE)
+    assert len(imported) > 50, "guard: imports were traced"
+    assert not {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"} & set(imported)
+
+
+def test_trap_26_no_is_text_and_exponents_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    assert run(["train", "recipe.yaml", "optimizer.lr=no"], monkeypatch) == 2
+    assert "expected" in capsys.readouterr().err
