@@ -23,8 +23,8 @@ from rmtrain.recipe.schema import Lora, PretrainedModel, ScratchModel
 
 logger = logging.getLogger("rmtrain")
 
-UNQUANTIZED = ["score", "classifier", "pre_classifier", "pooler", "head"]
-"""Modules left whole under quantization: a head of one output is not quantized right by every kernel, and all of them train."""
+UNQUANTIZED = ["score", "classifier", "pre_classifier", r"(.*\.)?pooler", "head"]
+"""Modules (patterns) left whole under quantization: a head of one output is not quantized right by every kernel, and all of them train."""
 
 
 def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int) -> RewardModel:
@@ -53,12 +53,12 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     if backbone.head.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise RecipeError("model: the tokenizer's pad token is its end token; transformers would read rewards before the end")
     _check_finite(backbone.model)
-    if not backbone.head.pools_last_token:
+    if not backbone.head.pools_last_token and quantization is None:  # a 4-bit model on a CPU that ran once no longer trains
         _check_padding(backbone.model, tokenizer)
     if quantization is not None:
         prepare_model_for_kbit_training(backbone.model, use_gradient_checkpointing=False)
     if model.gradient_checkpointing:
-        _checkpoint_gradients(backbone.model, frozen_inputs=lora is not None)
+        _checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     hf = backbone.model if lora is None else attach_lora(backbone, lora, origin, seed)
     return RewardModel(hf, backbone.head, origin, getattr(torch, model.dtype)).train()
 
@@ -129,11 +129,14 @@ def _check_padding(encoder: PreTrainedModel, tokenizer: Any) -> None:
         )
 
 
-def _checkpoint_gradients(model: PreTrainedModel, frozen_inputs: bool) -> None:
+def _checkpoint_gradients(backbone: Backbone, frozen_inputs: bool) -> None:
+    model = backbone.model
     if not model.supports_gradient_checkpointing:
         raise RecipeError(f"model.gradient_checkpointing: {type(model).__name__} cannot recompute activations; set it to false")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.23; this name works before and after
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not backbone.head.pools_last_token and getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # an encoder has no use for one, and would warn; causal models are told in each forward
     if frozen_inputs:
         model.enable_input_require_grads()

@@ -1,14 +1,12 @@
 """The vocabulary of one dataset entry: where rows come from, and what their columns mean."""
 
-from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveInt, Tag
 
 from rmtrain.recipe.section import Section, Share
 
-DATA_SUFFIXES = frozenset({".gz", ".json", ".jsonl", ".csv", ".parquet"})
+DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
 
 
 class Messages(Section):
@@ -46,15 +44,15 @@ class SourceBase(Section):
     holdout: Share | None = None
     """Share of this source's prompts, chosen by hash, that is not trained on but evaluated."""
 
-    @cached_property
+    @property
     def label(self) -> str:
         """`tag`, or the last part of `path` without the suffixes of data files."""
         if self.tag is not None:
             return self.tag
-        name = PurePosixPath(self.path).name or self.path
-        while PurePosixPath(name).suffix in DATA_SUFFIXES:
-            name = PurePosixPath(name).stem
-        return name
+        name = self.path.rstrip("/").rpartition("/")[2] or self.path
+        while name.endswith(DATA_SUFFIXES):
+            name = name.rpartition(".")[0]
+        return name or self.path
 
 
 class PairSource(SourceBase):

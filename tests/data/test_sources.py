@@ -208,3 +208,20 @@ def test_the_fingerprint_of_a_directory_is_that_of_the_files_it_reads(tmp_path: 
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
     Dataset.from_list(ROWS[:3]).save_to_disk(str(tmp_path / "other"))
     assert fingerprint(PairSource(path=str(tmp_path / "saved"))) != fingerprint(PairSource(path=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("owner/pairs", "pairs"),
+        ("in/hh.jsonl.gz", "hh"),
+        ("in/rows.v2.csv", "rows.v2"),
+        ("folder/", "folder"),
+        (".", "."),
+        (".jsonl", ".jsonl"),
+    ],
+)
+def test_a_source_is_named_after_the_last_part_of_its_path(path: str, label: str) -> None:
+    source = PairSource(path=path)
+    assert source.label == label
+    assert source.model_copy(update={"tag": "mine"}).label == "mine"

@@ -74,9 +74,15 @@ def build(architecture: str, tokenizer: Any, *, lora: Lora | None = None, seed: 
     return build_reward_model(scratch(architecture, **model), lora, tokenizer, seed)
 
 
-def make_base(directory: Path, tokenizer: Any, architecture: str = "llama", change: Callable[[Any], None] | None = None) -> Path:
+def make_base(
+    directory: Path,
+    tokenizer: Any,
+    architecture: str = "llama",
+    change: Callable[[Any], None] | None = None,
+    hidden_size: int = 32,
+) -> Path:
     """Write a language model, as a base model comes: weights, configuration, tokenizer."""
-    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    config = scratch_config(scratch(architecture, hidden_size=hidden_size).scratch, tokenizer)
     torch.manual_seed(3)
     model = (AutoModelForCausalLM if architecture in CAUSAL else AutoModelForMaskedLM).from_config(config)
     if change is not None:

@@ -1,0 +1,122 @@
+"""The step: what is computed does not depend on how it is cut, modes are restored, and what cannot train is said."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from rmtrain.batching.loader import StepLoader
+from rmtrain.batching.plan import Plan
+from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.engine.loop import check_gradients, train_step
+from rmtrain.engine.metrics import Meter, check_finite
+from rmtrain.errors import NumericError, RmtrainError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.objective import Objective
+from rmtrain.recipe.schema import BradleyTerry
+from tests.helpers import byte_bpe
+from tests.runs import ROOT, metrics_of, tiny_recipe, write_recipe
+
+
+def comparisons(count: int) -> list[TokenizedComparison]:
+    rng = np.random.default_rng(3)
+    rows = []
+    for number in range(count):
+        sides = tuple([*rng.integers(2, 300, rng.integers(2, 20)).tolist(), 0] for _ in range(2))
+        rows.append(TokenizedComparison(f"s:{number}", "s", sides, 0, 0, (Preference(0, 1, float(rng.random())),)))
+    return rows
+
+
+def gradients_of_first_step(model: RewardModel, rows: list[TokenizedComparison], max_tokens: int) -> tuple[dict, float, int]:
+    model = copy.deepcopy(model).double()
+    longest = np.array([max(map(len, row.sequences)) for row in rows], dtype=np.int32)
+    plan = Plan(longest, np.full(len(rows), 2, np.int32), batch_size=len(rows), max_tokens=max_tokens, epochs=1, seed=1)
+    accelerator, kept = Accelerator(cpu=True), {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    zero_grad = optimizer.zero_grad
+    optimizer.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in model.named_parameters()}) or zero_grad()  # type: ignore[method-assign]
+    meter, batch = Meter(accelerator, 1), next(StepLoader(rows, plan, pad_token_id=1).steps())
+    train_step(accelerator, model, optimizer, batch, 0.0, BradleyTerry(center_rewards=0.1), None, meter)
+    return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
+
+
+@pytest.mark.parametrize("count", [13, 16])
+def test_trap_17_gradients_do_not_depend_on_how_a_step_is_cut(count: int, tmp_path: Path) -> None:
+    model = build_reward_model(tiny_recipe(tmp_path).model, None, byte_bpe(), seed=1)
+    rows = comparisons(count)
+    whole, loss, pieces = gradients_of_first_step(model, rows, 10**6)
+    assert pieces == 1
+    for max_tokens in (60, 150, 400):
+        cut, cut_loss, cut_pieces = gradients_of_first_step(model, rows, max_tokens)
+        assert cut_pieces > 1, "guard: the step was cut"
+        assert cut_loss == pytest.approx(loss, rel=1e-6)
+        for name, gradient in whole.items():
+            scale = gradient.abs().max().clamp(min=1e-12)
+            assert ((cut[name] - gradient).abs().max() / scale).item() < 1e-5, name
+
+
+def test_trap_17_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, rows=44, run={"output_dir": str(tmp_path / "one")}, batching={"max_tokens": 400})
+    path = write_recipe(tmp_path, recipe)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, prefix in (("one", []), ("two", launcher)):
+        command = [sys.executable, *prefix, "-m", "rmtrain", "train", str(path), f"run.output_dir={tmp_path / name}"]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
+        assert result.returncode == 0, result.stderr
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, other in zip(one, two, strict=True):
+        for key in ("train/loss", "train/grad_norm", "train/accuracy", "train/learning_rate", "eval/loss", "eval/accuracy"):
+            assert (key in other) == (key in mine)
+            assert other.get(key, 0.0) == pytest.approx(mine.get(key, 0.0), rel=2e-5), key
+    assert '"processes": 2' in (tmp_path / "two/environment.json").read_text(), "guard: two processes ran"
+    assert 44 % 8, "guard: the last step was shorter"
+
+
+def test_trap_34_evaluation_turns_dropout_off_and_puts_every_module_back(tmp_path: Path) -> None:
+    model = build_reward_model(tiny_recipe(tmp_path, lora={"dropout": 0.5}).model, None, byte_bpe(), seed=1)
+    model.hf.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert len(set(modes.values())) == 2, "guard: modes differed"
+
+
+def test_trap_24_a_trainable_parameter_without_gradient_is_named() -> None:
+    model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
+    model["used"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(RmtrainError, match=r"2 trainable parameters got no gradient .* forgotten\.weight, forgotten\.bias"):
+        check_gradients(model)
+    model["forgotten"].requires_grad_(False)
+    check_gradients(model)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    check_finite(3, {"train/loss": 0.5})
+    with pytest.raises(NumericError, match="step 3: train/loss is nan"):
+        check_finite(3, {"train/loss": math.nan})
+
+
+def test_the_meter_reports_means_over_comparisons_and_starts_again() -> None:
+    meter = Meter(Accelerator(cpu=True), flos_per_token=10)
+    for loss, comparisons in ((6.0, 4), (2.0, 1)):
+        sums = [torch.tensor(float(value)) for value in (loss, 1, 3.0, 1.0, -2.0, comparisons)]
+        meter.add(Objective(*sums), tokens=100)
+    meter.grad_norm = torch.tensor(0.25)
+    metrics = meter.report(7, 0.5, 1e-3)
+    assert metrics["train/loss"] == pytest.approx(8 / 5), "a mean over comparisons, not of micro-batch means"
+    assert metrics["train/accuracy"] == pytest.approx(2 / 5)
+    assert metrics["total_flos"] == 2000
+    assert metrics["train/global_step"] == 7
+    assert meter.tokens == 0
+    assert meter.sums.abs().sum() == 0

@@ -1,0 +1,34 @@
+"""The learning rate is a function of the step alone, and parameters decay as they should."""
+
+import pytest
+import torch
+from torch import nn
+
+from rmtrain.engine.optim import build_optimizer, learning_rate
+from rmtrain.recipe.schema import Optimizer
+
+
+def test_trap_11_the_rate_depends_on_the_step_and_nothing_else_and_ends_at_its_end() -> None:
+    rate = learning_rate(Optimizer(lr=1.0), total_steps=10)
+    assert [rate(step) for step in range(10)] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [rate(step) for step in (7, 3, 7)] == pytest.approx([0.3, 0.7, 0.3]), "asked in any order"
+
+
+def test_warmup_rises_linearly_over_its_share_and_cosine_falls_to_zero() -> None:
+    rate = learning_rate(Optimizer(lr=0.2, schedule="cosine", warmup=0.2), total_steps=10)
+    assert [rate(0), rate(1), rate(2)] == pytest.approx([0.0, 0.1, 0.2])
+    assert rate(6) == pytest.approx(0.1)
+    assert rate(10) == pytest.approx(0.0, abs=1e-9)
+    constant = learning_rate(Optimizer(lr=0.2, schedule="constant", warmup=0.2), total_steps=10)
+    assert [constant(1), constant(5), constant(9)] == pytest.approx([0.1, 0.2, 0.2])
+
+
+def test_only_trainable_matrices_decay() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[2].weight.requires_grad_(False)
+    optimizer = build_optimizer(model, Optimizer(lr=1e-3, weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model[0].weight)] == 0.1
+    assert decay[id(model[0].bias)] == decay[id(model[1].weight)] == 0.0
+    assert id(model[2].weight) not in decay
+    assert isinstance(optimizer, torch.optim.AdamW)
