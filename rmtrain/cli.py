@@ -11,7 +11,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from rich.console import Console
@@ -163,15 +163,15 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
     return load_recipe(str(option or target), overrides)
 
 
-def parse_gates(values: list[str]) -> dict[str, float]:
+def parse_gates(values: list[str]) -> dict[Gate, float]:
     """`accuracy=0.7` -> `{"accuracy": 0.7}`, checked by name and value like `evaluation.gates`."""
-    gates: dict[str, float] = {}
+    gates: dict[Gate, float] = {}
     for value in values:
         name, _, bound = value.partition("=")
         if name not in get_args(Gate):
             raise RecipeError(f"--fail-under {value}: expected one of {', '.join(get_args(Gate))}, as accuracy=0.7")
         try:
-            gates[name] = float(bound)
+            gates[cast(Gate, name)] = float(bound)
         except ValueError:
             raise RecipeError(f"--fail-under {value}: expected a number after {name}=, as {name}=0.7") from None
     return gates

@@ -7,7 +7,7 @@ Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, E pref
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -42,10 +42,9 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> Self:
         """The same micro-batch with its tensors on `device`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self, **{name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
-        )
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **{**values, **moved})
 
 
 def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> MicroBatch:

@@ -21,7 +21,7 @@ from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores import read_scores, write_scores
 from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.recipe.load import load_recipe, parse_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Gate, Recipe
 from rmtrain.report.evaluation import evaluation_summary
 from rmtrain.report.reading import ReadingDisplay
 
@@ -72,7 +72,7 @@ class Target:
     model: str
     recipe: Recipe
     output: Path
-    gates: Mapping[str, float]
+    gates: Mapping[Gate, float]
 
 
 def resolve_target(target: str | None, recipe_path: Path | None, overrides: Sequence[str], data: str | None) -> Target:
@@ -95,13 +95,13 @@ def resolve_target(target: str | None, recipe_path: Path | None, overrides: Sequ
         if not (run / "model").is_dir():
             raise CheckpointError(f"{run}/model: there is no model; run `rmtrain train {named_recipe}` first")
         return Target(str(run / "model"), recipe, Path() if data else run, recipe.evaluation.gates)
-    run = _run_directory(Path(target).expanduser())
-    model = target if run is None else str(run / "model")
+    directory = _run_directory(Path(target).expanduser())
+    model = target if directory is None else str(directory / "model")
     if named_recipe is not None:
         return Target(model, load_recipe(named_recipe, overrides), Path(), {})
-    if run is not None:
-        recipe = load_recipe(run / "recipe.yaml", overrides)
-        return Target(model, recipe, Path() if overrides else run, {} if data else recipe.evaluation.gates)
+    if directory is not None:
+        recipe = load_recipe(directory / "recipe.yaml", overrides)
+        return Target(model, recipe, Path() if overrides else directory, {} if data else recipe.evaluation.gates)
     if data is None:
         raise RecipeError(f"{target}: name what to evaluate on, by --data FILE or --recipe RECIPE")
     return Target(model, parse_recipe(_bare_recipe(model, data), "--data", overrides), Path(), {})
@@ -137,7 +137,7 @@ def eval_command(
     data: str | None,
     output: Path | None,
     scores: Path | None,
-    gates: Mapping[str, float],
+    gates: Mapping[Gate, float],
     allow_template_change: bool,
 ) -> Outcome:
     """Everything behind `rmtrain eval`; see `resolve_target` for what may be named, `scores` needs no model at all."""
@@ -154,7 +154,7 @@ def eval_command(
     return _outcome(evaluation.summary, {**found.gates, **gates}, directory / "scores.jsonl")
 
 
-def _outcome(summary: dict[str, Any], gates: Mapping[str, float], scores: Path) -> Outcome:
+def _outcome(summary: dict[str, Any], gates: Mapping[Gate, float], scores: Path) -> Outcome:
     results = check_gates(summary, gates)
     lines = [Text(f"gate          {name} {'passed' if result['passed'] else 'missed'}") for name, result in results.items()]
     report = Group(evaluation_summary(summary), Text(), *lines, Text(f"scores        {scores}"))

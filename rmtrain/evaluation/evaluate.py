@@ -12,6 +12,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import score, scoring_micro_batches
 from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.recipe.schema import Gate
 
 LOWER_IS_BETTER = {"loss"}
 
@@ -49,9 +50,9 @@ def evaluate(model: nn.Module, data: TokenizedData, accelerator: Accelerator, pa
     return Evaluation(scored, summarize(scored), time.perf_counter() - start, len(micro_batches))
 
 
-def check_gates(summary: Mapping[str, Any], gates: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def check_gates(summary: Mapping[str, Any], gates: Mapping[Gate, float]) -> dict[str, dict[str, Any]]:
     """For each gate the required and the reached value, and whether it passed; of a loss, less is better."""
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, required in gates.items():
         value = summary[name]
         passed = value is not None and (value <= required if name in LOWER_IS_BETTER else value >= required)

@@ -18,7 +18,7 @@ def sample_rows(
     Returns:
         For each `id`, `source`, `prompt`, `chosen` and `rejected` as text (the sides of its first preference), and their `rewards`.
     """
-    numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)) if count else []
+    numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
     return [_sample(data, scored, tokenizer, int(number)) for number in numbers]
 
 
