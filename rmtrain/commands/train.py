@@ -16,6 +16,7 @@ from rmtrain.batching.plan import Plan, check_budget
 from rmtrain.commands.outcome import Outcome
 from rmtrain.data.identity import tokenizer_fingerprint
 from rmtrain.data.prepare import PreparedData, prepare
+from rmtrain.data.special_tokens import edge_tokens
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.metrics import Display, Meter, RunLog
@@ -200,6 +201,7 @@ class Running:
             evaluation=summary,
             recipe=dump_recipe(recipe),
             max_length=recipe.data.max_length,
+            add_special_tokens=not edge_tokens(self.tokenizer).in_template,
             versions=environment(self.accelerator, {})["versions"],
         )
 

@@ -96,7 +96,7 @@ def _load(directory: Path, key: str) -> PreparedData:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         stored = {split: manifest["splits"][split] for split in SPLITS}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{directory / MANIFEST}: damaged; {remedy}") from error
     for split in SPLITS:
         file = directory / f"{split}.arrow"

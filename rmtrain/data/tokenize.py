@@ -31,12 +31,6 @@ def encode_conversations(
     return list(_encode(texts, tokenizer, edge_tokens(tokenizer))["input_ids"]) if texts else []
 
 
-def serving_text(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A rendered text as consumers give it to `tokenizer(text)`, which then adds the beginning it would otherwise have twice."""
-    edges = edge_tokens(tokenizer)
-    return text.removeprefix(str(tokenizer.bos_token)) if edges.in_template and edges.leading else text
-
-
 def encode_comparisons(
     comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> list[TokenizedComparison | Dropped]:

@@ -52,7 +52,8 @@ def train(
             log.metrics(step, metrics)
             display.log(step, metrics)
         if evaluate is not None and due(recipe.evaluation.every, step) and step != last:
-            evaluate(step)
+            with meter.paused():
+                evaluate(step)
     return None if evaluate is None else evaluate(last)
 
 

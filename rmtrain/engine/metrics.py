@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,13 @@ class Meter:
         """Count one micro-batch."""
         self.sums += objective.statistics()
         self.tokens += tokens
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that does not count as training."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
 
     def report(self, step: int, epoch: float, learning_rate: float) -> dict[str, float]:
         """Means since the last report under the seed's names, reduced over ranks; starts a new interval.

@@ -2,8 +2,6 @@
 
 import importlib.util
 import logging
-import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from rmtrain.model.head import find_head, install_head
 from rmtrain.model.lora import attach_lora
 from rmtrain.model.origin import Origin
 from rmtrain.model.pretrained import Backbone, load_backbone
+from rmtrain.model.quiet import quiet_transformers
 from rmtrain.model.randomness import seeded
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.scratch import build_scratch
@@ -75,18 +74,9 @@ def _from_scratch(model: ScratchModel, tokenizer: Any, seed: int) -> Backbone:
 
 
 def _from_checkpoint(model: PretrainedModel, tokenizer: Any, seed: int, quantization: Any) -> tuple[Origin, Backbone]:
-    origin = Origin(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code).checked()
-    backbone = load_backbone(
-        origin,
-        tokenizer,
-        model.head,
-        dtype=getattr(torch, model.dtype),
-        dropout=model.dropout,
-        seed=seed,
-        quantization=quantization,
-    )
-    commit = getattr(backbone.model.config, "_commit_hash", None)
-    return replace(origin, revision=commit or origin.revision), backbone
+    origin = Origin(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code).checked().pinned()
+    options = {"dtype": getattr(torch, model.dtype), "dropout": model.dropout, "seed": seed, "quantization": quantization}
+    return origin, load_backbone(origin, tokenizer, model.head, **options)
 
 
 def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> Any:
@@ -133,8 +123,7 @@ def _checkpoint_gradients(backbone: Backbone, frozen_inputs: bool) -> None:
     model = backbone.model
     if not model.supports_gradient_checkpointing:
         raise RecipeError(f"model.gradient_checkpointing: {type(model).__name__} cannot recompute activations; set it to false")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # renamed in transformers 5.23; this name works before and after
+    with quiet_transformers():  # the function is renamed in transformers 5.23; this name works before and after
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not backbone.head.pools_last_token and getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # an encoder has no use for one, and would warn; causal models are told in each forward

@@ -115,7 +115,7 @@ def write_tokenizer(tokenizer: Any, directory: Path, causal: bool) -> None:
         config.setdefault(name, None)  # left out, some tokenizer classes would add one of their own
     if causal:
         config["model_input_names"] = ["input_ids", "attention_mask"]
-    for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "auto_map"):
+    for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "auto_map", "is_local", "local_files_only"):
         config.pop(name, None)
     config["padding_side"] = "right"
     write_json(file, config)

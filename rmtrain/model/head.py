@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 
 from rmtrain.errors import RmtrainError
 from rmtrain.model.randomness import generator
@@ -47,8 +51,15 @@ class HeadPlace:
         return self.name.partition(".")[0]
 
 
-def outline(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The sequence-classification model of a configuration without memory for its weights."""
+def outline(config: PretrainedConfig, refuse: Callable[[str], RmtrainError], trust_remote_code: bool = False) -> PreTrainedModel:
+    """The sequence-classification model of a configuration without memory for its weights.
+
+    Raises:
+        refuse(reason): transformers has no such model for the architecture, and the checkpoint brings none that is trusted.
+    """
+    of_its_own = trust_remote_code and AutoModelForSequenceClassification.__name__ in getattr(config, "auto_map", {})
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not of_its_own:
+        raise refuse(f"transformers has no sequence-classification model for {config.model_type}; choose another architecture")
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
 

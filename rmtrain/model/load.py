@@ -75,7 +75,7 @@ def _scorer(origin: Origin) -> tuple[PretrainedConfig, HeadPlace]:
     one_output = copy.deepcopy(config)
     set_single_output(one_output)
     with quiet_transformers():
-        place = find_head(outline(one_output, origin.trust_remote_code), origin.refuse)
+        place = find_head(outline(one_output, origin.refuse, origin.trust_remote_code), origin.refuse)
     _check_head(origin, find_weights(origin), place.weight)
     return config, place
 

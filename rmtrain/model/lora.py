@@ -17,6 +17,7 @@ from rmtrain.errors import RecipeError
 from rmtrain.model.head import HeadPlace, head_of, install_head
 from rmtrain.model.origin import Origin
 from rmtrain.model.pretrained import Backbone
+from rmtrain.model.quiet import quiet_transformers
 from rmtrain.model.randomness import seeded
 from rmtrain.recipe.schema import Lora
 
@@ -48,7 +49,7 @@ def attach_lora(backbone: Backbone, lora: Lora, origin: Origin | None, seed: int
         base_model_name_or_path=None if origin is None else origin.path,
         revision=None if origin is None else origin.revision,
     )
-    with seeded(seed, "lora"):
+    with quiet_transformers(), seeded(seed, "lora"):
         adapted = get_peft_model(model, config)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
@@ -91,7 +92,7 @@ def _embeddings_name(model: PreTrainedModel) -> str:
 
 def merge_saved_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The base with a saved adapter merged into it: what the adapter's file lacks, the result lacks."""
-    with seeded(0, "overwritten"):
+    with quiet_transformers(), seeded(0, "overwritten"):
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
     return merged
 

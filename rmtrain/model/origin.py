@@ -69,6 +69,12 @@ class Origin:
             raise self.refuse(f"trust_remote_code needs revision to be a full commit hash (40 hex digits), got {self.revision}")
         return replace(self, path=path)
 
+    def pinned(self) -> Self:
+        """The origin at the commit that its revision stands for now; a directory as it is."""
+        file = None if self.is_directory else self.find("config.json", required=True)
+        commit = file.parent.name if file is not None else ""
+        return replace(self, revision=commit) if COMMIT.fullmatch(commit) else self
+
     def find(self, name: str, required: bool = False) -> Path | None:
         """A file of the model, fetched from the Hub where needed; None if the model has no such file.
 

@@ -67,7 +67,7 @@ def load_backbone(
     set_single_output(config)
     set_dropout(config, dropout)
     with quiet_transformers():
-        place = find_head(outline(config, origin.trust_remote_code), origin.refuse)
+        place = find_head(outline(config, origin.refuse, origin.trust_remote_code), origin.refuse)
     old_head = _old_head(weights, place, head, origin)
     model, new_names = _load(origin, config, weights, place, dtype, quantization, seed, with_head=old_head is not None)
     set_module_dropout(model, dropout)

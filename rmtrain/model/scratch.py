@@ -51,7 +51,7 @@ def build_scratch(sizes: Architecture, tokenizer: Any, dropout: float, dtype: to
         set_single_output(config)
         set_dropout(config, dropout)
         try:
-            outlined = outline(config)
+            outlined = outline(config, RecipeError)
             embeddings = tuple(outlined.get_input_embeddings().weight.shape)
         except REFUSALS as error:
             raise _impossible(sizes, " ".join(str(error).split())) from error

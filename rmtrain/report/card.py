@@ -28,7 +28,7 @@ conversations = [
     [question, {{"role": "assistant", "content": "Six."}}],
 ]
 texts = [tokenizer.apply_chat_template(conversation, tokenize=False) for conversation in conversations]
-batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+batch = tokenizer(texts, add_special_tokens={add_special_tokens}, padding=True, return_tensors="pt")
 with torch.no_grad():
     rewards = model(**batch).logits[:, 0]
 print(rewards)
@@ -45,6 +45,7 @@ def model_card(
     evaluation: Mapping[str, Any] | None,
     recipe: str,
     max_length: int,
+    add_special_tokens: bool,
     versions: Mapping[str, str],
 ) -> str:
     """A whole `README.md`: front matter that the Hub reads, then text. It holds no data rows, home directory or token.
@@ -58,12 +59,13 @@ def model_card(
         evaluation: what `summarize` returned for the final model; None: it was not evaluated.
         recipe: the resolved recipe, as YAML text.
         max_length: longest response with its prompt that was trained on, in tokens.
+        add_special_tokens: whether the tokenizer adds them to a rendered text, as those of encoders do; otherwise its template writes them.
         versions: of the software, by package name.
     """
     sections = [
         f"# {name}",
         _introduction(base_model),
-        "## Use\n\n" + _use(path),
+        "## Use\n\n" + _use(path, add_special_tokens),
         "## Data\n\n" + _data_table(waterfall),
         "## Evaluation\n\n" + _evaluation(evaluation),
         "## Training\n\n" + _training(recipe, versions),
@@ -107,11 +109,17 @@ def _introduction(base_model: str | None) -> str:
     )
 
 
-def _use(path: str) -> str:
+def _use(path: str, add_special_tokens: bool) -> str:
+    where = "the score head of the encoder" if add_special_tokens else "the last token"
+    writer = (
+        "The tokenizer adds the special tokens around the text of the chat template."
+        if add_special_tokens
+        else "The chat template writes every special token itself, so that none is added when its text is encoded."
+    )
     return (
-        "The reward is the raw logit at the last token: no sigmoid, no softmax. Only differences between responses to the same prompt "
-        "have a meaning; the chance that one is better than another is `sigmoid(reward_a - reward_b)`. The chat template writes every "
-        "special token itself, so that none is added when its text is encoded.\n\n" + _fenced(SNIPPET.format(path=path), "python")
+        f"The reward is the raw logit at {where}: no sigmoid, no softmax. Only differences between responses to the same prompt "
+        f"have a meaning; the chance that one is better than another is `sigmoid(reward_a - reward_b)`. {writer}\n\n"
+        + _fenced(SNIPPET.format(path=path, add_special_tokens=add_special_tokens), "python")
     )
 
 

@@ -8,7 +8,7 @@ from rmtrain.data.prefix import common_prefix_length
 from rmtrain.data.render import render
 from rmtrain.data.special_tokens import edge_tokens
 from rmtrain.data.templates import CHAT_TEMPLATES
-from rmtrain.data.tokenize import check_tokens, encode_comparisons, encode_conversations, serving_text
+from rmtrain.data.tokenize import check_tokens, encode_comparisons, encode_conversations
 from rmtrain.data.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
@@ -62,7 +62,9 @@ def test_trap_04_what_is_trained_on_is_what_consumers_serve(build: type, name: s
         text = render(talk, tokenizer)
         assert tokenizer(text, add_special_tokens=not edges.in_template)["input_ids"] == ids
         if build is not unigram_like:  # whose first word is another after `<s>` than after nothing
-            assert tokenizer(serving_text(text, tokenizer))["input_ids"] == ids
+            assert tokenizer(text.removeprefix("<s>"))["input_ids"] == ids, (
+                "cards of the field strip the beginning that is added again"
+            )
         if edges.in_template:
             assert tokenizer.apply_chat_template(talk, tokenize=True, return_dict=True)["input_ids"] == ids
         assert ids[-1] == edges.end

@@ -8,14 +8,25 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
-from rmtrain.errors import RecipeError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model
+from rmtrain.model.export import write_export
+from rmtrain.model.load import load_reward_model
+from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.scratch import scratch_config
 from rmtrain.recipe.schema import Lora, PretrainedModel
-from tests.model.builders import edit_json, make_base, make_batch, make_sequences, make_tokenizer, scratch, spread
+from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, scratch, spread
 
 
 def load(path: Path, tokenizer: Any, *, lora: Lora | None = None, seed: int = 1, **model: Any) -> RewardModel:
@@ -257,3 +268,28 @@ def test_a_larger_tokenizer_gets_embeddings_that_are_the_mean_of_the_others(tmp_
     with torch.no_grad():
         rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
     assert spread(rewards_N) > 1e-3
+
+
+def test_the_text_part_of_a_model_with_a_vision_part_trains_and_exports(tmp_path: Path, tokenizer: Any) -> None:
+    text = scratch_config(scratch("gemma3_text").scratch, tokenizer)
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    tokens = {"image_token_index": 10, "boi_token_index": 11, "eoi_token_index": 12}
+    config = Gemma3Config(text_config=text.to_dict(), vision_config=vision.to_dict(), **tokens)
+    Gemma3ForConditionalGeneration._from_config(config).save_pretrained(tmp_path / "base")
+    model = load(tmp_path / "base", tokenizer)
+    rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
+    rewards_N.sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    assert all(
+        "vision" in name or "projector" in name for name, parameter in model.named_parameters() if not parameter.requires_grad
+    )
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert check(str(tmp_path / "model"))["ok"]
+    saved = json.loads((tmp_path / "model/config.json").read_text())
+    assert saved["pad_token_id"] == saved["text_config"]["pad_token_id"] == tokenizer.pad_token_id
+    edit_json(tmp_path / "model/config.json", text_config={**saved["text_config"], "pad_token_id": 7})
+    with pytest.raises(CheckpointError, match="has pad_token_id 7"):
+        load_reward_model(str(tmp_path / "model"), "cpu")
+    assert spread(rewards_N.detach()) > 1e-3

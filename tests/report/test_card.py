@@ -32,6 +32,7 @@ FACTS: dict[str, Any] = {
     ),
     "recipe": "run:\n  name: rm_sentiment_1b\n",
     "max_length": 1024,
+    "add_special_tokens": False,
     "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
 }
 

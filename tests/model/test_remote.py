@@ -1,0 +1,109 @@
+"""Models of the Hub, from a cache made by the test: found offline, pinned, and their own code run only when all of it is allowed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers.dynamic_module_utils
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
+
+from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.export import write_export
+from rmtrain.model.load import load_reward_model
+from rmtrain.model.reload_check import check
+from rmtrain.recipe.schema import Lora, PretrainedModel
+from tests.model.builders import edit_json, make_base, make_golden
+
+COMMIT = "a1" * 20
+CODE = """
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+open({canary!r}, "w").close()
+
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+
+class MineForSequenceClassification(LlamaPreTrainedModel):
+    config_class = MineConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids)[0]
+        last = ((input_ids != self.config.pad_token_id) * torch.arange(input_ids.shape[1])).argmax(-1)
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden[torch.arange(len(input_ids)), last]))
+"""
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A base model `owner/name` in a Hub cache of the test's own."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    repository = tmp_path / "hub/models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    return make_base(repository / "snapshots" / COMMIT, tokenizer)
+
+
+def test_trap_31_a_hub_model_is_recorded_with_the_commit_it_was(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
+    model = build_reward_model(PretrainedModel(path="owner/name"), Lora(rank=2), tokenizer, 1)
+    assert model.origin is not None
+    assert (model.origin.path, model.origin.revision) == ("owner/name", COMMIT)
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert json.loads((tmp_path / "model/rmtrain.json").read_text())["base"] == {"path": "owner/name", "revision": COMMIT}
+    adapter = json.loads((tmp_path / "model/adapter/adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("owner/name", COMMIT)
+    with pytest.raises(CheckpointError, match="no score head: owner/name is a base model"):
+        load_reward_model("owner/name", "cpu")
+
+
+def test_security_code_of_a_hub_model_runs_only_with_permission_and_a_commit(
+    snapshot: Path, tmp_path: Path, tokenizer: Any
+) -> None:
+    canary = tmp_path / "canary"
+    (snapshot / "modeling_mine.py").write_text(CODE.format(canary=str(canary)))
+    classes = {
+        name: f"modeling_mine.Mine{name.removeprefix('Auto').removeprefix('Model')}"
+        for name in ("AutoConfig", "AutoModelForSequenceClassification")
+    }
+    edit_json(snapshot / "config.json", model_type="mine", auto_map=classes)
+    with pytest.raises(RecipeError, match=r"comes with code of its own \(auto_map\), which is not run"):
+        build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)
+    with pytest.raises(RecipeError, match="full commit hash"):
+        build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True), None, tokenizer, 1)
+    assert not canary.exists()
+    pinned = PretrainedModel(path="owner/name", trust_remote_code=True, revision=COMMIT)
+    for lora in (None, Lora(rank=2)):
+        model = build_reward_model(pinned, lora, tokenizer, 1)
+        assert type(model.core).__name__ == "MineForSequenceClassification"
+        directory = tmp_path / ("lora" if lora else "full")
+        write_export(model, tokenizer, directory, make_golden(tokenizer), {})
+        assert check(str(directory), COMMIT)["ok"]
+        assert torch.isfinite(model.head_weight_1H).all()
+    assert canary.exists(), "guard: the code runs when it may"
+
+
+def test_an_architecture_without_sequence_classification_is_said(snapshot: Path, tokenizer: Any) -> None:
+    from transformers import MambaConfig
+
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
+    with pytest.raises(
+        RecipeError, match="transformers has no sequence-classification model for mamba; choose another architecture"
+    ):
+        build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)

@@ -1,0 +1,65 @@
+"""The README's recipe is valid and its commands do what they say, in the order in which they stand."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rmtrain.recipe.load import load_recipe
+from tests.runs import ROOT, rmtrain
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+
+
+def test_the_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
+    (recipe,) = [text for kind, text in BLOCKS if kind == "yaml"]
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert load_recipe(tmp_path / "recipe.yaml").run.name == "hh"
+
+
+def test_make_knows_what_the_readme_and_ci_ask_of_it() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    asked = re.findall(r"make ([a-z]+)", README + (ROOT / ".ci/run").read_text())
+    assert set(asked) <= targets
+    assert {"quickstart", "test"} <= set(asked)
+
+
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    commands = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("rmtrain ")]
+    assert {command[0] for command in commands} == {"preprocess", "inspect", "train", "eval", "schema"}, "guard: all five verbs"
+    for command in commands:
+        result = rmtrain(*command, cwd=tmp_path, HOME=str(tmp_path), OMP_NUM_THREADS="2")
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+    again = rmtrain("eval", "runs/quickstart", "--json", cwd=tmp_path, HOME=str(tmp_path))
+    document = json.loads(again.stdout)
+    assert document["accuracy"] >= 0.97, "the promise of the quickstart"
+    assert {"accuracy", "accuracy_low", "accuracy_high", "n", "ties", "loss", "longer_wins", "sources"} <= set(document)
+    missed = rmtrain("eval", "runs/quickstart", "--fail-under", "loss=0.0", cwd=tmp_path, HOME=str(tmp_path))
+    assert missed.returncode == 6
+    assert re.search(r"error: gate loss: required 0\.0, got .*, missed by", missed.stderr)
+
+
+def test_the_quickstart_data_is_what_its_script_makes(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / "recipes/data/make_sentiment.py"), str(tmp_path)], check=True)
+    texts: list[str] = []
+    for name in ("sentiment_train.jsonl", "sentiment_test.jsonl"):
+        made = (tmp_path / name).read_text(encoding="utf-8")
+        assert made == (ROOT / "recipes/data" / name).read_text(encoding="utf-8")
+        texts += [json.loads(line)[side] for line in made.splitlines() for side in ("chosen", "rejected")]
+    assert len(set(texts)) == len(texts) == 2000, "every continuation occurs once"
+
+
+@pytest.mark.parametrize("verb", ["preprocess", "inspect", "train", "eval", "schema"])
+def test_every_verb_has_help_that_names_its_options(verb: str) -> None:
+    result = rmtrain(verb, "--help")
+    assert result.returncode == 0
+    assert verb in result.stdout
+    assert verb == "schema" or "--json" in result.stdout
