@@ -187,7 +187,7 @@ def start_console() -> Console:
             console.print(f"{'warning' if record.levelno >= logging.WARNING else 'note'}: {record.getMessage()}", highlight=False)
 
     logger = logging.getLogger("rmtrain")
-    logger.handlers, logger.propagate = [Notices()], False
+    logger.handlers = [Notices()]
     logger.setLevel(logging.INFO)
     import datasets
     import transformers

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan, check_budget
@@ -20,13 +21,14 @@ from rmtrain.data.special_tokens import edge_tokens
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.metrics import Display, Meter, RunLog
-from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run import RunDirectory, environment, start, start_trackers
+from rmtrain.errors import RecipeError
 from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
 from rmtrain.evaluation.samples import sample_rows
 from rmtrain.evaluation.scores import write_scores
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import export_model
+from rmtrain.model.export import check_exportable, export_model
 from rmtrain.model.golden import golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.load import template_hash
@@ -62,6 +64,8 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     loader = StepLoader(prepared.train, plan, tokenizer.pad_token_id, accelerator.process_index)
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
+    check_model(model, tokenizer, recipe.data.max_length)
+    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
     run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model))
     run.open(console, plan)
@@ -88,6 +92,18 @@ def make_plan(recipe: Recipe, prepared: PreparedData, world: int) -> Plan:
         world=world,
         max_steps=recipe.training.max_steps,
     )
+
+
+def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Refuse before training what would fail after it: sequences beyond the model's positions, or an export that cannot be loaded.
+
+    Raises:
+        RecipeError: `data.max_length` is more than the model has positions for.
+        CheckpointError: as `check_exportable` says.
+    """
+    if model.longest is not None and max_length > model.longest:
+        raise RecipeError(f"data.max_length: expected at most {model.longest}, the positions of the model, got {max_length}")
+    check_exportable(model, tokenizer, golden_texts(tokenizer, max_length))
 
 
 def flos_per_token(model: RewardModel) -> int:
@@ -185,6 +201,7 @@ class Running:
             tokens=int(self.prepared.train.total_tokens.sum()),
             steps=plan.total_steps,
             batch_size=plan.batch_size,
+            notes={"layout": f"{recipe.batching.layout}, at most {recipe.batching.max_tokens:,} tokens a micro-batch"},
         )
         return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
 

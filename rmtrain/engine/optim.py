@@ -1,5 +1,6 @@
 """Loss to updates: parameter groups, the optimizer, and the learning rate as a pure function of the step."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 
@@ -8,7 +9,9 @@ from torch import nn
 from transformers import get_scheduler
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.schema import Optimizer
+from rmtrain.recipe.schema import Optimizer, Training
+
+logger = logging.getLogger("rmtrain")
 
 
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
@@ -35,6 +38,17 @@ def _adamw_8bit(groups: Iterable[dict[str, object]], optimizer: Optimizer) -> to
     except ImportError:
         raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
     return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
+
+
+def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
+    """Where bfloat16 weights are trained, say how many of them a step can change at all: AdamW moves a weight by about `lr`."""
+    weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+    if training.allow_bfloat16_weights and weights:
+        movable = sum(int(((weight + lr) != weight).sum()) for weight in weights)
+        share = movable / sum(weight.numel() for weight in weights)
+        logger.warning(
+            "trainable weights are bfloat16: a step of %g is lost to rounding in %.1f %% of them", lr, 100 * (1 - share)
+        )
 
 
 def learning_rate(optimizer: Optimizer, total_steps: int) -> Callable[[int], float]:

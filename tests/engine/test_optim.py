@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rmtrain.engine.optim import build_optimizer, learning_rate
-from rmtrain.recipe.schema import Optimizer
+from rmtrain.engine.optim import build_optimizer, learning_rate, warn_of_lost_updates
+from rmtrain.recipe.schema import Optimizer, Training
 
 
 def test_trap_11_the_rate_depends_on_the_step_and_nothing_else_and_ends_at_its_end() -> None:
@@ -32,3 +32,18 @@ def test_only_trainable_matrices_decay() -> None:
     assert decay[id(model[0].bias)] == decay[id(model[1].weight)] == 0.0
     assert id(model[2].weight) not in decay
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_trap_02_training_bfloat16_weights_says_what_rounding_takes(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(64, 64, bias=False).bfloat16()
+    nn.init.constant_(model.weight, 0.02)
+    allowed = Training(allow_bfloat16_weights=True)
+    warn_of_lost_updates(model, Training(), 1e-6)
+    assert not caplog.records
+    warn_of_lost_updates(model, allowed, 1e-6)
+    warn_of_lost_updates(model, allowed, 1e-3)
+    lost, kept = (record.message for record in caplog.records)
+    assert "lost to rounding in 100.0 %" in lost
+    assert "lost to rounding in 0.0 %" in kept
+    warn_of_lost_updates(model.float(), allowed, 1e-6)
+    assert len(caplog.records) == 2

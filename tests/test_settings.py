@@ -1,0 +1,80 @@
+"""Trap 7: a setting that nothing reads does nothing, and nobody notices."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rmtrain.commands.preprocess import preprocess
+from rmtrain.commands.train import train
+from rmtrain.errors import RmtrainError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.hub import push
+from rmtrain.recipe import schema
+from rmtrain.recipe.section import Section
+from tests.helpers import byte_bpe
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """Every (section, key) that is read as an attribute while the test runs."""
+    seen: set[tuple[str, str]] = set()
+    original = Section.__getattribute__
+
+    def reading(self: Section, name: str) -> Any:
+        if name in type(self).model_fields:
+            seen.update((base.__name__, name) for base in type(self).__mro__ if name in getattr(base, "__annotations__", {}))
+        return original(self, name)
+
+    monkeypatch.setattr(Section, "__getattribute__", reading)
+    return seen
+
+
+def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
+    """Every section class of the schema."""
+    for section in of.__subclasses__():
+        yield section
+        yield from sections(section)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
+    recipe = tiny_recipe(
+        tmp_path,
+        lora={"rank": 2},
+        data={**tiny_recipe(tmp_path).data.model_dump(), "train": [{"path": str(tmp_path / "train.jsonl"), "holdout": 0.2}]},
+        tracking={"to": ["tensorboard"]},
+        evaluation={"gates": {"accuracy": 0.0}},
+    )
+    train(recipe, QUIET)
+    tokens = [{"chosen_ids": [5, 9, 0], "rejected_ids": [6, 8, 0], "m": None}] * 3
+    write_rows(tmp_path / "tokens.jsonl", tokens)
+    source = {"path": str(tmp_path / "tokens.jsonl"), "format": "tokenized", "margin": "m", "margin_default": 0.0}
+    data = {"train": [source], "eval": [], "chat_template": "simple_chat", "cache_dir": str(tmp_path / "cache"), "max_length": 96}
+    preprocess(tiny_recipe(tmp_path, data={**data, "eval": ()}), QUIET)
+    tiny_recipe(tmp_path, model={**recipe.model.model_dump(), "dtype": "bfloat16"}, training={"allow_bfloat16_weights": True})
+    rows = planted_rows(3, seed=9)
+    messages = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}], "s": "Be brief.", "margin": None} for row in rows]
+    write_rows(tmp_path / "messages.jsonl", messages)
+    source = {"path": str(tmp_path / "messages.jsonl"), "system": "s", "margin": "margin", "margin_default": 0.0}
+    upper = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
+    rewritten = {**data, "train": [source], "eval": (), "chat_template": upper, "allow_rewritten": True}
+    preprocess(tiny_recipe(tmp_path, data=rewritten), QUIET)
+    with pytest.raises(RmtrainError):
+        push(tmp_path / "run/model", recipe.hub.model_copy(update={"id": "nobody/nothing"}), "nothing")
+    pretrained = schema.PretrainedModel(path=str(tmp_path / "run/model"))
+    build_reward_model(pretrained, None, byte_bpe(), seed=1)
+
+    declared = {(s.__name__, name) for s in sections() for name in s.__annotations__ if name in s.model_fields}
+    declared -= {
+        ("PairSource", "format"),
+        ("TokenizedSource", "format"),
+        ("BradleyTerry", "type"),
+    }  # the kind itself, read by pydantic
+    assert sorted(declared - reads) == [], "keys that nothing reads"
+    assert len(declared) > 80, "guard: the schema was walked"
