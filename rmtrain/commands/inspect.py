@@ -113,9 +113,10 @@ def _report(
             boundaries=boundaries,
         )
         parts += [Text(), Text(response["name"], style="bold underline"), tokens]
-    for response in document["responses"]:
-        text = revealed(response["text"][len(_prompt_text(row, tokenizer)) :]).strip()
-        parts += [Text(), Text(f"{response['name']} as text", style="bold"), Text(text)]
+    prompt = _prompt_text(row, tokenizer)
+    texts = {"prompt": prompt} | {response["name"]: response["text"][len(prompt) :] for response in document["responses"]}
+    for name, text in texts.items():
+        parts += [Text(), Text(f"{name} as text", style="bold"), Text(revealed(text).strip())]
     return Group(*parts)
 
 
@@ -135,7 +136,7 @@ def _facts(row: TokenizedComparison, document: dict[str, Any]) -> Table:
         "row": f"{document['row']} of {document['split']}, id {row.id}",
         "source": row.source,
         "tokens": f"{lengths}; the prompt is {row.prompt_length} of each",
-        "shared": f"the first {row.prefix_length}, up to │; {unique} of {whole} tokens differ or come first",
+        "shared": f"the first {row.prefix_length}, up to │; with them computed once, {unique} tokens instead of {whole}",
         "margin": f"{document['margin']:g}",
         "reward": "read at the token marked ⟦ ⟧",
     }
