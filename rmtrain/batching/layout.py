@@ -1,36 +1,68 @@
 """Tokens to tensors: how the comparisons of one micro-batch lie in memory.
 
-`padded`: one row per response, right-padded to the longest; R = responses, T = the longest.
+A comparison has the token sequences s_1 .. s_K, whose first p tokens are the same.
+
+1. `shared_prefix`: one run of p + sum(len_k - p) tokens: the prefix at positions 0 .. p-1, then of each response what follows it, at
+   positions p .. len_k-1. Runs lie one after the other in a single row; nothing is padding, and no token is there twice.
+2. `packed`: the same with p = 0: whole sequences, one after the other in a single row.
+3. `padded`: one row per sequence, filled up on the right to the longest.
+
+Two pairs, [a b c D] against [a b E F], and [x G] against [x H I], as `shared_prefix`:
+
+    tokens     a b c D E F x G H I
+    positions  0 1 2 3 2 3 0 1 1 2
+    read at          *   *   *   *
 
 Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, E preferences (edges).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rmtrain.data.comparison import TokenizedComparison
 
+Layout = Literal["shared_prefix", "packed", "padded"]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """Which tokens of a single row belong together, comparison by comparison; attention reads nothing else.
+
+    prefixes: length of each comparison's prefix, 0 when nothing is shared.
+    responses: lengths of what follows it, for each response of each comparison.
+    memo: what attention derives from them; it lives as long as the micro-batch, so that all layers share it.
+    """
+
+    prefixes: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
     """What the model and the objective need of some comparisons. Responses keep the order of their comparisons.
 
-    input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens.
+    input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None where there is a single row.
+    segments: of the single row; None when padded.
     reward_row_N, reward_column_N: int64, where each response's last real token lies.
+    comparison_N: int64, the comparison of each response, numbered from 0.
     winner_E, loser_E: int64, indices into the N responses. margin_E, probability_E: float32.
     weight_E: float32, the edge's weight over the sum of weights of its comparison, so that each comparison counts once.
     """
 
     input_ids_RT: Tensor
-    attention_mask_RT: Tensor
+    attention_mask_RT: Tensor | None
     position_ids_RT: Tensor
+    segments: Segments | None
     reward_row_N: Tensor
     reward_column_N: Tensor
+    comparison_N: Tensor
     winner_E: Tensor
     loser_E: Tensor
     margin_E: Tensor
@@ -47,36 +79,75 @@ class MicroBatch:
         return replace(self, **{**values, **moved})
 
 
-def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> MicroBatch:
-    """Lay comparisons out as a padded micro-batch.
+def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layout: Layout = "padded") -> MicroBatch:
+    """Lay comparisons out as a micro-batch.
 
     Args:
         comparisons: at least one tokenized comparison.
-        pad_token_id: id written after a sequence's last token; never attended.
+        pad_token_id: id written after a sequence's last token in the padded layout; never attended.
+        layout: see the module.
 
     Returns:
-        The micro-batch, on the CPU. `tokens` counts real tokens.
+        The micro-batch, on the CPU. `tokens` counts the tokens computed that are no padding.
     """
+    tensors = _padded(comparisons, pad_token_id) if layout == "padded" else _single_row(comparisons, layout == "shared_prefix")
+    counts = [len(comparison.sequences) for comparison in comparisons]
+    return MicroBatch(
+        **tensors,
+        **_edges(comparisons),
+        comparison_N=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        ids=tuple(comparison.id for comparison in comparisons),
+        response_counts=tuple(counts),
+    )
+
+
+def _padded(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> dict[str, Any]:
     sequences = [sequence for comparison in comparisons for sequence in comparison.sequences]
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     rows, longest = len(sequences), int(lengths.max())
     mask = np.arange(longest)[None, :] < lengths[:, None]
     input_ids = np.full((rows, longest), pad_token_id, dtype=np.int64)
     input_ids[mask] = np.concatenate(sequences)
-    return MicroBatch(
-        input_ids_RT=torch.from_numpy(input_ids),
-        attention_mask_RT=torch.from_numpy(mask.astype(np.int64)),
-        position_ids_RT=torch.arange(longest).expand(rows, longest),
-        reward_row_N=torch.arange(rows),
-        reward_column_N=torch.from_numpy(lengths - 1),
-        ids=tuple(comparison.id for comparison in comparisons),
-        response_counts=tuple(len(comparison.sequences) for comparison in comparisons),
-        tokens=int(lengths.sum()),
-        **_edges(comparisons),
-    )
+    return {
+        "input_ids_RT": torch.from_numpy(input_ids),
+        "attention_mask_RT": torch.from_numpy(mask.astype(np.int64)),
+        "position_ids_RT": torch.arange(longest).expand(rows, longest),
+        "segments": None,
+        "reward_row_N": torch.arange(rows),
+        "reward_column_N": torch.from_numpy(lengths - 1),
+        "tokens": int(lengths.sum()),
+    }
 
 
-def _edges(comparisons: Sequence[TokenizedComparison]) -> dict[str, Tensor]:
+def _single_row(comparisons: Sequence[TokenizedComparison], share: bool) -> dict[str, Any]:
+    tokens: list[NDArray[np.int64]] = []
+    positions: list[NDArray[np.int64]] = []
+    last: list[int] = []
+    prefixes = tuple(comparison.prefix_length if share else 0 for comparison in comparisons)
+    for comparison, prefix in zip(comparisons, prefixes, strict=True):
+        for number, sequence in enumerate(comparison.sequences):
+            begin = prefix if number else 0
+            tokens.append(np.asarray(sequence[begin:], dtype=np.int64))
+            positions.append(np.arange(begin, len(sequence)))
+            last.append(len(sequence) - begin)
+    return {
+        "input_ids_RT": torch.from_numpy(np.concatenate(tokens))[None],
+        "attention_mask_RT": None,
+        "position_ids_RT": torch.from_numpy(np.concatenate(positions))[None],
+        "segments": Segments(
+            prefixes,
+            tuple(
+                tuple(len(sequence) - prefix for sequence in comparison.sequences)
+                for comparison, prefix in zip(comparisons, prefixes, strict=True)
+            ),
+        ),
+        "reward_row_N": torch.zeros(len(last), dtype=torch.int64),
+        "reward_column_N": torch.from_numpy(np.cumsum(last) - 1),
+        "tokens": int(sum(last)),
+    }
+
+
+def _edges(comparisons: Sequence[TokenizedComparison]) -> dict[str, Any]:
     winners, losers, margins, probabilities, weights = [], [], [], [], []
     first = 0
     for comparison in comparisons:

@@ -1,12 +1,13 @@
 """The plan made real: all micro-batches of one optimizer step at a time. The position of a run is one integer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from rmtrain.batching.layout import MicroBatch, lay_out
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.batching.plan import Indices, Plan, StepPlan
 from rmtrain.data.comparison import TokenizedComparison
 
@@ -34,28 +35,45 @@ class StepLoader:
     Args:
         data: the tokenized comparisons.
         plan: the steps.
+        layout: of every micro-batch.
+        pad_token_id: id that fills rows up, where the layout has padding.
         rank: this process.
-        pad_token_id: id that fills rows up.
     """
 
-    def __init__(self, data: Comparisons, plan: Plan, pad_token_id: int, rank: int = 0) -> None:
-        self.data, self.plan, self.pad_token_id, self.rank = data, plan, pad_token_id, rank
+    def __init__(self, data: Comparisons, plan: Plan, layout: Layout, pad_token_id: int, rank: int = 0) -> None:
+        self.data, self.plan, self.layout, self.pad_token_id, self.rank = data, plan, layout, pad_token_id, rank
 
     def __len__(self) -> int:
         return self.plan.total_steps
 
-    def steps(self, start: int = 0) -> Iterator[StepBatch]:
-        """Every step from `start`, counted from 0, to the end of the run."""
-        for number in range(start, len(self)):
-            step = self.plan.step(number)
-            micro_batches = tuple(self._lay_out(indices, step) for indices in step.micro_batches[self.rank])
-            yield StepBatch(number, step.epoch, len(step.indices), micro_batches)
+    def step(self, number: int) -> StepBatch:
+        """The step of this number, counted from 0."""
+        step = self.plan.step(number)
+        micro_batches = tuple(self._lay_out(indices, step) for indices in step.micro_batches[self.rank])
+        return StepBatch(number, step.epoch, len(step.indices), micro_batches)
+
+    def heaviest(self) -> MicroBatch:
+        """A micro-batch as heavy as any the plan can give: the largest comparisons, as many as the budget holds. It weighs nothing."""
+        costs = self.plan.costs
+        largest = np.argsort(-costs.tokens, kind="stable")[: self.plan.batch_size]
+        count = 1
+        while count < len(largest) and costs.of_micro_batch(largest[: count + 1]) <= self.plan.max_tokens:
+            count += 1
+        return _weightless(lay_out(gather(self.data, largest[:count]), self.pad_token_id, self.layout))
+
+    def halve_budget(self) -> bool:
+        """Cut from now on into micro-batches of half the tokens, but no less than the largest comparison; False when that is reached."""
+        smallest = int(self.plan.costs.tokens.max())
+        if self.plan.max_tokens <= smallest:
+            return False
+        self.plan = replace(self.plan, max_tokens=max(smallest, self.plan.max_tokens // 2))
+        return True
 
     def _lay_out(self, indices: Indices, step: StepPlan) -> MicroBatch:
         if len(indices):
-            return lay_out(gather(self.data, indices), self.pad_token_id)
-        shortest = step.indices[self.plan.longest[step.indices].argmin()]
-        return _weightless(lay_out(gather(self.data, [shortest]), self.pad_token_id))
+            return lay_out(gather(self.data, indices), self.pad_token_id, self.layout)
+        shortest = step.indices[self.plan.costs.tokens[step.indices].argmin()]
+        return _weightless(lay_out(gather(self.data, [shortest]), self.pad_token_id, self.layout))
 
 
 def gather(data: Comparisons, indices: Indices | Sequence[int]) -> list[TokenizedComparison]:

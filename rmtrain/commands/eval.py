@@ -9,10 +9,12 @@ from accelerate import Accelerator
 from rich.console import Console, Group
 from rich.text import Text
 
+from rmtrain.batching.plan import Costs
 from rmtrain.commands.outcome import Outcome
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.tokenizer import open_tokenizer
+from rmtrain.engine.memory import token_budget
 from rmtrain.engine.run import computes_in_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.evaluate import Evaluation, check_gates
@@ -20,6 +22,7 @@ from rmtrain.evaluation.evaluate import evaluate as evaluate_model
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores import read_scores, write_scores
 from rmtrain.model.load import load_reward_model, template_hash
+from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.recipe.load import load_recipe, parse_recipe
 from rmtrain.recipe.schema import Gate, Recipe
 from rmtrain.report.evaluation import evaluation_summary
@@ -42,8 +45,10 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     accelerator = Accelerator(mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no")
     reward_model, tokenizer = load_reward_model(model, accelerator.device, allow_template_change=allow_template_change)
     data = _evaluation_data(model, recipe, template_hash(tokenizer), console or Console(stderr=True), allow_template_change)
+    layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
+    budget = token_budget(recipe.batching.max_tokens, Costs.of(data, layout), reward_model)
     prepared = accelerator.prepare_model(reward_model, evaluation_mode=True)
-    return evaluate_model(prepared, data, accelerator, tokenizer.pad_token_id, recipe.batching.max_tokens)
+    return evaluate_model(prepared, data, layout, accelerator, tokenizer.pad_token_id, budget)
 
 
 def _evaluation_data(

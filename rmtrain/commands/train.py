@@ -12,14 +12,17 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan, check_budget
+from rmtrain.batching.plan import Costs, Plan, check_budget
 from rmtrain.commands.outcome import Outcome
+from rmtrain.data.checks import check_rankings
 from rmtrain.data.identity import tokenizer_fingerprint
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.special_tokens import edge_tokens
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train as run_loop
+from rmtrain.engine.memory import token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run import RunDirectory, environment, start, start_trackers
@@ -32,11 +35,13 @@ from rmtrain.model.export import check_exportable, export_model
 from rmtrain.model.golden import golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.load import template_hash
+from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel, unwrap
 from rmtrain.recipe.load import dump_recipe
-from rmtrain.recipe.schema import PretrainedModel, Recipe
+from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.card import model_card
 from rmtrain.report.evaluation import evaluation_summary
+from rmtrain.report.formats import compact
 from rmtrain.report.progress import make_display
 from rmtrain.report.reading import ReadingDisplay
 from rmtrain.report.run import next_steps, run_header
@@ -60,33 +65,36 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
-    plan = make_plan(recipe, prepared, accelerator.num_processes)
-    loader = StepLoader(prepared.train, plan, tokenizer.pad_token_id, accelerator.process_index)
     set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
-    check_model(model, tokenizer, recipe.data.max_length)
-    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
+    check_model(model, tokenizer, recipe)
+    layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
+    plan = make_plan(recipe, prepared, layout, model, accelerator.num_processes)
+    loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
-    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model))
+    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout)
     run.open(console, plan)
     with make_display(console, len(loader), accelerator.num_processes) as display:
         log, meter = RunLog(accelerator, directory.path), Meter(accelerator, flos_per_token(run.model))
-        evaluator = run.evaluator(model, log, display)
+        evaluator = run.evaluator(model, loader, log, display)
         last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator)
     accelerator.end_training()
     return run.finish(last)
 
 
-def make_plan(recipe: Recipe, prepared: PreparedData, world: int) -> Plan:
+def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, model: RewardModel, world: int) -> Plan:
     """The plan of a recipe's training data; raises RecipeError when a comparison of either split is above the budget."""
-    for data in (prepared.train, prepared.eval):
-        if len(data):
-            check_budget(data.longest, data.response_counts, data.ids, recipe.batching.max_tokens)
+    costs = Costs.of(prepared.train, layout)
+    max_tokens = token_budget(recipe.batching.max_tokens, costs, model)
+    check_budget(costs, prepared.train.ids, max_tokens)
+    if len(prepared.eval) and recipe.batching.max_tokens != "auto":
+        check_budget(Costs.of(prepared.eval, layout), prepared.eval.ids, max_tokens)
+    if isinstance(recipe.objective, PlackettLuce):
+        check_rankings(prepared.train[number] for number in range(len(prepared.train)))
     return Plan(
-        longest=prepared.train.longest,
-        responses=prepared.train.response_counts,
+        costs=costs,
         batch_size=recipe.training.batch_size,
-        max_tokens=recipe.batching.max_tokens,
+        max_tokens=max_tokens,
         epochs=recipe.training.epochs,
         seed=recipe.run.seed,
         world=world,
@@ -94,16 +102,17 @@ def make_plan(recipe: Recipe, prepared: PreparedData, world: int) -> Plan:
     )
 
 
-def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
     """Refuse before training what would fail after it: sequences beyond the model's positions, or an export that cannot be loaded.
 
     Raises:
-        RecipeError: `data.max_length` is more than the model has positions for.
-        CheckpointError: as `check_exportable` says.
+        RecipeError: `data.max_length` is more than the model has positions for, or as `check_exportable` says.
     """
+    max_length = recipe.data.max_length
     if model.longest is not None and max_length > model.longest:
         raise RecipeError(f"data.max_length: expected at most {model.longest}, the positions of the model, got {max_length}")
     check_exportable(model, tokenizer, golden_texts(tokenizer, max_length))
+    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
 
 
 def flos_per_token(model: RewardModel) -> int:
@@ -121,6 +130,7 @@ class Running:
     tokenizer: Any
     prepared: PreparedData
     model: RewardModel
+    layout: Layout
 
     def open(self, console: Console, plan: Plan) -> None:
         """Create the run directory, start the trackers and say what is about to happen."""
@@ -135,14 +145,15 @@ class Running:
             console.print(self._header(plan))
         start_trackers(self.accelerator, self.recipe)
 
-    def evaluator(self, model: Any, log: RunLog, display: Display) -> Any:
+    def evaluator(self, model: Any, loader: StepLoader, log: RunLog, display: Display) -> Any:
         """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
         data, recipe = self.prepared.eval, self.recipe
         if not len(data):
             return None
 
         def evaluate_at(step: int) -> Evaluation:
-            evaluation = evaluate(model, data, self.accelerator, self.tokenizer.pad_token_id, recipe.batching.max_tokens)
+            budget = max(loader.plan.max_tokens, int(Costs.of(data, self.layout).tokens.max()))
+            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget)
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
@@ -201,7 +212,7 @@ class Running:
             tokens=int(self.prepared.train.total_tokens.sum()),
             steps=plan.total_steps,
             batch_size=plan.batch_size,
-            notes={"layout": f"{recipe.batching.layout}, at most {recipe.batching.max_tokens:,} tokens a micro-batch"},
+            notes={"layout": _account(plan, self.layout)},
         )
         return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
 
@@ -221,6 +232,15 @@ class Running:
             add_special_tokens=not edge_tokens(self.tokenizer).in_template,
             versions=environment(self.accelerator, {})["versions"],
         )
+
+
+def _account(plan: Plan, layout: Layout) -> str:
+    """The layout, with the tokens of an epoch in it and what batches padded to their longest row would take."""
+    padded, computed = plan.padded_epoch(), plan.computed_epoch()
+    return (
+        f"{layout}: {compact(computed)} tokens an epoch, {padded / computed:.1f} times fewer than {compact(padded)} in padded batches; "
+        f"about {plan.micro_batches_per_step():.1f} micro-batches a step of at most {plan.max_tokens:,}"
+    )
 
 
 def _what_next(path: Path) -> Text:

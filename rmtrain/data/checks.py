@@ -1,13 +1,14 @@
 """What became of the rows, and what is wrong with those that are left."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.comparison import Dropped
+from rmtrain.data.comparison import Dropped, TokenizedComparison
 from rmtrain.errors import DataError
 
 EXAMPLES = 5
@@ -83,6 +84,22 @@ def _problems(source: str, count: SourceCount, allowed: float) -> Iterator[str]:
 def _reasons(count: SourceCount) -> str:
     ordered = sorted(count.dropped.items(), key=lambda item: -item[1])
     return ", ".join(f"{reason} {number} ({count.examples[reason][0]})" for reason, number in ordered)
+
+
+def check_rankings(rows: Iterable[TokenizedComparison]) -> None:
+    """Refuse comparisons whose edges do not order their responses, as `plackett_luce` needs it.
+
+    Raises:
+        DataError: naming the first such row.
+    """
+    for row in rows:
+        won = Counter(edge.winner for edge in row.preferences)
+        won.subtract(edge.loser for edge in row.preferences)
+        if len({won[response] for response in range(len(row.sequences))}) < len(row.sequences):
+            raise DataError(
+                f"{row.id}: its {len(row.preferences)} preferences do not order its {len(row.sequences)} responses; "
+                "objective.type: plackett_luce needs a ranking, take bradley_terry"
+            )
 
 
 class Hashed(Protocol):

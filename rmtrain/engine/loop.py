@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
+from rmtrain.batching.layout import MicroBatch
 from rmtrain.batching.loader import StepBatch, StepLoader
+from rmtrain.engine.memory import rehearse, within_memory
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import learning_rate
 from rmtrain.errors import RmtrainError
-from rmtrain.objective import bradley_terry
-from rmtrain.recipe.schema import BradleyTerry, Recipe
+from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
+from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
 
 T = TypeVar("T")
 
@@ -42,11 +45,12 @@ def train(
         The last evaluation.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
-    for batch in loader.steps():
-        lr = rate(batch.step)
-        train_step(accelerator, model, optimizer, batch, lr, recipe.objective, recipe.optimizer.clip, meter)
-        step = batch.step + 1
-        display.step(step, sum(micro_batch.tokens for micro_batch in batch.micro_batches))
+    rehearse(accelerator, model, optimizer, loader)
+    for number in range(last):
+        lr, step = rate(number), number + 1
+        compute = partial(train_step, accelerator, model, optimizer, recipe, meter, lr)
+        tokens = within_memory(compute, number, optimizer, loader)
+        display.step(step, tokens)
         if due(recipe.tracking.log_every, step) or step in (1, last):
             metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
             log.metrics(step, metrics)
@@ -66,39 +70,42 @@ def train_step(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: StepBatch,
-    lr: float,
-    objective: BradleyTerry,
-    clip: float | None,
+    recipe: Recipe,
     meter: Meter,
-) -> None:
-    """One optimizer step over all its micro-batches.
+    lr: float,
+    batch: StepBatch,
+) -> int:
+    """One optimizer step over all its micro-batches; returns the tokens this process computed.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
     by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
     """
-    scale = accelerator.num_processes / batch.comparisons
+    scale, statistics = accelerator.num_processes / batch.comparisons, []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
         with nullcontext() if number == len(batch.micro_batches) else accelerator.no_sync(model):
-            result = bradley_terry(
-                model(micro_batch),
-                micro_batch.winner_E,
-                micro_batch.loser_E,
-                micro_batch.margin_E,
-                micro_batch.probability_E,
-                micro_batch.weight_E,
-                objective.center_rewards,
-            )
+            result = compute_objective(recipe.objective, model(micro_batch), micro_batch)
             accelerator.backward(result.loss * scale)
-        meter.add(result, micro_batch.tokens)
+        statistics.append(result.statistics())
     if batch.step == 0:
         check_gradients(model)
-    meter.grad_norm = accelerator.clip_grad_norm_(model.parameters(), float("inf") if clip is None else clip)
+    clip = float("inf") if recipe.optimizer.clip is None else recipe.optimizer.clip
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
+    tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
+    meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
+    return tokens
+
+
+def compute_objective(objective: Objectives, rewards_N: Tensor, batch: MicroBatch) -> Objective:
+    """The objective of a recipe on the rewards of a micro-batch."""
+    edges = Edges(batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
+    if isinstance(objective, PlackettLuce):
+        return plackett_luce(rewards_N, batch.comparison_N, edges, objective.center_rewards)
+    return bradley_terry(rewards_N, edges, objective.center_rewards, objective.label_smoothing)
 
 
 def check_gradients(model: nn.Module) -> None:

@@ -44,10 +44,11 @@ class Meter:
         self.grad_norm: Tensor | None = None
         self.tokens, self.since = 0, time.perf_counter()
 
-    def add(self, objective: Objective, tokens: int) -> None:
-        """Count one micro-batch."""
-        self.sums += objective.statistics()
+    def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor) -> None:
+        """Count one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm."""
+        self.sums += statistics
         self.tokens += tokens
+        self.grad_norm = grad_norm
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from rmtrain.batching.layout import Layout
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import score, scoring_micro_batches
@@ -42,11 +43,13 @@ class Evaluation:
         return {f"eval/{name}": value for name, value in (core | per_source | speed).items() if value is not None}
 
 
-def evaluate(model: nn.Module, data: TokenizedData, accelerator: Accelerator, pad_token_id: int, max_tokens: int) -> Evaluation:
+def evaluate(
+    model: nn.Module, data: TokenizedData, layout: Layout, accelerator: Accelerator, pad_token_id: int, max_tokens: int
+) -> Evaluation:
     """Score all comparisons and summarize the scores; arguments and errors are those of `score` and `summarize`."""
     start = time.perf_counter()
-    micro_batches = scoring_micro_batches(data, max_tokens)
-    scored = score(model, data, micro_batches, accelerator, pad_token_id)
+    micro_batches = scoring_micro_batches(data, layout, max_tokens)
+    scored = score(model, data, micro_batches, layout, accelerator, pad_token_id)
     return Evaluation(scored, summarize(scored), time.perf_counter() - start, len(micro_batches))
 
 

@@ -7,23 +7,29 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from rmtrain.batching.layout import lay_out
+from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.loader import gather
-from rmtrain.batching.plan import Indices, check_budget, cut
+from rmtrain.batching.plan import Costs, Indices, check_budget, cut
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.scores import ScoredComparison
 from rmtrain.model.reward_model import evaluating
 
 
-def scoring_micro_batches(data: TokenizedData, max_tokens: int) -> tuple[Indices, ...]:
-    """All comparisons, cut by length into micro-batches of at most `max_tokens`; raises RecipeError when one comparison is above."""
-    check_budget(data.longest, data.response_counts, data.ids, max_tokens)
-    (micro_batches,) = cut(np.arange(len(data)), data.longest, data.response_counts, max_tokens, world=1)
+def scoring_micro_batches(data: TokenizedData, layout: Layout, max_tokens: int) -> tuple[Indices, ...]:
+    """All comparisons, cut into micro-batches of at most `max_tokens` in a layout; raises RecipeError when one comparison is above."""
+    costs = Costs.of(data, layout)
+    check_budget(costs, data.ids, max_tokens)
+    (micro_batches,) = cut(np.arange(len(data)), costs, max_tokens, world=1)
     return micro_batches
 
 
 def score(
-    model: nn.Module, data: TokenizedData, micro_batches: Sequence[Indices], accelerator: Accelerator, pad_token_id: int
+    model: nn.Module,
+    data: TokenizedData,
+    micro_batches: Sequence[Indices],
+    layout: Layout,
+    accelerator: Accelerator,
+    pad_token_id: int,
 ) -> list[ScoredComparison]:
     """Rewards of every response of every comparison, in the order of the data, on all ranks.
 
@@ -31,6 +37,7 @@ def score(
         model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
         data: the comparisons.
         micro_batches: each comparison in one of them; they go round the ranks, and the last round repeats some to stay in step.
+        layout: of the micro-batches; the model's attention is set for it.
         accelerator: gathers the rewards of all ranks.
         pad_token_id: id that fills rows up.
     """
@@ -39,7 +46,7 @@ def score(
     rewards_by_row: dict[int, tuple[float, ...]] = {}
     with evaluating(model):
         for indices in (micro_batches[number] for number in mine):
-            batch = lay_out(gather(data, indices), pad_token_id).to(accelerator.device)
+            batch = lay_out(gather(data, indices), pad_token_id, layout).to(accelerator.device)
             rewards_N = model(batch).float().cpu()
             for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):
                 rewards_by_row[int(index)] = tuple(rewards.tolist())

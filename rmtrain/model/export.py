@@ -91,6 +91,7 @@ def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Gold
 def write_export(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> None:
     """Write an export and verify what can be verified without a fresh process. Arguments and errors as of `export_model`."""
     reward_model = unwrap(model)
+    reward_model.use_layout("padded")
     entries = _golden_entries(reward_model, tokenizer, golden)
     directory.mkdir(parents=True)
     merged = _merged(reward_model, tokenizer, directory / ADAPTER)

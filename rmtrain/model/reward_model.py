@@ -13,7 +13,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rmtrain.batching.layout import MicroBatch
+from rmtrain.batching.layout import Layout, MicroBatch
+from rmtrain.model.attention import ATTENTION, SegmentsNotSeen
 from rmtrain.model.head import HeadPlace, head_of
 from rmtrain.model.origin import Origin
 
@@ -37,6 +38,7 @@ class RewardModel(nn.Module):
         self.origin = origin
         self.dtype = dtype
         self._accepted = frozenset(inspect.signature(self.core.base_model.forward).parameters)
+        self._own_attention: str = self.core.config._attn_implementation
         self._mixed = self._mixes_types()
 
     @property
@@ -62,6 +64,15 @@ class RewardModel(nn.Module):
         ]
         return min((module.num_embeddings - _offset(module) for module in embeddings), default=None)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the head is."""
+        return self.head_weight_1H.device
+
+    def use_layout(self, layout: Layout) -> None:
+        """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows."""
+        self.core.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
+
     def forward(self, batch: MicroBatch) -> Tensor:
         """Rewards of a micro-batch.
 
@@ -75,14 +86,22 @@ class RewardModel(nn.Module):
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self._mixed or torch.is_autocast_enabled(device)):
             return self._at_last_token(batch) if self.pools_last_token else self._from_logits(batch)
 
-    def _at_last_token(self, batch: MicroBatch) -> Tensor:
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Last hidden states of a causal model where rewards are read, [N, H]."""
         core = self.core
         extra: dict[str, Any] = {"position_ids": batch.position_ids_RT, "use_cache": False}
+        if batch.segments is not None and "position_ids" not in self._accepted:
+            raise SegmentsNotSeen
         if hasattr(core.config, "vision_config"):  # such models refuse to train on text that is not marked as text
             extra["token_type_ids"] = torch.zeros_like(batch.input_ids_RT)
         accepted = {name: value for name, value in extra.items() if name in self._accepted}
-        hidden_RTH = core.base_model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted)[0]
-        rewards_N1: Tensor = core.get_submodule(self.head.name)(hidden_RTH[batch.reward_row_N, batch.reward_column_N])
+        if batch.segments is not None:
+            accepted["segments"] = batch.segments
+        hidden_RTH: Tensor = core.base_model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted)[0]
+        return hidden_RTH[batch.reward_row_N, batch.reward_column_N]
+
+    def _at_last_token(self, batch: MicroBatch) -> Tensor:
+        rewards_N1: Tensor = self.core.get_submodule(self.head.name)(self.hidden(batch))
         return rewards_N1[:, 0].clone()
 
     def _from_logits(self, batch: MicroBatch) -> Tensor:

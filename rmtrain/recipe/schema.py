@@ -143,10 +143,12 @@ class Lora(Section):
 class Batching(Section):
     """How the comparisons of a step are cut into micro-batches. Changes memory and speed, never the result."""
 
-    layout: Literal["padded"] = "padded"
-    """How a micro-batch lies in memory."""
-    max_tokens: PositiveInt = 16384
-    """Largest micro-batch of one process, in tokens as laid out, padding included."""
+    layout: Literal["auto", "shared_prefix", "packed", "padded"] = "auto"
+    """How a micro-batch lies in memory. `shared_prefix` computes each token once and pads nothing; `packed` repeats the prompts; `padded`
+    is what every model can do. `auto` takes the first of the three in which the model computes what it computes padded, and says which."""
+    max_tokens: PositiveInt | Literal["auto"] = "auto"
+    """Largest micro-batch of one process, in tokens as laid out. `auto`: what the memory of the GPU is likely to hold, 8192 on a CPU, and
+    at least the largest comparison. Either is halved when memory runs out, and the same step is computed again."""
 
 
 class BradleyTerry(Section):
@@ -156,6 +158,28 @@ class BradleyTerry(Section):
     """Kind of objective."""
     center_rewards: PositiveFloat | None = None
     """Coefficient of `(r_winner + r_loser)^2`, which holds rewards around zero (arXiv:2312.09244, eq. 2). TRL's docs suggest 0.01."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of labels taken to be the wrong way round; keeps rewards of noisy comparisons from drifting apart."""
+
+
+class PlackettLuce(Section):
+    """The likelihood of each comparison's whole ranking: the best is chosen among all, the second among the rest, and so on."""
+
+    type: Literal["plackett_luce"]
+    """Kind of objective."""
+    center_rewards: PositiveFloat | None = None
+    """Coefficient of `(r_winner + r_loser)^2`, averaged over the edges (arXiv:2312.09244, eq. 2)."""
+
+
+def _objective_of(value: Any) -> str | None:
+    kind = value.get("type", "bradley_terry") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+Objectives = Annotated[
+    Annotated[BradleyTerry, Tag("bradley_terry")] | Annotated[PlackettLuce, Tag("plackett_luce")],
+    Discriminator(_objective_of),
+]
 
 
 class Optimizer(Section):
@@ -241,7 +265,7 @@ class Recipe(Section):
     """Low-rank adapters; None: all weights train."""
     batching: Batching = Batching()
     """Comparisons to micro-batches."""
-    objective: BradleyTerry = BradleyTerry()
+    objective: Objectives = BradleyTerry()
     """Rewards to loss."""
     optimizer: Optimizer
     """Loss to updates."""
@@ -292,7 +316,7 @@ def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
         if longest > sizes.max_positions:
             message = f"expected at most model.scratch.max_positions ({sizes.max_positions}), got {longest}"
             yield Misfit(("data", "max_length"), message, (*at, "max_positions"))
-    if recipe.batching.max_tokens < 2 * longest:
+    if recipe.batching.max_tokens != "auto" and recipe.batching.max_tokens < 2 * longest:
         message = (
             f"expected at least twice data.max_length ({2 * longest}), so that a pair fits, got {recipe.batching.max_tokens}"
         )

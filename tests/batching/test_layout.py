@@ -1,12 +1,12 @@
 """The padded layout: every token is there once, rewards are read at last real tokens, edges point at their responses."""
 
 import pytest
-import torch
 
-from rmtrain.batching.layout import lay_out
+from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
+from tests.comparisons import costs_of, tokenized
 
 PAD = 99
 
@@ -48,16 +48,43 @@ def test_edges_point_into_the_flat_responses_and_weigh_one_per_comparison() -> N
     assert batch.weight_E.tolist() == [1.0, 0.25, 0.75]
 
 
-def test_loader_gives_each_rank_its_micro_batches_and_fills_up_without_weight() -> None:
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+def test_loader_gives_each_rank_its_micro_batches_and_fills_up_without_weight(layout: Layout) -> None:
     data = [comparison(f"s:{i}", [1] * (3 + i), [2] * (2 + i)) for i in range(5)]
-    longest, responses = torch.arange(3, 8).int().numpy(), torch.full((5,), 2).int().numpy()
-    plan = Plan(longest, responses, batch_size=5, max_tokens=14, epochs=1, seed=0, world=3)
-    loaders = [StepLoader(data, plan, PAD, rank) for rank in range(3)]
-    steps = [next(loader.steps()) for loader in loaders]
+    plan = Plan(costs_of(data, layout), batch_size=5, max_tokens=14, epochs=1, seed=0, world=3)
+    steps = [StepLoader(data, plan, layout, PAD, rank).step(0) for rank in range(3)]
     assert [step.comparisons for step in steps] == [5, 5, 5]
     batches = [batch for step in steps for batch in step.micro_batches]
     assert sorted(name for batch in batches for name in batch.ids) == [f"s:{i}" for i in range(5)]
     assert sum(batch.weight_E.sum().item() for batch in batches) == pytest.approx(5)
     fillers = [batch for batch in batches if not batch.ids]
-    assert fillers, "guard: five micro-batches do not fill three ranks"
+    assert fillers or layout != "padded", "guard: five micro-batches do not fill three ranks"
     assert all(batch.weight_E.sum() == 0 and batch.tokens == 0 for batch in fillers)
+
+
+def test_a_shared_prefix_is_there_once_and_positions_go_on_after_it() -> None:
+    """The example of the module's own page."""
+    a, b, c, d, e, f, x, g, h, i = range(10, 20)
+    rows = [tokenized("s:0", [a, b, c, d], [a, b, e, f]), tokenized("s:1", [x, g], [x, h, i])]
+    batch = lay_out(rows, PAD, "shared_prefix")
+    assert batch.input_ids_RT.tolist() == [[a, b, c, d, e, f, x, g, h, i]]
+    assert batch.position_ids_RT.tolist() == [[0, 1, 2, 3, 2, 3, 0, 1, 1, 2]]
+    assert batch.reward_column_N.tolist() == [3, 5, 7, 9]
+    assert batch.attention_mask_RT is None
+    assert batch.segments is not None
+    assert batch.segments.prefixes == (2, 1)
+    assert batch.segments.responses == ((2, 2), (1, 2))
+    assert batch.comparison_N.tolist() == [0, 0, 1, 1]
+    assert batch.tokens == 10
+
+
+def test_packed_repeats_the_prefix_and_pads_nothing() -> None:
+    rows = [tokenized("s:0", [1, 2, 3], [1, 2, 4, 5]), TRIPLE]
+    batch = lay_out(rows, PAD, "packed")
+    assert batch.input_ids_RT.tolist() == [[token for row in rows for sequence in row.sequences for token in sequence]]
+    assert batch.position_ids_RT.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
+    last = [batch.input_ids_RT[0, column].item() for column in batch.reward_column_N]
+    assert last == [sequence[-1] for row in rows for sequence in row.sequences]
+    assert batch.segments is not None
+    assert set(batch.segments.prefixes) == {0}
+    assert rows[0].prefix_length > 0, "guard: something could have been shared"

@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import Preference, TokenizedComparison
@@ -21,7 +22,8 @@ from rmtrain.errors import NumericError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.objective import Objective
-from rmtrain.recipe.schema import BradleyTerry
+from rmtrain.recipe.schema import Recipe
+from tests.comparisons import costs_of, tokenized
 from tests.helpers import byte_bpe
 from tests.runs import ROOT, metrics_of, tiny_recipe, write_recipe
 
@@ -30,32 +32,37 @@ def comparisons(count: int) -> list[TokenizedComparison]:
     rng = np.random.default_rng(3)
     rows = []
     for number in range(count):
-        sides = tuple([*rng.integers(2, 300, rng.integers(2, 20)).tolist(), 0] for _ in range(2))
-        rows.append(TokenizedComparison(f"s:{number}", "s", sides, 0, 0, (Preference(0, 1, float(rng.random())),)))
+        prompt = rng.integers(2, 300, rng.integers(0, 9)).tolist()
+        sides = tuple([*prompt, *rng.integers(2, 300, rng.integers(2, 20)).tolist(), 0] for _ in range(2))
+        rows.append(tokenized(f"s:{number}", *sides, preferences=(Preference(0, 1, float(rng.random())),)))
     return rows
 
 
-def gradients_of_first_step(model: RewardModel, rows: list[TokenizedComparison], max_tokens: int) -> tuple[dict, float, int]:
+def gradients_of_first_step(
+    model: RewardModel, rows: list[TokenizedComparison], max_tokens: int, layout: Layout, recipe: Recipe
+) -> tuple[dict, float, int]:
     model = copy.deepcopy(model).double()
-    longest = np.array([max(map(len, row.sequences)) for row in rows], dtype=np.int32)
-    plan = Plan(longest, np.full(len(rows), 2, np.int32), batch_size=len(rows), max_tokens=max_tokens, epochs=1, seed=1)
+    model.use_layout(layout)
+    plan = Plan(costs_of(rows, layout), batch_size=len(rows), max_tokens=max_tokens, epochs=1, seed=1)
     accelerator, kept = Accelerator(cpu=True), {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     zero_grad = optimizer.zero_grad
     optimizer.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in model.named_parameters()}) or zero_grad()  # type: ignore[method-assign]
-    meter, batch = Meter(accelerator, 1), next(StepLoader(rows, plan, pad_token_id=1).steps())
-    train_step(accelerator, model, optimizer, batch, 0.0, BradleyTerry(center_rewards=0.1), None, meter)
+    meter, batch = Meter(accelerator, 1), StepLoader(rows, plan, layout, pad_token_id=1).step(0)
+    train_step(accelerator, model, optimizer, recipe, meter, 0.0, batch)
     return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
 
 
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 @pytest.mark.parametrize("count", [13, 16])
-def test_trap_17_gradients_do_not_depend_on_how_a_step_is_cut(count: int, tmp_path: Path) -> None:
-    model = build_reward_model(tiny_recipe(tmp_path).model, None, byte_bpe(), seed=1)
+def test_trap_17_gradients_do_not_depend_on_how_a_step_is_cut(count: int, layout: Layout, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, objective={"center_rewards": 0.1}, optimizer={"lr": 1e-3, "clip": None})
+    model = build_reward_model(recipe.model, None, byte_bpe(), seed=1)
     rows = comparisons(count)
-    whole, loss, pieces = gradients_of_first_step(model, rows, 10**6)
+    whole, loss, pieces = gradients_of_first_step(model, rows, 10**6, layout, recipe)
     assert pieces == 1
-    for max_tokens in (60, 150, 400):
-        cut, cut_loss, cut_pieces = gradients_of_first_step(model, rows, max_tokens)
+    for max_tokens in (60, 100, 200):
+        cut, cut_loss, cut_pieces = gradients_of_first_step(model, rows, max_tokens, layout, recipe)
         assert cut_pieces > 1, "guard: the step was cut"
         assert cut_loss == pytest.approx(loss, rel=1e-6)
         for name, gradient in whole.items():
@@ -111,8 +118,7 @@ def test_the_meter_reports_means_over_comparisons_and_starts_again() -> None:
     meter = Meter(Accelerator(cpu=True), flos_per_token=10)
     for loss, comparisons in ((6.0, 4), (2.0, 1)):
         sums = [torch.tensor(float(value)) for value in (loss, 1, 3.0, 1.0, -2.0, comparisons)]
-        meter.add(Objective(*sums), tokens=100)
-    meter.grad_norm = torch.tensor(0.25)
+        meter.add(Objective(*sums).statistics(), 100, torch.tensor(0.25))
     metrics = meter.report(7, 0.5, 1e-3)
     assert metrics["train/loss"] == pytest.approx(8 / 5), "a mean over comparisons, not of micro-batch means"
     assert metrics["train/accuracy"] == pytest.approx(2 / 5)

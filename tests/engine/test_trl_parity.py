@@ -19,6 +19,7 @@ from rmtrain.engine.metrics import Meter, RunLog
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
+from tests.comparisons import costs_of
 from tests.helpers import byte_bpe
 
 STEPS, BATCH = 10, 8
@@ -42,7 +43,7 @@ def recipe_for(architecture: str, center_rewards: float | None, output_dir: Path
             "objective": {"center_rewards": center_rewards},
             "optimizer": {"lr": 1e-3, "warmup": 0.2},
             "training": {"batch_size": BATCH, "max_steps": STEPS, "precision": "float32"},
-            "batching": {"max_tokens": 300},
+            "batching": {"layout": "auto"},
             "tracking": {"log_every": 1},
         }
     )
@@ -111,12 +112,13 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     theirs = AutoModelForSequenceClassification.from_config(copy.deepcopy(ours.hf.config))
     theirs.load_state_dict(ours.hf.state_dict(), strict=True)
 
-    lengths = np.array([max(map(len, row.sequences)) for row in rows], dtype=np.int32)
-    plan = Plan(lengths, np.full(len(rows), 2, np.int32), BATCH, 300, epochs=1, seed=1, max_steps=STEPS)
+    layout = "padded" if architecture == "bert" else "shared_prefix"
+    ours.use_layout(layout)
+    plan = Plan(costs_of(rows, layout), BATCH, 150, epochs=1, seed=1, max_steps=STEPS)
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(ours, build_optimizer(ours, recipe.optimizer))
     (tmp_path / "ours").mkdir()
-    loader, log = StepLoader(rows, plan, tokenizer.pad_token_id), RunLog(accelerator, tmp_path / "ours")
+    loader, log = StepLoader(rows, plan, layout, tokenizer.pad_token_id), RunLog(accelerator, tmp_path / "ours")
     train(recipe, accelerator, model, optimizer, loader, Meter(accelerator, 1), log, Silent(), None)
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 

@@ -1,0 +1,141 @@
+"""Scoring prompts with six responses each: ours, which computes a prompt once and pads nothing, against padded forwards.
+
+The padded forwards are transformers' own, on the same weights, in the order of the data:
+1. all pairs: the nine (chosen, rejected) pairs of a prompt, eight pairs at a time, as a trainer of pairs evaluates them;
+2. responses: each response once, those of eight prompts at a time.
+The second knows that a response has one reward, and its tokens bound the ratio: RM-Bench's prompts are short, so it is padding alone.
+"""
+
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
+from benchmarks.pairs import HH, RMBENCH, encode, groups_of_six, hh_rows, llama, recipe_for, stored, unique_tokens
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.prepare import PreparedData
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.evaluation.score import score, scoring_micro_batches
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import RewardModel, evaluating
+
+AT_A_TIME = 8
+Rewards = list[tuple[float, ...]]
+
+
+def score_ours(
+    model: RewardModel, data: PreparedData, pad: int, max_tokens: int, accelerator: Accelerator
+) -> tuple[float, Rewards]:
+    """Seconds and rewards of `rmtrain.evaluation.score` in the shared_prefix layout."""
+    model.use_layout("shared_prefix")
+    start = now()
+    micro_batches = scoring_micro_batches(data.train, "shared_prefix", max_tokens)
+    scored = score(model, data.train, micro_batches, "shared_prefix", accelerator, pad)
+    return now() - start, [row.rewards for row in scored]
+
+
+def score_padded(
+    model: RewardModel, rows: Sequence[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, as_pairs: bool
+) -> tuple[float, Rewards]:
+    """Seconds and rewards of padded batches in the order of the data."""
+    model.use_layout("padded")
+    wanted = [_needed(row, as_pairs) for row in rows]
+    sequences = [row.sequences[k] for row, numbers in zip(rows, wanted, strict=True) for k in numbers]
+    size = AT_A_TIME * (2 if as_pairs else len(rows[0].sequences))
+    start = now()
+    with evaluating(model):
+        pieces = [_forward(model, sequences[begin : begin + size], tokenizer) for begin in range(0, len(sequences), size)]
+    flat = iter(torch.cat(pieces).tolist())
+    rewards = [dict(zip(numbers, [next(flat) for _ in numbers], strict=True)) for numbers in wanted]
+    return now() - start, [tuple(of_row[k] for k in sorted(of_row)) for of_row in rewards]
+
+
+def _needed(row: TokenizedComparison, as_pairs: bool) -> list[int]:
+    """The responses that are computed, in order; a response is in three pairs."""
+    if as_pairs:
+        return [k for edge in row.preferences for k in (edge.winner, edge.loser)]
+    return list(range(len(row.sequences)))
+
+
+def _forward(model: RewardModel, sequences: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast) -> Tensor:
+    batch = tokenizer.pad({"input_ids": [list(sequence) for sequence in sequences]}, return_tensors="pt")
+    logits: Tensor = model.core(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return logits[:, 0].float()
+
+
+def padded_tokens(rows: Sequence[TokenizedComparison], as_pairs: bool) -> int:
+    """Tokens that the padded forward computes."""
+    lengths = [len(row.sequences[k]) for row in rows for k in _needed(row, as_pairs)]
+    size = AT_A_TIME * (2 if as_pairs else len(rows[0].sequences))
+    pieces = [lengths[begin : begin + size] for begin in range(0, len(lengths), size)]
+    return sum(len(piece) * max(piece) for piece in pieces)
+
+
+def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds of each run in each round, tokens, and the largest difference of a reward from ours."""
+    file, _ = hh_rows(HH, folder)
+    recipe = recipe_for(file, folder, llama(arguments.hidden))
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    rows = encode(groups_of_six(arguments.data)[: arguments.prompts], tokenizer, recipe)
+    model = build_reward_model(recipe.model, None, tokenizer, 1)
+    data, accelerator = stored(rows, folder / "groups"), Accelerator(cpu=True)
+    results = take_turns(
+        {
+            "ours": partial(score_ours, model, data, tokenizer.pad_token_id, arguments.max_tokens, accelerator),
+            "padded, all pairs": partial(score_padded, model, rows, tokenizer, True),
+            "padded, responses": partial(score_padded, model, rows, tokenizer, False),
+        },
+        arguments.rounds + 1,
+    )
+    seconds = {name: [spent for spent, _ in runs[1:]] for name, runs in results.items()}  # the first round warms up
+    ours = torch.tensor(results["ours"][0][1])
+    tokens = {"ours": sum(map(unique_tokens, rows))}
+    tokens |= {f"padded, {name}": padded_tokens(rows, name == "all pairs") for name in ("all pairs", "responses")}
+    differences = {name: float((torch.tensor(runs[0][1]) - ours).abs().max()) for name, runs in results.items()}
+    return {"prompts": len(rows), "seconds": seconds, "tokens": tokens, "max_difference": differences}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    made = parser(__doc__)
+    made.add_argument("--data", type=Path, default=RMBENCH, help="RM-Bench file; where it is absent, groups are generated")
+    made.add_argument("--hidden", type=int, default=256, help="width of the llama")
+    made.add_argument("--prompts", type=int, default=129, help="prompts that are scored")
+    made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")
+    made.add_argument("--max-tokens", type=int, default=8192, help="our budget of a micro-batch")
+    arguments = made.parse_args()
+    if arguments.quick:
+        arguments.hidden, arguments.prompts, arguments.rounds = 64, 8, 1
+    about = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments, Path(folder))
+    seconds = found["seconds"]
+    ratio = {name: median_ratio(spent, seconds["ours"]) for name, spent in seconds.items() if name != "ours"}
+    lines = [
+        [name, median(spent), found["tokens"][name], f"{ratio.get(name, 1):.2f}", f"{found['max_difference'][name]:.1e}"]
+        for name, spent in seconds.items()
+    ]
+    name = arguments.data.name if arguments.data.exists() else f"{arguments.data.name} is absent: generated groups"
+    columns = ["run", "seconds", "tokens computed", "time against ours", "largest difference"]
+    show(f"{found['prompts']} prompts with six responses: {name}", columns, lines)
+    figures = [
+        figure("scoring six responses a prompt, against all pairs padded", f"{ratio['padded, all pairs']:.2f} ×", "≥ 4 ×"),
+        figure("scoring six responses a prompt, against each response padded", f"{ratio['padded, responses']:.2f} ×", "-"),
+    ]
+    finish(arguments, {"machine": about, "ratio": ratio, **found}, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Peak memory of training against the number of comparisons in a step, at one token budget, and TRL's at batch 32.
+
+Every measurement is a process of its own: resident memory at its peak less resident memory before the model is built, so that libraries
+and data do not count. Weights, gradients and AdamW's state do; they are the same for both, 16 bytes a parameter. Needs Linux.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from statistics import median
+
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import figure, finish, machine, parser, peak_bytes, reset_peak, rss_bytes, show
+from benchmarks.ours import train_ours
+from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, sample, stored
+from benchmarks.peer import Setting, pairs_of, train_trl
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.model.build import build_reward_model
+
+MEGABYTE = 10**6
+
+
+def measure_here(side: str, batch: int, arguments: Namespace) -> dict[str, int]:
+    """Train a few steps in this process and return the bytes its memory grew by, and those of weights, gradients, optimizer state."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file, _ = hh_rows(arguments.data, folder)
+        batching = {"layout": arguments.layout, "max_tokens": arguments.max_tokens}
+        training = {"precision": "float32", "batch_size": batch}
+        recipe = recipe_for(file, folder, llama(arguments.hidden), batching=batching, training=training)
+        tokenizer = load_tokenizer(recipe.model, recipe.data)
+        rows = encode(read_comparisons(recipe), tokenizer, recipe)
+        measured = sample(rows, max(batch, arguments.comparisons // batch * batch))
+        warm, timed = (stored(some, folder / part) for part, some in (("warm", rows[:batch]), ("timed", measured)))
+        state = 16 * sum(parameter.numel() for parameter in build_reward_model(recipe.model, None, tokenizer, 1).parameters())
+        reset_peak()
+        before = rss_bytes()
+        if side == "ours":
+            train_ours(recipe, tokenizer, warm, timed, Accelerator(cpu=True))
+        else:
+            pairs = pairs_of(measured)
+            train_trl(recipe, tokenizer, pairs[:batch], pairs, Setting(batch, batch))
+        return {"growth": peak_bytes() - before, "state": state}
+
+
+def measure(side: str, batch: int, arguments: Namespace) -> list[dict[str, int]]:
+    """The same in fresh processes."""
+    names = ("data", "hidden", "layout", "max_tokens", "comparisons")
+    options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
+    command = [sys.executable, __file__, f"--child={side}:{batch}", *options]
+    results = []
+    for _ in range(arguments.repeats):
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        results.append(json.loads(printed.splitlines()[-1]))
+    return results
+
+
+def main() -> None:
+    """Measure, print, write; or be the process that is measured."""
+    made = parser(__doc__)
+    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
+    made.add_argument("--hidden", type=int, default=256, help="width of the llama")
+    made.add_argument("--layout", default="shared_prefix", help="our layout")
+    made.add_argument("--max-tokens", type=int, default=4096, help="our budget of a micro-batch")
+    made.add_argument("--comparisons", type=int, default=256, help="comparisons that each process trains on")
+    made.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32, 128], help="comparisons of one of our steps")
+    made.add_argument("--repeats", type=int, default=3, help="processes for each line; the median counts")
+    made.add_argument("--child", help="side:batch, for the processes that are measured")
+    arguments = made.parse_args()
+    if arguments.child:
+        side, _, batch = arguments.child.partition(":")
+        print(json.dumps(measure_here(side, int(batch), arguments)))
+        return
+    if not Path("/proc/self/clear_refs").exists():
+        raise SystemExit("memory.py reads /proc, which only Linux has")
+    if arguments.quick:
+        arguments.hidden, arguments.comparisons, arguments.repeats, arguments.batch_sizes = 64, 32, 1, [8, 16]
+    about = machine()
+    runs = [("ours", batch) for batch in arguments.batch_sizes] + [("trl", 16 if arguments.quick else 32)]
+    found = {f"{side}, batch {batch}": measure(side, batch, arguments) for side, batch in runs}
+    growth = {name: median(one["growth"] for one in results) for name, results in found.items()}
+    state = next(iter(found.values()))[0]["state"]
+    lines = [[name, round(value / MEGABYTE), round((value - state) / MEGABYTE)] for name, value in growth.items()]
+    show(
+        f"hidden {arguments.hidden}, {arguments.layout}, {arguments.max_tokens:,} tokens",
+        ["run", "MB", "MB of activations"],
+        lines,
+    )
+    *ours, trl = growth.values()
+    figures = [
+        figure("peak memory, largest batch against smallest", f"{max(ours) / min(ours):.2f} ×", "1 ×"),
+        figure("peak memory against TRL's at batch 32", f"{max(ours) / trl:.2f} ×", "≤ 0.5 ×"),
+    ]
+    finish(arguments, {"machine": about, "peak_growth_bytes": growth, "state_bytes": state, "runs": found}, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""TRL's side: `trl.RewardTrainer` on the same weights and tokens, on an unmeasured first step and then on the clock."""
+
+import copy
+import gc
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import RewardConfig, RewardTrainer
+from trl.trainer.reward_trainer import DataCollatorForPreference
+
+from benchmarks.common import Trace, now
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.model.build import build_reward_model
+from rmtrain.recipe.schema import Recipe
+
+Pair = tuple[Sequence[int], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How TRL is run: pairs of a step and of a micro-batch, and whether micro-batches hold pairs of like length."""
+
+    batch: int
+    micro_batch: int
+    grouped: bool = False
+    gradient_checkpointing: bool = False
+
+
+def pairs_of(rows: Sequence[TokenizedComparison]) -> list[Pair]:
+    """Each edge of each comparison as a pair of its own, which is how TRL trains on groups."""
+    return [(row.sequences[edge.winner], row.sequences[edge.loser]) for row in rows for edge in row.preferences]
+
+
+def grouped(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs in the order of `train_sampling_strategy="group_by_length"` with a length column, all of them in one mega-batch.
+
+    It is the sampler's own function. Its mega-batches hold a quarter of small data and 50 batches of large data; the few pairs that are
+    timed stand for all of the data (see `pairs.sample`), so they are sorted in one piece, which pads no more than the sampler would.
+    """
+    lengths = [max(len(chosen), len(rejected)) for chosen, rejected in pairs]
+    generator = torch.Generator().manual_seed(0)
+    return [pairs[i] for i in get_length_grouped_indices(lengths, 1, mega_batch_mult=len(pairs), generator=generator)]
+
+
+def plain_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """The weights that `train_ours` begins with, in transformers' own class with transformers' own attention."""
+    ours = build_reward_model(recipe.model, None, tokenizer, recipe.run.seed)
+    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(ours.core.config), attn_implementation="sdpa")
+    model.load_state_dict(ours.core.state_dict(), strict=True)
+    return model
+
+
+class Clock(TrainerCallback):
+    """Notes the end of every step."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ends.append(now())
+
+
+@dataclass
+class CountingCollator(DataCollatorForPreference):
+    """TRL's collator, which also notes the tokens of each micro-batch, with padding and without."""
+
+    counts: list[tuple[int, int]] = field(default_factory=list)
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        self.counts.append((batch["input_ids"].numel(), int(batch["attention_mask"].sum())))
+        return batch
+
+
+def train_trl(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    warm: Sequence[Pair],
+    timed: Sequence[Pair],
+    setting: Setting,
+    *,
+    cpu: bool = True,
+    peft_config: Any = None,
+) -> Trace:
+    """Train a new model of the recipe on one step of `warm`, then on all steps of `timed`, which are measured.
+
+    What slows TRL by default and buys nothing here is off: gradient checkpointing, progress bars, saving, reporting.
+    """
+    model = plain_model(recipe, tokenizer)
+    pairs = [*warm[: setting.batch], *(grouped(timed) if setting.grouped else timed)]
+    columns = {"chosen_ids": [list(pair[0]) for pair in pairs], "rejected_ids": [list(pair[1]) for pair in pairs]}
+    clock, collator = Clock(), CountingCollator(tokenizer.pad_token_id)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments = RewardConfig(
+            output_dir=folder,
+            per_device_train_batch_size=setting.micro_batch,
+            gradient_accumulation_steps=setting.batch // setting.micro_batch,
+            max_steps=len(pairs) // setting.batch,
+            train_sampling_strategy="sequential",
+            learning_rate=recipe.optimizer.lr,
+            lr_scheduler_type="constant",
+            max_grad_norm=recipe.optimizer.clip,
+            logging_steps=1,
+            max_length=None,
+            bf16=recipe.training.precision == "bfloat16",
+            gradient_checkpointing=setting.gradient_checkpointing,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=cpu,
+            disable_tqdm=True,
+        )
+        trainer = RewardTrainer(
+            model,
+            arguments,
+            data_collator=collator,
+            train_dataset=Dataset.from_dict(columns),
+            processing_class=tokenizer,
+            callbacks=[clock],
+            peft_config=peft_config,
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+    lines = [line for line in trainer.state.log_history if "grad_norm" in line][1:]
+    counts = collator.counts[setting.batch // setting.micro_batch :]
+    trace = Trace(
+        clock.ends[-1] - clock.ends[0],
+        [float(line["loss"]) for line in lines],
+        [float(line["grad_norm"]) for line in lines],
+        sum(computed for computed, _ in counts),
+        sum(real for _, real in counts),
+    )
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return trace

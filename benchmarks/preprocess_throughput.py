@@ -1,0 +1,113 @@
+"""Rows to tokens: `rmtrain.data.prepare` without a cache against RewardTrainer's tokenization, for the same rows, template and tokenizer.
+
+Ours reads the file, splits transcripts into messages, renders, encodes, checks, finds what is shared, and writes the artifact. TRL is
+given messages in memory and renders, encodes and filters. The tokens of both must be equal.
+"""
+
+import sys
+import tempfile
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast
+from trl import RewardConfig, RewardTrainer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
+from benchmarks.pairs import HH, MAX_LENGTH, hh_rows, llama, read_comparisons, recipe_for
+from rmtrain.data.prepare import PreparedData, prepare
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.recipe.schema import Data
+
+
+def prepare_ours(data: Data, tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[float, PreparedData]:
+    """Seconds and result of `prepare` into a new cache."""
+    fresh = data.model_copy(update={"cache_dir": tempfile.mkdtemp(dir=folder)})
+    start = now()
+    prepared = prepare(fresh, tokenizer)
+    return now() - start, prepared
+
+
+def prepare_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, processes: int, folder: Path) -> tuple[float, Dataset]:
+    """Seconds and result of what RewardTrainer does to its dataset when it is made."""
+    number = processes if processes > 1 else None
+    arguments = RewardConfig(str(folder / "trl"), max_length=MAX_LENGTH, dataset_num_proc=number, use_cpu=True, bf16=False)
+    start = now()
+    tokenized = RewardTrainer._prepare_dataset(None, dataset, tokenizer, arguments, "train")
+    return now() - start, tokenized
+
+
+def check_equal(ours: PreparedData, trl: Dataset) -> int:
+    """Rows that both kept, all of which must have the same tokens."""
+    theirs = {row["id"]: (row["chosen_ids"], row["rejected_ids"]) for row in trl}
+    ids = ours.train.ids
+    for number, name in enumerate(ids):
+        assert tuple(map(list, ours.train[number].sequences)) == theirs[name], f"{name}: TRL's tokens differ"
+    return len(ids)
+
+
+def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
+    """Seconds of both in each round, for each number of processes."""
+    file, data_name = hh_rows(arguments.data, folder)
+    recipe = recipe_for(file, folder, llama(256))
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    comparisons = read_comparisons(recipe)
+    (source,) = recipe.data.train
+    sources = tuple(source.model_copy(update={"tag": f"copy{number}"}) for number in range(arguments.copies))
+    dataset = Dataset.from_list(
+        [
+            {"id": f"{copy.label}:{row.id.rpartition(':')[2]}", **{name: [*row.prompt, *response] for name, response in sides}}
+            for copy in sources
+            for row in comparisons
+            for sides in [zip(("chosen", "rejected"), row.responses, strict=True)]
+        ]
+    )
+    datasets.disable_progress_bars()
+    runs = {}
+    for processes in arguments.processes:
+        data = recipe.data.model_copy(update={"train": sources, "processes": processes})
+        runs[f"ours, {processes} processes"] = partial(prepare_ours, data, tokenizer, folder)
+        runs[f"trl, {processes} processes"] = partial(prepare_trl, dataset, tokenizer, processes, folder)
+    results = take_turns(runs, arguments.rounds)
+    first, second = (results[f"{side}, {arguments.processes[0]} processes"][0][1] for side in ("ours", "trl"))
+    kept = check_equal(first, second)
+    seconds = {name: [spent for spent, _ in result] for name, result in results.items()}
+    tokens = int(first.train.total_tokens.sum())
+    return {"data": data_name, "pairs": len(dataset), "equal_pairs": kept, "tokens": tokens, "seconds": seconds}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    made = parser(__doc__)
+    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
+    made.add_argument("--copies", type=int, default=5, help="times that the file is read, each time as another source")
+    made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")
+    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    arguments = made.parse_args()
+    if arguments.quick:
+        arguments.copies, arguments.rounds, arguments.processes = 1, 1, [1]
+    about = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments, Path(folder))
+    seconds = found["seconds"]
+    ratio = {n: median_ratio(seconds[f"trl, {n} processes"], seconds[f"ours, {n} processes"]) for n in arguments.processes}
+    lines = [
+        [name, median(spent), found["pairs"] / median(spent), found["tokens"] / median(spent)] for name, spent in seconds.items()
+    ]
+    show(f"{found['pairs']:,} pairs: {found['data']}", ["run", "seconds", "pairs/s", "tokens/s"], lines)
+    figures = [figure(f"preprocessing, {n} processes, against TRL", f"{ratio[n]:.2f} ×", "≥ 4 ×") for n in arguments.processes]
+    one, *more = arguments.processes
+    for n in more:
+        gain = median_ratio(seconds[f"ours, {one} processes"], seconds[f"ours, {n} processes"])
+        figures.append(figure(f"preprocessing, {n} processes against {one}", f"{gain:.2f} ×", f"{n / one:g} ×"))
+    finish(arguments, {"machine": about, "ratio": ratio, **found}, figures)
+
+
+if __name__ == "__main__":
+    main()

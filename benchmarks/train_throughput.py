@@ -1,0 +1,171 @@
+"""Training steps per second, ours in each layout against TRL's RewardTrainer, on the same pairs from the same weights.
+
+TRL runs as it comes (micro-batches of 32 in random order) and at its fastest (micro-batches of 4 and of 8, grouped by length).
+With --responses 4 each prompt has four responses and all six pairs: we compute each response once, TRL trains on six pairs a prompt.
+Everything takes turns for some rounds; a ratio is the median over rounds of seconds against seconds. Runs that see the same batches
+must show the same losses and gradient norms.
+"""
+
+import sys
+import tempfile
+from argparse import Namespace
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from accelerate import Accelerator
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Trace, console, figure, finish, machine, median_ratio, parser, show, take_turns
+from benchmarks.ours import train_ours
+from benchmarks.pairs import (
+    HH,
+    encode,
+    groups_of_four,
+    hh_rows,
+    llama,
+    read_comparisons,
+    recipe_for,
+    sample,
+    stored,
+    unique_tokens,
+)
+from benchmarks.peer import Setting, pairs_of, train_trl
+from rmtrain.batching.plan import order
+from rmtrain.data.tokenizer import load_tokenizer
+
+LAYOUTS = ("shared_prefix", "packed", "padded")
+TOLERANCE = 1e-5
+
+
+def settings_of_trl(batch: int, edges: int) -> dict[str, Setting]:
+    """TRL as it comes and at its best. A step is `batch` prompts with `edges` pairs each, for TRL as for us."""
+    pairs = batch * edges
+    if edges > 1:
+        return {
+            "trl by prompt": Setting(pairs, edges),
+            "trl grouped 4": Setting(pairs, 4, grouped=True),
+            "trl grouped 8": Setting(pairs, 8, grouped=True),
+        }
+    return {
+        "trl default": Setting(pairs, pairs),
+        "trl grouped 4": Setting(pairs, 4, grouped=True),
+        "trl grouped 8": Setting(pairs, 8, grouped=True),
+    }
+
+
+def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
+    """Run everything and return what came out, by name of the run."""
+    file, data_name = hh_rows(arguments.data, folder)
+    batching = {"max_tokens": arguments.max_tokens}
+    training = {"precision": "float32", "batch_size": arguments.batch_size}
+    recipes = {
+        layout: recipe_for(file, folder, llama(arguments.hidden), batching={**batching, "layout": layout}, training=training)
+        for layout in LAYOUTS
+    }
+    recipe = recipes["shared_prefix"]
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    comparisons = read_comparisons(recipe)
+    rows = encode(groups_of_four(comparisons) if arguments.responses == 4 else comparisons, tokenizer, recipe)
+    measured = sample(rows, arguments.steps * arguments.batch_size)
+    warm, timed = (stored(some, folder / name) for name, some in (("warm", rows[: arguments.batch_size]), ("timed", measured)))
+    in_order = [measured[i] for i in order(recipe.run.seed, 0, len(measured))]
+    accelerator = Accelerator(cpu=True)
+    runs = {f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, accelerator) for layout in LAYOUTS}
+    warm_pairs, timed_pairs = pairs_of(rows[: arguments.batch_size]), pairs_of(in_order)
+    for name, setting in settings_of_trl(arguments.batch_size, len(rows[0].preferences)).items():
+        runs[name] = partial(train_trl, recipe, tokenizer, warm_pairs, timed_pairs, setting)
+    return {
+        "data": data_name,
+        "prompts": len(measured),
+        "unique_tokens": sum(map(unique_tokens, measured)),
+        "rounds": take_turns({name: runs[name] for name in runs if name in (arguments.only or runs)}, arguments.rounds),
+    }
+
+
+def ratios_of(rounds: dict[str, list[Trace]]) -> dict[str, float]:
+    """How many times as long as ours each run of TRL takes; `trl_best` is the fastest of them."""
+    seconds = {name: [trace.seconds for trace in traces] for name, traces in rounds.items()}
+    ours = seconds.get("ours shared_prefix", [])
+    ratios = {name: median_ratio(seconds[name], ours) for name in seconds if ours and name.startswith("trl")}
+    named = {name.replace(" ", "_"): ratio for name, ratio in ratios.items()}
+    return named | ({"trl_best": min(ratios.values())} if ratios else {})
+
+
+def compare_traces(rounds: dict[str, list[Trace]]) -> dict[str, dict[str, float]]:
+    """Largest differences of loss (absolute) and gradient norm (relative) from the first run that saw the same batches."""
+    same_batches = [name for name in rounds if "grouped" not in name]
+    reference = rounds[same_batches[0]][0]
+    differences = {}
+    for name in same_batches[1:]:
+        trace = rounds[name][0]
+        losses = [abs(a - b) for a, b in zip(trace.losses, reference.losses, strict=True)]
+        norms = [abs(a / b - 1) for a, b in zip(trace.grad_norms, reference.grad_norms, strict=True)]
+        differences[name] = {"loss": max(losses), "grad_norm": max(norms)}
+    return differences
+
+
+def show_runs(found: dict[str, Any], ratios: dict[str, float], batch_size: int) -> None:
+    """One line a run, and the losses and gradient norms of the runs that saw the same batches, side by side."""
+    rounds: dict[str, list[Trace]] = found["rounds"]
+    lines = []
+    for name, traces in rounds.items():
+        seconds, computed = median(trace.seconds for trace in traces), traces[0].computed
+        ratio = f"{ratios[name.replace(' ', '_')]:.2f}" if name.replace(" ", "_") in ratios else ""
+        padding = 1 - traces[0].real / computed
+        saved = f"{computed / found['unique_tokens']:.2f}"
+        lines.append([name, seconds, found["prompts"] / seconds, computed, f"{padding:.0%}", saved, ratio])
+    columns = ["run", "seconds", "prompts/s", "tokens computed", "padding", "of those needed", "time against ours"]
+    show(f"{found['prompts']} prompts in steps of {batch_size}: {found['data']}", columns, lines)
+    same = {name: traces[0] for name, traces in rounds.items() if "grouped" not in name}
+    steps = range(len(next(iter(same.values())).losses))
+    cells = [[i + 1, *(f"{trace.losses[i]:.6f}  {trace.grad_norms[i]:.5f}" for trace in same.values())] for i in steps]
+    show("loss and gradient norm of each step", ["step", *same], cells)
+
+
+def figures_of(ratios: dict[str, float], arguments: Namespace) -> list[dict[str, str]]:
+    """What was promised of training speed, and what it is."""
+    what = f"training, {arguments.responses} responses a prompt, hidden {arguments.hidden}, against TRL"
+    promised = {
+        "trl_default": (f"{what} at batch 32", 6),
+        "trl_best": (f"{what} at its fastest", 5 if arguments.responses == 4 else 2),
+    }
+    return [
+        figure(text, f"{ratios[name]:.2f} ×", f"≥ {promise} ×") for name, (text, promise) in promised.items() if name in ratios
+    ]
+
+
+def main() -> None:
+    """Measure, print, write, and fail if the losses of equal batches differ."""
+    made = parser(__doc__)
+    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
+    made.add_argument("--hidden", type=int, default=256, help="width of the llama: 256 (4 layers) or 512 (6 layers)")
+    made.add_argument("--responses", type=int, choices=[2, 4], default=2, help="responses of a prompt")
+    made.add_argument("--steps", type=int, default=6, help="measured steps of a run, after one that is not")
+    made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")
+    made.add_argument("--batch-size", type=int, help="prompts of a step; 32, and 8 with four responses")
+    made.add_argument("--max-tokens", type=int, default=4096, help="our budget of a micro-batch")
+    made.add_argument("--only", action="append", metavar="NAME", help="leave out all runs but this one; may be repeated")
+    arguments = made.parse_args()
+    arguments.batch_size = arguments.batch_size or (8 if arguments.responses == 4 else 32)
+    if arguments.quick:
+        arguments.hidden, arguments.steps, arguments.rounds, arguments.batch_size = 64, 2, 1, 8
+    about = machine()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments, Path(folder))
+    ratios, differences = ratios_of(found["rounds"]), compare_traces(found["rounds"])
+    show_runs(found, ratios, arguments.batch_size)
+    raw = {name: [asdict(trace) for trace in traces] for name, traces in found["rounds"].items()}
+    document = {"machine": about, "ratio": ratios, "differences": differences, **found, "rounds": raw}
+    finish(arguments, document, figures_of(ratios, arguments))
+    wrong = {name: values for name, values in differences.items() if max(values.values()) > TOLERANCE}
+    if wrong:
+        console.print(f"[bold red]the same batches gave other numbers: {wrong}")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Memory by budget: how large micro-batches may be, found out before the first step, and lowered when it was too much."""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from rmtrain.batching.loader import StepBatch, StepLoader
+from rmtrain.batching.plan import Costs
+from rmtrain.errors import RmtrainError
+from rmtrain.model.reward_model import RewardModel
+
+logger = logging.getLogger("rmtrain")
+
+CPU_TOKENS = 8192
+ACTIVATIONS_PER_TOKEN = 34
+"""Values of hidden size that a block keeps for backward, for each token (Korthikanti et al., arXiv:2205.05198, section 4.1)."""
+SHARE_OF_FREE_MEMORY = 0.6
+
+T = TypeVar("T")
+
+
+def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardModel) -> int:
+    """`batching.max_tokens` as a number.
+
+    `auto` on a GPU: 60 % of the free memory over two bytes for each activation that backward needs; an out-of-memory error lowers it.
+    """
+    if max_tokens != "auto":
+        return max_tokens
+    largest = int(costs.tokens.max())
+    if model.device.type != "cuda":
+        return max(CPU_TOKENS, largest)
+    free, _ = torch.cuda.mem_get_info(model.device)
+    config = model.core.config.get_text_config()
+    per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
+    return max(int(SHARE_OF_FREE_MEMORY * free / per_token), largest)
+
+
+def within_memory(compute: Callable[[StepBatch], T], number: int, optimizer: torch.optim.Optimizer, loader: StepLoader) -> T:
+    """Compute a step; when memory runs out, halve the budget and compute the same step again, from the same weights.
+
+    Raises:
+        RmtrainError: memory runs out with one comparison a micro-batch.
+    """
+    while True:
+        try:
+            return compute(loader.step(number))
+        except torch.OutOfMemoryError:
+            _lower_budget(optimizer, loader)
+
+
+def rehearse(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
+    """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
+
+    Its loss is weighed by zero; weights, optimizer and random generators are afterwards what they were.
+
+    Raises:
+        RmtrainError: memory runs out with one comparison a micro-batch.
+    """
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    while True:
+        try:
+            with torch.random.fork_rng(devices=devices):
+                accelerator.backward(model(loader.heaviest().to(accelerator.device)).sum() * 0.0)
+        except torch.OutOfMemoryError:
+            _lower_budget(optimizer, loader)
+        else:
+            optimizer.zero_grad()
+            return
+
+
+def _lower_budget(optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
+    optimizer.zero_grad()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    before = loader.plan.max_tokens
+    if not loader.halve_budget():
+        largest = int(loader.plan.costs.tokens.argmax())
+        raise RmtrainError(
+            f"out of memory with batching.max_tokens {before}, the tokens of comparison {loader.data[largest].id} alone; lower "
+            "data.max_length, set model.gradient_checkpointing, or train with lora"
+        )
+    logger.warning("out of memory with micro-batches of %d tokens; going on with %d", before, loader.plan.max_tokens)

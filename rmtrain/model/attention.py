@@ -1,0 +1,190 @@
+"""Attention within segments: the one place that knows kernels.
+
+A token of a prefix sees the prefix up to itself. A token of response k sees the whole prefix and response k up to itself. Nothing else
+is seen: not the other responses, not other comparisons. Each response is thus a small causal problem of its own, its queries against the
+keys of prefix + response, aligned at the end; the prefix is computed together with the first response.
+
+Hooks into transformers by name: `ATTENTION` for its AttentionInterface, with no mask at all; the segments travel as a forward argument.
+
+Tensor legend: one row, H heads (or key-value heads), Q queries, K keys, D head size.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from rmtrain.batching.layout import Segments
+
+ATTENTION = "rmtrain_segments"
+VARLEN_TYPES = (torch.float16, torch.bfloat16)
+
+
+class SegmentsNotSeen(Exception):
+    """A model does not hand its forward arguments down to its attention."""
+
+
+def attend(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    segments: Segments | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one row by segments, as transformers calls it.
+
+    Args:
+        attention_mask: not used: segments say everything.
+        scaling: of the dot products; None: 1/sqrt(D).
+        sliding_window: keys a query sees, itself included; None: all.
+        softcap: bound of the scores, `softcap * tanh(score / softcap)` (gemma 2).
+        s_aux: a logit per head that takes its share of the softmax and no value (attention sinks of gpt-oss).
+
+    Returns:
+        [1, T, H, D], and no weights.
+
+    Raises:
+        SegmentsNotSeen: the model did not pass them on.
+    """
+    if segments is None:
+        raise SegmentsNotSeen
+    plain = softcap is None and s_aux is None
+    if plain and query_1HTD.is_cuda and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
+        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments), None
+    drop = dropout if module.training else 0.0
+    kernel = partial(_scaled_dot_product, scaling=scaling, dropout=drop)
+    if not plain:
+        kernel = partial(_explicit, scaling=scaling, dropout=drop, softcap=softcap, sinks_H=s_aux)
+    pieces = [
+        kernel(query, key, value, mask=_visible(segments, query.shape[2], key.shape[2], sliding_window, query.device, not plain))
+        for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments)
+    ]
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
+
+
+def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and values of each response, those of the first together with its prefix.
+
+    The row is cut once by `torch.split`: slicing it per response would fill full-size zeros in backward for every slice.
+    """
+    sizes = [
+        size
+        for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True)
+        for size in (prefix + lengths[0], *lengths[1:])
+    ]
+    parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True):
+        first_query, first_key, first_value = next(parts)
+        yield first_query, first_key, first_value
+        shared_key, shared_value = first_key[:, :, :prefix], first_value[:, :, :prefix]
+        for _ in lengths[1:]:
+            own_query, own_key, own_value = next(parts)
+            if prefix:
+                own_key, own_value = torch.cat((shared_key, own_key), 2), torch.cat((shared_value, own_value), 2)
+            yield own_query, own_key, own_value
+
+
+def _visible(
+    segments: Segments, queries: int, keys: int, window: int | None, device: torch.device, always: bool
+) -> Tensor | None:
+    """[Q, K] bool, True where a query sees a key, both aligned at the end; None for plain causal attention of a square."""
+    reach = keys if window is None else min(window, keys)
+    if queries == keys == reach and not always:
+        return None
+    name = (queries, keys, reach, device)
+    if name not in segments.memo:
+        distance_QK = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        segments.memo[name] = (distance_QK >= 0) & (distance_QK < reach)
+    mask: Tensor = segments.memo[name]
+    return mask
+
+
+def _scaled_dot_product(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks_H: Tensor | None,
+) -> Tensor:
+    """The formula written out, for scores that no fused kernel computes."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = (query @ key.transpose(2, 3)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks_H is not None:
+        sinks = sinks_H.float().view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments) -> Tensor:
+    """One kernel call for the whole row: each response's queries against its prefix and itself, gathered."""
+    index_K, queries, keys, most_queries, most_keys = _gathering(segments, query.device)
+    out_THD = varlen_attn(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1)[index_K],
+        value[0].transpose(0, 1)[index_K],
+        queries,
+        keys,
+        most_queries,
+        most_keys,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out_THD, Tensor)
+    return out_THD[None]
+
+
+def _gathering(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Which keys each problem gathers, and where the problems begin: int64 [K of all], int32 cumulative queries and keys."""
+    name = ("varlen", device)
+    if name not in segments.memo:
+        index, queries, keys, start = [], [0], [0], 0
+        for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True):
+            own = start
+            for number, length in enumerate(lengths):
+                begin, size = (start, prefix + length) if number == 0 else (own, length)
+                if number:
+                    index.append(torch.arange(start, start + prefix))
+                index.append(torch.arange(begin, begin + size))
+                queries.append(size)
+                keys.append(prefix + length)
+                own = begin + size
+            start = own
+        cumulative = [torch.tensor(sizes, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device) for sizes in (queries, keys)]
+        segments.memo[name] = (torch.cat(index).to(device), *cumulative, max(queries), max(keys))
+    found: tuple[Tensor, Tensor, Tensor, int, int] = segments.memo[name]
+    return found

@@ -1,0 +1,31 @@
+"""Tokenized comparisons made by hand, and their costs, for tests of batching, engine and model."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+
+from rmtrain.batching.layout import Layout
+from rmtrain.batching.plan import Costs
+from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
+from rmtrain.data.prefix import common_prefix_length
+
+
+def tokenized(name: str, *sequences: Sequence[int], preferences: tuple[Preference, ...] = PAIR) -> TokenizedComparison:
+    """A comparison of these sequences, with the prefix they share."""
+    prefix = common_prefix_length(sequences)
+    return TokenizedComparison(name, "s", sequences, prefix_length=prefix, prompt_length=prefix, preferences=preferences)
+
+
+def costs_of(rows: Sequence[TokenizedComparison], layout: Layout) -> Costs:
+    """The costs of rows in a layout."""
+    lengths = SimpleNamespace(
+        longest=np.array([max(map(len, row.sequences)) for row in rows], dtype=np.int32),
+        response_counts=np.array([len(row.sequences) for row in rows], dtype=np.int32),
+        total_tokens=np.array([sum(map(len, row.sequences)) for row in rows], dtype=np.int64),
+        unique_tokens=np.array(
+            [row.prefix_length + sum(len(sequence) - row.prefix_length for sequence in row.sequences) for row in rows],
+            dtype=np.int64,
+        ),
+    )
+    return Costs.of(lengths, layout)
