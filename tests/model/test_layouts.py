@@ -1,0 +1,229 @@
+"""The heart: rewards, loss and every gradient are the same in all layouts, or a layout is refused."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.engine.loop import compute_objective
+from rmtrain.errors import RecipeError
+from rmtrain.model import attention
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.head import find_head, install_head
+from rmtrain.model.parity import choose_layout, probe
+from rmtrain.model.reward_model import RewardModel, unwrap
+from rmtrain.recipe.schema import BradleyTerry, Lora
+from tests.comparisons import tokenized
+from tests.model.builders import build, scratch
+
+PAD, EOS = 0, 1
+EXACT = ("llama", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")
+WINDOW = {"sliding_window": 8}
+SPECIAL: dict[str, dict[str, Any]] = {
+    "gemma2": {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOW},
+    "gemma3_text": {"head_dim": 16, "query_pre_attn_scalar": 16, **WINDOW},
+    "gpt_oss": {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, **WINDOW},
+    "mistral": WINDOW,
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 1, **WINDOW},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "bloom": {},
+    "falcon": {},
+    "stablelm": {},
+}
+CHOSEN: dict[str, Layout] = dict.fromkeys(SPECIAL, "shared_prefix") | dict.fromkeys(("bloom", "falcon", "stablelm"), "padded")
+"""What `auto` chooses; docs/PERFORMANCE.md has the table."""
+
+
+def comparisons(vocabulary: int = 200) -> list[TokenizedComparison]:
+    """K of 2, 4 and 7; prefixes of nothing, one token, many, and all but one token; every second with margins and all pairs as edges."""
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> list[int]:
+        return rng.integers(3, vocabulary, count).tolist()
+
+    rows = []
+    for number, (responses, prefix) in enumerate([(2, 0), (2, 13), (4, 1), (7, 17), (4, 20)]):
+        shared = some(prefix)
+        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), EOS] for k in range(responses)]
+        edges = tuple(Preference(a, b, 0.1 * number) for a in range(responses) for b in range(a + 1, responses))
+        rows.append(tokenized(f"s:{number}", *sides, preferences=edges))
+    base = some(9)
+    rows.append(tokenized("s:5", [*base, EOS], [*base, 5]))
+    return rows
+
+
+def amplified(model: RewardModel) -> RewardModel:
+    """Larger random weights, so that attention matters: fresh models hardly look at their context."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    return model.train()
+
+
+def special(architecture: str) -> RewardModel:
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    tokens = {"vocab_size": 200, "max_position_embeddings": 128, "num_labels": 1, "pad_token_id": PAD, "eos_token_id": EOS}
+    config = AutoConfig.for_model(architecture, **sizes, **tokens, **SPECIAL[architecture])
+    for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
+        if getattr(config, name, None):
+            setattr(config, name, 0.0)
+    hf = AutoModelForSequenceClassification.from_config(config)
+    place = find_head(hf, RecipeError)
+    install_head(hf, place, None, None, seed=1)
+    return amplified(RewardModel(hf, place, None, torch.float32))
+
+
+def results(
+    model: RewardModel, rows: list[TokenizedComparison], layout: Layout
+) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
+    model.use_layout(layout)
+    model.zero_grad()
+    batch = lay_out(rows, PAD, layout)
+    rewards = model(batch)
+    loss = compute_objective(BradleyTerry(center_rewards=0.01), rewards, batch).loss
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return rewards.detach(), loss.item(), gradients
+
+
+def assert_layouts_agree(model: RewardModel, rows: list[TokenizedComparison], layouts: tuple[Layout, ...]) -> None:
+    rewards, loss, gradients = results(model, rows, "padded")
+    assert rewards.std() > 0.05, "guard: rewards differ"
+    for layout in layouts:
+        other_rewards, other_loss, other_gradients = results(model, rows, layout)
+        torch.testing.assert_close(other_rewards, rewards, rtol=1e-5, atol=1e-5 * float(rewards.abs().max()))
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other_gradients.keys() == gradients.keys()
+        floor = 1e-4 * max(
+            float(gradient.abs().max()) for gradient in gradients.values()
+        )  # OPT's key biases have none but rounding
+        for name, gradient in gradients.items():
+            error = (other_gradients[name] - gradient).abs().max() / gradient.abs().max().clamp(min=floor)
+            assert error < 5e-5, f"{layout} {name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("architecture", EXACT)
+def test_rewards_loss_and_gradients_are_equal_in_all_layouts(architecture: str, tokenizer: Any) -> None:
+    heads = {"key_value_heads": 2} if architecture in ("llama", "qwen3") else {}
+    model = amplified(build(architecture, tokenizer, hidden_size=64, **heads))
+    rows = comparisons(len(tokenizer))
+    assert_layouts_agree(model, rows, ("shared_prefix", "packed"))
+    assert choose_layout(model, "auto", rows, PAD) == "shared_prefix"
+    assert {row.prefix_length for row in rows} >= {0, 1, 9}, "guard: nothing, one token, and all but one are shared"
+    assert {len(row.sequences) for row in rows} == {2, 4, 7}
+
+
+@pytest.mark.parametrize("architecture", SPECIAL)
+def test_windows_caps_sinks_and_models_of_their_own_kind_are_right_in_the_layout_that_auto_chooses(architecture: str) -> None:
+    model, rows = special(architecture), comparisons()
+    layout = choose_layout(model, "auto", rows, PAD)
+    assert layout == CHOSEN[architecture]
+    assert_layouts_agree(model, rows, (layout,))
+    if layout == "padded":
+        with pytest.raises(RecipeError, match=r"batching\.layout: shared_prefix is not for this model"):
+            choose_layout(model, "shared_prefix", rows, PAD)
+    assert max(max(map(len, row.sequences)) for row in rows) > 2 * WINDOW["sliding_window"], (
+        "guard: rows are longer than the window"
+    )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "deberta-v2"])
+def test_encoders_are_padded_and_say_so(architecture: str, tokenizer: Any) -> None:
+    model, rows = build(architecture, tokenizer), comparisons(len(tokenizer))
+    assert choose_layout(model, "auto", rows, PAD) == "padded"
+    with pytest.raises(RecipeError, match="packed is not for this model: an encoder looks both ways"):
+        choose_layout(model, "packed", rows, PAD)
+
+
+@pytest.fixture(params=["leaks", "no prefix", "no window"])
+def broken_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Attention that sees too much or too little."""
+    real = attention._pieces
+
+    def leaking(query: Any, key: Any, value: Any, segments: Any) -> Any:
+        yield query, key, value
+
+    def without_prefix(query: Any, key: Any, value: Any, segments: Any) -> Any:
+        for q, k, v in real(query, key, value, segments):
+            yield q, k[:, :, k.shape[2] - q.shape[2] :], v[:, :, v.shape[2] - q.shape[2] :]
+
+    if request.param == "no window":
+        visible = attention._visible
+        monkeypatch.setattr(attention, "_visible", lambda s, q, k, window, d, always: visible(s, q, k, None, d, always))
+    else:
+        monkeypatch.setattr(attention, "_pieces", leaking if request.param == "leaks" else without_prefix)
+    return str(request.param)
+
+
+def test_a_wrong_mask_fails_the_probe(broken_attention: str, tokenizer: Any) -> None:
+    model = special("mistral")
+    problem = probe(model, "shared_prefix", comparisons(), PAD)
+    assert problem is not None
+    assert "hidden states differ" in problem
+    fresh = build("mistral", tokenizer, hidden_size=64)
+    if broken_attention != "no window":
+        assert probe(fresh, "shared_prefix", comparisons(len(tokenizer)), PAD) is not None, (
+            "a fresh model hardly looks at its context"
+        )
+
+
+def test_the_probe_leaves_mode_attention_and_weights_as_they_were(tokenizer: Any) -> None:
+    model = build("llama", tokenizer, hidden_size=64).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    own = model.core.config._attn_implementation
+    assert probe(model, "shared_prefix", comparisons(len(tokenizer)), PAD) is None
+    assert model.training
+    assert model.core.config._attn_implementation == own
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+def test_adapters_and_checkpointing_work_in_the_shared_layout(checkpointing: bool, lora: Lora | None, tokenizer: Any) -> None:
+    sizes = scratch("llama", hidden_size=64, key_value_heads=2, gradient_checkpointing=checkpointing)
+    model = amplified(build_reward_model(sizes, lora, tokenizer, seed=1))
+    assert_layouts_agree(model, comparisons(len(tokenizer)), ("shared_prefix",))
+    assert bool(lora) == any("lora_A" in name for name, _ in model.named_parameters())
+
+
+def test_bfloat16_autocast_agrees_to_its_precision_and_rewards_stay_off_its_grid(tokenizer: Any) -> None:
+    model, rows = amplified(build("llama", tokenizer, hidden_size=64)).eval(), comparisons(len(tokenizer))
+    rewards = {}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for layout in ("padded", "shared_prefix"):
+            model.use_layout(layout)
+            rewards[layout] = model(lay_out(rows, PAD, layout))
+    assert rewards["padded"].dtype == torch.float32
+    torch.testing.assert_close(rewards["shared_prefix"], rewards["padded"], atol=0.05, rtol=0.05)
+    assert (rewards["shared_prefix"].bfloat16().float() != rewards["shared_prefix"]).any()
+
+
+def test_responses_see_neither_each_other_nor_other_comparisons(tokenizer: Any) -> None:
+    model, rows = amplified(build("llama", tokenizer, hidden_size=64)).eval(), comparisons(len(tokenizer))
+    model.use_layout("shared_prefix")
+    changed = copy.copy(rows)
+    changed[1] = tokenized("s:1", rows[1].sequences[0], [*rows[1].sequences[1][:14], 9, 9, 9, 9, EOS])
+    with torch.no_grad():
+        before, after = (model(lay_out(some, PAD, "shared_prefix")) for some in (rows, changed))
+    different = (before - after).abs() > 1e-6
+    assert different.nonzero().flatten().tolist() == [3], "only the response that was changed"
+
+
+def test_unwrapping_and_moving_keep_segments(tokenizer: Any) -> None:
+    batch = lay_out(comparisons(len(tokenizer)), PAD, "shared_prefix")
+    moved: MicroBatch = batch.to(torch.device("cpu"))
+    assert moved.segments is batch.segments
+    assert unwrap(build("llama", tokenizer)).longest is None
