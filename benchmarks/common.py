@@ -1,5 +1,6 @@
 """What all benchmarks share: arguments, the machine, rounds that take turns, medians, memory, tables and JSON."""
 
+import gc
 import json
 import os
 import platform
@@ -69,6 +70,9 @@ def take_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
         for name in runs if number % 2 == 0 else reversed(runs):
             print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
             results[name].append(runs[name]())
+            gc.collect()  # models and trainers are full of cycles, and the next run wants their memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
     return results
 
 

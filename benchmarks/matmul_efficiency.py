@@ -19,7 +19,7 @@ from accelerate import Accelerator
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import figure, finish, machine, now, parser, show
-from benchmarks.ours import train_ours
+from benchmarks.ours import operations, train_ours
 from benchmarks.pairs import (
     HH,
     encode,
@@ -27,15 +27,10 @@ from benchmarks.pairs import (
     llama,
     read_comparisons,
     recipe_for,
-    sample,
     stored,
-    unique_tokens,
-    visible_pairs,
 )
-from rmtrain.commands.train import flos_per_token
-from rmtrain.data.comparison import TokenizedComparison
+from benchmarks.sampling import sample
 from rmtrain.data.tokenizer import load_tokenizer
-from rmtrain.model.build import build_reward_model
 
 
 def matmul_rate(size: int, repeats: int = 5) -> float:
@@ -49,24 +44,18 @@ def matmul_rate(size: int, repeats: int = 5) -> float:
     return 2 * size**3 / median(seconds)
 
 
-def operations(rows: list[TokenizedComparison], per_token: int, layers: int, hidden: int) -> int:
-    """Floating-point operations of training once on these comparisons."""
-    return per_token * sum(map(unique_tokens, rows)) + 12 * layers * hidden * sum(map(visible_pairs, rows))
-
-
 def measure(hidden: int, arguments: Namespace, folder: Path) -> dict[str, Any]:
     """Rates of training and of matmul, round by round, for one size."""
-    sizes, batch = llama(hidden), arguments.batch_size
+    batch = arguments.batch_size
     file, data_name = hh_rows(arguments.data, folder)
     batching, training = {"layout": "shared_prefix", "max_tokens": arguments.max_tokens}, {"batch_size": batch}
-    recipe = recipe_for(file, folder, sizes, batching=batching, training={"precision": "float32", **training})
+    recipe = recipe_for(file, folder, llama(hidden), batching=batching, training={"precision": "float32", **training})
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     rows = encode(read_comparisons(recipe), tokenizer, recipe)
-    measured = sample(rows, arguments.steps * batch)
+    measured = sample(rows, arguments.steps, batch, recipe.run.seed)
     warm, timed = (stored(some, folder / f"{name}{hidden}") for name, some in (("warm", rows[:batch]), ("timed", measured)))
-    per_token = flos_per_token(build_reward_model(recipe.model, None, tokenizer, 1))
-    work = operations(measured, per_token, sizes["layers"], hidden)
     accelerator, rounds = Accelerator(cpu=True), []
+    work = operations(recipe, tokenizer, measured, accelerator)
     for _ in range(arguments.rounds):
         before = matmul_rate(arguments.size)
         training_rate = work / train_ours(recipe, tokenizer, warm, timed, accelerator).seconds

@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import figure, finish, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import train_ours
-from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, sample, stored
+from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, stored
 from benchmarks.peer import Setting, pairs_of, train_trl
+from benchmarks.sampling import sample
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.model.build import build_reward_model
 
@@ -36,7 +37,7 @@ def measure_here(side: str, batch: int, arguments: Namespace) -> dict[str, int]:
         recipe = recipe_for(file, folder, llama(arguments.hidden), batching=batching, training=training)
         tokenizer = load_tokenizer(recipe.model, recipe.data)
         rows = encode(read_comparisons(recipe), tokenizer, recipe)
-        measured = sample(rows, max(batch, arguments.comparisons // batch * batch))
+        measured = sample(rows, max(1, arguments.comparisons // batch), batch, recipe.run.seed)
         warm, timed = (stored(some, folder / part) for part, some in (("warm", rows[:batch]), ("timed", measured)))
         state = 16 * sum(parameter.numel() for parameter in build_reward_model(recipe.model, None, tokenizer, 1).parameters())
         reset_peak()
@@ -68,7 +69,7 @@ def main() -> None:
     made.add_argument("--hidden", type=int, default=256, help="width of the llama")
     made.add_argument("--layout", default="shared_prefix", help="our layout")
     made.add_argument("--max-tokens", type=int, default=4096, help="our budget of a micro-batch")
-    made.add_argument("--comparisons", type=int, default=256, help="comparisons that each process trains on")
+    made.add_argument("--comparisons", type=int, default=128, help="comparisons that each process trains on")
     made.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32, 128], help="comparisons of one of our steps")
     made.add_argument("--repeats", type=int, default=3, help="processes for each line; the median counts")
     made.add_argument("--child", help="side:batch, for the processes that are measured")

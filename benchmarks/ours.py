@@ -1,15 +1,17 @@
 """Our side: `rmtrain.engine.loop.train_step` on the micro-batches of a StepLoader, first unmeasured steps, then steps on the clock."""
 
-import gc
+from collections.abc import Sequence
 
-import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common import Trace, now
+from benchmarks.pairs import unique_tokens, visible_pairs
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan
 from rmtrain.commands.train import flos_per_token
+from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.metrics import Meter
@@ -23,6 +25,23 @@ def step_loader(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokeniz
     layout, budget = recipe.batching.layout, recipe.batching.max_tokens
     plan = Plan(Costs.of(data.train, layout), recipe.training.batch_size, budget, epochs=1, seed=recipe.run.seed)
     return StepLoader(data.train, plan, layout, tokenizer.pad_token_id)
+
+
+def operations(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: Sequence[TokenizedComparison], accelerator: Accelerator
+) -> int:
+    """Floating-point operations of training once on these comparisons, as matmul_efficiency.py says.
+
+    A frozen parameter needs no gradient of its own: 4 operations a token instead of 6.
+    """
+    with accelerator.device:
+        model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
+    tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
+    matrices = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    per_token = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in matrices)
+    sizes = recipe.model.scratch
+    attention = 12 * sizes.layers * sizes.hidden_size * sum(map(visible_pairs, rows))
+    return per_token * sum(map(unique_tokens, rows)) + attention
 
 
 def train_ours(
@@ -55,9 +74,6 @@ def train_ours(
     lines = epoch(loader)
     seconds = now() - start
     accelerator.free_memory()
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     batches = [micro_batch for number in range(len(loader)) for micro_batch in loader.step(number).micro_batches]
     return Trace(
         seconds,

@@ -23,7 +23,6 @@ from rmtrain.recipe.schema import Recipe
 HH = DATA / "hh_harmless.jsonl.gz"
 RMBENCH = DATA / "rmbench_chat.json"
 MAX_LENGTH, VOCABULARY = 1024, 8192
-BLOCK = 8
 
 
 def recipe_for(rows: Path, folder: Path, scratch: dict[str, Any], **sections: dict[str, Any]) -> Recipe:
@@ -81,8 +80,8 @@ def generated_transcripts(count: int, seed: int = 0) -> list[dict[str, str]]:
 
     rows = []
     for _ in range(count):
-        exchanges = min(8, int(rng.expovariate(0.7)))
-        prompt = "".join(turn("Human", 12) + turn("Assistant", 30) for _ in range(exchanges)) + turn("Human", 12)
+        exchanges = min(8, int(rng.expovariate(0.55)))
+        prompt = "".join(turn("Human", 17) + turn("Assistant", 33) for _ in range(exchanges)) + turn("Human", 17)
         rows.append({"chosen": prompt + turn("Assistant", 30), "rejected": prompt + turn("Assistant", 30)})
     return rows
 
@@ -136,20 +135,6 @@ def encode(comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerFast
     """The comparisons that fit `data.max_length`, as tokens."""
     rows = encode_comparisons(comparisons, tokenizer, recipe.data)
     return [row for row in rows if isinstance(row, TokenizedComparison)]
-
-
-def sample(rows: Sequence[TokenizedComparison], count: int) -> list[TokenizedComparison]:
-    """So many comparisons that stand for all: blocks of eight neighbours in length, taken evenly from the shortest to the longest.
-
-    Whoever groups by length finds in each block a micro-batch as it would lie in an epoch over all of the data.
-    """
-    if count >= len(rows):
-        raise SystemExit(f"{count} comparisons are needed, and the data have {len(rows)}; lower --steps or --batch-size")
-    by_length = sorted(rows, key=lambda row: max(map(len, row.sequences)))
-    blocks = [by_length[start : start + BLOCK] for start in range(0, len(rows) - BLOCK + 1, BLOCK)]
-    needed = -(-count // BLOCK)
-    chosen = [blocks[int((number + 0.5) * len(blocks) / needed)] for number in range(needed)]
-    return [row for block in chosen for row in block][:count]
 
 
 def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:

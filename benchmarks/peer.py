@@ -1,7 +1,6 @@
 """TRL's side: `trl.RewardTrainer` on the same weights and tokens, on an unmeasured first step and then on the clock."""
 
 import copy
-import gc
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -43,18 +42,20 @@ def pairs_of(rows: Sequence[TokenizedComparison]) -> list[Pair]:
 def grouped(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs in the order of `train_sampling_strategy="group_by_length"` with a length column, all of them in one mega-batch.
 
-    It is the sampler's own function. Its mega-batches hold a quarter of small data and 50 batches of large data; the few pairs that are
-    timed stand for all of the data (see `pairs.sample`), so they are sorted in one piece, which pads no more than the sampler would.
+    It is the sampler's own function. It would cut the few pairs that are timed into mega-batches of 32, which pads more than its
+    mega-batches do on all of the data, so it is told to take them in one.
     """
     lengths = [max(len(chosen), len(rejected)) for chosen, rejected in pairs]
     generator = torch.Generator().manual_seed(0)
     return [pairs[i] for i in get_length_grouped_indices(lengths, 1, mega_batch_mult=len(pairs), generator=generator)]
 
 
-def plain_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def plain_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, device: torch.device) -> PreTrainedModel:
     """The weights that `train_ours` begins with, in transformers' own class with transformers' own attention."""
-    ours = build_reward_model(recipe.model, None, tokenizer, recipe.run.seed)
-    model = AutoModelForSequenceClassification.from_config(copy.deepcopy(ours.core.config), attn_implementation="sdpa")
+    with device:
+        ours = build_reward_model(recipe.model, None, tokenizer, recipe.run.seed)
+        config = copy.deepcopy(ours.core.config)
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa", dtype=ours.dtype)
     model.load_state_dict(ours.core.state_dict(), strict=True)
     return model
 
@@ -95,7 +96,7 @@ def train_trl(
 
     What slows TRL by default and buys nothing here is off: gradient checkpointing, progress bars, saving, reporting.
     """
-    model = plain_model(recipe, tokenizer)
+    model = plain_model(recipe, tokenizer, torch.device("cpu" if cpu else "cuda"))
     pairs = [*warm[: setting.batch], *(grouped(timed) if setting.grouped else timed)]
     columns = {"chosen_ids": [list(pair[0]) for pair in pairs], "rejected_ids": [list(pair[1]) for pair in pairs]}
     clock, collator = Clock(), CountingCollator(tokenizer.pad_token_id)
@@ -134,16 +135,10 @@ def train_trl(
         trainer.train()
     lines = [line for line in trainer.state.log_history if "grad_norm" in line][1:]
     counts = collator.counts[setting.batch // setting.micro_batch :]
-    trace = Trace(
+    return Trace(
         clock.ends[-1] - clock.ends[0],
         [float(line["loss"]) for line in lines],
         [float(line["grad_norm"]) for line in lines],
         sum(computed for computed, _ in counts),
         sum(real for _, real in counts),
     )
-    trainer.accelerator.free_memory()
-    del trainer, model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return trace

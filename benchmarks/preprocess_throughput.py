@@ -6,6 +6,7 @@ given messages in memory and renders, encodes and filters. The tokens of both mu
 
 import sys
 import tempfile
+import warnings
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -37,10 +38,16 @@ def prepare_ours(data: Data, tokenizer: PreTrainedTokenizerFast, folder: Path) -
 def prepare_trl(dataset: Dataset, tokenizer: PreTrainedTokenizerFast, processes: int, folder: Path) -> tuple[float, Dataset]:
     """Seconds and result of what RewardTrainer does to its dataset when it is made."""
     number = processes if processes > 1 else None
+    warnings.simplefilter("ignore", FutureWarning)  # of RewardConfig's own defaults
     arguments = RewardConfig(str(folder / "trl"), max_length=MAX_LENGTH, dataset_num_proc=number, use_cpu=True, bf16=False)
     start = now()
     tokenized = RewardTrainer._prepare_dataset(None, dataset, tokenizer, arguments, "train")
     return now() - start, tokenized
+
+
+def named(side: str, processes: int) -> str:
+    """The name of a run."""
+    return f"{side}, {processes} process{'es' if processes > 1 else ''}"
 
 
 def check_equal(ours: PreparedData, trl: Dataset) -> int:
@@ -72,10 +79,10 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     runs = {}
     for processes in arguments.processes:
         data = recipe.data.model_copy(update={"train": sources, "processes": processes})
-        runs[f"ours, {processes} processes"] = partial(prepare_ours, data, tokenizer, folder)
-        runs[f"trl, {processes} processes"] = partial(prepare_trl, dataset, tokenizer, processes, folder)
+        runs[named("ours", processes)] = partial(prepare_ours, data, tokenizer, folder)
+        runs[named("trl", processes)] = partial(prepare_trl, dataset, tokenizer, processes, folder)
     results = take_turns(runs, arguments.rounds)
-    first, second = (results[f"{side}, {arguments.processes[0]} processes"][0][1] for side in ("ours", "trl"))
+    first, second = (results[named(side, arguments.processes[0])][0][1] for side in ("ours", "trl"))
     kept = check_equal(first, second)
     seconds = {name: [spent for spent, _ in result] for name, result in results.items()}
     tokens = int(first.train.total_tokens.sum())
@@ -96,15 +103,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments, Path(folder))
     seconds = found["seconds"]
-    ratio = {n: median_ratio(seconds[f"trl, {n} processes"], seconds[f"ours, {n} processes"]) for n in arguments.processes}
+    ratio = {n: median_ratio(seconds[named("trl", n)], seconds[named("ours", n)]) for n in arguments.processes}
     lines = [
         [name, median(spent), found["pairs"] / median(spent), found["tokens"] / median(spent)] for name, spent in seconds.items()
     ]
     show(f"{found['pairs']:,} pairs: {found['data']}", ["run", "seconds", "pairs/s", "tokens/s"], lines)
-    figures = [figure(f"preprocessing, {n} processes, against TRL", f"{ratio[n]:.2f} ×", "≥ 4 ×") for n in arguments.processes]
+    figures = [figure(f"preprocessing against {named('TRL', n)}", f"{ratio[n]:.2f} ×", "≥ 4 ×") for n in arguments.processes]
     one, *more = arguments.processes
     for n in more:
-        gain = median_ratio(seconds[f"ours, {one} processes"], seconds[f"ours, {n} processes"])
+        gain = median_ratio(seconds[named("ours", one)], seconds[named("ours", n)])
         figures.append(figure(f"preprocessing, {n} processes against {one}", f"{gain:.2f} ×", f"{n / one:g} ×"))
     finish(arguments, {"machine": about, "ratio": ratio, **found}, figures)
 

@@ -29,11 +29,11 @@ from benchmarks.pairs import (
     llama,
     read_comparisons,
     recipe_for,
-    sample,
     stored,
     unique_tokens,
 )
 from benchmarks.peer import Setting, pairs_of, train_trl
+from benchmarks.sampling import sample
 from rmtrain.batching.plan import order
 from rmtrain.data.tokenizer import load_tokenizer
 
@@ -70,7 +70,7 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     comparisons = read_comparisons(recipe)
     rows = encode(groups_of_four(comparisons) if arguments.responses == 4 else comparisons, tokenizer, recipe)
-    measured = sample(rows, arguments.steps * arguments.batch_size)
+    measured = sample(rows, arguments.steps, arguments.batch_size, recipe.run.seed)
     warm, timed = (stored(some, folder / name) for name, some in (("warm", rows[: arguments.batch_size]), ("timed", measured)))
     in_order = [measured[i] for i in order(recipe.run.seed, 0, len(measured))]
     accelerator = Accelerator(cpu=True)

@@ -80,9 +80,9 @@ RECIPES = [
     Case("index", [*TRAIN, "data.train.3.path=x"], 2, r"override .*  data\.train\.3\.path: data\.train is a list of 1; .*"),
     Case(
         "budget",
-        [*TRAIN, "batching.max_tokens=100"],
+        [*TRAIN, "batching.max_tokens=90"],
         2,
-        r"override .*  batching\.max_tokens: .*twice data\.max_length \(192\).*got 100",
+        r"override .*  batching\.max_tokens: expected at least data\.max_length \(96\), got 90",
     ),
     Case("positions", [*TRAIN, "data.max_length=512"], 2, r"override .*  data\.max_length: .*max_positions \(128\), got 512"),
     Case("unknown option", [*TRAIN, "--fast"], 2, r"Error: No such option: --fast"),

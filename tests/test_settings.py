@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
+from rmtrain.batching.layout import lay_out
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
+from rmtrain.engine.loop import compute_objective
 from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
 from rmtrain.recipe import schema
 from rmtrain.recipe.section import Section
+from tests.comparisons import tokenized
 from tests.helpers import byte_bpe
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
@@ -67,6 +71,8 @@ def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads:
     preprocess(tiny_recipe(tmp_path, data=rewritten), QUIET)
     with pytest.raises(RmtrainError):
         push(tmp_path / "run/model", recipe.hub.model_copy(update={"id": "nobody/nothing"}), "nothing")
+    batch = lay_out([tokenized("s:0", [5, 6, 0], [5, 7, 0])], pad_token_id=1)
+    compute_objective(schema.PlackettLuce(type="plackett_luce"), torch.zeros(2), batch)
     pretrained = schema.PretrainedModel(path=str(tmp_path / "run/model"))
     build_reward_model(pretrained, None, byte_bpe(), seed=1)
 
@@ -75,6 +81,7 @@ def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads:
         ("PairSource", "format"),
         ("TokenizedSource", "format"),
         ("BradleyTerry", "type"),
+        ("PlackettLuce", "type"),
     }  # the kind itself, read by pydantic
     assert sorted(declared - reads) == [], "keys that nothing reads"
     assert len(declared) > 80, "guard: the schema was walked"

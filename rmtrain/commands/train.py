@@ -201,10 +201,11 @@ class Running:
             if isinstance(recipe.model, PretrainedModel)
             else f"{recipe.model.scratch.architecture} from scratch"
         )
+        computing = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
         header = run_header(
             name=recipe.run.name,
             directory=str(self.directory.path),
-            device=f"{self.accelerator.num_processes} × {self.accelerator.device.type}, {self.accelerator.mixed_precision}",
+            device=f"{self.accelerator.num_processes} × {self.accelerator.device.type}, computing in {computing}",
             model=model,
             parameters=sum(parameter.numel() for parameter in parameters),
             trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),

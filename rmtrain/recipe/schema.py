@@ -316,10 +316,8 @@ def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
         if longest > sizes.max_positions:
             message = f"expected at most model.scratch.max_positions ({sizes.max_positions}), got {longest}"
             yield Misfit(("data", "max_length"), message, (*at, "max_positions"))
-    if recipe.batching.max_tokens != "auto" and recipe.batching.max_tokens < 2 * longest:
-        message = (
-            f"expected at least twice data.max_length ({2 * longest}), so that a pair fits, got {recipe.batching.max_tokens}"
-        )
+    if recipe.batching.max_tokens != "auto" and recipe.batching.max_tokens < longest:
+        message = f"expected at least data.max_length ({longest}), got {recipe.batching.max_tokens}"
         yield Misfit(("batching", "max_tokens"), message, ("data", "max_length"))
 
 

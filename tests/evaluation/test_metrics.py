@@ -15,7 +15,7 @@ from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.metrics import summarize, wilson_interval
 from rmtrain.evaluation.scores import ScoredComparison
-from rmtrain.objective import bradley_terry
+from rmtrain.objective import Edges, bradley_terry
 
 
 def pair(
@@ -121,10 +121,10 @@ def test_the_loss_is_the_training_objective(rows: list[ScoredComparison]) -> Non
     ]
     batch = lay_out(tokenized, pad_token_id=0)
     rewards_N = torch.tensor([reward for row in rows for reward in row.rewards])
-    edges = (batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
-    result = bradley_terry(rewards_N, *edges)
+    edges = Edges(batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
+    result = bradley_terry(rewards_N, edges)
     assert summarize(rows)["loss"] == pytest.approx(float(result.loss / result.comparisons), abs=1e-5)
-    exact = bradley_terry(rewards_N.double(), edges[0], edges[1], *(edge.double() for edge in edges[2:]))
+    exact = bradley_terry(rewards_N.double(), Edges(*edges[:2], *(edge.double() for edge in edges[2:])))
     assert summarize(rows)["loss"] == pytest.approx(float(exact.loss / len(rows)), abs=1e-7)
     assert any(len(row.rewards) > 2 for row in rows) or len(rows[0].preferences) == 1, "guard: lists have many edges"
 

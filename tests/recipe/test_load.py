@@ -209,13 +209,13 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     (
         "    - path: pairs.jsonl",
         "    - {path: a/pairs.jsonl.gz, holdout: 0.1}\n    - {path: b/pairs.csv}\n"
-        "  eval: [{path: c/pairs, holdout: 0.5}]\n  max_length: 10000",
+        "  eval: [{path: c/pairs, holdout: 0.5}]\n  max_length: 10000\nbatching: {max_tokens: 9000}",
         [
             '@5:14  data.train.1.tag: "pairs" is also the tag of data.train.0; give each source its own',
             '@6:17  data.eval.0.tag: "pairs" is also the tag of data.train.0; give each source its own',
             "@6:35  data.eval.0.holdout: all of an evaluation source is evaluated already; "
             "remove it, or move the source to data.train",
-            "@7:15  batching.max_tokens: expected at least twice data.max_length (20000), so that a pair fits, got 16384",
+            "@8:24  batching.max_tokens: expected at least data.max_length (10000), got 9000",
         ],
     ),
     (

@@ -97,6 +97,7 @@ def test_checks_between_sections_hold_in_python_too() -> None:
         "data": {"train": [{"path": "x"}], "max_length": 9000},
         "model": {"path": "m", "dtype": "bfloat16"},
         "optimizer": {"lr": 1e-5},
+        "batching": {"max_tokens": 8999},
     }
     with pytest.raises(ValidationError) as raised:
         Recipe.model_validate(values)
