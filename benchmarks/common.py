@@ -27,9 +27,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Some steps of training: their seconds, and loss and gradient norm of each. `computed` tokens include padding, `real` do not."""
+    """Some steps of training: their seconds, and loss and gradient norm of each. `computed` tokens include padding, `real` do not.
+
+    `cpu_seconds` are those of all threads of the process: fewer than threads x seconds means that other work was on the cores.
+    """
 
     seconds: float
+    cpu_seconds: float
     losses: list[float]
     grad_norms: list[float]
     computed: int
@@ -86,6 +90,22 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+class Stopwatch:
+    """Wall-clock and processor seconds of laps: `lap` ends one and begins the next."""
+
+    def __init__(self) -> None:
+        self.marks = [(now(), time.process_time())]
+
+    def lap(self) -> None:
+        """End a lap."""
+        self.marks.append((now(), time.process_time()))
+
+    def between(self, first: int, last: int) -> tuple[float, float]:
+        """Seconds and processor seconds between two marks; the watch was started at mark 0."""
+        (start, start_cpu), (end, end_cpu) = self.marks[first], self.marks[last]
+        return end - start, end_cpu - start_cpu
 
 
 def rss_bytes() -> int:

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.common import Trace, now
+from benchmarks.common import Stopwatch, Trace
 from benchmarks.pairs import unique_tokens, visible_pairs
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan
@@ -70,13 +70,13 @@ def train_ours(
 
     epoch(step_loader(recipe, warm, tokenizer))
     loader = step_loader(recipe, timed, tokenizer)
-    start = now()
+    watch = Stopwatch()
     lines = epoch(loader)
-    seconds = now() - start
+    watch.lap()
     accelerator.free_memory()
     batches = [micro_batch for number in range(len(loader)) for micro_batch in loader.step(number).micro_batches]
     return Trace(
-        seconds,
+        *watch.between(0, 1),
         [line["train/loss"] for line in lines],
         [line["train/grad_norm"] for line in lines],
         sum(batch.input_ids_RT.numel() for batch in batches),

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import RewardConfig, RewardTrainer
 from trl.trainer.reward_trainer import DataCollatorForPreference
 
-from benchmarks.common import Trace, now
+from benchmarks.common import Stopwatch, Trace
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -64,10 +64,10 @@ class Clock(TrainerCallback):
     """Notes the end of every step."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.watch = Stopwatch()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ends.append(now())
+        self.watch.lap()
 
 
 @dataclass
@@ -136,7 +136,7 @@ def train_trl(
     lines = [line for line in trainer.state.log_history if "grad_norm" in line][1:]
     counts = collator.counts[setting.batch // setting.micro_batch :]
     return Trace(
-        clock.ends[-1] - clock.ends[0],
+        *clock.watch.between(1, -1),
         [float(line["loss"]) for line in lines],
         [float(line["grad_norm"]) for line in lines],
         sum(computed for computed, _ in counts),

@@ -22,9 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
 from benchmarks.pairs import HH, MAX_LENGTH, hh_rows, llama, read_comparisons, recipe_for
+from rmtrain.data.comparison import Comparison
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Data
+
+HAS_PROCESSES = "processes" in Data.model_fields
 
 
 def prepare_ours(data: Data, tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[float, PreparedData]:
@@ -50,6 +53,12 @@ def named(side: str, processes: int) -> str:
     return f"{side}, {processes} process{'es' if processes > 1 else ''}"
 
 
+def conversational(row: Comparison, label: str) -> dict[str, Any]:
+    """A row as TRL takes it: two whole conversations; its id is that of the same row in the source of this label."""
+    chosen, rejected = ([*row.prompt, *response] for response in row.responses)
+    return {"id": f"{label}:{row.id.rpartition(':')[2]}", "chosen": chosen, "rejected": rejected}
+
+
 def check_equal(ours: PreparedData, trl: Dataset) -> int:
     """Rows that both kept, all of which must have the same tokens."""
     theirs = {row["id"]: (row["chosen_ids"], row["rejected_ids"]) for row in trl}
@@ -67,18 +76,12 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     comparisons = read_comparisons(recipe)
     (source,) = recipe.data.train
     sources = tuple(source.model_copy(update={"tag": f"copy{number}"}) for number in range(arguments.copies))
-    dataset = Dataset.from_list(
-        [
-            {"id": f"{copy.label}:{row.id.rpartition(':')[2]}", **{name: [*row.prompt, *response] for name, response in sides}}
-            for copy in sources
-            for row in comparisons
-            for sides in [zip(("chosen", "rejected"), row.responses, strict=True)]
-        ]
-    )
+    dataset = Dataset.from_list([conversational(row, source.label) for source in sources for row in comparisons])
     datasets.disable_progress_bars()
     runs = {}
     for processes in arguments.processes:
-        data = recipe.data.model_copy(update={"train": sources, "processes": processes})
+        keys = {"processes": processes} if HAS_PROCESSES else {}
+        data = recipe_for(file, folder, llama(256), data=keys).data.model_copy(update={"train": sources})
         runs[named("ours", processes)] = partial(prepare_ours, data, tokenizer, folder)
         runs[named("trl", processes)] = partial(prepare_trl, dataset, tokenizer, processes, folder)
     results = take_turns(runs, arguments.rounds)
@@ -95,7 +98,7 @@ def main() -> None:
     made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
     made.add_argument("--copies", type=int, default=5, help="times that the file is read, each time as another source")
     made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")
-    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
+    made.add_argument("--processes", type=int, nargs="+", default=[1, 2] if HAS_PROCESSES else [1], help="numbers of processes")
     arguments = made.parse_args()
     if arguments.quick:
         arguments.copies, arguments.rounds, arguments.processes = 1, 1, [1]

@@ -117,8 +117,9 @@ def show_runs(found: dict[str, Any], ratios: dict[str, float], batch_size: int) 
         ratio = f"{ratios[name.replace(' ', '_')]:.2f}" if name.replace(" ", "_") in ratios else ""
         padding = 1 - traces[0].real / computed
         saved = f"{computed / found['unique_tokens']:.2f}"
-        lines.append([name, seconds, found["prompts"] / seconds, computed, f"{padding:.0%}", saved, ratio])
-    columns = ["run", "seconds", "prompts/s", "tokens computed", "padding", "of those needed", "time against ours"]
+        busy = f"{median(trace.cpu_seconds / trace.seconds for trace in traces):.2f}"
+        lines.append([name, seconds, busy, found["prompts"] / seconds, computed, f"{padding:.0%}", saved, ratio])
+    columns = ["run", "seconds", "cores busy", "prompts/s", "tokens computed", "padding", "of those needed", "time against ours"]
     show(f"{found['prompts']} prompts in steps of {batch_size}: {found['data']}", columns, lines)
     same = {name: traces[0] for name, traces in rounds.items() if "grouped" not in name}
     steps = range(len(next(iter(same.values())).losses))

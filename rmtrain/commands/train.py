@@ -76,7 +76,7 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     run.open(console, plan)
     with make_display(console, len(loader), accelerator.num_processes) as display:
         log, meter = RunLog(accelerator, directory.path), Meter(accelerator, flos_per_token(run.model))
-        evaluator = run.evaluator(model, loader, log, display)
+        evaluator = run.evaluator(model, log, display)
         last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator)
     accelerator.end_training()
     return run.finish(last)
@@ -145,14 +145,15 @@ class Running:
             console.print(self._header(plan))
         start_trackers(self.accelerator, self.recipe)
 
-    def evaluator(self, model: Any, loader: StepLoader, log: RunLog, display: Display) -> Any:
+    def evaluator(self, model: Any, log: RunLog, display: Display) -> Any:
         """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
         data, recipe = self.prepared.eval, self.recipe
         if not len(data):
             return None
 
+        budget = token_budget(recipe.batching.max_tokens, Costs.of(data, self.layout), self.model)
+
         def evaluate_at(step: int) -> Evaluation:
-            budget = max(loader.plan.max_tokens, int(Costs.of(data, self.layout).tokens.max()))
             evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget)
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
