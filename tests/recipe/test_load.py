@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -454,25 +453,21 @@ def test_every_name_of_a_peer_leads_to_a_key_of_ours() -> None:
     assert len(PEERS) > 100, "guard: the table is there"
 
 
-def test_an_error_loads_no_heavy_library_and_takes_less_than_a_second() -> None:
+def test_an_error_loads_no_heavy_library() -> None:
     Path("recipe.yaml").write_text(GOOD.replace("lr:", "learing_rate:"))
     code = (
         "import sys\nfrom rmtrain.recipe.load import load_recipe\nfrom rmtrain.errors import RecipeError\n"
         "try:\n    load_recipe('recipe.yaml')\nexcept RecipeError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'transformers', 'datasets', 'numpy', 'accelerate') if name in sys.modules])"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 2  # alone 0.3 s; the machine may be busy
     assert done.stdout.splitlines() == ["recipe.yaml:7:3  optimizer.learing_rate: unknown key; did you mean lr?", "[]"]
 
 
 def test_thousands_of_mistakes_are_told_in_short() -> None:
-    start = time.perf_counter()
     lines = problems(GOOD + "".join(f"k{i}: 1\n" for i in range(5000)))
     assert len(lines) == 101
     assert "recipe.yaml:1:1  and 4900 more problems" in lines
-    assert time.perf_counter() - start < 5
 
 
 text_values = st.text(min_size=1, max_size=12)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +151,12 @@ def test_a_tag_runs_nothing(tmp_path: Path) -> None:
     assert canary.exists(), "guard: a careless loader would have run it"
 
 
-def test_billion_laughs_end_at_once() -> None:
+def test_billion_laughs_end() -> None:
+    """Expanded, this is 9^11 values: it would not end."""
     names = "abcdefghijk"
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]" for before, name in itertools.pairwise(names)]
-    start = time.perf_counter()
     document = parse("\n".join(lines))
-    assert time.perf_counter() - start < 1
     assert not document.readable
     message = "1:1  more than 20000 values once aliases are expanded; write fewer aliases"
     assert [str(problem) for problem in document.problems] == [message]
