@@ -14,6 +14,7 @@ from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.engine.loop import train_step
+from rmtrain.engine.memory import rehearse
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.model.build import build_reward_model
@@ -49,6 +50,8 @@ def train_ours(
 ) -> Trace:
     """Train a new model of the recipe on one epoch of `warm`, then on one of `timed`, which is measured.
 
+    Before both comes the rehearsal of the heaviest micro-batch, as in every run; it is not measured either.
+
     Args:
         recipe: sizes, an explicit layout and budget, batch size, a constant learning rate.
         tokenizer: the recipe's.
@@ -68,8 +71,9 @@ def train_ours(
             lines.append(meter.report(number + 1, 0.0, recipe.optimizer.lr))
         return lines
 
-    epoch(step_loader(recipe, warm, tokenizer))
     loader = step_loader(recipe, timed, tokenizer)
+    rehearse(accelerator, model, optimizer, loader)
+    epoch(step_loader(recipe, warm, tokenizer))
     watch = Stopwatch()
     lines = epoch(loader)
     watch.lap()

@@ -132,9 +132,10 @@ def _generated_groups(count: int) -> list[dict[str, Any]]:
 
 
 def encode(comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> list[TokenizedComparison]:
-    """The comparisons that fit `data.max_length`, as tokens."""
+    """The comparisons of which every response fits `data.max_length`, as tokens."""
+    edges = len(comparisons[0].preferences)
     rows = encode_comparisons(comparisons, tokenizer, recipe.data)
-    return [row for row in rows if isinstance(row, TokenizedComparison)]
+    return [row for row in rows if isinstance(row, TokenizedComparison) and len(row.preferences) == edges]
 
 
 def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:

@@ -21,7 +21,8 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 
-Pair = tuple[Sequence[int], Sequence[int]]
+Pair = tuple[list[int], list[int]]
+"""Tokens of the chosen and of the rejected side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Setting:
 
 def pairs_of(rows: Sequence[TokenizedComparison]) -> list[Pair]:
     """Each edge of each comparison as a pair of its own, which is how TRL trains on groups."""
-    return [(row.sequences[edge.winner], row.sequences[edge.loser]) for row in rows for edge in row.preferences]
+    edges = [(row, edge) for row in rows for edge in row.preferences]
+    return [tuple(list(map(int, row.sequences[side])) for side in (edge.winner, edge.loser)) for row, edge in edges]
 
 
 def grouped(pairs: Sequence[Pair]) -> list[Pair]:
@@ -98,7 +100,7 @@ def train_trl(
     """
     model = plain_model(recipe, tokenizer, torch.device("cpu" if cpu else "cuda"))
     pairs = [*warm[: setting.batch], *(grouped(timed) if setting.grouped else timed)]
-    columns = {"chosen_ids": [list(pair[0]) for pair in pairs], "rejected_ids": [list(pair[1]) for pair in pairs]}
+    columns = {name: [pair[side] for pair in pairs] for side, name in enumerate(("chosen_ids", "rejected_ids"))}
     clock, collator = Clock(), CountingCollator(tokenizer.pad_token_id)
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()

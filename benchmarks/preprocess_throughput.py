@@ -27,8 +27,6 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Data
 
-HAS_PROCESSES = "processes" in Data.model_fields
-
 
 def prepare_ours(data: Data, tokenizer: PreTrainedTokenizerFast, folder: Path) -> tuple[float, PreparedData]:
     """Seconds and result of `prepare` into a new cache."""
@@ -80,8 +78,7 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     datasets.disable_progress_bars()
     runs = {}
     for processes in arguments.processes:
-        keys = {"processes": processes} if HAS_PROCESSES else {}
-        data = recipe_for(file, folder, llama(256), data=keys).data.model_copy(update={"train": sources})
+        data = recipe.data.model_copy(update={"train": sources, "processes": processes})
         runs[named("ours", processes)] = partial(prepare_ours, data, tokenizer, folder)
         runs[named("trl", processes)] = partial(prepare_trl, dataset, tokenizer, processes, folder)
     results = take_turns(runs, arguments.rounds)
@@ -96,9 +93,9 @@ def main() -> None:
     """Measure, print, write."""
     made = parser(__doc__)
     made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
-    made.add_argument("--copies", type=int, default=5, help="times that the file is read, each time as another source")
+    made.add_argument("--copies", type=int, default=20, help="times that the file is read, each time as another source")
     made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")
-    made.add_argument("--processes", type=int, nargs="+", default=[1, 2] if HAS_PROCESSES else [1], help="numbers of processes")
+    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
     arguments = made.parse_args()
     if arguments.quick:
         arguments.copies, arguments.rounds, arguments.processes = 1, 1, [1]

@@ -44,17 +44,8 @@ TOLERANCE = 1e-5
 def settings_of_trl(batch: int, edges: int) -> dict[str, Setting]:
     """TRL as it comes and at its best. A step is `batch` prompts with `edges` pairs each, for TRL as for us."""
     pairs = batch * edges
-    if edges > 1:
-        return {
-            "trl by prompt": Setting(pairs, edges),
-            "trl grouped 4": Setting(pairs, 4, grouped=True),
-            "trl grouped 8": Setting(pairs, 8, grouped=True),
-        }
-    return {
-        "trl default": Setting(pairs, pairs),
-        "trl grouped 4": Setting(pairs, 4, grouped=True),
-        "trl grouped 8": Setting(pairs, 8, grouped=True),
-    }
+    in_order = {"trl by prompt": Setting(pairs, edges)} if edges > 1 else {"trl default": Setting(pairs, pairs)}
+    return in_order | {f"trl grouped {size}": Setting(pairs, size, grouped=True) for size in (4, 8)}
 
 
 def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
@@ -95,13 +86,16 @@ def ratios_of(rounds: dict[str, list[Trace]]) -> dict[str, float]:
     return named | ({"trl_best": min(ratios.values())} if ratios else {})
 
 
-def compare_traces(rounds: dict[str, list[Trace]]) -> dict[str, dict[str, float]]:
-    """Largest differences of loss (absolute) and gradient norm (relative) from the first run that saw the same batches."""
-    same_batches = [name for name in rounds if "grouped" not in name]
-    reference = rounds[same_batches[0]][0]
+def same_batches(rounds: dict[str, list[Trace]]) -> dict[str, Trace]:
+    """The first trace of each run that goes through the data in the order of our plan."""
+    return {name: traces[0] for name, traces in rounds.items() if "grouped" not in name}
+
+
+def compare_traces(traces: dict[str, Trace]) -> dict[str, dict[str, float]]:
+    """Largest differences of loss (absolute) and gradient norm (relative) from the first of some runs."""
     differences = {}
-    for name in same_batches[1:]:
-        trace = rounds[name][0]
+    for name, trace in list(traces.items())[1:]:
+        reference = next(iter(traces.values()))
         losses = [abs(a - b) for a, b in zip(trace.losses, reference.losses, strict=True)]
         norms = [abs(a / b - 1) for a, b in zip(trace.grad_norms, reference.grad_norms, strict=True)]
         differences[name] = {"loss": max(losses), "grad_norm": max(norms)}
@@ -121,8 +115,8 @@ def show_runs(found: dict[str, Any], ratios: dict[str, float], batch_size: int) 
         lines.append([name, seconds, busy, found["prompts"] / seconds, computed, f"{padding:.0%}", saved, ratio])
     columns = ["run", "seconds", "cores busy", "prompts/s", "tokens computed", "padding", "of those needed", "time against ours"]
     show(f"{found['prompts']} prompts in steps of {batch_size}: {found['data']}", columns, lines)
-    same = {name: traces[0] for name, traces in rounds.items() if "grouped" not in name}
-    steps = range(len(next(iter(same.values())).losses))
+    same = same_batches(rounds)
+    steps = range(found["prompts"] // batch_size)
     cells = [[i + 1, *(f"{trace.losses[i]:.6f}  {trace.grad_norms[i]:.5f}" for trace in same.values())] for i in steps]
     show("loss and gradient norm of each step", ["step", *same], cells)
 
@@ -157,7 +151,7 @@ def main() -> None:
     about = machine()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments, Path(folder))
-    ratios, differences = ratios_of(found["rounds"]), compare_traces(found["rounds"])
+    ratios, differences = ratios_of(found["rounds"]), compare_traces(same_batches(found["rounds"]))
     show_runs(found, ratios, arguments.batch_size)
     raw = {name: [asdict(trace) for trace in traces] for name, traces in found["rounds"].items()}
     document = {"machine": about, "ratio": ratios, "differences": differences, **found, "rounds": raw}
