@@ -1,5 +1,6 @@
 """`rmtrain inspect`: one comparison as the model sees it."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.commands.outcome import Outcome
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.prepare import prepare
+from rmtrain.data.prepare import fate, prepare
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe
@@ -49,16 +50,16 @@ def inspect(
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     data = prepared.train if split == "train" else prepared.eval
-    number = find_row(data, row, split)
+    number = find_row(data, row, split, prepared.directory)
     document = _document(data[number], number, split, tokenizer)
     return Outcome(_report(data[number], document, tokenizer, show_ids, boundaries), document)
 
 
-def find_row(data: TokenizedData, row: str, split: str) -> int:
+def find_row(data: TokenizedData, row: str, split: str, directory: Path) -> int:
     """The number of a row given by number or by id.
 
     Raises:
-        DataError: there is no such row among the kept ones.
+        DataError: there is no such row among the kept ones; with what became of it, as the artifact's directory tells.
     """
     if row.lstrip("-").isdigit():
         if 0 <= int(row) < len(data):
@@ -67,12 +68,13 @@ def find_row(data: TokenizedData, row: str, split: str) -> int:
         raise DataError(f"--row {row}: {split} has {len(data)} kept rows, {kept}")
     if row in data.ids:
         return data.ids.index(row)
-    example = f"; ids look like {data.ids[0]}" if len(data) else ""
-    raise DataError(f"--row {row}: no kept row of {split} has this id{example}")
+    hint = fate(directory, split, row) or (f"ids look like {data.ids[0]}" if len(data) else "none is kept")
+    raise DataError(f"--row {row}: no kept row of {split} has this id; {hint}")
 
 
 def _document(row: TokenizedComparison, number: int, split: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    names = ("chosen", "rejected") if len(row.sequences) == 2 else tuple(f"response {k}" for k in range(len(row.sequences)))
+    names = ("chosen", "rejected") if is_pair(row) else tuple(f"response {number}" for number in range(len(row.sequences)))
+    sequences = [[int(token) for token in sequence] for sequence in row.sequences]
     return {
         "id": row.id,
         "source": row.source,
@@ -81,7 +83,7 @@ def _document(row: TokenizedComparison, number: int, split: str, tokenizer: PreT
         "prompt_length": row.prompt_length,
         "prefix_length": row.prefix_length,
         "preferences": [
-            {"winner": edge.winner, "loser": edge.loser, "margin": edge.margin, "probability": edge.probability}
+            {name: getattr(edge, name) for name in ("winner", "loser", "margin", "probability", "weight")}
             for edge in row.preferences
         ],
         "margin": row.preferences[0].margin,
@@ -90,13 +92,25 @@ def _document(row: TokenizedComparison, number: int, split: str, tokenizer: PreT
                 "name": name,
                 "length": len(sequence),
                 "reward_index": len(sequence) - 1,
-                "ids": list(sequence),
+                "ids": sequence,
                 "tokens": token_strings(sequence, tokenizer),
                 "text": tokenizer.decode(sequence, skip_special_tokens=False, clean_up_tokenization_spaces=False),
             }
-            for name, sequence in zip(names, row.sequences, strict=True)
+            for name, sequence in zip(names, sequences, strict=True)
         ],
     }
+
+
+def is_pair(row: TokenizedComparison) -> bool:
+    """Whether a comparison is a chosen response, number 0, and a rejected one, and nothing else."""
+    return len(row.sequences) == 2 and [(edge.winner, edge.loser) for edge in row.preferences] == [(0, 1)]
+
+
+def _preference(edge: dict[str, Any]) -> str:
+    """An edge in words; what is as usual is not said."""
+    usual = {"margin": 0.0, "probability": 1.0, "weight": 1.0}
+    said = [f"{name} {edge[name]:g}" for name, value in usual.items() if edge[name] != value]
+    return f"{edge['winner']} over {edge['loser']}" + (f" ({', '.join(said)})" if said else "")
 
 
 def _report(
@@ -132,12 +146,14 @@ def _facts(row: TokenizedComparison, document: dict[str, Any]) -> Table:
     lengths = ", ".join(f"{response['name']} {response['length']}" for response in document["responses"])
     unique = row.prefix_length + sum(len(sequence) - row.prefix_length for sequence in row.sequences)
     whole = sum(len(sequence) for sequence in row.sequences)
+    preferred = ", ".join(_preference(edge) for edge in document["preferences"])
+    judged = {"margin": f"{document['margin']:g}"} if is_pair(row) else {"preferred": f"responses {preferred}"}
     facts = {
         "row": f"{document['row']} of {document['split']}, id {row.id}",
         "source": row.source,
         "tokens": f"{lengths}; the prompt is {row.prompt_length} of each",
         "shared": f"the first {row.prefix_length}, up to │; with them computed once, {unique} tokens instead of {whole}",
-        "margin": f"{document['margin']:g}",
+        **judged,
         "reward": "read at the token marked ⟦ ⟧",
     }
     for name, value in facts.items():

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -55,16 +54,17 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
 
 
 def lengths_of(data: TokenizedData) -> dict[str, NDArray[Any]]:
-    """Token lengths of prompts, and of the first and second response of each comparison, prompt not counted."""
-    first = np.cumsum(data.response_counts) - data.response_counts
-    sides = {"chosen": data.lengths[first], "rejected": data.lengths[first + 1]}
-    return {"prompt": data.prompt_lengths, **{name: whole - data.prompt_lengths for name, whole in sides.items()}}
+    """Token lengths of prompts, and of the winner and the loser of each preference, prompt not counted."""
+    chosen, rejected = data.preference_lengths()
+    return {"prompt": data.prompt_lengths, "chosen": chosen, "rejected": rejected}
 
 
 def _document(data: TokenizedData) -> dict[str, Any]:
     repeats = find_repeats(data)
     return {
         "comparisons": len(data),
+        "responses": len(data.lengths),
+        "preferences": int(data.preference_counts.sum()),
         "waterfall": data.waterfall.to_json(),
         "lengths": {name: length_statistics(values) for name, values in lengths_of(data).items()},
         "tokens": int(data.total_tokens.sum()),
@@ -77,10 +77,13 @@ def _document(data: TokenizedData) -> dict[str, Any]:
 def _report(name: str, data: TokenizedData) -> RenderableType:
     repeats, lengths = find_repeats(data), lengths_of(data)
     found = {"duplicate pairs": repeats.duplicates, "contradictory pairs": repeats.contradictions}
+    fewest, most = data.response_counts.min(), data.response_counts.max()
+    sizes = f"{len(data):,} comparisons of {fewest} to {most} responses, with {data.preference_counts.sum():,} preferences"
     remarks = [f"{len(pairs):,} {what}, such as {pairs[0][0]} and {pairs[0][1]}; kept" for what, pairs in found.items() if pairs]
     return Group(
         Text(name, style="bold underline"),
         waterfall_table(data.waterfall.to_json()),
+        *([Text(sizes)] if most > 2 else []),
         *(Text(f"! {remark}", style="yellow") for remark in remarks),
         Text(),
         length_table(lengths),

@@ -43,6 +43,8 @@ def lookup(row: Any, path: str) -> Any:
     Raises:
         KeyError: there is none.
     """
+    if isinstance(row, dict) and path in row:
+        return row[path]
     cell = _descend(row, path.split("."))
     if cell is _MISSING:
         raise KeyError(path)
@@ -135,7 +137,7 @@ def _starts_with(side: Turns, prompt: Turns) -> bool:
 
 
 def _same(one: Message, other: Message) -> bool:
-    return bool(one["role"] == other["role"] and one["content"].strip() == other["content"].strip())
+    return one == other or bool(one["role"] == other["role"] and one["content"].strip() == other["content"].strip())
 
 
 def _system(row: Row, column: str) -> str:
@@ -225,7 +227,10 @@ def _number(row: Row, column: str) -> float | None:
 
 def _tokenized(row: Row) -> tuple[tuple[list[int], list[int]], int, int]:
     for chosen, rejected, chosen_mask, rejected_mask in TOKEN_COLUMNS:
-        if chosen in row and rejected in row:
+        absent = [column for column in (chosen, rejected) if row.get(column) is None]
+        if len(absent) == 1:
+            raise BadRow("one_response", f"no tokens in {absent[0]}; a comparison needs two responses")
+        if not absent:
             sequences = (_tokens(row, chosen, chosen_mask), _tokens(row, rejected, rejected_mask))
             prefix = common_prefix_length(sequences)
             return sequences, prefix, prefix

@@ -49,28 +49,38 @@ class StoredRow:
 
 
 def record_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
-    """Rows as they lie in the file."""
+    """Rows as they lie in the file; at least one."""
     comparisons = [row.comparison for row in rows]
-    columns: dict[str, list[Any]] = {
-        "id": [row.id for row in comparisons],
-        "source": [row.source for row in comparisons],
-        "prefix_length": [row.prefix_length for row in comparisons],
-        "prompt_length": [row.prompt_length for row in comparisons],
-        "lengths": [[len(sequence) for sequence in row.sequences] for row in comparisons],
-        "tokens": [_tokens(row) for row in comparisons],
-        "prompt_hash": [row.prompt_hash for row in rows],
-        "response_hashes": [row.response_hashes for row in rows],
+    edges = [edge for row in comparisons for edge in row.preferences]
+    edge_counts = [len(row.preferences) for row in comparisons]
+    hashes = [value for row in rows for value in row.response_hashes]
+    response_counts = [len(row.sequences) for row in comparisons]
+    lengths = [len(sequence) for row in comparisons for sequence in row.sequences]
+    tokens = [_tokens(row) for row in comparisons]
+    columns = {
+        "id": pa.array([row.id for row in comparisons], pa.string()),
+        "source": pa.array([row.source for row in comparisons], pa.string()),
+        "prefix_length": pa.array(np.array([row.prefix_length for row in comparisons], np.int32)),
+        "prompt_length": pa.array(np.array([row.prompt_length for row in comparisons], np.int32)),
+        "lengths": _lists(np.array(lengths, np.int32), response_counts),
+        "tokens": _lists(np.concatenate(tokens), [len(row) for row in tokens]),
+        "prompt_hash": pa.array(np.array([row.prompt_hash for row in rows], np.uint64)),
+        "response_hashes": _lists(np.array(hashes, np.uint64), response_counts),
     }
     for column, name in EDGE_COLUMNS.items():
-        columns[column] = [[getattr(edge, name) for edge in row.preferences] for row in comparisons]
-    return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
+        dtype = SCHEMA.field(column).type.value_type.to_pandas_dtype()
+        columns[column] = _lists(np.array([getattr(edge, name) for edge in edges], dtype), edge_counts)
+    return pa.record_batch([columns[field.name] for field in SCHEMA], schema=SCHEMA)
 
 
-def _tokens(row: TokenizedComparison) -> list[int]:
-    tokens = list(row.sequences[0])
-    for sequence in row.sequences[1:]:
-        tokens.extend(sequence[row.prefix_length :])
-    return tokens
+def _lists(values: NDArray[Any], sizes: Sequence[int]) -> pa.ListArray:
+    """A column of lists: `values` cut into pieces of these sizes."""
+    return pa.ListArray.from_arrays(np.cumsum([0, *sizes], dtype=np.int32), values)
+
+
+def _tokens(row: TokenizedComparison) -> NDArray[np.int32]:
+    first, *others = row.sequences
+    return np.concatenate([np.asarray(first, np.int32), *(np.asarray(ids[row.prefix_length :], np.int32) for ids in others)])
 
 
 class TokenizedData:
@@ -82,7 +92,7 @@ class TokenizedData:
         waterfall: what became of the rows of each source.
 
     Columns, one value for each comparison:
-        response_counts int32: K.
+        response_counts int32: K. preference_counts int32: edges.
         prompt_lengths, prefix_lengths int32: in tokens.
         longest int32: tokens of the longest sequence.
         total_tokens int64: of all sequences together.
@@ -95,8 +105,10 @@ class TokenizedData:
         reader = pa.ipc.open_file(pa.memory_map(str(file)))
         self._batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+        self._opened: dict[int, _Columns] = {}
         lengths = self._values("lengths", np.int32)
         self.response_counts = self._list_sizes("lengths")
+        self.preference_counts = self._list_sizes("winners")
         self.prompt_lengths = self._column("prompt_length", np.int32)
         self.prefix_lengths = self._column("prefix_length", np.int32)
         begins = np.cumsum(self.response_counts) - self.response_counts
@@ -114,23 +126,10 @@ class TokenizedData:
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        batch, row = self._batches[number], index - int(self._starts[number])
-        prefix = int(self.prefix_lengths[index])
-        tokens, lengths = (_list_at(batch.column(name), row).tolist() for name in ("tokens", "lengths"))
-        sequences, begin = [], prefix
-        for length in lengths:
-            end = begin + length - prefix
-            sequences.append(tokens[:prefix] + tokens[begin:end])
-            begin = end
-        return TokenizedComparison(
-            id=batch.column("id")[row].as_py(),
-            source=batch.column("source")[row].as_py(),
-            sequences=tuple(sequences),
-            prefix_length=prefix,
-            prompt_length=int(self.prompt_lengths[index]),
-            preferences=_preferences(batch, row),
-        )
+        number = int(self._starts.searchsorted(index, side="right")) - 1
+        if number not in self._opened:
+            self._opened[number] = _Columns.of(self._batches[number])
+        return self._opened[number].comparison(index - int(self._starts[number]))
 
     @cached_property
     def ids(self) -> list[str]:
@@ -141,6 +140,17 @@ class TokenizedData:
     def sources(self) -> list[str]:
         """The source of each row, by its tag."""
         return [source for batch in self._batches for source in batch.column("source").to_pylist()]
+
+    def preference_lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Tokens of the winner and of the loser of each preference, prompt not counted, one comparison after the other."""
+        begins = np.repeat(np.cumsum(self.response_counts) - self.response_counts, self.preference_counts)
+        prompts = np.repeat(self.prompt_lengths, self.preference_counts)
+        winners, losers = (self.lengths[begins + self._values(side, np.int32)] - prompts for side in ("winners", "losers"))
+        return winners, losers
+
+    def preference_weights(self) -> NDArray[np.float64]:
+        """The weight of each preference, one comparison after the other."""
+        return self._values("weights", np.float64)
 
     def _column(self, name: str, dtype: Any) -> NDArray[Any]:
         return np.concatenate([np.empty(0, dtype), *(batch.column(name).to_numpy() for batch in self._batches)]).astype(dtype)
@@ -154,15 +164,57 @@ class TokenizedData:
         )
 
 
-def _list_at(column: pa.ListArray, row: int) -> NDArray[Any]:
-    begin, end = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
-    values: NDArray[Any] = column.values[begin:end].to_numpy()
-    return values
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of a record batch as arrays over the mapped file. `_ends` say where the list of each row ends; they begin with 0."""
 
+    ids: pa.StringArray
+    sources: pa.StringArray
+    prefix_lengths: NDArray[np.int32]
+    prompt_lengths: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    length_ends: NDArray[np.int32]
+    tokens: NDArray[np.int32]
+    token_ends: NDArray[np.int32]
+    edges: tuple[NDArray[Any], ...]
+    edge_ends: NDArray[np.int32]
 
-def _preferences(batch: pa.RecordBatch, row: int) -> tuple[Preference, ...]:
-    columns = (_list_at(batch.column(column), row).tolist() for column in EDGE_COLUMNS)
-    return tuple(Preference(*values) for values in zip(*columns, strict=True))
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> "_Columns":
+        """The columns of a batch."""
+        lists = {name: batch.column(name) for name in ("lengths", "tokens", *EDGE_COLUMNS)}
+        return cls(
+            ids=batch.column("id"),
+            sources=batch.column("source"),
+            prefix_lengths=batch.column("prefix_length").to_numpy(),
+            prompt_lengths=batch.column("prompt_length").to_numpy(),
+            lengths=lists["lengths"].values.to_numpy(),
+            length_ends=lists["lengths"].offsets.to_numpy(),
+            tokens=lists["tokens"].values.to_numpy(),
+            token_ends=lists["tokens"].offsets.to_numpy(),
+            edges=tuple(lists[name].values.to_numpy() for name in EDGE_COLUMNS),
+            edge_ends=lists["winners"].offsets.to_numpy(),
+        )
+
+    def comparison(self, row: int) -> TokenizedComparison:
+        """A row of the batch. Its first sequence lies in the file as it is; the others are put together."""
+        prefix = int(self.prefix_lengths[row])
+        tokens = self.tokens[self.token_ends[row] : self.token_ends[row + 1]]
+        first, *others = self.lengths[self.length_ends[row] : self.length_ends[row + 1]].tolist()
+        sequences, begin = [tokens[:first]], first
+        for length in others:
+            end = begin + length - prefix
+            sequences.append(np.concatenate([tokens[:prefix], tokens[begin:end]]))
+            begin = end
+        edges = slice(self.edge_ends[row], self.edge_ends[row + 1])
+        return TokenizedComparison(
+            id=self.ids[row].as_py(),
+            source=self.sources[row].as_py(),
+            sequences=tuple(sequences),
+            prefix_length=prefix,
+            prompt_length=int(self.prompt_lengths[row]),
+            preferences=tuple(map(Preference, *(column[edges].tolist() for column in self.edges))),
+        )
 
 
 def file_hash(file: Path) -> str:

@@ -16,29 +16,33 @@ EXAMPLES = 5
 
 @dataclass
 class SourceCount:
-    """Rows of one source: `read` = `kept` + all of `dropped`. `examples` names the first rows dropped for each reason."""
+    """Rows of one source: `read` = `kept` + `gathered` + all of `dropped`.
+
+    `kept` counts comparisons, each by the row it bears the id of; `gathered` the rows that are part of another row's comparison.
+    `examples` names the first rows dropped for each reason.
+    """
 
     read: int = 0
     kept: int = 0
+    gathered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, row: Dropped) -> None:
-        """Count a dropped row."""
-        self.read += 1
-        self.dropped[row.reason] = self.dropped.get(row.reason, 0) + 1
-        examples = self.examples.setdefault(row.reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(f"{row.id}: {row.detail}")
-
-    def keep(self) -> None:
-        """Count a row that is used."""
-        self.read += 1
-        self.kept += 1
+    def add(self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = ()) -> None:
+        """Count some rows."""
+        self.read += kept + gathered
+        self.kept += kept
+        self.gathered += gathered
+        for row in dropped:
+            self.read += 1
+            self.dropped[row.reason] = self.dropped.get(row.reason, 0) + 1
+            examples = self.examples.setdefault(row.reason, [])
+            if len(examples) < EXAMPLES:
+                examples.append(f"{row.id}: {row.detail}")
 
 
 class Waterfall:
-    """Read, dropped by reason, kept: for each source of a split. Held-out rows of a training source count in the evaluation split."""
+    """What became of the rows of each source of a split. Held-out rows of a training source count in the evaluation split."""
 
     def __init__(self) -> None:
         self.sources: dict[str, SourceCount] = {}
@@ -49,7 +53,7 @@ class Waterfall:
 
     @property
     def kept(self) -> int:
-        """Rows that are used, of all sources."""
+        """Comparisons of all sources."""
         return sum(count.kept for count in self.sources.values())
 
     def problems(self, max_drop_fraction: float) -> list[str]:
@@ -69,7 +73,7 @@ class Waterfall:
 
 
 def _problems(source: str, count: SourceCount, allowed: float) -> Iterator[str]:
-    lost = count.read - count.kept
+    lost = sum(count.dropped.values())
     if not count.read:
         yield f"{source}: it has no rows"
     elif not count.kept:

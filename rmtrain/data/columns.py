@@ -32,16 +32,27 @@ def export_columns(data: TokenizedData, file: Path) -> Path:
         The file.
 
     Raises:
-        DataError: a comparison has more than two responses.
+        DataError: a comparison is more than a pair: it has more responses or preferences, or a preference that weighs more.
     """
-    if len(data) and data.response_counts.max() > 2:
-        first = data.ids[int(data.response_counts.argmax())]
-        raise DataError(f"{first}: {data.response_counts.max()} responses; only pairs have a chosen and a rejected column")
+    _refuse_more_than_pairs(data)
     file.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(file, SCHEMA) as writer:
         for begin in range(0, len(data), EXPORT_ROWS):
             writer.write_batch(_batch(data, range(begin, min(begin + EXPORT_ROWS, len(data)))))
     return file
+
+
+def _refuse_more_than_pairs(data: TokenizedData) -> None:
+    larger = (data.response_counts > 2) | (data.preference_counts > 1)
+    if not larger.any():
+        larger = data.preference_weights() != 1
+    if larger.any():
+        number = int(larger.argmax())
+        responses, weight = data.response_counts[number], sum(edge.weight for edge in data[number].preferences)
+        found = f"{responses} responses" if responses > 2 else f"preferences that weigh {weight:g}"
+        raise DataError(
+            f"{data.ids[number]}: {found}; a chosen and a rejected column hold one pair, so export without group_by_prompt"
+        )
 
 
 def _batch(data: TokenizedData, indices: range) -> pa.RecordBatch:

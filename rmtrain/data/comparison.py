@@ -1,11 +1,16 @@
 """What a row becomes: one prompt, K >= 2 responses, and the preferences among them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 Message = dict[str, Any]
 """`{"role": "system" | "user" | "assistant", "content": str}`."""
+Tokens = Sequence[int] | NDArray[np.int32]
+"""Token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +18,8 @@ class Preference:
     """One edge of a comparison: `winner` and `loser` index its responses.
 
     `probability` is the target probability that the winner is better (0.5 is a tie), `margin` is subtracted inside the
-    sigmoid (Llama 2, arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison.
+    sigmoid (Llama 2, arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. `rows` are the ids of the rows
+    that say so, where a comparison was gathered from several; it is not stored.
     """
 
     winner: int
@@ -21,6 +27,7 @@ class Preference:
     margin: float = 0.0
     probability: float = 1.0
     weight: float = 1.0
+    rows: tuple[str, ...] = field(default=(), compare=False)
 
 
 PAIR = (Preference(winner=0, loser=1),)
@@ -37,7 +44,7 @@ class Comparison:
     preferences: tuple[Preference, ...] = PAIR
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenizedComparison:
     """A row as tokens. `sequences[k]` is the whole token sequence of response k: prompt, response, one end token.
 
@@ -46,10 +53,18 @@ class TokenizedComparison:
 
     id: str
     source: str
-    sequences: tuple[Sequence[int], ...]
+    sequences: tuple[Tokens, ...]
     prefix_length: int
     prompt_length: int
     preferences: tuple[Preference, ...] = PAIR
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all is equal; sequences by their tokens, whatever holds them."""
+        return isinstance(other, TokenizedComparison) and self._values() == other._values()
+
+    def _values(self) -> tuple[Any, ...]:
+        sequences = [[int(token) for token in sequence] for sequence in self.sequences]
+        return self.id, self.source, sequences, self.prefix_length, self.prompt_length, self.preferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,3 +75,8 @@ class Dropped:
     source: str
     reason: str
     detail: str
+
+
+def rows_of(row: Comparison | TokenizedComparison) -> tuple[str, ...]:
+    """Ids of the rows that a comparison says, its own first: more than one where it was gathered."""
+    return tuple(dict.fromkeys(row_id for edge in row.preferences for row_id in edge.rows or (row.id,)))

@@ -32,7 +32,7 @@ def is_held_out(hash_of_prompt: int, share: float | None) -> bool:
 
 
 def _hash_messages(messages: Sequence[Message]) -> int:
-    return _hash(*(part for message in messages for part in (message["role"], _normalised(message["content"]))))
+    return _hash(*[part for message in messages for part in (message["role"], _normalised(message["content"]))])
 
 
 def _normalised(text: str) -> str:

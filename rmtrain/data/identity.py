@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.sources import fingerprint
 from rmtrain.recipe.schema import Source
 
-PIPELINE_VERSION = 1
+PIPELINE_VERSION = 2
 """Raise it with every change of this folder that changes tokens, row ids or what is stored."""
 PACKAGES = ("rmtrain", "transformers", "tokenizers")
 
@@ -27,9 +27,16 @@ def source_identity(source: Source) -> dict[str, Any]:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of everything in a fast tokenizer that shapes tokens: its `tokenizer.json`, special tokens and chat template."""
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    for set_by_calls in ("padding", "truncation"):
-        backend.pop(set_by_calls, None)
-    parts = [backend, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}, tokenizer.chat_template]
+    """sha256 of everything in a fast tokenizer that shapes tokens: its `tokenizer.json`, special tokens and chat template.
+
+    Padding and truncation do not: every call sets them anew, and they are turned off here.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    parts = [
+        backend.to_str(),
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer.chat_template,
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

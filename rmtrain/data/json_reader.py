@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
@@ -26,11 +27,23 @@ class Malformed:
     detail: str
 
 
-def read_json(path: Path) -> Iterator[Row | Malformed]:
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row that is not parsed yet; `where` is its file and line."""
+
+    where: str
+    content: bytes
+
+
+RawRow = Row | Line | Malformed
+"""A row as a source gives it: lines of JSON are left to parse for whoever uses them, which may be another process."""
+
+
+def read_json(path: Path) -> Iterator[RawRow]:
     """Rows of a `.json` or `.jsonl` file, `.gz` or not: an object per line, or, in `.json`, one array of objects.
 
-    Duplicate keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and anything that is not an object make the row
-    `Malformed`; reading goes on with the next one.
+    A line comes as it is, for `parse`. Duplicate keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and anything
+    that is not an object make the row `Malformed`; reading goes on with the next one.
 
     Raises:
         DataError: an array that is not JSON as a whole (with line and column), or a damaged archive.
@@ -58,7 +71,7 @@ def _starts_with_bracket(stream: IO[bytes]) -> bool:
     return byte == b"["
 
 
-def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Row | Malformed]:
+def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
@@ -68,26 +81,26 @@ def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Row | Malformed]:
                 line = stream.readline(MAX_LINE_BYTES)
             yield Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
             continue
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            yield Malformed(f"{where}: not UTF-8 at byte {error.start}")
-            continue
-        if not text.isspace() and text:
-            yield _parse_line(text.rstrip(), where)
+        content = (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip()
+        if content:
+            yield Line(where, content)
 
 
-def _parse_line(text: str, where: str) -> Row | Malformed:
+def parse(line: Line) -> Row | Malformed:
+    """The row of a line, or why it is none."""
     decoder = _StrictDecoder()
     try:
+        text = line.content.decode()
         value, end = decoder.raw_decode(text, _skip_space(text, 0))
+    except UnicodeDecodeError as error:
+        return Malformed(f"{line.where}: not UTF-8 at byte {error.start}")
     except JSONDecodeError as error:
-        return Malformed(f"{where}:{error.colno}: {error.msg}")
+        return Malformed(f"{line.where}:{error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
-        return Malformed(f"{where}: {error}")
+        return Malformed(f"{line.where}: {error}")
     if _skip_space(text, end) != len(text):
-        return Malformed(f"{where}:{end + 1}: more text after the object")
-    return decoder.checked(value, text, where)
+        return Malformed(f"{line.where}:{end + 1}: more text after the object")
+    return decoder.checked(value, text, line.where)
 
 
 def _read_array(path: Path, stream: IO[bytes]) -> Iterator[Row | Malformed]:

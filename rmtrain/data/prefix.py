@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rmtrain.data.comparison import Tokens
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+
+def common_prefix_length(sequences: Sequence[Tokens]) -> int:
     """Length of the longest common beginning, in tokens, at most the shortest length minus one: each keeps a token of its own."""
     length = max(min(map(len, sequences)) - 1, 0)
     first = np.asarray(sequences[0][:length])

@@ -1,36 +1,39 @@
 """Sources to tokenized data: read, adapted, split, encoded, checked and cached, so that nothing is tokenized twice."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, file_hash, record_batch
+from rmtrain.data.artifact import SCHEMA, TokenizedData, file_hash
 from rmtrain.data.cache import new_directory
 from rmtrain.data.checks import Waterfall, check_overlap
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison
-from rmtrain.data.hashes import is_held_out, prompt_hash, response_hashes
 from rmtrain.data.identity import digest, source_identity, tokenizer_fingerprint
-from rmtrain.data.loading import Adapted, load_comparisons
-from rmtrain.data.tokenize import check_tokens, encode_comparisons
+from rmtrain.data.loading import read_batches
+from rmtrain.data.processes import in_order
+from rmtrain.data.row_encoder import SPLITS, EncodedRows, RowEncoder, RowTask
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Source, TokenizedSource
 
 Progress = Callable[[str, int], None]
 """Called after each batch with a source's tag and the number of its rows read so far."""
-SPLITS = ("train", "eval")
-MANIFEST, DROPPED = "manifest.json", "dropped.jsonl"
+Encode = Callable[[Iterable[RowTask]], Iterator[dict[str, EncodedRows]]]
+MANIFEST, DROPPED, GATHERED = "manifest.json", "dropped.jsonl", "gathered.jsonl"
 SHAPING_KEYS = ("max_length", "max_prompt_length", "overlong", "allow_rewritten")
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedData:
-    """Both splits of a recipe, either may be empty, and the directory of their artifact, which also holds `dropped.jsonl`."""
+    """Both splits of a recipe, either may be empty, and the directory of their artifact.
+
+    It also holds `dropped.jsonl`, the rows that are not used, and `gathered.jsonl`, those that are part of another row's comparison.
+    """
 
     train: TokenizedData
     eval: TokenizedData
@@ -63,6 +66,17 @@ def prepare_evaluation(
     return _prepare((), sources, data, tokenizer, progress).eval
 
 
+def fate(directory: Path, split: str, row_id: str) -> str | None:
+    """What became of a row that is no comparison of its own: dropped, with the reason, or gathered; None: it was not read."""
+    for name in (DROPPED, GATHERED):
+        with (directory / name).open(encoding="utf-8") as lines:
+            for row in map(json.loads, lines):
+                if (row["split"], row["id"]) == (split, row_id):
+                    gathered = f"it is part of comparison {row.get('comparison')}, which has the same prompt"
+                    return gathered if name == GATHERED else f"it is dropped ({row['reason']}): {row['detail']}"
+    return None
+
+
 def _prepare(
     train: Sequence[Source],
     evaluation: Sequence[Source],
@@ -84,8 +98,9 @@ def _prepare(
     key = digest(identity)
     directory = Path(data.cache_dir).expanduser() / key[:32]
     if not (directory / MANIFEST).exists():
-        with new_directory(directory) as temporary:
-            _Builder(temporary, data, tokenizer, progress or (lambda source, rows: None)).build(train, evaluation, key)
+        builder = partial(RowEncoder, tokenizer, data)
+        with new_directory(directory) as temporary, in_order(builder, data.processes) as encode:
+            _Builder(temporary, progress or (lambda source, rows: None)).build(train, evaluation, key, encode)
     prepared = _load(directory, key)
     _check(prepared, train, data.max_drop_fraction)
     return prepared
@@ -121,24 +136,24 @@ def _check(prepared: PreparedData, train: Sequence[Source], max_drop_fraction: f
 
 
 class _Builder:
-    """Writes the artifact of one key: an Arrow file for each split, the dropped rows, and last the manifest."""
+    """Writes the artifact of one key: an Arrow file for each split, the rows that are dropped or gathered, and last the manifest."""
 
-    def __init__(self, directory: Path, data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> None:
-        self.directory, self.data, self.tokenizer, self.progress = directory, data, tokenizer, progress
+    def __init__(self, directory: Path, progress: Progress) -> None:
+        self.directory, self.progress = directory, progress
         self.waterfalls = {split: Waterfall() for split in SPLITS}
         self.writers: dict[str, Any] = {}
-        self.dropped: IO[str]
+        self.lists: dict[str, IO[str]] = {}
 
-    def build(self, train: Sequence[Source], evaluation: Sequence[Source], key: str) -> None:
+    def build(self, train: Sequence[Source], evaluation: Sequence[Source], key: str, encode: Encode) -> None:
         """Write everything."""
         with ExitStack() as files:
             for split in SPLITS:
                 self.writers[split] = files.enter_context(pa.ipc.new_file(str(self._file(split)), SCHEMA))
-            self.dropped = files.enter_context((self.directory / DROPPED).open("w", encoding="utf-8"))
-            for source in train:
-                self._add(source, "train")
-            for source in evaluation:
-                self._add(source, "eval")
+            for name in (DROPPED, GATHERED):
+                self.lists[name] = files.enter_context((self.directory / name).open("w", encoding="utf-8"))
+            for split, sources in zip(SPLITS, (train, evaluation), strict=True):
+                for source in sources:
+                    self._add(source, split, encode)
         splits = {
             split: {"sha256": file_hash(self._file(split)), "waterfall": self.waterfalls[split].to_json()} for split in SPLITS
         }
@@ -148,52 +163,24 @@ class _Builder:
     def _file(self, split: str) -> Path:
         return self.directory / f"{split}.arrow"
 
-    def _add(self, source: Source, split: str) -> None:
+    def _add(self, source: Source, split: str, encode: Encode) -> None:
         self.waterfalls[split].of(source.label)
         read = 0
-        for batch in load_comparisons(source):
-            for target, rows in split_batch(batch, source, split).items():
-                if rows:
-                    self._write(target, *encode_batch(rows, self.tokenizer, self.data))
-            read += len(batch)
+        for encoded in encode(RowTask(batch, split, source.holdout) for batch in read_batches(source)):
+            for target, rows in encoded.items():
+                self._write(target, source.label, rows)
+                read += rows.read
             self.progress(source.label, read)
 
-    def _write(self, split: str, stored: Sequence[StoredRow], dropped: Sequence[Dropped]) -> None:
-        for row in stored:
-            self.waterfalls[split].of(row.comparison.source).keep()
-        for lost in dropped:
-            self.waterfalls[split].of(lost.source).drop(lost)
-            record = {"split": split, "id": lost.id, "source": lost.source, "reason": lost.reason, "detail": lost.detail}
-            self.dropped.write(json.dumps(record) + "\n")
-        if stored:
-            self.writers[split].write_batch(record_batch(stored))
+    def _write(self, split: str, source: str, rows: EncodedRows) -> None:
+        self.waterfalls[split].of(source).add(rows.kept, len(rows.gathered), rows.dropped)
+        where = {"split": split, "source": source}
+        for row in rows.dropped:
+            self._list(DROPPED, {**where, "id": row.id, "reason": row.reason, "detail": row.detail})
+        for row_id, comparison_id in rows.gathered:
+            self._list(GATHERED, {**where, "id": row_id, "comparison": comparison_id})
+        if rows.stored is not None:
+            self.writers[split].write_batch(rows.stored)
 
-
-def split_batch(batch: Sequence[Adapted], source: Source, split: str) -> dict[str, list[Adapted]]:
-    """The rows of a batch by the split they go to: the held-out share of prompts to `eval`, everything else to `split`."""
-    targets: dict[str, list[Adapted]] = {name: [] for name in SPLITS}
-    for row in batch:
-        held_out = source.holdout and not isinstance(row, Dropped) and is_held_out(prompt_hash(row), source.holdout)
-        targets["eval" if held_out else split].append(row)
-    return targets
-
-
-def encode_batch(
-    rows: Sequence[Adapted], tokenizer: PreTrainedTokenizerBase, data: Data
-) -> tuple[list[StoredRow], list[Dropped]]:
-    """The rows of a batch as they are stored, and those that are dropped. A pure function of its arguments.
-
-    Raises:
-        DataError: the chat template fails, or `overlong: error` and rows are too long.
-    """
-    texts = [row for row in rows if isinstance(row, Comparison)]
-    hashes = {row.id: (prompt_hash(row), response_hashes(row)) for row in rows if not isinstance(row, Dropped)}
-    encoded: list[TokenizedComparison | Dropped] = encode_comparisons(texts, tokenizer, data)
-    came_as_tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
-    if came_as_tokens:
-        as_they_are = data.model_copy(
-            update={"max_prompt_length": None, "overlong": "error" if data.overlong == "error" else "drop"}
-        )
-        encoded += check_tokens(came_as_tokens, tokenizer, as_they_are)
-    dropped = [row for row in (*rows, *encoded) if isinstance(row, Dropped)]
-    return [StoredRow(row, *hashes[row.id]) for row in encoded if not isinstance(row, Dropped)], dropped
+    def _list(self, name: str, record: dict[str, str]) -> None:
+        self.lists[name].write(json.dumps(record) + "\n")

@@ -59,9 +59,14 @@ def render_all(
         except TEMPLATE_FAILURES:
             texts = [_render_one(*item, tokenizer, add_generation_prompt) for item in zip(conversations, ids, strict=True)]
     for text, row_id in zip(texts, ids, strict=True):
-        if len(text) > MAX_TEXT_CHARACTERS:
-            raise DataError(f"{row_id}: the chat template wrote {len(text)} characters, more than {MAX_TEXT_CHARACTERS}")
+        check_size(text, row_id)
     return texts
+
+
+def check_size(text: str, row_id: str) -> None:
+    """Raise DataError, naming the row, when a template wrote too much."""
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise DataError(f"{row_id}: the chat template wrote {len(text)} characters, more than {MAX_TEXT_CHARACTERS}")
 
 
 def _apply(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> list[str]:

@@ -11,8 +11,7 @@ from datasets import DatasetBuilder, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetsError
 from datasets.packaged_modules.cache.cache import Cache
 
-from rmtrain.data.comparison import Dropped
-from rmtrain.data.json_reader import Malformed, Row, read_json
+from rmtrain.data.json_reader import RawRow, Row, read_json
 from rmtrain.data.table_reader import read_csv, read_dataset, read_parquet
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Source
@@ -24,8 +23,8 @@ SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets
 HASH_BYTES = 2**20
 
 
-def read_rows(source: Source) -> Iterator[tuple[int, Row | Dropped]]:
-    """Rows of a source with their numbers, counted from 0, streamed. A row that cannot be read is `Dropped` as `malformed_row`.
+def read_rows(source: Source) -> Iterator[tuple[int, RawRow]]:
+    """Rows of a source with their numbers, counted from 0, streamed.
 
     A relative path is relative to the current directory. A path that is not there is taken as a Hub id where it looks like one.
 
@@ -34,11 +33,7 @@ def read_rows(source: Source) -> Iterator[tuple[int, Row | Dropped]]:
         RecipeError: a key that does not go with a local path.
     """
     rows = _hub_rows(source) if is_on_hub(source) else _local_rows(source)
-    for index, row in enumerate(islice(rows, source.limit)):
-        if isinstance(row, Malformed):
-            yield index, Dropped(f"{source.label}:{index}", source.label, "malformed_row", row.detail)
-        else:
-            yield index, row
+    return enumerate(islice(rows, source.limit))
 
 
 def fingerprint(source: Source) -> str:
@@ -106,7 +101,7 @@ def _not_loaded(source: Source, error: Exception) -> DataError:
     return DataError(f"{source.label}: {source.path} is no local file, and the Hub did not give it: {message}")
 
 
-def _local_rows(source: Source) -> Iterator[Row | Malformed]:
+def _local_rows(source: Source) -> Iterator[RawRow]:
     folder = _saved_dataset(source)
     if folder is not None:
         return read_dataset(load_from_disk(str(folder)))
@@ -115,7 +110,7 @@ def _local_rows(source: Source) -> Iterator[Row | Malformed]:
     return chain.from_iterable(_read_file(file, numbers) for file in data_files(source))
 
 
-def _read_file(file: Path, numbers: frozenset[str]) -> Iterator[Row | Malformed]:
+def _read_file(file: Path, numbers: frozenset[str]) -> Iterator[RawRow]:
     if file.name.endswith(".parquet"):
         return read_parquet(file)
     if file.name.endswith((".csv", ".csv.gz")):

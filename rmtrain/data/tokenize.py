@@ -1,20 +1,24 @@
 """The one render-and-encode function: what is trained on, evaluated and scored goes through here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison
-from rmtrain.data.lengths import fit
+from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, Tokens, rows_of
+from rmtrain.data.encoders import Encoded, encode_texts, text_encoder
+from rmtrain.data.lengths import fit_prompt, overlong
 from rmtrain.data.messages import BadRow
 from rmtrain.data.prefix import common_prefix_length
 from rmtrain.data.render import Conversation, render_all
+from rmtrain.data.renderer import Rendered, Renderer
+from rmtrain.data.responses import Checked, dropped, without
 from rmtrain.data.special_tokens import EdgeTokens, edge_tokens
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
 
 NAMED_ROWS = 5
+REWRITTEN = "the chat template changes the text of a response"
 
 
 def encode_conversations(
@@ -28,139 +32,106 @@ def encode_conversations(
         ids: row ids for errors; None: their numbers.
     """
     texts = render_all(conversations, tokenizer, ids or [f"conversation {number}" for number in range(len(conversations))])
-    return list(_encode(texts, tokenizer, edge_tokens(tokenizer))["input_ids"]) if texts else []
+    return list(encode_texts(texts, tokenizer, edge_tokens(tokenizer))["input_ids"]) if texts else []
 
 
 def encode_comparisons(
     comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase, data: Data
 ) -> list[TokenizedComparison | Dropped]:
-    """The tokens of each comparison, or why it is dropped, in the order given. A pure function of its arguments.
+    """The tokens of each comparison, or why it is dropped; see `Encoder`. Rows that a comparison lost follow it."""
+    checked = Encoder(tokenizer, data).encode(comparisons)
+    return [item for row in checked for item in (row.row, *row.lost) if item is not None]
 
-    `prompt_length` counts the tokens before the first token of the response's text: the rendered prompt and what announces a reply.
+
+class Encoder:
+    """Comparisons to tokens. What it has seen makes it faster and never changes what it gives.
 
     Args:
-        comparisons: a batch, some hundreds to thousands: its texts are encoded in one call.
         tokenizer: one that `load_tokenizer` gave.
         data: length policy, and whether a template may rewrite responses.
-
-    Raises:
-        DataError: the template fails on a row, or `overlong: error` and rows are too long.
     """
-    if not comparisons:
-        return []
-    edges = edge_tokens(tokenizer)
-    rendered = _render_comparisons(comparisons, tokenizer)
-    encoding = _encode([text for texts in rendered for text in texts.whole], tokenizer, edges)
-    first, encoded = 0, []
-    for comparison, texts in zip(comparisons, rendered, strict=True):
-        encoded.append(_comparison(comparison, texts, encoding, first, data))
-        first += len(texts.whole)
-    return check_tokens(encoded, tokenizer, data)
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
+        self.tokenizer, self.data = tokenizer, data
+        self.renderer, self.texts, self.edges = Renderer(tokenizer), text_encoder(tokenizer), edge_tokens(tokenizer)
+
+    def encode(self, comparisons: Sequence[Comparison]) -> list[Checked]:
+        """The tokens of each comparison with the responses that stay, in the order given.
+
+        `prompt_length` counts the tokens before the first token of a response's own text: the rendered prompt and what announces a
+        reply.
+
+        Args:
+            comparisons: a batch, some hundreds to thousands: its texts are encoded in one call.
+
+        Raises:
+            DataError: the template fails on a row, or `overlong: error` and rows are too long.
+        """
+        rendered = self.renderer.render(comparisons)
+        encoded = self.texts.encode([row.texts for row in rendered])
+        rows = [self._row(*parts) for parts in zip(comparisons, rendered, encoded, strict=True)]
+        return self._checked(rows, self.data)
+
+    def check(self, rows: Sequence[TokenizedComparison]) -> list[Checked]:
+        """Hold rows that came as tokens to the end token, to different responses and to the length policy.
+
+        Raises:
+            DataError: `overlong: error` and rows are too long.
+        """
+        as_they_are = {"max_prompt_length": None, "overlong": "error" if self.data.overlong == "error" else "drop"}
+        vocabulary = len(self.tokenizer)
+        unknown = [_unknown(row.sequences, vocabulary) for row in rows]
+        return self._checked(list(zip(rows, unknown, strict=True)), self.data.model_copy(update=as_they_are))
+
+    def _row(self, row: Comparison, rendered: Rendered, encoded: Encoded) -> tuple[TokenizedComparison, dict[int, BadRow]]:
+        sequences = tuple(encoded.sequences)
+        prefix = common_prefix_length(sequences)
+        prompt = prefix if encoded.begin is None else min(encoded.begin, prefix)
+        faults = {} if self.data.allow_rewritten else {k: BadRow("rewritten_by_template", REWRITTEN) for k in rendered.rewritten}
+        return TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults
+
+    def _checked(self, rows: Sequence[tuple[TokenizedComparison, dict[int, BadRow]]], data: Data) -> list[Checked]:
+        checked = [_checked(row, faults, self.edges, data) for row, faults in rows]
+        if data.overlong == "error":
+            _refuse_overlong([lost for row in checked for lost in row.lost])
+        return checked
 
 
-def check_tokens(
-    rows: Sequence[TokenizedComparison | Dropped], tokenizer: PreTrainedTokenizerBase, data: Data
-) -> list[TokenizedComparison | Dropped]:
-    """Hold tokenized comparisons to the end token, to different responses and to the length policy.
-
-    Raises:
-        DataError: `overlong: error` and rows are too long.
-    """
-    edges, vocabulary = edge_tokens(tokenizer), len(tokenizer)
-    checked: list[TokenizedComparison | Dropped] = []
-    for row in rows:
-        try:
-            checked.append(row if isinstance(row, Dropped) else _checked(row, edges, vocabulary, data))
-        except BadRow as problem:
-            checked.append(Dropped(row.id, row.source, problem.reason, problem.detail))
-    if data.overlong == "error":
-        _refuse_overlong(checked)
-    return checked
+def _unknown(sequences: Sequence[Tokens], vocabulary: int) -> dict[int, BadRow]:
+    highest = {number: max(sequence) for number, sequence in enumerate(sequences)}
+    return {
+        number: BadRow("unknown_token", f"token {token} is not among the {vocabulary} of the tokenizer")
+        for number, token in highest.items()
+        if token >= vocabulary
+    }
 
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """A comparison as text. `begin` is where the first response's own text begins, None where the template rewrote a response."""
-
-    whole: list[str]
-    begin: int | None
-
-
-def _render_comparisons(comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerBase) -> list[_Texts]:
-    conversations = [(*row.prompt, *response) for row in comparisons for response in row.responses]
-    texts = iter(render_all(conversations, tokenizer, [row.id for row in comparisons for _ in row.responses]))
-    prompted = [row for row in comparisons if row.prompt]
-    prompts = iter(render_all([row.prompt for row in prompted], tokenizer, [row.id for row in prompted], True))
-    rendered = []
-    for row in comparisons:
-        whole = [next(texts) for _ in row.responses]
-        prompt = next(prompts) if row.prompt else ""
-        begins = [_begin_of(response, text, _shared(prompt, text)) for response, text in zip(row.responses, whole, strict=True)]
-        rendered.append(_Texts(whole, begins[0] if None not in begins else None))
-    return rendered
+def _checked(row: TokenizedComparison, faults: dict[int, BadRow], edges: EdgeTokens, data: Data) -> Checked:
+    first = row.sequences[0]
+    leading = len(edges.leading) if tuple(first[: len(edges.leading)]) == edges.leading else 0
+    checked = without(row, {**overlong(row, data, leading), **_without_one_end(row.sequences, edges.end), **faults})
+    if checked.row is None:
+        return checked
+    try:
+        fitting = fit_prompt(checked.row, data, leading)
+    except BadRow as problem:
+        return Checked(None, lost=tuple(dropped(row_id, row.source, problem) for row_id in rows_of(row)))
+    return checked if fitting is checked.row else replace(checked, row=fitting)
 
 
-def _shared(prompt: str, text: str) -> int:
-    """Characters that both begin with."""
-    if text.startswith(prompt):
-        return len(prompt)
-    low, high = 0, min(len(prompt), len(text))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if prompt[:middle] == text[:middle] else (low, middle - 1)
-    return low
+def _without_one_end(sequences: Sequence[Tokens], end: int) -> dict[int, BadRow]:
+    faults = {}
+    for number, sequence in enumerate(sequences):
+        if sequence[-1] != end:
+            faults[number] = BadRow("missing_end_token", f"the last token is {sequence[-1]}, not the end token {end}")
+        elif len(sequence) > 1 and sequence[-2] == end:
+            faults[number] = BadRow("double_end_token", "a response ends in two end tokens")
+    return faults
 
 
-def _begin_of(response: Conversation, text: str, position: int) -> int | None:
-    """Where the response begins in the text after `position`; None if a message is not there as it was, save the space around it."""
-    begin: int | None = None
-    for message in response:
-        content = message["content"].strip()
-        position = text.find(content, position)
-        if position < 0:
-            return None
-        begin = position if begin is None else begin
-        position += len(content)
-    return begin
-
-
-def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> BatchEncoding:
-    return tokenizer(
-        list(texts),
-        add_special_tokens=not edges.in_template,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-
-
-def _comparison(row: Comparison, texts: _Texts, encoding: BatchEncoding, first: int, data: Data) -> TokenizedComparison | Dropped:
-    if texts.begin is None and not data.allow_rewritten:
-        return Dropped(row.id, row.source, "rewritten_by_template", "the chat template changes the text of a response")
-    sequences = tuple(encoding["input_ids"][first : first + len(texts.whole)])
-    prefix = common_prefix_length(sequences)
-    begin = encoding.char_to_token(first, texts.begin) if texts.begin is not None else None
-    prompt = prefix if begin is None else min(begin, prefix)
-    return TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences)
-
-
-def _checked(row: TokenizedComparison, edges: EdgeTokens, vocabulary: int, data: Data) -> TokenizedComparison:
-    for sequence in row.sequences:
-        if max(sequence) >= vocabulary:
-            raise BadRow("unknown_token", f"token {max(sequence)} is not among the {vocabulary} of the tokenizer")
-        if sequence[-1] != edges.end:
-            raise BadRow("missing_end_token", f"the last token is {sequence[-1]}, not the end token {edges.end}")
-        if len(sequence) > 1 and sequence[-2] == edges.end:
-            raise BadRow("double_end_token", "a response ends in two end tokens")
-    if any(sequence == row.sequences[0] for sequence in row.sequences[1:]):
-        raise BadRow("identical", "the responses have the same tokens")
-    leading = len(edges.leading) if list(row.sequences[0][: len(edges.leading)]) == list(edges.leading) else 0
-    return fit(row, data, leading)
-
-
-def _refuse_overlong(rows: Sequence[TokenizedComparison | Dropped]) -> None:
-    overlong = [row for row in rows if isinstance(row, Dropped) and row.reason in ("too_long", "prompt_too_long")]
-    if overlong:
-        named = "; ".join(f"{row.id}: {row.detail}" for row in overlong[:NAMED_ROWS])
-        more = f" and {len(overlong) - NAMED_ROWS} more" if len(overlong) > NAMED_ROWS else ""
+def _refuse_overlong(rows: Sequence[Dropped]) -> None:
+    refused = [row for row in rows if row.reason in ("too_long", "prompt_too_long")]
+    if refused:
+        named = "; ".join(f"{row.id}: {row.detail}" for row in refused[:NAMED_ROWS])
+        more = f" and {len(refused) - NAMED_ROWS} more" if len(refused) > NAMED_ROWS else ""
         raise DataError(f"data.overlong is error, and rows are too long: {named}{more}")

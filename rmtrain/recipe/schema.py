@@ -53,6 +53,8 @@ class Data(Section):
     """Go on when a prompt of the evaluation data is also trained on."""
     cache_dir: str = "~/.cache/rmtrain"
     """Directory of tokenized datasets, keyed by the hash of everything that shapes them."""
+    processes: PositiveInt = 1
+    """Processes that tokenize. The result is the same; each takes seconds to start, so more than one pays from some ten thousand rows."""
 
 
 class Architecture(Section):

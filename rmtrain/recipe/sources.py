@@ -74,6 +74,9 @@ class PairSource(SourceBase):
     """Margin of rows that have none; None: such a row is an error."""
     messages: Messages = Messages()
     """How cells become messages."""
+    group_by_prompt: bool = False
+    """Gather the rows of one prompt into one comparison, with all their preferences, so that each different response is computed once
+    (arXiv:2203.02155, section 3.5). It then counts as one comparison. The whole source is held in memory for it."""
 
 
 class TokenizedSource(SourceBase):

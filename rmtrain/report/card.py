@@ -130,11 +130,11 @@ def _data_table(waterfall: Mapping[str, Mapping[str, Any]]) -> str:
             f"{counts['read']:,}",
             _dropped(counts["dropped"]),
             f"{counts['kept']:,}",
-            percent(counts["kept"], counts["read"]),
+            percent(counts["kept"] + counts["gathered"], counts["read"]),
         )
         for source, counts in _with_total(waterfall).items()
     ]
-    return _table(("source", "rows read", "dropped", "kept", "share kept"), rows)
+    return _table(("source", "rows read", "dropped", "comparisons", "share of rows used"), rows)
 
 
 def _with_total(waterfall: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

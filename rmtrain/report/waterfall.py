@@ -1,4 +1,4 @@
-"""What became of the rows: read, dropped by reason, kept."""
+"""What became of the rows: read, dropped by reason, gathered into others, kept."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def waterfall_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
     """Each source's rows from read to kept, with a bar of what each reason took away; with several sources, their sum at the end.
 
     Args:
-        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "kept": n}`.
+        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("data", overflow="fold")
@@ -39,6 +39,7 @@ def total(waterfall: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "read": sum(counts["read"] for counts in waterfall.values()),
         "dropped": dict(dropped),
+        "gathered": sum(counts["gathered"] for counts in waterfall.values()),
         "kept": sum(counts["kept"] for counts in waterfall.values()),
     }
 
@@ -53,6 +54,8 @@ def _add_source(table: Table, source: str, counts: Mapping[str, Any]) -> None:
         name = Text(f"  − {reason.replace('_', ' ')}")
         table.add_row(name, f"{count:,}", percent(count, read), _bar(left - count, left, read, "red"))
         left -= count
+    if gathered := counts["gathered"]:
+        table.add_row("  ∪ gathered", f"{gathered:,}", percent(gathered, read), _bar(kept, left, read, "blue"))
     table.add_row("  = kept", f"{kept:,}", percent(kept, read), _bar(0, kept, read, "green"), style="green")
 
 

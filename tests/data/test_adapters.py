@@ -211,13 +211,16 @@ def test_rows_that_are_tokens_already_are_taken_as_they_are(row: dict[str, Any])
         ({"input_ids_chosen": [], "input_ids_rejected": [1]}, "empty_response"),
         ({"input_ids_chosen": [1], "attention_mask_chosen": [1, 1], "input_ids_rejected": [1]}, "not_tokens"),
         ({"input_ids_chosen": [1], "attention_mask_chosen": [2], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [1]}, "missing_column"),
+        ({"input_ids_chosen": [1]}, "one_response"),
+        ({"input_ids_chosen": None, "input_ids_rejected": [1]}, "one_response"),
+        ({"chosen_ids": None, "rejected_ids": None}, "missing_column"),
+        ({"tokens": [1]}, "missing_column"),
     ],
 )
 def test_tokens_are_checked(row: dict[str, Any], reason: str) -> None:
     result = adapt(row, 0, TOKENS)
     assert isinstance(result, Dropped)
-    assert result.reason == reason
+    assert (result.id, result.reason) == ("tokens:0", reason)
 
 
 def test_margins_go_with_tokens_too() -> None:

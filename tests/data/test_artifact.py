@@ -51,6 +51,7 @@ def test_the_columns_agree_with_the_rows(tmp_path: Path) -> None:
         "prompt_lengths": (np.int32, [1, 0, 2, 0]),
         "prefix_lengths": (np.int32, [2, 0, 2, 0]),
         "lengths": (np.int32, [size for sizes in lengths for size in sizes]),
+        "preference_counts": (np.int32, [1, 1, 3, 1]),
         "prompt_hashes": (np.uint64, [2**63, 2**63 + 1, 2**63 + 2, 2**63]),
     }
     for name, (dtype, values) in expected.items():
@@ -59,6 +60,22 @@ def test_the_columns_agree_with_the_rows(tmp_path: Path) -> None:
         assert column.tolist() == values, name
     assert data.response_hashes.dtype == np.uint64
     assert len(data.response_hashes) == 9
+
+
+def test_preferences_are_counted_by_their_responses(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS[:3], COMPARISONS[3:]])
+    winners, losers = data.preference_lengths()
+    assert winners.tolist() == [3, 2, 2, 2, 1, 2], "prompts are not counted"
+    assert losers.tolist() == [4, 3, 1, 3, 3, 2]
+    assert data.preference_weights().tolist() == [1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
+
+
+def test_sequences_are_arrays_over_the_file(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS])
+    assert all(isinstance(ids, np.ndarray) and ids.dtype == np.int32 for row in data for ids in row.sequences)
+    assert not data[0].sequences[0].flags.writeable  # type: ignore[union-attr]
+    assert data[2].preferences == RANKED
+    assert all(type(edge.winner) is int and type(edge.margin) is float for row in data for edge in row.preferences)
 
 
 def test_a_prefix_is_stored_once(tmp_path: Path) -> None:

@@ -13,10 +13,9 @@ from rmtrain.errors import DataError
 def waterfall(kept: int, **dropped: int) -> Waterfall:
     counts = Waterfall()
     for _ in range(kept):
-        counts.of("hh").keep()
+        counts.of("hh").add(kept=1)
     for reason, number in dropped.items():
-        for row in range(number):
-            counts.of("hh").drop(Dropped(f"hh:{row}", "hh", reason, "why"))
+        counts.of("hh").add(kept=0, dropped=[Dropped(f"hh:{row}", "hh", reason, "why") for row in range(number)])
     return counts
 
 
@@ -26,6 +25,14 @@ def test_every_row_read_is_kept_or_dropped() -> None:
     assert (hh.read, hh.kept, hh.dropped) == (28, 20, {"too_long": 7, "identical": 1})
     assert hh.examples["too_long"] == [f"hh:{row}: why" for row in range(EXAMPLES)]
     assert counts.kept == 20
+
+
+def test_rows_gathered_into_others_are_read_and_not_lost() -> None:
+    counts = waterfall(10, too_long=1)
+    counts.of("hh").add(kept=0, gathered=9)
+    assert (counts.of("hh").read, counts.of("hh").kept, counts.of("hh").gathered) == (20, 10, 9)
+    assert counts.problems(0.05) == []
+    assert counts.problems(0.04)[0].startswith("hh: 1 of 20 rows dropped (5.0 %), allowed 4 %")
 
 
 def test_it_survives_json() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -5,6 +6,7 @@ import pytest
 from datasets import load_dataset
 
 from rmtrain.data.columns import export_columns
+from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.tokenizer import prepared
 from rmtrain.errors import DataError
@@ -24,15 +26,13 @@ def test_the_seed_columns_are_written_and_read_back_as_the_same_data(tmp_path: P
         "input_ids_chosen", "attention_mask_chosen", "input_ids_rejected", "attention_mask_rejected", "margin", "id",
     ]  # fmt: skip
     first = table.slice(7, 1).to_pylist()[0]
-    assert (first["input_ids_chosen"], first["input_ids_rejected"]) == train[7].sequences
+    assert [first["input_ids_chosen"], first["input_ids_rejected"]] == [list(sequence) for sequence in train[7].sequences]
     assert first["attention_mask_chosen"] == [1] * len(train[7].sequences[0])
     source = TokenizedSource(path=str(tmp_path / "out"), split="train", format="tokenized", margin="margin")
     again = prepare_evaluation([source], data, tokenizer)
     assert len(again) == len(train) == 2500
     for index in (0, 1, 999, 1000, 2499):
-        assert again[index].sequences == train[index].sequences
-        assert again[index].preferences == train[index].preferences
-        assert again[index].prefix_length == train[index].prefix_length
+        assert replace(again[index], source="rows", id=train[index].id, prompt_length=train[index].prompt_length) == train[index]
 
 
 def test_other_tools_read_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,9 +43,19 @@ def test_other_tools_read_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert dataset["margin"][:] == [0.0, 0.1]
 
 
-def test_more_than_two_responses_have_no_columns(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^ranked:2: 3 responses; only pairs have a chosen and a rejected column$"):
-        export_columns(write(tmp_path / "rows.arrow", [COMPARISONS]), tmp_path / "train.parquet")
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (COMPARISONS[2], "ranked:2: 3 responses"),
+        (replace(COMPARISONS[0], preferences=(Preference(0, 1), Preference(1, 0))), "hh:0: preferences that weigh 2"),
+        (replace(COMPARISONS[0], preferences=(Preference(0, 1, weight=3.0),)), "hh:0: preferences that weigh 3"),
+    ],
+)
+def test_more_than_a_pair_has_no_columns(tmp_path: Path, row: TokenizedComparison, words: str) -> None:
+    with pytest.raises(
+        DataError, match=f"^{words}; a chosen and a rejected column hold one pair, so export without group_by_prompt$"
+    ):
+        export_columns(write(tmp_path / "rows.arrow", [COMPARISONS[1:2], [row]]), tmp_path / "train.parquet")
     assert not (tmp_path / "train.parquet").exists()
 
 

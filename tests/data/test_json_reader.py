@@ -5,15 +5,19 @@ from pathlib import Path
 import pytest
 
 from rmtrain.data import json_reader
-from rmtrain.data.json_reader import Malformed, read_json
+from rmtrain.data.json_reader import Line, Malformed, Row, parse, read_json
 from rmtrain.errors import DataError
+
+
+def read(path: Path) -> list[Row | Malformed]:
+    return [parse(row) if isinstance(row, Line) else row for row in read_json(path)]
 
 
 def test_jsonl_rows_keep_the_keys_they_were_written_with(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"chosen": [{"role": "user", "content": "a"}]}, {"chosen": "text", "score": 1.5}, {"chosen": None}]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    assert list(read_json(file)) == rows
+    assert read(file) == rows
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz"])
@@ -21,21 +25,21 @@ def test_lines_and_archives_of_lines_give_the_same_rows(tmp_path: Path, suffix: 
     content = b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}'
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
-    assert list(read_json(file)) == [{"a": 1}, {"a": 2}]
+    assert read(file) == [{"a": 1}, {"a": 2}]
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', ' \n[\n  {"a": 1},\n  {"a": 2}\n]\n', '\ufeff[{"a": 1},{"a":2}]'])
 def test_an_array_gives_its_objects(tmp_path: Path, text: str) -> None:
     file = tmp_path / "rows.json"
     file.write_text(text, encoding="utf-8")
-    assert list(read_json(file)) == [{"a": 1}, {"a": 2}]
+    assert read(file) == [{"a": 1}, {"a": 2}]
 
 
 def test_an_empty_array_and_an_empty_file_have_no_rows(tmp_path: Path) -> None:
     for text in ("[]", " [ ]\n", "", "\n\n"):
         file = tmp_path / "rows.json"
         file.write_text(text)
-        assert list(read_json(file)) == []
+        assert read(file) == []
 
 
 BAD_LINES = [
@@ -58,7 +62,7 @@ BAD_LINES = [
 def test_a_malformed_line_is_told_by_file_and_line_and_the_next_one_is_read(tmp_path: Path, line: bytes, detail: str) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_bytes(b'{"a": 0}\n' + line + b'\n{"a": 3}\n')
-    first, bad, last = read_json(file)
+    first, bad, last = read(file)
     assert (first, last) == ({"a": 0}, {"a": 3})
     assert isinstance(bad, Malformed)
     assert bad.detail.startswith(detail)
@@ -67,14 +71,14 @@ def test_a_malformed_line_is_told_by_file_and_line_and_the_next_one_is_read(tmp_
 def test_a_whole_surrogate_pair_is_text(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": "\\ud83d\\ude00"}\n')
-    assert list(read_json(file)) == [{"a": "\U0001f600"}]
+    assert read(file) == [{"a": "\U0001f600"}]
 
 
 def test_an_overlong_line_is_refused_without_reading_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_reader, "MAX_LINE_BYTES", 100)
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"a": "x" * 1000}) + '\n{"a": 1}\n')
-    assert list(read_json(file)) == [Malformed("rows.jsonl:1: longer than 100 bytes"), {"a": 1}]
+    assert read(file) == [Malformed("rows.jsonl:1: longer than 100 bytes"), {"a": 1}]
 
 
 @pytest.mark.parametrize(
@@ -91,14 +95,14 @@ def test_an_array_that_is_not_json_is_refused_with_line_and_column(tmp_path: Pat
     file = tmp_path / "rows.json"
     file.write_text(text)
     with pytest.raises(DataError) as error:
-        list(read_json(file))
+        read(file)
     assert str(error.value) == f"{file}{problem}"
 
 
 def test_bad_elements_of_an_array_are_told_by_their_line(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text('[\n{"a": 1},\n{"a": NaN},\n{"a": 1, "a": 2}, 7\n]')
-    assert list(read_json(file)) == [
+    assert read(file) == [
         {"a": 1},
         Malformed("rows.json:3: NaN is not JSON"),
         Malformed('rows.json:4: key "a" is there twice'),
@@ -114,4 +118,4 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, damage: object) -> None:
     content = gzip.compress("".join(json.dumps({"a": str(n) * 9}) + "\n" for n in range(500)).encode())
     file.write_bytes(damage(content))  # type: ignore[operator]
     with pytest.raises(DataError, match=r"rows.jsonl.gz: damaged gzip file"):
-        list(read_json(file))
+        read(file)

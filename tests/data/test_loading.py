@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from rmtrain.data import loading
+from rmtrain.data.batches import RawBatch
 from rmtrain.data.comparison import Comparison, Dropped
-from rmtrain.data.loading import load_comparisons
+from rmtrain.data.loading import load_comparisons, read_batches
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource, TokenizedSource
 from tests.helpers import pairs, write_jsonl
@@ -44,46 +45,6 @@ def test_trap_18_every_row_is_checked_and_none_is_lost_uncounted(tmp_path: Path)
     assert isinstance(loaded[1], Comparison)
 
 
-@pytest.mark.parametrize(
-    ("rows", "keys", "words"),
-    [
-        (pairs(3), {"chosen": "better"}, r'^rows: no column "better"; it has: prompt, chosen, rejected$'),
-        (pairs(3), {"prompt": "question", "system": "sys"}, r'^rows: no column "question", "sys"; it has: prompt, chosen, rejected$'),
-        (pairs(3), {"margin": "score", "margin_default": 0.0}, r'^rows: no column "score"; it has: prompt, chosen, rejected$'),
-        ([{"chosen_ids": [1], "rejected_ids": [2]}], {}, r'no column "chosen", "rejected"; .*; rows of tokens need format: tokenized$'),
-        (
-            [{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}] * 3,
-            {},
-            r"^rows: the first 3 rows are all refused \(transcript\): rows:0: chosen looks like an HH .*; set messages.transcript: hh$",
-        ),
-        ([{"chosen": 1, "rejected": 2}], {}, r"^rows: its only row is refused \(not_messages\): rows:0: chosen is a number"),
-    ],
-)  # fmt: skip
-def test_what_would_drop_every_row_is_refused_at_once(tmp_path: Path, rows: list[Any], keys: dict[str, Any], words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        load(write_jsonl(tmp_path / "rows.jsonl", rows), **keys)
-
-
-def test_trap_22_bad_margins_are_an_error_that_names_the_rows(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [row | {"margin": 0.1} for row in pairs(20)]
-    for number in (2, 3, 5, 8, 13, 15, 19):
-        rows[number]["margin"] = ["high", -1, None][number % 3]
-    with pytest.raises(DataError) as error:
-        load(write_jsonl(tmp_path / "rows.jsonl", rows), margin="margin")
-    message = str(error.value)
-    assert message.startswith("margins must be finite numbers of at least 0: rows:2: no number in margin")
-    assert "rows:3: margin: expected a finite number, got 'high'" in message
-    assert "rows:13: expected at least 0, got -1 and 2 more" in message
-    assert "\n" not in message
-
-
-def test_trap_22_a_nan_margin_in_a_table_is_an_error(tmp_path: Path) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nq,a,b,nan\nq,a,b,inf\n")
-    with pytest.raises(DataError, match=r"rows:1: margin: expected a finite number, got 'nan'; rows:2: .* got 'inf'"):
-        load(file, margin="margin")
-
-
 def test_margins_of_a_csv_file_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("prompt,chosen,rejected,c,r\n1,2,3,0.5,0.25\nq,a,b,,\n")
@@ -101,3 +62,21 @@ def test_tokens_come_from_a_source_of_tokens(tmp_path: Path) -> None:
 
 def test_an_empty_source_has_no_batches(tmp_path: Path) -> None:
     assert load(write_jsonl(tmp_path / "rows.jsonl", [])) == []
+
+
+def test_rows_to_be_gathered_come_whole_and_in_batches_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 4)
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(18, prompts=6))
+    raw = list(read_batches(PairSource(path=str(file))))
+    assert [(len(batch.rows), batch.is_first) for batch in raw if isinstance(batch, RawBatch)] == [
+        (4, True), (4, False), (4, False), (4, False), (2, False),
+    ]  # fmt: skip
+    gathered = list(read_batches(PairSource(path=str(file), group_by_prompt=True)))
+    assert [len(batch) for batch in gathered if isinstance(batch, list)] == [4, 2]
+    assert [row.id for batch in gathered for row in batch] == [f"rows:{number}" for number in range(6)]  # type: ignore[union-attr]
+
+
+def test_the_first_rows_are_refused_at_once_when_they_are_to_be_gathered_too(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(3))
+    with pytest.raises(DataError, match=r'^rows: no column "better"'):
+        list(read_batches(PairSource(path=str(file), group_by_prompt=True, chosen="better")))

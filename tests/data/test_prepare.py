@@ -1,5 +1,9 @@
 import json
+import multiprocessing
 import os
+import random
+import signal
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +12,15 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data import loading
-from rmtrain.data import prepare as prepare_module
 from rmtrain.data.checks import find_repeats
-from rmtrain.data.prepare import prepare, prepare_evaluation
+from rmtrain.data.columns import export_columns
+from rmtrain.data.comparison import Preference
+from rmtrain.data.prepare import PreparedData, fate, prepare, prepare_evaluation
+from rmtrain.data.tokenize import Encoder
 from rmtrain.data.tokenizer import load_tokenizer, prepared
-from rmtrain.errors import DataError, RecipeError
+from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, ScratchModel, TokenizedSource
-from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
+from tests.helpers import bert_like, byte_bpe, data_of, pairs, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +217,7 @@ def test_sources_keep_their_tags_and_mix_tokens_with_texts(tmp_path: Path, token
     sources = [PairSource(path=str(texts), tag="mine"), TokenizedSource(path=str(tokens), format="tokenized")]
     made = prepare(Data(train=sources, cache_dir=str(tmp_path / "cache")), tokenizer)
     assert made.train.sources == ["mine"] * 3 + ["tokens"]
-    assert made.train[3].sequences == ([5, 6, end], [5, 7, 8, end])
+    assert [list(sequence) for sequence in made.train[3].sequences] == [[5, 6, end], [5, 7, 8, end]]
     with pytest.raises(RecipeError, match=r"^tokens: holdout goes by prompt, and rows of tokens do not say where theirs ends"):
         prepare(Data(train=[sources[1].model_copy(update={"holdout": 0.1})], cache_dir=str(tmp_path / "cache")), tokenizer)
 
@@ -237,18 +243,190 @@ def test_a_large_file_passes_in_batches(
 ) -> None:
     monkeypatch.setattr(loading, "BATCH_ROWS", 100)
     largest = 0
-    inner = prepare_module.encode_batch
+    inner = Encoder.encode
 
-    def watch(rows: Any, *rest: Any) -> Any:
+    def watch(self: Encoder, rows: Any) -> Any:
         nonlocal largest
         largest = max(largest, len(rows))
-        return inner(rows, *rest)
+        return inner(self, rows)
 
-    monkeypatch.setattr(prepare_module, "encode_batch", watch)
+    monkeypatch.setattr(Encoder, "encode", watch)
     made = prepare(data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(1050)), tmp_path / "cache"), tokenizer)
     assert (len(made.train), largest) == (1050, 100)
     with pa.memory_map(str(made.directory / "train.arrow")) as file:
         assert pa.ipc.open_file(file).num_record_batches == 11
+
+
+def several(count: int) -> list[dict[str, Any]]:
+    """Rows of a few prompts with three to five responses each, some of them very long, in mixed order; one row is malformed."""
+    rng, rows = random.Random(4), []
+    for number in range(count):
+        prompt = rng.randrange(count // 4)
+        sides = rng.sample([f"It is {prompt}.", "No.", "Perhaps " * 60, f"About {prompt}", "no"], 2)
+        rows.append({"prompt": f"Is it {prompt}?", "chosen": sides[0], "rejected": sides[1], "margin": number % 3})
+    rows[5]["chosen"] = None
+    return rows
+
+
+def test_any_number_of_processes_writes_the_same_bytes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 7)
+    lines = write_jsonl(tmp_path / "lines.jsonl", [*pairs(30), {"prompt": "q", "chosen": "same", "rejected": "same"}])
+    with lines.open("a") as stream:
+        stream.write("{broken\n\n")
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps(pairs(20, prompts=4)))
+    groups = write_jsonl(tmp_path / "groups.jsonl", several(60))
+    tokens = write_jsonl(tmp_path / "tokens.jsonl", [{"chosen_ids": [5, 6 + n, 0], "rejected_ids": [5, 7, 0]} for n in range(9)])
+    sources = [
+        PairSource(path=str(lines), holdout=0.3),
+        PairSource(path=str(array)),
+        PairSource(path=str(groups), group_by_prompt=True, margin="margin"),
+        TokenizedSource(path=str(tokens), format="tokenized"),
+    ]
+    folders = []
+    for processes in (1, 2):
+        settings = {"chat_template": "simple_chat", "max_length": 100, "max_drop_fraction": 0.9, "allow_overlap": True}
+        data = Data(train=sources, cache_dir=str(tmp_path / f"cache{processes}"), processes=processes, **settings)
+        seen: list[tuple[str, int]] = []
+        made = prepare(data, tokenizer, lambda source, count, seen=seen: seen.append((source, count)))  # type: ignore[misc]
+        folders.append((made.directory, seen))
+    (one, seen_by_one), (two, seen_by_two) = folders
+    assert sorted(file.name for file in one.iterdir()) == [
+        "dropped.jsonl", "eval.arrow", "gathered.jsonl", "manifest.json", "train.arrow",
+    ]  # fmt: skip
+    assert all((two / file.name).read_bytes() == file.read_bytes() for file in one.iterdir())
+    assert seen_by_one == seen_by_two
+    assert [count for source, count in seen_by_one if source == "lines"] == [7, 14, 21, 28, 32]
+    assert all(file.stat().st_size > 0 for file in one.iterdir()), "guard: there was something of everything"
+
+
+def test_trap_40_a_killed_process_is_an_error_and_leaves_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 20)
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(2000)), tmp_path / "cache", processes=2)
+
+    def kill(source: str, count: int) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(RmtrainError, match=r"^a process of data.processes ended before its work was done"):
+        prepare(data, tokenizer, kill)
+    assert builds(tmp_path / "cache") == []
+
+
+def grouped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **settings: Any) -> PreparedData:
+    source = {"group_by_prompt": True, **settings}
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    return prepare(data_of(file, tmp_path / "cache", **{"max_drop_fraction": 1.0} | source), tokenizer)
+
+
+def listed(made: PreparedData, name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (made.directory / name).read_text().splitlines()]
+
+
+def test_rows_of_a_prompt_are_gathered(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "How?", "chosen": "So.", "rejected": "No.", "margin": 1.0},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "Why not?", "margin": 0.0},
+        {"prompt": "How?", "chosen": "Thus.", "rejected": "So.", "margin": 0.25},
+        {"prompt": "How?", "chosen": "So.", "rejected": "No.", "margin": 1.0},
+        {"prompt": "How?", "chosen": "No.", "rejected": "Thus.", "margin": 0.0},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, margin="margin")
+    assert made.train.ids == ["rows:0", "rows:1"]
+    first, second = made.train
+    own = [tokenizer.decode(sequence[first.prompt_length :]) for sequence in first.sequences]
+    assert own == ["So.<|endoftext|>", "No.<|endoftext|>", "Thus.<|endoftext|>"]
+    assert first.preferences == (Preference(0, 1, 1.0, weight=2.0), Preference(2, 0, 0.25), Preference(1, 2))
+    assert first.prefix_length == first.prompt_length, "guard: the prompt is shared, and computed once"
+    assert len(second.sequences) == 2
+    counts = made.train.waterfall.sources["rows"]
+    assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (5, 2, 3, {})
+    assert listed(made, "gathered.jsonl") == [
+        {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (3, 2, 4)
+    ]
+    assert fate(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
+    winners, losers = made.train.preference_lengths()
+    lengths = [len(sequence) - first.prompt_length for sequence in first.sequences]
+    assert winners.tolist()[:3] == [lengths[0], lengths[2], lengths[1]]
+    assert losers.tolist()[:3] == [lengths[1], lengths[0], lengths[2]]
+    with pytest.raises(DataError, match=r"^rows:0: 3 responses; a chosen and a rejected column hold one pair"):
+        export_columns(made.train, tmp_path / "train.parquet")
+
+
+def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long = "Perhaps " * 60
+    rows = [
+        {"prompt": "How?", "chosen": long, "rejected": "No."},
+        {"prompt": "How?", "chosen": "So.", "rejected": "No."},
+        {"prompt": "How?", "chosen": "So.", "rejected": "Thus."},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": long},
+        {"prompt": "Why?", "chosen": long, "rejected": "Who?"},
+        {"prompt": "Who?", "chosen": "I.", "rejected": long},
+        {"prompt": "Who?", "chosen": "I.", "rejected": "You."},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, max_length=60)
+    assert made.train.ids == ["rows:1", "rows:6"], "each bears the id of its first row that is left"
+    assert made.train.response_counts.tolist() == [3, 2]
+    assert made.train[0].preferences == (Preference(1, 0), Preference(1, 2))
+    assert len(made.train.response_hashes) == 5
+    plain = prepare(data_of(write_jsonl(tmp_path / "plain.jsonl", rows[1:2]), tmp_path / "cache"), tokenizer).train
+    assert made.train.response_hashes[:2].tolist() == plain.response_hashes.tolist()[::-1]
+    counts = made.train.waterfall.sources["rows"]
+    assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (7, 2, 1, {"too_long": 4})
+    assert [row["id"] for row in listed(made, "dropped.jsonl")] == ["rows:0", "rows:3", "rows:4", "rows:5"]
+    assert str(fate(made.directory, "train", "rows:3")).startswith("it is dropped (too_long): ")
+    assert fate(made.directory, "train", "rows:1") is None
+    with pytest.raises(
+        DataError, match=r"^data.overlong is error, and rows are too long: rows:0: \d+ tokens, over max_length 60; rows:3"
+    ):
+        grouped(tmp_path, tokenizer, rows, max_length=60, overlong="error")
+
+
+def test_the_prompt_is_cut_for_the_longest_response_that_is_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "No."},
+        {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "Perhaps " * 60},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, max_length=50, overlong="truncate_prompt_left")
+    (row,) = made.train
+    assert [len(sequence) <= 50 for sequence in row.sequences] == [True, True]
+    assert max(map(len, row.sequences)) == 50
+    assert made.train.waterfall.sources["rows"].dropped == {"response_too_long": 1}
+
+
+def test_every_row_of_gathered_sources_is_in_one_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = several(400)
+    made = grouped(tmp_path, tokenizer, rows, max_length=100, holdout=0.3)
+    gathered, dropped = ([row["id"] for row in listed(made, name)] for name in ("gathered.jsonl", "dropped.jsonl"))
+    lists = [made.train.ids, made.eval.ids, gathered, dropped]
+    assert sorted(chain.from_iterable(lists)) == sorted(f"rows:{number}" for number in range(400))
+    assert min(map(len, lists)) > 10, "guard: there are rows of every fate"
+    for split in (made.train, made.eval):
+        count = split.waterfall.sources["rows"]
+        assert count.read == count.kept + count.gathered + sum(count.dropped.values())
+        assert len(set(split.prompt_hashes.tolist())) == len(split), "each prompt is there once"
+        assert split.response_counts.max() > 2
+    prompts = {f"rows:{number}": row["prompt"] for number, row in enumerate(rows)}
+    assert {prompts[name] for name in made.train.ids} & {prompts[name] for name in made.eval.ids} == set()
+
+
+def test_responses_of_the_same_tokens_are_one_response(tmp_path: Path) -> None:
+    tokenizer = prepared(bert_like(), "simple_chat")
+    rows = [
+        {"prompt": "How?", "chosen": "the road", "rejected": "the oven"},
+        {"prompt": "How?", "chosen": "The ROAD", "rejected": "bread"},
+        {"prompt": "How?", "chosen": "THE road", "rejected": "the road"},
+    ]
+    made = grouped(tmp_path, tokenizer, rows)
+    (row,) = made.train
+    assert row.preferences == (Preference(0, 1), Preference(0, 2))
+    assert made.train.waterfall.sources["rows"].dropped == {"identical": 1}
+    assert listed(made, "dropped.jsonl")[0]["id"] == "rows:2"
 
 
 def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Path, tmp_path: Path) -> None:

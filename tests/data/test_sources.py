@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset_builder
 
-from rmtrain.data.comparison import Dropped
+from rmtrain.data.json_reader import Line, Malformed, parse
 from rmtrain.data.sources import fingerprint, read_rows
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import PairSource
@@ -23,7 +23,7 @@ ROWS = pairs(5)
 def read(path: Path | str, **keys: Any) -> list[Any]:
     numbered = list(read_rows(PairSource(path=str(path), **keys)))
     assert [number for number, _ in numbered] == list(range(len(numbered)))
-    return [row for _, row in numbered]
+    return [parse(row) if isinstance(row, Line) else row for _, row in numbered]
 
 
 def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
@@ -58,8 +58,7 @@ def test_a_malformed_row_keeps_its_number_and_the_reading_goes_on(tmp_path: Path
     file.write_text('{"chosen": "a"}\n{broken\n{"chosen": "b"}\n')
     first, bad, last = read(file)
     assert (first, last) == ({"chosen": "a"}, {"chosen": "b"})
-    assert isinstance(bad, Dropped)
-    assert (bad.id, bad.source, bad.reason) == ("hh:1", "hh", "malformed_row")
+    assert isinstance(bad, Malformed)
     assert bad.detail.startswith("hh.jsonl:2:2: Expecting property name")
 
 

@@ -24,8 +24,8 @@ FACTS: dict[str, Any] = {
     "base_model": "EleutherAI/pythia-1b-deduped",
     "datasets": {"hh": "Anthropic/hh-rlhf"},
     "waterfall": {
-        "hh": {"read": 100, "dropped": {"too_long": 3}, "kept": 97},
-        "mine|local": {"read": 10, "dropped": {}, "kept": 10},
+        "hh": {"read": 100, "dropped": {"too_long": 3}, "gathered": 0, "kept": 97},
+        "mine|local": {"read": 10, "dropped": {}, "gathered": 0, "kept": 10},
     },
     "evaluation": summarize(
         [ScoredComparison(str(k), ("hh", "mine|local")[k % 2], (1.0, 0.0 if k % 4 else 2.0), (30, 20), PAIR) for k in range(100)]

@@ -4,8 +4,8 @@ from rmtrain.report.waterfall import total, waterfall_table
 from tests.report.render import render
 
 WATERFALL = {
-    "hh": {"read": 1800, "dropped": {"empty_response": 4, "too_long": 231}, "kept": 1565},
-    "uf [x]": {"read": 61135, "dropped": {}, "kept": 61135},
+    "hh": {"read": 1800, "dropped": {"empty_response": 4, "too_long": 231}, "gathered": 0, "kept": 1565},
+    "uf [x]": {"read": 61135, "dropped": {}, "gathered": 0, "kept": 61135},
 }
 
 
@@ -21,15 +21,31 @@ def test_every_count_stands_in_the_table_largest_drop_first() -> None:
 
 def test_several_sources_are_added_up() -> None:
     text = render(waterfall_table(WATERFALL))
-    assert total(WATERFALL) == {"read": 62935, "dropped": {"empty_response": 4, "too_long": 231}, "kept": 62700}
+    assert total(WATERFALL) == {"read": 62935, "dropped": {"empty_response": 4, "too_long": 231}, "gathered": 0, "kept": 62700}
     assert "all sources" in text
     assert "62,700  99.6 %" in text
     assert "uf [x]" in text, "a tag is not markup"
 
 
+def test_rows_gathered_into_others_stand_between_what_is_lost_and_what_is_kept() -> None:
+    counts = {"read": 1000, "dropped": {"too_long": 100}, "gathered": 500, "kept": 400}
+    assert render(waterfall_table({"hh": counts})) == (
+        "data           rows   share\n"
+        "hh            1,000          ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "  − too long    100  10.0 %                       ━━━\n"
+        "  ∪ gathered    500  50.0 %           ━━━━━━━━━━━━\n"
+        "  = kept        400  40.0 %  ━━━━━━━━━\n"
+    )
+
+
 def test_a_source_that_lost_everything_and_an_empty_one() -> None:
     text = render(
-        waterfall_table({"gone": {"read": 3, "dropped": {"empty": 3}, "kept": 0}, "none": {"read": 0, "dropped": {}, "kept": 0}})
+        waterfall_table(
+            {
+                "gone": {"read": 3, "dropped": {"empty": 3}, "gathered": 0, "kept": 0},
+                "none": {"read": 0, "dropped": {}, "gathered": 0, "kept": 0},
+            }
+        )
     )
     assert "= kept        0    0 %" in text
     assert "–" in text

@@ -1,0 +1,84 @@
+"""Responses that cannot stay in a comparison, and what is left of it without them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rmtrain.data.comparison import Dropped, Preference, TokenizedComparison, rows_of
+from rmtrain.data.messages import BadRow
+from rmtrain.data.prefix import common_prefix_length
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What is left of a comparison.
+
+    row: the comparison, under the id of the first of its rows that is left; None: nothing is left.
+    responses: which of its responses are left, by their numbers before.
+    lost: its rows of which nothing is left.
+    """
+
+    row: TokenizedComparison | None
+    responses: Sequence[int] = ()
+    lost: tuple[Dropped, ...] = ()
+
+
+def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
+    """The comparison without faulty responses, with responses of the same tokens made one, and without those that no preference names.
+
+    Args:
+        row: the comparison.
+        faults: for responses that cannot stay, by number, why.
+    """
+    same_as = _first_of_same(row)
+    if not faults and same_as == list(range(len(same_as))):
+        return Checked(row, same_as)
+    edges: list[Preference] = []
+    problems: dict[str, BadRow] = {}
+    for edge in row.preferences:
+        winner, loser = same_as[edge.winner], same_as[edge.loser]
+        problem = faults.get(winner) or faults.get(loser)
+        if problem is None and winner == loser:
+            problem = BadRow("identical", "the responses have the same tokens")
+        if problem is None:
+            edges.append(replace(edge, winner=winner, loser=loser))
+        else:
+            problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
+    return _left(row, edges, problems)
+
+
+def _first_of_same(row: TokenizedComparison) -> list[int]:
+    if len(set(map(len, row.sequences))) == len(row.sequences):
+        return list(range(len(row.sequences)))
+    first: dict[bytes, int] = {}
+    return [first.setdefault(np.asarray(ids, np.int32).tobytes(), number) for number, ids in enumerate(row.sequences)]
+
+
+def _left(row: TokenizedComparison, edges: Sequence[Preference], problems: Mapping[str, BadRow]) -> Checked:
+    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
+    place = {response: number for number, response in enumerate(used)}
+    edges = merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+    rows = rows_of(replace(row, preferences=edges))
+    lost = tuple(dropped(row_id, row.source, problem) for row_id, problem in problems.items() if row_id not in rows)
+    if not edges:
+        return Checked(None, lost=lost)
+    sequences = tuple(row.sequences[response] for response in used)
+    prefix = common_prefix_length(sequences)
+    prompt = min(row.prompt_length, prefix)
+    return Checked(TokenizedComparison(rows[0], row.source, sequences, prefix, prompt, edges), used, lost)
+
+
+def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:
+    """Equal preferences made one that weighs as much as all of them; opposite ones, and those with other margins, stay apart."""
+    found: dict[Preference, Preference] = {}
+    for edge in edges:
+        key = replace(edge, weight=1.0)
+        known = found.get(key)
+        found[key] = edge if known is None else replace(known, weight=known.weight + edge.weight, rows=known.rows + edge.rows)
+    return tuple(found.values())
+
+
+def dropped(row_id: str, source: str, problem: BadRow) -> Dropped:
+    """A row that is not used, for a reason."""
+    return Dropped(row_id, source, problem.reason, problem.detail)

@@ -1,0 +1,68 @@
+"""Rows gathered by prompt, as `preprocess` and `inspect` show them."""
+
+import json
+import random
+
+import pytest
+from rich.console import Console
+
+from rmtrain.commands.inspect import inspect
+from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.preprocess import preprocess
+from rmtrain.errors import DataError
+from rmtrain.recipe.schema import Recipe
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("groups")
+    rows = planted_rows(24, seed=3)
+    for row in rows[12:]:
+        row["prompt"] = rows[random.Random(row["prompt"]).randrange(6)]["prompt"]
+    file = write_rows(folder / "groups.jsonl", rows)
+    source = {"path": str(file), "group_by_prompt": True}
+    return tiny_recipe(folder, data={"train": [source], "processes": 2, "max_drop_fraction": 1.0})
+
+
+def shown(outcome: Outcome) -> str:
+    console = Console(width=100, no_color=True)
+    with console.capture() as capture:
+        console.print(outcome.report)
+    return " ".join(capture.get().split())
+
+
+def test_preprocess_counts_rows_comparisons_responses_and_preferences(recipe: Recipe) -> None:
+    outcome = preprocess(recipe, QUIET)
+    train = outcome.document["splits"]["train"]
+    counts = train["waterfall"]["groups"]
+    assert counts["kept"] + counts["gathered"] == counts["read"] == 24
+    assert (train["comparisons"], train["preferences"]) == (12, 24)
+    assert train["responses"] <= 48
+    assert "∪ gathered 12 50.0 %" in shown(outcome)
+    assert "12 comparisons of 2 to " in shown(outcome)
+    assert " responses, with 24 preferences" in shown(outcome)
+    json.dumps(outcome.document)
+
+
+def test_inspect_names_responses_and_says_which_is_preferred(recipe: Recipe) -> None:
+    documents = [inspect(recipe, QUIET, row=str(number)).document for number in range(12)]
+    document = max(documents, key=lambda document: len(document["responses"]))
+    assert len(document["responses"]) > 2, "guard: rows were gathered"
+    assert [response["name"] for response in document["responses"]][:2] == ["response 0", "response 1"]
+    assert {"winner", "loser", "margin", "probability", "weight"} == document["preferences"][0].keys()
+    json.dumps(documents)
+    text = shown(inspect(recipe, QUIET, row=document["id"]))
+    assert "preferred responses 0 over 1, 2 over 3" in text
+    pair = next(document for document in documents if len(document["responses"]) == 2)
+    assert [response["name"] for response in pair["responses"]] == ["chosen", "rejected"]
+    assert "margin 0 reward" in shown(inspect(recipe, QUIET, row=pair["id"]))
+
+
+def test_inspect_says_what_a_row_is_part_of(recipe: Recipe) -> None:
+    with pytest.raises(
+        DataError, match=r"^--row groups:23: no kept row of train has this id; it is part of comparison groups:\d, which"
+    ):
+        inspect(recipe, QUIET, row="groups:23")
