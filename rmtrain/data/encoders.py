@@ -1,7 +1,7 @@
 """Texts to tokens: through the tokenizer as they are, or piece by piece, which gives the same tokens and meets most pieces again."""
 
 from array import array
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -18,6 +18,7 @@ REMEMBERED_CHARACTERS, REMEMBERED_PLACES = 2**23, 2**14
 COST_OF_A_PIECE = 32
 START = "\ud800"
 """Half of a surrogate pair, which no text has: marks a piece that begins a text, where others begin with a space that they leave out."""
+MARKED = f" {START}"
 TOKEN = np.dtype(np.int32)
 PROBE = "It's 12:30,  isn't it? \n\n \tDon't  ask: e=mc², “naïve” 日本語 <b>x</b>   end. "
 
@@ -107,22 +108,24 @@ class PieceEncoder:
         encoded = []
         for row, texts in zip(rows, halved, strict=True):
             wholes = (b"".join((self.before, *map(tokens.__getitem__, halves), self.after)) for halves in texts)
-            sequences = [np.frombuffer(whole, TOKEN) for whole in wholes]
-            begin = None
-            if row.begin is not None:
-                head, tail = ("", *texts[row.begin[0]])[-2:]
-                word = f" {words[tail][0]}".removeprefix(f" {START}")
-                inside = self.token_at(word, row.begin[1] - len(head) + len(START) * bool(head))
-                before = len(self.before) + len(tokens.get(head, b""))
-                begin = None if inside is None else before // TOKEN.itemsize + inside
-            encoded.append(Encoded(sequences, begin))
+            begin = None if row.begin is None else self._begin(texts[row.begin[0]], row.begin[1], words, tokens)
+            encoded.append(Encoded([np.frombuffer(whole, TOKEN) for whole in wholes], begin))
         return encoded
 
+    def _begin(
+        self, halves: tuple[str, ...], position: int, words: Mapping[str, list[str]], tokens: Mapping[str, bytes]
+    ) -> int | None:
+        """The index of the token with the character at `position`, which is in the first word of the last half."""
+        *heads, last = halves
+        before = len(self.before) + sum(len(tokens[head]) for head in heads)
+        inside = self.token_at(_text_of(words[last][0]), position - sum(len(head) - len(START) for head in heads))
+        return None if inside is None else before // TOKEN.itemsize + inside
+
     def _encode_words(self, words: list[str]) -> list[bytes]:
-        texts = [f" {word}".removeprefix(f" {START}") for word in words]
-        return (
-            self.parts.joined([BEFORE_PUNCTUATION.split(text) for text in texts]) if self.is_cut_in_words else self._encode(texts)
-        )
+        texts = [_text_of(word) for word in words]
+        if not self.is_cut_in_words:
+            return self._encode(texts)
+        return self.parts.joined([BEFORE_PUNCTUATION.split(text) for text in texts])
 
     def _encode(self, texts: list[str]) -> list[bytes]:
         self.backend.no_padding()
@@ -169,3 +172,8 @@ def _halves(row: Texts) -> list[tuple[str, ...]]:
         at = text.rfind(" ", 0, at)
     shared, head = text[: at + 1], START + text[: max(at, 0)]
     return [(head, other[at + 1 :]) if shared and other.startswith(shared) else (START + other,) for other in row.whole]
+
+
+def _text_of(word: str) -> str:
+    """A word with the space that it begins with, or, at the beginning of a text, without the mark."""
+    return f" {word}".removeprefix(MARKED)

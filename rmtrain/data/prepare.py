@@ -1,10 +1,12 @@
 """Sources to tokenized data: read, adapted, split, encoded, checked and cached, so that nothing is tokenized twice."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,6 +137,12 @@ def _check(prepared: PreparedData, train: Sequence[Source], max_drop_fraction: f
         raise DataError(*problems)
 
 
+def _tasks(sources: Iterable[tuple[Source, str]]) -> Iterator[RowTask]:
+    for source, split in sources:
+        for rows in read_batches(source):
+            yield RowTask(rows, source.label, split, source.holdout)
+
+
 class _Builder:
     """Writes the artifact of one key: an Arrow file for each split, the rows that are dropped or gathered, and last the manifest."""
 
@@ -151,9 +159,10 @@ class _Builder:
                 self.writers[split] = files.enter_context(pa.ipc.new_file(str(self._file(split)), SCHEMA))
             for name in (DROPPED, GATHERED):
                 self.lists[name] = files.enter_context((self.directory / name).open("w", encoding="utf-8"))
-            for split, sources in zip(SPLITS, (train, evaluation), strict=True):
-                for source in sources:
-                    self._add(source, split, encode)
+            sources = [(source, split) for split, members in zip(SPLITS, (train, evaluation), strict=True) for source in members]
+            self._write_all(_tasks(sources), encode)
+            for source, split in sources:
+                self.waterfalls[split].of(source.label)  # those without rows, too
         splits = {
             split: {"sha256": file_hash(self._file(split)), "waterfall": self.waterfalls[split].to_json()} for split in SPLITS
         }
@@ -163,14 +172,14 @@ class _Builder:
     def _file(self, split: str) -> Path:
         return self.directory / f"{split}.arrow"
 
-    def _add(self, source: Source, split: str, encode: Encode) -> None:
-        self.waterfalls[split].of(source.label)
-        read = 0
-        for encoded in encode(RowTask(batch, split, source.holdout) for batch in read_batches(source)):
-            for target, rows in encoded.items():
-                self._write(target, source.label, rows)
-                read += rows.read
-            self.progress(source.label, read)
+    def _write_all(self, tasks: Iterator[RowTask], encode: Encode) -> None:
+        read: Counter[tuple[str, str]] = Counter()
+        tasks, given_out = tee(tasks)
+        for task, encoded in zip(tasks, encode(given_out), strict=True):
+            for split, rows in encoded.items():
+                self._write(split, task.source, rows)
+                read[task.split, task.source] += rows.read
+            self.progress(task.source, read[task.split, task.source])
 
     def _write(self, split: str, source: str, rows: EncodedRows) -> None:
         self.waterfalls[split].of(source).add(rows.kept, len(rows.gathered), rows.dropped)

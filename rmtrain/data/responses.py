@@ -38,13 +38,15 @@ def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
     problems: dict[str, BadRow] = {}
     for edge in row.preferences:
         winner, loser = same_as[edge.winner], same_as[edge.loser]
-        problem = faults.get(winner) or faults.get(loser)
-        if problem is None and winner == loser:
+        faulty = [side for side in (winner, loser) if side in faults]
+        if faulty:
+            problem = faults[max(faulty, key=lambda side: len(row.sequences[side]))]
+        elif winner == loser:
             problem = BadRow("identical", "the responses have the same tokens")
-        if problem is None:
-            edges.append(replace(edge, winner=winner, loser=loser))
         else:
-            problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
+            edges.append(replace(edge, winner=winner, loser=loser))
+            continue
+        problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
     return _left(row, edges, problems)
 
 

@@ -1,8 +1,6 @@
 """A batch of rows to what is stored of it: adapted, split, encoded and checked. This is what a worker process does."""
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -20,9 +18,10 @@ SPLITS = ("train", "eval")
 
 @dataclass(frozen=True, slots=True)
 class RowTask:
-    """Rows to encode, the split they are for, and the share of their prompts that goes to `eval` instead."""
+    """Rows of a source to encode, the split they are for, and the share of their prompts that goes to `eval` instead."""
 
     rows: RawBatch | Sequence[Adapted]
+    source: str
     split: str
     holdout: float | None
 
@@ -65,10 +64,6 @@ class RowEncoder:
         Raises:
             DataError: as `adapt_batch` says, the chat template fails, or `overlong: error` and rows are too long.
         """
-        with _collector_paused():
-            return self._encode_task(task)
-
-    def _encode_task(self, task: RowTask) -> dict[str, EncodedRows]:
         rows = adapt_batch(task.rows) if isinstance(task.rows, RawBatch) else task.rows
         hashes = {row.id: prompt_hash(row) for row in rows if not isinstance(row, Dropped)}
         targets: dict[str, list[Adapted]] = {split: [] for split in SPLITS}
@@ -90,15 +85,3 @@ class RowEncoder:
                 stored.append(StoredRow(checked.row, hashes[row.id], [responses[number] for number in checked.responses]))
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
         return EncodedRows(record_batch(stored) if stored else None, len(stored), gathered, dropped)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """A batch makes a hundred thousand objects and no cycles; to look for some over and over takes a fifth of its time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -1,9 +1,12 @@
+import contextlib
+import gc
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -51,6 +54,35 @@ def test_results_come_in_order_and_tasks_are_read_little_ahead(processes: int) -
         assert list(apply([3])) == [14]
     assert read == 12
     assert multiprocessing.active_children() == []
+
+
+def make_collecting() -> Callable[[int], tuple[bool, int]]:
+    cycles: list[weakref.ref[object]] = []
+
+    def work(number: int) -> tuple[bool, int]:
+        alive = sum(cycle() is not None for cycle in cycles)
+        node = Node()
+        node.itself = node
+        cycles.append(weakref.ref(node))
+        return gc.isenabled(), alive
+
+    return work
+
+
+class Node:
+    itself: object = None
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_collector_looks_once_a_task_and_is_afterwards_as_it_was(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    with contextlib.suppress(KeyError), in_order(make_collecting, 1) as apply:
+        assert list(apply(range(5))) == [(False, 0)] * 5
+        raise KeyError
+    assert gc.isenabled() == enabled
+    gc.enable()
+    with in_order(make_collecting, 2) as apply:
+        assert list(apply(range(5))) == [(False, 0)] * 5
 
 
 @pytest.mark.parametrize("processes", [1, 2])

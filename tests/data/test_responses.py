@@ -57,6 +57,12 @@ def test_of_a_comparison_without_an_edge_nothing_is_left() -> None:
     assert without(pair, {1: LONG}).row is None
 
 
+def test_of_two_faults_that_of_the_longer_response_is_told() -> None:
+    pair = row(A, D, edges=(Preference(0, 1), Preference(1, 0)))
+    faults = {0: BadRow("too_long", "short one"), 1: BadRow("too_long", "long one")}
+    assert [lost.detail for lost in without(pair, faults).lost] == ["long one"]
+
+
 def test_responses_of_the_same_tokens_are_one() -> None:
     twice = row(A, B, list(A), C, edges=(edge(0, 1, 0), edge(2, 1, 1), edge(2, 3, 2), edge(0, 2, 3)))
     checked = without(twice, {})

@@ -1,4 +1,3 @@
-import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from rmtrain.data.hashes import is_held_out, prompt_hash
 from rmtrain.data.loading import load_comparisons, read_batches
 from rmtrain.data.row_encoder import EncodedRows, RowEncoder, RowTask
 from rmtrain.data.tokenizer import prepared
-from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
 
@@ -26,7 +24,7 @@ def test_rows_as_read_and_rows_adapted_already_give_the_same(tmp_path: Path, tok
     encoder = RowEncoder(tokenizer, data_of(tmp_path / "rows.jsonl", tmp_path))
     (raw,), (adapted,) = read_batches(source), load_comparisons(source)
     for holdout in (None, 0.4):
-        one, other = (encoder(RowTask(rows, "train", holdout)) for rows in (raw, adapted))
+        one, other = (encoder(RowTask(rows, "rows", "train", holdout)) for rows in (raw, adapted))
         assert one.keys() == other.keys() == ({"train"} if holdout is None else {"train", "eval"})
         for split in one:
             assert one[split].stored == other[split].stored
@@ -39,23 +37,11 @@ def test_rows_of_which_none_is_kept_are_counted(tmp_path: Path, tokenizer: PreTr
     encoder = RowEncoder(tokenizer, data_of(tmp_path / "rows.jsonl", tmp_path, max_length=3))
     (rows,) = load_comparisons(PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", pairs(2)))))
     lost = Dropped("rows:2", "rows", "malformed_row", "why")
-    encoded = encoder(RowTask([*rows, lost], "eval", None))
+    encoded = encoder(RowTask([*rows, lost], "rows", "eval", None))
     assert encoded["eval"] == EncodedRows(None, 0, [], encoded["eval"].dropped)
     assert [(row.id, row.reason) for row in encoded["eval"].dropped] == [
         ("rows:2", "malformed_row"), ("rows:0", "too_long"), ("rows:1", "too_long"),
     ]  # fmt: skip
-
-
-def test_the_collector_is_as_it_was(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    source = PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", pairs(3))), chosen="absent")
-    encoder = RowEncoder(tokenizer, data_of(tmp_path / "rows.jsonl", tmp_path))
-    (raw,) = read_batches(source)
-    for enabled in (False, True):
-        (gc.enable if enabled else gc.disable)()
-        encoder(RowTask([], "train", None))
-        with pytest.raises(DataError, match='no column "absent"'):
-            encoder(RowTask(raw, "train", None))
-        assert gc.isenabled() == enabled
 
 
 def test_a_worker_starts_light() -> None:
