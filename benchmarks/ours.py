@@ -31,18 +31,28 @@ def step_loader(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokeniz
 def operations(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, rows: Sequence[TokenizedComparison], accelerator: Accelerator
 ) -> int:
-    """Floating-point operations of training once on these comparisons, as matmul_efficiency.py says.
+    """Floating-point operations that training once on these comparisons needs, as matmul_efficiency.py says.
 
-    A frozen parameter needs no gradient of its own: 4 operations a token instead of 6.
+    A frozen parameter needs no gradient of its own: 4 operations a token instead of 6. Of the last layer, all tokens need keys and
+    values; the rest is needed where rewards are read.
     """
     with accelerator.device:
         model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     tables = {id(table.weight) for table in model.modules() if isinstance(table, nn.Embedding)}
-    matrices = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    per_token = sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in matrices)
+
+    def per_token(module: nn.Module) -> int:
+        matrices = (parameter for parameter in module.parameters() if id(parameter) not in tables)
+        return sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in matrices)
+
     sizes = recipe.model.scratch
-    attention = 12 * sizes.layers * sizes.hidden_size * sum(map(visible_pairs, rows))
-    return per_token * sum(map(unique_tokens, rows)) + attention
+    (last,) = (m[-1] for m in model.core.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == sizes.layers)
+    size = model.core.config.hidden_size
+    keys_and_values = 2 * size * size * (sizes.key_value_heads or sizes.attention_heads) // sizes.attention_heads
+    share = 1 - keys_and_values / sum(parameter.numel() for parameter in last.parameters())
+    tokens, lengths = sum(map(unique_tokens, rows)), [len(sequence) for row in rows for sequence in row.sequences]
+    matrices = per_token(model) * tokens - share * per_token(last) * (tokens - len(lengths))
+    attention = 12 * size * ((sizes.layers - 1) * sum(map(visible_pairs, rows)) + sum(lengths))
+    return round(matrices) + attention
 
 
 def train_ours(

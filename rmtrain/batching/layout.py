@@ -36,11 +36,13 @@ class Segments:
 
     prefixes: length of each comparison's prefix, 0 when nothing is shared.
     responses: lengths of what follows it, for each response of each comparison.
+    read_at_N: int64, the only tokens that the last layer has to compute; None: all.
     memo: what attention derives from them; it lives as long as the micro-batch, so that all layers share it.
     """
 
     prefixes: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
+    read_at_N: Tensor | None = None
     memo: dict[Any, Any] = field(default_factory=dict)
 
 

@@ -10,6 +10,7 @@ Tensor legend: one row, H heads (or key-value heads), Q queries, K keys, D head 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,34 @@ class SegmentsNotSeen(Exception):
     """A model does not hand its forward arguments down to its attention."""
 
 
+class KeysWanted:
+    """In the place of segments: give keys and values as KeysFound, and compute nothing more."""
+
+
+class KeysFound(Exception):
+    """Keys and values of all tokens, of a layer that was asked for nothing else."""
+
+    def __init__(self, key_1HTD: Tensor, value_1HTD: Tensor) -> None:
+        super().__init__()
+        self.key, self.value = key_1HTD, value_1HTD
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastTokens:
+    """In the place of segments: the only queries are the last tokens of all responses; keys and values of all `tokens` are here."""
+
+    segments: Segments
+    key_1HTD: Tensor
+    value_1HTD: Tensor
+    tokens: int
+
+    @property
+    def read_at_N(self) -> Tensor:
+        """Where the last tokens lie, int64."""
+        assert self.segments.read_at_N is not None
+        return self.segments.read_at_N
+
+
 def attend(
     module: nn.Module,
     query_1HTD: Tensor,
@@ -41,7 +70,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    segments: Segments | None = None,
+    segments: Segments | KeysWanted | LastTokens | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row by segments, as transformers calls it.
@@ -58,19 +87,25 @@ def attend(
 
     Raises:
         SegmentsNotSeen: the model did not pass them on.
+        KeysFound: they were all that was wanted.
     """
     if segments is None:
         raise SegmentsNotSeen
+    if isinstance(segments, KeysWanted):
+        raise KeysFound(key_1HTD, value_1HTD)
+    last = isinstance(segments, LastTokens)
+    if isinstance(segments, LastTokens):
+        key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
     plain = softcap is None and s_aux is None
     if plain and query_1HTD.is_cuda and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
-        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments), None
+        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
     drop = dropout if module.training else 0.0
     kernel = partial(_scaled_dot_product, scaling=scaling, dropout=drop)
     if not plain:
         kernel = partial(_explicit, scaling=scaling, dropout=drop, softcap=softcap, sinks_H=s_aux)
     pieces = [
         kernel(query, key, value, mask=_visible(segments, query.shape[2], key.shape[2], sliding_window, query.device, not plain))
-        for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments)
+        for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments, last)
     ]
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
@@ -79,8 +114,8 @@ AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
 
 
-def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Queries, keys and values of each response, those of the first together with its prefix.
+def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments, last: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries, keys and values of each response, those of the first together with its prefix; of `last` tokens, one query each.
 
     The row is cut once by `torch.split`: slicing it per response would fill full-size zeros in backward for every slice.
     """
@@ -89,7 +124,8 @@ def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> It
         for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True)
         for size in (prefix + lengths[0], *lengths[1:])
     ]
-    parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    queries = torch.split(query, 1 if last else sizes, dim=2)
+    parts = zip(queries, torch.split(key, sizes, dim=2), torch.split(value, sizes, dim=2), strict=True)
     for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True):
         first_query, first_key, first_value = next(parts)
         yield first_query, first_key, first_value
@@ -104,9 +140,9 @@ def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> It
 def _visible(
     segments: Segments, queries: int, keys: int, window: int | None, device: torch.device, always: bool
 ) -> Tensor | None:
-    """[Q, K] bool, True where a query sees a key, both aligned at the end; None for plain causal attention of a square."""
+    """[Q, K] bool, True where a query sees a key, both aligned at the end; None for plain causal attention of a square or a last token."""
     reach = keys if window is None else min(window, keys)
-    if queries == keys == reach and not always:
+    if queries in (1, keys) and keys == reach and not always:
         return None
     name = (queries, keys, reach, device)
     if name not in segments.memo:
@@ -119,9 +155,8 @@ def _visible(
 def _scaled_dot_product(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, dropout: float
 ) -> Tensor:
-    return F.scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=mask is None, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
-    )
+    causal, grouped = mask is None and query.shape[2] > 1, query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=grouped)
 
 
 def _explicit(
@@ -149,9 +184,13 @@ def _explicit(
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments) -> Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, last: bool
+) -> Tensor:
     """One kernel call for the whole row: each response's queries against its prefix and itself, gathered."""
     index_K, queries, keys, most_queries, most_keys = _gathering(segments, query.device)
+    if last:
+        queries, most_queries = torch.arange(len(queries), dtype=torch.int32, device=query.device), 1
     out_THD = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1)[index_K],

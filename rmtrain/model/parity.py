@@ -23,6 +23,10 @@ logger = logging.getLogger("rmtrain")
 FALLBACKS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")
 TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2}
 """Largest error, as a share of what it does to a hidden state to change the tokens before it."""
+NOT_TAKEN = (SegmentsNotSeen, TypeError, ValueError)
+"""What a model raises that does not hand segments down, or checks its arguments."""
+NOT_NARROWED = (*NOT_TAKEN, RuntimeError, IndexError)
+"""What a last layer may raise, having been shown to take the layout, when its tensors are not of the tokens that are read."""
 
 
 def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> Layout:
@@ -41,9 +45,12 @@ def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[Tokeniz
     for layout in FALLBACKS:
         if layout not in candidates:
             continue
-        problem = probe(model, layout, comparisons, pad_token_id)
+        problem = probe(model, layout, comparisons, pad_token_id, narrow=False)
         if problem is None:
-            model.use_layout(layout)
+            whole = probe(model, layout, comparisons, pad_token_id)
+            if whole is not None:
+                logger.info("the last layer is computed for all tokens: %s", whole)
+            model.use_layout(layout, narrow=whole is None)
             return layout
         if wanted != "auto":
             raise RecipeError(f"batching.layout: {layout} is not for this model: {problem}; set auto, or padded")
@@ -51,7 +58,9 @@ def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[Tokeniz
     raise AssertionError("padded needs no probe")
 
 
-def probe(model: RewardModel, layout: Layout, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> str | None:
+def probe(
+    model: RewardModel, layout: Layout, comparisons: Sequence[TokenizedComparison], pad_token_id: int, narrow: bool = True
+) -> str | None:
     """What is wrong with a layout; None when hidden states at the reward positions agree with the padded ones.
 
     An error counts in proportion to the effect of replacing the tokens before: a fresh model hardly looks at its context, and an
@@ -61,14 +70,15 @@ def probe(model: RewardModel, layout: Layout, comparisons: Sequence[TokenizedCom
         return None
     if not model.pools_last_token:
         return "an encoder looks both ways"
+    refusals = NOT_NARROWED if narrow else NOT_TAKEN
     with evaluating(model):
         model.use_layout("padded")
         expected_NH = model.hidden(lay_out(comparisons, pad_token_id).to(model.device))
         other_NH = model.hidden(lay_out([_reversed(row) for row in comparisons], pad_token_id).to(model.device))
         try:
-            model.use_layout(layout)
+            model.use_layout(layout, narrow)
             got_NH = model.hidden(lay_out(comparisons, pad_token_id, layout).to(model.device))
-        except (SegmentsNotSeen, TypeError, ValueError) as error:
+        except refusals as error:
             return f"it does not take the layout ({type(error).__name__})"
         finally:
             model.use_layout("padded")

@@ -7,6 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen
 from rmtrain.model.head import HeadPlace, head_of
+from rmtrain.model.last_layer import narrow_last_layer
 from rmtrain.model.origin import Origin
 
 
@@ -40,6 +42,8 @@ class RewardModel(nn.Module):
         self._accepted = frozenset(inspect.signature(self.core.base_model.forward).parameters)
         self._own_attention: str = self.core.config._attn_implementation
         self._mixed = self._mixes_types()
+        self._can_narrow = self.head.pools_last_token and narrow_last_layer(self.core)
+        self._narrow = False
 
     @property
     def core(self) -> Any:
@@ -69,8 +73,13 @@ class RewardModel(nn.Module):
         """Where the head is."""
         return self.head_weight_1H.device
 
-    def use_layout(self, layout: Layout) -> None:
-        """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows."""
+    def use_layout(self, layout: Layout, narrow: bool = True) -> None:
+        """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows.
+
+        Args:
+            narrow: compute the last layer of a single row only where rewards are read, if the model has a list of layers.
+        """
+        self._narrow = narrow and self._can_narrow
         self.core.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
     def forward(self, batch: MicroBatch) -> Tensor:
@@ -96,7 +105,7 @@ class RewardModel(nn.Module):
             extra["token_type_ids"] = torch.zeros_like(batch.input_ids_RT)
         accepted = {name: value for name, value in extra.items() if name in self._accepted}
         if batch.segments is not None:
-            accepted["segments"] = batch.segments
+            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_N if self._narrow else None)
         hidden_RTH: Tensor = core.base_model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted)[0]
         return hidden_RTH[batch.reward_row_N, batch.reward_column_N]
 

@@ -153,11 +153,11 @@ def broken_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Attention that sees too much or too little."""
     real = attention._pieces
 
-    def leaking(query: Any, key: Any, value: Any, segments: Any) -> Any:
+    def leaking(query: Any, key: Any, value: Any, segments: Any, last: bool) -> Any:
         yield query, key, value
 
-    def without_prefix(query: Any, key: Any, value: Any, segments: Any) -> Any:
-        for q, k, v in real(query, key, value, segments):
+    def without_prefix(query: Any, key: Any, value: Any, segments: Any, last: bool) -> Any:
+        for q, k, v in real(query, key, value, segments, last):
             yield q, k[:, :, k.shape[2] - q.shape[2] :], v[:, :, v.shape[2] - q.shape[2] :]
 
     if request.param == "no window":

@@ -1,0 +1,101 @@
+"""The last layer computes only what the head reads, where that is right; layouts and gradients are test_layouts.py's matter."""
+
+import copy
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rmtrain.batching.layout import lay_out
+from rmtrain.model.parity import choose_layout
+from rmtrain.model.reward_model import RewardModel
+from tests.model.builders import build
+from tests.model.test_layouts import CHOSEN, EXACT, PAD, SPECIAL, amplified, comparisons, special
+
+
+def rows_through(model: RewardModel, layer: int) -> list[int]:
+    """Tokens that each matrix and norm of a layer gets in one forward, in the order of calls; not those of experts."""
+    layers = next(module for module in model.core.base_model.modules() if isinstance(module, nn.ModuleList))
+    seen: list[int] = []
+
+    def note(module: nn.Module, args: Any, _: Any) -> None:
+        seen.append(args[0].numel() // args[0].shape[-1])
+
+    hooks = [
+        module.register_forward_hook(note)
+        for name, module in layers[layer].named_modules()
+        if isinstance(module, nn.Linear | nn.LayerNorm | Conv1D) and "mlp" not in name
+    ]
+    with torch.no_grad():
+        model(lay_out(comparisons(), PAD, "shared_prefix"))
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("architecture", [*EXACT, *(name for name in SPECIAL if CHOSEN[name] == "shared_prefix")])
+def test_the_last_layer_computes_keys_of_all_tokens_and_the_rest_of_those_that_are_read(
+    architecture: str, tokenizer: Any
+) -> None:
+    model = special(architecture) if architecture in SPECIAL else amplified(build(architecture, tokenizer, hidden_size=64))
+    assert choose_layout(model, "auto", comparisons(), PAD) == "shared_prefix"
+    batch = lay_out(comparisons(), PAD, "shared_prefix")
+    responses, tokens = len(batch.reward_column_N), batch.tokens
+    last, first = rows_through(model, -1), rows_through(model, 0)
+    assert set(first) == {tokens}, "every layer but the last sees every token"
+    wide = last.index(responses)
+    assert set(last[:wide]) == {tokens}
+    assert set(last[wide:]) == {responses}
+    assert responses in last[wide:], "a layer's end sees only what is read"
+    assert responses < tokens / 4, "guard: there is much that nothing reads"
+
+
+class PutsTokensFirst(nn.Module):
+    """A layer whose output has another shape than its input, so that it cannot be widened again."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if hidden.shape[1] < 30:
+            raise RuntimeError("this layer wants all tokens")
+        out: torch.Tensor = self.layer(hidden, **kwargs)
+        return out
+
+
+def test_a_layer_that_needs_all_tokens_gets_them_and_the_run_says_so(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    plain = amplified(build("llama", tokenizer, hidden_size=64)).eval()
+    stubborn = copy.deepcopy(plain)
+    stubborn.core.base_model.layers[-1] = PutsTokensFirst(stubborn.core.base_model.layers[-1])
+    wrapped = RewardModel(stubborn.core, stubborn.head, None, torch.float32)
+    rows = comparisons(len(tokenizer))
+    with caplog.at_level(logging.INFO, logger="rmtrain"):
+        assert choose_layout(wrapped, "auto", rows, PAD) == "shared_prefix"
+    assert "the last layer is computed for all tokens" in caplog.text
+    plain.use_layout("shared_prefix")
+    batch = lay_out(rows, PAD, "shared_prefix")
+    with torch.no_grad():
+        torch.testing.assert_close(wrapped(batch), plain(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_of_a_model_computes_with_its_own_last_layer(tokenizer: Any) -> None:
+    model = amplified(build("llama", tokenizer, hidden_size=64)).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.core.base_model.layers[-1].parameters():
+            parameter.mul_(1.5)
+    batch = lay_out(comparisons(len(tokenizer)), PAD, "shared_prefix")
+    rewards = {}
+    with torch.no_grad():
+        for name, one in (("model", model), ("other", other)):
+            for layout in ("padded", "shared_prefix"):
+                one.use_layout(layout)
+                rewards[name, layout] = one(lay_out(comparisons(len(tokenizer)), PAD, layout))
+    torch.testing.assert_close(rewards["other", "shared_prefix"], rewards["other", "padded"], rtol=1e-5, atol=1e-5)
+    assert (rewards["other", "padded"] - rewards["model", "padded"]).abs().max() > 0.01, "guard: the layers differ"
+    assert batch.segments is not None
+    assert batch.segments.read_at_N is None
