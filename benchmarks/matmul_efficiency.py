@@ -3,7 +3,8 @@
 A step does 6 P T + 12 L H A floating-point operations: P parameters that are no embedding, T unique tokens, L layers, H the hidden size,
 and A the pairs of a token and an earlier or equal one that it sees (arXiv:2001.08361, 2.1: two matmuls of 2 A H forward in each layer,
 twice that backward). Of the last layer, only keys and values count for all tokens, the rest where rewards are read. Work that is
-repeated, padding, softmax, norms and the optimizer count as nothing. The rate is that of torch.mm on square float32 matrices, measured before and after every few steps of training in the same process.
+repeated, padding, softmax, norms and the optimizer count as nothing. The rate is that of torch.mm on square float32 matrices, measured
+before and after every few steps of training in the same process.
 """
 
 import sys
