@@ -1,5 +1,6 @@
-"""`rmtrain preprocess`: rows to tokens, with an account of every row and a look at the lengths."""
+"""`rmtrain preprocess`: rows to tokens, with an account of every row, what is wrong with them, and a look at the lengths."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ from rich.text import Text
 
 from rmtrain.commands.outcome import Outcome
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.checks import find_repeats
+from rmtrain.data.audit import audit
 from rmtrain.data.columns import export_columns
 from rmtrain.data.prepare import prepare
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
+from rmtrain.report.findings import findings_report
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
 from rmtrain.report.plots import plot_lengths
 from rmtrain.report.reading import ReadingDisplay
@@ -30,11 +32,12 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         plot: file of the PNG of lengths; None: `lengths.png` beside the tokenized data.
 
     Raises:
-        RecipeError, DataError, TryAgain: as `prepare` says.
+        RecipeError, DataError, TryAgain: as `prepare` and `audit` say.
     """
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
+    findings = audit(prepared, recipe.data, tokenizer)
     splits = {name: data for name, data in (("train", prepared.train), ("eval", prepared.eval)) if len(data)}
     picture = plot or prepared.directory / "lengths.png"
     plot_lengths(lengths_of(prepared.train), picture, recipe.data.max_length)
@@ -44,10 +47,12 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         "lengths_png": str(picture),
         "export": written,
         "splits": {name: _document(data) for name, data in splits.items()},
+        "findings": findings,
     }
     parts: list[RenderableType] = []
     for name, data in splits.items():
-        parts += [_report(name, data), Text()]
+        parts += [_report(name, data, findings["splits"][name]), Text()]
+    parts += [Text(f"findings      {findings['list'] or 'not written: the directory is read-only'}")]
     parts += [Text(f"lengths       {picture}"), Text(f"tokenized     {prepared.directory}")]
     parts += [Text(f"exported      {file}") for file in written.values()]
     return Outcome(Group(*parts), document)
@@ -60,7 +65,6 @@ def lengths_of(data: TokenizedData) -> dict[str, NDArray[Any]]:
 
 
 def _document(data: TokenizedData) -> dict[str, Any]:
-    repeats = find_repeats(data)
     return {
         "comparisons": len(data),
         "responses": len(data.lengths),
@@ -69,22 +73,19 @@ def _document(data: TokenizedData) -> dict[str, Any]:
         "lengths": {name: length_statistics(values) for name, values in lengths_of(data).items()},
         "tokens": int(data.total_tokens.sum()),
         "unique_tokens": int(data.unique_tokens.sum()),
-        "duplicates": repeats.duplicates,
-        "contradictions": repeats.contradictions,
     }
 
 
-def _report(name: str, data: TokenizedData) -> RenderableType:
-    repeats, lengths = find_repeats(data), lengths_of(data)
-    found = {"duplicate pairs": repeats.duplicates, "contradictory pairs": repeats.contradictions}
+def _report(name: str, data: TokenizedData, findings: Mapping[str, Any]) -> RenderableType:
+    lengths = lengths_of(data)
     fewest, most = data.response_counts.min(), data.response_counts.max()
     sizes = f"{len(data):,} comparisons of {fewest} to {most} responses, with {data.preference_counts.sum():,} preferences"
-    remarks = [f"{len(pairs):,} {what}, such as {pairs[0][0]} and {pairs[0][1]}; kept" for what, pairs in found.items() if pairs]
     return Group(
         Text(name, style="bold underline"),
         waterfall_table(data.waterfall.to_json()),
         *([Text(sizes)] if most > 2 else []),
-        *(Text(f"! {remark}", style="yellow") for remark in remarks),
+        Text(),
+        findings_report(findings),
         Text(),
         length_table(lengths),
         LengthDistribution(lengths),

@@ -16,6 +16,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
 from rmtrain.commands.outcome import Outcome
+from rmtrain.data.audit import audit
 from rmtrain.data.checks import check_rankings
 from rmtrain.data.identity import tokenizer_fingerprint
 from rmtrain.data.prepare import PreparedData, prepare
@@ -41,6 +42,7 @@ from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.card import model_card
 from rmtrain.report.evaluation import evaluation_summary
+from rmtrain.report.findings import findings_notes
 from rmtrain.report.formats import compact
 from rmtrain.report.progress import make_display
 from rmtrain.report.reading import ReadingDisplay
@@ -65,6 +67,8 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
+    for note in findings_notes(audit(prepared, recipe.data, tokenizer)["splits"]):
+        console.print(Text(f"note: {note}"))
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
     check_model(model, tokenizer, recipe)

@@ -152,6 +152,10 @@ class TokenizedData:
         """The weight of each preference, one comparison after the other."""
         return self._values("weights", np.float64)
 
+    def edge_values(self, column: str) -> NDArray[Any]:
+        """A column of `EDGE_COLUMNS`: a value for each preference, one comparison after the other."""
+        return self._values(column, SCHEMA.field(column).type.value_type.to_pandas_dtype())
+
     def _column(self, name: str, dtype: Any) -> NDArray[Any]:
         return np.concatenate([np.empty(0, dtype), *(batch.column(name).to_numpy() for batch in self._batches)]).astype(dtype)
 

@@ -1,12 +1,9 @@
-"""What became of the rows, and what is wrong with those that are left."""
+"""What became of the rows, and whether enough of them are left."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Self
 
 from rmtrain.data.comparison import Dropped, TokenizedComparison
 from rmtrain.errors import DataError
@@ -104,73 +101,3 @@ def check_rankings(rows: Iterable[TokenizedComparison]) -> None:
                 f"{row.id}: its {len(row.preferences)} preferences do not order its {len(row.sequences)} responses; "
                 "objective.type: plackett_luce needs a ranking, take bradley_terry"
             )
-
-
-class Hashed(Protocol):
-    """Tokenized data, as far as the checks look at it."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-    @property
-    def prompt_hashes(self) -> NDArray[np.uint64]: ...
-    @property
-    def response_hashes(self) -> NDArray[np.uint64]: ...
-    @property
-    def response_counts(self) -> NDArray[np.int32]: ...
-
-
-def overlap(train: Hashed, evaluation: Hashed) -> list[str]:
-    """Row ids of the evaluation data whose prompt, normalised, is also trained on."""
-    shared = np.flatnonzero(np.isin(evaluation.prompt_hashes, train.prompt_hashes))
-    return [evaluation.ids[int(index)] for index in shared]
-
-
-def check_overlap(train: Hashed, evaluation: Hashed) -> None:
-    """Refuse evaluation data that was trained on.
-
-    Raises:
-        DataError: naming the first rows of the evaluation data whose prompt is in the training data too.
-    """
-    rows = overlap(train, evaluation)
-    if rows:
-        named = ", ".join(rows[:EXAMPLES]) + (f" and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else "")
-        raise DataError(
-            f"{len(rows)} of {len(evaluation.ids)} evaluation rows have a prompt that is also trained on: {named}; "
-            "remove them, or set data.allow_overlap"
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """Rows that say what another row says already, or its opposite; each as `(first row id, later row id)`."""
-
-    duplicates: list[tuple[str, str]]
-    contradictions: list[tuple[str, str]]
-
-
-def find_repeats(data: Hashed) -> Repeats:
-    """Duplicate pairs (same prompt, chosen and rejected) and contradictory ones (the same two responses, the other way round).
-
-    Only pairs are compared; texts are the same when they are so after normalisation.
-    """
-    pairs = np.flatnonzero(data.response_counts == 2)
-    begins = np.concatenate([[0], np.cumsum(data.response_counts)])[pairs]
-    chosen, rejected = data.response_hashes[begins], data.response_hashes[begins + 1]
-    prompts, ids = data.prompt_hashes[pairs], data.ids
-    forward, backward = _mix(prompts, chosen, rejected), _mix(prompts, rejected, chosen)
-    values, first = np.unique(forward, return_index=True)
-    place = np.searchsorted(values, forward)
-    repeated = [(first[place[row]], row) for row in np.flatnonzero(first[place] != np.arange(len(pairs)))]
-    opposite = np.minimum(np.searchsorted(values, backward), max(len(values) - 1, 0))
-    opposed = [(first[opposite[row]], row) for row in np.flatnonzero(values[opposite] == backward)] if len(values) else []
-    named = [[(ids[pairs[one]], ids[pairs[other]]) for one, other in found if one < other] for found in (repeated, opposed)]
-    return Repeats(*named)
-
-
-def _mix(*columns: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """One 64-bit value from several, in order (the multiplier is that of splitmix64)."""
-    mixed = np.zeros_like(columns[0])
-    for column in columns:
-        mixed = (mixed ^ column) * np.uint64(0x9E3779B97F4A7C15)
-        mixed ^= mixed >> np.uint64(29)
-    return mixed

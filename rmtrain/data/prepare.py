@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import SCHEMA, TokenizedData, file_hash
 from rmtrain.data.cache import new_directory
-from rmtrain.data.checks import Waterfall, check_overlap
+from rmtrain.data.checks import Waterfall
 from rmtrain.data.identity import digest, source_identity, tokenizer_fingerprint
 from rmtrain.data.loading import read_batches
+from rmtrain.data.overlap import check_overlap
 from rmtrain.data.processes import in_order
 from rmtrain.data.row_encoder import SPLITS, EncodedRows, RowEncoder, RowTask
 from rmtrain.errors import DataError, RecipeError

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtrain.data.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores import ScoredComparison
 
@@ -19,7 +20,6 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
-NORMAL_QUANTILE_95 = 1.959963984540054
 CALIBRATION_BINS = 10
 MAX_TIE_SHARE = 0.01
 MAX_NAMED = 10
@@ -63,14 +63,6 @@ def summarize(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
         "warnings": _warnings(summary),
         "rules": RULES,
     }
-
-
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson 95 % score interval of a share observed in `n` independent trials (Wilson 1927, eq. 4 of Brown et al. 2001)."""
-    square = NORMAL_QUANTILE_95**2
-    center = (share + square / (2 * n)) / (1 + square / n)
-    half = NORMAL_QUANTILE_95 / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,9 @@ class Data(Section):
     allow_rewritten: bool = False
     """Keep rows whose template changes the response text (such as removed `<think>` blocks)."""
     allow_overlap: bool = False
-    """Go on when a prompt of the evaluation data is also trained on."""
+    """Go on when a prompt of the evaluation data, or of a benchmark, is also trained on."""
+    benchmarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Files of benchmarks (json, jsonl, csv, parquet) whose prompts must not be trained on."""
     cache_dir: str = "~/.cache/rmtrain"
     """Directory of tokenized datasets, keyed by the hash of everything that shapes them."""
     processes: PositiveInt = 1

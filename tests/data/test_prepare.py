@@ -12,7 +12,6 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data import loading
-from rmtrain.data.checks import find_repeats
 from rmtrain.data.columns import export_columns
 from rmtrain.data.comparison import Preference
 from rmtrain.data.prepare import PreparedData, fate, prepare, prepare_evaluation
@@ -227,15 +226,6 @@ def test_sources_that_are_only_evaluated_need_no_training_data(tmp_path: Path, t
     data = data_of(tmp_path / "not_there.jsonl", tmp_path / "cache")
     made = prepare_evaluation([source], data, tokenizer)
     assert made.ids == [f"test:{number}" for number in range(6)]
-
-
-def test_trap_20_repeats_are_found_in_the_artifact(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = pairs(6)
-    rows += [dict(rows[1]), {"prompt": rows[2]["prompt"].upper(), "chosen": rows[2]["rejected"], "rejected": rows[2]["chosen"]}]
-    made = prepare(data_of(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache"), tokenizer)
-    repeats = find_repeats(made.train)
-    assert repeats.duplicates == [("rows:1", "rows:6")]
-    assert repeats.contradictions == [("rows:2", "rows:7")]
 
 
 def test_a_large_file_passes_in_batches(

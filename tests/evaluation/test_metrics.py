@@ -12,8 +12,9 @@ from sklearn.calibration import calibration_curve
 
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
+from rmtrain.data.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.metrics import summarize, wilson_interval
+from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores import ScoredComparison
 from rmtrain.objective import Edges, bradley_terry
 
