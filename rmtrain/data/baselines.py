@@ -52,7 +52,7 @@ def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> 
     return found | {rule: _agreement(values, comparisons) for rule, values in differences.items()}
 
 
-def drawn(data: TokenizedData, count: int = SAMPLED) -> NDArray[np.int64]:
+def drawn(data: TokenizedData, count: int) -> NDArray[np.int64]:
     """Numbers of at most so many comparisons, drawn by hash, in order."""
     begins = np.cumsum(data.response_counts, dtype=np.int64) - data.response_counts
     keys = mix(data.prompt_hashes, data.response_hashes[begins])
@@ -73,7 +73,7 @@ def _text_differences(
     data: TokenizedData, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Winner minus loser of each feature, for the decided edges of the comparisons that are drawn, and the comparison of each."""
-    rows = [data[number] for number in drawn(data).tolist()]
+    rows = [data[number] for number in drawn(data, SAMPLED).tolist()]
     responses = [np.asarray(tokens[row.prompt_length :]).tolist() for row in rows for tokens in row.sequences]
     texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)] if responses else []
     begins = np.cumsum([0, *(len(row.sequences) for row in rows)])

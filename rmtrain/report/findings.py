@@ -26,9 +26,9 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "margin_outlier": ("margin far out", "look for a misread score; one such margin outweighs a batch"),
 }
 RULES: Mapping[str, str] = {
-    "longer": "longer",
-    "more_lines": "more lines",
-    "more_markdown": "more markdown",
+    "longer": "is longer",
+    "more_lines": "has more lines",
+    "more_markdown": "has more markdown",
     "refuses": "refuses or apologises",
     "asks_back": "ends with a question",
 }
@@ -75,7 +75,7 @@ def baselines_table(baselines: Mapping[str, Findings]) -> Table:
         baselines: by rule, as `label_baselines` has them.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("the winner is", overflow="fold")
+    table.add_column("the winner", overflow="fold")
     table.add_column("in", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column(f"{0:<{BAR_WIDTH // 2 - 1}}50{'100 %':>{BAR_WIDTH // 2}}", width=BAR_WIDTH + 1, no_wrap=True)
@@ -141,6 +141,6 @@ def _extremes(splits: Mapping[str, Findings]) -> Iterable[str]:
             if is_extreme(numbers):
                 decided = numbers["wins"] + numbers["losses"]
                 yield (
-                    f"{name}: the winner is {RULES[rule]} in {percent(numbers['wins'], decided)} of {decided:,} preferences that differ "
+                    f"{name}: the winner {RULES[rule]} in {percent(numbers['wins'], decided)} of {decided:,} preferences that differ "
                     "in it; a model can learn that in place of quality"
                 )
