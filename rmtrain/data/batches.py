@@ -1,26 +1,22 @@
-"""Rows as a source gives them to comparisons, some at a time, with the refusals that need more than one row to see."""
+"""Rows as a source gives them to comparisons, some at a time."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rmtrain.data.adapters import adapt, lookup
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison
-from rmtrain.data.json_reader import Line, Malformed, RawRow, Row, parse
-from rmtrain.errors import DataError
-from rmtrain.recipe.schema import PairSource, Source
-
-NAMED_ROWS = 5
-
-Adapted = Comparison | TokenizedComparison | Dropped
+from rmtrain.data.adapters import adapt
+from rmtrain.data.comparison import Adapted as Adapted
+from rmtrain.data.comparison import Dropped
+from rmtrain.data.json_reader import Line, Malformed, RawRow, parse
+from rmtrain.data.refusals import check_columns, check_first, check_rows
+from rmtrain.recipe.schema import Source
 
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Some rows of a source with their numbers, as it gives them."""
+    """Some rows of a source with their numbers, as it gives them; of several that were made of row 12, `12.0`, `12.1`, ..."""
 
     source: Source
-    rows: Sequence[tuple[int, RawRow]]
+    rows: Sequence[tuple[int | str, RawRow]]
     is_first: bool
 
 
@@ -28,60 +24,21 @@ def adapt_batch(batch: RawBatch) -> list[Adapted]:
     """The comparisons of some rows. A pure function of its argument.
 
     Raises:
-        DataError: a column that no row of a first batch has, a first batch without a single usable row for one and the same reason, or
-            margins that are no finite, non-negative numbers.
+        DataError: a column that no row of a first batch has, a first batch without a single usable row for one and the same reason,
+            margins that are no finite, non-negative numbers, or ties that the recipe does not allow.
     """
     source = batch.source
-    rows = [(index, parse(row) if isinstance(row, Line) else row) for index, row in batch.rows]
+    rows = [(f"{source.title}:{number}", parse(row) if isinstance(row, Line) else row) for number, row in batch.rows]
     if batch.is_first:
-        _check_columns([row for _, row in rows if not isinstance(row, Malformed)], source)
-    adapted = [_malformed(row, index, source) if isinstance(row, Malformed) else adapt(row, index, source) for index, row in rows]
-    bad = [row for row in adapted if isinstance(row, Dropped) and row.reason == "bad_margin"]
-    if bad:
-        named = "; ".join(f"{row.id}: {row.detail}" for row in bad[:NAMED_ROWS])
-        more = f" and {len(bad) - NAMED_ROWS} more" if len(bad) > NAMED_ROWS else ""
-        raise DataError(f"margins must be finite numbers of at least 0: {named}{more}")
+        check_columns([row for _, row in rows if not isinstance(row, Malformed)], source)
+    adapted = [
+        _malformed(row_id, row, source) if isinstance(row, Malformed) else adapt(row, row_id, source) for row_id, row in rows
+    ]
+    check_rows(adapted, source)
     if batch.is_first:
-        _check_first(adapted, source)
+        check_first(adapted, source)
     return adapted
 
 
-def _malformed(row: Malformed, index: int, source: Source) -> Dropped:
-    return Dropped(f"{source.label}:{index}", source.label, "malformed_row", row.detail)
-
-
-def _named_columns(source: Source) -> list[str]:
-    margins = list(source.margin) if isinstance(source.margin, tuple) else [source.margin]
-    if not isinstance(source, PairSource):
-        return [name for name in margins if name is not None]
-    prompt = None if source.prompt in ("auto", "implicit") else source.prompt
-    return [name for name in (source.chosen, source.rejected, prompt, source.system, *margins) if name is not None]
-
-
-def _check_columns(rows: Sequence[Row], source: Source) -> None:
-    if not rows:
-        return
-    missing = [name for name in _named_columns(source) if not any(_has(row, name) for row in rows)]
-    if missing:
-        names = list(dict.fromkeys(str(name) for row in rows for name in row))
-        hint = "; rows of tokens need format: tokenized" if {"input_ids_chosen", "chosen_ids"} & set(names) else ""
-        absent = ", ".join(f'"{name}"' for name in missing)
-        raise DataError(f"{source.label}: no column {absent}; it has: {', '.join(names[:40])}{hint}")
-
-
-def _has(row: Row, name: str) -> bool:
-    try:
-        lookup(row, name)
-    except KeyError:
-        return False
-    return True
-
-
-def _check_first(adapted: Sequence[Adapted], source: Source) -> None:
-    """Refuse at once what would drop every row, rather than after reading all of them."""
-    dropped = [row for row in adapted if isinstance(row, Dropped)]
-    if len(dropped) < len(adapted) or len(Counter(row.reason for row in dropped)) > 1:
-        return
-    first = dropped[0]
-    count = "its only row is" if len(adapted) == 1 else f"the first {len(adapted)} rows are all"
-    raise DataError(f"{source.label}: {count} refused ({first.reason}): {first.id}: {first.detail}")
+def _malformed(row_id: str, row: Malformed, source: Source) -> Dropped:
+    return Dropped(row_id, source.title, "malformed_row", row.detail)

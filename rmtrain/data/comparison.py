@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Message = dict[str, Any]
-"""`{"role": "system" | "user" | "assistant", "content": str}`."""
+"""`{"role": "system" | "user" | "assistant" | "tool", "content": str}`, and what else a chat template is given where a row has it:
+`name`, `tool_call_id`, `tool_calls`, `reasoning_content`, `thinking`."""
 Tokens = Sequence[int] | NDArray[np.int32]
 """Token ids."""
 
@@ -19,7 +20,8 @@ class Preference:
 
     `probability` is the target probability that the winner is better (0.5 is a tie), `margin` is subtracted inside the
     sigmoid (Llama 2, arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. `rows` are the ids of the rows
-    that say so, where a comparison was gathered from several; it is not stored.
+    that say so, where a comparison was made of several: the rows that state the pair, or the two whose responses it is about. It is not
+    stored.
     """
 
     winner: int
@@ -77,6 +79,16 @@ class Dropped:
     detail: str
 
 
+Adapted = Comparison | TokenizedComparison | Dropped
+"""What a row becomes."""
+
+
 def rows_of(row: Comparison | TokenizedComparison) -> tuple[str, ...]:
-    """Ids of the rows that a comparison says, its own first: more than one where it was gathered."""
-    return tuple(dict.fromkeys(row_id for edge in row.preferences for row_id in edge.rows or (row.id,)))
+    """Ids of the rows that a comparison is made of, in the order of the source; its own id is the first of them."""
+    found = {row_id for edge in row.preferences for row_id in edge.rows or (row.id,)}
+    return (row.id,) if found == {row.id} else tuple(sorted(found, key=place_of))
+
+
+def place_of(row_id: str) -> tuple[int, ...]:
+    """Where a row stands in its source: `12` of `tag:12`, and `12.1` of one that was made from it."""
+    return tuple(map(int, row_id.rpartition(":")[2].split(".")))

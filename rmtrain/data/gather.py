@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rmtrain.data.comparison import Comparison, Message, Preference
+from rmtrain.data.comparison import Comparison, Message, Preference, rows_of
+from rmtrain.data.conversation import text_of
 from rmtrain.data.responses import merged
 
 
@@ -50,9 +51,10 @@ class _Group:
                     responses.append(response)
             for edge in row.preferences:
                 winner, loser = (numbers[_key(row.responses[side])] for side in (edge.winner, edge.loser))
-                edges.append(replace(edge, winner=winner, loser=loser, rows=(row.id,)))
-        return replace(first, responses=tuple(responses), preferences=merged(edges))
+                edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
+        whole = replace(first, responses=tuple(responses), preferences=merged(edges))
+        return replace(whole, id=rows_of(whole)[0])
 
 
-def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
-    return tuple((message["role"], message["content"]) for message in messages)
+def _key(messages: Sequence[Message]) -> tuple[tuple[str, str, str], ...]:
+    return tuple((message["role"], message["content"], text_of(message) if len(message) > 2 else "") for message in messages)

@@ -1,5 +1,6 @@
 """Hashes of prompts and responses: enough to split by prompt, to find overlap and repeats, and to keep no text."""
 
+import json
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -32,7 +33,13 @@ def is_held_out(hash_of_prompt: int, share: float | None) -> bool:
 
 
 def _hash_messages(messages: Sequence[Message]) -> int:
-    return _hash(*[part for message in messages for part in (message["role"], _normalised(message["content"]))])
+    return _hash(*[part for message in messages for part in (message["role"], _normalised(message["content"]), *_rest(message))])
+
+
+def _rest(message: Message) -> list[str]:
+    """What a message has beside its role and content, if anything."""
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")} if len(message) > 2 else {}
+    return [json.dumps(rest, sort_keys=True, default=str)] if rest else []
 
 
 def _normalised(text: str) -> str:

@@ -1,22 +1,34 @@
 """Comparisons to text: each response with its prompt, and where in the text the response begins."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import Comparison, Message
 from rmtrain.data.encoders import Texts
-from rmtrain.data.render import check_size, render_all
+from rmtrain.data.messages import THOUGHTS
+from rmtrain.data.render import check_size, render, render_all
+from rmtrain.data.tool_calls import CALL
 from rmtrain.data.verbatim import Form, form_of, marked, writes_contents_as_they_are
+from rmtrain.errors import DataError
+
+PROBE = "tool-call-probe"
+PROBE_CALL = {"type": "function", "id": "callprobe", "function": {"name": PROBE, "arguments": {PROBE: PROBE}}}
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A comparison as text, and which of its responses the template rewrote: those are not in their text as they were."""
+    """A comparison as text.
+
+    rewritten: responses that the template rewrote: they are not in their text as they were.
+    hidden: for responses that lack something the template does not show, what it is: a key of a message, such as `tool_calls`.
+    """
 
     texts: Texts
     rewritten: tuple[int, ...] = ()
+    hidden: Mapping[int, str] = field(default_factory=dict)
 
 
 class Renderer:
@@ -51,7 +63,7 @@ class Renderer:
             check_size(text, row.id)
             texts.append(text)
             begins.append(form.position(contents) + len(own[0]) - len(own[0].lstrip()))
-        return Rendered(Texts(texts, (0, begins[0])))
+        return Rendered(Texts(texts, (0, begins[0])), hidden=self._hidden(row, texts))
 
     def _form(self, roles: tuple[str, ...], row_id: str) -> Form | None:
         if roles not in self._forms:
@@ -74,8 +86,34 @@ class Renderer:
             ]
             found = [(number, begin) for number, begin in enumerate(begins) if begin is not None]
             rewritten = tuple(number for number, begin in enumerate(begins) if begin is None)
-            rendered.append(Rendered(Texts(whole, found[0] if found else None), rewritten))
+            rendered.append(Rendered(Texts(whole, found[0] if found else None), rewritten, self._hidden(row, whole)))
         return rendered
+
+    def _hidden(self, row: Comparison, texts: Sequence[str]) -> dict[int, str]:
+        """Responses of which the template does not show all, and what. The thoughts of earlier turns, which templates leave out when they
+        serve too, may be missing."""
+        if all(len(message) == 2 for messages in (row.prompt, *row.responses) for message in messages):
+            return {}
+        hidden = {}
+        for number, (response, text) in enumerate(zip(row.responses, texts, strict=True)):
+            if any(CALL in message for message in (*row.prompt, *response)) and not self.shows_calls:
+                hidden[number] = CALL
+            for key in THOUGHTS:
+                if any(message.get(key, "").strip() not in text for message in response):
+                    hidden[number] = key
+        return hidden
+
+    @cached_property
+    def shows_calls(self) -> bool:
+        """Whether the template writes the name and the arguments of a call of a tool."""
+        if self.is_verbatim:
+            return False
+        calling = {"role": "assistant", "content": "", CALL: [PROBE_CALL]}
+        try:
+            text = render([{"role": "user", "content": "call it"}, calling], self.tokenizer)
+        except DataError:
+            return False
+        return text.count(PROBE) >= 3
 
 
 def _shared(prompt: str, text: str) -> int:
@@ -94,9 +132,15 @@ def _begin_of(response: Sequence[Message], text: str, position: int) -> int | No
     begin: int | None = None
     for message in response:
         content = message["content"].strip()
-        position = text.find(content, position)
-        if position < 0:
+        at = text.find(content, position)
+        if at < 0:
             return None
-        begin = position if begin is None else begin
-        position += len(content)
+        if begin is None:
+            begin = min([at, *(place for place in _thoughts(message, text, position) if place >= 0)])
+        position = at + len(content)
     return begin
+
+
+def _thoughts(message: Message, text: str, position: int) -> list[int]:
+    """Where thoughts of a message stand in the text after `position`; -1: nowhere."""
+    return [text.find(message[key].strip(), position) for key in THOUGHTS if key in message]

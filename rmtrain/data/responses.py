@@ -58,9 +58,7 @@ def _first_of_same(row: TokenizedComparison) -> list[int]:
 
 
 def _left(row: TokenizedComparison, edges: Sequence[Preference], problems: Mapping[str, BadRow]) -> Checked:
-    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
-    place = {response: number for number, response in enumerate(used)}
-    edges = merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+    used, edges = pruned(edges)
     rows = rows_of(replace(row, preferences=edges))
     lost = tuple(dropped(row_id, row.source, problem) for row_id, problem in problems.items() if row_id not in rows)
     if not edges:
@@ -69,6 +67,13 @@ def _left(row: TokenizedComparison, edges: Sequence[Preference], problems: Mappi
     prefix = common_prefix_length(sequences)
     prompt = min(row.prompt_length, prefix)
     return Checked(TokenizedComparison(rows[0], row.source, sequences, prefix, prompt, edges), used, lost)
+
+
+def pruned(edges: Sequence[Preference]) -> tuple[list[int], tuple[Preference, ...]]:
+    """The responses that preferences are about, in order, and the preferences among these alone, equal ones merged."""
+    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
+    place = {response: number for number, response in enumerate(used)}
+    return used, merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
 
 
 def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:

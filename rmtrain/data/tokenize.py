@@ -19,6 +19,7 @@ from rmtrain.recipe.schema import Data
 
 NAMED_ROWS = 5
 REWRITTEN = "the chat template changes the text of a response"
+HIDDEN = "the chat template does not write what a message has in"
 
 
 def encode_conversations(
@@ -88,6 +89,7 @@ class Encoder:
         prefix = common_prefix_length(sequences)
         prompt = prefix if encoded.begin is None else min(encoded.begin, prefix)
         faults = {} if self.data.allow_rewritten else {k: BadRow("rewritten_by_template", REWRITTEN) for k in rendered.rewritten}
+        faults |= {k: BadRow("hidden_by_template", f"{HIDDEN} {key}") for k, key in rendered.hidden.items()}
         return TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults
 
     def _checked(self, rows: Sequence[tuple[TokenizedComparison, dict[int, BadRow]]], data: Data) -> list[Checked]:

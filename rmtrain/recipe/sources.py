@@ -1,12 +1,18 @@
 """The vocabulary of one dataset entry: where rows come from, and what their columns mean."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveInt, Tag
+from pydantic import Discriminator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr, Tag
 
-from rmtrain.recipe.section import Section, Share
+from rmtrain.recipe.hook import Hook
+from rmtrain.recipe.labels import Column, Label, label_misfits
+from rmtrain.recipe.section import KeyPath, Misfit, Section, Share
+from rmtrain.recipe.selection import Cap, Condition, condition_misfits
 
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
+IMPLICIT = ("auto", "implicit")
+"""Values of `prompt` that are no columns."""
 
 
 class Messages(Section):
@@ -16,14 +22,21 @@ class Messages(Section):
     """Key of a message's role."""
     content_key: str = "content"
     """Key of a message's text."""
-    roles: dict[str, Literal["system", "user", "assistant"]] = Field(default={})
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = Field(default={})
     """Further role names, such as `{questioner: user}`, beside the common aliases (human, gpt, bot, ...)."""
     transcript: Literal["hh"] | None = None
     """`hh`: strings are Anthropic transcripts, `\\n\\nHuman: ... \\n\\nAssistant: ...`, split into messages."""
+    decode_json: bool = False
+    """Text cells are JSON, as of messages in a CSV file. A list of texts, also without it, is turns: those of the prompt and those of a
+    response follow each other."""
 
 
 class SourceBase(Section):
-    """One dataset: where its rows come from."""
+    """One dataset: where its rows come from, and which of them are used.
+
+    In this order: the first `limit` rows are read, `prepare` changes them, `filter` tests them, and their format makes them comparisons;
+    of these, `fraction` and `holdout` go by prompt, then those that cannot be used are dropped, then `dedup` and `cap` keep the first.
+    """
 
     path: Annotated[str, Field(min_length=1)]
     """Hub dataset id, local file (json, jsonl, csv, parquet; also .gz) or local directory."""
@@ -41,11 +54,34 @@ class SourceBase(Section):
     """Name of this source in row ids and per-source numbers; None: the last part of `path`."""
     limit: PositiveInt | None = None
     """Read only the first rows."""
+    streaming: bool = False
+    """Read a Hub dataset over the network instead of downloading it first, for one that is larger than the disk. Needs `limit`."""
+    prepare: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*:[A-Za-z_]\w*$")] | None = None
+    """`module:function`: a function of your own, from the file `module.py` beside the recipe, that takes a row and returns a row, a list
+    of rows, or None for none. The rows of a list have the ids `tag:12.0`, `tag:12.1`, and each counts as one."""
+    filter: Annotated[tuple[Condition, ...], Field(strict=False)] = ()
+    """Keep only rows that pass all of these, such as `[{column: score_ratio, at_least: 2.0}, {column: status, is_not: tie}]`."""
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep this share of the prompts, chosen by hash: the same ones in any order."""
+    cap: Cap | None = None
+    """Keep at most so many rows for each value of a column, such as `{by: post_id, rows: 5}`."""
+    dedup: bool = False
+    """Keep only the first of comparisons that have the same prompt, responses and preferences, whatever their case and spacing."""
     holdout: Share | None = None
     """Share of this source's prompts, chosen by hash, that is not trained on but evaluated."""
+    _hook: Hook | None = PrivateAttr(default=None)
 
     @property
-    def label(self) -> str:
+    def hook(self) -> Hook | None:
+        """The function of `prepare` with its file; only a recipe that was loaded from a file has one."""
+        return self._hook
+
+    def take(self, hook: Hook) -> None:
+        """Take the file of `prepare`, once, when the recipe is loaded."""
+        self._hook = hook
+
+    @property
+    def title(self) -> str:
         """`tag`, or the last part of `path` without the suffixes of data files."""
         if self.tag is not None:
             return self.tag
@@ -55,7 +91,51 @@ class SourceBase(Section):
         return name or self.path
 
 
-class PairSource(SourceBase):
+class TextSource(SourceBase):
+    """What rows of text have in common, whatever their format."""
+
+    prompt: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)] | Column = "auto"
+    """Column of the prompt, or several of text that become its lines; dots reach into nested cells. `implicit`: the common beginning of the
+    responses; `auto`: column `prompt` if there is one, else implicit."""
+    system: str | None = None
+    """Column of a system message; an empty cell means no system turn."""
+    messages: Messages = Messages()
+    """How cells become messages."""
+    group_by_prompt: bool = False
+    """Gather the rows of one prompt into one comparison, with all their preferences, so that each different response is computed once
+    (arXiv:2203.02155, section 3.5). It then counts as one comparison. The whole source is held in memory for it."""
+
+    @property
+    def prompt_columns(self) -> tuple[str, ...]:
+        """The columns of an explicit prompt."""
+        if isinstance(self.prompt, tuple):
+            return self.prompt
+        return () if self.prompt in IMPLICIT else (self.prompt,)
+
+
+class SidesSource(TextSource):
+    """What rows of two sides have in common, one of which is better."""
+
+    margin: Annotated[tuple[str, str], Field(strict=False)] | str | None = None
+    """Column of the margin, or the score columns of the two sides, `[chosen_score, rejected_score]` or `[a_score, b_score]`: that of the
+    better side less that of the other. A tie has none."""
+    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Margin of rows that have none; None: such a row is an error."""
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Columns whose cells must be numbers."""
+        return margin_columns(self.margin)
+
+
+def source_misfits(source: SourceBase, at: KeyPath) -> Iterator[Misfit]:
+    """What does not go together in the source at `at`, whatever its format."""
+    yield from condition_misfits(source.filter, (*at, "filter"))
+    if source.streaming and source.limit is None:
+        yield Misfit((*at, "streaming"), "missing `limit`; a stream is read up to a number of rows, so set it, too", at)
+
+
+class PairSource(SidesSource):
     """Rows with a chosen and a rejected side: strings, single messages, or message lists."""
 
     format: Literal["pair"] = "pair"
@@ -64,19 +144,80 @@ class PairSource(SourceBase):
     """Column of the preferred side; dots reach into nested cells."""
     rejected: str = "rejected"
     """Column of the other side."""
-    prompt: str = "auto"
-    """Column of the prompt; `implicit`: the common beginning of both sides; `auto`: column `prompt` if there is one, else implicit."""
-    system: str | None = None
-    """Column of a system message; an empty cell means no system turn."""
-    margin: Annotated[tuple[str, str], Field(strict=False)] | str | None = None
-    """Column of the margin, or two score columns `[chosen_score, rejected_score]` whose difference it is."""
-    margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Margin of rows that have none; None: such a row is an error."""
-    messages: Messages = Messages()
-    """How cells become messages."""
-    group_by_prompt: bool = False
-    """Gather the rows of one prompt into one comparison, with all their preferences, so that each different response is computed once
-    (arXiv:2203.02155, section 3.5). It then counts as one comparison. The whole source is held in memory for it."""
+    lists: bool = False
+    """A side is a list of responses: each chosen one is better than each rejected one, all in one comparison. A cell that is no list is
+    one response."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows must have."""
+        return (self.chosen, self.rejected, *_text_columns(self), *self.number_columns)
+
+
+class AbSource(SidesSource):
+    """Rows with two candidates and a label that says which of them is better."""
+
+    format: Literal["ab"]
+    """Shape of the rows."""
+    a: Column
+    """Column of one candidate: a string, a message or a message list; dots reach into nested cells, `answers.0.text` into lists."""
+    b: Column
+    """Column of the other candidate."""
+    label: Label
+    """Which candidate is better. A row that does not say so is dropped, as `no_label` or `unknown_label`."""
+    tie: Literal["drop", "half", "error"] = "drop"
+    """What becomes of ties. `half`: one preference with probability 0.5, which pulls the two rewards together; `error`: refuse the data."""
+    margin_from_label: bool = False
+    """The margin is the label's own strength: the size of a signed number, or the difference of the scores."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows must have."""
+        return (self.a, self.b, *_text_columns(self), *self.label.columns, *self.number_columns)
+
+
+class RankedSource(TextSource):
+    """Several responses to a prompt, each with a score or rank: a list in each row, or a row for each of them."""
+
+    format: Literal["ranked"]
+    """Shape of the rows."""
+    responses: Column | None = None
+    """Column of the list of responses: strings, messages, conversations, or objects that hold them."""
+    group_by: Column | None = None
+    """Where each row is one response: the column whose equal cells make one comparison, wherever its rows stand. The whole source is held
+    in memory for it."""
+    response: Column | None = None
+    """Path of the response within an item of the list, or its column with `group_by`; None: the item itself."""
+    score: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | Column
+    """Path of the score, or paths with their weights, such as `{helpfulness: 0.65, correctness: 0.8}`: within an item, or a column with a
+    number for each response of the list. Numbers may be text. A response without them is left out."""
+    lower_is_better: bool = False
+    """Scores are ranks: the lowest is best."""
+    policy: Literal["all", "best_vs_rest", "best_worst", "adjacent"] = "all"
+    """Which pairs become preferences. `all`: every pair of different scores, which is what `plackett_luce` needs; each response is computed
+    once all the same. `best_vs_rest`; `best_worst`: one pair; `adjacent`: each score over the next lower one."""
+    min_gap: PositiveFloat | None = None
+    """Smallest difference of scores that makes a preference. Equal scores never do."""
+    max_pairs: PositiveInt | None = None
+    """Most preferences of one comparison; which ones, is drawn by a hash of its row id."""
+    margin_from_score: bool = False
+    """The margin is the difference of the scores."""
+
+    @property
+    def score_paths(self) -> tuple[str, ...]:
+        """The paths that the score is made of."""
+        return (self.score,) if isinstance(self.score, str) else tuple(self.score)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows must have."""
+        named = (self.responses,) if self.group_by is None else (self.group_by, self.response, *self.score_paths)
+        return (*(column for column in named if column is not None), *_text_columns(self))
+
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Columns whose cells must be numbers: none, since scores may be text."""
+        return ()
 
 
 class TokenizedSource(SourceBase):
@@ -89,6 +230,25 @@ class TokenizedSource(SourceBase):
     margin_default: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """Margin of rows that have none; None: such a row is an error."""
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Columns whose cells must be numbers."""
+        return margin_columns(self.margin)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that rows must have, beside those of the tokens."""
+        return self.number_columns
+
+
+def margin_columns(margin: tuple[str, str] | str | None) -> tuple[str, ...]:
+    """The columns that `margin` names."""
+    return margin if isinstance(margin, tuple) else () if margin is None else (margin,)
+
+
+def _text_columns(source: TextSource) -> tuple[str, ...]:
+    return source.prompt_columns if source.system is None else (*source.prompt_columns, source.system)
+
 
 def _format_of(value: Any) -> str | None:
     if isinstance(value, dict):
@@ -97,6 +257,48 @@ def _format_of(value: Any) -> str | None:
 
 
 Source = Annotated[
-    Annotated[PairSource, Tag("pair")] | Annotated[TokenizedSource, Tag("tokenized")],
+    Annotated[PairSource, Tag("pair")]
+    | Annotated[AbSource, Tag("ab")]
+    | Annotated[RankedSource, Tag("ranked")]
+    | Annotated[TokenizedSource, Tag("tokenized")],
     Discriminator(_format_of),
 ]
+
+
+def format_misfits(source: Source, at: KeyPath) -> Iterator[Misfit]:
+    """What does not go together in the keys of a source's format; `at` is the source's place in the recipe."""
+    if isinstance(source, TextSource) and isinstance(source.prompt, tuple) and set(source.prompt) & set(IMPLICIT):
+        word = next(column for column in source.prompt if column in IMPLICIT)
+        yield Misfit((*at, "prompt"), f'"{word}" stands alone, not in a list of columns; write prompt: {word}', at)
+    match source:
+        case PairSource() if source.chosen == source.rejected:
+            yield Misfit((*at, "rejected"), f'"{source.chosen}" is the column of the chosen side too', at)
+        case AbSource():
+            yield from _ab_misfits(source, at)
+        case RankedSource():
+            yield from _ranked_misfits(source, at)
+
+
+def _ab_misfits(source: AbSource, at: KeyPath) -> Iterator[Misfit]:
+    yield from label_misfits(source.label, (*at, "label"))
+    if source.a == source.b:
+        yield Misfit((*at, "b"), f'"{source.a}" is the column of the other candidate too', at)
+    if source.margin_from_label and source.margin is not None:
+        yield Misfit((*at, "margin_from_label"), "margin says where the margin is; remove one of them", at)
+    if source.margin_from_label and source.label.by not in ("sign", "scores"):
+        message = f"a label by {source.label.by} has no strength, only those by sign or scores; set margin, or remove it"
+        yield Misfit((*at, "margin_from_label"), message, at)
+
+
+def _ranked_misfits(source: RankedSource, at: KeyPath) -> Iterator[Misfit]:
+    if source.responses is None and source.group_by is None:
+        message = "missing; name the column of the list of responses, or set group_by where each row is one response"
+        yield Misfit((*at, "responses"), message, at)
+    if source.responses is not None and source.group_by is not None:
+        message = "rows hold a list of responses, or are one response each; remove group_by or responses"
+        yield Misfit((*at, "group_by"), message, at)
+    if source.group_by is not None and source.response is None:
+        yield Misfit((*at, "response"), "missing; with group_by it names the column of the response", (*at, "group_by"))
+    if source.max_pairs is not None and source.policy == "best_worst":
+        message = "no effect: policy best_worst gives one pair; remove it, or take policy all"
+        yield Misfit((*at, "max_pairs"), message, at)

@@ -24,6 +24,8 @@ MAX_VALUES = 20_000
 
 _TAG = "tag:yaml.org,2002:"
 _REFUSED = "tag:rmtrain,2026:refused"
+_KEYS = frozenset(_TAG + kind for kind in ("str", "int", "float", "bool"))
+"""Kinds of scalar that can be keys. A key is its text: `1` is `"1"`."""
 _RESOLVERS = (
     (_TAG + "null", r"^(?:~|null|)$", ["~", "n", ""]),
     (_TAG + "bool", r"^(?:true|false)$", list("tf")),
@@ -283,7 +285,7 @@ class _Builder:
                 self._refuse(key_node, path, "expected text as a key, got a list or mapping")
                 continue
             key = self._text(key_node, path)
-            if key_node in self._tags or key_node.tag != _TAG + "str":
+            if key_node in self._tags or key_node.tag not in _KEYS:
                 self._refuse(key_node, (*path, key), "expected text as a key; put it in quotes")
             if key in mapping:
                 self._refuse(key_node, (*path, key), _duplicate(self._document.keys[*path, key], self._at(key_node)))

@@ -74,7 +74,9 @@ REFUSED = [
     ("a: 1e999", "1:4  a: the number is too large"),
     ("a: 99999999999999999999", "1:4  a: the number is too large"),
     ("a: " + "9" * 5000, "1:4  a: the number is too large"),
-    ("1: a", "1:1  1: expected text as a key; put it in quotes"),
+    ("null: a", "1:1  null: expected text as a key; put it in quotes"),
+    ("True: a", "1:1  True: expected text as a key; put it in quotes"),
+    ("{1: a, '1': b}", "1:8  1: duplicate key, on line 1 and on line 1; keep one"),
     ("? [a]\n: 1", "1:3  expected text as a key, got a list or mapping"),
     ("a: !!str 1", "1:4  a: tags such as !!str are not followed; write the plain value"),
     ("a: !custom 1", "1:4  a: tags such as !custom are not followed; write the plain value"),
@@ -93,6 +95,13 @@ def test_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
     assert document.data == {"key": value}
     assert type(document.data["key"]) is type(value)
     assert not document.problems
+
+
+def test_a_key_is_its_text() -> None:
+    document = parse("{1: a, -2.50: b, true: c, x y: d}")
+    assert document.data == {"1": "a", "-2.50": "b", "true": "c", "x y": "d"}
+    assert not document.problems
+    assert parse(write_yaml(document.data)).data == document.data
 
 
 def test_the_scalar_rules_differ_from_pyyaml_where_yaml_1_1_surprises() -> None:
