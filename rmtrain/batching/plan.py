@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from rmtrain.batching.layout import Layout
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.schema import Recipe
 
 Indices = NDArray[np.int64]
 SAMPLED_STEPS = 100
+CPU_TOKENS = 8192
 
 
 class Lengths(Protocol):
@@ -105,6 +107,19 @@ class Plan:
     world: int = 1
     max_steps: int | None = None
 
+    @classmethod
+    def of(cls, recipe: Recipe, costs: Costs, max_tokens: int, world: int) -> "Plan":
+        """The plan of a recipe on `world` processes."""
+        return cls(
+            costs=costs,
+            batch_size=recipe.training.batch_size,
+            max_tokens=max_tokens,
+            epochs=recipe.training.epochs,
+            seed=recipe.run.seed,
+            world=world,
+            max_steps=recipe.training.max_steps,
+        )
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch, the last and shorter one included."""
@@ -144,6 +159,11 @@ class Plan:
         start = position * self.batch_size
         indices = order(self.seed, epoch, len(self.costs))[start : start + self.batch_size]
         return StepPlan(epoch, indices, cut(indices, self.costs, self.max_tokens, self.world))
+
+
+def cpu_budget(costs: Costs) -> int:
+    """`batching.max_tokens: auto` where there is no GPU."""
+    return max(CPU_TOKENS, int(costs.tokens.max()))
 
 
 def check_budget(costs: Costs, ids: Sequence[str], max_tokens: int) -> None:

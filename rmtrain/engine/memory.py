@@ -9,13 +9,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from rmtrain.batching.loader import StepBatch, StepLoader
-from rmtrain.batching.plan import Costs
+from rmtrain.batching.plan import Costs, cpu_budget
 from rmtrain.errors import RmtrainError
 from rmtrain.model.reward_model import RewardModel
 
 logger = logging.getLogger("rmtrain")
 
-CPU_TOKENS = 8192
 ACTIVATIONS_PER_TOKEN = 34
 """Values of hidden size that a block keeps for backward, for each token (Korthikanti et al., arXiv:2205.05198, section 4.1)."""
 SHARE_OF_FREE_MEMORY = 0.6
@@ -30,13 +29,12 @@ def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardM
     """
     if max_tokens != "auto":
         return max_tokens
-    largest = int(costs.tokens.max())
     if model.device.type != "cuda":
-        return max(CPU_TOKENS, largest)
+        return cpu_budget(costs)
     free, _ = torch.cuda.mem_get_info(model.device)
     config = model.core.config.get_text_config()
     per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
-    return max(int(SHARE_OF_FREE_MEMORY * free / per_token), largest)
+    return max(int(SHARE_OF_FREE_MEMORY * free / per_token), int(costs.tokens.max()))
 
 
 def within_memory(compute: Callable[[StepBatch], T], number: int, optimizer: torch.optim.Optimizer, loader: StepLoader) -> T:

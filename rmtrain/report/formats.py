@@ -1,6 +1,8 @@
 """Numbers and texts as people read them."""
 
+import json
 import unicodedata
+from typing import Any
 
 THOUSANDS = ("", "k", "M", "B", "T")
 HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
@@ -65,3 +67,15 @@ def _is_hidden(character: str) -> bool:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode() if character != "\xa0" else "\\xa0"
+
+
+def json_text(document: Any) -> str:
+    """A JSON document on one line, in which everything that `revealed` escapes is an escape, too, so that a terminal can show it."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    return (
+        text if text.isascii() else "".join(_json_escape(character) if _is_hidden(character) else character for character in text)
+    )
+
+
+def _json_escape(character: str) -> str:
+    return json.dumps(character)[1:-1]

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.text import Text
 
 from rmtrain.report.formats import revealed
 from rmtrain.report.pieces import is_word_piece, special_ids, token_strings
+from rmtrain.report.surroundings import Flowing, has_colours
 
 RESPONSE_STYLES = ("color(16) on color(117)", "color(16) on color(223)", "color(16) on color(157)", "color(16) on color(219)")
 PREFIX_STYLES = ("dim", "dim underline")
@@ -21,8 +23,41 @@ WHITESPACE = str.maketrans(" \t\n", "·⇥⏎")
 
 def visualize_tokens(ids: Sequence[int], tokenizer: Any, console: Console | None = None) -> None:
     """Print token ids as text in alternating colours; where the console has no colour, a thin line parts the tokens."""
-    console = console or Console()
-    console.print(token_text(ids, tokenizer, boundaries=console.no_color or console.color_system is None))
+    (console or Console()).print(TokenStrip(ids, tokenizer), crop=False)
+
+
+class TokenStrip:
+    """Token ids as `token_text` draws them, parted by lines where the console has no colours.
+
+    Args:
+        ids, tokenizer, prefix_length, reward_index, show_ids: as in `token_text`.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[int],
+        tokenizer: Any,
+        *,
+        prefix_length: int = 0,
+        reward_index: int | None = None,
+        show_ids: bool = False,
+    ) -> None:
+        self.ids, self.tokenizer = ids, tokenizer
+        self.prefix_length, self.reward_index, self.show_ids = prefix_length, reward_index, show_ids
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text = token_text(
+            self.ids,
+            self.tokenizer,
+            prefix_length=self.prefix_length,
+            reward_index=self.reward_index,
+            show_ids=self.show_ids,
+            boundaries=not has_colours(console),
+        )
+        yield Flowing(text)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(20, options.max_width), options.max_width)
 
 
 def token_text(

@@ -11,18 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
-from tests.runs import ROOT, rmtrain, tiny_recipe, write_recipe
+from tests.runs import ROOT, planted_rows, rmtrain, tiny_recipe, write_recipe, write_rows
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def in_terminal(*arguments: str, cwd: Path, seconds: float = 120) -> str:
-    """Everything the command line writes to a terminal of 100 columns, control sequences included."""
+def in_terminal(*arguments: str, cwd: Path, columns: int = 100, seconds: float = 120) -> str:
+    """Everything the command line writes to a terminal of so many columns, control sequences included."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")}
     environment |= {
         "TERM": "xterm-256color",
-        "COLUMNS": "100",
+        "COLUMNS": str(columns),
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -53,6 +54,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(folder, tiny_recipe(folder, evaluation={"samples": 1}))
 
 
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of whose rows one is dropped and one is dangerous."""
+    folder = tmp_path_factory.mktemp("faulty")
+    evil = "\x1b[31mred\x1b]0;title\x07 \x9b2J \u202eback"
+    rows = [*planted_rows(30, seed=6), {"prompt": f"describe the {evil}", "chosen": "same", "rejected": "same"}]
+    rows.append({"prompt": "describe the evil", "chosen": f"{evil} a", "rejected": f"{evil} b"})
+    source = {"path": str(write_rows(folder / "faulty.jsonl", rows[::-1]))}
+    sizes = {"data": {"train": [source], "eval": [], "max_drop_fraction": 1.0, "max_length": 128}, "training": {"epochs": 2}}
+    return write_recipe(folder, tiny_recipe(folder, **sizes))
+
+
 def test_inspect_colours_a_terminal_and_draws_lines_in_a_pipe(recipe: Path) -> None:
     coloured = in_terminal("inspect", str(recipe), "--row", "3", cwd=recipe.parent)
     assert "\x1b[" in coloured
@@ -80,6 +93,32 @@ def test_inspect_as_json_is_one_document_with_everything(recipe: Path) -> None:
     assert shared > 0, "guard: something was shared"
     with_ids = rmtrain("inspect", recipe, "--row", "train:5", "--ids").stdout
     assert str(chosen["ids"][0]).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")) in with_ids
+
+
+VIEWS = [
+    ["--find", "describe the", "--limit", "2"],
+    ["--longest", "--side-by-side", "--ids"],
+    ["--step", "7", "--world-size", "2"],
+    ["--dropped", "identical"],
+]
+
+
+@pytest.mark.parametrize("columns", [60, 160])
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view[0].strip("-"))
+def test_every_view_of_inspect_is_coloured_in_a_terminal_of_any_width_and_plain_in_a_pipe(
+    faulty: Path, view: list[str], columns: int
+) -> None:
+    coloured = in_terminal("inspect", str(faulty), *view, cwd=faulty.parent, columns=columns)
+    assert "\x1b[" in coloured
+    lines = [ESCAPE.sub("", line) for line in coloured.replace("\r", "").split("\n")]
+    assert max(map(cell_len, lines)) <= columns
+    piped = rmtrain("inspect", faulty, *view, COLUMNS=str(columns))
+    assert piped.returncode == 0, piped.stderr
+    for text in ("".join(lines), piped.stdout.replace("\n", "")):
+        assert text.isprintable(), "styles are all that a terminal is told"
+        assert any(mark in text for mark in ("row ", "reason", "micro-batch")), "guard: it is a view"
+    document = json.loads(rmtrain("inspect", faulty, *view, "--json").stdout)
+    assert document.get("rows") or document["micro_batches"]
 
 
 def test_train_is_live_in_a_terminal_and_plain_lines_in_a_pipe(recipe: Path) -> None:

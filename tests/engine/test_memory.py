@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan
+from rmtrain.batching.plan import CPU_TOKENS, Plan
 from rmtrain.commands.train import train
-from rmtrain.engine.memory import CPU_TOKENS, rehearse, token_budget
+from rmtrain.engine.memory import rehearse, token_budget
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model

@@ -1,8 +1,10 @@
 """Numbers and texts as people read them."""
 
+import json
+
 import pytest
 
-from rmtrain.report.formats import compact, decimal, duration, percent, revealed
+from rmtrain.report.formats import compact, decimal, duration, json_text, percent, revealed
 
 
 @pytest.mark.parametrize(
@@ -45,3 +47,14 @@ def test_what_cannot_be_seen_or_moves_the_cursor_is_escaped() -> None:
     )
     plain = "naïve 日本 😀 ’ – tab\tline\n"
     assert revealed(plain) == plain
+
+
+def test_json_is_the_same_data_with_nothing_a_terminal_would_act_on() -> None:
+    document = {"text": "\x1b[31m \x7f \x9b \u202e \u00a0 \U000e0041 日本 🦊\n", "n": 1.5}
+    text = json_text(document)
+    assert json.loads(text) == document
+    assert text.isprintable()
+    assert "日本 🦊" in text
+    assert "\\udb40\\udc41" in text, "guard: beyond the basic plane, too"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text({"n": float("nan")})

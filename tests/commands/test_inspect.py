@@ -1,0 +1,288 @@
+"""`inspect`: the right rows are chosen, their numbers are those of the plan, and nothing of the data reaches a terminal raw."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from rmtrain.commands.inspect import inspect
+from rmtrain.commands.inspect_step import step_plan
+from rmtrain.commands.query import Query
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import prepare
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.schema import Recipe
+from rmtrain.report.formats import json_text
+from tests.report.render import console, written
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+QUIET = Console(quiet=True)
+EVIL = "\x1b[31mred\x1b]0;title\x07 \x9b2J \u202eback\u202c \u2066x\u2069 \u200b end"
+BAD: list[Any] = [
+    {"prompt": "q", "chosen": "same", "rejected": "same"},
+    {"prompt": "q", "chosen": "  ", "rejected": "b"},
+    {"prompt": "", "chosen": "a", "rejected": "b"},
+    {"prompt": "q", "chosen": None, "rejected": "b"},
+    {"prompt": "q", "chosen": 3, "rejected": "b"},
+    {"prompt": "q", "rejected": "b"},
+    {"prompt": "q", "chosen": "q a", "rejected": "q b"},
+    {"prompt": "q", "chosen": [{"role": "alien", "content": EVIL}], "rejected": "b"},
+    {"prompt": "q", "chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]},
+    {"prompt": "q", "chosen": "word " * 300 + "Needle", "rejected": "b " * 300},
+    {"prompt": "q", "chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
+]
+BROKEN = '{"prompt": oops \x9b}'
+
+
+def shown(outcome: Any, width: int = 100, color: bool = False) -> str:
+    """What is printed, without the control sequences of styles; nothing in it may move a cursor."""
+    target = console(width, color)
+    target.print(outcome.report, crop=False)
+    text = "\n".join(Text.from_ansi(line).plain.rstrip() for line in written(target).split("\n"))
+    assert all(character.isprintable() for character in text if character != "\n")
+    assert not color or max(cell_len(line) for line in text.split("\n")) <= width
+    return text
+
+
+def look(recipe: Recipe, **options: Any) -> dict[str, Any]:
+    """The document of a view, after the view has been drawn in each kind of surroundings."""
+    outcome = inspect(recipe, QUIET, Query(**options))
+    for width in (60, 160):
+        for color in (False, True):
+            assert shown(outcome, width, color)
+    document = json.loads(json_text(outcome.document))
+    assert isinstance(document, dict)
+    return document
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Two sources of good rows, the second with an evil one, and a third of rows of which many are dropped."""
+    folder = tmp_path_factory.mktemp("inspect")
+    one = write_rows(folder / "one.jsonl", planted_rows(40, seed=1))
+    two = write_rows(folder / "two.jsonl", [*planted_rows(9, seed=3), {"prompt": "p", "chosen": EVIL, "rejected": f"no {EVIL}"}])
+    bad = write_rows(folder / "bad.jsonl", [*planted_rows(3, seed=4), *BAD])
+    with bad.open("a", encoding="utf-8") as file:
+        file.write(BROKEN + "\n")
+    sources = [{"path": str(path)} for path in (one, two, bad)]
+    return tiny_recipe(folder, data={"train": sources, "max_drop_fraction": 0.9}, training={"epochs": 2, "max_steps": 11})
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe) -> TokenizedData:
+    return prepare(recipe.data, load_tokenizer(recipe.model, recipe.data)).train
+
+
+def ids(document: dict[str, Any]) -> list[str]:
+    return [row["id"] for row in document["rows"]]
+
+
+def test_without_a_choice_it_is_the_first_row_and_a_source_has_a_first_row_of_its_own(recipe: Recipe) -> None:
+    assert look(recipe)["id"] == "one:0"
+    assert look(recipe, source="two")["id"] == "two:0"
+    assert look(recipe, source="two", row="3")["row"] == 43
+    assert look(recipe, source="two", row="two:3")["row"] == 43
+    assert look(recipe, split="eval", row="2")["id"] == "test:2"
+    assert ids(look(recipe, limit=3, source="bad")) == ["bad:0", "bad:1", "bad:2"]
+
+
+def test_the_document_of_a_row_says_where_its_responses_part(recipe: Recipe) -> None:
+    document = look(recipe, row="5", ids=True, side_by_side=True)
+    chosen, rejected = document["responses"]
+    first = document["first_difference"]
+    assert chosen["ids"][:first] == rejected["ids"][:first]
+    assert chosen["ids"][first] != rejected["ids"][first]
+    assert document["prompt"] + chosen["own_text"] == chosen["text"]
+    assert (document["ranking"], document["compared"]) == ([0, 1], [0, 1])
+
+
+def test_rows_of_another_source_and_sources_that_there_are_not_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(DataError, match=r"^--row 10: two in train has 10 kept rows, 0 to 9$"):
+        look(recipe, source="two", row="10")
+    with pytest.raises(DataError, match=r"^--row one:3: no kept row of two in train has this id; ids look like two:0$"):
+        look(recipe, source="two", row="one:3")
+    with pytest.raises(RecipeError, match=r"^--source tree: train has no such source; it has: one, two, bad$"):
+        look(recipe, source="tree", find="x")
+    with pytest.raises(RecipeError, match=r"^--source one: eval has no such source; it has: test$"):
+        look(recipe, source="one", split="eval")
+
+
+def test_find_reads_no_further_than_its_limit_and_says_how_far_it_came(recipe: Recipe) -> None:
+    document = look(recipe, find="DESCRIBE THE", limit=2)
+    assert ids(document) == ["one:0", "one:1"]
+    assert (document["searched"], document["kept"], document["find"]) == (2, 53, "DESCRIBE THE")
+    assert {row["found"]["in"] for row in document["rows"]} == {"prompt"}
+    text = shown(inspect(recipe, QUIET, Query(find="DESCRIBE THE", limit=2)))
+    assert text.startswith("2 rows with 'DESCRIBE THE'; searched 2 of 53 kept rows of train: stopped at the limit of 2\n")
+    nowhere = inspect(recipe, QUIET, Query(find="nowhere", source="two"))
+    assert shown(nowhere) == "0 rows with 'nowhere'; searched 10 of 10 kept rows of two: that is all of them\n"
+    assert nowhere.document["rows"] == []
+
+
+def test_find_goes_over_special_tokens_and_across_the_border_of_prompt_and_response(recipe: Recipe) -> None:
+    row = look(recipe, row="one:7")
+    prompt, (_, rejected) = row["prompt"], row["responses"]
+    across = rejected["text"][len(prompt) - 12 : len(prompt) + 9]
+    (found,) = look(recipe, find=across.swapcase())["rows"]
+    assert found["id"] == "one:7"
+    assert found["found"]["in"] == "prompt and rejected"
+    place = slice(found["found"]["begin"], found["found"]["end"])
+    assert found["responses"][found["found"]["response"]]["text"][place] == across
+    (found,) = look(recipe, find=rejected["own_text"][-20:], limit=1)["rows"]
+    assert found["found"]["in"] in ("chosen", "rejected")
+    assert "<|endoftext|>" in rejected["own_text"][-20:], "guard: a special token was searched for"
+    assert ids(look(recipe, find="\u202eback")) == ["two:9"]
+
+
+def test_longest_comes_first_also_among_those_with_a_text(recipe: Recipe, data: TokenizedData) -> None:
+    document = look(recipe, longest=True, limit=5)
+    lengths = [max(response["length"] for response in row["responses"]) for row in document["rows"]]
+    assert lengths == sorted(data.longest.tolist(), reverse=True)[:5]
+    assert lengths[0] > lengths[-1], "guard: they differ"
+    members = [number for number, source in enumerate(data.sources) if source == "one"]
+    with_text = look(recipe, longest=True, find="is bright", source="one", limit=40)
+    lengths = [max(response["length"] for response in row["responses"]) for row in with_text["rows"]]
+    assert lengths == sorted(lengths, reverse=True)
+    assert 1 < len(lengths) < len(members), "guard: some have it"
+
+
+def test_random_repeats_by_its_seed_and_prints_a_new_one(recipe: Recipe) -> None:
+    first = look(recipe, random=True, limit=6)
+    assert look(recipe, random=True, limit=6, seed=first["seed"]) == first
+    assert ids(look(recipe, random=True, limit=6, seed=first["seed"] + 1)) != ids(first)
+    assert len(set(ids(first))) == 6
+    assert f"--seed {first['seed']}" in shown(inspect(recipe, QUIET, Query(random=True, seed=first["seed"])))
+    assert {row["source"] for row in look(recipe, random=True, source="two", limit=10, seed=1)["rows"]} == {"two"}
+    assert look(recipe, random=True)["seed"] != first["seed"], "a new seed each time"
+
+
+def test_rows_dropped_for_every_reason_are_shown_as_their_source_has_them(recipe: Recipe) -> None:
+    everything = look(recipe, dropped="all", limit=99)
+    assert everything["count"] == len(everything["rows"]) == len(BAD) + 1
+    assert everything["reasons"] == Counter(row["reason"] for row in everything["rows"])
+    assert len(everything["reasons"]) >= 9, "guard: many kinds of faults"
+    for reason, count in everything["reasons"].items():
+        document = look(recipe, dropped=reason)
+        assert len(document["rows"]) == min(count, 3)
+        for row in document["rows"]:
+            number = int(row["id"].split(":")[1]) - 3
+            assert row["row"] == (BAD[number] if number < len(BAD) else BROKEN)
+            assert row["detail"]
+            text = shown(inspect(recipe, QUIET, Query(dropped=reason)), width=160)
+            assert row["detail"].split("\n")[0][:40] in text
+
+
+def test_dropped_rows_are_chosen_by_text_at_random_and_by_source(recipe: Recipe) -> None:
+    assert ids(look(recipe, dropped="all", find="NEEDLE")) == ["bad:12"]
+    assert ids(look(recipe, dropped="all", find="\u202e")) == ["bad:10"]
+    first = look(recipe, dropped="all", random=True, limit=5)
+    assert look(recipe, dropped="all", random=True, limit=5, seed=first["seed"]) == first
+    with_text = look(recipe, dropped="all", random=True, find="b", limit=4, seed=1)
+    assert len(with_text["rows"]) == 4
+    assert ids(with_text) != sorted(ids(with_text)), "guard: shuffled"
+    empty = inspect(recipe, QUIET, Query(dropped="identical", source="one"))
+    assert shown(empty) == "no row of one is dropped\n"
+    assert (empty.document["count"], empty.document["rows"]) == (0, [])
+
+
+def test_a_reason_that_there_is_not_lists_those_there_are(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError) as error:
+        inspect(recipe, QUIET, Query(dropped="ugly"))
+    (line,) = error.value.problems
+    assert line.startswith("--dropped ugly: no row of train is dropped for that; expected all, or ")
+    for reason, count in look(recipe, dropped="all")["reasons"].items():
+        assert f"{reason} ({count})" in line
+
+
+def test_dropped_rows_can_be_looked_at_when_they_are_too_many_to_go_on(recipe: Recipe) -> None:
+    strict = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_drop_fraction": 0.05})})
+    with pytest.raises(DataError, match="rows dropped"):
+        inspect(strict, QUIET)
+    assert look(strict, dropped="identical")["rows"][0]["id"] == "bad:3"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed", "padded"])
+def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: TokenizedData, layout: Any, world: int) -> None:
+    changed = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": layout, "max_tokens": 300})})
+    plan = step_plan(changed, data, layout, world)
+    seen: list[str] = []
+    for number in range(plan.total_steps):
+        step, document = plan.step(number), inspect(changed, QUIET, Query(step=number, world_size=world)).document
+        batches = document["micro_batches"]
+        pieces = [piece for rank in step.micro_batches for piece in rank]
+        assert [(batch["rank"], batch["number"]) for batch in batches] == [
+            (rank, place) for rank in range(world) for place in range(len(step.micro_batches[rank]))
+        ]
+        assert [[row["row"] for row in batch["comparisons"]] for batch in batches] == [piece.tolist() for piece in pieces]
+        costs = [plan.costs.of_micro_batch(piece) if len(piece) else 0 for piece in pieces]
+        assert [batch["tokens"] for batch in batches] == costs
+        assert document["tokens"] == sum(costs)
+        assert max(costs) <= document["max_tokens"] == 300
+        runs = [sum(tokens for row in batch["comparisons"] for _, tokens in row["runs"]) for batch in batches]
+        assert runs == costs
+        assert (document["padded_tokens"] == document["tokens"]) == (layout == "padded")
+        names = [row["id"] for batch in batches for row in batch["comparisons"]]
+        assert Counter(names) == Counter(data.ids[index] for index in step.indices.tolist())
+        assert (document["epoch"], document["step_of_epoch"]) == divmod(number, plan.steps_per_epoch)
+        seen += names if step.epoch == 0 else []
+    assert Counter(seen) == Counter(data.ids), "an epoch has each comparison once"
+    assert plan.total_steps == 11 > plan.steps_per_epoch, "guard: across epochs, and max_steps holds"
+
+
+def test_a_step_is_drawn_everywhere_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
+    document = look(recipe, step=0, world_size=2, limit=3)
+    assert (document["layout"], document["layout_is_auto"]) == ("shared_prefix", True)
+    assert document["max_tokens"] == 1024
+    auto = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"max_tokens": "auto"})})
+    assert look(auto, step=0)["max_tokens"] == 8192
+    row = document["micro_batches"][0]["comparisons"][0]
+    stored = data[row["row"]]
+    assert row["prefix_length"] == stored.prefix_length == dict(row["runs"])["prefix"]
+    assert row["response_lengths"] == [len(sequence) - stored.prompt_length for sequence in stored.sequences]
+    text = shown(inspect(recipe, QUIET, Query(step=0, world_size=2)))
+    assert "rank 1 micro-batch 0" in text
+    assert "░" in text
+    assert "█" in text
+    assert "▒" in text
+
+
+def test_a_step_that_there_is_not_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"^--step 11: the run has 11 steps, 0 to 10$"):
+        look(recipe, step=11)
+
+
+def test_many_responses_are_the_best_against_the_worst_and_a_list(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "chosen": f"answer {best}", "rejected": f"answer {worst}"} for best, worst in ((0, 1), (1, 2), (2, 3))
+    ]
+    source = {"path": str(write_rows(tmp_path / "many.jsonl", rows)), "group_by_prompt": True}
+    recipe = tiny_recipe(tmp_path, data={"train": [source], "max_drop_fraction": 1.0}, batching={"max_tokens": 1024})
+    document = look(recipe)
+    assert len(document["responses"]) == 4
+    named = [response["own_text"].split("<")[0].strip()[-1] for response in document["responses"]]
+    assert [named[number] for number in document["compared"]] == ["0", "3"]
+    text = shown(inspect(recipe, QUIET))
+    assert text.count(" of 4") == 2
+    kinds = {kind for kind, _ in look(recipe, step=0)["micro_batches"][0]["comparisons"][0]["runs"]}
+    assert kinds == {"prefix", "chosen", "rejected", "other"}
+
+
+def test_real_rows_can_be_looked_at(shared_data: Path, tmp_path: Path) -> None:
+    source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "messages": {"transcript": "hh"}, "limit": 200}
+    data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
+    recipe = tiny_recipe(tmp_path, data=data, batching={"max_tokens": "auto"}, training={"batch_size": 32})
+    sizes = recipe.model.scratch.model_copy(update={"max_positions": 1024})  # type: ignore[union-attr]
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"scratch": sizes})})
+    found = look(recipe, find="you", limit=2, longest=True)
+    assert len(found["rows"]) == 2
+    step = look(recipe, step=1, world_size=2)
+    assert step["tokens"] < step["padded_tokens"]
+    assert np.sum([len(batch["comparisons"]) for batch in step["micro_batches"]]) == 32
