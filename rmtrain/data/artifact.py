@@ -5,14 +5,17 @@ the lengths of the whole sequences. Example: sequences [1 2 3 9] and [1 2 4 5 9]
 """
 
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rmtrain.data.checks import Waterfall
@@ -132,14 +135,14 @@ class TokenizedData:
         return self._opened[number].comparison(index - int(self._starts[number]))
 
     @cached_property
-    def ids(self) -> list[str]:
+    def ids(self) -> "Texts":
         """Row ids."""
-        return [row_id for batch in self._batches for row_id in batch.column("id").to_pylist()]
+        return Texts([batch.column("id") for batch in self._batches])
 
     @cached_property
-    def sources(self) -> list[str]:
+    def sources(self) -> "Texts":
         """The source of each row, by its tag."""
-        return [source for batch in self._batches for source in batch.column("source").to_pylist()]
+        return Texts([batch.column("source") for batch in self._batches])
 
     def preference_lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Tokens of the winner and of the loser of each preference, prompt not counted, one comparison after the other."""
@@ -166,6 +169,59 @@ class TokenizedData:
         return np.concatenate(
             [np.empty(0, np.int32), *(np.diff(batch.column(name).offsets.to_numpy()) for batch in self._batches)]
         )
+
+
+class Texts(Sequence[str]):
+    """A column of texts that stays in the file: a list of a million row ids would hold memory that nobody needs.
+
+    Args:
+        pieces: the column, batch by batch.
+    """
+
+    def __init__(self, pieces: Sequence[pa.StringArray]) -> None:
+        self._pieces = pieces
+        self._starts = np.cumsum([0, *map(len, pieces)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
+        piece = int(self._starts.searchsorted(index, side="right")) - 1
+        return str(self._pieces[piece][index - int(self._starts[piece])].as_py())
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            yield from piece.to_pylist()
+
+    def __contains__(self, text: object) -> bool:
+        return any(pc.index(piece, text).as_py() >= 0 for piece in self._pieces) if isinstance(text, str) else False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether another sequence has the same texts."""
+        return (
+            isinstance(other, Sequence)
+            and len(self) == len(other)
+            and all(one == two for one, two in zip(self, other, strict=True))
+        )
+
+    def index(self, value: Any, start: int = 0, stop: int = sys.maxsize) -> int:
+        """The first place of a text; raises ValueError where it is not."""
+        for place, text in enumerate(islice(self, start, stop), start):
+            if text == value:
+                return place
+        raise ValueError(f"{value!r} is not here")
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} texts>"
 
 
 @dataclass(frozen=True, slots=True)

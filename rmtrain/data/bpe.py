@@ -6,7 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.cache import new_directory
+from rmtrain.data.cache import made_once
+from rmtrain.data.claim import Claim
 from rmtrain.data.comparison import Comparison
 from rmtrain.data.hashes import is_held_out, prompt_hash
 from rmtrain.data.identity import digest, source_identity
@@ -14,6 +15,7 @@ from rmtrain.data.loading import load_comparisons
 from rmtrain.data.render import render_all
 from rmtrain.data.special_tokens import NEW_PAD_TOKEN
 from rmtrain.data.templates import resolve_template
+from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
 
 END_TOKEN = "<|endoftext|>"
@@ -37,9 +39,14 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
     identity = {"template": template, "vocab_size": vocab_size, "train": [source_identity(source) for source in data.train]}
     folder = Path(data.cache_dir).expanduser() / f"tokenizer-{digest(identity)[:32]}"
     file = folder / "tokenizer.json"
+
+    def build(directory: Path, held: Claim) -> None:
+        trained = _train(_texts(data, blank), vocab_size)
+        (directory / file.name).write_text(trained.to_str(pretty=True), encoding="utf-8")
+
+    made_once(folder, build)
     if not file.exists():
-        with new_directory(folder) as temporary:
-            _train(_texts(data, blank), vocab_size).save(str(temporary / file.name))
+        raise DataError(f"{file}: it was there and is not any more; delete {folder} to have it made again")
     return _wrapped(Tokenizer.from_file(str(file)))
 
 

@@ -9,13 +9,16 @@ from rmtrain.data.comparison import Dropped, TokenizedComparison
 from rmtrain.errors import DataError
 
 EXAMPLES = 5
+ASKED_FOR = frozenset({"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie"})
+"""Reasons of rows that the recipe itself leaves out: they are no faults, and `max_drop_fraction` does not count them."""
 
 
 @dataclass
 class SourceCount:
     """Rows of one source: `read` = `kept` + `gathered` + all of `dropped`.
 
-    `kept` counts comparisons, each by the row it bears the id of; `gathered` the rows that are part of another row's comparison.
+    Rows are counted as `prepare` gives them. `kept` counts comparisons, each by the row it bears the id of; `gathered` the rows that are
+    part of another row's comparison.
     `examples` names the first rows dropped for each reason.
     """
 
@@ -24,6 +27,11 @@ class SourceCount:
     gathered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def asked_for(self) -> int:
+        """Rows that the recipe leaves out."""
+        return sum(number for reason, number in self.dropped.items() if reason in ASKED_FOR)
 
     def add(self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = ()) -> None:
         """Count some rows."""
@@ -54,7 +62,7 @@ class Waterfall:
         return sum(count.kept for count in self.sources.values())
 
     def problems(self, max_drop_fraction: float) -> list[str]:
-        """One line for each source that is empty, of which nothing is left, or that lost more than this share."""
+        """One line for each source that is empty, of which nothing is left, or that lost more than this share of what it was to give."""
         return [line for source, count in self.sources.items() for line in _problems(source, count, max_drop_fraction)]
 
     def to_json(self) -> dict[str, Any]:
@@ -70,20 +78,22 @@ class Waterfall:
 
 
 def _problems(source: str, count: SourceCount, allowed: float) -> Iterator[str]:
-    lost = sum(count.dropped.values())
+    lost, wanted = sum(count.dropped.values()) - count.asked_for, count.read - count.asked_for
     if not count.read:
         yield f"{source}: it has no rows"
     elif not count.kept:
         yield f"{source}: all of its {count.read} rows are dropped: {_reasons(count)}"
-    elif lost > allowed * count.read:
+    elif lost > allowed * wanted:
+        beside = f", beside the {count.asked_for} that the recipe leaves out" if count.asked_for else ""
         yield (
-            f"{source}: {lost} of {count.read} rows dropped ({100 * lost / count.read:.1f} %), allowed {100 * allowed:g} %: "
-            f"{_reasons(count)}; raise data.max_drop_fraction, or repair the rows"
+            f"{source}: {lost} of {wanted} rows dropped ({100 * lost / wanted:.1f} %){beside}, allowed {100 * allowed:g} %: "
+            f"{_reasons(count, faults_only=True)}; raise data.max_drop_fraction, or repair the rows"
         )
 
 
-def _reasons(count: SourceCount) -> str:
-    ordered = sorted(count.dropped.items(), key=lambda item: -item[1])
+def _reasons(count: SourceCount, faults_only: bool = False) -> str:
+    shown = {reason: number for reason, number in count.dropped.items() if not (faults_only and reason in ASKED_FOR)}
+    ordered = sorted(shown.items(), key=lambda item: -item[1])
     return ", ".join(f"{reason} {number} ({count.examples[reason][0]})" for reason, number in ordered)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rmtrain.data.hooks import hook_of
 from rmtrain.data.sources import fingerprint
 from rmtrain.recipe.schema import Source
 
-PIPELINE_VERSION = 2
+PIPELINE_VERSION = 3
 """Raise it with every change of this folder that changes tokens, row ids or what is stored."""
 PACKAGES = ("rmtrain", "transformers", "tokenizers")
 
@@ -22,8 +23,10 @@ def digest(parts: dict[str, Any]) -> str:
 
 
 def source_identity(source: Source) -> dict[str, Any]:
-    """A source by content and reading: where its file lies does not matter, its bytes and its row ids do."""
-    return source.model_dump(mode="json", exclude={"path", "tag"}) | {"label": source.label, "content": fingerprint(source)}
+    """A source by content and reading: where its file lies does not matter, its bytes and its row ids do, and those of `prepare`."""
+    said = source.model_dump(mode="json", exclude={"path", "tag", "streaming"})
+    code = None if source.prepare is None else hashlib.sha256(hook_of(source).code).hexdigest()
+    return said | {"title": source.title, "content": fingerprint(source), "code": code}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

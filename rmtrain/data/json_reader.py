@@ -6,11 +6,13 @@ import re
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, Any, cast
 
+from rmtrain.data.meter import Meter
 from rmtrain.errors import DataError
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -39,29 +41,35 @@ RawRow = Row | Line | Malformed
 """A row as a source gives it: lines of JSON are left to parse for whoever uses them, which may be another process."""
 
 
-def read_json(path: Path) -> Iterator[RawRow]:
+def read_json(path: Path, meter: Meter | None = None) -> Iterator[RawRow]:
     """Rows of a `.json` or `.jsonl` file, `.gz` or not: an object per line, or, in `.json`, one array of objects.
 
     A line comes as it is, for `parse`. Duplicate keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and anything
-    that is not an object make the row `Malformed`; reading goes on with the next one.
+    that is not an object make the row `Malformed`; reading goes on with the next one. `meter` is told how much is read.
 
     Raises:
         DataError: an array that is not JSON as a whole (with line and column), or a damaged archive.
     """
     is_lines = path.name.removesuffix(".gz").endswith(".jsonl")
     try:
-        with open_bytes(path) as stream:
+        with open_bytes(path, meter) as stream:
             if not is_lines and _starts_with_bracket(stream):
-                yield from _read_array(path, stream)
+                yield from _read_array(path, stream, meter)
             else:
                 yield from _read_lines(path, stream)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from error
 
 
-def open_bytes(path: Path) -> IO[bytes]:
-    """The content of a file, decompressed where its name ends in `.gz`."""
-    return cast(IO[bytes], gzip.open(path) if path.suffix == ".gz" else path.open("rb"))
+@contextmanager
+def open_bytes(path: Path, meter: Meter | None = None) -> Iterator[IO[bytes]]:
+    """The content of a file, decompressed where its name ends in `.gz`; `meter` is told how much of the file is read."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        if meter is not None:
+            meter.enter(lambda: 1.0 if file.closed or not size else file.tell() / size)
+        with gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as stream:
+            yield cast(IO[bytes], stream)
 
 
 def _starts_with_bracket(stream: IO[bytes]) -> bool:
@@ -103,7 +111,7 @@ def parse(line: Line) -> Row | Malformed:
     return decoder.checked(value, text, line.where)
 
 
-def _read_array(path: Path, stream: IO[bytes]) -> Iterator[Row | Malformed]:
+def _read_array(path: Path, stream: IO[bytes], meter: Meter | None) -> Iterator[Row | Malformed]:
     try:
         text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -111,6 +119,8 @@ def _read_array(path: Path, stream: IO[bytes]) -> Iterator[Row | Malformed]:
     decoder = _StrictDecoder()
     position, line, counted = _skip_space(text, text.index("[") + 1), 1, 0
     is_empty = text[position : position + 1] == "]"
+    if meter is not None:
+        meter.enter(lambda: position / len(text))  # the file was read at once, its rows are not
     while not is_empty:
         line += text.count("\n", counted, position)
         counted = position

@@ -1,40 +1,101 @@
 """Sources to batches of rows and comparisons, as they are read."""
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
-from rmtrain.data.batches import Adapted, RawBatch, adapt_batch
+import numpy as np
+
+from rmtrain.data.batches import Adapted, RawBatch
+from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, rows_of
 from rmtrain.data.gather import gather
+from rmtrain.data.hashes import is_held_out, prompt_hash, response_hashes
+from rmtrain.data.limits import Limits, Marks, content_key, is_limited
+from rmtrain.data.meter import Meter
+from rmtrain.data.ranked import grouped
+from rmtrain.data.refusals import check_rows
+from rmtrain.data.select import Selection, drawn, select
 from rmtrain.data.sources import read_rows
-from rmtrain.recipe.schema import PairSource, Source
+from rmtrain.recipe.schema import RankedSource, Source, TextSource
 
 BATCH_ROWS = 1000
 Item = TypeVar("Item")
 
 
-def read_batches(source: Source) -> Iterator[RawBatch | list[Adapted]]:
-    """All rows of a source in batches, to be adapted by whoever has the time; with `group_by_prompt` they are adapted and gathered.
+def read_batches(source: Source, meter: Meter | None = None) -> Iterator[RawBatch | list[Adapted]]:
+    """All rows of a source in batches, to be selected and adapted by whoever has the time; those to be gathered are so already.
+
+    `dedup` and `cap` are left to whoever sees all batches in order; where rows are gathered, they have been heeded before.
+
+    Args:
+        source: where the rows are, and which of them are used.
+        meter: told how far the reading is.
 
     Raises:
-        DataError: a source that cannot be read, or, where rows are gathered, as `adapt_batch` says.
+        DataError: a source that cannot be read, or, where rows are gathered, as `select` says.
     """
-    if isinstance(source, PairSource) and source.group_by_prompt:
-        return _batched(gather(chain.from_iterable(load_comparisons(source))))
-    return _raw_batches(source)
+    by_prompt = isinstance(source, TextSource) and source.group_by_prompt
+    if by_prompt or _is_grouped(source):
+        rows = chain.from_iterable(load_comparisons(source, meter))
+        return _batched(gather(rows) if by_prompt else rows)
+    return _raw_batches(source, meter)
 
 
-def load_comparisons(source: Source) -> Iterator[list[Adapted]]:
-    """All rows of a source in batches, each row a comparison or dropped, none gathered.
+def load_comparisons(source: Source, meter: Meter | None = None) -> Iterator[list[Adapted]]:
+    """All rows of a source in batches, each row a comparison or dropped as the recipe's selection says, none gathered by prompt.
 
     Raises:
-        DataError: a source that cannot be read, or as `adapt_batch` says.
+        DataError: a source that cannot be read, or as `select` says.
     """
-    return map(adapt_batch, _raw_batches(source))
+    limits, selections = Limits(source), map(select, _raw_batches(source, meter))
+    for selection in _grouped(selections, source) if _is_grouped(source) else selections:
+        yield _limited(selection, source, limits) if is_limited(source) else selection.rows
 
 
-def _raw_batches(source: Source) -> Iterator[RawBatch]:
-    for number, rows in enumerate(_batched(read_rows(source))):
+def _is_grouped(source: Source) -> TypeGuard[RankedSource]:
+    return isinstance(source, RankedSource) and source.group_by is not None
+
+
+def _grouped(selections: Iterable[Selection], source: RankedSource) -> Iterator[Selection]:
+    """The same rows, those that are one response each as comparisons. All are read before the first one comes."""
+    groups: dict[str, int] = {}
+
+    def rows() -> Iterator[Adapted]:
+        for selection in selections:
+            groups.update(selection.groups)
+            yield from selection.rows
+
+    for batch in _batched(grouped(rows(), source)):
+        check_rows(batch, source)
+        yield Selection(drawn(batch, source), groups)
+
+
+def _limited(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:
+    members: dict[str, list[Comparison | TokenizedComparison]] = defaultdict(list)
+    hashes = {row.id: prompt_hash(row) for row in selection.rows if isinstance(row, Comparison | TokenizedComparison)}
+    for row in selection.rows:
+        if isinstance(row, Comparison | TokenizedComparison):
+            members["eval" if is_held_out(hashes[row.id], source.holdout) else "train"].append(row)
+    refused = {}
+    for split, rows in members.items():
+        contents = [content_key(hashes[row.id], response_hashes(row), row.preferences) for row in rows]
+        groups = [selection.groups.get(row.id, 0) for row in rows]
+        marks = Marks(np.array(contents, np.uint64), np.array(groups, np.uint64))
+        refused |= {row.id: row for row in limits.refused(split, [row.id for row in rows], marks)}
+    return [left for row in selection.rows for left in _refused(row, refused)]
+
+
+def _refused(row: Adapted, refused: Mapping[str, Dropped]) -> list[Adapted]:
+    """The row, or, where it is refused, all the rows that it is made of as dropped."""
+    if isinstance(row, Dropped) or row.id not in refused:
+        return [row]
+    return [replace(refused[row.id], id=row_id) for row_id in rows_of(row)]
+
+
+def _raw_batches(source: Source, meter: Meter | None) -> Iterator[RawBatch]:
+    for number, rows in enumerate(_batched(read_rows(source, meter))):
         yield RawBatch(source, rows, is_first=number == 0)
 
 

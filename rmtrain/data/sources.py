@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
-from datasets import DatasetBuilder, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.cache.cache import Cache
+from datasets import load_from_disk
 
-from rmtrain.data.json_reader import RawRow, Row, read_json
+from rmtrain.data.hub_rows import hub_builder, hub_rows, only_split, patterns
+from rmtrain.data.json_reader import RawRow, read_json
+from rmtrain.data.meter import Meter
 from rmtrain.data.table_reader import read_csv, read_dataset, read_parquet
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Source
@@ -23,32 +23,44 @@ SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets
 HASH_BYTES = 2**20
 
 
-def read_rows(source: Source) -> Iterator[tuple[int, RawRow]]:
+def read_rows(source: Source, meter: Meter | None = None) -> Iterator[tuple[int, RawRow]]:
     """Rows of a source with their numbers, counted from 0, streamed.
 
     A relative path is relative to the current directory. A path that is not there is taken as a Hub id where it looks like one.
+
+    Args:
+        source: where the rows are.
+        meter: told how far the reading is.
 
     Raises:
         DataError: a dataset, file or split that is not there or cannot be read.
         RecipeError: a key that does not go with a local path.
     """
-    rows = _hub_rows(source) if is_on_hub(source) else _local_rows(source)
+    meter = meter or Meter()
+    rows = hub_rows(source, meter) if is_on_hub(source) else _local_rows(source, meter)
     return enumerate(islice(rows, source.limit))
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of the source's content: sha256 over the bytes of local files, or the resolved version of a Hub dataset."""
+    """A hash of the source's content: sha256 over the bytes of local files, or the resolved version of a Hub dataset.
+
+    Raises:
+        DataError: as `read_rows` says, or a file cannot be read.
+    """
     digest = hashlib.sha256()
     if is_on_hub(source):
-        builder = _builder(source)
+        builder = hub_builder(source)
         digest.update(json.dumps([source.path, builder.config_id, builder.hash, source.split]).encode())
         return digest.hexdigest()
     folder = _saved_dataset(source)
     for file in _saved_files(folder) if folder else data_files(source):
         digest.update(f"{file.stat().st_size}:".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BYTES):
-                digest.update(block)
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(HASH_BYTES):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{source.title}: {file} cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 
@@ -62,60 +74,25 @@ def is_on_hub(source: Source) -> bool:
     if path.exists():
         return False
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
-        raise DataError(f"{source.label}: {source.path} is not there")
+        raise DataError(f"{source.title}: {source.path} is not there")
     return True
 
 
-def _builder(source: Source) -> DatasetBuilder:
-    try:
-        builder = load_dataset_builder(
-            source.path,
-            name=source.name,
-            revision=source.revision,
-            data_dir=source.data_dir,
-            data_files=_patterns(source) or None,
-        )
-    except (OSError, ValueError, DatasetsError) as error:
-        raise _not_loaded(source, error) from error
-    if isinstance(builder, Cache) and source.revision not in (None, builder.hash):  # offline, `datasets` takes any cached version
-        raise DataError(
-            f"{source.label}: offline, and whether the cached {source.path} is revision {source.revision} cannot be known; "
-            f"leave `revision` out, or name the cached one: {builder.hash}"
-        )
-    return builder
-
-
-def _hub_rows(source: Source) -> Iterator[Row]:
-    builder = _builder(source)
-    try:
-        builder.download_and_prepare()
-        split = source.split or _only_split(source, list(builder.info.splits))
-        dataset = builder.as_dataset(split=split)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise _not_loaded(source, error) from error
-    return read_dataset(dataset)
-
-
-def _not_loaded(source: Source, error: Exception) -> DataError:
-    message = " ".join(str(error).split())[:400]
-    return DataError(f"{source.label}: {source.path} is no local file, and the Hub did not give it: {message}")
-
-
-def _local_rows(source: Source) -> Iterator[RawRow]:
+def _local_rows(source: Source, meter: Meter) -> Iterator[RawRow]:
     folder = _saved_dataset(source)
     if folder is not None:
-        return read_dataset(load_from_disk(str(folder)))
-    columns = source.margin if isinstance(source.margin, tuple) else (source.margin,)
-    numbers = frozenset(column for column in columns if column is not None)
-    return chain.from_iterable(_read_file(file, numbers) for file in data_files(source))
+        dataset = load_from_disk(str(folder))
+        return meter.through([read_dataset(dataset, meter, dataset.num_rows)], [1])
+    files, numbers = data_files(source), frozenset(source.number_columns)
+    return meter.through((_read_file(file, numbers, meter) for file in files), [file.stat().st_size for file in files])
 
 
-def _read_file(file: Path, numbers: frozenset[str]) -> Iterator[RawRow]:
+def _read_file(file: Path, numbers: frozenset[str], meter: Meter) -> Iterator[RawRow]:
     if file.name.endswith(".parquet"):
-        return read_parquet(file)
+        return read_parquet(file, meter)
     if file.name.endswith((".csv", ".csv.gz")):
-        return read_csv(file, numbers)
-    return read_json(file)
+        return read_csv(file, numbers, meter)
+    return read_json(file, meter)
 
 
 def data_files(source: Source) -> list[Path]:
@@ -133,16 +110,16 @@ def data_files(source: Source) -> list[Path]:
     if path.is_file():
         _refuse_keys(source, "data_dir", "data_files")
         if not path.name.endswith(FORMATS):
-            raise DataError(f"{source.label}: {path} is no data file; expected one of {', '.join(FORMATS)}")
+            raise DataError(f"{source.title}: {path} is no data file; expected one of {', '.join(FORMATS)}")
         if source.split not in (None, "train", _split_names(path, path.parent)[0]):
-            raise DataError(f'{source.label}: {path} is one file, it has no split "{source.split}"; leave `split` out')
+            raise DataError(f'{source.title}: {path} is one file, it has no split "{source.split}"; leave `split` out')
         return [path]
     folder = path / (source.data_dir or "")
     files = _files_in(folder, source)
     splits = {name for file in files for name in _split_names(file, folder)[:1]}
     if source.split is None:
         if source.data_files is None:
-            _only_split(source, sorted(splits))
+            only_split(source, sorted(splits))
         return files
     chosen = [file for file in files if source.split in _split_names(file, folder)]
     if not chosen:
@@ -151,24 +128,24 @@ def data_files(source: Source) -> list[Path]:
 
 
 def _refuse_keys(source: Source, *keys: str) -> None:
+    if source.streaming:
+        raise RecipeError(
+            f"{source.title}: `streaming` is for Hub datasets; the local {source.path} is streamed anyway, so leave it out"
+        )
     given = [key for key in keys if getattr(source, key) is not None]
     if given:
-        raise RecipeError(f"{source.label}: `{given[0]}` does not go with the local path {source.path}; leave it out")
-
-
-def _patterns(source: Source) -> list[str]:
-    return [source.data_files] if isinstance(source.data_files, str) else list(source.data_files or ())
+        raise RecipeError(f"{source.title}: `{given[0]}` does not go with the local path {source.path}; leave it out")
 
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{source.label}: {folder} is not there")
-    patterns = _patterns(source)
-    found = {file for pattern in patterns or ["**/*"] for file in folder.glob(pattern)}
+        raise DataError(f"{source.title}: {folder} is not there")
+    named = patterns(source)
+    found = {file for pattern in named or ["**/*"] for file in folder.glob(pattern)}
     files = sorted(file for file in found if _holds_rows(file.relative_to(folder)) and file.is_file())
     if not files:
-        wanted = ", ".join(patterns) or ", ".join(FORMATS)
-        raise DataError(f"{source.label}: no data file in {folder}; expected {wanted}")
+        wanted = ", ".join(named) or ", ".join(FORMATS)
+        raise DataError(f"{source.title}: no data file in {folder}; expected {wanted}")
     return files
 
 
@@ -185,14 +162,8 @@ def _split_names(file: Path, folder: Path) -> list[str]:
     return [stem, *folders] if stem not in ("", "part", "data", "shard") or not folders else [*folders, stem]
 
 
-def _only_split(source: Source, splits: list[str]) -> str:
-    if len(splits) == 1:
-        return splits[0]
-    raise DataError(f"{source.label}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
-
-
 def _no_split(source: Source, splits: list[str]) -> DataError:
-    return DataError(f'{source.label}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+    return DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
 
 
 def _saved_dataset(source: Source) -> Path | None:
@@ -201,7 +172,7 @@ def _saved_dataset(source: Source) -> Path | None:
     splits, state = folder / SAVED_SPLITS, folder / SAVED_DATASET
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
-        split = source.split or _only_split(source, names)
+        split = source.split or only_split(source, names)
         folder = folder / split
     elif state.is_file():
         split = json.loads(state.read_text(encoding="utf-8")).get("_split") or "train"

@@ -2,35 +2,36 @@
 
 import csv
 import gzip
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from io import TextIOWrapper
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from rmtrain.data.json_reader import Malformed, Row, open_bytes
+from rmtrain.data.meter import Meter
 from rmtrain.errors import DataError
 
 READ_ROWS = 1000
 MAX_FIELD_CHARACTERS = 16 * 2**20
 
 
-def read_csv(path: Path, numbers: Set[str]) -> Iterator[Row | Malformed]:
+def read_csv(path: Path, numbers: Set[str], meter: Meter | None = None) -> Iterator[Row | Malformed]:
     """Rows of a comma-separated file with a header, `.gz` or not. Every cell is text.
 
     Args:
         path: the file, in UTF-8; a quoted cell may span lines.
         numbers: columns whose cells are numbers; an empty one is None, one that is no number stays text for the caller to refuse.
+        meter: told how much of the file is read.
 
     Raises:
         DataError: quoting that cannot be followed, a repeated column name, invalid UTF-8.
     """
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    with open_bytes(path) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
+    with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
             columns = next(reader, [])
@@ -52,20 +53,28 @@ def _number(cell: str) -> float | str | None:
         return cell
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Rows of a Parquet file; raises DataError when it is none."""
+def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row]:
+    """Rows of a Parquet file, of which `meter` is told; raises DataError when it is none."""
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=READ_ROWS):
-                yield from map(without_null_keys, batch.to_pylist())
+            yield from _counted(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
     except pa.ArrowException as error:
         raise DataError(f"{path}: not Parquet: {' '.join(str(error).split())}") from error
 
 
-def read_dataset(dataset: Dataset) -> Iterator[Row]:
-    """Rows of a `datasets.Dataset`."""
+def read_dataset(dataset: Dataset | IterableDataset, meter: Meter | None = None, number: int | None = None) -> Iterator[Row]:
+    """Rows of a dataset; with their `number`, `meter` is told how many of them are read."""
     tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-    yield from map(without_null_keys, chain.from_iterable(table.to_pylist() for table in tables))
+    yield from _counted((table.to_pylist() for table in tables), number, meter)
+
+
+def _counted(pages: Iterable[list[Row]], number: int | None, meter: Meter | None) -> Iterator[Row]:
+    done = 0
+    if meter is not None and number is not None:
+        meter.enter(lambda: done / number if number else 1.0)
+    for page in pages:
+        yield from map(without_null_keys, page)
+        done += len(page)
 
 
 def without_null_keys(row: Row) -> Row:

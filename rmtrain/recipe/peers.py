@@ -17,6 +17,17 @@ _NAMES = {
     "data.train.0.split": "dataset_train_split dataset_split train_split",
     "data.eval.0.split": "dataset_eval_split dataset_test_split eval_split test_split",
     "data.train.0.limit": "max_samples max_train_samples max_examples",
+    "data.train.0.streaming": "stream use_streaming",
+    "data.train.0.filter": "filters filter_by where conditions dataset_filter_fn",
+    "data.train.0.filter.0.equals": "is eq equal value",
+    "data.train.0.filter.0.is_not": "not_equal not_equals ne neq isnt",
+    "data.train.0.filter.0.one_of": "isin is_in any_of values",
+    "data.train.0.filter.0.at_least": "gte ge min minimum greater_equal",
+    "data.train.0.filter.0.at_most": "lte le max maximum less_equal",
+    "data.train.0.fraction": "weight weights sample_ratio sampling_ratio subsample proportion dataset_weight frac",
+    "data.train.0.cap": "max_per_prompt max_per_group max_pairs_per_prompt",
+    "data.train.0.dedup": "deduplicate deduplication drop_duplicates remove_duplicates",
+    "data.train.0.prepare": "map_fn process_fn preprocess_fn preprocessing_fn transform transform_fn",
     "data.train.0.holdout": "test_size val_size val_set_size eval_size held_out validation_split",
     "data.train.0.chosen": "chosen_column chosen_key column_chosen",
     "data.train.0.rejected": "rejected_column rejected_key column_rejected",
@@ -59,6 +70,13 @@ _NAMES = {
     "training.batch_size": "per_device_train_batch_size train_batch_size global_batch_size per_device_batch_size "
     "effective_batch_size",
     "training.precision": "bf16 fp16 mixed_precision tf32 autocast",
+    "training.deterministic": "full_determinism use_deterministic_algorithms cudnn_deterministic",
+    "checkpoints": "checkpointing checkpoint checkpointer",
+    "checkpoints.every": "save_steps save_every save_interval save_freq save_strategy checkpointing_steps checkpoint_every saves_per_epoch",
+    "checkpoints.minutes": "save_minutes save_interval_minutes save_every_minutes",
+    "checkpoints.keep": "save_total_limit keep_last_n keep_last max_checkpoints max_ckpt_num checkpoints_total_limit",
+    "checkpoints.best": "metric_for_best_model best_metric greater_is_better monitor",
+    "checkpoints.load_best_at_end": "load_best_model_at_end load_best early_stopping_load_best",
     "evaluation.every": "eval_steps eval_strategy evaluation_strategy eval_every eval_interval evals_per_epoch",
     "evaluation.gates": "fail_under thresholds",
     "tracking.log_every": "logging_steps log_steps log_interval logging_strategy",
@@ -76,3 +94,9 @@ def _key_path(text: str) -> KeyPath:
 
 PEERS: dict[str, KeyPath] = {peer: _key_path(ours) for ours, peers in _NAMES.items() for peer in peers.split()}
 """A peer's name, or `section.name` where only that section is meant, and the key path of a recipe."""
+RESUME = "the same command goes on from the newest checkpoint; --resume PATH picks one"
+FRESH = "--fresh moves an older run aside and begins anew"
+OPTIONS = dict.fromkeys(("resume_from_checkpoint", "resume", "auto_resume", "resume_ckpt"), RESUME) | dict.fromkeys(
+    ("overwrite_output_dir", "overwrite"), FRESH
+)
+"""A peer's name of what is no key of a recipe but an option of `rmtrain train`, and what to say."""

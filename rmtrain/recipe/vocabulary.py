@@ -15,7 +15,10 @@ SectionType = type[BaseModel]
 JsonSchema = dict[str, Any]
 
 _BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
-_PATTERNS = {r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`"}
+_PATTERNS = {
+    r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`",
+    r"^[A-Za-z_]\w*:[A-Za-z_]\w*$": "text such as module:function",
+}
 
 
 class Spot(NamedTuple):

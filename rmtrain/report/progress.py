@@ -155,14 +155,19 @@ class LiveDisplay:
 
 
 def make_display(console: Console, total_steps: int, processes: int = 1) -> LiveDisplay | LineDisplay:
-    """A live display where a person watches a terminal; plain lines in pipes, files, CI jobs and dumb terminals.
+    """A live display where a person watches a terminal; plain lines in pipes, files, CI jobs and dumb terminals."""
+    if is_watched(console):
+        return LiveDisplay(console, total_steps, processes)
+    return LineDisplay(console, total_steps)
+
+
+def is_watched(console: Console) -> bool:
+    """Whether a person looks at a terminal that can redraw a line.
 
     `FORCE_COLOR` makes rich take a file for a terminal, so that the file itself is asked, too.
     """
-    watched = console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not console.is_jupyter
-    if watched and console.file.isatty() and not os.environ.get("CI"):
-        return LiveDisplay(console, total_steps, processes)
-    return LineDisplay(console, total_steps)
+    able = console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not console.is_jupyter
+    return bool(able and console.file.isatty() and not os.environ.get("CI"))
 
 
 def _reading(name: str, key: str, metrics: Mapping[str, float]) -> str:

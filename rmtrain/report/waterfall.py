@@ -1,4 +1,4 @@
-"""What became of the rows: read, dropped by reason, gathered into others, kept."""
+"""What became of the rows: read, left out as the recipe asks, dropped for faults, gathered into others, kept."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from rmtrain.data.checks import ASKED_FOR
 from rmtrain.report.formats import percent
 
 BAR_WIDTH = 24
@@ -14,6 +15,8 @@ BAR_WIDTH = 24
 
 def waterfall_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
     """Each source's rows from read to kept, with a bar of what each reason took away; with several sources, their sum at the end.
+
+    What the recipe itself leaves out comes first, `as asked` and in yellow; faults follow, in red.
 
     Args:
         waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`.
@@ -50,9 +53,10 @@ def _add_source(table: Table, source: str, counts: Mapping[str, Any]) -> None:
         table.add_row()
     table.add_row(Text(source, style="bold"), f"{read:,}", "", _bar(0, read, read, "dim"))
     left = read
-    for reason, count in sorted(counts["dropped"].items(), key=lambda item: -item[1]):
-        name = Text(f"  − {reason.replace('_', ' ')}")
-        table.add_row(name, f"{count:,}", percent(count, read), _bar(left - count, left, read, "red"))
+    for reason, count in sorted(counts["dropped"].items(), key=lambda item: (item[0] not in ASKED_FOR, -item[1])):
+        asked, style = (", as asked", "yellow") if reason in ASKED_FOR else ("", "red")
+        name = Text(f"  − {reason.replace('_', ' ')}{asked}")
+        table.add_row(name, f"{count:,}", percent(count, read), _bar(left - count, left, read, style))
         left -= count
     if gathered := counts["gathered"]:
         table.add_row("  ∪ gathered", f"{gathered:,}", percent(gathered, read), _bar(kept, left, read, "blue"))
