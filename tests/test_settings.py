@@ -1,6 +1,7 @@
 """Trap 7: a setting that nothing reads does nothing, and nobody notices."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from rich.console import Console
 from rmtrain.batching.layout import lay_out
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
+from rmtrain.data.loading import load_comparisons
 from rmtrain.engine.loop import compute_objective
-from rmtrain.errors import RmtrainError
+from rmtrain.errors import DataError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
 from rmtrain.recipe import schema
@@ -46,6 +48,29 @@ def sections(of: type[Section] = Section) -> Iterator[type[Section]]:
         yield from sections(section)
 
 
+def read_other_formats(folder: Path) -> None:
+    """A row through every kind of label, and of responses."""
+    row = {"prompt": "q", "x": "one", "y": "two", "l": 1, "m": 0, "r": [{"t": "one", "s": 1}, {"t": "two", "s": 2}]}
+    file = str(write_rows(folder / "formats.jsonl", [row, row | {"x": "three", "l": 2}]))
+    labels: list[dict[str, Any]] = [
+        {"by": "value", "column": "l", "values": {"1": "a", "2": "b"}},
+        {"by": "index", "column": "l", "first": 1},
+        {"by": "one_hot", "a": "m", "b": "n", "tie": "o"},
+        {"by": "sign", "column": "l", "positive": "b"},
+        {"by": "scores", "a": "l", "b": "m"},
+    ]
+    sources: list[schema.Source] = [
+        schema.AbSource.model_validate({"path": file, "format": "ab", "a": "x", "b": "y", "label": label}) for label in labels
+    ]
+    sources += [
+        schema.RankedSource(path=file, format="ranked", responses="r", response="t", score="s"),
+        schema.RankedSource(path=file, format="ranked", group_by="prompt", response="x", score="l"),
+    ]
+    for source in sources:
+        with suppress(DataError):  # there is no column n
+            list(load_comparisons(source))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
     recipe = tiny_recipe(
@@ -69,6 +94,7 @@ def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads:
     upper = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
     rewritten = {**data, "train": [source], "eval": (), "chat_template": upper, "allow_rewritten": True}
     preprocess(tiny_recipe(tmp_path, data=rewritten), QUIET)
+    read_other_formats(tmp_path)
     with pytest.raises(RmtrainError):
         push(tmp_path / "run/model", recipe.hub.model_copy(update={"id": "nobody/nothing"}), "nothing")
     batch = lay_out([tokenized("s:0", [5, 6, 0], [5, 7, 0])], pad_token_id=1)
@@ -78,7 +104,8 @@ def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads:
 
     declared = {(s.__name__, name) for s in sections() for name in s.__annotations__ if name in s.model_fields}
     declared -= {
-        ("PairSource", "format"),
+        *((name, "format") for name in ("PairSource", "AbSource", "RankedSource")),
+        *((f"{name}Label", "by") for name in ("Value", "Index", "OneHot", "Sign", "Scores")),
         ("TokenizedSource", "format"),
         ("BradleyTerry", "type"),
         ("PlackettLuce", "type"),

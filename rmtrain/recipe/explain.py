@@ -104,16 +104,27 @@ def _explain_one(detail: ErrorDetails, spot: Spot, document: Document) -> Proble
 def _in_words(annotation: Any) -> str:
     required = [[n for n, field in kind.model_fields.items() if field.is_required()] for kind in kinds(annotation).values()]
     fewest = [keys for keys in required if keys and not any(set(other) < set(keys) for other in required)]
-    return in_words(annotation) + (f" with {either(listed(keys, 'and') for keys in fewest)}" if fewest else "")
+    return in_words(annotation) + (f" with {either(dict.fromkeys(listed(keys, 'and') for keys in fewest))}" if fewest else "")
 
 
 def _wrong_kind(value: dict[str, Any], spot: Spot, document: Document) -> Problem:
     key, names = discriminator(spot.annotation), [str(name) for name in kinds(spot.annotation)]
     assert key is not None, spot
-    came = value.get(key)
+    if key not in value:
+        return _no_kind(value, key, names, spot, document)
+    came = value[key]
     near = near_miss(came, names) if isinstance(came, str) else None
     message = f"expected {either(names)}, got {show(came)}{f'; did you mean {near}?' if near else ''}"
     return Problem(document.value_place((*spot.path, key)), (*spot.path, key), message)
+
+
+def _no_kind(value: dict[str, Any], key: str, names: list[str], spot: Spot, document: Document) -> Problem:
+    known = {name for section in kinds(spot.annotation).values() for name in section.model_fields}
+    misspelt = near_miss(key, [name for name in value if name not in known])
+    if misspelt:
+        path = (*spot.path, misspelt)
+        return Problem(document.key_place(path), path, f"unknown key; did you mean {key}?")
+    return Problem(document.key_place(spot.path), (*spot.path, key), f"missing; expected {either(names)}")
 
 
 def _near_choice(value: Any, annotation: Any) -> str:

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from rmtrain.recipe.peers import PEERS
+from rmtrain.recipe.peers import OPTIONS, PEERS
 from rmtrain.recipe.redact import asks_for_secret
 from rmtrain.recipe.section import KeyPath
 from rmtrain.recipe.vocabulary import SectionType, either, entries, key_paths
@@ -31,12 +31,14 @@ def suggest(path: KeyPath, sections: tuple[SectionType, ...]) -> Suggestion:
     if name not in sections[0].model_fields and any(name in section.model_fields for section in sections[1:]):
         return Suggestion(_of_another_kind(name, sections))
     plain, here = name.lower().replace("-", "_"), _any_index(where)
+    if plain in OPTIONS:
+        return Suggestion(f"unknown key; {OPTIONS[plain]}")
     own = list(dict.fromkeys(key for section in sections for key in section.model_fields))
     everywhere = key_paths()
     peer = PEERS.get(f"{here[-1]}.{plain}" if here else plain) or PEERS.get(plain)
-    if peer and plain not in own:
-        return _did_you_mean(peer, where)
     near = near_miss(plain, own, cutoff=0.85)
+    if peer and plain not in own and (peer[:-1] == here or not near):
+        return _did_you_mean(peer, where)
     if plain in everywhere and not near:
         return _belongs_under(everywhere[plain], here)
     near = near or near_miss(plain, own)

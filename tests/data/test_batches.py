@@ -15,6 +15,8 @@ from tests.helpers import pairs, write_jsonl
         (pairs(3), {"prompt": "question", "system": "sys"}, r'^rows: no column "question", "sys"; it has: prompt, chosen, rejected$'),
         (pairs(3), {"margin": "score", "margin_default": 0.0}, r'^rows: no column "score"; it has: prompt, chosen, rejected$'),
         ([{"chosen_ids": [1], "rejected_ids": [2]}], {}, r'no column "chosen", "rejected"; .*; rows of tokens need format: tokenized$'),
+        ([{"prompt": "q", "completion": "a", "label": True}] * 3, {}, r"; rows of one completion and a label are unpaired"),
+        (pairs(3), {"prompt": ["prompt", "input"]}, r'^rows: no column "input"; it has: prompt, chosen, rejected$'),
         (
             [{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}] * 3,
             {},

@@ -31,7 +31,7 @@ def test_rows_that_say_the_same_weigh_more_and_contradictions_stay() -> None:
     (one,) = gather([row(0, "p", "a", "b"), row(1, "p", "b", "a"), row(2, "p", "a", "b"), row(3, "p", "a", "b", 1.0)])
     assert texts(one) == ["a", "b"]
     assert one.preferences == (Preference(0, 1, weight=2.0), Preference(1, 0), Preference(0, 1, margin=1.0))
-    assert rows_of(one) == ("s:0", "s:2", "s:1", "s:3")
+    assert rows_of(one) == ("s:0", "s:1", "s:2", "s:3")
 
 
 def test_prompts_are_equal_to_the_letter_and_rows_without_one_stay_alone() -> None:
@@ -50,3 +50,31 @@ def test_a_response_of_several_messages_is_one_response() -> None:
     (one,) = gather(rows)
     assert one.responses == tuple(turns)
     assert one.preferences == (Preference(0, 1), Preference(1, 0))
+
+
+def test_messages_that_differ_beside_their_content_are_different() -> None:
+    calls = [{"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {"x": x}}]} for x in (1, 2, 1)]
+    prompt = ({"role": "user", "content": "p"},)
+    rows = [Comparison(f"s:{n}", "s", prompt, ((calls[n],), (calls[n + 1],))) for n in range(2)]
+    (one,) = gather(rows)
+    assert one.responses == ((calls[0],), (calls[1],))
+    assert one.preferences == (Preference(0, 1), Preference(1, 0))
+    tool = ({"role": "tool", "content": "p", "tool_call_id": "c"},)
+    assert len(list(gather([rows[0], Comparison("s:9", "s", (*prompt, *tool), rows[0].responses)]))) == 2
+
+
+def test_rows_that_a_comparison_is_made_of_stay_its_rows() -> None:
+    group = Comparison(
+        "s:4", "s", row(0, "p", "a", "b").prompt, row(0, "p", "a", "b").responses, (Preference(0, 1, rows=("s:4", "s:9")),)
+    )
+    (one,) = gather([group, row(5, "p", "b", "a")])
+    assert rows_of(one) == ("s:4", "s:5", "s:9")
+    late = Comparison("s:8", "s", group.prompt, group.responses, (Preference(0, 1, rows=("s:8", "s:9")),))
+    (one,) = gather([late, row(5, "p", "c", "a")])
+    assert (one.id, rows_of(one)) == ("s:5", ("s:5", "s:8", "s:9")), "its id is that of the first of its rows"
+
+
+def test_rows_stand_in_the_order_of_the_source() -> None:
+    edges = tuple(Preference(0, 1, margin=float(n), rows=(f"a:b:{name}",)) for n, name in enumerate(["10", "9", "2.10", "2.9"]))
+    comparison = Comparison("a:b:2.9", "a:b", (), row(0, "", "a", "b").responses, edges)
+    assert rows_of(comparison) == ("a:b:2.9", "a:b:2.10", "a:b:9", "a:b:10")

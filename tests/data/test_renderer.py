@@ -111,3 +111,55 @@ def test_a_template_that_refuses_roles_names_the_row() -> None:
     assert Renderer(tokenizer).is_verbatim
     with pytest.raises(DataError, match=rf"^{bad.id}: the chat template failed: TemplateError: no$"):
         Renderer(tokenizer).render([good, bad])
+
+
+QWEN = (  # as qwen3 has it: thoughts of the last turn alone, calls as JSON, results of tools
+    "{% for m in messages %}<|{{ m.role }}|>"
+    "{% if loop.last and m.reasoning_content is defined %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{% set f = c.function if c.function is defined else c %}"
+    '<call>{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}</call>{% endfor %}\n{% endfor %}'
+    "{{ '<|assistant|>' if add_generation_prompt else eos_token }}"
+)
+NAMES_ONLY = QWEN.replace(', "arguments": {{ f.arguments | tojson }}', "")
+QUESTION, REPLY = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"x": 2}}}]}
+OTHER_CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {"x": 3}}]}
+RESULT = {"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"}
+
+
+def test_calls_and_results_of_tools_reach_the_template() -> None:
+    tokenizer = prepared(byte_bpe(), QWEN)
+    row = Comparison("s:0", "s", (QUESTION,), ((CALL,), (OTHER_CALL,), (CALL, RESULT, REPLY)))
+    (rendered,) = Renderer(tokenizer).render([row])
+    assert rendered.texts.whole[0] == (
+        '<|user|>2 + 2?\n<|assistant|><call>{"name": "add", "arguments": {"x": 2}}</call>\n<|endoftext|>'
+    )
+    assert '"x": 3' in rendered.texts.whole[1]
+    assert "<|tool|>4\n<|assistant|>It is 4." in rendered.texts.whole[2]
+    assert (rendered.rewritten, rendered.hidden) == ((), {})
+    assert rendered.texts.begin == (0, len("<|user|>2 + 2?\n<|assistant|>"))
+
+
+@pytest.mark.parametrize("template", [*CHAT_TEMPLATES, NAMES_ONLY], ids=[*CHAT_TEMPLATES, "names only"])
+def test_trap_16_calls_that_a_template_does_not_write_are_told(template: str) -> None:
+    renderer = Renderer(prepared(byte_bpe(), template))
+    rows = [
+        Comparison("s:0", "s", (QUESTION,), ((CALL,), (REPLY,))),
+        Comparison("s:1", "s", (QUESTION, CALL, RESULT), ((REPLY,), (REPLY | {"content": "5"},))),
+        Comparison("s:2", "s", (QUESTION,), ((REPLY,), (REPLY | {"content": "5"},))),
+    ]
+    hidden = [rendered.hidden for rendered in renderer.render(rows)]
+    assert hidden == [{0: "tool_calls"}, {0: "tool_calls", 1: "tool_calls"}, {}]
+
+
+def test_trap_16_thoughts_that_a_template_does_not_write_are_told() -> None:
+    thinking = REPLY | {"reasoning_content": " two and two "}
+    row = Comparison("s:0", "s", (QUESTION,), ((thinking,), (REPLY,), (thinking, QUESTION, REPLY)))
+    (rendered,) = Renderer(prepared(byte_bpe(), QWEN)).render([row])
+    assert rendered.hidden == {2: "reasoning_content"}, "an earlier turn of the response"
+    assert rendered.texts.whole[0].startswith("two and two", (rendered.texts.begin or (0, 0))[1]), "it begins with its thoughts"
+    (rendered,) = Renderer(prepared(byte_bpe(), "simple_chat")).render([row])
+    assert rendered.hidden == {0: "reasoning_content", 2: "reasoning_content"}
+    earlier = Comparison("s:1", "s", (QUESTION, thinking, QUESTION), ((REPLY,), (REPLY | {"content": "5"},)))
+    (rendered,) = Renderer(prepared(byte_bpe(), QWEN)).render([earlier])
+    assert rendered.hidden == {}, "in the prompt templates leave them out when they serve, too"

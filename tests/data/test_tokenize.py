@@ -217,3 +217,13 @@ def test_rows_of_tokens_are_held_to_the_same_rules() -> None:
         "missing_end_token", "double_end_token", "identical", "unknown_token", "too_long",
     ]  # fmt: skip
     assert all(len(row.lost) == (row.row is None) for row in checked)
+
+
+def test_trap_16_what_a_template_does_not_show_is_dropped_whatever_is_allowed() -> None:
+    calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add", "arguments": {"x": 2}}}]}
+    row = Comparison("s:0", "s", (user("2 + 2?"),), ((calling,), (assistant("4"),)))
+    for allowed in (False, True):
+        lost = encode(row, prepared(byte_bpe(), "simple_chat"), allow_rewritten=allowed)
+        assert isinstance(lost, Dropped)
+        assert lost.reason == "hidden_by_template"
+        assert lost.detail == "the chat template does not write what a message has in tool_calls"

@@ -112,8 +112,8 @@ BROKEN: list[tuple[str, str, list[str]]] = [
         "    - path: pairs.jsonl",
         "    - {path: a, format: pairs}\n    - {path: b, format: 5}",
         [
-            '@4:25  data.train.0.format: expected pair or tokenized, got "pairs"; did you mean pair?',
-            "@5:25  data.train.1.format: expected pair or tokenized, got 5",
+            '@4:25  data.train.0.format: expected pair, ab, ranked or tokenized, got "pairs"; did you mean pair?',
+            "@5:25  data.train.1.format: expected pair, ab, ranked or tokenized, got 5",
         ],
     ),
     (
@@ -133,7 +133,7 @@ BROKEN: list[tuple[str, str, list[str]]] = [
             "@4:44  data.train.0.data_files.0: expected text, got 1; put it in quotes",
             "@4:55  data.train.0.limit: expected a whole number above 0, or null, got 0",
             "@4:58  data.train.0.chosn: unknown key; did you mean chosen?",
-            '@4:92  data.train.0.messages.roles.bot: expected system, user or assistant, got "asistant"; did you mean assistant?',
+            '@4:92  data.train.0.messages.roles.bot: expected system, user, assistant or tool, got "asistant"; did you mean assistant?',
         ],
     ),
     (
@@ -299,7 +299,7 @@ def test_a_good_recipe_loads_with_its_defaults() -> None:
     assert isinstance(recipe.optimizer.lr, float)
     assert recipe.training.batch_size == 32
     assert recipe.lora is None
-    assert recipe.data.train[0].label == "pairs"
+    assert recipe.data.train[0].title == "pairs"
 
 
 @pytest.mark.parametrize(("old", "new", "lines"), BROKEN)
@@ -402,12 +402,27 @@ def test_control_characters_do_not_reach_the_terminal() -> None:
     assert lines[1:] == (r"recipe.yaml:7:3  optimizer.l\nr: unknown key; did you mean lr?",)
 
 
+LABELS = {
+    "value": "by: value, column: w, values: {1: a, 0: b}",
+    "index": "by: index, column: w",
+    "one_hot": "by: one_hot, a: v, b: w",
+    "sign": "by: sign, column: w, positive: a",
+    "scores": "by: scores, a: v, b: w",
+}
+KINDS = {
+    "tokenized": "format: tokenized",
+    "ranked": "format: ranked, responses: r, score: s",
+    "ab": "format: ab, a: x, b: y, label: {by: index, column: w}",
+    **{kind: f"format: ab, a: x, b: y, label: {{{label}}}" for kind, label in LABELS.items()},
+}
+
+
 def complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
     """A recipe in which every section is written out."""
     text = GOOD if kind_of_model == "pretrained" else GOOD.replace("model: {path: some/model}", SCRATCH)
     overrides = ["data.eval=[{path: held.jsonl}]", "lora={}"]
-    if kind_of_source == "tokenized":
-        overrides += [f"data.{side}.0.format=tokenized" for side in ("train", "eval")]
+    if kind_of_source != "pair":
+        overrides += [f"data.{side}.0={{path: {side}.jsonl, {KINDS[kind_of_source]}}}" for side in ("train", "eval")]
     return load(text, overrides).model_dump(mode="json")
 
 
@@ -429,11 +444,12 @@ def misspellings(name: str) -> list[str]:
 def test_every_key_misspelt_by_a_letter_is_named_and_corrected() -> None:
     tried = 0
     for entry in entries():
-        source = "tokenized" if entry.kind == "tokenized" else "pair"
+        source = str(entry.kind) if entry.kind in KINDS else "pair"
+        siblings = {name for other in entries() if other.path == entry.path for name in other.section.model_fields}
         model = "scratch" if "scratch" in (*entry.path, entry.kind) else "pretrained"
         whole = complete(source, model)
         for name in entry.section.model_fields:
-            for wrong in misspellings(name):
+            for wrong in sorted({*misspellings(name)} - siblings):
                 data = deepcopy(whole)
                 rename(data, (*entry.path, name), wrong)
                 lines = problems(write_yaml(data))
@@ -495,7 +511,7 @@ def every_path(data: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
 @settings(max_examples=250, deadline=None)
 @given(draw=st.data())
 def test_no_mutation_of_a_recipe_gives_anything_but_a_recipe_or_its_errors(draw: st.DataObject) -> None:
-    data = complete(draw.draw(st.sampled_from(["pair", "tokenized"])), draw.draw(st.sampled_from(["pretrained", "scratch"])))
+    data = complete(draw.draw(st.sampled_from(["pair", *KINDS])), draw.draw(st.sampled_from(["pretrained", "scratch"])))
     for _ in range(draw.draw(st.integers(1, 4))):
         path = draw.draw(st.sampled_from(every_path(data)))
         section: Any = data

@@ -74,7 +74,7 @@ def test_the_sentiment_recipe_says_what_the_seed_command_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "label"),
+    ("path", "title"),
     [
         ("trl-internal-testing/sentiment-trl-style", "sentiment-trl-style"),
         ("data/hh_harmless.jsonl.gz", "hh_harmless"),
@@ -86,9 +86,9 @@ def test_the_sentiment_recipe_says_what_the_seed_command_says() -> None:
         ("/", "/"),
     ],
 )
-def test_the_label_of_a_source_is_its_tag_or_the_end_of_its_path(path: str, label: str) -> None:
-    assert PairSource(path=path).label == label
-    assert PairSource(path=path, tag="mine").label == "mine"
+def test_the_title_of_a_source_is_its_tag_or_the_end_of_its_path(path: str, title: str) -> None:
+    assert PairSource(path=path).title == title
+    assert PairSource(path=path, tag="mine").title == "mine"
 
 
 def test_checks_between_sections_hold_in_python_too() -> None:
@@ -135,6 +135,22 @@ def test_checks_between_sections_allow_what_is_right(sections: dict[str, Any]) -
         (("data", "train", 0, "pair", "data_files", "tuple[str, ...]", 0), "data.train.0.data_files.0", "text"),
         (("data", "train", 0, "pair", "margin", "str"), "data.train.0.margin", "a list of 2, each text, or text, or null"),
         (("data", "train", 0, "tokenized", "margin"), "data.train.0.margin", "text, or null"),
+        (("data", "train", 0, "ab", "label", "value", "values", "1"), "data.train.0.label.values.1", "a, b or tie"),
+        (
+            ("data", "train", 0, "ab", "label", "value", "column", "tuple[str, ...]", 0),
+            "data.train.0.label.column.0",
+            "non-empty text",
+        ),
+        (
+            ("data", "train", 0, "ab", "label", "index", "first"),
+            "data.train.0.label.first",
+            "a whole number at least 0 and at most 1",
+        ),
+        (
+            ("data", "train", 0, "ranked", "score", "dict[str,float]"),
+            "data.train.0.score",
+            "a mapping to a number, or non-empty text",
+        ),
         (("model", "scratch", "scratch", "layers"), "model.scratch.layers", "a whole number above 0"),
         (("model", "scratch", "dtype"), "model.dtype", "float32 or bfloat16"),
         (("model", "pretrained"), "model", "a section"),
@@ -145,7 +161,7 @@ def test_checks_between_sections_allow_what_is_right(sections: dict[str, Any]) -
         (
             ("data", "train", 0, "pair", "messages", "roles", "bot"),
             "data.train.0.messages.roles.bot",
-            "system, user or assistant",
+            "system, user, assistant or tool",
         ),
     ],
 )

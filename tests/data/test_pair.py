@@ -1,24 +1,21 @@
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rmtrain.data.adapters import adapt, lookup
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison
-from rmtrain.data.loading import load_comparisons
-from rmtrain.recipe.schema import Messages, PairSource, TokenizedSource
+from rmtrain.data.adapters import adapt
+from rmtrain.data.comparison import Comparison, Dropped
+from rmtrain.recipe.schema import Messages, PairSource
 
 SYSTEM = {"role": "system", "content": "be brief"}
 Q, Q2 = {"role": "user", "content": "q"}, {"role": "user", "content": "q2"}
 A, B = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
 SHARE_A, SHARE_B = {"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}
-HH = Messages(transcript="hh")
+HH, JSON = Messages(transcript="hh"), Messages(decode_json=True)
 HH_A, HH_B = "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"
 
 
 def pair(row: dict[str, Any], **keys: Any) -> Comparison | Dropped:
-    result = adapt(row, 3, PairSource(path="hh.jsonl", **keys))
+    result = adapt(row, "hh:3", PairSource(path="hh.jsonl", **keys))
     assert isinstance(result, Comparison | Dropped)
     assert (result.id, result.source) == ("hh:3", "hh")
     return result
@@ -55,6 +52,11 @@ SHAPES: list[tuple[str, dict[str, Any], dict[str, Any], list[Any]]] = [
     ("system column", {"sys": "be brief", "q": "q", "chosen": "a", "rejected": "b"}, {"system": "sys", "prompt": "q"}, [SYSTEM, Q]),
     ("empty system column", {"sys": "", "q": "q", "chosen": "a", "rejected": "b"}, {"system": "sys", "prompt": "q"}, [Q]),
     ("null system column", {"sys": None, "prompt": "q", "chosen": "a", "rejected": "b"}, {"system": "sys"}, [Q]),
+    ("two columns", {"i": "q1", "j": "q2", "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q | {"content": "q1\nq2"}]),
+    ("empty second column", {"i": "q", "j": "", "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q]),
+    ("null second column", {"i": "q", "j": None, "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q]),
+    ("json cells", {"prompt": '[{"role": "user", "content": "q"}]', "chosen": '"a"', "rejected": '["b"]'}, {"messages": JSON}, [Q]),
+    ("lists of one text", {"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}, {}, [Q]),
     ("nested", {"x": {"q": ["", "q"]}, "chosen": "a", "rejected": "b"}, {"prompt": "x.q.1"}, [Q]),
     ("names with spaces", {"the prompt": "q", "best-one": "a", "rejected": "b"}, {"prompt": "the prompt", "chosen": "best-one"}, [Q]),
     (
@@ -117,6 +119,18 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("missing_column", {"chosen": "a", "rejected": "b"}, {"system": "system"}),
     ("not_messages", {"prompt": "q", "chosen": 3, "rejected": "b"}, {}),
     ("not_messages", {"prompt": "q", "chosen": "a", "rejected": "b", "system": 3}, {"system": "system"}),
+    ("empty_prompt", {"q": None, "chosen": "a", "rejected": "b"}, {"prompt": "q"}),
+    ("empty_prompt", {"q": [], "chosen": "a", "rejected": "b"}, {"prompt": "q"}),
+    ("empty_prompt", {"q": "", "r": None, "chosen": "a", "rejected": "b"}, {"prompt": ["q", "r"]}),
+    ("not_messages", {"q": "q", "r": 3, "chosen": "a", "rejected": "b"}, {"prompt": ["q", "r"]}),
+    ("images", {"prompt": "q", "chosen": "a", "rejected": "b", "images": ["x.png"]}, {}),
+    ("not_json", {"prompt": "q", "chosen": "[", "rejected": "[]"}, {"messages": JSON}),
+    ("not_json", {"prompt": '["q"]', "chosen": '["\\ud83d"]', "rejected": '["b"]'}, {"messages": JSON}),
+    ("empty_cell", {"prompt": '["q"]', "chosen": "", "rejected": '["b"]'}, {"messages": JSON}),
+    ("empty_message", {"prompt": ["q"], "chosen": ["a"], "rejected": [None]}, {}),
+    ("role_order", {"prompt": ["q", "q2"], "chosen": ["a", "a"], "rejected": ["b"]}, {}),
+    ("role_order", {"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d"]}, {}),
+    ("role_order", {"chosen": ["a", "c"], "rejected": ["b", "d"]}, {}),
 ]
 
 
@@ -177,91 +191,63 @@ def test_trap_22_a_margin_that_is_none_is_an_error_of_its_row(cells: dict[str, A
     assert words in result.detail
 
 
-TOKENS = TokenizedSource(path="tokens.parquet", format="tokenized")
+def test_lists_of_texts_are_turns_that_follow_each_other() -> None:
+    row = {"prompt": ["q", "q2"], "chosen": ["a", "c"], "rejected": ["a", "d"]}
+    result = comparison(row)
+    assert list(result.prompt) == [Q, A, Q2]
+    assert [response[0]["content"] for response in result.responses] == ["c", "d"]
+    part = comparison(row | {"rejected": ["b", "d"]})
+    assert list(part.prompt) == [Q], "the sides part at their first replies"
+    assert part.responses[1] == (B, Q2, {"role": "assistant", "content": "d"})
+    encoded = {"prompt": '["q", "q2"]', "chosen": '["a", "c"]', "rejected": '["a", "d"]'}
+    assert comparison(encoded, messages=JSON) == result
+    assert "set lists: true" in dropped({"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d"]}).detail
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"input_ids_chosen": [5, 6, 7, 2], "input_ids_rejected": [5, 6, 8, 9, 2]},
-        {"chosen_ids": [5, 6, 7, 2], "rejected_ids": [5, 6, 8, 9, 2], "chosen": "text", "rejected": "text"},
-        {
-            "input_ids_chosen": [5, 6, 7, 2, 0, 0],
-            "attention_mask_chosen": [1, 1, 1, 1, 0, 0],
-            "input_ids_rejected": [0, 5, 6, 8, 9, 2],
-            "attention_mask_rejected": [0, 1, 1, 1, 1, 1],
-        },
-    ],
-    ids=["seed page", "trl", "padded"],
-)
-def test_rows_that_are_tokens_already_are_taken_as_they_are(row: dict[str, Any]) -> None:
-    result = adapt(row, 0, TOKENS)
-    assert isinstance(result, TokenizedComparison)
-    assert result.sequences == ([5, 6, 7, 2], [5, 6, 8, 9, 2])
-    assert (result.id, result.prefix_length) == ("tokens:0", 2)
+def texts(result: Comparison) -> list[str]:
+    return [response[-1]["content"] for response in result.responses]
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"input_ids_chosen": [1.0], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [True], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [-1], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": "1 2", "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [], "input_ids_rejected": [1]}, "empty_response"),
-        ({"input_ids_chosen": [1], "attention_mask_chosen": [1, 1], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [1], "attention_mask_chosen": [2], "input_ids_rejected": [1]}, "not_tokens"),
-        ({"input_ids_chosen": [1]}, "one_response"),
-        ({"input_ids_chosen": None, "input_ids_rejected": [1]}, "one_response"),
-        ({"chosen_ids": None, "rejected_ids": None}, "missing_column"),
-        ({"tokens": [1]}, "missing_column"),
-    ],
-)
-def test_tokens_are_checked(row: dict[str, Any], reason: str) -> None:
-    result = adapt(row, 0, TOKENS)
-    assert isinstance(result, Dropped)
-    assert (result.id, result.reason) == ("tokens:0", reason)
+def edges(result: Comparison) -> list[tuple[str, str]]:
+    names = texts(result)
+    return [(names[edge.winner], names[edge.loser]) for edge in result.preferences]
 
 
-def test_margins_go_with_tokens_too() -> None:
-    row = {"chosen_ids": [1, 2], "rejected_ids": [3, 2], "margin": 0.5}
-    result = adapt(row, 0, TokenizedSource(path="t", format="tokenized", margin="margin"))
-    assert isinstance(result, TokenizedComparison)
-    assert result.preferences[0].margin == 0.5
+def test_lists_of_responses_are_one_comparison_of_every_chosen_with_every_rejected_one() -> None:
+    result = comparison({"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d", "e"]}, lists=True)
+    assert list(result.prompt) == [Q]
+    assert texts(result) == ["a", "c", "b", "d", "e"]
+    assert edges(result) == [("a", "b"), ("a", "d"), ("a", "e"), ("c", "b"), ("c", "d"), ("c", "e")]
+    one = comparison({"prompt": "q", "chosen": "a", "rejected": ["b", B | {"content": "d"}], "m": 0.5}, lists=True, margin="m")
+    assert edges(one) == [("a", "b"), ("a", "d")]
+    assert [edge.margin for edge in one.preferences] == [0.5, 0.5]
+    whole = comparison({"chosen": [[Q, A]], "rejected": [[Q, B], [Q, A | {"content": "c"}]]}, lists=True)
+    assert (list(whole.prompt), texts(whole)) == ([Q], ["a", "b", "c"])
 
 
-def test_a_dotted_path_finds_nested_cells_list_items_and_names_with_dots() -> None:
-    row = {"a": {"b": [{"c d": 1}]}, "x.y": 2, "p": {"q.r": {"s": 3}}, "n": None}
-    found = [lookup(row, path) for path in ("a.b.0.c d", "x.y", "p.q.r.s", "n", "a.b")]
-    assert found == [1, 2, 3, None, [{"c d": 1}]]
-    for path in ("a.b.1.c d", "a.b.-1", "a.z", "x", "n.a", "a.b.c"):
-        with pytest.raises(KeyError):
-            lookup(row, path)
+def test_equal_responses_of_a_list_are_one_and_are_not_compared_with_themselves() -> None:
+    result = comparison({"prompt": "q", "chosen": ["a", " a\n"], "rejected": ["b", "a"]}, lists=True)
+    assert texts(result) == ["a", "b"]
+    assert [(edge.winner, edge.loser, edge.weight) for edge in result.preferences] == [(0, 1, 2.0)]
+    assert dropped({"prompt": "q", "chosen": ["a"], "rejected": ["a", "a "]}, lists=True).reason == "identical"
+    assert dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True).detail == "chosen is an empty list"
+    assert (
+        dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True).detail == "chosen.1 ends with an empty turn"
+    )
 
 
-def outcomes(source: PairSource) -> tuple[Counter[str], list[Comparison], dict[str, list[str]]]:
-    rows = [row for batch in load_comparisons(source) for row in batch]
-    lost = [row for row in rows if isinstance(row, Dropped)]
-    reasons: dict[str, list[str]] = {}
-    for row in lost:
-        reasons.setdefault(row.reason, []).append(row.id.removeprefix(f"{source.label}:"))
-    kept = [row for row in rows if isinstance(row, Comparison)]
-    return Counter(row.reason for row in lost), kept, reasons
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]}
+RESULT = {"role": "tool", "content": "2", "tool_call_id": "c1"}
 
 
-def test_the_real_hh_rows_are_kept_or_dropped_by_reason(shared_data: Path) -> None:
-    counts, kept, rows = outcomes(PairSource(path=str(shared_data / "hh_harmless.jsonl.gz"), messages=HH))
-    assert counts == {"empty_response": 4, "role_order": 3, "different_prompts": 2}
-    assert rows["empty_response"] == ["86", "516", "925", "1103"]
-    assert rows["different_prompts"] == ["1254", "1688"]
-    assert rows["role_order"] == ["667", "763", "1319"]
-    assert len(kept) == 1791
-    assert all(len(response) == 1 for row in kept for response in row.responses)
-    assert max(len(row.prompt) for row in kept) > 10, "guard: long dialogues are among them"
-
-
-def test_all_of_the_real_sharegpt_rows_are_kept(shared_data: Path) -> None:
-    counts, kept, _ = outcomes(PairSource(path=str(shared_data / "dpo_en_demo.json"), prompt="conversations"))
-    assert not counts
-    assert len(kept) == 299
-    assert sum(row.prompt[0]["role"] == "system" for row in kept) == 80
+def test_calls_of_tools_stand_between_turns_of_the_assistant() -> None:
+    whole = comparison({"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, B]})
+    assert [message["role"] for message in whole.prompt] == ["user", "assistant", "tool"]
+    assert whole.prompt[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"x": 1}}}]
+    other = CALL | {"tool_calls": [{"function": {"name": "add", "arguments": {"x": 2}}}]}
+    calls = comparison({"prompt": [Q], "chosen": [CALL], "rejected": [other]})
+    assert [response[0]["tool_calls"][0]["function"]["arguments"]["x"] for response in calls.responses] == [1, 2]
+    assert dropped({"prompt": [Q], "chosen": [CALL], "rejected": [CALL]}).reason == "identical"
+    assert dropped({"chosen": [Q, RESULT, A], "rejected": [Q, RESULT, B]}).reason == "role_order"
+    twice = {"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, RESULT, B]}
+    assert dropped(twice).detail == "the sides part at a turn of the tool"
