@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rmtrain.data.comparison import Dropped
+from rmtrain.data.builder import DROPPED
+from rmtrain.data.comparison import Dropped, place_of
 from rmtrain.data.json_reader import Line, Malformed, Row, parse
-from rmtrain.data.prepare import DROPPED
 from rmtrain.data.sources import read_rows
 from rmtrain.recipe.schema import Data, Source
 
@@ -29,14 +29,14 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
     Raises:
         DataError: a source that cannot be read any more.
     """
-    wanted: dict[str, dict[int, Dropped]] = defaultdict(dict)
+    wanted: dict[str, dict[int, list[Dropped]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        wanted[row.source][int(row.id.rpartition(":")[2])] = row
+        wanted[row.source][place_of(row.id)[0]].append(row)
     for source in sources_of(data, split):
         missing = wanted.pop(source.title, {})
         for number, content in read_rows(source) if missing else ():
             if number in missing:
-                yield missing.pop(number), _content(content)
+                yield from ((row, _content(content)) for row in missing.pop(number))
             if not missing:
                 break
 

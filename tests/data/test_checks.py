@@ -45,6 +45,17 @@ def test_trap_18_losing_more_than_allowed_is_told_by_source_and_reason() -> None
     ]
 
 
+def test_what_was_asked_for_is_neither_a_loss_nor_part_of_the_whole() -> None:
+    counts = waterfall(90, filtered=700, not_drawn=100, capped=50, duplicate=30, tie=10, prepared_away=10, too_long=10)
+    assert counts.of("hh").asked_for == 900
+    assert counts.problems(0.1) == []
+    assert counts.problems(0.09) == [
+        "hh: 10 of 100 rows dropped (10.0 %), beside the 900 that the recipe leaves out, allowed 9 %: too_long 10 (hh:0: why); "
+        "raise data.max_drop_fraction, or repair the rows"
+    ]
+    assert waterfall(0, filtered=3).problems(1.0) == ["hh: all of its 3 rows are dropped: filtered 3 (hh:0: why)"]
+
+
 def test_a_source_of_which_nothing_is_left_is_refused_whatever_is_allowed() -> None:
     assert waterfall(0, too_long=3).problems(1.0) == ["hh: all of its 3 rows are dropped: too_long 3 (hh:0: why)"]
     counts = Waterfall()

@@ -15,6 +15,7 @@ from rmtrain.data import loading
 from rmtrain.data.columns import export_columns
 from rmtrain.data.comparison import Preference
 from rmtrain.data.prepare import PreparedData, fate, prepare, prepare_evaluation
+from rmtrain.data.reading import Reading
 from rmtrain.data.tokenize import Encoder
 from rmtrain.data.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
@@ -40,7 +41,7 @@ def test_every_row_is_kept_in_order_or_dropped_with_its_reason(tmp_path: Path, t
         stream.write("{broken\n")
     data = data_of(file, tmp_path / "cache", max_length=100, max_drop_fraction=0.1)
     seen: list[tuple[str, int]] = []
-    made = prepare(data, tokenizer, lambda source, count: seen.append((source, count)))
+    made = prepare(data, tokenizer, lambda reading: seen.append((reading.source, reading.rows)))
     assert made.train.ids == [f"rows:{number}" for number in range(40) if number not in (3, 9)]
     count = made.train.waterfall.sources["rows"]
     assert (count.read, count.kept) == (41, 38)
@@ -101,13 +102,13 @@ def test_trap_14_nothing_changed_is_a_hit(tmp_path: Path, tokenizer: PreTrainedT
     data = data_of(file, tmp_path / "cache", max_drop_fraction=0.5)
     first = prepare(data, tokenizer)
     seen: list[int] = []
-    again = prepare(data, tokenizer, lambda source, count: seen.append(count))
+    again = prepare(data, tokenizer, lambda reading: seen.append(reading.rows))
     assert (again.train.key, again.directory) == (first.train.key, first.directory)
-    prepare(data.model_copy(update={"max_drop_fraction": 0.1}), tokenizer, lambda source, count: seen.append(count))
+    prepare(data.model_copy(update={"max_drop_fraction": 0.1}), tokenizer, lambda reading: seen.append(reading.rows))
     moved = tmp_path / "moved" / "rows.jsonl"
     moved.parent.mkdir()
     file.rename(moved)
-    prepare(data_of(moved, tmp_path / "cache"), tokenizer, lambda source, count: seen.append(count))
+    prepare(data_of(moved, tmp_path / "cache"), tokenizer, lambda reading: seen.append(reading.rows))
     assert seen == []
 
 
@@ -163,7 +164,7 @@ def test_nothing_half_written_is_left_after_a_failure(
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(30))
     data = data_of(file, tmp_path / "cache")
 
-    def interrupt(source: str, count: int) -> None:
+    def interrupt(reading: Reading) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -280,7 +281,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
         settings = {"chat_template": "simple_chat", "max_length": 100, "max_drop_fraction": 0.9, "allow_overlap": True}
         data = Data(train=sources, cache_dir=str(tmp_path / f"cache{processes}"), processes=processes, **settings)
         seen: list[tuple[str, int]] = []
-        made = prepare(data, tokenizer, lambda source, count, seen=seen: seen.append((source, count)))  # type: ignore[misc]
+        made = prepare(data, tokenizer, lambda reading, seen=seen: seen.append((reading.source, reading.rows)))  # type: ignore[misc]
         folders.append((made.directory, seen))
     (one, seen_by_one), (two, seen_by_two) = folders
     assert sorted(file.name for file in one.iterdir()) == [
@@ -298,7 +299,7 @@ def test_trap_40_a_killed_process_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(loading, "BATCH_ROWS", 20)
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(2000)), tmp_path / "cache", processes=2)
 
-    def kill(source: str, count: int) -> None:
+    def kill(reading: Reading) -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
     with pytest.raises(RmtrainError, match=r"^a process of data.processes ended before its work was done"):

@@ -38,6 +38,22 @@ def test_rows_gathered_into_others_stand_between_what_is_lost_and_what_is_kept()
     )
 
 
+def test_what_the_recipe_leaves_out_comes_before_faults_and_is_said_to_be_asked() -> None:
+    counts = {"read": 1000, "dropped": {"too_long": 300, "filtered": 100, "capped": 200}, "gathered": 0, "kept": 400}
+    table = waterfall_table({"hh": counts})
+    assert render(table) == (
+        "data                      rows   share\n"
+        "hh                       1,000          ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "  − capped, as asked       200  20.0 %                     ━━━━━\n"
+        "  − filtered, as asked     100  10.0 %                  ━━━\n"
+        "  − too long               300  30.0 %           ━━━━━━━\n"
+        "  = kept                   400  40.0 %  ━━━━━━━━━\n"
+    )
+    coloured = render(table, color=True).splitlines()
+    assert "\x1b[33m" in coloured[3]
+    assert "\x1b[31m" in coloured[4]
+
+
 def test_a_source_that_lost_everything_and_an_empty_one() -> None:
     text = render(
         waterfall_table(
