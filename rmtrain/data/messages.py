@@ -192,8 +192,9 @@ def _part(part: Any, column: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
+    text = part.get("text", part.get("value")) if isinstance(part, dict) else None
+    if kind == "text" and isinstance(text, str):
+        return text
     if kind is not None and kind != "text":
         raise BadRow("not_text", f"{column}: a content part is {str(kind)[:40]!r}; only text is supported")
     raise BadRow("not_messages", f'{column}: a content part is {kind_of(part)}; expected {{"type": "text", "text": ...}}')
