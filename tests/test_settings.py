@@ -66,7 +66,13 @@ def read_other_formats(folder: Path) -> None:
         schema.RankedSource(path=file, format="ranked", responses="r", response="t", score="s"),
         schema.RankedSource(path=file, format="ranked", group_by="prompt", response="x", score="l"),
         schema.PairSource.model_validate(
-            {"path": file, "chosen": "x", "rejected": "y", "filter": [{"column": "l", "at_least": 0}], "cap": {"by": "l", "rows": 1}}
+            {
+                "path": file,
+                "chosen": "x",
+                "rejected": "y",
+                "filter": [{"column": "l", "at_least": 0}],
+                "cap": {"by": "l", "rows": 1},
+            }
         ),
     ]
     for source in sources:

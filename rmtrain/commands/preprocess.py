@@ -1,5 +1,6 @@
 """`rmtrain preprocess`: rows to tokens, with an account of every row, what is wrong with them, and a look at the lengths."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         recipe: its data and model sections are used.
         console: shows progress.
         export: directory for `train.parquet` and `eval.parquet` with the columns `input_ids_chosen`, `attention_mask_chosen`, ...
-        plot: file of the PNG of lengths; None: `lengths.png` beside the tokenized data.
+        plot: file of the PNG of lengths; None: `lengths.png` beside the tokenized data, where that may be written.
 
     Raises:
         RecipeError, DataError, TryAgain: as `prepare` and `audit` say.
@@ -39,12 +40,13 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         prepared = prepare(recipe.data, tokenizer, progress)
     findings = audit(prepared, recipe.data, tokenizer)
     splits = {name: data for name, data in (("train", prepared.train), ("eval", prepared.eval)) if len(data)}
-    picture = plot or prepared.directory / "lengths.png"
-    plot_lengths(lengths_of(prepared.train), picture, recipe.data.max_length)
+    picture = plot or (prepared.directory / "lengths.png" if os.access(prepared.directory, os.W_OK) else None)
+    if picture is not None:
+        plot_lengths(lengths_of(prepared.train), picture, recipe.data.max_length)
     written = {name: str(export_columns(data, export / f"{name}.parquet")) for name, data in splits.items()} if export else {}
     document = {
         "directory": str(prepared.directory),
-        "lengths_png": str(picture),
+        "lengths_png": None if picture is None else str(picture),
         "export": written,
         "splits": {name: _document(data) for name, data in splits.items()},
         "findings": findings,
@@ -53,7 +55,10 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
     for name, data in splits.items():
         parts += [_report(name, data, findings["splits"][name]), Text()]
     parts += [Text(f"findings      {findings['list'] or 'not written: the directory is read-only'}")]
-    parts += [Text(f"lengths       {picture}"), Text(f"tokenized     {prepared.directory}")]
+    parts += [
+        Text(f"lengths       {picture or 'not drawn: the directory is read-only; name a file with --plot'}"),
+        Text(f"tokenized     {prepared.directory}"),
+    ]
     parts += [Text(f"exported      {file}") for file in written.values()]
     return Outcome(Group(*parts), document)
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import IO, Any
@@ -54,7 +55,7 @@ class Builder:
             for name in (DROPPED, GATHERED):
                 self.lists[name] = files.enter_context((self.directory / name).open("w", encoding="utf-8"))
             sources = [(source, split) for split, members in zip(SPLITS, (train, evaluation), strict=True) for source in members]
-            self._write_all(_tasks(sources), encode)
+            self._write_all(_tasks(sources, self.progress), encode)
             for source, split in sources:
                 self.waterfalls[split].of(source.title)  # those without rows, too
         splits = {
@@ -96,12 +97,16 @@ class Builder:
         self.lists[name].write(json.dumps(record) + "\n")
 
 
-def _tasks(sources: Iterable[tuple[Source, str]]) -> Iterator[RowTask]:
+def _tasks(sources: Iterable[tuple[Source, str]], progress: Progress) -> Iterator[RowTask]:
     for source, split in sources:
         meter, read = Meter(), 0
-        for rows in read_batches(source, meter):
+        for rows in read_batches(source, meter, partial(_tell, source, meter, progress)):
             share = None
             if isinstance(rows, RawBatch):
                 read += len(rows.rows)
                 share = max(meter.share or 0.0, read / source.limit) if source.limit else meter.share
             yield RowTask(rows, source.title, split, source.holdout, share)
+
+
+def _tell(source: Source, meter: Meter, progress: Progress, rows: int) -> None:
+    progress(Reading(source.title, rows, meter.share, "gathering"))

@@ -45,7 +45,7 @@ def _same(cell: Any, value: Any) -> bool:
     if isinstance(cell, str) and isinstance(value, bool):
         return cell.strip().lower() == str(value).lower()
     if isinstance(cell, str) and not isinstance(value, str):
-        return to_number(cell) == value
+        return bool(to_number(cell) == value)
     return isinstance(cell, bool) == isinstance(value, bool) and bool(cell == value)
 
 

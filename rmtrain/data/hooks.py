@@ -59,24 +59,28 @@ def hook_of(source: Source) -> Hook:
     return source.hook
 
 
-@cache
 def load_function(hook: Hook) -> Callable[[Row], Any]:
     """The function of a hook, from the bytes that were read with the recipe. No search path changes, and nothing is written.
 
     Raises:
         RecipeError: the file fails, or has no such function.
     """
+    return _loaded(hook, str(hook.file))
+
+
+@cache
+def _loaded(hook: Hook, file: str) -> Callable[[Row], Any]:
     module = ModuleType(f"prepare_{sha256(hook.code).hexdigest()[:16]}")
-    module.__file__ = str(hook.file)
+    module.__file__ = file
     sys.modules[module.__name__] = module  # as dataclasses and pickle expect of a module
     try:
-        exec(compile(hook.code, str(hook.file), "exec"), module.__dict__)
+        exec(compile(hook.code, file, "exec"), module.__dict__)
     except Exception as error:  # whatever a file of the user's own may raise
         message = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
         raise RecipeError(f"prepare: {_place(hook, error)}: {message}") from error
     function = getattr(module, hook.function, None)
     if not callable(function):
-        raise RecipeError(f"prepare: {hook.file} has no function {hook.function}")
+        raise RecipeError(f"prepare: {file} has no function {hook.function}")
     return function  # type: ignore[no-any-return]
 
 

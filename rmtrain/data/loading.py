@@ -1,7 +1,7 @@
 """Sources to batches of rows and comparisons, as they are read."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, islice
 from typing import TypeGuard, TypeVar
@@ -22,9 +22,14 @@ from rmtrain.recipe.schema import RankedSource, Source, TextSource
 
 BATCH_ROWS = 1000
 Item = TypeVar("Item")
+Told = Callable[[int], None]
 
 
-def read_batches(source: Source, meter: Meter | None = None) -> Iterator[RawBatch | list[Adapted]]:
+def _nobody(rows: int) -> None:
+    """Told of rows, and silent."""
+
+
+def read_batches(source: Source, meter: Meter | None = None, gathering: Told = _nobody) -> Iterator[RawBatch | list[Adapted]]:
     """All rows of a source in batches, to be selected and adapted by whoever has the time; those to be gathered are so already.
 
     `dedup` and `cap` are left to whoever sees all batches in order; where rows are gathered, they have been heeded before.
@@ -32,26 +37,35 @@ def read_batches(source: Source, meter: Meter | None = None) -> Iterator[RawBatc
     Args:
         source: where the rows are, and which of them are used.
         meter: told how far the reading is.
+        gathering: told how many rows are read, while they are gathered and none is given yet.
 
     Raises:
         DataError: a source that cannot be read, or, where rows are gathered, as `select` says.
     """
     by_prompt = isinstance(source, TextSource) and source.group_by_prompt
     if by_prompt or _is_grouped(source):
-        rows = chain.from_iterable(load_comparisons(source, meter))
+        rows = chain.from_iterable(load_comparisons(source, meter, gathering))
         return _batched(gather(rows) if by_prompt else rows)
     return _raw_batches(source, meter)
 
 
-def load_comparisons(source: Source, meter: Meter | None = None) -> Iterator[list[Adapted]]:
+def load_comparisons(source: Source, meter: Meter | None = None, told: Told = _nobody) -> Iterator[list[Adapted]]:
     """All rows of a source in batches, each row a comparison or dropped as the recipe's selection says, none gathered by prompt.
 
     Raises:
         DataError: a source that cannot be read, or as `select` says.
     """
-    limits, selections = Limits(source), map(select, _raw_batches(source, meter))
+    limits, selections = Limits(source), _selections(source, meter, told)
     for selection in _grouped(selections, source) if _is_grouped(source) else selections:
         yield _limited(selection, source, limits) if is_limited(source) else selection.rows
+
+
+def _selections(source: Source, meter: Meter | None, told: Told) -> Iterator[Selection]:
+    read = 0
+    for batch in _raw_batches(source, meter):
+        yield select(batch)
+        read += len(batch.rows)
+        told(read)
 
 
 def _is_grouped(source: Source) -> TypeGuard[RankedSource]:
@@ -78,7 +92,7 @@ def _limited(selection: Selection, source: Source, limits: Limits) -> list[Adapt
     for row in selection.rows:
         if isinstance(row, Comparison | TokenizedComparison):
             members["eval" if is_held_out(hashes[row.id], source.holdout) else "train"].append(row)
-    refused = {}
+    refused: dict[str, Dropped] = {}
     for split, rows in members.items():
         contents = [content_key(hashes[row.id], response_hashes(row), row.preferences) for row in rows]
         groups = [selection.groups.get(row.id, 0) for row in rows]

@@ -31,7 +31,6 @@ class ReadingDisplay:
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         self.console, self.clock = console, clock
         self.pace = _Pace(clock)
-        self.source: str | None = None
         self.next_line = clock() + SECONDS_BETWEEN_LINES
         self.bar = _bar(console) if is_watched(console) else None
         self.task = None if self.bar is None else self.bar.add_task("reading", total=None, facts="")
@@ -46,11 +45,11 @@ class ReadingDisplay:
             self.bar.stop()
 
     def __call__(self, reading: Reading) -> None:
-        """So many rows of a source are tokenized."""
-        if reading.source != self.source:
-            self.source, self.pace = reading.source, _Pace(self.clock)
+        """So many rows of a source are done."""
+        if self.pace.marks and not reading.goes_on(self.pace.marks[-1][1]):
+            self.pace = _Pace(self.clock)
         self.pace.add(reading)
-        what = f"{'another process is tokenizing' if reading.elsewhere else 'tokenizing'} {reading.source}"
+        what = f"{f'another process is {reading.doing}' if reading.elsewhere else reading.doing} {reading.source}"
         if self.bar is not None and self.task is not None:
             share, facts = reading.share, self._facts(reading)
             total = None if share is None else 1.0

@@ -159,7 +159,7 @@ def test_what_is_asked_for_is_no_loss(tmp_path: Path, tokenizer: PreTrainedToken
         "identical 1 (rows:1: the responses are the same); raise data.max_drop_fraction, or repair the rows"
     )
     with pytest.raises(
-        DataError, match=r"^rows: all of its 100 rows are dropped: filtered 99 \(rows:0: n is 0, expected at least"
+        DataError, match=r"^rows: all of its 100 rows are dropped: filtered 100 \(rows:0: n is 0, expected at least"
     ):
         build(tmp_path, tokenizer, PairSource(path=str(file), filter=[Condition(column="n", at_least=1000)]))
 

@@ -280,9 +280,10 @@ def test_any_number_of_processes_writes_the_same_bytes(
     for processes in (1, 2):
         settings = {"chat_template": "simple_chat", "max_length": 100, "max_drop_fraction": 0.9, "allow_overlap": True}
         data = Data(train=sources, cache_dir=str(tmp_path / f"cache{processes}"), processes=processes, **settings)
-        seen: list[tuple[str, int]] = []
-        made = prepare(data, tokenizer, lambda reading, seen=seen: seen.append((reading.source, reading.rows)))  # type: ignore[misc]
-        folders.append((made.directory, seen))
+        seen: list[Reading] = []
+        made = prepare(data, tokenizer, seen.append)
+        folders.append((made.directory, [(reading.source, reading.rows) for reading in seen if reading.doing == "tokenizing"]))
+        assert [reading.rows for reading in seen if reading.doing == "gathering"][-1] == 60
     (one, seen_by_one), (two, seen_by_two) = folders
     assert sorted(file.name for file in one.iterdir()) == [
         "dropped.jsonl", "eval.arrow", "gathered.jsonl", "manifest.json", "train.arrow",
@@ -336,7 +337,7 @@ def test_rows_of_a_prompt_are_gathered(tmp_path: Path, tokenizer: PreTrainedToke
     counts = made.train.waterfall.sources["rows"]
     assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (5, 2, 3, {})
     assert listed(made, "gathered.jsonl") == [
-        {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (3, 2, 4)
+        {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (2, 3, 4)
     ]
     assert fate(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
     winners, losers = made.train.preference_lengths()

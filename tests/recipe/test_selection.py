@@ -48,48 +48,38 @@ def test_everything_is_said_and_survives_a_dump(tmp_path: Path) -> None:
 
 
 TESTS = "equals, is_not, one_of, at_least, at_most"
-BROKEN = [
-    (
-        "filter: [{column: a}]",
-        f"4:34  data.train.0.filter.0: expected exactly one of {TESTS}, got none; for a range write two conditions",
-    ),
-    (
-        "filter: [{column: a, at_least: 1, at_most: 2}]",
-        f"4:69  data.train.0.filter.0.at_most: expected exactly one of {TESTS}, got at_least and at_most; "
-        "for a range write two conditions",
-    ),
-    ("filter: [{column: a, is: 1}]", "4:46  data.train.0.filter.0.is: unknown key; did you mean equals?"),
-    ("filter: [{column: a, gte: 1}]", "4:46  data.train.0.filter.0.gte: unknown key; did you mean at_least?"),
-    (
-        "filter: [{column: a, at_least: high}]",
-        '4:56  data.train.0.filter.0.at_least: expected a number, or null, got "high"',
-    ),
-    ("fraction: 0", "4:35  data.train.0.fraction: expected a number above 0 and at most 1, or null, got 0"),
-    ("fraction: 1.5", "4:35  data.train.0.fraction: expected a number above 0 and at most 1, or null, got 1.5"),
-    ("weight: 0.5", "4:25  data.train.0.weight: unknown key; did you mean fraction?"),
-    ("cap: {by: post}", "4:30  data.train.0.cap.rows: missing; expected a whole number above 0"),
-    ("dedup: yes", '4:32  data.train.0.dedup: expected true or false, got "yes"; write true'),
-    (
-        "streaming: true",
-        "4:36  data.train.0.streaming: missing `limit`; a stream is read up to a number of rows, so set it, too",
-    ),
-    ("prepare: clean", '4:34  data.train.0.prepare: expected text such as module:function, or null, got "clean"'),
-    (
-        "prepare: '../clean:rows'",
-        '4:34  data.train.0.prepare: expected text such as module:function, or null, got "../clean:rows"',
-    ),
+ONE = f"expected exactly one of {TESTS}, got {{}}; for a range write two conditions"
+NUMBER = "expected a number above 0 and at most 1, or null, got"
+FUNCTION = "expected text such as module:function, or null, got"
+BROKEN = [  # the keys, the part of them that the line points to, and the line
+    ("filter: [{column: a}]", "{column", "filter.0: " + ONE.format("none")),
+    ("filter: [{column: a, at_least: 1, at_most: 2}]", "2}", "filter.0.at_most: " + ONE.format("at_least and at_most")),
+    ("filter: [{column: a, is: 1}]", "is:", "filter.0.is: unknown key; did you mean equals?"),
+    ("filter: [{column: a, gte: 1}]", "gte", "filter.0.gte: unknown key; did you mean at_least?"),
+    ("filter: [{column: a, at_least: high}]", "high", 'filter.0.at_least: expected a number, or null, got "high"'),
+    ("filter: [{at_least: 1}]", "{at", "filter.0.column: missing; expected non-empty text"),
+    ("fraction: 0", "0", f"fraction: {NUMBER} 0"),
+    ("fraction: 1.5", "1.5", f"fraction: {NUMBER} 1.5"),
+    ("weight: 0.5", "weight", "weight: unknown key; did you mean fraction?"),
+    ("cap: {by: post}", "cap", "cap.rows: missing; expected a whole number above 0"),
+    ("dedup: yes", "yes", 'dedup: expected true or false, got "yes"; write true'),
+    ("streaming: true", "true", "streaming: missing `limit`; a stream is read up to a number of rows, so set it, too"),
+    ("prepare: clean", "clean", f'prepare: {FUNCTION} "clean"'),
+    ("prepare: '../clean:rows'", "'", f'prepare: {FUNCTION} "../clean:rows"'),
     (
         "prepare: clean:rows",
-        "4:34  data.train.0.prepare: expected clean.py beside the recipe; {folder}/clean.py: No such file or directory",
+        "clean",
+        "prepare: expected clean.py beside the recipe; {folder}/clean.py: No such file or directory",
     ),
 ]
 
 
-@pytest.mark.parametrize(("keys", "line"), BROKEN, ids=[keys for keys, _ in BROKEN])
-def test_each_mistake_has_its_line(tmp_path: Path, keys: str, line: str) -> None:
+@pytest.mark.parametrize(("keys", "part", "line"), BROKEN, ids=[keys for keys, _, _ in BROKEN])
+def test_each_mistake_has_its_line(tmp_path: Path, keys: str, part: str, line: str) -> None:
     with pytest.raises(RecipeError) as raised:
         load(tmp_path, keys)
-    assert raised.value.problems == (f"{tmp_path}/recipe.yaml:{line.format(folder=tmp_path)}",)
+    column = RECIPE.format(keys=keys).splitlines()[3].index(keys) + keys.index(part) + 1
+    assert raised.value.problems == (f"{tmp_path}/recipe.yaml:4:{column}  data.train.0.{line.format(folder=tmp_path)}",)
 
 
 def test_a_condition_of_python_asks_what_it_says() -> None:

@@ -42,12 +42,12 @@ def test_what_the_recipe_leaves_out_comes_before_faults_and_is_said_to_be_asked(
     counts = {"read": 1000, "dropped": {"too_long": 300, "filtered": 100, "capped": 200}, "gathered": 0, "kept": 400}
     table = waterfall_table({"hh": counts})
     assert render(table) == (
-        "data                      rows   share\n"
-        "hh                       1,000          ━━━━━━━━━━━━━━━━━━━━━━━━\n"
-        "  − capped, as asked       200  20.0 %                     ━━━━━\n"
-        "  − filtered, as asked     100  10.0 %                  ━━━\n"
-        "  − too long               300  30.0 %           ━━━━━━━\n"
-        "  = kept                   400  40.0 %  ━━━━━━━━━\n"
+        "data                     rows   share\n"
+        "hh                      1,000          ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "  − capped, as asked      200  20.0 %                     ━━━━━\n"
+        "  − filtered, as asked    100  10.0 %                  ━━━\n"
+        "  − too long              300  30.0 %           ━━━━━━━\n"
+        "  = kept                  400  40.0 %  ━━━━━━━━━\n"
     )
     coloured = render(table, color=True).splitlines()
     assert "\x1b[33m" in coloured[3]
