@@ -1,6 +1,7 @@
 """What is wrong with tokenized data, found before a model sees it, once for each artifact."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rmtrain.data.findings import LIST, Finding, read_findings, summarize_findin
 from rmtrain.data.hints import Hint, margin_outliers, short_winners, zero_margins
 from rmtrain.data.identity import digest
 from rmtrain.data.likeness import find_near_identical
-from rmtrain.data.overlap import overlap
+from rmtrain.data.overlap import named, overlap
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.repeats import Repeat, find_repeats
 from rmtrain.errors import DataError
@@ -119,16 +120,17 @@ def _split_findings(split: str, data: TokenizedData, tokenizer: PreTrainedTokeni
         rows = dict.fromkeys(edges.comparisons[np.asarray(numbers)].tolist())
         return Finding(kind, split, tuple(data.ids[row] for row in rows), detail)
 
+    places = _Places(data, edges)
     repeats = find_repeats(edges)
-    contradictions = [repeat for repeat in repeats if repeat.is_contradictory]
     for repeat in repeats:
-        kind = "contradictory" if repeat.is_contradictory else "duplicate"
-        yield finding(kind, repeat.edges, _repeated(repeat) + _within(edges, repeat.edges))
-    for cycle in find_cycles(edges, [edge for repeat in contradictions for edge in repeat.edges]):
-        yield finding("cycle", cycle.edges, _circle(cycle))
+        kind, told = ("contradictory", _ways) if repeat.is_contradictory else ("duplicate", _times)
+        yield finding(kind, repeat.edges, told(repeat, places))
+    contradictory = [edge for repeat in repeats if repeat.is_contradictory for edge in repeat.edges]
+    for cycle in find_cycles(edges, contradictory):
+        yield finding("cycle", cycle.edges, _circle(cycle, places))
     for kind, hints in _hints(data, edges, tokenizer):
         for edge, detail in hints:
-            yield finding(kind, (edge,), detail + _which(data, edges, edge))
+            yield finding(kind, (edge,), detail + places.beyond_ids((edge,)))
 
 
 def _hints(data: TokenizedData, edges: Edges, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Hint]]]:
@@ -142,28 +144,38 @@ def _hints(data: TokenizedData, edges: Edges, tokenizer: PreTrainedTokenizerBase
         yield kind, rule(data, edges)
 
 
-def _repeated(repeat: Repeat) -> str:
-    if not repeat.is_contradictory:
-        return f"the same preference, {len(repeat.ways)} times"
-    counts = [(repeat.ways.count(1), "one way"), (repeat.ways.count(-1), "the other way"), (repeat.ways.count(0), "a tie")]
-    return "of the same two responses " + ", ".join(f"{count} {what}" for count, what in counts if count)
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where edges are: the row, and its responses where they are more than a pair."""
+
+    data: TokenizedData
+    edges: Edges
+
+    def of(self, numbers: Iterable[int]) -> str:
+        """The places of edges, the first by name."""
+        return named([self._place(edge) for edge in numbers])
+
+    def beyond_ids(self, numbers: Sequence[int]) -> str:
+        """The places of edges, where the ids of their rows alone do not tell them."""
+        has_more = self.data.response_counts[self.edges.comparisons[list(numbers)]] > 2
+        return f": {self.of(numbers)}" if has_more.any() else ""
+
+    def _place(self, edge: int) -> str:
+        row = int(self.edges.comparisons[edge])
+        responses = f" ({self.edges.winners[edge]} over {self.edges.losers[edge]})" if self.data.response_counts[row] > 2 else ""
+        return self.data.ids[row] + responses
 
 
-def _within(edges: Edges, numbers: Sequence[int]) -> str:
-    """Which responses are meant, where edges of one comparison say it."""
-    if len(set(edges.comparisons[list(numbers)].tolist())) > 1:
-        return ""
-    said = (f"{edges.winners[edge]} over {edges.losers[edge]}" for edge in numbers)
-    return f", within one comparison: responses {', '.join(said)}"
+def _times(repeat: Repeat, places: _Places) -> str:
+    return f"the same preference, {len(repeat.edges)} times{places.beyond_ids(repeat.edges)}"
 
 
-def _which(data: TokenizedData, edges: Edges, edge: int) -> str:
-    """Which responses are meant, where a comparison has more than a pair."""
-    if data.response_counts[edges.comparisons[edge]] == 2:
-        return ""
-    return f" (responses {edges.winners[edge]} and {edges.losers[edge]})"
+def _ways(repeat: Repeat, places: _Places) -> str:
+    said = {1: "one way", -1: "the other way", 0: "a tie"}
+    by_way = {way: [edge for edge, its in zip(repeat.edges, repeat.ways, strict=True) if its == way] for way in said}
+    return "; ".join(f"{len(by_way[way])} {what}: {places.of(by_way[way])}" for way, what in said.items() if by_way[way])
 
 
-def _circle(cycle: Cycle) -> str:
+def _circle(cycle: Cycle, places: _Places) -> str:
     beyond = f", among {cycle.responses} that cannot be ordered" if cycle.responses > len(cycle.edges) else ""
-    return f"{len(cycle.edges)} responses that win over one another in a circle{beyond}"
+    return f"{len(cycle.edges)} responses that win over one another in a circle{beyond}{places.beyond_ids(cycle.edges)}"

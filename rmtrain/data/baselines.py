@@ -9,14 +9,17 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.decoded import decoded
 from rmtrain.data.edges import TIE, edges_of, mix
 from rmtrain.data.intervals import wilson_interval
 
 SAMPLED = 2000
 """Most comparisons whose responses are looked at as text."""
-MARKDOWN = re.compile(r"^\s*(?:[-*+•]|\d+[.)])\s+\S|^#{1,6}\s+\S|^\s*```|\*\*[^*\n]+\*\*|__[^_\n]+__|`[^`\n]+`", re.MULTILINE)
+MARKDOWN = re.compile(
+    r"^[ \t]*(?:[-*+•]|\d+[.)])\s+\S|^#{1,6}\s+\S|^[ \t]*```|\*\*[^*\n]+\*\*|__[^_\n]+__|`[^`\n]+`", re.MULTILINE
+)
 REFUSAL = re.compile(
-    r"(?:i['’]?m|i am)\s+(?:very |so |really |truly )?(?:sorry|afraid|unable|not able)|sorry|apologies|(?:i|my) apologi[sz]e|my apologies"
+    r"(?:i['’]?m|i am)\s+(?:very |so |really |truly )?(?:sorry|afraid|unable|not able)|sorry\b|apologies\b|i apologi[sz]e|my apologies"
     r"|i (?:cannot|can ?not|can['’]t|won['’]t|will not|do not|don['’]t) "
     r"(?:help|assist|provide|answer|do|comply|fulfill|create|write|give|know|think)"
     r"|unfortunately|as an ai|no comment",
@@ -74,8 +77,8 @@ def _text_differences(
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Winner minus loser of each feature, for the decided edges of the comparisons that are drawn, and the comparison of each."""
     rows = [data[number] for number in drawn(data, SAMPLED).tolist()]
-    responses = [np.asarray(tokens[row.prompt_length :]).tolist() for row in rows for tokens in row.sequences]
-    texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)] if responses else []
+    responses = [(row, number) for row in rows for number in range(len(row.sequences))]
+    texts = [text.strip() for text in decoded(responses, tokenizer)]
     begins = np.cumsum([0, *(len(row.sequences) for row in rows)])
     decided = [
         (number, begins[number] + edge.winner, begins[number] + edge.loser)

@@ -39,21 +39,26 @@ def find_cycles(edges: Edges, without: Sequence[int] = ()) -> list[Cycle]:
     """
     counted = edges.are_decided & (edges.winner_nodes != edges.loser_nodes)
     counted[np.asarray(without, np.int64)] = False
-    left = _trimmed(edges, np.flatnonzero(counted))
+    left = np.flatnonzero(counted)
+    nodes = np.unique(np.concatenate([edges.winner_nodes[left], edges.loser_nodes[left]]), return_inverse=True)[1].reshape(2, -1)
     graph: dict[int, dict[int, int]] = defaultdict(dict)
-    for edge, winner, loser in zip(
-        left.tolist(), edges.winner_nodes[left].tolist(), edges.loser_nodes[left].tolist(), strict=True
-    ):
+    for edge, winner, loser in _trimmed(np.stack([left, *nodes], axis=1)).tolist():
         graph[winner].setdefault(loser, edge)
     knots = [set(knot) for knot in _strongly_connected(graph) if len(knot) > 1]
     return sorted((_shortest_cycle(graph, knot) for knot in knots), key=lambda cycle: cycle.edges)
 
 
-def _trimmed(edges: Edges, left: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The edges without those whose winner never loses or whose loser never wins, and again for what is left."""
+def _trimmed(left: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The edges without those whose winner never loses or whose loser never wins, and again for what is left.
+
+    Args:
+        left: [E, 3], for each its number, winner and loser.
+    """
     for _ in range(ROUNDS):
-        winners, losers = edges.winner_nodes[left], edges.loser_nodes[left]
-        kept = left[np.isin(winners, losers) & np.isin(losers, winners)]
+        winners, losers = left[:, 1], left[:, 2]
+        wins, loses = np.zeros((2, left[:, 1:].max(initial=0) + 1), bool)
+        wins[winners], loses[losers] = True, True
+        kept = left[loses[winners] & wins[losers]]
         if len(kept) == len(left):
             break
         left = kept

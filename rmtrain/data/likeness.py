@@ -3,20 +3,20 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.decoded import decoded
 from rmtrain.data.edges import Edges
 
 SHARED = 0.95
 """Responses that share so much of their tokens are near-identical."""
 POSSIBLE = 0.8
 """Responses that share less, and do not differ by a few tokens only, are not compared as text."""
-FEW = 4
+FEW = 8
 DECODED = 20_000
 """Most preferences of a split whose responses are compared as text."""
 DECIMAL = re.compile(r"(?<=\d)\.(?=\d)")
@@ -32,7 +32,7 @@ def find_near_identical(data: TokenizedData, edges: Edges, tokenizer: PreTrained
     - the same text but for case, spacing and Unicode form;
     - at least 95 % of their tokens shared: twice the number they have in common, in whatever order, over the number both have;
     - the same letters, digits and signs in the same order, whatever the case, spacing and punctuation. This is looked at where they
-      share 80 % of their tokens or differ by at most four, and for at most 20,000 edges.
+      share 80 % of their tokens or differ by at most eight, and for at most 20,000 edges.
 
     Tokens are those of the responses themselves, without prompt and end token.
     """
@@ -44,10 +44,11 @@ def find_near_identical(data: TokenizedData, edges: Edges, tokenizer: PreTrained
             found.append((edge, _overlap(shared, size)))
         elif len(doubtful) < DECODED:
             doubtful.append(edge)
-    texts = tokenizer.batch_decode(
-        [_own(data, edges, edge, side) for edge in doubtful for side in (edges.winners, edges.losers)], skip_special_tokens=True
+    rows = [data[int(edges.comparisons[edge])] for edge in doubtful]
+    winners, losers = (
+        decoded(zip(rows, side[doubtful].tolist(), strict=True), tokenizer) for side in (edges.winners, edges.losers)
     )
-    for edge, winner, loser in zip(doubtful, texts[::2], texts[1::2], strict=True):
+    for edge, winner, loser in zip(doubtful, winners, losers, strict=True):
         if (letters := _letters(winner)) and letters == _letters(loser):
             found.append((edge, "the same letters and digits; only case, spacing and punctuation differ"))
     return sorted(found)
@@ -72,16 +73,10 @@ def _possible(data: TokenizedData, edges: Edges, known: set[int]) -> Iterator[tu
             np.asarray(row.sequences[number][row.prefix_length : -1]).tolist()
             for number in (edges.winners[edge], edges.losers[edge])
         )
-        winner, loser = map(Counter, sides)
+        winner, loser = (Counter[int](tokens) for tokens in sides)
         shared = row.prefix_length - row.prompt_length + (winner & loser).total()
         if sizes[edge] - 2 * shared <= allowed[edge]:
             yield edge, shared, int(sizes[edge])
-
-
-def _own(data: TokenizedData, edges: Edges, edge: int, side: NDArray[np.int64]) -> Sequence[int]:
-    row = data[int(edges.comparisons[edge])]
-    tokens: list[int] = np.asarray(row.sequences[side[edge]][row.prompt_length :]).tolist()
-    return tokens
 
 
 def _letters(text: str) -> str:

@@ -20,7 +20,7 @@ QUIET = Console(quiet=True)
 def recipe_of(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Recipe:
     recipe = tiny_recipe(folder)
     write_rows(folder / "train.jsonl", rows)
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update=settings)})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"eval": (), **settings})})
 
 
 def faulty() -> list[dict[str, Any]]:

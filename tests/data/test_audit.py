@@ -21,6 +21,12 @@ from tests.edges import prepared_rows, row
 from tests.helpers import byte_bpe, pairs, write_jsonl
 
 LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree. " * 3
+
+
+def chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": "x"}]
+
+
 PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("duplicate 0", "q1", row("What is rain?", "Water that falls.", "A kind of wind.")),
     ("duplicate 1", "q1", row("what  is rain?", "water that falls.", "A kind of WIND.")),
@@ -41,7 +47,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     (
         "different_prompts",
         "",
-        {"chosen": [{"role": "user", "content": "a"}] * 2, "rejected": [{"role": "user", "content": "b"}] * 2},
+        {"chosen": chat("a"), "rejected": chat("b")},
     ),
     ("rewritten_by_template", "", row("Think?", "<think>a</think>b", "c")),
     ("too_long", "", row("Long?", LONG * 9, "b")),
@@ -107,7 +113,8 @@ def test_trap_20_each_planted_fault_is_reported_once_with_its_row_and_nothing_el
     details = {fault["kind"]: fault["detail"] for fault in listed}
     assert details["overlap"] == "the prompt of training row rows:3, but for case and spacing"
     assert details["benchmark"] == "prompt of bench.jsonl:1"
-    assert details["contradictory"] == "of the same two responses 1 one way, 1 the other way"
+    first, second = expected()["contradictory"]
+    assert details["contradictory"] == f"1 one way: {first}; 1 the other way: {second}"
     assert details["cycle"] == "3 responses that win over one another in a circle"
 
 
@@ -148,9 +155,8 @@ def test_faults_across_sources_and_within_a_gathered_comparison(tmp_path: Path, 
     assert made.train.ids == ["rows:0", "rows:3", "again:0", "again:1"], "guard: one was gathered"
     found = {(fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(audit(made, data, tokenizer)["list"]))}
     assert found == {
-        ("contradictory", "rows:0", "again:0"): "of the same two responses 1 one way, 1 the other way",
-        ("contradictory", "rows:0"): "of the same two responses 1 one way, 1 the other way, "
-        "within one comparison: responses 1 over 2, 2 over 1",
+        ("contradictory", "rows:0", "again:0"): "1 one way: rows:0 (0 over 1); 1 the other way: again:0",
+        ("contradictory", "rows:0"): "1 one way: rows:0 (1 over 2); 1 the other way: rows:0 (2 over 1)",
         ("duplicate", "rows:3", "again:1"): "the same preference, 2 times",
     }
 

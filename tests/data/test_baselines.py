@@ -68,9 +68,7 @@ def test_plain_text_is_neither_markdown_nor_a_refusal(text: str, tmp_path: Path,
     assert (tally(numbers["more_markdown"]), tally(numbers["refuses"])) == ((0, 0, 1), (0, 0, 1))
 
 
-def test_soft_ties_have_no_winner_and_edges_of_a_comparison_are_one_trial(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_the_preferences_of_a_comparison_are_one_trial(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [row("q", "a b c", "d"), row("q", "a b c", "e"), row("q", "d", "e f")]
     data = prepared_rows(tmp_path, tokenizer, rows, group_by_prompt=True)[0].train
     longer = label_baselines(data, tokenizer)["longer"]

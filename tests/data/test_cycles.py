@@ -24,10 +24,9 @@ def test_the_same_responses_of_another_prompt_close_no_circle() -> None:
 
 
 def test_edges_of_a_ranking_close_a_circle_with_a_pair() -> None:
-    assert circles((0, 1, 1, 2), (0, 1, 1, 3), (0, 1, 2, 3), (1, 1, 3, 1)) == [((1, 3), 3)], (
-        "a circle of two, if it is not left out"
-    )
-    assert circles((0, 1, 1, 2), (0, 1, 1, 3), (0, 1, 2, 3), (1, 1, 3, 1), without=(1, 3)) == []
+    rows = [(0, 1, 1, 2), (0, 1, 1, 3), (0, 1, 2, 3), (1, 1, 3, 1)]
+    assert circles(*rows) == [((0, 2, 3), 3)]
+    assert circles(*rows, without=(1, 3)) == [], "without the two that contradict each other the rest is a ranking"
 
 
 def test_ties_and_equal_texts_say_no_order() -> None:

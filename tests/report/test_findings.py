@@ -49,8 +49,8 @@ def test_faults_are_counted_the_first_rows_named_and_a_remedy_given() -> None:
     assert text == (
         "look at        found  of rows  the first, and what to do\n"
         "contradictory      4    1.8 %  hh:12, hh:90; hh:3; a, b; 1 more\n"
-        "                               keep the side you trust; objective.label_smoothing allows for what\n"
-        "                               is left\n"
+        "                               keep the side you trust; objective.label_smoothing allows for what is\n"
+        "                               left\n"
         "said again         1   <0.1 %  hh:1, hh:2, hh:5, …\n"
         "                               remove the later rows, or set dedup on their source; they weigh more\n"
         "                               than others\n"
