@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all install quickstart lint format type test bench docs
+.PHONY: all install quickstart lint format type test faults bench docs
 
 all: lint type test
 
@@ -31,6 +31,9 @@ type: install
 
 test: install
 	$(BIN)/pytest -n 2 --dist loadfile
+
+faults: install
+	$(BIN)/pytest tests/faults tests/engine -m "long or not long" -n 2 --dist loadfile
 
 bench: install
 	$(BIN)/python -m benchmarks

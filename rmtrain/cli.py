@@ -4,21 +4,25 @@ Heavy modules are imported inside the verbs: `--help` and a wrong recipe need ne
 """
 
 import errno
-import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
 
 import typer
 from rich.console import Console
 
-from rmtrain.errors import GateMissed, RecipeError, RmtrainError, TryAgain
+from rmtrain.engine.trackers import THREAD as TRACKERS
+from rmtrain.errors import GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Gate, Recipe
+from rmtrain.report.formats import json_text
 
 if TYPE_CHECKING:
     from rmtrain.commands.outcome import Outcome
@@ -30,6 +34,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=", re.ASCII)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
@@ -70,29 +76,69 @@ def preprocess(
 def inspect(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    row: Annotated[str, typer.Option(help="Number of a kept row, or its id.")] = "0",
+    row: Annotated[str | None, typer.Option(help="Number of a kept row, or its id; else the first.")] = None,
+    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept rows with this text, whatever its case.")] = None,
+    dropped: Annotated[str | None, typer.Option(metavar="REASON", help="Rows dropped for this reason; all: for any.")] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="The longest rows first.")] = False,
+    random: Annotated[bool, typer.Option("--random", help="Rows in random order.")] = False,
+    step: Annotated[
+        int | None, typer.Option(help="What this optimizer step holds, counted from 0, and how it is packed.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(metavar="TAG", help="Only rows of this source.")] = None,
     split: Annotated[str, typer.Option(help="train or eval")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Show so many rows.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of --random; else a new one, which is printed.")] = None,
+    world_size: Annotated[int | None, typer.Option(help="Processes that share the --step; else 1.")] = None,
     ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    side_by_side: Annotated[
+        bool | None,
+        typer.Option("--side-by-side/--stacked", help="Responses in columns; else where the terminal is wide enough."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one comparison as the model sees it: tokens, shared prefix, and where the reward is read."""
+    """Show comparisons as the model sees them, rows that were dropped, or what an optimizer step holds."""
+    from rmtrain.commands.query import Query
+
+    query = Query(
+        row=row,
+        find=find,
+        dropped=dropped,
+        longest=longest,
+        random=random,
+        step=step,
+        source=source,
+        split=split,
+        limit=limit,
+        seed=seed,
+        world_size=world_size,
+        ids=ids,
+        side_by_side=side_by_side,
+    )
+    query.check()
     loaded = read_recipe(arguments, recipe)
     console = start_console()
     from rmtrain.commands.inspect import inspect as run
 
-    shown = Console(stderr=as_json)
-    boundaries = shown.no_color or shown.color_system is None
-    finish(run(loaded, console, row=row, split=split, show_ids=ids, boundaries=boundaries), as_json)
+    finish(run(loaded, console, query), as_json)
 
 
 @app.command()
-def train(arguments: Arguments = None, recipe: RecipeOption = None, as_json: JsonOption = False) -> None:
-    """Train, evaluate and export a reward model."""
-    loaded = read_recipe(arguments, recipe)
+def train(
+    arguments: Arguments = None,
+    recipe: RecipeOption = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an older run in run.output_dir aside and begin anew.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from; else the newest that is undamaged.")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Same recipe, same weights, bit for bit: training.deterministic=true.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, evaluate and export a reward model; an interrupted run goes on from its last checkpoint."""
+    loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
     console = start_console()
     from rmtrain.commands.train import train as run
 
-    outcome = run(loaded, console)
+    outcome = run(loaded, console, fresh=fresh, resume=resume)
     finish(outcome, as_json)
     fail_on_missed(outcome.document["gates"])
 
@@ -203,12 +249,12 @@ def finish(outcome: "Outcome", as_json: bool) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     console = Console(stderr=as_json)
-    console.print(outcome.report)
+    console.print(outcome.report, crop=console.is_terminal)
     if outcome.commands:
         console.print()
         console.print(outcome.commands, soft_wrap=True)
     if as_json:
-        print(json.dumps(outcome.document, ensure_ascii=False, allow_nan=False))
+        print(json_text(outcome.document))
 
 
 def fail_on_missed(gates: dict[str, dict[str, Any]]) -> None:
@@ -226,18 +272,43 @@ def _missed(name: str, required: float, value: float | None, passed: bool) -> st
 
 def main() -> None:
     """Run the command line. The one place where an error becomes an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
-    except RmtrainError as error:
+    except (RmtrainError, Stopped) as error:
         end(error)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        end(TryAgain(f"the disk is full: {error.filename or error.strerror}; free some space and run the same command again"))
+        end(_refusal(error))
+    except SystemExit as ending:
+        leave(ending.code)
 
 
-def end(error: RmtrainError) -> None:
+def _refusal(error: OSError) -> RmtrainError:
+    """What the machine refuses, as a line; any other error is raised again."""
+    if error.errno in DISK_FULL:
+        return TryAgain(f"the disk is full: {error.filename or error.strerror}; make room and run the same command again")
+    if error.errno in REFUSALS and error.filename is not None:
+        return RmtrainError(f"{error.filename}: {error.strerror}")
+    raise error
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """What is begun is undone on the way out: temporary files go."""
+    raise Stopped(number)
+
+
+def end(error: RmtrainError | Stopped) -> None:
     """Say what is wrong, a line per problem, and exit with its code."""
     for problem in error.problems:
         print(f"error: {problem}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    leave(error.exit_code)
+
+
+def leave(code: str | int | None) -> NoReturn:
+    """Exit. A tracker that hangs would keep its library, which waits at the exit, from letting the process go."""
+    if any(thread.name == TRACKERS for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)

@@ -1,5 +1,7 @@
 """The few error types of rmtrain. Each line says where, what was expected, what came, and what to change."""
 
+import signal
+
 
 class RmtrainError(Exception):
     """A failure that the user can act on: one line per problem, ended by `cli.py` with `exit_code` and no traceback.
@@ -50,3 +52,18 @@ class TryAgain(RmtrainError):
     """A condition outside the run, such as a full disk; the same command works once it is gone."""
 
     exit_code = 75
+
+
+class Stopped(BaseException):
+    """A signal ended the run. Like KeyboardInterrupt it is no Exception, so that no library takes it for an error of its own.
+
+    Args:
+        number: the signal.
+        problems: what was saved, and how to go on.
+    """
+
+    def __init__(self, number: int, *problems: str) -> None:
+        self.signal = signal.Signals(number)
+        self.exit_code = 128 + number
+        self.problems = problems or (f"stopped by {self.signal.name}",)
+        super().__init__("\n".join(self.problems))

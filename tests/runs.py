@@ -87,15 +87,14 @@ def rmtrain(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> sub
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "COLUMNS": "100",
-            **environment,
-        },
+        env=environment_of_process(**environment),
     )
+
+
+def environment_of_process(**changes: str) -> dict[str, str]:
+    """The environment of a process that tests start: of the checkout, offline, one thread, lines of 100 characters."""
+    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
+    return {**os.environ, **ours, **changes}
 
 
 def metrics_of(directory: Path) -> list[dict[str, Any]]:

@@ -52,6 +52,11 @@ class StepLoader:
         micro_batches = tuple(self._lay_out(indices, step) for indices in step.micro_batches[self.rank])
         return StepBatch(number, step.epoch, len(step.indices), micro_batches)
 
+    def rows(self, number: int) -> tuple[int, list[str]]:
+        """The epoch of a step, and the ids of its comparisons on all ranks, in the order of the plan."""
+        step = self.plan.step(number)
+        return step.epoch, [row.id for row in gather(self.data, step.indices)]
+
     def heaviest(self) -> MicroBatch:
         """A micro-batch as heavy as any the plan can give: the largest comparisons, as many as the budget holds. It weighs nothing."""
         costs = self.plan.costs

@@ -1,8 +1,12 @@
 """`rmtrain train`: the whole run, read from top to bottom."""
 
 import hashlib
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,16 @@ from rmtrain.data.identity import tokenizer_fingerprint
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.special_tokens import edge_tokens
 from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
-from rmtrain.engine.run import RunDirectory, environment, start, start_trackers
-from rmtrain.errors import RecipeError
+from rmtrain.engine.run import environment, start, start_trackers
+from rmtrain.engine.saving import Saver
+from rmtrain.engine.stopping import Stop
+from rmtrain.engine.together import on_main
+from rmtrain.errors import CheckpointError, RecipeError, Stopped
 from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
 from rmtrain.evaluation.samples import sample_rows
 from rmtrain.evaluation.scores import write_scores
@@ -50,20 +58,30 @@ from rmtrain.report.run import next_steps, run_header
 from rmtrain.report.samples import sample_table
 from rmtrain.report.waterfall import waterfall_table
 
+logger = logging.getLogger("rmtrain")
 
-def train(recipe: Recipe, console: Console | None = None) -> Outcome:
-    """Train, evaluate and export a reward model.
+MOMENTS = {"adamw": 2.0, "adamw_8bit": 0.5}
+"""What the state of an optimizer takes, in weights; below it only by little."""
+
+
+def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> Outcome:
+    """Train, evaluate and export a reward model; a run that was interrupted goes on where its last checkpoint is.
 
     Args:
         recipe: what to do.
         console: where the run is shown; None: stderr.
+        fresh: move an older run in `run.output_dir` aside and begin anew.
+        resume: the checkpoint to go on from; None: the newest that is undamaged.
 
     Raises:
         RmtrainError: with one line per problem; nothing is written before the recipe, the data and the model have been accepted.
+        Stopped: a signal ended the run after a step and a checkpoint.
     """
+    if fresh and resume is not None:
+        raise RecipeError("--fresh begins anew and --resume goes on; choose one")
     accelerator = start(recipe)
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
-    directory = RunDirectory.reserve(recipe.run.output_dir)
+    directory = on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
@@ -76,14 +94,29 @@ def train(recipe: Recipe, console: Console | None = None) -> Outcome:
     plan = make_plan(recipe, prepared, layout, model, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
-    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout)
-    run.open(console, plan)
-    with make_display(console, len(loader), accelerator.num_processes) as display:
-        log, meter = RunLog(accelerator, directory.path), Meter(accelerator, flos_per_token(run.model))
-        evaluator = run.evaluator(model, log, display)
-        last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator)
-    accelerator.end_training()
-    return run.finish(last)
+    meter = Meter(accelerator, flos_per_token(unwrap(model)))
+    saver = Saver(accelerator, model, optimizer, meter, directory, recipe.checkpoints, order_facts(recipe, prepared))
+    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout, saver)
+    display = make_display(console, len(loader), accelerator.num_processes)
+    with run.opened(console, plan, resume) as log, display, Stop() as stop:
+        evaluator = run.evaluator(model, log, display, stop)
+        try:
+            last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator, saver, stop)
+            return run.finish(last, evaluator, stop)
+        except Stopped as stopped:
+            raise Stopped(stopped.signal, run.how_to_go_on(stopped)) from None
+
+
+def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
+    """What the order of the comparisons depends on: a run goes on only with the same."""
+    training = recipe.training
+    return {
+        "data": prepared.train.key,
+        "seed": recipe.run.seed,
+        "batch_size": training.batch_size,
+        "epochs": training.epochs,
+        "max_steps": training.max_steps,
+    }
 
 
 def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, model: RewardModel, world: int) -> Plan:
@@ -95,15 +128,7 @@ def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, model: Rew
         check_budget(Costs.of(prepared.eval, layout), prepared.eval.ids, max_tokens)
     if isinstance(recipe.objective, PlackettLuce):
         check_rankings(prepared.train[number] for number in range(len(prepared.train)))
-    return Plan(
-        costs=costs,
-        batch_size=recipe.training.batch_size,
-        max_tokens=max_tokens,
-        epochs=recipe.training.epochs,
-        seed=recipe.run.seed,
-        world=world,
-        max_steps=recipe.training.max_steps,
-    )
+    return Plan.of(recipe, costs, max_tokens, world)
 
 
 def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
@@ -135,21 +160,41 @@ class Running:
     prepared: PreparedData
     model: RewardModel
     layout: Layout
+    saver: Saver
 
-    def open(self, console: Console, plan: Plan) -> None:
-        """Create the run directory, start the trackers and say what is about to happen."""
+    @contextmanager
+    def opened(self, console: Console, plan: Plan, resume: Path | None) -> Iterator[RunLog]:
+        """The directory taken for as long as the run goes on, from its checkpoint where there is one; where its numbers go."""
         hashes = {
             "data": self.prepared.train.key,
             "tokenizer": tokenizer_fingerprint(self.tokenizer),
             "template": str(template_hash(self.tokenizer)),
         }
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.directory.open(self.recipe, environment(self.accelerator, hashes))
+        if resume is not None and not self.directory.continues:
+            raise CheckpointError(f"--resume {resume}: {self.directory.path} holds no run yet")
+        on_main(self.accelerator, partial(self.directory.open, self.recipe, environment(self.accelerator, hashes)))
+        trackers = None
+        try:
             console.print(self._header(plan))
-        start_trackers(self.accelerator, self.recipe)
+            if self.directory.continues:
+                self.saver.resume(resume)
+            if self.saver.position.step < plan.total_steps:
+                self.saver.check_room(MOMENTS[self.recipe.optimizer.name])
+            trackers = start_trackers(self.accelerator, self.recipe, self.directory.run_id)
+            yield RunLog(self.accelerator, self.directory.path, trackers)
+        finally:
+            if trackers is not None:
+                trackers.close()
+            self.directory.close()
 
-    def evaluator(self, model: Any, log: RunLog, display: Display) -> Any:
+    def how_to_go_on(self, stopped: Stopped) -> str:
+        """The line that ends a run that was stopped."""
+        by, path = f"stopped by {stopped.signal.name}", self.directory.path
+        if self.directory.is_finished:
+            return f"{by} during the upload; the run is finished, and its model is in {self.directory.model}"
+        return f"{by} after step {self.saver.saved_step}, which is saved in {path}; the same command goes on from there"
+
+    def evaluator(self, model: Any, log: RunLog, display: Display, stop: Stop) -> Any:
         """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
         data, recipe = self.prepared.eval, self.recipe
         if not len(data):
@@ -158,7 +203,8 @@ class Running:
         budget = token_budget(recipe.batching.max_tokens, Costs.of(data, self.layout), self.model)
 
         def evaluate_at(step: int) -> Evaluation:
-            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget)
+            check = partial(stop.check, self.accelerator)
+            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget, check)
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
@@ -169,11 +215,20 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: Evaluation | None) -> Outcome:
+    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> Outcome:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
-        recipe, path = self.recipe, self.directory.path
-        summary = None if last is None else last.summary
-        url = self._leave(last, summary) if self.accelerator.is_main_process else None
+        recipe, path, done = self.recipe, self.directory.path, self.saver.position.step
+        best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
+        if best is not None:
+            logger.info("the weights after step %d were best by %s; they are exported", best, recipe.checkpoints.best)
+            last = evaluator(done)
+        summary, url = None if last is None else last.summary, None
+        self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
+        if self.accelerator.is_main_process:
+            with stop.at_once():
+                self._leave(last, summary)
+                self.directory.finish()
+                url = push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
         document = {
             "directory": str(path),
             "model": str(self.directory.model),
@@ -183,7 +238,7 @@ class Running:
         }
         return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
 
-    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None) -> str | None:
+    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None) -> None:
         recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
@@ -197,7 +252,6 @@ class Running:
         )
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         (self.directory.model / "README.md").write_text(self._card(summary), encoding="utf-8")
-        return push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
 
     def _header(self, plan: Plan) -> RenderableType:
         recipe, parameters = self.recipe, list(self.model.parameters())
@@ -230,7 +284,7 @@ class Running:
             name=recipe.run.name,
             path=recipe.hub.id or recipe.run.name,
             base_model=base,
-            datasets={source.label: source.path for source in sources if not Path(source.path).expanduser().exists()},
+            datasets={source.title: source.path for source in sources if not Path(source.path).expanduser().exists()},
             waterfall=self.prepared.train.waterfall.to_json(),
             evaluation=summary,
             recipe=dump_recipe(recipe),

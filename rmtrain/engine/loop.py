@@ -1,9 +1,10 @@
 """The run itself: `train` says when, `train_step` says how."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +15,25 @@ from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.engine.memory import rehearse, within_memory
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import learning_rate
-from rmtrain.errors import RmtrainError
+from rmtrain.engine.saving import Saver
+from rmtrain.engine.stopping import Stop
+from rmtrain.errors import NumericError, RmtrainError, Stopped
 from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
 from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
 
-T = TypeVar("T")
+logger = logging.getLogger("rmtrain")
+
+NAMED_ROWS, PATIENCE = 5, 3
+
+
+class Evaluation(Protocol):
+    """What an evaluation gives: numbers by name."""
+
+    @property
+    def summary(self) -> Mapping[str, Any]: ...
+
+
+Evaluated = TypeVar("Evaluated", bound=Evaluation)
 
 
 def train(
@@ -30,9 +45,11 @@ def train(
     meter: Meter,
     log: RunLog,
     display: Display,
-    evaluate: Callable[[int], T] | None,
-) -> T | None:
-    """Train from the first step to the last.
+    evaluate: Callable[[int], Evaluated] | None,
+    saver: Saver,
+    stop: Stop,
+) -> Evaluated | None:
+    """Train from where the saver's position is to the last step.
 
     Args:
         recipe: what to do.
@@ -40,25 +57,54 @@ def train(
         loader: every micro-batch of every step, for this rank.
         meter, log, display: where statistics, log lines and what a person sees go.
         evaluate: evaluates and logs at a given step; also called after the last one. None: there is nothing to evaluate on.
+        saver: writes checkpoints.
+        stop: whether a signal came.
 
     Returns:
         The last evaluation.
+
+    Raises:
+        Stopped: a signal came; a checkpoint is saved.
+        NumericError: the gradients of some steps in a row are not finite.
+        TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
+    guard = Guard(loader, log)
+
+    def evaluate_at(step: int) -> Evaluated | None:
+        if evaluate is None:
+            return None
+        try:
+            with meter.paused():
+                evaluation = evaluate(step)
+        except Stopped:
+            saver.save(step, evaluated=False)
+            raise
+        saver.note_evaluation(step, evaluation.summary)
+        return evaluation
+
     rehearse(accelerator, model, optimizer, loader)
-    for number in range(last):
+    if not saver.position.evaluated and saver.position.step != last:
+        evaluate_at(saver.position.step)
+    for number in range(saver.position.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, accelerator, model, optimizer, recipe, meter, lr)
-        tokens = within_memory(compute, number, optimizer, loader)
+        tokens, finite = within_memory(compute, number, optimizer, loader)
+        guard.watch(number, finite)
         display.step(step, tokens)
-        if due(recipe.tracking.log_every, step) or step in (1, last):
+        if not meter.is_empty and (due(recipe.tracking.log_every, step) or step in (1, last)):
             metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
             log.metrics(step, metrics)
             display.log(step, metrics)
-        if evaluate is not None and due(recipe.evaluation.every, step) and step != last:
-            with meter.paused():
-                evaluate(step)
-    return None if evaluate is None else evaluate(last)
+        evaluates = step != last and evaluate is not None and due(recipe.evaluation.every, step)
+        stops = stop.is_wanted(accelerator)
+        if stops or step == last or saver.is_due(step):
+            saver.save(step, evaluated=step != last and not evaluates)
+        if stops:
+            stop.end()
+        if evaluates:
+            evaluate_at(step)
+    return evaluate_at(last)
 
 
 def due(every: int | None, step: int) -> bool:
@@ -74,8 +120,10 @@ def train_step(
     meter: Meter,
     lr: float,
     batch: StepBatch,
-) -> int:
-    """One optimizer step over all its micro-batches; returns the tokens this process computed.
+) -> tuple[int, bool]:
+    """One optimizer step over all its micro-batches; returns the tokens this process computed, and whether it was a step.
+
+    It is none where the gradient is not finite, on whichever rank: gradients are averaged, so all ranks see it.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
     by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
@@ -91,13 +139,49 @@ def train_step(
         check_gradients(model)
     clip = float("inf") if recipe.optimizer.clip is None else recipe.optimizer.clip
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip)
+    tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
+    if not torch.isfinite(grad_norm):
+        optimizer.zero_grad()
+        return tokens, False
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad()
-    tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
     meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
-    return tokens
+    return tokens, True
+
+
+class Guard:
+    """Keeps the ledger, and ends a run whose gradients are no longer finite.
+
+    Args:
+        loader: knows the comparisons of a step.
+        log: where their ids go.
+    """
+
+    def __init__(self, loader: StepLoader, log: RunLog) -> None:
+        self.loader, self.log, self.in_a_row = loader, log, 0
+
+    def watch(self, number: int, finite: bool) -> None:
+        """Note a step, counted from 0.
+
+        Raises:
+            NumericError: it is the third in a row without a finite gradient.
+        """
+        step, (epoch, ids) = number + 1, self.loader.rows(number)
+        self.log.rows(step, epoch, ids)
+        if finite:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.log.not_finite(step, ids)
+        named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
+        if self.in_a_row == PATIENCE:
+            raise NumericError(
+                f"step {step}: the gradient is not finite, {PATIENCE} steps in a row; the weights are as before them. Rows: {named} "
+                "(all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
+            )
+        logger.warning("step %d: the gradient is not finite, so there was no update; its rows: %s", step, named)
 
 
 def compute_objective(objective: Objectives, rewards_N: Tensor, batch: MicroBatch) -> Objective:

@@ -1,7 +1,9 @@
 """Numbers of a run: summed on the device, reduced once per log line, written to `metrics.jsonl` before they go elsewhere."""
 
+import errno
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from rmtrain.errors import NumericError
+from rmtrain.engine.trackers import Trackers
+from rmtrain.errors import NumericError, TryAgain
 from rmtrain.objective import Objective
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Display(Protocol):
@@ -44,11 +49,36 @@ class Meter:
         self.grad_norm: Tensor | None = None
         self.tokens, self.since = 0, time.perf_counter()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was counted since the last report."""
+        return self.grad_norm is None
+
     def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor) -> None:
         """Count one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm."""
         self.sums += statistics
         self.tokens += tokens
         self.grad_norm = grad_norm
+
+    def state(self) -> dict[str, Any]:
+        """The open interval, summed over ranks, as JSON values for a checkpoint. Called on all ranks."""
+        tokens = torch.tensor(self.tokens, device=self.sums.device)
+        return {
+            "sums": self.accelerator.reduce(self.sums.clone(), reduction="sum").tolist(),
+            "tokens": int(self.accelerator.reduce(tokens, reduction="sum").item()),
+            "total_tokens": self.total_tokens,
+            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on in the interval of a checkpoint; what all ranks had done together is the main one's part of it now."""
+        self._reset()
+        self.total_tokens = state["total_tokens"]
+        if state["grad_norm"] is not None:
+            self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
+        if self.accelerator.is_main_process:
+            self.sums += torch.tensor(state["sums"], device=self.sums.device)
+            self.tokens = state["tokens"]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -100,24 +130,46 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 class RunLog:
     """Where the numbers of a run are kept: `metrics.jsonl`, then the trackers. Only the main process writes.
 
+    Each method raises TryAgain when the disk is full.
+
     Args:
-        accelerator: its trackers are started by the caller.
+        accelerator: says which process is the main one.
         directory: the run directory.
+        trackers: get a copy of the metrics; None: there are none.
     """
 
-    def __init__(self, accelerator: Accelerator, directory: Path) -> None:
-        self.accelerator, self.directory = accelerator, directory
+    def __init__(self, accelerator: Accelerator, directory: Path, trackers: Trackers | None = None) -> None:
+        self.accelerator, self.directory, self.trackers = accelerator, directory, trackers
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line of metrics."""
         self._append("metrics.jsonl", [{"step": step, **metrics}])
-        self.accelerator.log(dict(metrics), step=step)
+        if self.trackers is not None:
+            self.trackers.log(metrics, step)
+
+    def rows(self, step: int, epoch: int, ids: Sequence[str]) -> None:
+        """The ledger: ids of the comparisons of this step, in order."""
+        self._append("ledger.jsonl", [{"step": step, "epoch": epoch, "ids": list(ids)}])
+
+    def not_finite(self, step: int, ids: Sequence[str]) -> None:
+        """Ids of the comparisons of a step whose gradient was not finite."""
+        self._append("nonfinite.jsonl", [{"step": step, "ids": list(ids)}])
 
     def samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Sample comparisons with their rewards at this step."""
         self._append("samples.jsonl", [{"step": step, **sample} for sample in samples])
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if self.accelerator.is_main_process:
-            with (self.directory / name).open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        """Add lines. What says which rows were used, or what they say, only the owner can read."""
+        if not self.accelerator.is_main_process:
+            return
+        file = self.directory / name
+        mode = 0o666 if name == "metrics.jsonl" else 0o600
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            with open(file, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+                stream.write(text)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            raise TryAgain(f"{file}: the disk is full; make room and run the same command again") from error

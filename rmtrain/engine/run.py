@@ -1,20 +1,18 @@
-"""The start of a run: the accelerator really in force, the directory that belongs to one run, and the record of what made it."""
+"""The start of a run: the accelerator really in force, its trackers, and the record of what made it."""
 
-import json
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_trackio_available, is_wandb_available
 
-from rmtrain.errors import CheckpointError, RecipeError, RmtrainError
-from rmtrain.recipe.load import dump_recipe
+from rmtrain.engine.directory import flat
+from rmtrain.engine.trackers import Trackers
+from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.recipe.schema import Recipe, Tracking
 
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
@@ -35,6 +33,9 @@ def start(recipe: Recipe) -> Accelerator:
         RmtrainError: fewer processes than were launched, or a strategy other than one process or DDP.
     """
     _check_trackers(recipe.tracking)
+    if recipe.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     accelerator = Accelerator(
         mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no",
         log_with=list(recipe.tracking.to) or None,
@@ -63,53 +64,26 @@ def _check_trackers(tracking: Tracking) -> None:
         raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Start the recipe's trackers with its settings, flattened to `section.key`."""
-    if recipe.tracking.to:
-        named = {"wandb": {"name": recipe.run.name}, "trackio": {"name": recipe.run.name}}
-        kwargs = {name: options for name, options in named.items() if name in recipe.tracking.to}
-        accelerator.init_trackers(recipe.tracking.project, dict(_flat("", recipe.model_dump())), kwargs)
+def start_trackers(accelerator: Accelerator, recipe: Recipe, run_id: str) -> Trackers | None:
+    """The recipe's trackers, started with its settings as `section.key` on the main process; None where there are none.
 
+    wandb goes on with the run of this id where there is one.
+    """
+    if not recipe.tracking.to or not accelerator.is_main_process:
+        return None
+    named = {"wandb": {"name": recipe.run.name, "id": run_id, "resume": "allow"}, "trackio": {"name": recipe.run.name}}
+    kwargs = {name: options for name, options in named.items() if name in recipe.tracking.to}
+    settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str | int | float]]:
-    if isinstance(value, dict | tuple):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), inner)
-    else:
-        yield prefix, value if isinstance(value, str | int | float) else str(value)
+    def end() -> None:
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
-
-@dataclass(frozen=True, slots=True)
-class RunDirectory:
-    """Everything one run writes, under one path."""
-
-    path: Path
-
-    @classmethod
-    def reserve(cls, output_dir: str) -> "RunDirectory":
-        """The directory of a run that is about to start. Nothing is written yet.
-
-        Raises:
-            CheckpointError: the path is a file, or a directory that holds anything: another run, or the user's own files.
-        """
-        path = Path(output_dir).expanduser()
-        if path.exists() and not path.is_dir():
-            raise CheckpointError(f"run.output_dir: {path} is a file; name a directory that is new or empty")
-        if path.is_dir() and any(path.iterdir()):
-            owner = "another run" if (path / "recipe.yaml").exists() else "other files"
-            raise CheckpointError(f"run.output_dir: {path} holds {owner}; name a new directory, or move that one away")
-        return cls(path)
-
-    def open(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Create the directory and write what the run is made of: the resolved recipe, versions and hashes."""
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (self.path / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-
-    @property
-    def model(self) -> Path:
-        """Where the exported model goes."""
-        return self.path / "model"
+    return Trackers(
+        start=partial(accelerator.init_trackers, recipe.tracking.project, settings, kwargs),
+        send=lambda metrics, step: accelerator.log(dict(metrics), step=step),
+        end=end,
+    )
 
 
 def environment(accelerator: Accelerator, hashes: dict[str, str]) -> dict[str, Any]:
@@ -122,5 +96,7 @@ def environment(accelerator: Accelerator, hashes: dict[str, str]) -> dict[str, A
         "strategy": str(accelerator.distributed_type.value),
         "mixed_precision": accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
         "hashes": hashes,
     }

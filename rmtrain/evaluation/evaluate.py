@@ -1,7 +1,7 @@
 """One evaluation: every comparison scored, then every number computed from the scores, then the gates."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import score, scoring_micro_batches
 from rmtrain.evaluation.scores import ScoredComparison
-from rmtrain.recipe.schema import Gate
-
-LOWER_IS_BETTER = {"loss"}
+from rmtrain.recipe.schema import LOWER_IS_BETTER, Gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +42,18 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, data: TokenizedData, layout: Layout, accelerator: Accelerator, pad_token_id: int, max_tokens: int
+    model: nn.Module,
+    data: TokenizedData,
+    layout: Layout,
+    accelerator: Accelerator,
+    pad_token_id: int,
+    max_tokens: int,
+    check: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Score all comparisons and summarize the scores; arguments and errors are those of `score` and `summarize`."""
     start = time.perf_counter()
     micro_batches = scoring_micro_batches(data, layout, max_tokens)
-    scored = score(model, data, micro_batches, layout, accelerator, pad_token_id)
+    scored = score(model, data, micro_batches, layout, accelerator, pad_token_id, check)
     return Evaluation(scored, summarize(scored), time.perf_counter() - start, len(micro_batches))
 
 

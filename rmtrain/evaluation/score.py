@@ -1,6 +1,6 @@
 """Comparisons to rewards: every row scored exactly once, in micro-batches that do not depend on the number of processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from accelerate import Accelerator
@@ -30,6 +30,7 @@ def score(
     layout: Layout,
     accelerator: Accelerator,
     pad_token_id: int,
+    check: Callable[[], None] | None = None,
 ) -> list[ScoredComparison]:
     """Rewards of every response of every comparison, in the order of the data, on all ranks.
 
@@ -40,12 +41,15 @@ def score(
         layout: of the micro-batches; the model's attention is set for it.
         accelerator: gathers the rewards of all ranks.
         pad_token_id: id that fills rows up.
+        check: called before each micro-batch, equally often on all ranks; ends the work by raising.
     """
     rounds = -(-len(micro_batches) // accelerator.num_processes)
     mine = [(accelerator.process_index + turn * accelerator.num_processes) % len(micro_batches) for turn in range(rounds)]
     rewards_by_row: dict[int, tuple[float, ...]] = {}
     with evaluating(model):
         for indices in (micro_batches[number] for number in mine):
+            if check is not None:
+                check()
             batch = lay_out(gather(data, indices), pad_token_id, layout).to(accelerator.device)
             rewards_N = model(batch).float().cpu()
             for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):

@@ -68,24 +68,34 @@ def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Gold
     """
     if directory.exists() and not (directory / FACTS).is_file():
         raise CheckpointError(f"{directory} exists and is no export of rmtrain (it has no {FACTS}); choose another directory")
-    partial = directory.with_name(f".{directory.name}.partial")
+    partial, old = (directory.with_name(f".{directory.name}.{end}") for end in ("partial", "old"))
     if partial.exists():
         shutil.rmtree(partial)
     try:
         write_export(model, tokenizer, partial, golden, extra)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            shutil.rmtree(partial, ignore_errors=True)
             raise TryAgain(f"the disk of {directory} is full; free some space and repeat") from error
         raise CheckpointError(f"export: cannot write {partial}: {error}") from error
     check_reload(partial, _code_revision(unwrap(model)))
+    _sync(partial)
     if directory.exists():
-        old = directory.with_name(f".{directory.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
         os.replace(directory, old)
-        os.replace(partial, directory)
-        shutil.rmtree(old)
-    else:
-        os.replace(partial, directory)
+    os.replace(partial, directory)
+    shutil.rmtree(old, ignore_errors=True)
     return directory
+
+
+def _sync(directory: Path) -> None:
+    """Put every file of a directory on the disk, before its name says that it is whole."""
+    for path in [*directory.rglob("*"), directory]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_export(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> None:
@@ -147,7 +157,7 @@ def check_reload(directory: Path, code_revision: str | None = None) -> dict[str,
     command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({} if code_revision else {"HF_HOME": cache, "HF_HUB_CACHE": cache})
-        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
     lines = process.stdout.strip().splitlines()
     if process.returncode == 0:
         report: dict[str, Any] = json.loads(lines[-1])

@@ -10,12 +10,18 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
 from rmtrain.recipe.section import KeyPath, Misfit, Section, Share, refuse
+from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
+from rmtrain.recipe.sources import RankedSource as RankedSource
 from rmtrain.recipe.sources import Source as Source
+from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
+from rmtrain.recipe.sources import format_misfits, source_misfits
 
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
+LOWER_IS_BETTER = frozenset({"loss"})
+"""Metrics of which less is better; of all others, more."""
 
 
 class Run(Section):
@@ -219,8 +225,25 @@ class Training(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it.
     Head, loss and rewards stay float32."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time: slower on a GPU, and an error where there is none. On a CPU runs repeat anyway."""
     allow_bfloat16_weights: bool = False
     """Train weights that are themselves bfloat16, though plain AdamW loses small updates."""
+
+
+class Checkpointing(Section):
+    """When the state of a run is saved, so that the same command goes on from there, and what is kept of it."""
+
+    every: PositiveInt | None = None
+    """Save after this many steps."""
+    minutes: PositiveFloat | None = 30.0
+    """Save when this many minutes have passed since the last time; None: only as `every` says, and when a signal ends the run."""
+    keep: PositiveInt = 2
+    """Newest checkpoints that are kept, beside the best one and the one that was resumed from."""
+    best: Gate | None = None
+    """Metric of the evaluations by which the best checkpoint is kept."""
+    load_best_at_end: bool = False
+    """Evaluate and export the weights that were best by `best`, not the last ones."""
 
 
 class Evaluation(Section):
@@ -275,6 +298,8 @@ class Recipe(Section):
     """Loss to updates."""
     training: Training = Training()
     """How long, and how many comparisons a step."""
+    checkpoints: Checkpointing = Checkpointing()
+    """When to save."""
     evaluation: Evaluation = Evaluation()
     """When to evaluate."""
     tracking: Tracking = Tracking()
@@ -328,9 +353,9 @@ def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
 def _repeated_tags(sources: Sequence[tuple[KeyPath, Source]]) -> Iterator[tuple[KeyPath, Misfit]]:
     first: dict[str, KeyPath] = {}
     for key, source in sources:
-        owner = first.setdefault(source.label, key)
+        owner = first.setdefault(source.title, key)
         if owner != key:
-            message = f'"{source.label}" is also the tag of {".".join(map(str, owner))}; give each source its own'
+            message = f'"{source.title}" is also the tag of {".".join(map(str, owner))}; give each source its own'
             yield key, Misfit((*key, "tag"), message, (*key, "path"))
 
 
@@ -341,6 +366,13 @@ def _tags_differ(recipe: Recipe) -> Iterator[Misfit]:
     yield from dict([*_repeated_tags(train), *_repeated_tags(evaluated)]).values()
 
 
+def _formats_fit(recipe: Recipe) -> Iterator[Misfit]:
+    for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+        for i, source in enumerate(sources):
+            yield from source_misfits(source, ("data", split, i))
+            yield from format_misfits(source, ("data", split, i))
+
+
 def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
     for i, source in enumerate(recipe.data.eval):
         if source.holdout is not None:
@@ -348,10 +380,21 @@ def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
             yield Misfit(("data", "eval", i, "holdout"), message, ("data", "eval", i))
     if recipe.data.eval or any(source.holdout for source in recipe.data.train):
         return
-    for name, value in (("every", recipe.evaluation.every), ("gates", recipe.evaluation.gates)):
+    evaluation, best = recipe.evaluation, recipe.checkpoints.best
+    for section, name, value in (
+        ("evaluation", "every", evaluation.every),
+        ("evaluation", "gates", evaluation.gates),
+        ("checkpoints", "best", best),
+    ):
         if value:
             message = "there is nothing to evaluate; add data.eval, or holdout to a source of data.train"
-            yield Misfit(("evaluation", name), message, ("evaluation",))
+            yield Misfit((section, name), message, (section,))
+
+
+def _best_is_known(recipe: Recipe) -> Iterator[Misfit]:
+    if recipe.checkpoints.load_best_at_end and recipe.checkpoints.best is None:
+        message = "nothing says which checkpoint is best; set checkpoints.best, such as accuracy"
+        yield Misfit(("checkpoints", "load_best_at_end"), message, ("checkpoints",))
 
 
 def _repository_has_owner(recipe: Recipe) -> Iterator[Misfit]:
@@ -364,6 +407,8 @@ CROSS_CHECKS = (
     _remote_code_is_pinned,
     _sizes_fit,
     _tags_differ,
+    _formats_fit,
     _evaluation_has_data,
+    _best_is_known,
     _repository_has_owner,
 )

@@ -8,22 +8,9 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
-from rmtrain.engine.run import RunDirectory, environment, start
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.engine.run import environment, start
+from rmtrain.errors import RecipeError
 from tests.runs import tiny_recipe
-
-
-def test_a_run_directory_is_reserved_without_writing(tmp_path: Path) -> None:
-    RunDirectory.reserve(str(tmp_path / "a/b"))
-    assert not (tmp_path / "a").exists()
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="is a file"):
-        RunDirectory.reserve(str(tmp_path / "file"))
-    (tmp_path / "run").mkdir()
-    RunDirectory.reserve(str(tmp_path / "run"))
-    (tmp_path / "run/recipe.yaml").write_text("x")
-    with pytest.raises(CheckpointError, match="holds another run"):
-        RunDirectory.reserve(str(tmp_path / "run"))
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_at_the_start(tmp_path: Path) -> None:

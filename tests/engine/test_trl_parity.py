@@ -14,9 +14,12 @@ from transformers import AutoModelForSequenceClassification
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan, order
 from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.loop import train
 from rmtrain.engine.metrics import Meter, RunLog
 from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.saving import Saver
+from rmtrain.engine.stopping import Stop
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.comparisons import costs_of
@@ -118,8 +121,14 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(ours, build_optimizer(ours, recipe.optimizer))
     (tmp_path / "ours").mkdir()
-    loader, log = StepLoader(rows, plan, layout, tokenizer.pad_token_id), RunLog(accelerator, tmp_path / "ours")
-    train(recipe, accelerator, model, optimizer, loader, Meter(accelerator, 1), log, Silent(), None)
+    loader, log, meter = (
+        StepLoader(rows, plan, layout, tokenizer.pad_token_id),
+        RunLog(accelerator, tmp_path / "ours"),
+        Meter(accelerator, 1),
+    )
+    directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
+    saver = Saver(accelerator, model, optimizer, meter, directory, recipe.checkpoints, {})
+    train(recipe, accelerator, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]

@@ -1,0 +1,37 @@
+"""Fixtures of fault tests: a nursery for processes, and the run that nothing interrupts."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.nursery import Nursery
+from tests.faults.runs import full_recipe, in_directory, left
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    """Starts `rmtrain` processes."""
+    with Nursery() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for a module's runs."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def recipe(place: Path) -> Path:
+    """The recipe of `full_recipe`."""
+    return full_recipe(place)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place: Path, recipe: Path, nursery: Nursery) -> dict[str, Any]:
+    """What the run leaves when nothing happens to it."""
+    ended = nursery.run(*in_directory(recipe, place / "undisturbed"))
+    assert ended.code == 0, ended.stderr
+    return left(place / "undisturbed")

@@ -1,0 +1,173 @@
+"""kill -9 anywhere loses at most the steps since the last checkpoint: what is left in the end is what an undisturbed run leaves."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmtrain.engine.checkpoint import Checkpoints
+from rmtrain.recipe.load import load_recipe
+from tests.faults.driver import Fault
+from tests.faults.nursery import FAST, Nursery
+from tests.faults.runs import every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.runs import ROOT, environment_of_process
+
+POINTS: list[list[Fault]] = [
+    [("open", 1, "kill")],
+    [("mark", 1, "kill")],
+    [("replace", 1, "kill")],
+    [("replace", 3, "kill")],
+    [("rehearse", 1, "kill")],
+    [("step", 1, "kill")],
+    [("step", 4, "kill")],
+    [("record", 8, "kill")],
+    [("tensors", 1, "kill")],
+    [("tensors", 2, "kill")],
+    [("tensors", 3, "kill")],
+    [("json", 3, "kill")],
+    [("json", 4, "kill")],
+    [("sync", 10, "kill")],
+    [("rename", 2, "kill")],
+    [("sync", 14, "kill")],
+    [("rotate", 3, "kill")],
+    [("unlink", 2, "kill")],
+    [("rmdir", 1, "kill")],
+    [("evaluate", 2, "kill")],
+    [("rewind", 1, "kill")],
+    [("scores", 1, "kill")],
+    [("export", 1, "kill")],
+    [("reload", 1, "kill")],
+    [("finish", 1, "kill")],
+]
+"""Around every write: the marker, the tensors of a checkpoint, its state and manifest, its rename, rotation, records, the export."""
+
+
+def usable(run: Path) -> list[int]:
+    """Steps of the checkpoints that are whole; fails when there is one that is not."""
+    marker = run / "run.json"
+    if not marker.exists():
+        return []
+    checkpoints = Checkpoints(run / "checkpoints", load_marker(marker))
+    return [checkpoints.read(checkpoints.path(step)).step for step in steps_saved(run)]
+
+
+def load_marker(marker: Path) -> str:
+    return str(json.loads(marker.read_text())["run_id"])
+
+
+def finish(run: Path, recipe: Path, nursery: Nursery) -> None:
+    ended = nursery.run(*in_directory(recipe, run))
+    assert ended.code == 0, ended.stderr
+
+
+def test_trap_28_killed_at_every_point_of_a_run_it_ends_as_if_nothing_had_happened(
+    place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run, killed = place / "points", 0
+    for faults in POINTS:
+        before = usable(run)
+        ended = nursery.run(*in_directory(recipe, run), faults=[*faults, *([] if faults[0][0] == "reload" else [FAST])])
+        assert ended.code in (0, -signal.SIGKILL), (faults, ended.stderr)
+        assert len(usable(run)) >= min(1, len(before)), faults
+        if ended.code == 0:
+            break
+        killed += 1
+    else:
+        finish(run, recipe, nursery)
+    assert killed >= 12, "guard: most points were met before the run had ended"
+    assert left(run) == undisturbed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("faults", POINTS, ids=lambda faults: f"{faults[0][0]}-{faults[0][1]}")
+def test_trap_28_killed_at_one_point_over_and_over_it_ends_as_if_nothing_had_happened(
+    faults: list[Fault], place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / f"point-{faults[0][0]}-{faults[0][1]}"
+    with_reload = [] if faults[0][0] == "reload" else [FAST]
+    codes = [nursery.run(*in_directory(recipe, run), faults=[*faults, *with_reload]).code for _ in range(3)]
+    assert codes[0] == -signal.SIGKILL or faults[0][0] == "rewind", "guard: it was killed"
+    usable(run)
+    if 0 not in codes:
+        finish(run, recipe, nursery)
+    assert left(run) == undisturbed
+
+
+def kill_at_random(nursery: Nursery, recipe: Path, run: Path, moment: random.Random) -> int:
+    """Start the run, kill it some time after it has begun; returns its exit code."""
+    child = nursery.start(*in_directory(recipe, run))
+    begun = len(lines_or_nothing(run))
+    wait_until(lambda: len(lines_or_nothing(run)) != begun or not alive(child.pid))
+    time.sleep(moment.uniform(0.0, 0.4))
+    child.signal(signal.SIGKILL)
+    return child.wait().code
+
+
+def lines_or_nothing(run: Path) -> bytes:
+    file = run / "ledger.jsonl"
+    return file.read_bytes() if file.exists() else b""
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def crash_loop(kills: int, run: Path, recipe: Path, nursery: Nursery) -> int:
+    """Kill a run so many times, beginning anew where it ended sooner; returns how many checkpoints were looked at."""
+    moment, looked_at, done = random.Random(7), 0, 0
+    while done < kills:
+        code = kill_at_random(nursery, recipe, run, moment)
+        looked_at += len(usable(run))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        done += 1
+    return looked_at
+
+
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
+    place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / "random"
+    looked_at = crash_loop(5, run, recipe, nursery)
+    finish(run, recipe, nursery)
+    assert left(run) == undisturbed
+    assert every_row_once_an_epoch(lines(run, "ledger"), load_recipe(recipe))
+    assert looked_at > 0, "guard: there were checkpoints to look at"
+
+
+def kill_real_process(command: list[str], run: Path, moment: random.Random, early: bool) -> None:
+    """Start a process and kill it: at any time of its start, or soon after its first step."""
+    begun = lines_or_nothing(run)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment_of_process(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if not early:
+        wait_until(lambda: lines_or_nothing(run) != begun or process.poll() is not None)
+    time.sleep(moment.uniform(0.0, 8.0 if early else 0.3))
+    process.kill()
+    _, stderr = process.communicate()
+    assert process.returncode == -signal.SIGKILL, stderr.decode()
+
+
+@pytest.mark.long
+def test_real_processes_killed_forty_times_end_as_if_nothing_had_happened(place: Path, nursery: Nursery) -> None:
+    epochs, moment, looked_at = 40, random.Random(11), 0
+    recipe = full_recipe(place / "long", training={"epochs": epochs, "batch_size": 8, "precision": "float32"})
+    finish(place / "long/whole", recipe, nursery)
+    run, kills = place / "long/killed", 40
+    command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
+    for kill in range(kills):
+        kill_real_process(command, run, moment, early=kill % 5 == 4)
+        looked_at += len(usable(run))
+    assert len(lines(run, "ledger")) < 5 * epochs, "guard: the run was under way to the last kill"
+    reached = max(usable(run))
+    finish(run, recipe, nursery)
+    assert left(run, 5 * epochs) == left(place / "long/whole", 5 * epochs)
+    assert every_row_once_an_epoch(lines(run, "ledger"), load_recipe(recipe))
+    print(f"{kills} kills, {reached} of {5 * epochs} steps reached, {looked_at} checkpoints verified, none unusable")

@@ -1,0 +1,66 @@
+"""Numbers that are none: no update, the rows are named, and the run ends soon, on all processes with the same code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.faults.driver import Fault
+from tests.faults.nursery import FAST, Nursery
+from tests.faults.runs import STEPS, full_recipe, in_directory, lines, steps_saved, weights
+from tests.runs import ROOT, environment_of_process
+
+
+def nan_in(*steps: int) -> list[Fault]:
+    """A loss that is no number in these steps; the first call is the rehearsal, and each step has one micro-batch."""
+    return [*(("backward", 1 + step, "nan") for step in steps), FAST]
+
+
+def test_trap_21_a_step_whose_gradient_is_no_number_changes_nothing_and_names_its_rows(
+    place: Path, recipe: Path, nursery: Nursery
+) -> None:
+    run = place / "one"
+    ended = nursery.run(*in_directory(recipe, run), "checkpoints.every=1", "checkpoints.keep=20", faults=nan_in(5))
+    assert ended.code == 0, ended.stderr
+    assert "warning: step 5: the gradient is not finite, so there was no update; its rows: train:" in ended.stderr
+    before, after, later = (weights(run, step) for step in (4, 5, 6))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert any(not torch.equal(after[name], later[name]) for name in after), "guard: the next step is one"
+    ledger = {line["step"]: line["ids"] for line in lines(run, "ledger")}
+    assert lines(run, "nonfinite") == [{"step": 5, "ids": ledger[5]}]
+    assert steps_saved(run) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.parametrize("first", [1, 6])
+def test_trap_21_the_third_in_a_row_ends_the_run(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
+    run = place / f"three-{first}"
+    ended = nursery.run(*in_directory(recipe, run), faults=nan_in(first, first + 1, first + 2))
+    assert ended.code == 5, ended.stderr
+    (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(
+        f"error: step {first + 2}: the gradient is not finite, 3 steps in a row; the weights are as before them"
+    )
+    assert [line["step"] for line in lines(run, "nonfinite")] == [first, first + 1, first + 2]
+    assert all(torch.isfinite(tensor).all() for step in steps_saved(run) for tensor in weights(run, step).values())
+    ended = nursery.run(*in_directory(recipe, run))
+    assert ended.code == 0, ended.stderr
+    assert lines(run, "nonfinite") == [line for line in lines(run, "nonfinite") if line["step"] == 2 and first == 1]
+
+
+def test_trap_21_numbers_that_are_none_on_one_process_end_both(place: Path) -> None:
+    recipe, run = full_recipe(place / "two"), place / "two/run"
+    faults: list[Any] = [("backward", 1 + step, "nan@1") for step in (4, 5, 6)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
+    environment = environment_of_process(ACCELERATE_USE_CPU="true")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.count("error: step 6: the gradient is not finite, 3 steps in a row") == 2, result.stderr
+    assert result.stderr.count("exitcode  : 5") >= 1
+    assert [line["step"] for line in lines(run, "nonfinite")] == [4, 5, 6]
+    before = weights(run, 4)
+    assert all(torch.isfinite(tensor).all() for tensor in before.values())

@@ -1,0 +1,122 @@
+"""A signal at any time ends the run soon, with its exit code, and the same command goes on to the same end."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.driver import Fault
+from tests.faults.nursery import FAST, Nursery
+from tests.faults.runs import full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.runs import ROOT, environment_of_process
+
+GRACE_SECONDS = 30
+"""What schedulers wait between SIGTERM and SIGKILL (Kubernetes: 30 s)."""
+MOMENTS: dict[str, tuple[str, int, int]] = {
+    "reading the tokenizer": ("tokenizer", 1, 0),
+    "reading the data": ("data", 1, 0),
+    "building the model": ("model", 1, 0),
+    "the first micro-batch": ("rehearse", 1, 1),
+    "a step": ("step", 2, 2),
+    "an evaluation": ("evaluate", 1, 3),
+    "a save": ("tensors", 2, 2),
+    "between shards and manifest": ("json", 2, 2),
+    "rotation": ("rotate", 1, 2),
+    "the export": ("export", 1, 15),
+    "the reload of the export": ("reload", 1, 15),
+}
+"""Where the signal strikes, and the step after which the run is then saved; 0: before it begins."""
+
+
+@pytest.mark.parametrize(("point", "when", "saved"), MOMENTS.values(), ids=MOMENTS.keys())
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_trap_39_a_signal_at_any_time_saves_and_the_run_goes_on(
+    number: str,
+    code: int,
+    point: str,
+    when: int,
+    saved: int,
+    place: Path,
+    recipe: Path,
+    nursery: Nursery,
+    undisturbed: dict[str, Any],
+) -> None:
+    if number == "SIGINT" and point not in ("step", "evaluate", "export"):
+        return  # the same handler; three moments are enough
+    run = place / f"{point}-{number}"
+    fast = [] if point == "reload" else [FAST]
+    before = time.monotonic()
+    ended = nursery.run(*in_directory(recipe, run), faults=[(point, when, number), *fast])
+    assert time.monotonic() - before < GRACE_SECONDS
+    assert ended.code == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    if not saved:
+        assert not run.exists()
+        assert ended.stderr.rstrip().endswith(f"error: stopped by {number}")
+        return
+    assert f"stopped by {number} after step {saved}, which is saved in {run}; the same command goes on" in ended.stderr
+    assert steps_saved(run)[-1] == saved
+    ended = nursery.run(*in_directory(recipe, run))
+    assert ended.code == 0, ended.stderr
+    assert left(run) == undisturbed
+
+
+@pytest.mark.parametrize("point", ["step", "tensors", "export"])
+def test_trap_39_a_second_signal_ends_at_once_and_breaks_nothing(
+    point: str, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / f"twice-{point}"
+    when = {"step": 4, "tensors": 4, "export": 1}[point]
+    ended = nursery.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), FAST])
+    assert ended.code == 143, ended.stderr
+    assert "Traceback" not in ended.stderr
+    ended = nursery.run(*in_directory(recipe, run))
+    assert ended.code == 0, ended.stderr
+    assert f"going on after step {15 if point == 'export' else 2}, from" in ended.stderr
+    assert left(run) == undisturbed
+
+
+def test_a_process_outside_of_tests_is_stopped_by_a_signal_from_outside(
+    place: Path, recipe: Path, undisturbed: dict[str, Any]
+) -> None:
+    run = place / "outside"
+    command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment_of_process(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: (run / "ledger.jsonl").exists())
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=GRACE_SECONDS)
+    assert process.returncode == 143, stderr
+    assert "the same command goes on from there" in stderr
+    result = subprocess.run(command, cwd=ROOT, env=environment_of_process(), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert left(run) == undisturbed, "and with the real reload check, in real processes"
+
+
+@pytest.mark.parametrize(
+    ("point", "when", "saved"), [("step", 4, 4), ("evaluate", 2, 3), ("save", 1, 2)], ids=["train", "evaluation", "save"]
+)
+def test_trap_39_a_signal_to_one_of_two_processes_ends_both(
+    point: str, when: int, saved: int, place: Path, nursery: Nursery
+) -> None:
+    folder = place / "two"
+    recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / point
+    faults: list[Fault] = [(point, when, "SIGTERM@1") if point != "save" else ("tensors", 1, "SIGTERM@0"), FAST]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
+    environment = environment_of_process(ACCELERATE_USE_CPU="true")
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.count(f"error: stopped by SIGTERM after step {saved}, which is saved in {run}") == 2, result.stderr
+    assert steps_saved(run)[-1] == saved
+    whole = folder / "whole"
+    if not whole.exists():
+        assert nursery.run(*in_directory(recipe, whole)).code == 0
+    assert nursery.run(*in_directory(recipe, run)).code == 0
+    assert lines(run, "ledger") == lines(whole, "ledger")

@@ -1,0 +1,94 @@
+"""What strangers' trackers, hubs and machines do to a run: they do not stop it, and never lose its model."""
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmtrain.model.hub import uploaded_files
+from tests.faults.driver import Fault
+from tests.faults.nursery import FAST, Nursery
+from tests.faults.runs import in_directory, left, lines
+
+TENSORBOARD = "tracking.to=[tensorboard]"
+FAILURES: dict[str, Fault] = {
+    "start raises": ("tracker-start", 1, "raise"),
+    "start hangs": ("tracker-start", 1, "hang"),
+    "log raises": ("tracker-log", 0, "raise"),
+    "log hangs": ("tracker-log", 2, "hang"),
+}
+
+
+@pytest.mark.parametrize("fault", FAILURES.values(), ids=FAILURES.keys())
+def test_trap_44_a_tracker_that_fails_or_hangs_never_stops_a_run(
+    fault: Fault, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / f"{fault[0]}-{fault[2]}"
+    ended = nursery.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, FAST])
+    assert ended.code == 0, ended.stderr
+    (warning,) = [line for line in ended.stderr.splitlines() if "trackers:" in line]
+    assert "Training goes on, and metrics.jsonl has every line" in warning
+    assert "hf_" not in ended.stderr, "what it raised held a token"
+    assert left(run)["metrics"] == undisturbed["metrics"]
+    assert left(run)["sha256"] == undisturbed["sha256"]
+
+
+def test_trap_s7_an_upload_that_fails_leaves_a_finished_run_and_the_command_to_repeat_it(
+    place: Path, recipe: Path, nursery: Nursery
+) -> None:
+    run = place / "upload"
+    ended = nursery.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
+    assert ended.code == 1, ended.stderr
+    assert "hub: nobody/nothing was not uploaded: " in ended.stderr
+    assert f"Retry: hf upload nobody/nothing {run}/model --private" in ended.stderr
+    assert (run / "model/model.safetensors").is_file()
+    assert nursery.run(*in_directory(recipe, run)).code == 4, "it is finished"
+
+
+def test_trap_s7_neither_rows_nor_paths_are_uploaded(place: Path, recipe: Path, nursery: Nursery) -> None:
+    run = place / "private"
+    assert nursery.run(*in_directory(recipe, run)).code == 0
+    files = uploaded_files(run / "model")
+    assert "model.safetensors" in files
+    text = "".join((run / "model" / name).read_text(encoding="utf-8") for name in files if not name.endswith(".safetensors"))
+    first_row = (place / "train.jsonl").read_text().splitlines()[0]
+    assert '"prompt": "' in first_row
+    assert first_row.split('"')[3] not in text
+    assert str(Path.home()) + "/" not in text
+    assert not any(name.startswith(("optimizer", "ledger", "samples", "state")) for name in files)
+
+
+def test_trap_s9_a_whole_run_opens_no_connection(place: Path, recipe: Path, nursery: Nursery, tmp_path: Path) -> None:
+    block = tmp_path / "sitecustomize.py"
+    block.write_text(
+        "import socket\n"
+        "def refuse(self, address, *rest):\n"
+        "    if self.family != socket.AF_UNIX:\n"
+        f"        open({str(tmp_path / 'connected')!r}, 'a').write(str(address))\n"
+        "        raise OSError('no network in this test')\n"
+        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
+    )
+    from tests.runs import ROOT
+
+    with Nursery(PYTHONPATH=f"{tmp_path}:{ROOT}") as offline:
+        ended = offline.run(*in_directory(recipe, place / "offline"), faults=[])
+    assert ended.code == 0, ended.stderr
+    assert not (tmp_path / "connected").exists()
+    assert sys.modules["socket"] is socket
+
+
+def test_trap_36_the_same_recipe_gives_the_same_weights_whatever_python_hashes(
+    place: Path, recipe: Path, undisturbed: dict[str, Any]
+) -> None:
+    for seed in ("1", "2"):
+        with Nursery(PYTHONHASHSEED=seed) as other:
+            run = place / f"hash-{seed}"
+            ended = other.run(
+                *in_directory(recipe, run), f"data.cache_dir={place}/cache-{seed}", "data.processes=2", "--deterministic"
+            )
+            assert ended.code == 0, ended.stderr
+            assert left(run) == undisturbed
+            assert '"deterministic": true' in (run / "environment.json").read_text()
+    assert lines(place / "hash-1", "ledger") == lines(place / "hash-2", "ledger")
