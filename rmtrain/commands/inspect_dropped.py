@@ -88,7 +88,7 @@ def _with_content(
         contents = dict(read_again(data, query.split, shown))
         return [(row, contents.get(row)) for row in shown]
     found = _containing(data, query.split, rows, query.find)
-    return list(islice(found, limit)) if seed is None else _shuffled(list(found), seed)[:limit]
+    return [*islice(found, limit)] if seed is None else [*_shuffled(list(found), seed)[:limit]]
 
 
 def _shuffled(items: list[T], seed: int | None) -> list[T]:
@@ -129,5 +129,5 @@ def _report(document: Mapping[str, Any], whose: str, listed: int) -> RenderableT
     if listed < document["count"]:
         parts.append(Text(f"{document['count'] - listed:,} of them are counted only, not listed", style="yellow"))
     for place, row in enumerate(rows, start=1):
-        parts += [Text(), Rule(f"{place} of {len(rows)}", style="dim"), Text(), dropped_view(row)]
+        parts += [Text(), Rule(Text(f"{place} of {len(rows)}"), style="dim"), Text(), dropped_view(row)]
     return Group(*parts)

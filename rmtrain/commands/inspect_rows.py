@@ -40,7 +40,7 @@ def inspect_rows(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, que
     rows = [row_document(data[number], number, query.split, tokenizer, matches.get(number)) for number in chosen.numbers]
     parts: list[RenderableType] = [Flowing(Text(chosen.sentence))]
     for place, row in enumerate(rows, start=1):
-        parts += [Text(), Rule(f"{place} of {len(rows)}", style="dim"), Text(), _view(row, tokenizer, query)]
+        parts += [Text(), Rule(Text(f"{place} of {len(rows)}"), style="dim"), Text(), _view(row, tokenizer, query)]
     return Outcome(Group(*parts), {"split": query.split, **chosen.facts, "rows": rows})
 
 

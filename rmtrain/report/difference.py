@@ -34,14 +34,13 @@ def difference(one: str, other: str) -> Difference | None:
     if one == other:
         return None
     begin = _word_at(one, other, _shared_beginning(one, other))
-    words = [[match.span() for match in WORD.finditer(text, begin)] for text in (one, other)]
-    matcher = SequenceMatcher(
-        None, *([text[slice(*span)] for span in spans] for text, spans in zip((one, other), words, strict=True))
-    )
+    spans = [[match.span() for match in WORD.finditer(text, begin)] for text in (one, other)]
+    words = [[text[slice(*span)] for span in places] for text, places in zip((one, other), spans, strict=True)]
+    matcher = SequenceMatcher(None, words[0], words[1])
     shortest = 1 if matcher.ratio() >= ALIKE else SHORTEST_PASSAGE
     shared = [block for block in matcher.get_matching_blocks() if block.size >= shortest]
-    ours = _others(words[0], [(block.a, block.a + block.size) for block in shared])
-    theirs = _others(words[1], [(block.b, block.b + block.size) for block in shared])
+    ours = _others(spans[0], [(block.a, block.a + block.size) for block in shared])
+    theirs = _others(spans[1], [(block.b, block.b + block.size) for block in shared])
     return Difference(begin, (ours, theirs))
 
 

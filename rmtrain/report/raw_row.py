@@ -45,8 +45,13 @@ class RawRow:
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(style="cyan", overflow="fold", max_width=WIDEST_PATH if console.is_terminal else None)
         table.add_column(overflow="fold")
+        had_lines = False
         for path, value in self.cells:
+            has_lines = isinstance(value, str) and "\n" in value
+            if table.row_count and (had_lines or has_lines):
+                table.add_row()
             table.add_row(Text(path), _shown(value))
+            had_lines = has_lines
         yield Unfolded(table)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:

@@ -64,16 +64,16 @@ def shown(document: dict[str, Any], width: int = 100, color: bool = False, limit
 def test_the_step_its_micro_batches_and_its_comparisons_are_told_in_numbers() -> None:
     lines = shown(step())
     text = "\n".join(lines)
-    assert lines[0] == "step 7  0 to 19"
+    assert lines[0] == "step 7  of 20, counted from 0"
     assert "epoch   1, step 2 of its 5" in text
     assert "holds   5 comparisons in 2 micro-batches" in text
-    assert "layout  shared_prefix, which `auto` takes where" in text
+    assert "layout  shared_prefix, what `auto` takes where" in text
     assert "budget  1,024 tokens a micro-batch, what `auto` is on a CPU" in text
-    assert "tokens  1,130, 630 fewer than padded to the longest (35.8 % of 1,760)" in text
-    assert "micro-batch 0  66.2 % full  678 tokens  3 comparisons  378 fewer than padded" in text
-    assert "micro-batch 1  44.1 % full  452 tokens  2 comparisons  252 fewer than padded" in text
-    header = next(line for line in lines if line.startswith("in "))
-    assert header.split() == ["in", "row", "source", "prompt", "prefix", "responses", "tokens", "margin"]
+    assert "tokens  1,130, avoids 630 of 1,760 if padded (35.8 %)" in text
+    assert "micro-batch 0  66.2 % full  678 tokens  3 comparisons  avoids 378 of 1,056 if padded (35.8 %)" in text
+    assert "micro-batch 1  44.1 % full  452 tokens  2 comparisons  avoids 252 of 704 if padded (35.8 %)" in text
+    header = next(line for line in lines if line.startswith("batch "))
+    assert header.split() == ["batch", "row", "source", "prompt", "prefix", "chosen", "rejected", "tokens", "margin"]
     rows = lines[lines.index(header) + 1 :]
     name = "harmless-base-of-anthropic"
     assert [row.split() for row in rows] == [
@@ -83,10 +83,10 @@ def test_the_step_its_micro_batches_and_its_comparisons_are_told_in_numbers() ->
 
 def test_ranks_are_told_apart_and_one_that_has_fewer_says_so() -> None:
     text = "\n".join(shown(step(world=2)))
-    assert "5 comparisons in 2 ranks × 2 micro-batches" in text
+    assert "5 comparisons in 2 micro-batches on each of 2 ranks" in text
     assert "rank 1 micro-batch 0  22.1 % full  226 tokens  1 comparison " in text
     assert "rank 1 micro-batch 1  empty: this rank has fewer" in text
-    assert "\n1.0  harmless-base-of-anthropic:4" in text
+    assert "\n1.0    harmless-base-of-anthropic:4" in text
 
 
 def test_padding_is_counted_and_drawn() -> None:
@@ -95,7 +95,7 @@ def test_padding_is_counted_and_drawn() -> None:
     text = "\n".join(shown(document))
     assert "352 tokens, 4.3 % of them padding" in text
     assert "tokens  352, padding included" in text
-    assert "fewer" not in text
+    assert "avoids" not in text
     assert "×× padding" in text
     assert "×" in text.split("comparison\n")[1].splitlines()[0]
 
@@ -119,6 +119,13 @@ def test_the_table_ends_at_the_limit_and_margins_that_there_are_not_are_a_dash()
     assert lines[-1] == "and 3 more"
     assert lines[-2].endswith(" –")
     assert sum("harmless-base-of-anthropic:" in line for line in lines) == 2
+
+
+def test_more_than_two_responses_share_a_column() -> None:
+    row = comparison(0, response_lengths=[60, 75, 8])
+    lines = shown(step(micro_batches=[batch(0, 0, [row, comparison(1)])]))
+    assert "responses" in lines[-3]
+    assert "  60 75 8  " in lines[-2]
 
 
 def test_ids_do_not_move_the_cursor() -> None:

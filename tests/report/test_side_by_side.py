@@ -63,7 +63,7 @@ def test_wide_characters_are_wrapped_within_their_column_and_none_is_lost(width:
     lines = shown(one, other, width, True)
     assert {cell_len(line) for line in plain(lines)} <= set(range(width + 1))
     left, right = columns(lines)
-    squeezed = ["".join("".join(side[2:]).split()) for side in (left, right)]
+    squeezed = ["".join("".join(side[1:]).split()) for side in (left, right)]
     assert squeezed == ["▸" + "".join(text.split()) for text in (one, other)]
     dividers = {cell_len(line.split("│")[0]) for line in plain(lines) if "│" in line}
     assert len(dividers) == 1, "the divider is straight"
@@ -88,6 +88,6 @@ def test_texts_that_are_equal_or_differ_in_spaces_say_so() -> None:
 def test_nothing_of_a_text_moves_the_cursor_or_turns_its_direction() -> None:
     for width in (80, 120):
         text = "".join(plain(shown("a\x1b[31mb\u202e", "a\x1b[2J\x9b\r\x07", width)))
-        assert "\\x1b[31mb\\u202e" in text
-        assert "\\x1b[2J\\x9b\\r\\x07" in text
+        assert "\\x1b[▸31mb\\u202e" in text
+        assert "\\x1b[▸2J\\x9b\\r\\x07" in text
         assert all(character.isprintable() for character in text)

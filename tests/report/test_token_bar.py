@@ -25,7 +25,7 @@ def test_in_colours_a_character_is_two_blocks_and_comparisons_alternate_in_shade
     text = render(TokenBar([[("chosen", 5)], [("chosen", 5)]], 10, 1), 5, color=True)
     assert text == "\x1b[38;5;71m██\x1b[0m\x1b[38;5;71;48;5;114m▌\x1b[0m\x1b[38;5;114m██\x1b[0m\n"
     half = render(TokenBar([[("chosen", 5)]], 10, 1), 5, color=True)
-    assert half == "\x1b[38;5;71m██▌\x1b[0m\x1b[2m··\x1b[0m\n", "the other half of a character is free"
+    assert half == "\x1b[38;5;71m██\x1b[0m\x1b[38;5;71m▌\x1b[0m\x1b[2m··\x1b[0m\n", "the other half of a character is free"
 
 
 @pytest.mark.parametrize("color", [False, True])
