@@ -14,17 +14,18 @@ SHOWN, NAMED = 3, 3
 BAR_WIDTH = 20
 EXTREME = 0.9
 """Share from which on a rule that reads nothing decides nearly everything."""
-KINDS: Mapping[str, tuple[str, str]] = {
-    "overlap": ("evaluated and trained on", "remove these rows from one side; their numbers are not held out"),
-    "benchmark": ("in a benchmark", "remove these rows; results on the benchmark mean nothing with them"),
-    "contradictory": ("contradictory", "keep the side you trust; objective.label_smoothing allows for what is left"),
-    "cycle": ("in a circle", "remove one preference of each circle; no reward satisfies all"),
-    "duplicate": ("said again", "remove the later rows, or set dedup on their source; they weigh more than others"),
-    "near_identical": ("near-identical", "look whether the difference is meant; remove them if not"),
-    "short_winner": ("next to empty winner", "look whether the winner was cut off, or the labels are swapped"),
-    "zero_margin": ("margin of 0", "look whether these are ties; remove them if so"),
-    "margin_outlier": ("margin far out", "look for a misread score; one such margin outweighs a batch"),
+ADVICE: Mapping[str, str] = {
+    "overlap": "remove these rows from one side; their numbers are not held out",
+    "benchmark": "remove these rows; results on the benchmark mean nothing with them",
+    "contradictory": "keep the side you trust; objective.label_smoothing allows for what is left",
+    "cycle": "remove one preference of each circle; no reward satisfies all",
+    "duplicate": "set dedup on the source, or remove the later rows; they weigh more than others",
+    "near_identical": "look whether the difference is meant; remove them if not",
+    "short_winner": "look whether the winner was cut off, or the sides are swapped",
+    "zero_margin": "look whether these are ties; remove them if so",
+    "margin_outlier": "look for a misread score; one such margin outweighs a batch",
 }
+"""What to do about each kind of fault."""
 RULES: Mapping[str, str] = {
     "longer": "is longer",
     "more_lines": "has more lines",
@@ -48,15 +49,18 @@ def findings_table(found: Mapping[str, Findings]) -> Table:
     table.add_column("of rows", justify="right", no_wrap=True)
     table.add_column("the first, and what to do", overflow="fold")
     for kind, numbers in found.items():
-        name, advice = KINDS[kind]
         examples = Text(_examples(numbers), overflow="fold")
         table.add_row(
-            Text(name, style="yellow"),
+            Text(_words(kind), style="yellow"),
             f"{numbers['found']:,}",
             percent(numbers["share"], 1),
-            Text.assemble(examples, "\n", (advice, "dim")),
+            Text.assemble(examples, "\n", (ADVICE[kind], "dim")),
         )
     return table
+
+
+def _words(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _examples(numbers: Findings) -> str:
@@ -76,7 +80,7 @@ def baselines_table(baselines: Mapping[str, Findings]) -> Table:
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("the winner", overflow="fold")
-    table.add_column("in", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column(f"{0:<{BAR_WIDTH // 2 - 1}}50{'100 %':>{BAR_WIDTH // 2}}", width=BAR_WIDTH + 1, no_wrap=True)
     table.add_column("of", justify="right", no_wrap=True)
@@ -127,7 +131,7 @@ def findings_notes(splits: Mapping[str, Findings]) -> list[str]:
         splits: as `audit` has them.
     """
     faults = [
-        f"{numbers['found']:,} {KINDS[kind][0]}{' (eval)' if name == 'eval' else ''}"
+        f"{numbers['found']:,} {_words(kind)}{' (eval)' if name == 'eval' else ''}"
         for name, split in splits.items()
         for kind, numbers in split["found"].items()
     ]

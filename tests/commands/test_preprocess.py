@@ -33,7 +33,7 @@ def faulty() -> list[dict[str, Any]]:
 def test_findings_are_reported_listed_and_in_the_document(tmp_path: Path) -> None:
     outcome = preprocess(recipe_of(tmp_path, faulty()), QUIET)
     text = render(outcome.report, width=100)
-    for part in ("contradictory", "train:7, train:31", "said again", "train:4, train:30", "is longer", "95 % interval"):
+    for part in ("contradictory", "train:7, train:31", "duplicate", "train:4, train:30", "is longer", "95 % interval"):
         assert part in text
     found = outcome.document["findings"]["splits"]["train"]["found"]
     assert {kind: numbers["found"] for kind, numbers in found.items()} == {"contradictory": 1, "duplicate": 1}
@@ -101,4 +101,4 @@ def test_train_says_first_what_was_found(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, faulty())
     train(recipe.model_copy(update={"training": recipe.training.model_copy(update={"max_steps": 1})}), target)
     notes = [line for line in written(target).splitlines() if line.startswith("note: data: ")]
-    assert notes == ["note: data: 1 contradictory, 1 said again; `rmtrain preprocess` shows the rows"]
+    assert notes == ["note: data: 1 contradictory, 1 duplicate; `rmtrain preprocess` shows the rows"]

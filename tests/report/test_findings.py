@@ -4,7 +4,7 @@ import pytest
 
 from rmtrain.data.baselines import RULES as RULE_KINDS
 from rmtrain.data.findings import KINDS as FAULT_KINDS
-from rmtrain.report.findings import KINDS, RULES, baselines_table, findings_notes, findings_report, findings_table
+from rmtrain.report.findings import ADVICE, RULES, baselines_table, findings_notes, findings_report, findings_table
 from tests.report.render import render
 from tests.runs import ROOT
 
@@ -38,10 +38,10 @@ SPLIT = {"comparisons": 500, "preferences": 1000, "found": FOUND, "baselines": B
 
 
 def test_every_kind_and_rule_has_its_words() -> None:
-    assert set(KINDS) == set(FAULT_KINDS)
+    assert set(ADVICE) == set(FAULT_KINDS)
     assert set(RULES) == set(RULE_KINDS)
     guide = (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
-    assert all(f"| `{kind}` |" in guide for kind in KINDS), "the guide says what each means"
+    assert all(f"| `{kind}` |" in guide for kind in FAULT_KINDS), "the guide says what each means"
 
 
 def test_faults_are_counted_the_first_rows_named_and_a_remedy_given() -> None:
@@ -51,8 +51,8 @@ def test_faults_are_counted_the_first_rows_named_and_a_remedy_given() -> None:
         "contradictory      4    1.8 %  hh:12, hh:90; hh:3; a, b; 1 more\n"
         "                               keep the side you trust; objective.label_smoothing allows for what is\n"
         "                               left\n"
-        "said again         1   <0.1 %  hh:1, hh:2, hh:5, …\n"
-        "                               remove the later rows, or set dedup on their source; they weigh more\n"
+        "duplicate          1   <0.1 %  hh:1, hh:2, hh:5, …\n"
+        "                               set dedup on the source, or remove the later rows; they weigh more\n"
         "                               than others\n"
     )
 
@@ -89,7 +89,7 @@ def test_notes_are_one_line_of_faults_and_one_for_a_rule_that_decides_nearly_all
     clean = {**SPLIT, "found": {}, "baselines": {"longer": BASELINES["longer"]}}
     assert findings_notes({"train": clean}) == []
     assert findings_notes({"train": SPLIT, "eval": {**clean, "found": {"overlap": FOUND["duplicate"]}}}) == [
-        "data: 4 contradictory, 1 said again, 1 evaluated and trained on (eval); `rmtrain preprocess` shows the rows",
+        "data: 4 contradictory, 1 duplicate, 1 overlap (eval); `rmtrain preprocess` shows the rows",
         "train: the winner refuses or apologises in 1.0 % of 100 preferences that differ in it; a model can learn that in place of "
         "quality",
     ]
