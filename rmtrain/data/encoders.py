@@ -1,7 +1,6 @@
 """Texts to tokens: through the tokenizer as they are, or piece by piece, which gives the same tokens and meets most pieces again."""
 
-from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from rmtrain.data.boundaries import BEFORE_PUNCTUATION, BEFORE_WORDS, can_be_cut, can_be_cut_in_words
+from rmtrain.data.memo import TOKEN, Memo, Ragged
 from rmtrain.data.special_tokens import EdgeTokens, edge_tokens
 
-REMEMBERED_CHARACTERS, REMEMBERED_PLACES = 2**23, 2**14
-COST_OF_A_PIECE = 32
+REMEMBERED_PLACES = 2**14
 START = "\ud800"
 """Half of a surrogate pair, which no text has: marks a piece that begins a text, where others begin with a space that they leave out."""
 MARKED = f" {START}"
-TOKEN = np.dtype(np.int32)
 PROBE = "It's 12:30,  isn't it? \n\n \tDon't  ask: e=mc², “naïve” 日本語 <b>x</b>   end. "
 
 
@@ -94,7 +92,7 @@ class PieceEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         edges = edge_tokens(tokenizer)
         outside = ((), ()) if edges.in_template else (edges.leading, edges.trailing)
-        self.before, self.after = (np.array(ids, TOKEN).tobytes() for ids in outside)
+        self.before, self.after = (np.array(ids, TOKEN) for ids in outside)
         self.backend = tokenizer.backend_tokenizer
         self.is_cut_in_words = can_be_cut_in_words(tokenizer)
         self.words, self.parts = Memo(self._encode_words), Memo(self._encode)
@@ -104,59 +102,39 @@ class PieceEncoder:
         """The tokens of each comparison; all pieces that are new in one call."""
         halved = [_halves(row) for row in rows]
         words = {half: BEFORE_WORDS.split(half) for halves in chain.from_iterable(halved) for half in halves}
-        tokens = dict(zip(words, self.words.joined(words.values()), strict=True))
+        tokens = dict(zip(words, self.words.joined(words.values()).parts(), strict=True))
         encoded = []
         for row, texts in zip(rows, halved, strict=True):
-            wholes = (b"".join((self.before, *map(tokens.__getitem__, halves), self.after)) for halves in texts)
+            wholes = [np.concatenate((self.before, *map(tokens.__getitem__, halves), self.after)) for halves in texts]
             begin = None if row.begin is None else self._begin(texts[row.begin[0]], row.begin[1], words, tokens)
-            encoded.append(Encoded([np.frombuffer(whole, TOKEN) for whole in wholes], begin))
+            encoded.append(Encoded(wholes, begin))
         return encoded
 
     def _begin(
-        self, halves: tuple[str, ...], position: int, words: Mapping[str, list[str]], tokens: Mapping[str, bytes]
+        self, halves: tuple[str, ...], position: int, words: Mapping[str, list[str]], tokens: Mapping[str, NDArray[np.int32]]
     ) -> int | None:
         """The index of the token with the character at `position`, which is in the first word of the last half."""
         *heads, last = halves
         before = len(self.before) + sum(len(tokens[head]) for head in heads)
         inside = self.token_at(_text_of(words[last][0]), position - sum(len(head) - len(START) for head in heads))
-        return None if inside is None else before // TOKEN.itemsize + inside
+        return None if inside is None else before + inside
 
-    def _encode_words(self, words: list[str]) -> list[bytes]:
+    def _encode_words(self, words: list[str]) -> Ragged:
         texts = [_text_of(word) for word in words]
         if not self.is_cut_in_words:
             return self._encode(texts)
-        return self.parts.joined([BEFORE_PUNCTUATION.split(text) for text in texts])
+        return self.parts.joined(
+            [[text] if word.isalpha() else BEFORE_PUNCTUATION.split(text) for word, text in zip(words, texts, strict=True)]
+        )
 
-    def _encode(self, texts: list[str]) -> list[bytes]:
+    def _encode(self, texts: list[str]) -> Ragged:
         self.backend.no_padding()
         self.backend.no_truncation()
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [array(TOKEN.char, encoding.ids).tobytes() for encoding in encodings]
+        return Ragged.of([encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     def _token_at(self, text: str, position: int) -> int | None:
         token: int | None = self.backend.encode(text, add_special_tokens=False).char_to_token(position)
         return token
-
-
-class Memo:
-    """A function from pieces of text to tokens that is asked for each piece once, until so much is remembered that all is forgotten.
-
-    Args:
-        compute: gives the tokens of several pieces, as bytes.
-    """
-
-    def __init__(self, compute: Callable[[list[str]], list[bytes]]) -> None:
-        self.compute, self.known, self.size = compute, dict[str, bytes](), 0
-
-    def joined(self, texts: Collection[list[str]]) -> list[bytes]:
-        """The tokens of texts that are given in pieces."""
-        if self.size > REMEMBERED_CHARACTERS:
-            self.known.clear()
-            self.size = 0
-        new = list(set[str]().union(*texts).difference(self.known))
-        self.known.update(zip(new, self.compute(new), strict=True))
-        self.size += sum(map(len, new)) + COST_OF_A_PIECE * len(new)
-        return [b"".join(map(self.known.__getitem__, pieces)) for pieces in texts]
 
 
 def _halves(row: Texts) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rmtrain.data import encoders
+from rmtrain.data import memo
 from rmtrain.data.encoders import PieceEncoder, Texts, WholeTextEncoder, text_encoder
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
@@ -144,7 +144,7 @@ def test_pieces_have_the_tokens_of_the_whole_text(name: str, shared: str, ending
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_what_was_seen_before_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders, "REMEMBERED_CHARACTERS", 3000)
+    monkeypatch.setattr(memo, "REMEMBERED_CHARACTERS", 3000)
     rng, words = random.Random(1), " ".join(SENTENCES).split(" ")
     tokenizer, forgotten = TOKENIZERS[name], 0
     encoder, plain = PieceEncoder(tokenizer), WholeTextEncoder(tokenizer)
@@ -152,9 +152,9 @@ def test_what_was_seen_before_changes_nothing(name: str, monkeypatch: pytest.Mon
         prompts = [" ".join(rng.choices(words, k=rng.randrange(40))) for _ in range(4)]
         new = str(rng.random())
         rows = [Texts([f"{prompt}:  {new} yes.", f"{prompt}: no {new}"], (0, len(prompt) + 1)) for prompt in prompts]
-        known = len(encoder.words.known)
+        known = len(encoder.words.numbers)
         encoded = encoder.encode(rows)
-        forgotten += len(encoder.words.known) < known
+        forgotten += len(encoder.words.numbers) < known
         for ours, theirs in zip(encoded, plain.encode(rows), strict=True):
             assert all(np.array_equal(*pair) for pair in zip(ours.sequences, theirs.sequences, strict=True))
             assert ours.begin == theirs.begin
