@@ -35,6 +35,17 @@ ROWS = {
     ],
     "roles.jsonl": [{"chosen": [{"role": "user", "content": "q"}] * 2, "rejected": [{"role": "user", "content": "z"}] * 2}] * 5,
     "tokens.jsonl": [{"chosen_ids": [1, 2, 0], "rejected_ids": [1, 3, 0]}] * 5,
+    "ab.jsonl": [{"prompt": f"q{i}", "x": "a", "y": "b", "winner": ["model_a", "tie"][i % 2]} for i in range(6)],
+    "kto.jsonl": [{"prompt": f"q{i}", "completion": "a", "label": True} for i in range(5)],
+    "lists.jsonl": [{"prompt": f"q{i}", "answers": [{"text": "a", "s": i}, {"text": "b", "s": "?"}]} for i in range(5)],
+    "calls.jsonl": [
+        {
+            "prompt": f"q{i}",
+            "chosen": {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {"x": i}}]},
+            "rejected": "b",
+        }
+        for i in range(5)
+    ],
     "mixed.jsonl": [*planted_rows(9, seed=5), {"prompt": "q", "chosen": None, "rejected": "b"}],
 }
 TEXTS = {
@@ -52,6 +63,9 @@ TEXTS = {
 def reads(file: str, *more: str) -> list[str]:
     return [*TRAIN, f"data.train.0.path={file}", *more]
 
+
+AB = "data.train=[{path: ab.jsonl, format: ab, a: x, b: y, label: {by: value, column: winner, values: {a: a, b: b, tie: tie}}}]"
+RANKED = "data.train=[{path: lists.jsonl, format: ranked, responses: answers, response: text, score: s}]"
 
 RECIPES = [
     Case("no recipe", ["train"], 2, r"expected one recipe, as the first argument or as --recipe; .*"),
@@ -76,6 +90,36 @@ RECIPES = [
     ),
     Case("out of range", [*TRAIN, "training.batch_size=0"], 2, r"override .*  training\.batch_size: expected .*, got 0"),
     Case("wrong choice", [*TRAIN, "optimizer.schedule=cosin"], 2, r"override .*  optimizer\.schedule: .*cosine.*"),
+    Case(
+        "label kind",
+        [*TRAIN, AB.replace("by: value", "by: values")],
+        2,
+        r"override .*  data\.train\.0\.label\.by: expected value, index, .*; did you mean value\?",
+    ),
+    Case(
+        "values without b",
+        [*TRAIN, AB, "data.train.0.label.values={a: a}"],
+        2,
+        r"override .*  data\.train\.0\.label\.values: no value means b; .*",
+    ),
+    Case(
+        "list and group",
+        [*TRAIN, RANKED, "data.train.0.group_by=prompt"],
+        2,
+        r"override .*  data\.train\.0\.group_by: rows hold a list of responses, or are one response each; .*",
+    ),
+    Case(
+        "no list and no group",
+        [*TRAIN, "data.train=[{path: lists.jsonl, format: ranked, score: s}]"],
+        2,
+        r"override .*  data\.train\.0\.responses: missing; name the column of the list of responses, or set group_by .*",
+    ),
+    Case(
+        "pairs of one",
+        [*TRAIN, RANKED, "data.train.0.policy=best_worst", "data.train.0.max_pairs=2"],
+        2,
+        r"override .*  data\.train\.0\.max_pairs: no effect: policy best_worst gives one pair; .*",
+    ),
     Case("no value", [*TRAIN, "optimizer.lr"], 2, r"optimizer\.lr: expected an override such as optimizer\.lr=1e-5"),
     Case("index", [*TRAIN, "data.train.3.path=x"], 2, r"override .*  data\.train\.3\.path: data\.train is a list of 1; .*"),
     Case(
@@ -120,6 +164,33 @@ DATA = [
         reads("tokens.jsonl"),
         3,
         r'tokens: no column "chosen", "rejected"; .*; rows of tokens need format: tokenized',
+    ),
+    Case(
+        "unknown label",
+        [*TRAIN, AB, "data.train.0.label.values={A: a, B: b, both: tie}"],
+        3,
+        r"ab: the first 6 rows are all refused \(unknown_label\): ab:0: winner is 'model_a'; expected one of A, B, both, .*",
+    ),
+    Case(
+        "tie",
+        [*TRAIN, AB, "data.train.0.label.values={model_a: a, model_b: b, tie: tie}", "data.train.0.tie=error"],
+        3,
+        r"ab: tie is error, and rows are ties: ab:1: the label says that neither is better; ab:3: .*",
+    ),
+    Case(
+        "no score",
+        [*TRAIN, RANKED],
+        3,
+        r"lists: .*refused \(no_score\): lists:0: s of answers\.1\.text is '\?'; expected a number; .*",
+    ),
+    Case(
+        "unpaired", reads("kto.jsonl"), 3, r'kto: no column "chosen", "rejected"; .*; rows of one completion and a label are .*'
+    ),
+    Case(
+        "calls unshown",
+        reads("calls.jsonl"),
+        3,
+        r"calls: all of its 5 rows are dropped: hidden_by_template 5 \(calls:0: .* tool_calls\)",
     ),
     Case(
         "negative margin",
@@ -198,6 +269,9 @@ MODELS = [
     ),
     Case("row", ["inspect", "{base}", "--row", "99"], 3, r"--row 99: train has 48 kept rows, 0 to 47"),
     Case("split", ["inspect", "{base}", "--split", "dev"], 2, r"--split dev: expected train or eval"),
+    Case("choices", ["inspect", "{base}", "--row", "0", "--find", "x"], 2, r"--row does not go with --find; it goes with .*"),
+    Case("step", ["inspect", "{base}", "--step", "99"], 2, r"--step 99: the run has 6 steps, 0 to 5"),
+    Case("source", ["inspect", "{base}", "--source", "x"], 2, r"--source x: train has no such source; it has: train"),
 ]
 CASES = RECIPES + DATA + MODELS
 

@@ -7,7 +7,7 @@ from rmtrain.commands.inspect_rows import inspect_rows
 from rmtrain.commands.inspect_step import inspect_step
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
-from rmtrain.data.prepare import prepare
+from rmtrain.data.prepare import prepare, prepare_unchecked
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.reading import ReadingDisplay
@@ -25,17 +25,15 @@ def inspect(recipe: Recipe, console: Console, query: Query = FIRST_ROW) -> Outco
 
     Raises:
         RecipeError: options that do not go together, or a step, source or reason that there is not.
-        DataError: no such row, or the data is refused.
+        DataError: no such row, or the data is refused; rows that are dropped can be looked at nevertheless.
     """
     query.check()
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    data = recipe.data
-    if query.dropped is not None:  # how many were dropped is no reason not to look at them
-        data = data.model_copy(update={"max_drop_fraction": 1.0, "allow_overlap": True})
+    read = prepare if query.dropped is None else prepare_unchecked
     with ReadingDisplay(console) as progress:
-        prepared = prepare(data, tokenizer, progress)
+        prepared = read(recipe.data, tokenizer, progress)
     if query.step is not None:
         return inspect_step(recipe, prepared.train, tokenizer, query)
     if query.dropped is not None:
-        return inspect_dropped(data, prepared, query, query.dropped)
+        return inspect_dropped(recipe.data, prepared, query, query.dropped)
     return inspect_rows(prepared, tokenizer, query, console)

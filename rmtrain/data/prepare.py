@@ -50,17 +50,25 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress |
         RecipeError: keys that do not go together, or a cache that cannot be written.
         TryAgain: the disk is full.
     """
-    prepared = _prepare(data.train, data.eval, data, tokenizer, progress)
+    prepared = prepare_unchecked(data, tokenizer, progress)
+    _check(prepared, data.train, data.max_drop_fraction)
     if not data.allow_overlap:
         check_overlap(prepared.train, prepared.eval)
     return prepared
+
+
+def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None) -> PreparedData:
+    """What `prepare` gives, however little is left and whatever overlaps: to look at the rows that are not used."""
+    return _prepare(data.train, data.eval, data, tokenizer, progress)
 
 
 def prepare_evaluation(
     sources: Sequence[Source], data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None
 ) -> TokenizedData:
     """The tokenized comparisons of sources that are only evaluated on; see `prepare`. Of `data` the policies hold, not its sources."""
-    return _prepare((), sources, data, tokenizer, progress).eval
+    prepared = _prepare((), sources, data, tokenizer, progress)
+    _check(prepared, (), data.max_drop_fraction)
+    return prepared.eval
 
 
 def fate(directory: Path, split: str, row_id: str) -> str | None:
@@ -100,9 +108,7 @@ def _prepare(
             Builder(directory, report).build(train, evaluation, encode, {"key": key, "probes": probe(tokenizer)})
 
     directory = made_once(Path(data.cache_dir).expanduser() / key[:32], build, partial(_tell, progress))
-    prepared = _load(directory, key, tokenizer)
-    _check(prepared, train, data.max_drop_fraction)
-    return prepared
+    return _load(directory, key, tokenizer)
 
 
 def _refuse_by_prompt(source: Source) -> None:

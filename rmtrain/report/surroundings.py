@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.measure import Measurement
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -59,7 +60,7 @@ class Facts:
 
 
 class Unfolded:
-    """A view as wide as it needs to be where it is not in a terminal, so that no cell of a table is folded there.
+    """A view as wide as it needs to be where it is not in a terminal, so that no cell of a table is folded there or padded at its end.
 
     Args:
         view: what is printed.
@@ -69,7 +70,11 @@ class Unfolded:
         self.view = view
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from console.render(self.view, options if console.is_terminal else options.update(max_width=WIDEST))
+        if console.is_terminal:
+            yield self.view
+            return
+        for line in console.render_lines(self.view, options.update(max_width=WIDEST), pad=False):
+            yield Segment("".join(segment.text for segment in line).rstrip() + "\n")
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement.get(console, options, self.view)

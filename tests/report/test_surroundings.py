@@ -38,6 +38,9 @@ def test_a_table_is_as_wide_as_it_needs_to_be_in_a_pipe() -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("日本", LONG)
     assert [" ".join(line.split()) for line in shown(Unfolded(table))] == [f"日本 {LONG}"]
+    target = console(40)
+    target.print(Unfolded(table), crop=False)
+    assert all(line == line.rstrip() for line in written(target).splitlines())
     folded = shown(Unfolded(table), terminal=True)
     assert len(folded) > 1
     assert max(map(cell_len, folded)) <= 40
