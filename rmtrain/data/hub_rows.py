@@ -11,7 +11,7 @@ from datasets.packaged_modules.cache.cache import Cache
 from rmtrain.data.json_reader import Row
 from rmtrain.data.meter import Meter
 from rmtrain.data.table_reader import read_dataset
-from rmtrain.errors import DataError, RmtrainError, TryAgain
+from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
 from rmtrain.recipe.schema import Source
 
 
@@ -54,11 +54,13 @@ def hub_rows(source: Source, meter: Meter) -> Iterator[Row]:
 
 
 def _streamed(source: Source, builder: DatasetBuilder) -> Iterator[Row]:
+    if source.limit is None:
+        raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
     with _told(source):
         split = source.split
         if split is None:
             split = only_split(source, list(builder.as_streaming_dataset()))
-        yield from read_dataset(builder.as_streaming_dataset(split=split))
+        yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit))
 
 
 def patterns(source: Source) -> list[str]:

@@ -64,6 +64,9 @@ def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row]:
 
 def read_dataset(dataset: Dataset | IterableDataset, meter: Meter | None = None, number: int | None = None) -> Iterator[Row]:
     """Rows of a dataset; with their `number`, `meter` is told how many of them are read."""
+    if "Json(" in repr(dataset.features):  # cells of different shapes, which `datasets` keeps as text and only decodes row by row
+        yield from _counted(([row] for row in dataset), number, meter)
+        return
     tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
     yield from _counted((table.to_pylist() for table in tables), number, meter)
 
