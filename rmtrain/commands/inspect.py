@@ -28,12 +28,12 @@ def inspect(recipe: Recipe, console: Console, query: Query = FIRST_ROW) -> Outco
         DataError: no such row, or the data is refused; rows that are dropped can be looked at nevertheless.
     """
     query.check()
+    if query.step is not None:
+        return inspect_step(recipe, console, query)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     read = prepare if query.dropped is None else prepare_unchecked
     with ReadingDisplay(console) as progress:
         prepared = read(recipe.data, tokenizer, progress)
-    if query.step is not None:
-        return inspect_step(recipe, prepared.train, tokenizer, query)
     if query.dropped is not None:
         return inspect_dropped(recipe.data, prepared, query, query.dropped)
     return inspect_rows(prepared, tokenizer, query, console)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout, MicroBatch
@@ -12,27 +13,48 @@ from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.prepare import prepare
 from rmtrain.data.ranking import extremes
+from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.micro_batch import step_view
+from rmtrain.report.reading import ReadingDisplay
 
 FIRST_LAYOUT: Layout = "shared_prefix"
+FIRST_STEP = Query(step=0)
 
 Run = tuple[str, int]
 """A kind of token and how many of it follow one another."""
 
 
-def inspect_step(recipe: Recipe, data: TokenizedData, tokenizer: PreTrainedTokenizerBase, query: Query) -> Outcome:
-    """The micro-batches of a step on every rank, and their comparisons.
+def inspect_step(recipe: Recipe, console: Console, query: Query = FIRST_STEP) -> Outcome:
+    """Show the micro-batches of an optimizer step on every rank, and their comparisons.
 
     No model is built: `batching.layout: auto` is taken to be `shared_prefix`, and `batching.max_tokens: auto` what it is on a CPU.
 
+    Args:
+        recipe: its data section is used, and those that the plan follows from.
+        console: shows progress.
+        query: which step, and of how many processes.
+
     Raises:
-        RecipeError: there is no such step, or a comparison is above the budget.
+        RecipeError: options that do not go together, no such step, or a comparison that is above the budget.
+        DataError: the data is refused.
     """
+    query.check()
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    with ReadingDisplay(console) as progress:
+        data = prepare(recipe.data, tokenizer, progress).train
+    document = step_document(recipe, data, tokenizer, query.step or 0, query.world_size or 1)
+    return Outcome(step_view(document, query.limit), document)
+
+
+def step_document(
+    recipe: Recipe, data: TokenizedData, tokenizer: PreTrainedTokenizerBase, number: int, world: int
+) -> dict[str, Any]:
+    """A step of so many processes as JSON values; see `step_view`. Raises RecipeError when there is no such step."""
     layout = FIRST_LAYOUT if recipe.batching.layout == "auto" else recipe.batching.layout
-    world, number = query.world_size or 1, query.step or 0
     plan = step_plan(recipe, data, layout, world)
     if number >= plan.total_steps:
         raise RecipeError(f"--step {number}: the run has {plan.total_steps} steps, 0 to {plan.total_steps - 1}")
@@ -44,7 +66,7 @@ def inspect_step(recipe: Recipe, data: TokenizedData, tokenizer: PreTrainedToken
             zip(step.micro_batches[rank], _laid_out(data, plan, layout, tokenizer, rank, number), strict=True)
         )
     ]
-    document = {
+    return {
         "step": number,
         "steps": plan.total_steps,
         "epoch": step.epoch,
@@ -60,7 +82,6 @@ def inspect_step(recipe: Recipe, data: TokenizedData, tokenizer: PreTrainedToken
         "padded_tokens": sum(batch["padded_tokens"] for batch in batches),
         "micro_batches": batches,
     }
-    return Outcome(step_view(document, query.limit), document)
 
 
 def step_plan(recipe: Recipe, data: TokenizedData, layout: Layout, world: int) -> Plan:

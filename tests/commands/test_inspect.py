@@ -1,4 +1,4 @@
-"""`inspect`: the right rows are chosen, their numbers are those of the plan, and nothing of the data reaches a terminal raw."""
+"""`inspect`: the right rows are chosen, and nothing of the data reaches a terminal raw."""
 
 import json
 import re
@@ -6,14 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.inspect_step import step_plan
 from rmtrain.commands.query import Query
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
@@ -73,7 +71,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     with bad.open("a", encoding="utf-8") as file:
         file.write(BROKEN + "\n")
     sources = [{"path": str(path)} for path in (one, two, bad)]
-    return tiny_recipe(folder, data={"train": sources, "max_drop_fraction": 0.9}, training={"epochs": 2, "max_steps": 11})
+    return tiny_recipe(folder, data={"train": sources, "max_drop_fraction": 0.9})
 
 
 @pytest.fixture(scope="module")
@@ -213,57 +211,6 @@ def test_dropped_rows_can_be_looked_at_when_they_are_too_many_to_go_on(recipe: R
     assert look(none_left, dropped="too_long", source="one", limit=2)["count"] == 40
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-@pytest.mark.parametrize("layout", ["shared_prefix", "packed", "padded"])
-def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: TokenizedData, layout: Any, world: int) -> None:
-    changed = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": layout, "max_tokens": 300})})
-    plan = step_plan(changed, data, layout, world)
-    seen: list[str] = []
-    for number in range(plan.total_steps):
-        step, document = plan.step(number), inspect(changed, QUIET, Query(step=number, world_size=world)).document
-        batches = document["micro_batches"]
-        pieces = [piece for rank in step.micro_batches for piece in rank]
-        assert [(batch["rank"], batch["number"]) for batch in batches] == [
-            (rank, place) for rank in range(world) for place in range(len(step.micro_batches[rank]))
-        ]
-        assert [[row["row"] for row in batch["comparisons"]] for batch in batches] == [piece.tolist() for piece in pieces]
-        costs = [plan.costs.of_micro_batch(piece) if len(piece) else 0 for piece in pieces]
-        assert [batch["tokens"] for batch in batches] == costs
-        assert document["tokens"] == sum(costs)
-        assert max(costs) <= document["max_tokens"] == 300
-        runs = [sum(tokens for row in batch["comparisons"] for _, tokens in row["runs"]) for batch in batches]
-        assert runs == costs
-        assert (document["padded_tokens"] == document["tokens"]) == (layout == "padded")
-        names = [row["id"] for batch in batches for row in batch["comparisons"]]
-        assert Counter(names) == Counter(data.ids[index] for index in step.indices.tolist())
-        assert (document["epoch"], document["step_of_epoch"]) == divmod(number, plan.steps_per_epoch)
-        seen += names if step.epoch == 0 else []
-    assert Counter(seen) == Counter(data.ids), "an epoch has each comparison once"
-    assert plan.total_steps == 11 > plan.steps_per_epoch, "guard: across epochs, and max_steps holds"
-
-
-def test_a_step_is_drawn_everywhere_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
-    document = look(recipe, step=0, world_size=2, limit=3)
-    assert (document["layout"], document["layout_is_auto"]) == ("shared_prefix", True)
-    assert document["max_tokens"] == 1024
-    auto = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"max_tokens": "auto"})})
-    assert look(auto, step=0)["max_tokens"] == 8192
-    row = document["micro_batches"][0]["comparisons"][0]
-    stored = data[row["row"]]
-    assert row["prefix_length"] == stored.prefix_length == dict(row["runs"])["prefix"]
-    assert row["response_lengths"] == [len(sequence) - stored.prompt_length for sequence in stored.sequences]
-    text = shown(inspect(recipe, QUIET, Query(step=0, world_size=2)))
-    assert "rank 1 micro-batch 0" in text
-    assert "░" in text
-    assert "█" in text
-    assert "▒" in text
-
-
-def test_a_step_that_there_is_not_is_refused(recipe: Recipe) -> None:
-    with pytest.raises(RecipeError, match=r"^--step 11: the run has 11 steps, 0 to 10$"):
-        look(recipe, step=11)
-
-
 def test_many_responses_are_the_best_against_the_worst_and_a_list(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "chosen": f"answer {best}", "rejected": f"answer {worst}"} for best, worst in ((0, 1), (1, 2), (2, 3))
@@ -276,17 +223,12 @@ def test_many_responses_are_the_best_against_the_worst_and_a_list(tmp_path: Path
     assert [named[number] for number in document["compared"]] == ["0", "3"]
     text = shown(inspect(recipe, QUIET))
     assert len(re.findall(r"^[23] of 4 ", text, re.MULTILINE)) == 2
-    kinds = {kind for kind, _ in look(recipe, step=0)["micro_batches"][0]["comparisons"][0]["runs"]}
-    assert kinds == {"prefix", "chosen", "rejected", "other"}
 
 
 def test_real_rows_can_be_looked_at(shared_data: Path, tmp_path: Path) -> None:
     source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "messages": {"transcript": "hh"}, "limit": 200}
     data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
     model = {"scratch": {"architecture": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024}}
-    recipe = tiny_recipe(tmp_path, data=data, model=model, batching={"max_tokens": "auto"}, training={"batch_size": 32})
+    recipe = tiny_recipe(tmp_path, data=data, model=model)
     found = look(recipe, find="you", limit=2, longest=True)
     assert len(found["rows"]) == 2
-    step = look(recipe, step=1, world_size=2)
-    assert step["tokens"] < step["padded_tokens"]
-    assert np.sum([len(batch["comparisons"]) for batch in step["micro_batches"]]) == 32

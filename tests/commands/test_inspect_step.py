@@ -1,0 +1,122 @@
+"""`inspect --step`: its numbers are those of the plan, in every layout and on every rank."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from rmtrain.commands.inspect_step import inspect_step, step_plan
+from rmtrain.commands.query import Query
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import prepare
+from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.errors import RecipeError
+from rmtrain.recipe.schema import Recipe
+from tests.report.render import console, written
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+QUIET = Console(quiet=True)
+
+
+def with_batching(recipe: Recipe, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={"batching": recipe.batching.model_copy(update=changes)})
+
+
+def shown(outcome: Any, width: int = 100) -> str:
+    target = console(width)
+    target.print(outcome.report, crop=False)
+    return Text.from_ansi(written(target)).plain
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """53 rows in seven steps an epoch, of which the last holds five, and four steps of the next."""
+    return tiny_recipe(tmp_path_factory.mktemp("step"), rows=53, training={"epochs": 2, "max_steps": 11})
+
+
+@pytest.fixture(scope="module")
+def data(recipe: Recipe) -> TokenizedData:
+    return prepare(recipe.data, load_tokenizer(recipe.model, recipe.data)).train
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed", "padded"])
+def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: TokenizedData, layout: Any, world: int) -> None:
+    changed = with_batching(recipe, layout=layout, max_tokens=300)
+    plan = step_plan(changed, data, layout, world)
+    seen: list[str] = []
+    for number in range(plan.total_steps):
+        step, document = plan.step(number), inspect_step(changed, QUIET, Query(step=number, world_size=world)).document
+        batches = document["micro_batches"]
+        pieces = [piece for rank in step.micro_batches for piece in rank]
+        assert [(batch["rank"], batch["number"]) for batch in batches] == [
+            (rank, place) for rank in range(world) for place in range(len(step.micro_batches[rank]))
+        ]
+        assert [[row["row"] for row in batch["comparisons"]] for batch in batches] == [piece.tolist() for piece in pieces]
+        costs = [plan.costs.of_micro_batch(piece) if len(piece) else 0 for piece in pieces]
+        assert [batch["tokens"] for batch in batches] == costs
+        assert document["tokens"] == sum(costs)
+        assert max(costs) <= document["max_tokens"] == 300
+        runs = [sum(tokens for row in batch["comparisons"] for _, tokens in row["runs"]) for batch in batches]
+        assert runs == costs
+        assert (document["padded_tokens"] == document["tokens"]) == (layout == "padded")
+        names = [row["id"] for batch in batches for row in batch["comparisons"]]
+        assert Counter(names) == Counter(data.ids[index] for index in step.indices.tolist())
+        assert (document["epoch"], document["step_of_epoch"]) == divmod(number, plan.steps_per_epoch)
+        seen += names if step.epoch == 0 else []
+    assert Counter(seen) == Counter(data.ids), "an epoch has each comparison once"
+    assert plan.total_steps == 11 > plan.steps_per_epoch, "guard: across epochs, and max_steps holds"
+
+
+def test_a_step_is_drawn_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
+    outcome = inspect_step(recipe, QUIET, Query(step=0, world_size=2))
+    document = outcome.document
+    json.dumps(document)
+    assert (document["layout"], document["layout_is_auto"]) == ("shared_prefix", True)
+    assert document["max_tokens"] == 1024
+    assert inspect_step(with_batching(recipe, max_tokens="auto"), QUIET).document["max_tokens"] == 8192
+    row = document["micro_batches"][0]["comparisons"][0]
+    stored = data[row["row"]]
+    assert row["prefix_length"] == stored.prefix_length == dict(row["runs"])["prefix"]
+    assert row["response_lengths"] == [len(sequence) - stored.prompt_length for sequence in stored.sequences]
+    text = shown(outcome)
+    assert "rank 1 micro-batch 0" in text
+    assert "░" in text
+    assert "█" in text
+    assert "▒" in text
+
+
+def test_a_step_that_there_is_not_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"^--step 11: the run has 11 steps, 0 to 10$"):
+        inspect_step(recipe, QUIET, Query(step=11))
+
+
+def test_a_comparison_above_the_budget_is_refused_as_train_refuses_it(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"^batching.max_tokens: 20 is below the \d+ tokens of comparison train:"):
+        inspect_step(with_batching(recipe, max_tokens=20), QUIET)
+
+
+def test_many_responses_are_told_apart(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "chosen": f"answer {best}", "rejected": f"answer {worst}"} for best, worst in ((0, 1), (1, 2), (2, 3))
+    ]
+    source = {"path": str(write_rows(tmp_path / "many.jsonl", [*rows, *planted_rows(3)])), "group_by_prompt": True}
+    recipe = tiny_recipe(tmp_path, data={"train": [source], "max_drop_fraction": 1.0})
+    rows = inspect_step(recipe, QUIET).document["micro_batches"][0]["comparisons"]
+    (many,) = [row for row in rows if len(row["response_lengths"]) == 4]
+    assert [kind for kind, _ in many["runs"]] == ["prefix", "chosen", "other", "other", "rejected"]
+    assert "responses" in shown(inspect_step(recipe, QUIET))
+
+
+def test_real_rows_are_packed(shared_data: Path, tmp_path: Path) -> None:
+    source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "messages": {"transcript": "hh"}, "limit": 200}
+    data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
+    model = {"scratch": {"architecture": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024}}
+    recipe = tiny_recipe(tmp_path, data=data, model=model, batching={"max_tokens": "auto"}, training={"batch_size": 32})
+    step = inspect_step(recipe, QUIET, Query(step=1, world_size=2)).document
+    assert step["tokens"] < 0.5 * step["padded_tokens"]
+    assert sum(len(batch["comparisons"]) for batch in step["micro_batches"]) == 32
