@@ -4,11 +4,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.decoded import decoded
 from rmtrain.data.edges import Edges
 
@@ -65,18 +67,21 @@ def _possible(data: TokenizedData, edges: Edges, known: set[int]) -> Iterator[tu
     winners, losers = (data.lengths[first + side].astype(np.int64) - prompts - 1 for side in (edges.winners, edges.losers))
     sizes = winners + losers
     allowed = np.maximum(FEW, (1 - POSSIBLE) * sizes)
-    for edge in np.flatnonzero(np.abs(winners - losers) <= allowed).tolist():
-        if edge in known:
-            continue
-        row = data[int(edges.comparisons[edge])]
-        sides = (
-            np.asarray(row.sequences[number][row.prefix_length : -1]).tolist()
-            for number in (edges.winners[edge], edges.losers[edge])
-        )
-        winner, loser = (Counter[int](tokens) for tokens in sides)
-        shared = row.prefix_length - row.prompt_length + (winner & loser).total()
-        if sizes[edge] - 2 * shared <= allowed[edge]:
-            yield edge, shared, int(sizes[edge])
+    near = [edge for edge in np.flatnonzero(np.abs(winners - losers) <= allowed).tolist() if edge not in known]
+    for comparison, group in groupby(near, key=edges.comparisons.__getitem__):
+        row, members = data[int(comparison)], list(group)
+        sides = {edge: (int(edges.winners[edge]), int(edges.losers[edge])) for edge in members}
+        counts = {number: _counts(row, number) for number in {number for pair in sides.values() for number in pair}}
+        for edge in members:
+            winner, loser = (counts[number] for number in sides[edge])
+            shared = row.prefix_length - row.prompt_length + (winner & loser).total()
+            if sizes[edge] - 2 * shared <= allowed[edge]:
+                yield edge, shared, int(sizes[edge])
+
+
+def _counts(row: TokenizedComparison, number: int) -> Counter[int]:
+    """How often a response has each token that is neither in the common prefix nor the end token."""
+    return Counter(np.asarray(row.sequences[number][row.prefix_length : -1]).tolist())
 
 
 def _letters(text: str) -> str:

@@ -102,3 +102,31 @@ def test_train_says_first_what_was_found(tmp_path: Path) -> None:
     train(recipe.model_copy(update={"training": recipe.training.model_copy(update={"max_steps": 1})}), target)
     notes = [line for line in written(target).splitlines() if line.startswith("note: data: ")]
     assert notes == ["note: data: 1 contradictory, 1 duplicate; `rmtrain preprocess` shows the rows"]
+
+
+def test_trap_16_replies_that_the_template_rewrites_are_counted_and_refused_unless_allowed(tmp_path: Path) -> None:
+    rows = planted_rows(12, seed=3)
+    rows[4]["chosen"] = f"<think>calm?</think>{rows[4]['chosen']}"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] | trim }}{{ eos_token }}{% endfor %}"
+    with pytest.raises(DataError, match=r"^train: 1 of 12 rows dropped \(8\.3 %\), .*rewritten_by_template 1 \(train:4: "):
+        preprocess(recipe_of(tmp_path, rows, chat_template=template), QUIET)
+    allowed = preprocess(recipe_of(tmp_path, rows, chat_template=template, allow_rewritten=True), QUIET).document
+    assert allowed["splits"]["train"]["comparisons"] == 12
+
+
+def test_trap_37_a_transcript_beside_its_prompt_has_the_prompt_once_and_shares_it(tmp_path: Path) -> None:
+    turns = [f"\n\nHuman: {row['prompt']}\n\nAssistant:" for row in planted_rows(6, seed=3)]
+    rows = [{"prompt": turn, "chosen": f"{turn} It is calm.", "rejected": f"{turn} It is grim."} for turn in turns]
+    recipe = recipe_of(tmp_path, rows)
+    with pytest.raises(DataError, match=r"^train: the first 6 rows are all refused \(transcript\): train:0: "):
+        preprocess(recipe, QUIET)
+    (source,) = recipe.data.train
+    source = source.model_copy(update={"messages": source.messages.model_copy(update={"transcript": "hh"})})
+    documents = []
+    for prompt in ("auto", "implicit"):
+        data = recipe.data.model_copy(update={"train": (source.model_copy(update={"prompt": prompt}),)})
+        documents.append(preprocess(recipe.model_copy(update={"data": data}), QUIET).document["splits"]["train"])
+    beside, alone = documents
+    assert beside["lengths"] == alone["lengths"], "the prompt is there once"
+    assert alone["comparisons"] == 6
+    assert alone["unique_tokens"] < 0.7 * alone["tokens"], "and shared"
