@@ -74,7 +74,7 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     comparisons = read_comparisons(recipe)
     (source,) = recipe.data.train
     sources = tuple(source.model_copy(update={"tag": f"copy{number}"}) for number in range(arguments.copies))
-    dataset = Dataset.from_list([conversational(row, source.label) for source in sources for row in comparisons])
+    dataset = Dataset.from_list([conversational(row, source.title) for source in sources for row in comparisons])
     datasets.disable_progress_bars()
     runs = {}
     for processes in arguments.processes:

@@ -13,7 +13,7 @@ from rmtrain.data.comparison import Comparison, Dropped, place_of, rows_of
 from rmtrain.data.loading import load_comparisons
 from rmtrain.errors import DataError
 from rmtrain.recipe.load import parse_recipe
-from rmtrain.recipe.schema import AbSource, Messages, PairSource, Source
+from rmtrain.recipe.schema import Messages, PairSource, Source
 from rmtrain.recipe.yaml import write_yaml
 from tests.catalogue import CATALOGUE, REFUSED, Compared
 from tests.helpers import write_jsonl
@@ -140,16 +140,18 @@ def test_the_real_pandalm_rows_follow_the_majority(shared_data: Path) -> None:
     assert len(found) == len(rows) == 999
     for row, winner, raw in zip(found, winners, rows, strict=True):
         if isinstance(row, Dropped):
-            same = raw["response1"].strip() == raw["response2"].strip()
-            assert row.reason == ("tie" if winner == 0 else "identical" if same else "empty_response")
+            texts = [raw["response1"], raw["response2"]]
+            bad = "not_messages" if not all(isinstance(text, str) for text in texts) else "empty_response"
+            assert row.reason == ("tie" if winner == 0 else bad)
         else:
             assert row.responses[0][0]["content"] == raw[f"response{winner}"]
-            assert row.prompt[0]["content"] == "\n".join(filter(None, (raw["instruction"], raw["input"])))
-    counts, _ = outcomes(source)
-    assert counts["tie"] == winners.count(0)
-    assert isinstance(source, AbSource)
-    halved, kept = outcomes(source.model_copy(update={"tie": "half"}))
-    assert sum(row.preferences[0].probability == 0.5 for row in kept) + halved["identical"] + halved["empty_response"] > 0
+            assert row.prompt[0]["content"] == "\n".join(filter(str.strip, (raw["instruction"], raw["input"])))
+    counts, kept = outcomes(source)
+    assert counts == {"tie": winners.count(0), "empty_response": 52, "not_messages": 6} == {**counts, "tie": 105}
+    assert len(kept) == 836
+    halved, more = outcomes(source.model_copy(update={"tie": "half"}))
+    assert (halved["tie"], len(more)) == (0, 999 - halved.total())
+    assert sum(row.preferences[0].probability == 0.5 for row in more) == len(more) - len(kept) > 90
 
 
 def test_the_real_llmbar_rows_name_the_better_output(shared_data: Path) -> None:
@@ -162,4 +164,6 @@ def test_each_real_rmbench_row_is_one_comparison_of_nine_preferences(shared_data
     counts, kept = outcomes(real("THU-KEG/RM-Bench", shared_data / "rmbench_chat.json"))
     assert not counts
     assert len(kept) == 129
-    assert {(len(row.responses), len(row.preferences)) for row in kept} == {(6, 9)}
+    sizes = Counter((len(row.responses), len(row.preferences)) for row in kept)
+    assert sizes == {(6, 9): 117, (5, 6): 12}, "twelve rows have the same chosen response twice, whose preferences weigh double"
+    assert {sum(edge.weight for edge in row.preferences) for row in kept} == {9.0}

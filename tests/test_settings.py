@@ -53,7 +53,7 @@ def read_other_formats(folder: Path) -> None:
     row = {"prompt": "q", "x": "one", "y": "two", "l": 1, "m": 0, "r": [{"t": "one", "s": 1}, {"t": "two", "s": 2}]}
     file = str(write_rows(folder / "formats.jsonl", [row, row | {"x": "three", "l": 2}]))
     labels: list[dict[str, Any]] = [
-        {"by": "value", "column": "l", "values": {"1": "a", "2": "b"}},
+        {"by": "value", "column": "l", "values": {"1": "a", "2": "tie"}},
         {"by": "index", "column": "l", "first": 1},
         {"by": "one_hot", "a": "m", "b": "n", "tie": "o"},
         {"by": "sign", "column": "l", "positive": "b"},

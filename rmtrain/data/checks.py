@@ -9,7 +9,7 @@ from rmtrain.data.comparison import Dropped, TokenizedComparison
 from rmtrain.errors import DataError
 
 EXAMPLES = 5
-ASKED_FOR = frozenset({"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie"})
+ASKED_FOR = frozenset({"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie", "below_min_gap", "not_paired"})
 """Reasons of rows that the recipe itself leaves out: they are no faults, and `max_drop_fraction` does not count them."""
 
 

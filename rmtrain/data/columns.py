@@ -51,7 +51,7 @@ def _refuse_more_than_pairs(data: TokenizedData) -> None:
         responses, weight = data.response_counts[number], sum(edge.weight for edge in data[number].preferences)
         found = f"{responses} responses" if responses > 2 else f"preferences that weigh {weight:g}"
         raise DataError(
-            f"{data.ids[number]}: {found}; a chosen and a rejected column hold one pair, so export without group_by_prompt"
+            f"{data.ids[number]}: {found}; a chosen and a rejected column hold one pair, so export pairs, neither gathered nor ranked"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rmtrain.data.comparison import Message
 from rmtrain.data.json_reader import Row
-from rmtrain.data.lookup import is_blank, require_cell
+from rmtrain.data.lookup import require_cell
 from rmtrain.data.messages import BadRow, decoded, is_turns, kind_of, to_messages
 from rmtrain.data.tool_calls import CALL
 from rmtrain.recipe.schema import PairSource, TextSource
@@ -45,19 +45,19 @@ class Opening:
         replies = to_messages(side.cell, side.name, self.source.messages, "assistant")
         if not replies or is_silent(replies[-1]):
             raise BadRow("empty_response", f"{side.name} ends with an empty turn")
-        if is_turns(side.cell) and len(replies) > 1:
-            whole = self._in_turn(replies, side.name)
+        asked = self.prompt if self.prompt is not None and is_turns(self.cell) else ()
+        if is_turns(side.cell) and max(len(asked), len(replies)) > 1:
+            whole = self._in_turn(asked, replies, side.name)
         else:
             whole = replies if self.prompt is None else _after_prompt(self.prompt, replies)
         return _with_system(self.system, whole)
 
-    def _in_turn(self, replies: Turns, name: str) -> Turns:
+    def _in_turn(self, asked: Turns, replies: Turns, name: str) -> Turns:
         """The turns of the prompt and those of a side, one after the other."""
-        asked = self.prompt if self.prompt is not None and is_turns(self.cell) else ()
         if len(asked) != len(replies):
             questions = f"the prompt {len(asked)} turns" if asked else "the prompt no list of turns"
             hint = "; for several responses set lists: true" if isinstance(self.source, PairSource) else ""
-            raise BadRow("role_order", f"{name} is a list of {len(replies)} texts, {questions}{hint}")
+            raise BadRow("role_order", f"{name} is a list of {len(replies)} texts, and {questions}{hint}")
         return tuple(chain.from_iterable(zip(asked, replies, strict=True)))
 
     def refuse_repeated(self, sides: Sequence[Side]) -> None:
@@ -103,7 +103,7 @@ def _prompt_cell(row: Row, source: TextSource) -> Any:
 def _line(cell: Any, column: str) -> str:
     if cell is not None and not isinstance(cell, str):
         raise BadRow("not_messages", f"{column} is {kind_of(cell)}; the columns of a prompt of several must be text")
-    return "" if is_blank(cell) else cell
+    return cell if cell and cell.strip() else ""
 
 
 def _prompt(cell: Any, source: TextSource) -> Turns:

@@ -89,13 +89,10 @@ def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     if group is None:
         raise BadRow("empty_cell", f"{source.group_by} is null")
     side = _side(row, source.response or "", source)
-    return Candidate(
-        row_id,
-        source.title,
-        json.dumps(group, sort_keys=True, default=str),
-        opened.prompt,
-        _scored(side, row, opened, row, (0, 0)),
-    )
+    response = _scored(side, row, opened, row, (0, 0))
+    prompt, reply = response.conversation[:-1], response.conversation[-1:]
+    key = json.dumps(group, sort_keys=True, default=str)
+    return Candidate(row_id, source.title, prompt, (reply,), (), group=key, score=response.score, explicit=opened.prompt)
 
 
 def grouped(rows: Iterable[Adapted], source: RankedSource) -> Iterator[Adapted]:

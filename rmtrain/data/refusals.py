@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rmtrain.data.ab import TIE
+from rmtrain.data.checks import ASKED_FOR
 from rmtrain.data.comparison import Adapted, Dropped
 from rmtrain.data.json_reader import Row
 from rmtrain.data.lookup import has_cell
@@ -66,10 +67,10 @@ def check_first(rows: Sequence[Adapted], source: Source) -> None:
         source: the source.
 
     Raises:
-        DataError: none of them can be used, all for the same reason, which is not that they are ties.
+        DataError: none of them can be used, all for the same reason, and the recipe does not ask for that.
     """
     reasons = Counter(row.reason for row in rows if isinstance(row, Dropped))
-    if reasons.total() < len(rows) or len(reasons) != 1 or TIE in reasons:
+    if reasons.total() < len(rows) or len(reasons) != 1 or ASKED_FOR & reasons.keys():
         return
     first = next(row for row in rows if isinstance(row, Dropped))
     count = "its only row is" if len(rows) == 1 else f"the first {len(rows)} rows are all"

@@ -70,7 +70,7 @@ def _follows_from_others(detail: ErrorDetails, spot: Spot, unknown: dict[KeyPath
     for other, suggestion in unknown.values():
         if suggestion.meant is None or other.path[:-1] != spot.path[:-1] or other.path == spot.path:
             continue
-        chooses_kind = suggestion.meant[-1] not in other.sections[0].model_fields
+        chooses_kind = _chooses_kind(str(suggestion.meant[-1]), other)
         if detail["type"] == "missing" and (chooses_kind or suggestion.meant == spot.path):
             return True
         if (
@@ -80,6 +80,12 @@ def _follows_from_others(detail: ErrorDetails, spot: Spot, unknown: dict[KeyPath
         ):
             return True
     return False
+
+
+def _chooses_kind(name: str, spot: Spot) -> bool:
+    """Whether a key says which kind of section it stands in: only other kinds have it, or it means another word in each."""
+    words = {choices(section.model_fields[name].annotation) for section in spot.sections if name in section.model_fields}
+    return name not in spot.sections[0].model_fields or len(words) > 1
 
 
 def _explain_one(detail: ErrorDetails, spot: Spot, document: Document) -> Problem:

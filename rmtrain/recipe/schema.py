@@ -4,12 +4,13 @@ Sections bear the names of the folders that read them. `None` means off, never "
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from rmtrain.recipe.section import KeyPath, Misfit, Section, Share, refuse
+from rmtrain.recipe.section import Misfit, Section, Share, refuse
+from rmtrain.recipe.source_checks import sources_misfits
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
@@ -17,7 +18,6 @@ from rmtrain.recipe.sources import RankedSource as RankedSource
 from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
-from rmtrain.recipe.sources import format_misfits, source_misfits
 
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -350,27 +350,8 @@ def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
         yield Misfit(("batching", "max_tokens"), message, ("data", "max_length"))
 
 
-def _repeated_tags(sources: Sequence[tuple[KeyPath, Source]]) -> Iterator[tuple[KeyPath, Misfit]]:
-    first: dict[str, KeyPath] = {}
-    for key, source in sources:
-        owner = first.setdefault(source.title, key)
-        if owner != key:
-            message = f'"{source.title}" is also the tag of {".".join(map(str, owner))}; give each source its own'
-            yield key, Misfit((*key, "tag"), message, (*key, "path"))
-
-
-def _tags_differ(recipe: Recipe) -> Iterator[Misfit]:
-    train: list[tuple[KeyPath, Source]] = [(("data", "train", i), source) for i, source in enumerate(recipe.data.train)]
-    evaluated = [(key, source) for key, source in train if source.holdout]
-    evaluated += [(("data", "eval", i), source) for i, source in enumerate(recipe.data.eval)]
-    yield from dict([*_repeated_tags(train), *_repeated_tags(evaluated)]).values()
-
-
-def _formats_fit(recipe: Recipe) -> Iterator[Misfit]:
-    for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
-        for i, source in enumerate(sources):
-            yield from source_misfits(source, ("data", split, i))
-            yield from format_misfits(source, ("data", split, i))
+def _sources_fit(recipe: Recipe) -> Iterator[Misfit]:
+    yield from sources_misfits(recipe.data.train, recipe.data.eval)
 
 
 def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
@@ -406,8 +387,7 @@ CROSS_CHECKS = (
     _weights_fit,
     _remote_code_is_pinned,
     _sizes_fit,
-    _tags_differ,
-    _formats_fit,
+    _sources_fit,
     _evaluation_has_data,
     _best_is_known,
     _repository_has_owner,

@@ -1,14 +1,13 @@
 """The vocabulary of one dataset entry: where rows come from, and what their columns mean."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr, Tag
 
 from rmtrain.recipe.hook import Hook
-from rmtrain.recipe.labels import Column, Label, label_misfits
-from rmtrain.recipe.section import KeyPath, Misfit, Section, Share
-from rmtrain.recipe.selection import Cap, Condition, condition_misfits
+from rmtrain.recipe.labels import Column, Label
+from rmtrain.recipe.section import Section, Share
+from rmtrain.recipe.selection import Cap, Condition
 
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
 IMPLICIT = ("auto", "implicit")
@@ -126,13 +125,6 @@ class SidesSource(TextSource):
     def number_columns(self) -> tuple[str, ...]:
         """Columns whose cells must be numbers."""
         return margin_columns(self.margin)
-
-
-def source_misfits(source: SourceBase, at: KeyPath) -> Iterator[Misfit]:
-    """What does not go together in the source at `at`, whatever its format."""
-    yield from condition_misfits(source.filter, (*at, "filter"))
-    if source.streaming and source.limit is None:
-        yield Misfit((*at, "streaming"), "missing `limit`; a stream is read up to a number of rows, so set it, too", at)
 
 
 class PairSource(SidesSource):
@@ -263,42 +255,3 @@ Source = Annotated[
     | Annotated[TokenizedSource, Tag("tokenized")],
     Discriminator(_format_of),
 ]
-
-
-def format_misfits(source: Source, at: KeyPath) -> Iterator[Misfit]:
-    """What does not go together in the keys of a source's format; `at` is the source's place in the recipe."""
-    if isinstance(source, TextSource) and isinstance(source.prompt, tuple) and set(source.prompt) & set(IMPLICIT):
-        word = next(column for column in source.prompt if column in IMPLICIT)
-        yield Misfit((*at, "prompt"), f'"{word}" stands alone, not in a list of columns; write prompt: {word}', at)
-    match source:
-        case PairSource() if source.chosen == source.rejected:
-            yield Misfit((*at, "rejected"), f'"{source.chosen}" is the column of the chosen side too', at)
-        case AbSource():
-            yield from _ab_misfits(source, at)
-        case RankedSource():
-            yield from _ranked_misfits(source, at)
-
-
-def _ab_misfits(source: AbSource, at: KeyPath) -> Iterator[Misfit]:
-    yield from label_misfits(source.label, (*at, "label"))
-    if source.a == source.b:
-        yield Misfit((*at, "b"), f'"{source.a}" is the column of the other candidate too', at)
-    if source.margin_from_label and source.margin is not None:
-        yield Misfit((*at, "margin_from_label"), "margin says where the margin is; remove one of them", at)
-    if source.margin_from_label and source.label.by not in ("sign", "scores"):
-        message = f"a label by {source.label.by} has no strength, only those by sign or scores; set margin, or remove it"
-        yield Misfit((*at, "margin_from_label"), message, at)
-
-
-def _ranked_misfits(source: RankedSource, at: KeyPath) -> Iterator[Misfit]:
-    if source.responses is None and source.group_by is None:
-        message = "missing; name the column of the list of responses, or set group_by where each row is one response"
-        yield Misfit((*at, "responses"), message, at)
-    if source.responses is not None and source.group_by is not None:
-        message = "rows hold a list of responses, or are one response each; remove group_by or responses"
-        yield Misfit((*at, "group_by"), message, at)
-    if source.group_by is not None and source.response is None:
-        yield Misfit((*at, "response"), "missing; with group_by it names the column of the response", (*at, "group_by"))
-    if source.max_pairs is not None and source.policy == "best_worst":
-        message = "no effect: policy best_worst gives one pair; remove it, or take policy all"
-        yield Misfit((*at, "max_pairs"), message, at)

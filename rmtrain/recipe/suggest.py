@@ -11,6 +11,7 @@ from rmtrain.recipe.vocabulary import SectionType, either, entries, key_paths
 from rmtrain.recipe.yaml import dotted
 
 MERGE_KEY = "<<"
+TRAIN, EVAL = ("data", "train"), ("data", "eval")
 
 
 class Suggestion(NamedTuple):
@@ -36,9 +37,9 @@ def suggest(path: KeyPath, sections: tuple[SectionType, ...]) -> Suggestion:
     own = list(dict.fromkeys(key for section in sections for key in section.model_fields))
     everywhere = key_paths()
     peer = PEERS.get(f"{here[-1]}.{plain}" if here else plain) or PEERS.get(plain)
+    if peer and plain not in own:
+        return _did_you_mean(_of_same_split(peer, here), where)
     near = near_miss(plain, own, cutoff=0.85)
-    if peer and plain not in own and (peer[:-1] == here or not near):
-        return _did_you_mean(peer, where)
     if plain in everywhere and not near:
         return _belongs_under(everywhere[plain], here)
     near = near or near_miss(plain, own)
@@ -65,6 +66,11 @@ def _of_another_kind(name: str, sections: tuple[SectionType, ...]) -> str:
 
 def _any_index(path: KeyPath) -> KeyPath:
     return tuple(0 if isinstance(part, int) else part for part in path)
+
+
+def _of_same_split(peer: KeyPath, here: KeyPath) -> KeyPath:
+    """Sources have the same keys in `data.eval` as in `data.train`, where the names of peers lead."""
+    return (*here[:2], *peer[2:]) if peer[:2] == TRAIN and here[:2] == EVAL else peer
 
 
 def _did_you_mean(meant: KeyPath, where: KeyPath) -> Suggestion:

@@ -53,7 +53,7 @@ def test_other_tools_read_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_more_than_a_pair_has_no_columns(tmp_path: Path, row: TokenizedComparison, words: str) -> None:
     with pytest.raises(
-        DataError, match=f"^{words}; a chosen and a rejected column hold one pair, so export without group_by_prompt$"
+        DataError, match=f"^{words}; a chosen and a rejected column hold one pair, so export pairs, neither gathered nor ranked$"
     ):
         export_columns(write(tmp_path / "rows.arrow", [COMPARISONS[1:2], [row]]), tmp_path / "train.parquet")
     assert not (tmp_path / "train.parquet").exists()

@@ -24,7 +24,7 @@ def read(cell: Any, settings: Messages = PLAIN) -> list[dict[str, str]]:
         ({"from": "gpt", "value": "a"}, [ASSISTANT]),
         ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], [USER, ASSISTANT]),
         ([{"role": "Human", "content": "q"}, {"role": "model", "content": "a"}], [USER, ASSISTANT]),
-        ([{"role": "user", "value": "q", "name": "x"}, {"from": "assistant", "content": "a"}], [USER, ASSISTANT]),
+        ([{"role": "user", "value": "q", "name": "x"}, {"from": "assistant", "content": "a"}], [USER | {"name": "x"}, ASSISTANT]),
         ([{"role": "user", "content": [{"type": "text", "text": "q"}]}], [USER]),
         (
             [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}, "s"]}],

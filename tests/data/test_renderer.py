@@ -117,8 +117,8 @@ QWEN = (  # as qwen3 has it: thoughts of the last turn alone, calls as JSON, res
     "{% for m in messages %}<|{{ m.role }}|>"
     "{% if loop.last and m.reasoning_content is defined %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{% set f = c.function if c.function is defined else c %}"
-    '<call>{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}</call>{% endfor %}\n{% endfor %}'
-    "{{ '<|assistant|>' if add_generation_prompt else eos_token }}"
+    '<call>{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}</call>{% endfor %}'
+    "{{ '\n' }}{% endfor %}{{ '<|assistant|>' if add_generation_prompt else eos_token }}"
 )
 NAMES_ONLY = QWEN.replace(', "arguments": {{ f.arguments | tojson }}', "")
 QUESTION, REPLY = {"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}

@@ -222,5 +222,5 @@ def test_the_fingerprint_of_a_directory_is_that_of_the_files_it_reads(tmp_path: 
 )
 def test_a_source_is_named_after_the_last_part_of_its_path(path: str, label: str) -> None:
     source = PairSource(path=path)
-    assert source.label == label
-    assert source.model_copy(update={"tag": "mine"}).label == "mine"
+    assert source.title == label
+    assert source.model_copy(update={"tag": "mine"}).title == "mine"

@@ -30,7 +30,7 @@ optimizer:
 SCRATCH = "model: {scratch: {architecture: llama, hidden_size: 64, layers: 2, heads: 4}}"
 LR = "expected a number above 0 and at most 1"
 ADVICE = "no secrets in a recipe; use `hf auth login` or the HF_TOKEN environment variable"
-SECTIONS = "run, data, model, lora, batching, objective, optimizer, training, evaluation, tracking or hub"
+SECTIONS = "run, data, model, lora, batching, objective, optimizer, training, checkpoints, evaluation, tracking or hub"
 
 # What to replace in GOOD, by what, and the lines that must come. `@` stands for "recipe.yaml:".
 BROKEN: list[tuple[str, str, list[str]]] = [
@@ -423,6 +423,8 @@ def complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
     overrides = ["data.eval=[{path: held.jsonl}]", "lora={}"]
     if kind_of_source != "pair":
         overrides += [f"data.{side}.0={{path: {side}.jsonl, {KINDS[kind_of_source]}}}" for side in ("train", "eval")]
+    selection = ["filter=[{column: c, equals: 1}]", "cap={by: c, rows: 2}"]
+    overrides += [f"data.{side}.0.{key}" for side in ("train", "eval") for key in selection]
     return load(text, overrides).model_dump(mode="json")
 
 
@@ -442,20 +444,22 @@ def misspellings(name: str) -> list[str]:
 
 
 def test_every_key_misspelt_by_a_letter_is_named_and_corrected() -> None:
-    tried = 0
+    tried, seen = 0, set()
     for entry in entries():
         source = str(entry.kind) if entry.kind in KINDS else "pair"
         siblings = {name for other in entries() if other.path == entry.path for name in other.section.model_fields}
         model = "scratch" if "scratch" in (*entry.path, entry.kind) else "pretrained"
         whole = complete(source, model)
         for name in entry.section.model_fields:
-            for wrong in sorted({*misspellings(name)} - siblings):
+            wrongs = sorted({*misspellings(name)} - siblings - {"b"})
+            for wrong in wrongs[:1] if entry.section in seen else wrongs:
                 data = deepcopy(whole)
                 rename(data, (*entry.path, name), wrong)
                 lines = problems(write_yaml(data))
                 where = ".".join(map(str, (*entry.path, wrong)))
                 assert [line.split("  ")[1] for line in lines] == [f"{where}: unknown key; did you mean {name}?"]
                 tried += 1
+        seen.add(entry.section)
     assert tried > 300, "guard: every key was tried"
 
 
