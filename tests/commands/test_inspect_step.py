@@ -11,10 +11,12 @@ from rich.text import Text
 
 from rmtrain.commands.inspect_step import inspect_step, step_plan
 from rmtrain.commands.query import Query
+from rmtrain.commands.train import make_plan
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
 from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
+from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.report.render import console, written
 from tests.runs import planted_rows, tiny_recipe, write_rows
@@ -70,6 +72,20 @@ def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: Token
         seen += names if step.epoch == 0 else []
     assert Counter(seen) == Counter(data.ids), "an epoch has each comparison once"
     assert plan.total_steps == 11 > plan.steps_per_epoch, "guard: across epochs, and max_steps holds"
+
+
+def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: TokenizedData) -> None:
+    auto = with_batching(recipe, max_tokens="auto")
+    tokenizer = load_tokenizer(auto.model, auto.data)
+    model = build_reward_model(auto.model, None, tokenizer, auto.run.seed)
+    theirs = make_plan(auto, prepare(auto.data, tokenizer), "shared_prefix", model, world=2)
+    ours = step_plan(auto, data, "shared_prefix", world=2)
+    assert (ours.total_steps, ours.max_tokens) == (theirs.total_steps, theirs.max_tokens) == (11, 8192)
+    for number in range(11):
+        step, other = ours.step(number), theirs.step(number)
+        assert [[piece.tolist() for piece in rank] for rank in step.micro_batches] == [
+            [piece.tolist() for piece in rank] for rank in other.micro_batches
+        ]
 
 
 def test_a_step_is_drawn_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
