@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe
 from tests.report.render import console, render, written
 from tests.runs import planted_rows, tiny_recipe, write_rows
@@ -99,7 +99,8 @@ def test_training_on_a_benchmark_is_refused_before_anything_is_built(tmp_path: P
 def test_train_says_first_what_was_found(tmp_path: Path) -> None:
     target = console(width=160)
     recipe = recipe_of(tmp_path, faulty())
-    train(recipe.model_copy(update={"training": recipe.training.model_copy(update={"max_steps": 1})}), target)
+    with pytest.raises(RecipeError, match=r"max_tokens"):  # the run ends soon after
+        train(recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"max_tokens": 10})}), target)
     notes = [line for line in written(target).splitlines() if line.startswith("note: data: ")]
     assert notes == ["note: data: 1 contradictory, 1 duplicate; `rmtrain preprocess` shows the rows"]
 
