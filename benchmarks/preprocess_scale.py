@@ -115,10 +115,9 @@ def preprocess(count: int, processes: int, folder: Path) -> dict[str, Any]:
     recipe.write_text(RECIPE.format(folder=folder, rows=rows, processes=processes), encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     start = time.perf_counter()
-    with (folder / "out.json").open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rmtrain", "preprocess", str(recipe), "--json"], stdout=out, env=environment
-        )
+    with (folder / "out.json").open("w") as out, (folder / "log.txt").open("w") as log:
+        command = [sys.executable, "-m", "rmtrain", "preprocess", str(recipe), "--json"]
+        process = subprocess.Popen(command, stdout=out, stderr=log, env=environment)
         peaks, seconds_tokenized = {"all": 0, "anonymous": 0}, None
         while process.poll() is None:
             now = memory(family(process.pid))
@@ -128,7 +127,7 @@ def preprocess(count: int, processes: int, folder: Path) -> dict[str, Any]:
             time.sleep(SECONDS_BETWEEN_SAMPLES)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise SystemExit(f"preprocess ended with {process.returncode}")
+        raise SystemExit(f"preprocess ended with {process.returncode}: {(folder / 'log.txt').read_text()[-2000:]}")
     splits = json.loads((folder / "out.json").read_text())["splits"]
     kept = sum(split["comparisons"] for split in splits.values())
     assert kept > 0.99 * count, f"{kept} of {count} pairs were kept"
