@@ -97,13 +97,12 @@ def train(
             log.metrics(step, metrics)
             display.log(step, metrics)
         evaluates = step != last and evaluate is not None and due(recipe.evaluation.every, step)
-        stops = stop.is_wanted(accelerator)
-        if stops or step == last or saver.is_due(step):
+        if step == last or saver.is_due(step):
             saver.save(step, evaluated=step != last and not evaluates)
-        if stops:
-            stop.end()
+        saver.end_if_asked(stop, step, evaluated=step != last and not evaluates)
         if evaluates:
             evaluate_at(step)
+            saver.end_if_asked(stop, step, evaluated=True)
     return evaluate_at(last)
 
 

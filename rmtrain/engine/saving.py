@@ -26,6 +26,7 @@ from rmtrain.engine.state import (
     restore_rng,
     rng_tensors,
 )
+from rmtrain.engine.stopping import Stop
 from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError
 from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
@@ -104,6 +105,12 @@ class Saver:
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
         on_main(self.accelerator, partial(self._write, generators, interval))
         self.saved_step, self.since = step, time.monotonic()
+
+    def end_if_asked(self, stop: Stop, step: int, evaluated: bool) -> None:
+        """Where a signal came to any process, save as `save` does, then raise Stopped. Called on all ranks."""
+        if stop.is_wanted(self.accelerator):
+            self.save(step, evaluated)
+            stop.end()
 
     def note_evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
         """After an evaluation: when it is the best so far, keep the weights that it is of. Called on all ranks."""

@@ -143,9 +143,10 @@ def test_trap_25_a_chosen_checkpoint_that_is_damaged_is_refused_and_not_replaced
     run = place / "chosen-damaged"
     stopped(nursery, recipe, run, [5])
     chosen = run / "checkpoints/step-00000005"
+    saved = steps_saved(run)
     flip(chosen / "rng-0.safetensors")
     ended = nursery.run(*in_directory(recipe, run), "--resume", chosen)
     assert ended.code == 4
     assert ended.stderr.count("error: ") == 1
     assert "rng-0.safetensors: its bytes are not those that were written" in ended.stderr
-    assert steps_saved(run) == [4, 5]
+    assert steps_saved(run) == saved

@@ -46,9 +46,10 @@ def test_trap_21_the_third_in_a_row_ends_the_run(first: int, place: Path, recipe
     )
     assert [line["step"] for line in lines(run, "nonfinite")] == [first, first + 1, first + 2]
     assert all(torch.isfinite(tensor).all() for step in steps_saved(run) for tensor in weights(run, step).values())
+    kept = [step for step in (first, first + 1, first + 2) if step <= steps_saved(run)[-1]]
     ended = nursery.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
-    assert lines(run, "nonfinite") == [line for line in lines(run, "nonfinite") if line["step"] == 2 and first == 1]
+    assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were computed again were good"
 
 
 def test_trap_21_numbers_that_are_none_on_one_process_end_both(place: Path) -> None:

@@ -105,12 +105,13 @@ def launch(recipe: Path, run: Path, processes: int, faults: list[Fault]) -> subp
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
 
 
-@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=["1 to 2", "2 to 1"])
+@pytest.mark.parametrize("order", [(1, 2), pytest.param((2, 1), marks=pytest.mark.long)], ids=["1 to 2", "2 to 1"])
 def test_trap_08_another_number_of_processes_keeps_the_order_and_the_losses(
     order: tuple[int, int], place: Path, nursery: Nursery
 ) -> None:
     folder = place / "processes"
-    recipe = full_recipe(folder, model=load_recipe(full_recipe(folder)).model.model_dump() | {"dropout": 0.0})
+    model = load_recipe(full_recipe(folder)).model.model_dump() | {"dropout": 0.0}
+    recipe = full_recipe(folder, model=model, optimizer={"lr": 1e-3, "warmup": 0.2, "eps": 1e-6})
     whole, run = folder / "whole", folder / "-".join(map(str, order))
     if not whole.exists():
         assert nursery.run(*in_directory(recipe, whole)).code == 0

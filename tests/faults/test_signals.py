@@ -33,21 +33,22 @@ MOMENTS: dict[str, tuple[str, int, int]] = {
 """Where the signal strikes, and the step after which the run is then saved; 0: before it begins."""
 
 
-@pytest.mark.parametrize(("point", "when", "saved"), MOMENTS.values(), ids=MOMENTS.keys())
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+SIGNALS = [("SIGTERM", 143, name) for name in MOMENTS] + [
+    ("SIGINT", 130, name) for name in ("a step", "an evaluation", "the export")
+]
+
+
+@pytest.mark.parametrize(("number", "code", "moment"), SIGNALS)
 def test_trap_39_a_signal_at_any_time_saves_and_the_run_goes_on(
     number: str,
     code: int,
-    point: str,
-    when: int,
-    saved: int,
+    moment: str,
     place: Path,
     recipe: Path,
     nursery: Nursery,
     undisturbed: dict[str, Any],
 ) -> None:
-    if number == "SIGINT" and point not in ("step", "evaluate", "export"):
-        return  # the same handler; three moments are enough
+    point, when, saved = MOMENTS[moment]
     run = place / f"{point}-{number}"
     fast = [] if point == "reload" else [FAST]
     before = time.monotonic()
@@ -66,48 +67,63 @@ def test_trap_39_a_signal_at_any_time_saves_and_the_run_goes_on(
     assert left(run) == undisturbed
 
 
-@pytest.mark.parametrize("point", ["step", "tensors", "export"])
+@pytest.mark.parametrize(("point", "when", "going_on"), [("step", 4, 3), ("tensors", 4, 2), ("export", 1, 15)])
 def test_trap_39_a_second_signal_ends_at_once_and_breaks_nothing(
-    point: str, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+    point: str, when: int, going_on: int, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"twice-{point}"
-    when = {"step": 4, "tensors": 4, "export": 1}[point]
     ended = nursery.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), FAST])
     assert ended.code == 143, ended.stderr
     assert "Traceback" not in ended.stderr
     ended = nursery.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
-    assert f"going on after step {15 if point == 'export' else 2}, from" in ended.stderr
+    assert f"going on after step {going_on}, from" in ended.stderr
     assert left(run) == undisturbed
 
 
-def test_a_process_outside_of_tests_is_stopped_by_a_signal_from_outside(
-    place: Path, recipe: Path, undisturbed: dict[str, Any]
+NO_NETWORK = """
+import socket
+def refuse(self, address, *rest):
+    if self.family != socket.AF_UNIX:
+        open({canary!r}, "a").write(repr(address))
+        raise OSError("there is no network in this test")
+socket.socket.connect = socket.socket.connect_ex = refuse
+"""
+
+
+def test_trap_s9_real_processes_stopped_from_outside_go_on_without_network(
+    place: Path, recipe: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    run = place / "outside"
+    run, canary = place / "outside", tmp_path / "connected"
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK.format(canary=str(canary)))
+    environment = environment_of_process(PYTHONPATH=f"{tmp_path}:{ROOT}")
     command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment_of_process(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (run / "ledger.jsonl").exists())
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=GRACE_SECONDS)
     assert process.returncode == 143, stderr
     assert "the same command goes on from there" in stderr
-    result = subprocess.run(command, cwd=ROOT, env=environment_of_process(), capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert left(run) == undisturbed, "and with the real reload check, in real processes"
+    assert left(run) == undisturbed, "with the reload of the export in a process of its own"
+    assert not canary.exists()
+    probe = "import socket; socket.create_connection(('127.0.0.1', 9))"
+    subprocess.run([sys.executable, "-c", probe], env=environment, capture_output=True)
+    assert canary.exists(), "guard: a connection would have been seen"
+
+
+ON_ONE: list[Fault] = [("step", 4, "SIGTERM@1"), ("evaluate", 1, "SIGTERM@1"), ("tensors", 1, "SIGTERM@0")]
 
 
 @pytest.mark.parametrize(
-    ("point", "when", "saved"), [("step", 4, 4), ("evaluate", 2, 3), ("save", 1, 2)], ids=["train", "evaluation", "save"]
+    ("fault", "saved"),
+    [(ON_ONE[0], 4), pytest.param(ON_ONE[1], 3, marks=pytest.mark.long), pytest.param(ON_ONE[2], 2, marks=pytest.mark.long)],
 )
-def test_trap_39_a_signal_to_one_of_two_processes_ends_both(
-    point: str, when: int, saved: int, place: Path, nursery: Nursery
-) -> None:
+def test_trap_39_a_signal_to_one_of_two_processes_ends_both(fault: Fault, saved: int, place: Path, nursery: Nursery) -> None:
     folder = place / "two"
-    recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / point
-    faults: list[Fault] = [(point, when, "SIGTERM@1") if point != "save" else ("tensors", 1, "SIGTERM@0"), FAST]
+    recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / fault[0]
+    faults = [fault, FAST]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
     environment = environment_of_process(ACCELERATE_USE_CPU="true")

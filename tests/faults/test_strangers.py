@@ -1,7 +1,5 @@
 """What strangers' trackers, hubs and machines do to a run: they do not stop it, and never lose its model."""
 
-import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +58,7 @@ def test_trap_s7_neither_rows_nor_paths_are_uploaded(place: Path, recipe: Path, 
     assert not any(name.startswith(("optimizer", "ledger", "samples", "state")) for name in files)
 
 
-def test_trap_s9_a_whole_run_opens_no_connection(place: Path, recipe: Path, nursery: Nursery, tmp_path: Path) -> None:
-    block = tmp_path / "sitecustomize.py"
-    block.write_text(
-        "import socket\n"
-        "def refuse(self, address, *rest):\n"
-        "    if self.family != socket.AF_UNIX:\n"
-        f"        open({str(tmp_path / 'connected')!r}, 'a').write(str(address))\n"
-        "        raise OSError('no network in this test')\n"
-        "socket.socket.connect = socket.socket.connect_ex = refuse\n"
-    )
-    from tests.runs import ROOT
-
-    with Nursery(PYTHONPATH=f"{tmp_path}:{ROOT}") as offline:
-        ended = offline.run(*in_directory(recipe, place / "offline"), faults=[])
-    assert ended.code == 0, ended.stderr
-    assert not (tmp_path / "connected").exists()
-    assert sys.modules["socket"] is socket
-
-
+@pytest.mark.long
 def test_trap_36_the_same_recipe_gives_the_same_weights_whatever_python_hashes(
     place: Path, recipe: Path, undisturbed: dict[str, Any]
 ) -> None:
