@@ -129,7 +129,7 @@ RECIPES = [
         r"override .*  batching\.max_tokens: expected at least data\.max_length \(96\), got 90",
     ),
     Case("positions", [*TRAIN, "data.max_length=512"], 2, r"override .*  data\.max_length: .*max_positions \(128\), got 512"),
-    Case("unknown option", [*TRAIN, "--fast"], 2, r"Error: No such option: --fast"),
+    Case("unknown option", [*TRAIN, "--quick"], 2, r"Error: No such option: --quick"),
     Case(
         "tracker",
         [*TRAIN, "tracking.to=[wandb]"],
