@@ -244,3 +244,21 @@ def test_the_document_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
         return [leaf for item in value.values() for leaf in values(item)] if isinstance(value, Mapping) else [value]
 
     assert len(values(fresh)) > 50, "guard: there is something in it"
+
+
+def test_real_duplicates_are_those_that_counting_texts_finds(
+    shared_data: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def plain(turns: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
+        return tuple((turn["from"], " ".join(turn["value"].casefold().split())) for turn in turns if turn["value"].strip())
+
+    texts: dict[Any, list[str]] = {}
+    for number, one in enumerate(json.loads((shared_data / "dpo_en_demo.json").read_text(encoding="utf-8"))):
+        key = (plain(one["conversations"]), plain([one["chosen"]]), plain([one["rejected"]]))
+        texts.setdefault(key, []).append(f"dpo_en_demo:{number}")
+    source = PairSource(path=str(shared_data / "dpo_en_demo.json"), prompt="conversations")
+    data = Data(train=[source], max_length=100_000, cache_dir=str(tmp_path / "cache"))
+    listed = lines(Path(audit(prepare(data, tokenizer), data, tokenizer)["list"]))
+    found = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
+    assert sorted(found) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
+    assert len(found) >= 3, "guard: there are some"
