@@ -84,7 +84,7 @@ class Builder:
         return rows.without(limits.refused(split, rows.stored.column("id").to_pylist(), rows.marks))
 
     def _write(self, split: str, source: str, rows: EncodedRows) -> None:
-        self.waterfalls[split].of(source).add(rows.kept, len(rows.gathered), rows.dropped)
+        self.waterfalls[split].of(source).add(rows.kept, len(rows.gathered), rows.dropped, rows.left_out)
         where = {"split": split, "source": source}
         for row in rows.dropped:
             self._list(DROPPED, {**where, "id": row.id, "reason": row.reason, "detail": row.detail})

@@ -19,7 +19,8 @@ class SourceCount:
 
     Rows are counted as `prepare` gives them. `kept` counts comparisons, each by the row it bears the id of; `gathered` the rows that are
     part of another row's comparison.
-    `examples` names the first rows dropped for each reason.
+    `examples` names the first rows dropped for each reason. `left_out` counts responses, not rows: those that comparisons
+    which stay had to do without, by reason.
     """
 
     read: int = 0
@@ -27,14 +28,19 @@ class SourceCount:
     gathered: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def asked_for(self) -> int:
         """Rows that the recipe leaves out."""
         return sum(number for reason, number in self.dropped.items() if reason in ASKED_FOR)
 
-    def add(self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = ()) -> None:
-        """Count some rows."""
+    def add(
+        self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
+    ) -> None:
+        """Count some rows, and responses that are left out of them."""
+        for reason, number in (left_out or {}).items():
+            self.left_out[reason] = self.left_out.get(reason, 0) + number
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered

@@ -37,13 +37,17 @@ PAIR = (Preference(winner=0, loser=1),)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A row as text. `responses[k]` are the messages that follow `prompt`; a pair's chosen response is number 0."""
+    """A row as text. `responses[k]` are the messages that follow `prompt`; a pair's chosen response is number 0.
+
+    `left_out` are the reasons for which responses of its row are not among them.
+    """
 
     id: str
     source: str
     prompt: tuple[Message, ...]
     responses: tuple[tuple[Message, ...], ...]
     preferences: tuple[Preference, ...] = PAIR
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -52,7 +52,8 @@ class _Group:
             for edge in row.preferences:
                 winner, loser = (numbers[_key(row.responses[side])] for side in (edge.winner, edge.loser))
                 edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
-        whole = replace(first, responses=tuple(responses), preferences=merged(edges))
+        left_out = tuple(reason for row in self.rows for reason in row.left_out)
+        whole = replace(first, responses=tuple(responses), preferences=merged(edges), left_out=left_out)
         return replace(whole, id=rows_of(whole)[0])
 
 

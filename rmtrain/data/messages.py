@@ -102,7 +102,9 @@ def to_messages(cell: Any, column: str, settings: Messages, role: str) -> tuple[
 
 def is_turns(cell: Any) -> bool:
     """Whether a cell is a list of texts, some of which may be null."""
-    return isinstance(cell, list) and bool(cell) and all(item is None or isinstance(item, str) for item in cell)
+    if not isinstance(cell, list) or not cell or isinstance(cell[0], dict):  # most lists are of messages
+        return False
+    return all(item is None or isinstance(item, str) for item in cell)
 
 
 def _turns(texts: Sequence[str | None], column: str, role: str) -> tuple[Message, ...]:

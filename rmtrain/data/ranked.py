@@ -45,7 +45,7 @@ class Candidate(Comparison):
 
 
 def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
-    """The parts of the comparison of a row that holds a list of responses. A response that cannot be used is left out.
+    """The parts of the comparison of a row that holds a list of responses. A response that cannot be used is left out, and said to be.
 
     Raises:
         BadRow: why there are none; where less than two responses are left, that of the first that is not.
@@ -67,7 +67,7 @@ def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
     if len(different) < 2:
         raise _too_few(len(side.cell), scored, problems)
     edges = preferences([each.score for each in different], source, row_id)
-    return _assembled(different, edges, source)
+    return _assembled(different, edges, source)._replace(left_out=tuple(problem.reason for problem in problems))
 
 
 def _too_few(listed: int, scored: Sequence[Scored], problems: Sequence[BadRow]) -> BadRow:

@@ -17,11 +17,13 @@ class Checked:
     row: the comparison, under the id of the first of its rows that is left; None: nothing is left.
     responses: which of its responses are left, by their numbers before.
     lost: its rows of which nothing is left.
+    left_out: the reasons for which responses are gone that none of these rows counts.
     """
 
     row: TokenizedComparison | None
     responses: Sequence[int] = ()
     lost: tuple[Dropped, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
@@ -47,7 +49,8 @@ def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
             edges.append(replace(edge, winner=winner, loser=loser))
             continue
         problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
-    return _left(row, edges, problems)
+    checked = _left(row, edges, problems)
+    return checked if checked.lost else replace(checked, left_out=tuple(problem.reason for problem in faults.values()))
 
 
 def _first_of_same(row: TokenizedComparison) -> list[int]:

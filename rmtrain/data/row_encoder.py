@@ -1,7 +1,8 @@
 """A batch of rows to what is stored of it: adapted, split, encoded and checked. This is what a worker process does."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,7 @@ class EncodedRows:
     gathered: `(row id, id of the comparison it is part of)` of rows that are part of another row's comparison.
     dropped: rows that are not used.
     marks: what `dedup` and `cap` know the comparisons by; None: they have nothing to do.
+    left_out: how many responses are not in comparisons that stay, by reason.
     """
 
     stored: pa.RecordBatch | None
@@ -50,6 +52,7 @@ class EncodedRows:
     gathered: list[tuple[str, str]]
     dropped: list[Dropped]
     marks: Marks | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
@@ -68,6 +71,7 @@ class EncodedRows:
             kept=sum(kept),
             gathered=[pair for pair in self.gathered if pair[1] not in problems],
             dropped=[*self.dropped, *refused, *parts],
+            left_out=self.left_out,
         )
 
 
@@ -104,15 +108,18 @@ class RowEncoder:
         texts = [row for row in rows if isinstance(row, Comparison)]
         tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
         dropped = [row for row in rows if isinstance(row, Dropped)]
-        stored: list[StoredRow] = []
+        stored, left_out = list[StoredRow](), Counter[str]()
         came: list[Comparison | TokenizedComparison] = [*texts, *tokens]
         for row, checked in zip(came, [*self.encoder.encode(texts), *self.encoder.check(tokens)], strict=True):
             dropped += checked.lost
             if checked.row is not None:
+                left_out.update(checked.left_out)
+                left_out.update(row.left_out if isinstance(row, Comparison) else ())
                 responses = response_hashes(row)
                 stored.append(StoredRow(checked.row, hashes[row.id], [responses[number] for number in checked.responses]))
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
-        return EncodedRows(record_batch(stored) if stored else None, len(stored), gathered, dropped), stored
+        batch = record_batch(stored) if stored else None
+        return EncodedRows(batch, len(stored), gathered, dropped, left_out=left_out), stored
 
 
 def _marks(rows: Sequence[StoredRow], groups: Mapping[str, int]) -> Marks:

@@ -19,7 +19,8 @@ def waterfall_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
     What the recipe itself leaves out comes first, `as asked` and in yellow; faults follow, in red.
 
     Args:
-        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`.
+        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and `left_out`, responses
+            by reason, where there are any.
     """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("data", overflow="fold")
@@ -61,6 +62,8 @@ def _add_source(table: Table, source: str, counts: Mapping[str, Any]) -> None:
     if gathered := counts["gathered"]:
         table.add_row("  ∪ gathered", f"{gathered:,}", percent(gathered, read), _bar(kept, left, read, "blue"))
     table.add_row("  = kept", f"{kept:,}", percent(kept, read), _bar(0, kept, read, "green"), style="green")
+    for reason, count in sorted(counts.get("left_out", {}).items(), key=lambda item: -item[1]):
+        table.add_row(f"    without responses: {reason.replace('_', ' ')}", f"{count:,}", "", "", style="dim")
 
 
 def _bar(begin: int, end: int, size: int, style: str) -> Text:

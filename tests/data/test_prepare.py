@@ -19,7 +19,8 @@ from rmtrain.data.reading import Reading
 from rmtrain.data.tokenize import Encoder
 from rmtrain.data.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
-from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, ScratchModel, TokenizedSource
+from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, RankedSource, ScratchModel, TokenizedSource
+from tests.data.test_probes import Patched
 from tests.helpers import bert_like, byte_bpe, data_of, pairs, write_jsonl
 
 
@@ -141,6 +142,24 @@ def test_trap_38_another_version_of_the_tokenizers_tokenizes_again(
     before = prepare(data, tokenizer).train.key
     monkeypatch.setattr("rmtrain.data.identity.version", lambda package: f"{package} of tomorrow")
     assert prepare(data, tokenizer).train.key != before
+
+
+def test_trap_38_a_tokenizer_that_gives_other_tokens_is_refused_naming_a_text(tmp_path: Path) -> None:
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
+    tokenizer, patched = (
+        prepared(
+            made(tokenizer_object=byte_bpe().backend_tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>"), "simple_chat"
+        )
+        for made in (PreTrainedTokenizerFast, Patched)
+    )
+    made = prepare(data, tokenizer)
+    with pytest.raises(DataError) as raised:
+        prepare(data, patched)
+    assert str(raised.value) == (
+        f"{made.directory}: made with other tokens than the tokenizer gives now, such as for '  1e-5\\t1e-5'; "
+        f"delete {made.directory} to have it made again"
+    )
+    assert prepare(data, tokenizer).train.key == made.train.key, "guard: the key is the same"
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "manifest.json"])
@@ -419,6 +438,23 @@ def test_responses_of_the_same_tokens_are_one_response(tmp_path: Path) -> None:
     assert row.preferences == (Preference(0, 1), Preference(0, 2))
     assert made.train.waterfall.sources["rows"].dropped == {"identical": 1}
     assert listed(made, "dropped.jsonl")[0]["id"] == "rows:2"
+
+
+def test_responses_that_are_left_out_of_ranked_lists_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["So.", "No.", "Perhaps " * 60, "Thus."]
+    rows = [
+        {"prompt": f"How {number}?", "answers": [{"text": text, "s": place} for place, text in enumerate(texts)]}
+        for number in range(5)
+    ]
+    rows[2]["answers"][1]["s"] = "N/A"  # type: ignore[index]
+    rows[3]["answers"] = [{"text": "So.", "s": 1}, {"text": texts[2], "s": 2}]
+    source = RankedSource(
+        path=str(write_jsonl(tmp_path / "lists.jsonl", rows)), format="ranked", responses="answers", response="text", score="s"
+    )
+    data = Data(train=[source], cache_dir=str(tmp_path), chat_template="simple_chat", max_length=60, max_drop_fraction=0.5)
+    counts = prepare(data, tokenizer).train.waterfall.sources["lists"]
+    assert (counts.read, counts.kept, counts.dropped) == (5, 4, {"too_long": 1})
+    assert counts.left_out == {"too_long": 4, "no_score": 1}, "not those of a row that is dropped itself"
 
 
 def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Path, tmp_path: Path) -> None:

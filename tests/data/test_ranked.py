@@ -112,6 +112,7 @@ def test_a_response_that_cannot_be_used_is_left_out_alone() -> None:
     good = [{"text": "twice", "s": 2}, {"text": "b", "s": 3}]
     result = compared({"prompt": "q", "answers": [bad[0], good[0], *bad[1:], good[1]]})
     assert edges(result) == [("b", "twice", 0.0)]
+    assert result.left_out == ("no_score",) * 4 + ("empty_response", "missing_column"), "an equal one is not missed"
     lone = dropped({"prompt": "q", "answers": [bad[0], good[0], bad[4]]})
     assert lone.reason == "no_score"
     assert lone.detail == "s of answers.0.text is 'N/A'; expected a number; of 3 responses less than two are left"

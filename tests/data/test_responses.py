@@ -78,6 +78,7 @@ def test_a_row_is_lost_only_when_all_it_says_is_lost() -> None:
     checked = without(ranked, {2: LONG})
     assert checked.row == replace(ranked, sequences=(A, B), prefix_length=2, preferences=(Preference(0, 1),))
     assert checked.lost == ()
+    assert checked.left_out == ("too_long",), "no row counts it"
     assert [lost.id for lost in without(ranked, {2: LONG, 1: LONG}).lost] == ["r:7"]
 
 

@@ -74,3 +74,14 @@ def test_it_fits_any_width_and_has_no_colour_in_a_pipe() -> None:
         assert "61,135" in text
         assert "\x1b" not in text
     assert "\x1b[32m" in render(waterfall_table(WATERFALL), color=True)
+
+
+def test_responses_that_are_left_out_of_comparisons_are_told_apart_from_rows() -> None:
+    counts = {"read": 1000, "dropped": {}, "gathered": 0, "kept": 1000, "left_out": {"too_long": 3, "no_score": 1200}}
+    assert render(waterfall_table({"uf": counts})) == (
+        "data                              rows  share\n"
+        "uf                               1,000         ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "  = kept                         1,000  100 %  ━━━━━━━━━━━━━━━━━━━━━━━━\n"
+        "    without responses: no score  1,200\n"
+        "    without responses: too long      3\n"
+    )
