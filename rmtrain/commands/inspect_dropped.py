@@ -3,9 +3,9 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -26,7 +26,6 @@ from rmtrain.report.raw_row import dropped_view
 from rmtrain.report.surroundings import Flowing
 
 ANY = "all"
-T = TypeVar("T")
 
 
 def inspect_dropped(data: Data, prepared: PreparedData, query: Query, reason: str) -> Outcome:
@@ -52,14 +51,14 @@ def inspect_dropped(data: Data, prepared: PreparedData, query: Query, reason: st
     document |= {"reasons": dict(counts), "limit": limit}
     if query.random:
         document["seed"] = new_seed(query)
-    rows = [row for row in dropped_rows(prepared.directory, query.split) if _is_wanted(row, query.source, reason)]
     if query.find is not None:
         document["find"] = query.find
+    rows = (row for row in dropped_rows(prepared.directory, query.split) if _is_wanted(row, query.source, reason))
     document["rows"] = [
         {"id": row.id, "source": row.source, "reason": row.reason, "detail": row.detail, "row": _plain(content)}
-        for row, content in _with_content(data, query, rows, limit, document.get("seed"))
+        for row, content in _with_content(data, query, rows, document)
     ]
-    return Outcome(_report(document, whose, listed=len(rows)), document)
+    return Outcome(_report(document, whose), document)
 
 
 def _counts(data: TokenizedData, source: str | None) -> Counter[str]:
@@ -80,24 +79,33 @@ def _is_wanted(row: Dropped, source: str | None, reason: str) -> bool:
 
 
 def _with_content(
-    data: Data, query: Query, rows: list[Dropped], limit: int, seed: int | None
+    data: Data, query: Query, rows: Iterator[Dropped], document: Mapping[str, Any]
 ) -> list[tuple[Dropped, Content | None]]:
     """The rows that are shown; where a text is searched for, rows are read again until enough have it."""
+    limit, seed = document["limit"], document.get("seed")
     if query.find is None:
-        shown = _shuffled(rows, seed)[:limit]
+        shown = list(islice(rows, limit)) if seed is None else _at(rows, _permutation(document["count"], seed)[:limit])
         contents = dict(read_again(data, query.split, shown))
         return [(row, contents.get(row)) for row in shown]
     found = _containing(data, query.split, rows, query.find)
-    return [*islice(found, limit)] if seed is None else [*_shuffled(list(found), seed)[:limit]]
-
-
-def _shuffled(items: list[T], seed: int | None) -> list[T]:
     if seed is None:
-        return items
-    return [items[int(place)] for place in np.random.default_rng(seed).permutation(len(items))]
+        return [*islice(found, limit)]
+    matching = list(found)
+    return [matching[place] for place in _permutation(len(matching), seed)[:limit]]
 
 
-def _containing(data: Data, split: str, rows: list[Dropped], text: str) -> Iterator[tuple[Dropped, Content]]:
+def _permutation(count: int, seed: int) -> list[int]:
+    return [int(place) for place in np.random.default_rng(seed).permutation(count)]
+
+
+def _at(rows: Iterator[Dropped], places: Sequence[int]) -> list[Dropped]:
+    """The rows at these places, in the order of the places."""
+    wanted = set(places)
+    found = {place: row for place, row in enumerate(rows) if place in wanted}
+    return [found[place] for place in places]
+
+
+def _containing(data: Data, split: str, rows: Iterable[Dropped], text: str) -> Iterator[tuple[Dropped, Content]]:
     pattern = re.compile(re.escape(text), re.IGNORECASE)
     for row, content in read_again(data, split, rows):
         if any(pattern.search(cell) for _, cell in cells(content) if isinstance(cell, str)):
@@ -114,7 +122,7 @@ def _plain(value: Any) -> Any:
     return value if is_json else str(value)
 
 
-def _report(document: Mapping[str, Any], whose: str, listed: int) -> RenderableType:
+def _report(document: Mapping[str, Any], whose: str) -> RenderableType:
     if not document["reasons"]:
         return Text(f"no row of {whose} is dropped")
     rows, reason = document["rows"], document["dropped"]
@@ -126,8 +134,6 @@ def _report(document: Mapping[str, Any], whose: str, listed: int) -> RenderableT
     ]
     if reason == ANY:
         parts.append(Flowing(Text(_listed(document["reasons"]), style="dim")))
-    if listed < document["count"]:
-        parts.append(Text(f"{document['count'] - listed:,} of them are counted only, not listed", style="yellow"))
     for place, row in enumerate(rows, start=1):
         parts += [Text(), Rule(Text(f"{place} of {len(rows)}"), style="dim"), Text(), dropped_view(row)]
     return Group(*parts)
