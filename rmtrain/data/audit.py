@@ -1,7 +1,8 @@
 """What is wrong with tokenized data, found before a model sees it, once for each artifact."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rmtrain.data.repeats import Repeat, find_repeats
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
 
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 """Raise it with every change of what is found or how it is summarized."""
 
 
@@ -104,7 +105,9 @@ def _findings(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreT
         Finding("benchmark", "train", (train.ids[row.row],), f"prompt of {row.benchmark}")
         for row in benchmark_overlap(train, benchmarks)
     ]
-    return findings + [finding for name, data in _splits(prepared).items() for finding in _split_findings(name, data, tokenizer)]
+    return findings + [
+        found for name, data in _splits(prepared).items() for found in _merged(_split_findings(name, data, tokenizer))
+    ]
 
 
 def _overlap(trained: str, exact: bool, responses_too: bool) -> str:
@@ -131,6 +134,15 @@ def _split_findings(split: str, data: TokenizedData, tokenizer: PreTrainedTokeni
     for kind, hints in _hints(data, edges, tokenizer):
         for edge, detail in hints:
             yield finding(kind, (edge,), detail + places.beyond_ids((edge,)))
+
+
+def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Faults of the same kind in the same rows as one: a ranking that is there twice says all of its preferences again."""
+    same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        same[finding.kind, frozenset(finding.ids)].append(finding)
+    for first, *more in same.values():
+        yield replace(first, detail=f"{first.detail}; and {len(more)} more in the same rows") if more else first
 
 
 def _hints(data: TokenizedData, edges: Edges, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[Hint]]]:

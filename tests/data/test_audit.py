@@ -161,6 +161,25 @@ def test_faults_across_sources_and_within_a_gathered_comparison(tmp_path: Path, 
     }
 
 
+def test_a_ranking_that_is_there_twice_or_turned_round_is_one_fault(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    words = ["Ice in flakes.", "Salt from the sky.", "Sugar, I think?", "No idea."]
+    ranked = [row("Snow?", words[best], words[worse]) for best in range(4) for worse in range(best + 1, 4)]
+    turned = [{**one, "chosen": one["rejected"], "rejected": one["chosen"]} for one in ranked]
+    data = prepared_rows(tmp_path, tokenizer, ranked, group_by_prompt=True)[1]
+    ways = "1 one way: rows:0 (0 over 1); 1 the other way: "
+    for name, rows, kind, detail in (
+        ("again", ranked, "duplicate", "the same preference, 2 times: "),
+        ("turned", turned, "contradictory", ways),
+    ):
+        file = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        source = PairSource(path=str(file), group_by_prompt=True)
+        both = data.model_copy(update={"train": (*data.train, source)})
+        (fault,) = lines(Path(audit(prepare(both, tokenizer), both, tokenizer)["list"]))
+        assert (fault["kind"], fault["ids"]) == (kind, ["rows:0", f"{source.title}:0"])
+        assert fault["detail"].startswith(detail)
+        assert fault["detail"].endswith("; and 5 more in the same rows")
+
+
 def test_dedup_leaves_no_duplicate(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*pairs(10), pairs(10)[3]]
     kept, kept_data = prepared_rows(tmp_path / "kept", tokenizer, rows)
