@@ -272,7 +272,7 @@ def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
 
 
 def _sources_fit(recipe: Recipe) -> Iterator[Misfit]:
-    yield from sources_misfits(recipe.data.train, recipe.data.eval)
+    yield from sources_misfits(recipe.data.train, recipe.data.eval, isinstance(recipe.objective, PlackettLuce))
 
 
 def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:

@@ -7,12 +7,18 @@ from rmtrain.recipe.section import KeyPath, Misfit
 from rmtrain.recipe.selection import condition_misfits
 from rmtrain.recipe.sources import IMPLICIT, AbSource, PairSource, RankedSource, Source, TextSource
 
+MARGINS = ("margin", "margin_from_label", "margin_from_score")
 Placed = list[tuple[KeyPath, Source]]
 """Sources with their places in the recipe."""
 
 
-def sources_misfits(train: Sequence[Source], evaluation: Sequence[Source]) -> Iterator[Misfit]:
-    """What is wrong with each source of a recipe, and tags that two of them share."""
+def sources_misfits(train: Sequence[Source], evaluation: Sequence[Source], whole_rankings: bool) -> Iterator[Misfit]:
+    """What is wrong with each source of a recipe, and tags that two of them share.
+
+    Args:
+        train, evaluation: the sources.
+        whole_rankings: whether the objective learns rankings, which have no margins and no halves.
+    """
     placed: Placed = [(("data", "train", number), source) for number, source in enumerate(train)]
     evaluated: Placed = [(("data", "eval", number), source) for number, source in enumerate(evaluation)]
     held_out = [(key, source) for key, source in placed if source.holdout]
@@ -20,6 +26,8 @@ def sources_misfits(train: Sequence[Source], evaluation: Sequence[Source]) -> It
     for key, source in placed + evaluated:
         yield from _source_misfits(source, key)
         yield from _format_misfits(source, key)
+    for key, source in placed if whole_rankings else ():
+        yield from _ranking_misfits(source, key)
 
 
 def _repeated_tags(sources: Placed) -> Iterator[tuple[KeyPath, Misfit]]:
@@ -73,3 +81,16 @@ def _ranked_misfits(source: RankedSource, at: KeyPath) -> Iterator[Misfit]:
     if source.max_pairs is not None and source.policy == "best_worst":
         message = "no effect: policy best_worst gives one pair; remove it, or take policy all"
         yield Misfit((*at, "max_pairs"), message, at)
+
+
+def _ranking_misfits(source: Source, at: KeyPath) -> Iterator[Misfit]:
+    objective = ("objective", "type")
+    margin = next((key for key in MARGINS if getattr(source, key, None)), None)
+    if margin is not None:
+        yield Misfit((*at, margin), "plackett_luce has no margins; remove it, or take bradley_terry", objective)
+    if isinstance(source, AbSource) and source.tie == "half":
+        yield Misfit((*at, "tie"), "plackett_luce has no half preferences; take drop, or bradley_terry", objective)
+    if isinstance(source, RankedSource) and source.policy in ("best_vs_rest", "adjacent"):
+        yield Misfit((*at, "policy"), "plackett_luce learns whole rankings; take all, or bradley_terry", objective)
+    if isinstance(source, RankedSource) and source.max_pairs is not None:
+        yield Misfit((*at, "max_pairs"), "plackett_luce learns whole rankings; remove it, or take bradley_terry", objective)

@@ -90,6 +90,29 @@ def test_what_does_not_go_together_is_told_at_its_key(source: str, line: str) ->
     assert problem.startswith(f"data.train.0.{line}")
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (ab(VALUES, ", margin: m"), "margin: plackett_luce has no margins; remove it, or take bradley_terry"),
+        (ab(SIGN, ", margin_from_label: true"), "margin_from_label: plackett_luce has no margins"),
+        (ab(VALUES, ", tie: half"), "tie: plackett_luce has no half preferences; take drop, or bradley_terry"),
+        (ranked(", responses: r, margin_from_score: true"), "margin_from_score: plackett_luce has no margins"),
+        (ranked(", responses: r, policy: adjacent"), "policy: plackett_luce learns whole rankings; take all, or bradley_terry"),
+        (
+            ranked(", responses: r, max_pairs: 2"),
+            "max_pairs: plackett_luce learns whole rankings; remove it, or take bradley_terry",
+        ),
+        ("{path: x, margin: m}", "margin: plackett_luce has no margins"),
+    ],
+)
+def test_rankings_have_no_margins_and_no_halves(source: str, line: str) -> None:
+    assert load(source), "guard: it is right for bradley_terry"
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(RECIPE.format(source=source) + "objective: {type: plackett_luce}\n", "recipe.yaml")
+    (problem,) = error.value.problems
+    assert problem.partition("  ")[2].startswith(f"data.train.0.{line}")
+
+
 def test_all_mistakes_of_a_source_are_told_at_once() -> None:
     lines = problems(ab("{by: value, column: w, values: {1: a, '1': a}}", ", tie: keep, margin_from_label: 3"))
     assert len(lines) == 3
