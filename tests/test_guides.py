@@ -1,0 +1,28 @@
+"""The guide to the data names every reason to drop a row and every kind of finding that the code has."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from rmtrain.data.checks import ASKED_FOR
+from rmtrain.data.findings import KINDS
+from tests.runs import ROOT
+
+
+def reasons(file: Path) -> Iterator[str]:
+    """What a file refuses rows for: the first argument of each `BadRow`."""
+    calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    for call in calls:
+        if isinstance(call.func, ast.Name) and call.func.id == "BadRow" and isinstance(call.args[0], ast.Constant):
+            yield str(call.args[0].value)
+
+
+def test_the_guide_to_the_data_knows_every_reason_and_every_finding() -> None:
+    guide = (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
+    dropped, used = guide.split("## Faults among the rows that are used")
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in dropped.splitlines() if line.startswith("| `"))))
+    raised = {reason for file in (ROOT / "rmtrain/data").glob("*.py") for reason in reasons(file)} | ASKED_FOR
+    assert raised - named == set(), "reasons that the guide does not explain"
+    assert set(re.findall(r"^\| `(\w+)` \|", used, re.MULTILINE)) == set(KINDS)
+    assert len(raised) > 30, "guard: the code was read"
