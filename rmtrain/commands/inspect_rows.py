@@ -14,7 +14,7 @@ from rmtrain.commands.query import Query
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prefix import common_prefix_length
 from rmtrain.data.prepare import PreparedData
-from rmtrain.data.ranking import extremes, ranking
+from rmtrain.data.ranking import extremes, ranking, ranks
 from rmtrain.data.search import Match, decoded
 from rmtrain.report.comparison import comparison_view
 from rmtrain.report.pieces import token_strings
@@ -72,8 +72,8 @@ def row_document(
         "compared": list(compared),
         "first_difference": common_prefix_length([row.sequences[number] for number in compared]),
         "responses": [
-            _response(name, [int(token) for token in sequence], row.prompt_length, prompt, tokenizer)
-            for name, sequence in zip(names, row.sequences, strict=True)
+            {"name": name, "rank": rank, **_response([int(token) for token in sequence], row.prompt_length, prompt, tokenizer)}
+            for name, rank, sequence in zip(names, ranks(row), row.sequences, strict=True)
         ],
     }
     if match is not None:
@@ -98,11 +98,10 @@ def _span(match: Match) -> dict[str, int]:
     return {"response": match.response, "begin": match.begin, "end": match.end}
 
 
-def _response(name: str, ids: list[int], prompt_length: int, prompt: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _response(ids: list[int], prompt_length: int, prompt: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     text = decoded(ids, tokenizer)
     own = text[len(prompt) :] if text.startswith(prompt) else decoded(ids[prompt_length:], tokenizer)
     return {
-        "name": name,
         "length": len(ids),
         "reward_index": len(ids) - 1,
         "ids": ids,

@@ -12,6 +12,12 @@ def ranking(row: TokenizedComparison) -> list[int]:
     return sorted(range(len(balance)), key=lambda number: -balance[number])
 
 
+def ranks(row: TokenizedComparison) -> list[int]:
+    """The rank of each response, 1 for the best; those that are even share the best of theirs: 1, 1, 3."""
+    balance = _balance(row)
+    return [1 + sum(other > own for other in balance) for own in balance]
+
+
 def extremes(row: TokenizedComparison) -> tuple[int, int]:
     """The best and the worst response; among several that are even, two that a preference sets against each other where there are such."""
     balance = _balance(row)

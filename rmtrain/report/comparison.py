@@ -26,8 +26,8 @@ def comparison_view(
 
     Args:
         row: `id`, `source`, `split`, `row`, `prompt`, `prompt_length`, `prefix_length`, `preferences`, `ranking`, `compared`, and of each
-            of its `responses` `name`, `length`, `reward_index`, `ids`, `text` and `own_text`, the text after the prompt; where it was
-            searched for, `found`, with `response`, `begin` and `end` in that response's text.
+            of its `responses` `name`, `rank`, `length`, `reward_index`, `ids`, `text` and `own_text`, the text after the prompt; where it
+            was searched for, `found`, with `response`, `begin` and `end` in that response's text.
         tokenizer: gives token ids as strings.
         show_ids: write each token's id.
         side_by_side: texts in columns; None: where the terminal is wide enough.
@@ -117,13 +117,13 @@ def _one_line(text: str) -> str:
 
 def _others(row: Mapping[str, Any], numbers: Sequence[int]) -> Iterator[RenderableType]:
     yield Text()
-    yield Text.assemble(("others", "bold underline"), (" best first, between those above", "dim"))
+    yield Text.assemble(("others", "bold underline"), (" best first", "dim"))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("rank", "response", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("text")
     for number in numbers:
         response = row["responses"][number]
-        place = f"{row['ranking'].index(number) + 1} of {len(row['ranking'])}"
+        place = f"{response['rank']} of {len(row['ranking'])}"
         table.add_row(place, str(number), f"{response['length']:,}", Excerpt(response["own_text"]))
     yield table

@@ -3,7 +3,7 @@
 import pytest
 
 from rmtrain.data.comparison import PAIR, Preference
-from rmtrain.data.ranking import extremes, ranking
+from rmtrain.data.ranking import extremes, ranking, ranks
 from tests.comparisons import tokenized
 
 SEQUENCES = [[1, 2, 9], [1, 3, 9], [1, 4, 9], [1, 5, 9]]
@@ -31,3 +31,11 @@ def test_responses_are_ranked_by_what_they_win_less_what_they_lose(
     row = tokenized("a:0", *SEQUENCES[:count], preferences=preferences)
     assert ranking(row) == order
     assert extremes(row) == ends
+
+
+def test_responses_that_are_even_share_a_rank() -> None:
+    preferences = edges(*((best, worst) for best in (0, 1, 2) for worst in (3, 4, 5)))
+    six = tokenized("a:0", *([1, number, 9] for number in range(2, 8)), preferences=preferences)
+    assert ranks(six) == [1, 1, 1, 4, 4, 4]
+    assert extremes(six) == (0, 3)
+    assert ranks(tokenized("a:0", *SEQUENCES[:2], preferences=edges((1, 0)))) == [2, 1]

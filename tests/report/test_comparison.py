@@ -39,13 +39,14 @@ def row(tokenizer: Any, *responses: str, edges: list[dict[str, Any]] | None = No
         "responses": [
             {
                 "name": name,
+                "rank": (3, 1, 2, 2)[number % 4],
                 "length": len(tokens),
                 "reward_index": len(tokens) - 1,
                 "ids": tokens,
                 "text": PROMPT + response + "<eos>",
                 "own_text": response + "<eos>",
             }
-            for name, response, tokens in zip(names, responses, ids, strict=True)
+            for number, (name, response, tokens) in enumerate(zip(names, responses, ids, strict=True))
         ],
         **changes,
     }
@@ -86,8 +87,8 @@ def test_of_many_responses_the_best_and_the_worst_are_in_full_and_the_others_in_
     assert [line for line in lines if line.endswith(" as tokens")] == ["response 2 as tokens", "response 1 as tokens"]
     assert " ▸gold<eos>" in text
     assert " ▸last<eos>" in text
-    others = lines[lines.index("others best first, between those above") + 2 :]
-    assert [line.split()[:4] for line in others if " of 4" in line] == [["2", "of", "4", "0"], ["3", "of", "4", "3"]]
+    others = lines[lines.index("others best first") + 2 :]
+    assert [line.split()[:4] for line in others if " of 4" in line] == [["3", "of", "4", "0"], ["2", "of", "4", "3"]]
     assert text.count("bronze") < 40, "guard: the others are excerpts"
 
 
