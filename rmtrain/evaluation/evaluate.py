@@ -1,7 +1,7 @@
 """One evaluation: every comparison scored, then every number computed from the scores, then the gates."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,16 @@ from rmtrain.recipe.schema import LOWER_IS_BETTER, Gate
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The scores of some comparisons in the order of the data, their summary, and how long how many micro-batches took."""
+    """The scores of some comparisons in the order of the data, their summary, and how long how many micro-batches took.
+
+    `hardest` are the errors of the largest margins as text, where somebody asked for them.
+    """
 
     scored: list[ScoredComparison]
     summary: dict[str, Any]
     seconds: float
     micro_batches: int
+    hardest: Sequence[Mapping[str, Any]] = ()
 
     def metrics(self) -> dict[str, float]:
         """The numbers of a log line, under the seed's names. A step of an evaluation is a micro-batch."""
@@ -31,6 +35,8 @@ class Evaluation:
             key: self.summary[key]
             for key in ("loss", "accuracy", "accuracy_low", "accuracy_high", "ties", "margin", "longer_wins")
         }
+        sides = {"chosen": "winners", "rejected": "losers"}
+        core |= {f"{name}_reward": self.summary["rewards"][side]["mean"] for name, side in sides.items()}
         sources = self.summary["sources"]
         per_source = {f"{tag}/accuracy": numbers["accuracy"] for tag, numbers in sources.items()} if len(sources) > 1 else {}
         speed = {

@@ -7,6 +7,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.evaluation.scores import ScoredComparison
 
 
@@ -25,13 +26,23 @@ def sample_rows(
 def _sample(
     data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, number: int
 ) -> dict[str, Any]:
-    row, edge = data[number], data[number].preferences[0]
+    row = data[number]
+    return describe_edge(row, row.preferences[0], scored[number].rewards, tokenizer)
+
+
+def describe_edge(
+    row: TokenizedComparison, edge: Preference, rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """A preference of a comparison as `sample_rows` has it.
+
+    Args:
+        rewards: of each of the comparison's responses.
+    """
     chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]
     prompt, *responses = (
         tokenizer.decode(ids, skip_special_tokens=True)
         for ids in (chosen[: row.prompt_length], chosen[row.prompt_length :], rejected[row.prompt_length :])
     )
-    rewards = scored[number].rewards
     return {
         "id": row.id,
         "source": row.source,
