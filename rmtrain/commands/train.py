@@ -192,6 +192,8 @@ class Running:
         by, path = f"stopped by {stopped.signal.name}", self.directory.path
         if self.directory.is_finished:
             return f"{by} during the upload; the run is finished, and its model is in {self.directory.model}"
+        if self.saver.saved_step is None:
+            return f"{by} before its first step was saved; the same command begins it anew"
         return f"{by} after step {self.saver.saved_step}, which is saved in {path}; the same command goes on from there"
 
     def evaluator(self, model: Any, log: RunLog, display: Display, stop: Stop) -> Any:

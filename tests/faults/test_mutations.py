@@ -1,0 +1,243 @@
+"""Strangers' recipes: whatever stands in one, there is no traceback, nothing runs, and nothing is written but where the recipe says.
+
+Each mutated recipe is run by the command line up to its first step. An audit hook sees every file that Python opens for writing,
+renames or removes, and every program that is started.
+"""
+
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from rmtrain import cli
+from rmtrain.engine.loop import train_step
+from rmtrain.errors import RecipeError, Stopped
+from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.yaml import write_yaml
+from tests.recipe.test_load import every_path
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+CODES = {0, 1, 2, 3, 4, 5, 143}
+HOSTILE = [
+    *(
+        "/",
+        ".",
+        "..",
+        "~",
+        "../x",
+        "~/x",
+        "/etc",
+        "/proc/self",
+        "/dev/null/x",
+        "sub/../../x",
+        "link",
+        "theirs",
+        "a\0b",
+        "x" * 300,
+    ),
+    *("{{ lipsum.__globals__['os'].popen('touch CANARY') }}", "{% for i in range(10**9) %}x{% endfor %}", "{{ 1 / 0 }}", "{% x"),
+    *("os:system", "evil:touch", "../evil:touch", "pickled", "remote", "train.jsonl", "bytes.jsonl", "nothing.parquet", "hf_x"),
+    *("simple_chat", "tokenizer", "ranked", "ab", "tokenized", "nf4", "padded", "plackett_luce", "bert", "gpt2", "new"),
+    *("prompt", "chosen", "rejected", "", " ", "\ud800", "\x1b[31m", "ü", "-1", "1e400", "null"),
+]
+NUMBERS = [-1, 0, 1, 2, 3, 7, 64, 96, 400, 10**12, 2**63, 0.0, 0.5, 1.5, -1e-9, 1e308, float("inf"), float("nan"), True, False]
+TAGGED = [
+    "!!python/object/apply:os.system ['touch CANARY']",
+    "!!python/object/new:subprocess.Popen [['touch', 'CANARY']]",
+    "!!python/name:os.system",
+    "&a [*a]",
+    "!!binary aGVsbG8=",
+    "<<: {a: 1}",
+]
+values = st.one_of(
+    st.sampled_from(HOSTILE),
+    st.sampled_from(NUMBERS),
+    st.none(),
+    st.lists(st.sampled_from([*HOSTILE, *NUMBERS]), max_size=2),
+    st.dictionaries(st.sampled_from(["path", "format", "by", "scratch", "rank", "type"]), st.sampled_from(HOSTILE), max_size=2),
+    st.text(max_size=6),
+)
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class Watch:
+    """What this process does to files and processes while it is on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.written: list[Path] = []
+        self.started: list[str] = []
+        sys.addaudithook(self.hear)
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int) and arguments[2] & WRITING:
+            self.written.append(Path(os.path.abspath(arguments[0])))
+        elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.rename", "os.link", "os.symlink"):
+            self.written += [Path(os.path.abspath(path)) for path in arguments[:2] if isinstance(path, str | Path)]
+        elif event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "socket.connect"):
+            self.started.append(f"{event} {arguments}")
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    """One hook for all recipes: hooks cannot be removed."""
+    return Watch()
+
+
+class Canary:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch CANARY",)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home, and in it the current directory with what a stranger could have laid there."""
+    home = tmp_path_factory.mktemp("home")
+    here = home / "here"
+    (here / "theirs").mkdir(parents=True)
+    (here / "theirs/notes.txt").write_text("mine")
+    (here / "link").symlink_to("/etc")
+    (here / "evil.py").write_text("import os\nos.system('touch CANARY')\ndef touch(row):\n    os.system('touch CANARY')\n")
+    (here / "bytes.jsonl").write_bytes(b'\xff\xfe{"prompt": NaN}\n' * 3)
+    for name, config in (
+        ("pickled", '{"model_type": "llama"}'),
+        ("remote", '{"model_type": "mine", "auto_map": {"AutoConfig": "evil.C"}}'),
+    ):
+        (here / name).mkdir()
+        (here / name / "config.json").write_text(config)
+        (here / name / "pytorch_model.bin").write_bytes(pickle.dumps(Canary()))
+        (here / name / "evil.py").write_text((here / "evil.py").read_text())
+    tiny_recipe(here)
+    write_rows(here / "train.jsonl", planted_rows(8, seed=1))
+    write_rows(here / "test.jsonl", planted_rows(4, seed=2))
+    before, directory, temporary = dict(os.environ), Path.cwd(), tempfile.tempdir
+    (home / "tmp").mkdir()
+    os.environ.update(HOME=str(home), HF_HOME=str(home / "tmp/hf"), TMPDIR=str(home / "tmp"))
+    os.chdir(here)
+    tempfile.tempdir = str(home / "tmp")
+    yield here
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(before)
+    tempfile.tempdir = temporary
+
+
+def base(here: Path) -> dict[str, Any]:
+    """A good recipe with most of its sections written out, of paths below the current directory."""
+    recipe = tiny_recipe(here, lora={"rank": 2}, training={"batch_size": 4, "precision": "float32"})
+    data = recipe.model_dump(mode="json")
+    data["run"]["output_dir"], data["data"]["cache_dir"] = "runs/mine", "cache"
+    data["data"]["train"][0]["path"], data["data"]["eval"][0]["path"] = "train.jsonl", "test.jsonl"
+    write_rows(here / "train.jsonl", planted_rows(8, seed=1))
+    write_rows(here / "test.jsonl", planted_rows(4, seed=2))
+    return data
+
+
+def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
+    """The text of a recipe with one to three changes."""
+    data, tags = deepcopy(whole), []
+    paths = [path for path in every_path(data) if path[-1] not in ("cache_dir", "processes")]
+    for _ in range(draw.draw(st.integers(1, 3))):
+        path = draw.draw(st.sampled_from(paths))
+        section: Any = data
+        for part in path[:-1]:
+            section = (
+                section.get(part)
+                if isinstance(section, dict)
+                else section[part]
+                if isinstance(section, list) and section
+                else None
+            )
+        if isinstance(section, dict):
+            section[str(path[-1])] = draw.draw(values)
+        if draw.draw(st.integers(0, 9)) == 0:
+            tags.append(draw.draw(st.sampled_from(TAGGED)))
+    return write_yaml(data) + "".join(f"extra{number}: {tag}\n" for number, tag in enumerate(tags))
+
+
+def stop_at_first_step(*_: Any) -> None:
+    raise Stopped(15)
+
+
+def run(recipe: Path, watch: Watch) -> int:
+    """Train as the command line does, to the first step; returns the exit code."""
+    watch.written, watch.started, watch.on = [], [], True
+    try:
+        cli.main()
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
+    finally:
+        watch.on = False
+    pytest.fail(f"{recipe} ended without an exit code")
+
+
+def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], outcomes: dict[int, int]) -> None:
+    text = mutated(draw, whole)
+    file = here / "recipe.yaml"
+    file.write_text(text, encoding="utf-8", errors="surrogatepass")
+    shutil.rmtree(here / "runs", ignore_errors=True)
+    code = run(file, watch)
+    outcomes[code] = outcomes.get(code, 0) + 1
+    assert code in CODES, code
+    assert not watch.started
+    assert not list(here.parent.rglob("CANARY"))
+    allowed = [here.parent / "tmp", Path(os.devnull)]
+    try:
+        recipe = load_recipe(file)
+    except RecipeError:
+        pass
+    else:
+        allowed += [Path(name).expanduser().resolve() for name in (recipe.run.output_dir, recipe.data.cache_dir)]
+    outside = [path for path in watch.written if not any(path.resolve().is_relative_to(place) for place in allowed)]
+    made_on_the_way = [path for path in outside if any(place.is_relative_to(path) for place in allowed)]
+    assert set(outside) <= set(made_on_the_way), set(outside) - set(made_on_the_way)
+    assert (here / "theirs/notes.txt").read_text() == "mine"
+
+
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rmtrain.engine.loop.train_step", stop_at_first_step)
+    monkeypatch.setattr(sys, "argv", ["rmtrain", "train", "recipe.yaml", "--fresh"])
+    assert train_step is not stop_at_first_step
+
+
+def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    outcomes: dict[int, int] = {}
+    patched(monkeypatch)
+    whole = base(here)
+
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(draw=st.data())
+    def every_recipe(draw: st.DataObject) -> None:
+        check(draw, here, watch, whole, outcomes)
+
+    every_recipe()
+    return outcomes
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_recipe_of_a_stranger_harms(here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = mutate(150, here, watch, monkeypatch)
+    assert sum(outcomes.values()) >= 150
+    assert len(outcomes) > 2, "guard: they ended in different ways"
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_none_of_ten_thousand_recipes_of_strangers_harms(here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = mutate(10_000, here, watch, monkeypatch)
+    print({f"exit {code}": number for code, number in sorted(outcomes.items())})
+    assert sum(outcomes.values()) >= 10_000
+    assert outcomes[143] > 500, "guard: many were good enough to begin training"
