@@ -124,3 +124,40 @@ def test_cells_of_a_csv_file_are_text(tmp_path: Path) -> None:
     (batch,) = load_comparisons(source(path=str(file), **keys))
     assert [texts(row) for row in batch if isinstance(row, Comparison)] == [["1", "2"], ["2", "1"]]
     assert [row.preferences[0].margin for row in batch if isinstance(row, Comparison)] == [0.5, 0.0]
+
+
+SWAPPED: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = [
+    (LABEL, LABEL | {"values": {"a": "b", "b": "a", "both": "tie"}}, [{"winner": value} for value in ("a", "b", "both")]),
+    (
+        {"by": "index", "column": "n"},
+        {"by": "value", "column": "n", "values": {0: "b", 1: "a"}},
+        [{"n": value} for value in (0, 1, "1")],
+    ),
+    (
+        {"by": "one_hot", "a": "l", "b": "r"},
+        {"by": "one_hot", "a": "r", "b": "l"},
+        [{"l": value, "r": not value} for value in (True, False)],
+    ),
+    (SIGN, SIGN | {"positive": "a"}, [{"strength": value} for value in (-1, 0, 2.5)]),
+    (
+        {"by": "scores", "a": "sx", "b": "sy"},
+        {"by": "scores", "a": "sy", "b": "sx"},
+        [{"sx": value, "sy": 1} for value in (0, 1, 2)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("label", "mirrored", "cells"), SWAPPED, ids=[str(label["by"]) for label, _, _ in SWAPPED])
+def test_trap_20_the_sides_swapped_and_the_label_mirrored_say_the_same(
+    label: dict[str, Any], mirrored: dict[str, Any], cells: list[dict[str, Any]]
+) -> None:
+    decided = 0
+    for cell in cells:
+        row = ROW | cell
+        one, other = (adapt(row, "ab:0", source(**keys)) for keys in ({"label": label}, {"a": "y", "b": "x", "label": mirrored}))
+        assert one == other
+        decided += isinstance(one, Comparison)
+        wrong = adapt(row, "ab:0", source(label=mirrored))
+        if isinstance(one, Comparison) and isinstance(wrong, Comparison):
+            assert texts(wrong) == texts(one)[::-1], "guard: a mirrored label alone inverts the pair"
+    assert decided >= 2
