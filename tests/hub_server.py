@@ -235,12 +235,14 @@ class Answers(BaseHTTPRequestHandler):
     def _create(self, asked: Mapping[str, Any]) -> None:
         kind = asked.get("type") or "model"
         repo_id = f"{asked.get('organization') or USER}/{asked['name'].rpartition('/')[2]}"
+        url = f"{self.server.address}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         if (kind, repo_id) in self.server.repositories:
-            self._refuse(409, "it is there already")
+            self._answer(
+                409, json.dumps({"error": "it is there already", "url": url}).encode(), {"Content-Type": "application/json"}
+            )
             return
-        private = asked.get("private") is True or asked.get("visibility") == "private"
-        self.server.add(kind, repo_id, {}, private=private)
-        self._json({"url": f"{self.server.address}/{'' if kind == 'model' else kind + 's/'}{repo_id}", "id": repo_id})
+        self.server.add(kind, repo_id, {}, private=asked.get("private") is True or asked.get("visibility") == "private")
+        self._json({"url": url, "id": repo_id})
 
     def _commit(self, repo_id: str, repository: Repository, revision: str, body: bytes) -> None:
         files = repository.revisions[revision]

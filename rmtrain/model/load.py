@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import warnings
 from functools import partial
 from typing import Any
@@ -19,7 +20,8 @@ from rmtrain.model.quiet import quiet_transformers
 from rmtrain.model.randomness import seeded
 from rmtrain.model.reward_model import RewardModel
 
-FACTS = "rmtrain.json"
+FACTS, GOLDEN = "rmtrain.json", "golden.json"
+SHOWN_CHARACTERS = 60
 
 
 def load_reward_model(
@@ -45,7 +47,8 @@ def load_reward_model(
         The model, and its tokenizer, which pads on the right.
 
     Raises:
-        CheckpointError: no model there, no score head with one output, or a pad token that is missing, of two minds, or the end token.
+        CheckpointError: no model there, no score head with one output, a pad token that is missing, of two minds, or the end token, or
+            a tokenizer that no longer gives the tokens that it gave when the model was exported.
     """
     origin = Origin(path, revision, "model", CheckpointError, trust_remote_code).checked()
     return load_from(origin, device, dtype, allow_template_change)
@@ -60,6 +63,7 @@ def load_from(
     tokenizer = _load_tokenizer(origin, adapter)
     if not allow_template_change:
         _check_template(origin, tokenizer)
+    _check_tokens(origin, tokenizer)
     return load(tokenizer, dtype).to(device).eval(), tokenizer
 
 
@@ -134,6 +138,25 @@ def _check_template(origin: Origin, tokenizer: Any) -> None:
     facts = origin.read_json(FACTS)
     if facts is not None and facts.get("template_sha256") != template_hash(tokenizer):
         raise origin.refuse(f"template hash differs: {origin.path} was trained with another chat template; restore it")
+
+
+def _check_tokens(origin: Origin, tokenizer: Any) -> None:
+    """Libraries change how a tokenizer that stays the same reads a text; the golden texts of an export show it."""
+    file = origin.find(GOLDEN) if origin.find(FACTS) is not None else None
+    if file is None:
+        return
+    try:
+        golden = [
+            (str(e["text"]), bool(e["add_special_tokens"]), list(e["ids"])) for e in json.loads(file.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise origin.refuse(f"{GOLDEN} of {origin.path} is damaged; export the model again") from error
+    for text, special, ids in golden:
+        if list(tokenizer(text, add_special_tokens=special)["input_ids"]) != ids:
+            raise origin.refuse(
+                f"the tokenizer of {origin.path} gives other tokens than when the model was exported, such as for "
+                f"{text[:SHOWN_CHARACTERS]!r}; install the version of tokenizers that it was exported with"
+            )
 
 
 def _check_pad_ids(origin: Origin, config: PretrainedConfig, tokenizer: Any) -> None:

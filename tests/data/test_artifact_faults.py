@@ -20,6 +20,7 @@ from rmtrain.data.tokenizer import load_tokenizer
 from rmtrain.errors import RmtrainError
 from rmtrain.recipe.load import load_recipe
 from tests.helpers import byte_bpe, pairs, write_jsonl
+from tests.runs import rmtrain
 
 PROCESSES, NUMBERS = get_context("forkserver"), count()
 PROCESSES.set_forkserver_preload(["tests.data.test_artifact_faults"])
@@ -250,6 +251,9 @@ def test_a_cache_that_cannot_be_written_is_told_and_one_that_holds_the_data_is_e
     protect(read_only)
     assert made.parent == read_only / "full"
     assert content(Builder(folder, read_only / "full", pause=60).result()) == undisturbed, "guard: nothing was built again"
+    shown = rmtrain("preprocess", folder / "recipe.yaml", f"data.cache_dir={made.parent}", TRACE=str(trace_of(made.parent)))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("the directory is read-only") == 2, "what is made of the data is shown, and said not to be kept"
     for cache in (read_only / "absent", read_only / "empty") if os.geteuid() == 0 else (read_only / "absent",):
         code, printed = Builder(folder, cache).end()
         assert code == 2, printed

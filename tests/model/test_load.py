@@ -76,6 +76,22 @@ def test_trap_04_a_changed_template_is_refused_unless_allowed(exported: Path) ->
     assert model.pools_last_token
 
 
+def test_trap_38_a_tokenizer_that_reads_a_text_otherwise_than_at_export_is_refused_naming_it(exported: Path) -> None:
+    load_reward_model(str(exported), "cpu")
+    file = exported / "tokenizer.json"
+    text = file.read_text(encoding="utf-8")
+    assert '"normalizer": null' in text, "guard: there is something to change"
+    file.write_text(
+        text.replace('"normalizer": null', '"normalizer": {"type": "Replace", "pattern": {"String": "e"}, "content": "i"}')
+    )
+    with pytest.raises(CheckpointError, match=r"gives other tokens than when the model was exported, such as for '.*'; install"):
+        load_reward_model(str(exported), "cpu")
+    file.write_text(text, encoding="utf-8")
+    (exported / "golden.json").write_text('[{"text": "x"}]')
+    with pytest.raises(CheckpointError, match=r"golden.json of .* is damaged; export the model again"):
+        load_reward_model(str(exported), "cpu")
+
+
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(exported: Path, tokenizer: Any) -> None:
     _, larger = load_reward_model(str(exported), "cpu")
     larger.add_tokens(["<new>"])
