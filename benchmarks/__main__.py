@@ -17,6 +17,7 @@ RUNS = {
     "startup": ["startup.py"],
     "plan_scale": ["plan_scale.py"],
     "preprocess_throughput": ["preprocess_throughput.py"],
+    "preprocess_scale": ["preprocess_scale.py", "--pairs=200000"],
     "groups": ["groups.py"],
     "memory": ["memory.py"],
     "matmul_efficiency": ["matmul_efficiency.py"],
