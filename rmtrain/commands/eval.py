@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.report import with_errors, write_report
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.tokenizer import open_tokenizer
@@ -48,7 +49,8 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
     budget = token_budget(recipe.batching.max_tokens, Costs.of(data, layout), reward_model)
     prepared = accelerator.prepare_model(reward_model, evaluation_mode=True)
-    return evaluate_model(prepared, data, layout, accelerator, tokenizer.pad_token_id, budget)
+    evaluation = evaluate_model(prepared, data, layout, accelerator, tokenizer.pad_token_id, budget)
+    return with_errors(evaluation, data, tokenizer)
 
 
 def _evaluation_data(
@@ -100,7 +102,7 @@ def resolve_target(target: str | None, recipe_path: Path | None, overrides: Sequ
         if not (run / "model").is_dir():
             raise CheckpointError(f"{run}/model: there is no model; run `rmtrain train {named_recipe}` first")
         return Target(str(run / "model"), recipe, Path() if data else run, recipe.evaluation.gates)
-    directory = _run_directory(Path(target).expanduser())
+    directory = run_directory(Path(target).expanduser())
     model = target if directory is None else str(directory / "model")
     if named_recipe is not None:
         return Target(model, load_recipe(named_recipe, overrides), Path(), {})
@@ -112,7 +114,7 @@ def resolve_target(target: str | None, recipe_path: Path | None, overrides: Sequ
     return Target(model, parse_recipe(_bare_recipe(model, data), "--data", overrides), Path(), {})
 
 
-def _run_directory(path: Path) -> Path | None:
+def run_directory(path: Path) -> Path | None:
     """The run directory that a path is, or whose exported model it is."""
     for run in (path, path.parent if path.name == "model" else path):
         if (run / "recipe.yaml").is_file() and (run / "model").is_dir():
@@ -144,23 +146,37 @@ def eval_command(
     scores: Path | None,
     gates: Mapping[Gate, float],
     allow_template_change: bool,
+    report: Path | None = None,
 ) -> Outcome:
-    """Everything behind `rmtrain eval`; see `resolve_target` for what may be named, `scores` needs no model at all."""
+    """Everything behind `rmtrain eval`; see `resolve_target` for what may be named, `scores` needs no model at all.
+
+    With `report` the page is written there, too; of a run with its curves and samples.
+    """
     if scores is not None:
         if target or recipe_path or data or overrides:
             raise RecipeError("--scores computes from the file alone; name no recipe, model, data or override beside it")
-        summary = summarize(read_scores(scores))
-        return _outcome(summary, gates, scores)
+        rows = read_scores(scores)
+        read = Evaluation(rows, summarize(rows), seconds=0.0, micro_batches=0)
+        if report is not None:
+            write_report(report, scores.name, read, gates=check_gates(read.summary, gates))
+        return _outcome(read.summary, gates, scores, report)
     found = resolve_target(target, recipe_path, overrides, data)
     evaluation = evaluate(found.model, found.recipe, console, allow_template_change=allow_template_change)
     directory = output or found.output
     directory.mkdir(parents=True, exist_ok=True)
     write_scores(directory / "scores.jsonl", evaluation.scored)
-    return _outcome(evaluation.summary, {**found.gates, **gates}, directory / "scores.jsonl")
+    wanted = {**found.gates, **gates}
+    if report is not None:
+        run = run_directory(Path(found.model).expanduser())
+        name = found.recipe.run.name if run else Path(found.model).name
+        write_report(report, name, evaluation, gates=check_gates(evaluation.summary, wanted), recipe=found.recipe, run=run)
+    return _outcome(evaluation.summary, wanted, directory / "scores.jsonl", report)
 
 
-def _outcome(summary: dict[str, Any], gates: Mapping[Gate, float], scores: Path) -> Outcome:
+def _outcome(summary: dict[str, Any], gates: Mapping[Gate, float], scores: Path, page: Path | None) -> Outcome:
     results = check_gates(summary, gates)
     lines = [Text(f"gate          {name} {'passed' if result['passed'] else 'missed'}") for name, result in results.items()]
-    report = Group(evaluation_summary(summary), Text(), *lines, Text(f"scores        {scores}"))
-    return Outcome(report, {**summary, "gates": results, "scores": str(scores)})
+    lines += [Text(f"scores        {scores}"), *([Text(f"report        {page}")] if page else [])]
+    report = Group(evaluation_summary(summary), Text(), *lines)
+    document = {**summary, "gates": results, "scores": str(scores), "report": None if page is None else str(page)}
+    return Outcome(report, document)

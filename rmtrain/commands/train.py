@@ -20,6 +20,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
 from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.report import pictures, with_errors, write_report
 from rmtrain.data.audit import audit
 from rmtrain.data.checks import check_rankings
 from rmtrain.data.identity import tokenizer_fingerprint
@@ -85,7 +86,8 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
-    for note in findings_notes(audit(prepared, recipe.data, tokenizer)["splits"]):
+    findings = audit(prepared, recipe.data, tokenizer)["splits"]
+    for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
@@ -96,7 +98,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
     meter = Meter(accelerator, flos_per_token(unwrap(model)))
     saver = Saver(accelerator, model, optimizer, meter, directory, recipe.checkpoints, order_facts(recipe, prepared))
-    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout, saver)
+    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout, saver, findings)
     display = make_display(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
         evaluator = run.evaluator(model, log, display, stop)
@@ -161,6 +163,7 @@ class Running:
     model: RewardModel
     layout: Layout
     saver: Saver
+    findings: dict[str, Any]
 
     @contextmanager
     def opened(self, console: Console, plan: Plan, resume: Path | None) -> Iterator[RunLog]:
@@ -210,6 +213,7 @@ class Running:
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
+            log.pictures(step, pictures(evaluation.scored))
             display.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
             if samples:
                 display.show(sample_table(samples))
@@ -254,6 +258,21 @@ class Running:
         )
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         (self.directory.model / "README.md").write_text(self._card(summary), encoding="utf-8")
+        self._report(last)
+
+    def _report(self, last: Evaluation | None) -> None:
+        recipe, path, prepared = self.recipe, self.directory.path, self.prepared
+        splits = {"train": prepared.train, "eval": prepared.eval}
+        write_report(
+            path / "report.html",
+            recipe.run.name,
+            None if last is None else with_errors(last, prepared.eval, self.tokenizer),
+            gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
+            recipe=recipe,
+            run=path,
+            waterfall={name: data.waterfall.to_json() for name, data in splits.items() if len(data)},
+            findings=self.findings,
+        )
 
     def _header(self, plan: Plan) -> RenderableType:
         recipe, parameters = self.recipe, list(self.model.parameters())
@@ -307,6 +326,7 @@ def _account(plan: Plan, layout: Layout) -> str:
 
 def _what_next(path: Path) -> Text:
     commands = [
+        ("see how good it is, and where it is fooled", f"{path}/report.html"),
         ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
         ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),
     ]

@@ -40,17 +40,21 @@ class Trackers:
         seconds: float = SECONDS_AT_END,
     ) -> None:
         self.start, self.send, self.end, self.seconds = start, send, end, seconds
-        self.lines: queue.Queue[tuple[Mapping[str, float], int] | None] = queue.Queue(WAITING_LINES)
+        self.calls: queue.Queue[Call | None] = queue.Queue(WAITING_LINES)
         self.has_warned = False
         self.thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self.thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send the metrics of a step, when there is time."""
+        self.later(partial(self.send, dict(metrics), step))
+
+    def later(self, call: Call) -> None:
+        """Do a call of theirs, such as one that shows a table or a picture, when there is time."""
         if not self.thread.is_alive():
             return
         try:
-            self.lines.put_nowait((dict(metrics), step))
+            self.calls.put_nowait(call)
         except queue.Full:
             self._warn("they do not take lines as fast as they come; some are left out there")
 
@@ -59,7 +63,7 @@ class Trackers:
         until = time.monotonic() + self.seconds
         try:
             if self.thread.is_alive():
-                self.lines.put(None, timeout=self.seconds)
+                self.calls.put(None, timeout=self.seconds)
                 self.thread.join(max(0.0, until - time.monotonic()))
         except queue.Full:
             pass
@@ -69,8 +73,8 @@ class Trackers:
     def _work(self) -> None:
         if not self._try(self.start):
             return
-        while (line := self.lines.get()) is not None:
-            self._try(partial(self.send, *line))
+        while (call := self.calls.get()) is not None:
+            self._try(call)
         self._try(self.end)
 
     def _try(self, call: Call) -> bool:

@@ -60,6 +60,71 @@ def _draw_histogram(panel: Axes, name: str, values: NDArray[Any], edges: list[fl
     panel.tick_params(colors=INK, labelsize=8, left=False, labelleft=False)
 
 
+def plot_rewards(diagnosis: Mapping[str, Any], path: Path) -> None:
+    """Draw rewards by side and, below, margins.
+
+    Args:
+        diagnosis: what `diagnose` returned, of at least one preference.
+        path: the PNG to write.
+    """
+    _save(reward_figure(diagnosis), path)
+
+
+def reward_figure(diagnosis: Mapping[str, Any]) -> Figure:
+    """The picture of `plot_rewards`."""
+    figure = Figure(figsize=(8, 5.4), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1), facecolor="white")
+    above, below = figure.subplots(2, 1)
+    rewards, margins = diagnosis["rewards"], diagnosis["margins"]
+    for side, color, name in (("losers", FAINT, "rejected"), ("winners", COLORS[0], "chosen")):
+        above.stairs(rewards[side], rewards["edges"], fill=True, color=color, alpha=0.35)
+        above.stairs(rewards[side], rewards["edges"], color=color, linewidth=1.6, label=name)
+    above.legend(frameon=False, fontsize=9, labelcolor="linecolor", loc="upper right")
+    edges = margins["edges"]
+    colors = [COLORS[0] if low >= -1e-12 else FAINT for low in edges[:-1]]
+    below.bar(
+        edges[:-1], margins["counts"], width=edges[1] - edges[0], align="edge", color=colors, edgecolor="white", linewidth=0.5
+    )
+    below.axvline(0, color=INK, linewidth=0.8)
+    _dress(above, "rewards", "reward", "responses")
+    _dress(below, f"margins, {100 * margins['right']:.1f} % right", "reward of chosen − reward of rejected", "preferences")
+    return figure
+
+
+def plot_calibration(curve: Mapping[str, Any], path: Path) -> None:
+    """Draw how often the model is right where it is so sure.
+
+    Args:
+        curve: what `calibration_curve` returned.
+        path: the PNG to write.
+    """
+    _save(calibration_figure(curve), path)
+
+
+def calibration_figure(curve: Mapping[str, Any]) -> Figure:
+    """The picture of `plot_calibration`."""
+    figure = Figure(figsize=(5.2, 4.6), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1), facecolor="white")
+    panel = figure.subplots()
+    bins = curve["bins"]
+    share, low, high = (np.array([row[key] for row in bins]) for key in ("accuracy", "accuracy_low", "accuracy_high"))
+    panel.plot([0.5, 1], [0.5, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    confidence = [row["confidence"] for row in bins]
+    panel.errorbar(confidence, share, yerr=np.clip([share - low, high - share], 0, None), fmt="o", color=COLORS[0], linewidth=1.2)
+    panel.set_xlim(0.49, 1.01)
+    _dress(panel, f"calibration error {curve['error']:.3f}", "confidence, σ(|margin|)", "share right")
+    return figure
+
+
+def _dress(panel: Axes, title: str, x_name: str, y_name: str) -> None:
+    panel.set_title(title, loc="left", fontsize=10, color=INK, weight="bold")
+    panel.set_xlabel(x_name, color=INK, fontsize=9)
+    panel.set_ylabel(y_name, color=INK, fontsize=9)
+    for spine in ("top", "right"):
+        panel.spines[spine].set_visible(False)
+    for spine in ("left", "bottom"):
+        panel.spines[spine].set_color(FAINT)
+    panel.tick_params(colors=INK, labelsize=8)
+
+
 def _save(figure: Figure, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

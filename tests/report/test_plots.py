@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmtrain.report.plots import COLORS, plot_lengths
+from rmtrain.evaluation.diagnosis import diagnose
+from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.report.plots import COLORS, plot_calibration, plot_lengths, plot_rewards
+from tests.evaluation.test_metrics import random_pairs
 
 
 def lengths() -> dict[str, np.ndarray]:
@@ -57,3 +60,14 @@ def test_an_old_picture_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
     plot_lengths(lengths(), path, None)
     assert len(pixels(path)) > 1000
+
+
+@pytest.mark.parametrize("rows", [random_pairs(300), random_pairs(1)], ids=["many", "one"])
+def test_rewards_margins_and_calibration_are_drawn(tmp_path: Path, rows: list[ScoredComparison]) -> None:
+    diagnosis = diagnose(rows)
+    plot_rewards(diagnosis, tmp_path / "rewards.png")
+    plot_calibration(diagnosis["calibration"], tmp_path / "calibration.png")
+    for name, least in (("rewards.png", 0.01), ("calibration.png", 0.0005)):
+        found = pixels(tmp_path / name)
+        assert np.mean(np.all(found == rgb(COLORS[0]), axis=1)) > least
+        assert np.mean(np.all(found == 255, axis=1)) > 0.3, "drawn on white"

@@ -1,0 +1,90 @@
+"""A report of a run, of an evaluation, and of scores alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rmtrain.commands.eval import eval_command
+from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.report import HARDEST, pictures
+from rmtrain.commands.train import train
+from rmtrain.engine.showing import pixels
+from tests.evaluation.test_metrics import random_pairs
+from tests.report.test_page import Reader
+from tests.runs import planted_rows, tiny_recipe, write_rows
+
+MARKUP = "<script>1</script>"
+PICTURES = {"report_rewards.png", "report_calibration.png"}
+NOTHING: dict[str, Any] = {
+    "target": None,
+    "recipe_path": None,
+    "overrides": (),
+    "data": None,
+    "output": None,
+    "scores": None,
+    "gates": {},
+    "allow_template_change": False,
+}
+
+
+def evaluated(**asked: Any) -> Outcome:
+    return eval_command(Console(quiet=True), **{**NOTHING, **asked})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose evaluation data is a matter of luck, so that it has errors, and has a row that would be markup."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = tiny_recipe(folder, evaluation={"every": 2, "gates": {"accuracy": 0.9}})
+    markup = {"prompt": MARKUP, "chosen": MARKUP, "rejected": "no"}
+    write_rows(folder / "test.jsonl", [markup, *planted_rows(40, seed=2, shuffled=True)])
+    outcome = train(recipe, Console(quiet=True))
+    assert "report.html" in outcome.commands.plain
+    return folder / "run"
+
+
+def test_train_leaves_a_report_with_everything(run: Path) -> None:
+    text = (run / "report.html").read_text(encoding="utf-8")
+    reader = Reader(text)
+    assert not reader.open
+    sections = [named.get("id") for tag, named in reader.seen if tag == "section"]
+    assert sections == ["numbers", "training", "diagnosis", "errors", "samples", "data", "settings"]
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert str(run.parent) not in text, "no absolute path"
+    assert "Reward drift" in text
+    assert "gate accuracy: required 0.9000" in text
+    assert {file.name for file in run.iterdir()} >= PICTURES
+    assert (run / "report.html").stat().st_mode & 0o777 == 0o600
+
+
+def test_eval_writes_one_where_it_is_asked_to(run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "new" / "report.html"
+    outcome = evaluated(target=str(run), report=page, output=tmp_path / "scores")
+    assert outcome.document["report"] == str(page)
+    text = page.read_text(encoding="utf-8")
+    assert not Reader(text).open
+    assert "Training" in text, "curves of the run"
+    assert "gate accuracy: required 0.9000" in text
+    errors = text[text.index('id="errors"') : text.index('id="samples"')]
+    assert 0 < len(re.findall('class="comparison"', errors)) <= HARDEST
+    assert {file.name for file in page.parent.iterdir()} == {"report.html", *PICTURES}
+
+
+def test_scores_alone_are_enough(run: Path, tmp_path: Path) -> None:
+    evaluated(scores=run / "scores.jsonl", report=tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Diagnosis" in text
+    assert "Hardest errors" not in text, "scores have no texts"
+
+
+def test_pictures_are_drawn_only_when_somebody_wants_them() -> None:
+    drawn = {name: pixels(draw()) for name, draw in pictures(random_pairs(50)).items()}
+    assert list(drawn) == ["eval/rewards", "eval/calibration"]
+    for picture in drawn.values():
+        assert picture.ndim == 3
+        assert picture.std() > 5, "guard: something is on it"

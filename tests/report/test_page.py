@@ -1,0 +1,225 @@
+"""The report is one whole file that asks nobody for anything, shows data as text, and can be read in a browser of any width."""
+
+import os
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmtrain.data.baselines import RULES
+from rmtrain.evaluation.diagnosis import diagnose
+from rmtrain.evaluation.metrics import summarize
+from rmtrain.report.page import Evidence, page, waterfall_rows, write_page
+from tests.chromium import PROGRAM, Browser, chromium
+from tests.evaluation.test_metrics import random_pairs
+
+VOID = {"meta", "link", "br", "path", "circle", "rect"}
+NASTY = '<script>alert("x")</script><img src=https://example.com/a.png onerror=alert(1)> &amp; \x1b[31m </pre> {{ 7 * 7 }}'
+SECRET = "hf_" + "b" * 34
+
+
+def row(step: int, name: str = "a:0") -> dict[str, Any]:
+    texts = {"prompt": f"User: {NASTY}", "chosen": f"yes {NASTY}", "rejected": "no " * 900}
+    return {"step": step, "id": name, "source": "a", "rewards": [step / 10, 1.0], **texts}
+
+
+def evidence() -> Evidence:
+    scored = random_pairs(200)
+    summary = summarize(scored)
+    curves = [
+        {"step": step, **{f"train/{name}": 1 / step for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm")}}
+        for step in range(1, 60)
+    ]
+    evaluations = [
+        {"step": step, "eval/loss": 0.6, "eval/accuracy": 0.7, "eval/chosen_reward": step, "eval/rejected_reward": 0.1}
+        for step in (20, 40, 59)
+    ]
+    baseline = {"wins": 60, "losses": 40, "ties": 0, "share": 0.6, "low": 0.5, "high": 0.7}
+    fault = {"found": 3, "rows": 3, "share": 0.01, "examples": [{"ids": [NASTY], "detail": NASTY}]}
+    counts = {"read": 1000, "dropped": {"too_long": 30, "filtered": 100}, "gathered": 20, "kept": 850}
+    return Evidence(
+        name="run " + NASTY,
+        summary={**summary, "warnings": [NASTY]},
+        diagnosis=diagnose(scored),
+        hardest=[row(0), row(1, "b:1")],
+        gates={"accuracy": {"required": 0.7, "value": 0.6, "passed": False}},
+        metrics=[*curves, *evaluations],
+        samples=[row(step, name) for step in (20, 40, 59) for name in ("a:0", NASTY)],
+        waterfall={"train": {NASTY: counts, "b": counts}, "eval": {"a": counts}},
+        findings={"train": {"found": {"duplicate": fault}, "baselines": dict.fromkeys(RULES, baseline)}},
+        recipe={"run": {"name": "x", "output_dir": f"{os.path.expanduser('~')}/runs/x"}, "note": SECRET, "template": NASTY},
+        environment={"versions": {"torch": "2.13"}, "device": "cpu", "hashes": {"data": "0" * 64}},
+    )
+
+
+class Reader(HTMLParser):
+    """Elements as they open and close, ids, addresses and the text between."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.seen.append((tag, named))
+        self.ids += [value for key, value in attrs if key == "id" and value]
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "action", "data", "srcset") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def written() -> str:
+    return page(evidence())
+
+
+def test_it_is_well_formed_and_every_id_is_its_own(written: str) -> None:
+    reader = Reader(written)
+    assert written.startswith("<!doctype html>")
+    assert not reader.open
+    assert len(reader.ids) == len(set(reader.ids)) > 20
+    targets = [address[1:] for address in reader.addresses if address.startswith("#")]
+    assert len(targets) == 7
+    assert set(targets) <= set(reader.ids)
+
+
+def test_it_asks_nobody_for_anything(written: str) -> None:
+    reader = Reader(written)
+    assert [address for address in reader.addresses if not address.startswith("#")] == ["data:,"]
+    assert not {"script", "iframe", "img", "object", "embed", "form", "base"} & {tag for tag, _ in reader.seen}
+    assert not any(key.startswith("on") for _, named in reader.seen for key in named)
+    css = re.search(r"<style>(.*?)</style>", written, re.DOTALL)
+    assert css
+    assert "url(" not in css[1]
+    assert "@import" not in css[1]
+
+
+def test_rows_of_data_are_text_whatever_they_hold(written: str) -> None:
+    assert "<script" not in written
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in written
+    assert "\x1b" not in written
+    assert "{{ 7 * 7 }}" in written
+    assert written.count("&amp;amp;") > 5, "guard: the row is there"
+
+
+def test_trap_s6_it_names_no_secret_and_no_place_of_this_machine(written: str) -> None:
+    assert SECRET not in written
+    assert "&lt;hidden&gt;" in written
+    assert os.path.expanduser("~") + "/" not in written
+    assert "…/x" in written
+
+
+def test_every_picture_has_words_and_numbers(written: str) -> None:
+    reader = Reader(written)
+    pictures = [named for tag, named in reader.seen if tag == "svg"]
+    figures = sum(tag == "figure" for tag, _ in reader.seen)
+    assert len(pictures) == figures == 1 + 5 + 6 + 2
+    for named in pictures:
+        assert named["role"] == "img"
+        assert all(name in reader.ids for name in (named["aria-labelledby"] or "").split())
+    assert sum(tag == "details" for tag, _ in reader.seen) == figures + 1
+    assert sum(tag == "title" for tag, _ in reader.seen) == figures + 1
+    assert all(named.get("scope") for tag, named in reader.seen if tag == "th")
+    assert [tag for tag, _ in reader.seen if tag in ("h1", "h2")] == ["h1"] + ["h2"] * 7
+
+
+def test_it_says_what_counts(written: str) -> None:
+    words = " ".join("".join(Reader(written).words).split())
+    summary = evidence().summary
+    assert summary
+    assert f"{summary['accuracy']:.3f}" in words
+    assert "95 % in [" in words
+    assert "longer wins" in words
+    assert "gate accuracy: required 0.7000, got 0.6000, missed" in words
+    assert "− filtered, as asked" in words
+    assert "Hardest errors" in words
+    assert "the later rows; they weigh more" in words
+    assert "more lines" in words
+    assert "torch" in words
+
+
+def test_a_page_of_hardly_anything_is_well_formed() -> None:
+    for few in (Evidence("x"), Evidence("x", summary=summarize(random_pairs(1))), Evidence("x", samples=[row(3)])):
+        assert not Reader(page(few)).open
+    scored = random_pairs(5)
+    assert "Diagnosis" in page(replace(Evidence("x"), summary=summarize(scored), diagnosis=diagnose(scored)))
+
+
+def test_bars_of_the_waterfall_add_up() -> None:
+    counts = {"read": 200, "dropped": {"too_long": 50}, "gathered": 0, "kept": 150}
+    rows = waterfall_rows({"a": counts})
+    assert [(line["kind"], line["begin"], line["width"]) for line in rows] == [
+        ("source", "0.00", "100.00"),
+        ("dropped", "75.00", "25.00"),
+        ("kept", "0.00", "75.00"),
+    ]
+    assert waterfall_rows({"a": {"read": 0, "dropped": {}, "gathered": 0, "kept": 0}})[0]["width"] == "0.00"
+
+
+def test_trap_s8_only_the_owner_can_read_it(tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", evidence())
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+MEASURE = {
+    "wide": "document.documentElement.scrollWidth",
+    "clipped": """[...document.querySelectorAll('body *')].filter(e => !e.closest('.scroll') && !e.closest('pre') && !e.closest('.hidden')
+        && !e.closest('svg') && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.tagName + '.' + e.className)""",
+    "touching": """[...document.querySelectorAll('svg')].flatMap(s => { const t = [...s.querySelectorAll('text')]
+        .map(e => [e.textContent, e.getBoundingClientRect()]); return t.flatMap(([a, p], i) => t.slice(i + 1).filter(([b, q]) =>
+        Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 4)
+        .map(([b]) => a + ' / ' + b)) })""",
+    "paper": "getComputedStyle(document.body).backgroundColor",
+}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if PROGRAM is None:
+        pytest.skip("needs chromium; on Debian: apt-get install chromium")
+    with chromium(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_complaint(browser: Browser, written: str, width: int, scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(written, encoding="utf-8")
+    seen = browser.visit(tmp_path / "report.html", width, scheme, measure=MEASURE)
+    assert seen.complaints == []
+    assert len(seen.requests) == 1, "nothing but the file itself"
+    assert seen.values["wide"] <= width
+    assert seen.values["clipped"] == []
+    assert seen.values["touching"] == []
+    assert seen.values["paper"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    assert len(seen.screenshot) > 50_000, "guard: something was drawn"
+
+
+def test_the_browser_would_tell(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text(
+        "<p>x</p><script>console.error('no')</script><img src='other.png'><div style='width:999px'>"
+    )
+    seen = browser.visit(tmp_path / "bad.html", 390, "light", measure=MEASURE)
+    assert seen.complaints
+    assert len(seen.requests) == 2
+    assert seen.values["clipped"] == ["DIV."]
