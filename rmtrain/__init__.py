@@ -10,6 +10,7 @@ _HOMES = {
     "evaluate": "rmtrain.commands.eval",
     "visualize_tokens": "rmtrain.report.tokens",
     "CHAT_TEMPLATES": "rmtrain.data.templates",
+    "RewardScorer": "rmtrain.evaluation.scorer",
 }
 __all__ = list(_HOMES)
 

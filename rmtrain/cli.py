@@ -13,15 +13,16 @@ import threading
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from rmtrain.commands.eval_request import EvalRequest, checked_precision
 from rmtrain.engine.trackers import THREAD as TRACKERS
 from rmtrain.errors import GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import Gate, Recipe
+from rmtrain.recipe.schema import Recipe
 from rmtrain.report.formats import json_text
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ Arguments = Annotated[
 ]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="The recipe, when it is not the first argument.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Longest sequence in tokens; else what the model holds.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
+TemplateOption = Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")]
+BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
 DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
 
 
@@ -153,31 +158,91 @@ def evaluate(
     data: DataOption = None,
     output: Annotated[Path | None, typer.Option(help="Directory of scores.jsonl; else beside the model.")] = None,
     scores: Annotated[Path | None, typer.Option(help="Compute the numbers from this scores.jsonl alone.")] = None,
-    fail_under: Annotated[list[str] | None, typer.Option(help="A gate such as accuracy=0.7; exit code 6 when missed.")] = None,
-    allow_template_change: Annotated[
-        bool, typer.Option(help="Score with another chat template than the model was trained on.")
-    ] = False,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as one HTML file here.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="A gate such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8; exit code 6 when missed."),
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Of {BENCHMARKS}.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the benchmarks' official files; else from the Hub.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Two files of scores: is the second model better?")
+    ] = None,
+    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare go on where settings differ.")] = False,
+    max_length: MaxLengthOption = None,
+    precision: PrecisionOption = "auto",
+    allow_template_change: TemplateOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a reward model on pairs: accuracy with interval, ties, loss, baselines, per source."""
+    """Evaluate a reward model on pairs, or on public benchmarks: accuracy with interval, ties, loss, baselines, per source."""
     target, overrides = split_arguments(arguments)
-    gates = parse_gates(fail_under or [])
-    console = start_console()
-    from rmtrain.commands.eval import eval_command as run
-
-    outcome = run(
-        console,
+    request = EvalRequest(
         target=target,
-        recipe_path=recipe,
-        overrides=overrides,
+        overrides=tuple(overrides),
+        recipe=recipe,
         data=data,
         output=output,
         scores=scores,
-        gates=gates,
+        report=report,
+        fail_under=tuple(fail_under or []),
+        benchmark=benchmark,
+        data_dir=data_dir,
+        compare=compare,
+        allow_different_settings=allow_different_settings,
+        max_length=max_length,
+        precision=precision,
         allow_template_change=allow_template_change,
     )
+    request.check()
+    console = start_console()
+    from rmtrain.commands.eval_choice import run
+
+    outcome = run(request, console)
     finish(outcome, as_json)
     fail_on_missed(outcome.document["gates"])
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations, .gz or not; - for stdin.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", help="Where the rewards go; - for stdout. Gone on with if it was begun.")
+    ],
+    best_of: Annotated[bool, typer.Option("--best-of", help="Write the best response of each line, rather than all.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that cannot be scored, and count them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite what the output holds.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of what is too long, rather than stop.")] = False,
+    max_length: MaxLengthOption = None,
+    precision: PrecisionOption = "auto",
+    allow_template_change: TemplateOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score conversations, or the responses to prompts: lines of `messages`, or of `prompt` and `response` or `responses`."""
+    if output == "-" and as_json:
+        raise RecipeError("--json writes to stdout, and so does -o -; name a file")
+    computed = checked_precision(precision)
+    console = start_console()
+    from rmtrain.commands.score import Wanted
+    from rmtrain.commands.score import score as run
+
+    wanted = Wanted(
+        model=model,
+        source=source,
+        target=output,
+        best_of=best_of,
+        skip_bad=skip_bad,
+        fresh=fresh,
+        overlong="cut" if cut else "error",
+        max_length=max_length,
+        precision=computed,
+        allow_template_change=allow_template_change,
+    )
+    outcome = run(wanted, console)
+    if output == "-":
+        console.print(outcome.report, crop=console.is_terminal)
+    else:
+        finish(outcome, as_json)
 
 
 @app.command()
@@ -207,20 +272,6 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
     if (target is None) == (option is None):
         raise RecipeError("expected one recipe, as the first argument or as --recipe; see `rmtrain --help`")
     return load_recipe(str(option or target), overrides)
-
-
-def parse_gates(values: list[str]) -> dict[Gate, float]:
-    """`accuracy=0.7` -> `{"accuracy": 0.7}`, checked by name and value like `evaluation.gates`."""
-    gates: dict[Gate, float] = {}
-    for value in values:
-        name, _, bound = value.partition("=")
-        if name not in get_args(Gate):
-            raise RecipeError(f"--fail-under {value}: expected one of {', '.join(get_args(Gate))}, as accuracy=0.7")
-        try:
-            gates[cast(Gate, name)] = float(bound)
-        except ValueError:
-            raise RecipeError(f"--fail-under {value}: expected a number after {name}=, as {name}=0.7") from None
-    return gates
 
 
 def start_console() -> Console:

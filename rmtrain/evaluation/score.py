@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -10,12 +11,12 @@ from torch import nn
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.loader import gather
 from rmtrain.batching.plan import Costs, Indices, check_budget, cut
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.evaluation.rows import Scorable
 from rmtrain.evaluation.scores import ScoredComparison
 from rmtrain.model.reward_model import evaluating
 
 
-def scoring_micro_batches(data: TokenizedData, layout: Layout, max_tokens: int) -> tuple[Indices, ...]:
+def scoring_micro_batches(data: Scorable, layout: Layout, max_tokens: int) -> tuple[Indices, ...]:
     """All comparisons, cut into micro-batches of at most `max_tokens` in a layout; raises RecipeError when one comparison is above."""
     costs = Costs.of(data, layout)
     check_budget(costs, data.ids, max_tokens)
@@ -25,7 +26,7 @@ def scoring_micro_batches(data: TokenizedData, layout: Layout, max_tokens: int) 
 
 def score(
     model: nn.Module,
-    data: TokenizedData,
+    data: Scorable,
     micro_batches: Sequence[Indices],
     layout: Layout,
     accelerator: Accelerator,
@@ -45,20 +46,35 @@ def score(
     """
     rounds = -(-len(micro_batches) // accelerator.num_processes)
     mine = [(accelerator.process_index + turn * accelerator.num_processes) % len(micro_batches) for turn in range(rounds)]
-    rewards_by_row: dict[int, tuple[float, ...]] = {}
     with evaluating(model):
-        for indices in (micro_batches[number] for number in mine):
-            if check is not None:
-                check()
-            batch = lay_out(gather(data, indices), pad_token_id, layout).to(accelerator.device)
-            rewards_N = model(batch).float().cpu()
-            for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):
-                rewards_by_row[int(index)] = tuple(rewards.tolist())
+        wanted = [micro_batches[number] for number in mine]
+        rewards_by_row = rewards_of(model, data, wanted, layout, accelerator.device, pad_token_id, check)
     merged = dict(gather_object(list(rewards_by_row.items())))
     assert len(merged) == len(data), f"{len(merged)} of {len(data)} rows were scored"
     return [_scored(data, index, merged[index]) for index in range(len(data))]
 
 
-def _scored(data: TokenizedData, index: int, rewards: tuple[float, ...]) -> ScoredComparison:
+def rewards_of(
+    model: nn.Module,
+    data: Scorable,
+    micro_batches: Sequence[Indices],
+    layout: Layout,
+    device: torch.device,
+    pad_token_id: int,
+    check: Callable[[], None] | None = None,
+) -> dict[int, tuple[float, ...]]:
+    """The rewards of each comparison of some micro-batches, on this process alone, by its number; arguments as of `score`."""
+    found: dict[int, tuple[float, ...]] = {}
+    for indices in micro_batches:
+        if check is not None:
+            check()
+        batch = lay_out(gather(data, indices), pad_token_id, layout).to(device)
+        rewards_N = model(batch).float().cpu()
+        for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):
+            found[int(index)] = tuple(rewards.tolist())
+    return found
+
+
+def _scored(data: Scorable, index: int, rewards: tuple[float, ...]) -> ScoredComparison:
     row = data[index]
     return ScoredComparison(row.id, row.source, rewards, tuple(len(sequence) for sequence in row.sequences), row.preferences)

@@ -19,7 +19,8 @@ class ScoredComparison:
     """A comparison with a reward for each of its responses.
 
     `rewards` and `lengths` are in the order of the responses; a pair's chosen response is number 0. Rewards are float32 values
-    held as Python floats, which is exact. Lengths are in tokens, prompt included; empty when they are not known.
+    held as Python floats, which is exact. Lengths are in tokens, prompt included; empty when they are not known. `shown` is where a
+    benchmark shows each response, empty where its rule does not go by that.
     """
 
     id: str
@@ -27,6 +28,7 @@ class ScoredComparison:
     rewards: tuple[float, ...]
     lengths: tuple[int, ...]
     preferences: tuple[Preference, ...]
+    shown: tuple[int, ...] = ()
 
 
 def write_scores(path: Path, rows: Iterable[ScoredComparison]) -> None:
@@ -92,6 +94,8 @@ def _to_line(row: ScoredComparison) -> str:
         "lengths": [int(length) for length in row.lengths],
         "preferences": [[edge.winner, edge.loser, edge.margin, edge.probability, edge.weight] for edge in row.preferences],
     }
+    if row.shown:
+        fields["shown"] = list(row.shown)
     return json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -111,7 +115,14 @@ def _from_line(line: str) -> ScoredComparison:
         rewards=rewards,
         lengths=_lengths(fields.get("lengths", []), len(rewards)),
         preferences=_best_first(len(rewards)) if preferences is None else _preferences(preferences, len(rewards)),
+        shown=_shown(fields.get("shown", []), len(rewards)),
     )
+
+
+def _shown(value: Any, responses: int) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(map(_is_index, value)) or sorted(value) not in ([], list(range(responses))):
+        raise ValueError(f"shown: expected a place among 0..{responses - 1} for each response, got {value!r}")
+    return tuple(value)
 
 
 def _best_first(responses: int) -> tuple[Preference, ...]:

@@ -1,0 +1,116 @@
+"""RMB (arXiv:2410.09893): pairs, and best-of-n rows with two to six losers, for helpfulness and for harmlessness.
+
+A pair is right where its chosen response has the strictly greater reward, a best-of-n row where the best response beats every loser. A
+section is the share of its rows. The total is the mean of the four, as the paper's table has it; the script `eval/scripts/my_run_rm.py` of
+Zhou-Zoey/RMB-Reward-Model-Benchmark stops at the share of a file.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmtrain.data.comparison import PAIR, Message
+from rmtrain.evaluation.benchmarks.benchmark import (
+    RULES,
+    Benchmark,
+    Floats,
+    Item,
+    Row,
+    Rule,
+    Scores,
+    Units,
+    cell,
+    each_over_each,
+    number,
+    parts_of,
+)
+from rmtrain.evaluation.benchmarks.credit import gaps, mean, means, of_gap, row_units, section_weights, shared_first
+from rmtrain.evaluation.scores import ScoredComparison
+
+SECTIONS = ("Helpfulness pairs", "Helpfulness best-of-n", "Harmlessness pairs", "Harmlessness best-of-n")
+SETS = ("pairwise_set", "bon_set")
+
+
+def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
+    """All scores of scored rows; a subset is a scenario, which is a file of the benchmark."""
+    credits = _credits(scored, rule)
+    found = means(credits, [_section(row.source) for row in scored])
+    sections = {section: found[section] for section in SECTIONS if section in found}
+    return Scores(mean(list(sections.values())), sections, means(credits, [row.source for row in scored]))
+
+
+def units(scored: Sequence[ScoredComparison]) -> Units:
+    """Each row."""
+    sections, subsets = [_section(row.source) for row in scored], [row.source for row in scored]
+    credits = {rule: _credits(scored, rule) for rule in RULES}
+    ties = np.asarray(gaps(scored) == 0, np.int64)
+    return row_units(scored, sections, subsets, section_weights(sections, subsets), credits, ties)
+
+
+def _credits(scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+    return shared_first(scored) if rule == "half_credit" else of_gap(gaps(scored), rule)
+
+
+def item(row: Row, file: Path | None, index: int) -> Item:
+    """The best response, then those that lost to it."""
+    prompt = _prompt(cell(row, "conversation_input", list))
+    source = _source(row)
+    if "loser_list" in row:
+        losers = [_answer(value, "loser_list") for value in cell(row, "loser_list", list)]
+        if not losers:
+            raise ValueError("loser_list is empty")
+        best = _answer(row.get("bon_best"), "bon_best")
+        return Item(str(row.get("bon_uid", index)), source, prompt, (best, *losers), each_over_each(1, len(losers)))
+    responses = (_answer(row.get("chosen"), "chosen"), _answer(row.get("reject"), "reject"))
+    return Item(str(row.get("pair_uid", index)), source, prompt, responses, PAIR)
+
+
+def output(row: Row, file: Path, index: int) -> ScoredComparison:
+    """A row of what `my_run_rm.py` writes: `chosen_reward` and `reject_reward`."""
+    rewards = tuple(number(cell(row, column, object), column) for column in ("chosen_reward", "reject_reward"))
+    return ScoredComparison(str(row.get("pair_uid", index)), _source(row), rewards, (), PAIR)
+
+
+def _source(row: Row) -> str:
+    path = cell(row, "category_path", str)
+    if _section(path) not in SECTIONS:
+        raise ValueError(f"category_path: expected Pairwise_set/ or BoN_set/, then Helpfulness or Harmlessness, got {path!r:.60}")
+    return path
+
+
+def _section(source: str) -> str:
+    goal = next((goal for goal in ("Helpfulness", "Harmlessness") if goal.lower() in source.lower()), "?")
+    return f"{goal} {'best-of-n' if source.lower().startswith('bon') else 'pairs'}"
+
+
+def _prompt(turns: list[Any]) -> tuple[Message, ...]:
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("conversation_input: expected a list of messages")
+    return tuple({"role": cell(turn, "role", str), "content": cell(turn, "content", str)} for turn in turns)
+
+
+def _answer(value: Any, column: str) -> str:
+    if not isinstance(value, dict):
+        raise ValueError(f"{column}: expected {{llm_name, answer}}, got {value!r:.60}")
+    return cell(value, "answer", str)
+
+
+def files(found: Sequence[Path]) -> list[Path]:
+    """Those under `Pairwise_set` and `BoN_set`; where there are none, all."""
+    return [file for file in found if any(name in parts_of(file) for name in SETS)] or list(found)
+
+
+RMB = Benchmark(
+    name="rmb",
+    title="RMB",
+    sections=SECTIONS,
+    hub=None,
+    published="RMB_dataset of github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark: Pairwise_set and BoN_set",
+    files=files,
+    item=item,
+    scores=scores,
+    units=units,
+    output=output,
+)

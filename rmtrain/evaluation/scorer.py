@@ -1,0 +1,181 @@
+"""A reward model from Python: conversations in, rewards out. Also a reward function for TRL's trainers."""
+
+import math
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from rmtrain.batching.layout import Layout
+from rmtrain.batching.plan import Costs, cut
+from rmtrain.data.comparison import Message, TokenizedComparison
+from rmtrain.data.messages import BadRow, to_messages
+from rmtrain.data.tokenizer import open_tokenizer
+from rmtrain.errors import DataError, NumericError
+from rmtrain.evaluation.rows import Rows
+from rmtrain.evaluation.score import rewards_of
+from rmtrain.evaluation.sequences import Asked, Limit, Overlong, Turns, encode
+from rmtrain.model.golden import golden_texts
+from rmtrain.model.load import load_reward_model, template_hash
+from rmtrain.model.parity import choose_layout
+from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.recipe.schema import Messages
+
+MAX_TOKENS = 16384
+Precision = Literal["auto", "float32", "bfloat16"]
+Answer = str | Message | Sequence[Message]
+"""A response, or a prompt: text, a message, or messages."""
+
+
+class RewardScorer:
+    """Scores conversations as `rmtrain eval` does: the raw logit at the last token, float32, never rounded.
+
+    Responses to one prompt that follow each other share its tokens, which are computed once.
+
+    Args:
+        path: directory or Hub id of a reward model, or of an adapter.
+        device: where it computes; None: a GPU where there is one.
+        precision: of matrix products; `auto` is bfloat16 on a GPU that has it, else float32. The head is float32 always.
+        max_length: longest sequence in tokens; None: what the model's positions hold.
+        overlong: what becomes of a longer one: an error, or `cut`, which takes tokens away from the beginning of the conversation.
+        max_tokens: tokens computed at once; a prompt whose responses have more is computed alone.
+        revision: commit, tag or branch of a Hub model.
+        allow_template_change: load a model whose chat template is no longer the one it was trained with.
+
+    Raises:
+        CheckpointError, RecipeError: as `load_reward_model` and `open_tokenizer` say.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str | torch.device | None = None,
+        precision: Precision = "auto",
+        max_length: int | None = None,
+        overlong: Overlong = "error",
+        max_tokens: int = MAX_TOKENS,
+        revision: str | None = None,
+        allow_template_change: bool = False,
+    ) -> None:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
+        self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
+        self.tokenizer = open_tokenizer(path, revision=revision)
+        self.is_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
+        self.limit = Limit(max_length or longest_sequence(self.model), overlong)
+        self.layout: Layout | None = None
+        self.__name__ = "rmtrain_reward"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the rewards depend on beside the weights."""
+        return {
+            "dtype": "bfloat16" if self.is_bfloat16 else "float32",
+            "max_length": self.limit.tokens,
+            "overlong": self.limit.overlong,
+            "template_sha256": template_hash(self.tokenizer),
+        }
+
+    def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+        """The reward of each conversation, in the order given.
+
+        Args:
+            conversations: messages, each ending with the reply to score.
+
+        Raises:
+            DataError: a conversation that does not end with the assistant's turn, that the template refuses, or that is too long.
+            NumericError: a reward that is not finite.
+        """
+        checked = [_conversation(messages, number) for number, messages in enumerate(conversations)]
+        return self._in_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked])
+
+    def __call__(self, prompts: Sequence[Answer], completions: Sequence[Answer], **_: Any) -> list[float]:
+        """The reward of each completion of its prompt: what TRL's GRPOTrainer and RLOOTrainer call a reward function.
+
+        Args:
+            prompts: texts, or lists of messages, one for each completion.
+            completions: texts, or lists of messages.
+            _: further columns of the dataset and the state of the trainer, which do not matter.
+        """
+        asked = [turns(prompt, f"prompts[{number}]", "user") for number, prompt in enumerate(prompts)]
+        answers = [turns(answer, f"completions[{number}]", "assistant") for number, answer in enumerate(completions)]
+        return self._in_groups(asked, answers)
+
+    def encode(self, rows: Sequence[Asked]) -> tuple[list[TokenizedComparison], list[bool]]:
+        """The tokens of rows, and which of them were cut; raises DataError as `sequences.encode` says."""
+        return encode(rows, self.tokenizer, self.limit)
+
+    def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
+        """The layout of everything that is scored: the first time it is probed with these rows, and with a prompt of ours."""
+        if self.layout is None:
+            probes = [*(Rows(rows).for_probing() if rows else ()), self._golden()]
+            self.layout = choose_layout(self.model, "auto", probes, self.pad_token_id)
+        return self.layout
+
+    def rewards(self, rows: Sequence[TokenizedComparison]) -> list[tuple[float, ...]]:
+        """The rewards of each row's responses, float32 values; raises NumericError naming a row with one that is not finite."""
+        if not rows:
+            return []
+        layout, data = self.choose_layout(rows), Rows(rows)
+        costs = Costs.of(data, layout)
+        (micro_batches,) = cut(np.arange(len(data)), costs, max(self.max_tokens, int(costs.tokens.max())), world=1)
+        device = self.model.device
+        with evaluating(self.model), torch.autocast(device.type, torch.bfloat16, enabled=self.is_bfloat16):
+            found = rewards_of(self.model, data, micro_batches, layout, device, self.pad_token_id)
+        for number, rewards in found.items():
+            if not all(map(math.isfinite, rewards)):
+                raise NumericError(f"{data.ids[number]}: a reward is not finite: {list(rewards)}; score it in float32")
+        return [found[number] for number in range(len(data))]
+
+    def _in_groups(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[float]:
+        if len(prompts) != len(responses):
+            raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
+        rows = [
+            Asked(f"conversation {members[0][0]}", prompt, tuple(response for _, (_, response) in members))
+            for prompt, members in (
+                (prompt, list(group))
+                for prompt, group in groupby(enumerate(zip(prompts, responses, strict=True)), lambda numbered: numbered[1][0])
+            )
+        ]
+        comparisons, _ = self.encode(rows)
+        return [reward for rewards in self.rewards(comparisons) for reward in rewards]
+
+    def _golden(self) -> TokenizedComparison:
+        """Conversations of ours as if they were responses to one prompt: they share what the template begins with, or a token of theirs."""
+        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.tokens or MAX_TOKENS)[:2]]
+        first = sequences[0]
+        shared = [*first[: len(first) // 2]]
+        ours = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
+        return TokenizedComparison("a conversation of ours", "", ours, max(0, len(shared) - 1), 0, ())
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether `precision: auto` computes in bfloat16 there."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def longest_sequence(model: RewardModel) -> int | None:
+    """Tokens that the model's positions hold; None where it knows no limit."""
+    declared = getattr(model.core.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (model.longest, declared) if isinstance(limit, int) and limit > 0]
+    return min(limits, default=None)
+
+
+def turns(value: Any, name: str, role: str) -> Turns:
+    """Text or messages as messages; raises DataError, naming it, where it is neither."""
+    try:
+        return to_messages(value, name, Messages(), role)
+    except BadRow as problem:
+        raise DataError(f"{name}: {problem.detail}") from None
+
+
+def _conversation(messages: Sequence[Message], number: int) -> Turns:
+    checked = turns(list(messages), f"conversation {number}", "user")
+    if checked[-1]["role"] != "assistant":
+        raise DataError(
+            f"conversation {number}: it ends with the turn of the {checked[-1]['role']}; expected the assistant's reply"
+        )
+    return checked

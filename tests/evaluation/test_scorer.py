@@ -1,0 +1,159 @@
+"""Rewards from Python: those of transformers alone, whatever shares a prompt or a batch; and as a reward function of TRL."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from rmtrain import RewardScorer
+from rmtrain.data.comparison import Message
+from rmtrain.errors import DataError, NumericError
+from tests.exports import LONGEST, tiny_export
+from tests.helpers import SENTENCES
+from tests.model.builders import make_base, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_export(tmp_path_factory.mktemp("scorer") / "model")
+
+
+def conversation(question: str, answer: str) -> list[Message]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def conversations(prompts: int = 4, answers: int = 4) -> list[list[Message]]:
+    """As many answers to each prompt, one prompt after the other."""
+    return [
+        conversation(f"{number}. {SENTENCES[number]}", f"{answer} {SENTENCES[answer][: 10 + 17 * answer]}")
+        for number in range(prompts)
+        for answer in range(answers)
+    ]
+
+
+def alone(export: Path, messages: list[list[Message]]) -> list[float]:
+    """Rewards by transformers, one conversation at a time."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(export), AutoTokenizer.from_pretrained(export)
+    rewards = []
+    for conversation in messages:
+        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+        with torch.no_grad():
+            rewards.append(model(**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits[0, 0].item())
+    return rewards
+
+
+def test_trap_19_rewards_do_not_depend_on_neighbours_or_on_what_is_shared(export: Path) -> None:
+    rows = conversations()
+    expected = alone(export, rows)
+    assert np.ptp(expected) > 0.5, "guard: the rewards differ"
+    scorer = RewardScorer(str(export))
+    assert scorer.score(rows) == pytest.approx(expected, abs=1e-5)
+    assert scorer.layout == "shared_prefix"
+    assert [scorer.score([row])[0] for row in rows] == pytest.approx(expected, abs=1e-5)
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    assert scorer.score([rows[place] for place in order]) == pytest.approx([expected[place] for place in order], abs=1e-5)
+    small = RewardScorer(str(export), max_tokens=64)
+    assert small.score(rows) == pytest.approx(expected, abs=1e-5)
+
+
+def test_trap_10_and_30_rewards_are_raw_float32_logits(export: Path) -> None:
+    rewards = RewardScorer(str(export)).score(conversations())
+    assert all(float(np.float32(reward)) == reward for reward in rewards)
+    assert min(rewards) < 0 < max(rewards), "no sigmoid"
+
+
+def test_an_encoder_is_scored_padded(tmp_path: Path) -> None:
+    export = tiny_export(tmp_path / "model", "modernbert")
+    scorer = RewardScorer(str(export))
+    rows = conversations(2, 3)
+    rewards = scorer.score(rows)
+    assert scorer.layout == "padded"
+    assert rewards == pytest.approx([scorer.score([row])[0] for row in rows], abs=1e-5)
+    assert np.ptp(rewards) > 1e-3, "guard: the rewards differ"
+
+
+def test_the_call_of_trl(export: Path) -> None:
+    """As `GRPOTrainer._calculate_rewards` calls a reward function: by keywords, with columns and the state of the trainer."""
+    scorer = RewardScorer(str(export))
+    rows = conversations(2, 2)
+    further: dict[str, Any] = {
+        "completion_ids": [[1, 2]] * 4,
+        "solution": ["x"] * 4,
+        "trainer_state": SimpleNamespace(global_step=3),
+        "log_extra": print,
+        "log_metric": print,
+    }
+    texts = scorer(prompts=[row[0]["content"] for row in rows], completions=[row[1]["content"] for row in rows], **further)
+    messages = scorer(prompts=[row[:1] for row in rows], completions=[row[1:] for row in rows], **further)
+    assert texts == messages == scorer.score(rows)
+    assert all(isinstance(reward, float) for reward in texts)
+    assert scorer.__name__ == "rmtrain_reward"
+    assert torch.tensor(texts, dtype=torch.float32).tolist() == texts
+
+
+def test_trl_trains_with_it(export: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(export).chat_template
+    policy = make_base(tmp_path / "policy", tokenizer)
+    scorer = RewardScorer(str(export))
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path / "out"),
+        per_device_train_batch_size=4,
+        num_generations=4,
+        max_completion_length=6,
+        max_steps=1,
+        learning_rate=1e-3,
+        report_to=[],
+        use_cpu=True,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}], "solution": "x"} for text in SENTENCES[:4]])
+    trainer = GRPOTrainer(
+        str(policy),
+        reward_funcs=[scorer],
+        args=arguments,
+        train_dataset=rows,
+        processing_class=AutoTokenizer.from_pretrained(policy),
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "rewards/rmtrain_reward/mean" in entry]
+    assert len(logged) == 1
+    assert logged[0]["rewards/rmtrain_reward/std"] > 0, "guard: the completions differ, and so do their rewards"
+
+
+def test_what_cannot_be_scored_is_named(export: Path) -> None:
+    scorer = RewardScorer(str(export))
+    good = conversation("a", "b")
+    assert scorer.limit.tokens == LONGEST, "the model's own limit"
+    for bad, said in (
+        (good[:1], "conversation 1: it ends with the turn of the user"),
+        ([{"role": "poet", "content": "x"}], "conversation 1: role 'poet' is not known"),
+        (conversation("c", "word " * 400), "conversation 1: .* tokens, over the limit of 256"),
+    ):
+        with pytest.raises(DataError, match=said):
+            scorer.score([good, bad])
+    with pytest.raises(DataError, match="expected a prompt for each response, got 1 and 2"):
+        scorer(prompts=["a"], completions=["b", "c"])
+    assert scorer.score([]) == []
+    cutting = RewardScorer(str(export), overlong="cut")
+    assert len(cutting.score([conversation("a", "word " * 400)])) == 1
+    with torch.no_grad():
+        scorer.model.head_weight_1H.fill_(float("nan"))
+    with pytest.raises(NumericError, match="conversation 0: a reward is not finite"):
+        scorer.score([good])
+
+
+def test_importing_rmtrain_loads_no_torch() -> None:
+    code = "import sys, rmtrain; assert 'RewardScorer' in rmtrain.__all__; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,31 @@
+"""Small reward models as they lie on a disk, without a training run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rmtrain.data.tokenizer import prepared
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.export import write_export
+from rmtrain.model.golden import golden_texts
+from rmtrain.recipe.schema import Architecture, ScratchModel
+from tests.helpers import byte_bpe
+
+LONGEST = 256
+
+
+def tiny_export(
+    directory: Path, architecture: str = "llama", seed: int = 1, template: str = "simple_chat", spread: float = 4.0
+) -> Path:
+    """An export of a model of random weights whose rewards are far enough apart to tell texts from each other."""
+    torch.set_num_threads(1)
+    tokenizer: Any = prepared(byte_bpe(), template)
+    sizes = Architecture(architecture=architecture, hidden_size=32, layers=2, heads=2, vocab_size=512, max_positions=LONGEST)
+    model = build_reward_model(ScratchModel(scratch=sizes), None, tokenizer, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(spread)
+    write_export(model, tokenizer, directory, golden_texts(tokenizer, LONGEST), {})
+    return directory
