@@ -4,6 +4,7 @@ Each mutated recipe is run by the command line up to its first step. An audit ho
 renames or removes, and every program that is started.
 """
 
+import importlib
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from rmtrain import cli
-from rmtrain.engine.loop import train_step
 from rmtrain.errors import RecipeError, Stopped
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.yaml import write_yaml
 from tests.recipe.test_load import every_path
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
+STAGES = [*["data"] * 8, "model", "step"]
 CODES = {0, 1, 2, 3, 4, 5, 143}
 HOSTILE = [
     *(
@@ -66,6 +68,19 @@ values = st.one_of(
     st.dictionaries(st.sampled_from(["path", "format", "by", "scratch", "rank", "type"]), st.sampled_from(HOSTILE), max_size=2),
     st.text(max_size=6),
 )
+DIRECTORY = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
+"""Which argument of an event is the open directory that its path begins in; -1: the current one."""
+
+
+def like(value: Any) -> st.SearchStrategy[Any]:
+    """Values of the type of another, so that many mutated recipes are good enough to be run."""
+    if isinstance(value, str):
+        return st.sampled_from(HOSTILE)
+    if isinstance(value, int | float):
+        return st.sampled_from([number for number in NUMBERS if isinstance(number, type(value))])
+    return values
+
+
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -84,7 +99,11 @@ class Watch:
         if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int) and arguments[2] & WRITING:
             self.written.append(Path(os.path.abspath(arguments[0])))
         elif event in ("os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.rename", "os.link", "os.symlink"):
-            self.written += [Path(os.path.abspath(path)) for path in arguments[:2] if isinstance(path, str | Path)]
+            within = [f"/proc/self/fd/{number}" for number in arguments[DIRECTORY.get(event, len(arguments)) :] if number != -1]
+            base = os.readlink(within[0]) if within else "."
+            self.written += [
+                Path(os.path.abspath(os.path.join(base, path))) for path in arguments[:2] if isinstance(path, str | Path)
+            ]
         elif event in ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn", "socket.connect"):
             self.started.append(f"{event} {arguments}")
 
@@ -162,14 +181,28 @@ def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
                 else None
             )
         if isinstance(section, dict):
-            section[str(path[-1])] = draw.draw(values)
+            section[str(path[-1])] = draw.draw(like(section.get(str(path[-1]))) | values)
         if draw.draw(st.integers(0, 9)) == 0:
             tags.append(draw.draw(st.sampled_from(TAGGED)))
     return write_yaml(data) + "".join(f"extra{number}: {tag}\n" for number, tag in enumerate(tags))
 
 
-def stop_at_first_step(*_: Any) -> None:
-    raise Stopped(15)
+class Stops:
+    """Ends a run at the stage it was told: when the data is read, when the model is built, or at its first step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stage = "step"
+        for stage, name in (("data", "commands.train.build_reward_model"), ("model", "commands.train.make_plan")):
+            module, _, function = f"rmtrain.{name}".rpartition(".")
+            original = getattr(importlib.import_module(module), function)
+            monkeypatch.setattr(f"rmtrain.{name}", partial(self.stop_or, stage, original))
+        monkeypatch.setattr("rmtrain.engine.loop.train_step", partial(self.stop_or, "step", None))
+
+    def stop_or(self, stage: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """End the run here, or do what stood here."""
+        if self.stage == stage or original is None:
+            raise Stopped(15)
+        return original(*args, **kwargs)
 
 
 def run(recipe: Path, watch: Watch) -> int:
@@ -184,8 +217,8 @@ def run(recipe: Path, watch: Watch) -> int:
     pytest.fail(f"{recipe} ended without an exit code")
 
 
-def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], outcomes: dict[int, int]) -> None:
-    text = mutated(draw, whole)
+def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], stops: Stops, outcomes: dict[int, int]) -> None:
+    text, stops.stage = mutated(draw, whole), draw.draw(st.sampled_from(STAGES))
     file = here / "recipe.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     shutil.rmtree(here / "runs", ignore_errors=True)
@@ -207,21 +240,15 @@ def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], 
     assert (here / "theirs/notes.txt").read_text() == "mine"
 
 
-def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rmtrain.engine.loop.train_step", stop_at_first_step)
-    monkeypatch.setattr(sys, "argv", ["rmtrain", "train", "recipe.yaml", "--fresh"])
-    assert train_step is not stop_at_first_step
-
-
 def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     outcomes: dict[int, int] = {}
-    patched(monkeypatch)
-    whole = base(here)
+    stops, whole = Stops(monkeypatch), base(here)
+    monkeypatch.setattr(sys, "argv", ["rmtrain", "train", "recipe.yaml", "--fresh"])
 
     @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(draw=st.data())
     def every_recipe(draw: st.DataObject) -> None:
-        check(draw, here, watch, whole, outcomes)
+        check(draw, here, watch, whole, stops, outcomes)
 
     every_recipe()
     return outcomes
