@@ -24,6 +24,9 @@ MAIN = "main"
 TOKEN = "hf_test"
 USER = "owner"
 API = re.compile(r"^/api/(?P<kind>model|dataset|space)s/(?P<id>[^/]+/[^/]+)(?P<rest>/.*)?$")
+LFS = re.compile(r"^/(?P<id>[^/]+/[^/]+)\.git/info/lfs/objects/batch$")
+CONTENT = re.compile(r"^/lfs/(?P<oid>[0-9a-f]{64})$")
+LARGE = (".safetensors", ".bin")
 FILE = re.compile(r"^/(?:(?P<kind>dataset|space)s/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<rest>.+)$")
 RANGE = re.compile(r"^bytes=(\d+)-(\d*)$")
 SPECIAL = re.compile(r"refs/(?:convert/\w+|pr/\d+)")
@@ -67,6 +70,10 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
+        self.large: dict[str, bytes] = {}
+        """Content of large files by sha256, once uploaded."""
+        self.refusals: dict[str, int] = {}
+        """How many requests of a kind (`create`, `upload`, `commit`) are still to be refused."""
         self.fail_after: int | None = None
         """Answer 404 to the content of files once so many bytes of them are sent, as when a dataset is removed meanwhile."""
 
@@ -143,11 +150,44 @@ class Answers(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = urlsplit(self.path).path
         if path == "/api/repos/create":
-            self._create(json.loads(body))
+            if not self._refuses("create"):
+                self._create(json.loads(body))
+        elif LFS.match(path):
+            self._batch(json.loads(body))
         elif found := API.match(path):
             self._post_api(found["kind"], unquote(found["id"]), found["rest"] or "", body)
         else:
             self._json({})
+
+    def do_PUT(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = CONTENT.match(urlsplit(self.path).path)
+        if found is None:
+            self._refuse(404, "no such page")
+        elif self._refuses("upload"):
+            return
+        elif hashlib.sha256(body).hexdigest() != found["oid"]:
+            self._refuse(400, "other content")
+        else:
+            self.server.large[found["oid"]] = body
+            self._json({})
+
+    def _refuses(self, what: str) -> bool:
+        """Whether this request is one of those that are to be refused; then it has been."""
+        if not self.server.refusals.get(what):
+            return False
+        self.server.refusals[what] -= 1
+        self._refuse(403, f"no {what} today")
+        return True
+
+    def _batch(self, asked: Mapping[str, Any]) -> None:
+        """Where large files go that are not there yet."""
+        objects = []
+        for file in asked["objects"]:
+            upload = {"href": f"{self.server.address}/lfs/{file['oid']}", "header": {}}
+            there = file["oid"] in self.server.large
+            objects.append({**file} if there else {**file, "actions": {"upload": upload}})
+        self._json({"objects": objects, "transfer": "basic"})
 
     def _whoami(self) -> None:
         if self._is_known():
@@ -178,8 +218,8 @@ class Answers(BaseHTTPRequestHandler):
             named = parse_qs(body.decode()).get("paths", [])
             self._json([entry for entry in _entries(repository.revisions[revision], "", True) if entry["path"] in named])
         elif what == "preupload":
-            names = [file["path"] for file in json.loads(body)["files"]]
-            self._json({"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]})
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in json.loads(body)["files"]}
+            self._json({"files": [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]})
         elif what == "commit":
             self._commit(repo_id, repository, revision, body)
         else:
@@ -245,10 +285,14 @@ class Answers(BaseHTTPRequestHandler):
         self._json({"url": url, "id": repo_id})
 
     def _commit(self, repo_id: str, repository: Repository, revision: str, body: bytes) -> None:
+        if self._refuses("commit"):
+            return
         files = repository.revisions[revision]
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                files[line["value"]["path"]] = self.server.large[line["value"]["oid"]]
             elif line["key"] == "deletedFile":
                 files.pop(line["value"]["path"], None)
         commit = repository.commit(revision)

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by version
 
 from rmtrain.errors import RmtrainError
+from rmtrain.recipe.redact import redact
 from rmtrain.recipe.schema import Hub
 
 logger = logging.getLogger("rmtrain")
@@ -34,13 +35,18 @@ ALLOWED = (
 ADAPTER_ALLOWED = (*ALLOWED, "adapter_config.json", "adapter_model.safetensors")
 
 
-def push(directory: Path, hub: Hub, name: str) -> str:
-    """Upload an export.
+FAILURES = (HTTPError, HFValidationError, OSError, RuntimeError, ValueError)
+"""What the client raises: of the network, a refusal, or an upload that broke off, which it wraps in a RuntimeError."""
+
+
+def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
+    """Upload an export in one commit. Repeated, it sends only those large files again that did not arrive.
 
     Args:
         directory: what `export_model` wrote.
         hub: repository and visibility.
         name: repository name under the logged-in user where `hub.id` is None.
+        retry: the command that repeats the upload; None: `rmtrain export` of the run around the directory.
 
     Returns:
         The repository's address.
@@ -59,11 +65,9 @@ def push(directory: Path, hub: Hub, name: str) -> str:
             )
         message = "Upload reward model with rmtrain"
         api.upload_folder(repo_id=address.repo_id, folder_path=directory, allow_patterns=files, commit_message=message)
-    except (HTTPError, HFValidationError, OSError) as error:
-        retry = f"hf upload {repository} {directory} {'--no-private' if hub.public else '--private'}"
-        if (directory / "adapter").exists() and not any(file.startswith("adapter/") for file in files):
-            retry += " --exclude 'adapter/*'"
-        raise RmtrainError(f"hub: {repository} was not uploaded: {_first_line(error)} Retry: {retry}") from error
+    except FAILURES as error:
+        command = retry or f"rmtrain export {directory.parent} --push"
+        raise RmtrainError(f"hub: {repository} was not uploaded: {_told(error)} Retry: {command}") from error
     return str(address)
 
 
@@ -87,5 +91,8 @@ def uploaded_files(directory: Path) -> list[str]:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+def _told(error: BaseException) -> str:
+    """The first line of an error, and of what caused it, which is where the Hub says why."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    return redact(line if cause is None else f"{line} {_told(cause)}")

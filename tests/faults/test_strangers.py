@@ -40,7 +40,7 @@ def test_trap_s7_an_upload_that_fails_leaves_a_finished_run_and_the_command_to_r
     ended = nursery.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
     assert ended.code == 1, ended.stderr
     assert "hub: nobody/nothing was not uploaded: " in ended.stderr
-    assert f"Retry: hf upload nobody/nothing {run}/model --private" in ended.stderr
+    assert f"Retry: rmtrain export {run} --push" in ended.stderr
     assert (run / "model/model.safetensors").is_file()
     assert nursery.run(*in_directory(recipe, run)).code == 4, "it is finished"
 

@@ -1,13 +1,10 @@
 """Uploads: private, only what belongs to the model, and a failure that says how to repeat it. The Hub is a server of this test."""
 
-import base64
 import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,8 @@ import pytest
 from rmtrain.errors import RmtrainError
 from rmtrain.model.hub import push, uploaded_files
 from rmtrain.recipe.schema import Hub
+from tests.exports import tiny_export
+from tests.hub_server import TOKEN, HubServer, hub_server
 
 MINE = (
     "config.json",
@@ -26,83 +25,37 @@ MINE = (
     "golden.json",
     "README.md",
 )
-OTHERS = ("optimizer.pt", "training_args.bin", "metrics.jsonl", "scores.jsonl", "recipe.yaml", ".env")
-
-
-class FakeHub(ThreadingHTTPServer):
-    """Answers the few calls of an upload and remembers what came."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answers)
-        self.private: bool | None = None
-        self.exists_as_public = False
-        self.refuses = False
-        self.files: dict[str, bytes] = {}
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Answers(BaseHTTPRequestHandler):
-    server: FakeHub
-
-    def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
-
-    def answer(self, content: Any, status: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self) -> None:
-        if self.path.endswith("whoami-v2"):
-            self.answer({"name": "owner", "type": "user"})
-        else:
-            private = not self.server.exists_as_public
-            self.answer(
-                {"id": "owner/rm", "private": private, "sha": "0" * 40, "siblings": [], "tags": [], "downloads": 0, "likes": 0}
-            )
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.refuses:
-            self.answer({"error": "Forbidden"}, 403)
-        elif self.path.endswith("repos/create"):
-            asked = json.loads(body)
-            self.server.private = asked.get("visibility") == "private" or asked.get("private") is True
-            self.answer({"url": f"{self.server.address}/owner/rm"})
-        elif "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
-            self.answer({"files": files})
-        elif "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.answer(
-                {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.server.address}/owner/rm/commit/{'0' * 40}"}
-            )
-        else:
-            self.answer({})
+OTHERS = ("optimizer.pt", "training_args.bin", "metrics.jsonl", "scores.jsonl", "recipe.yaml", "report.html", ".env")
+ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+PUSH = """
+import json, pathlib, sys
+from rmtrain.errors import RmtrainError
+from rmtrain.model.hub import push
+from rmtrain.recipe.schema import Hub
+for _ in range(int(sys.argv[3])):
+    try: print(push(pathlib.Path(sys.argv[1]), Hub(**json.loads(sys.argv[2])), 'rm'))
+    except RmtrainError as error: print(error)
+"""
+SCORE = """
+import json, sys
+from rmtrain.batching.layout import lay_out
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.model.load import load_reward_model
+model, tokenizer = load_reward_model(sys.argv[1], "cpu")
+rows = [TokenizedComparison("r", "r", (ids,), 0, 0, ()) for ids in json.loads(sys.argv[2])]
+print(json.dumps([float(model(lay_out([row], tokenizer.pad_token_id))) for row in rows]))
+"""
 
 
 @pytest.fixture
-def fake_hub() -> Iterator[FakeHub]:
-    server = FakeHub()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub() -> Iterator[HubServer]:
+    with hub_server() as server:
+        yield server
 
 
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    directory = tmp_path / "model"
+    directory = tmp_path / "run" / "model"
     (directory / "adapter").mkdir(parents=True)
     for name in (*MINE, *OTHERS, "adapter/adapter_model.safetensors", "adapter/notes.txt"):
         (directory / name).write_text(f"content of {name}")
@@ -110,61 +63,70 @@ def exported(tmp_path: Path) -> Path:
     return directory
 
 
-def push_to(server: FakeHub, directory: Path, hub: dict[str, Any]) -> str:
-    """Push in a process of its own, whose Hub is the test's; returns what it printed: the address, or the error's line."""
-    code = (
-        "import json, pathlib, sys\n"
-        "from rmtrain.errors import RmtrainError\n"
-        "from rmtrain.model.hub import push\n"
-        "from rmtrain.recipe.schema import Hub\n"
-        "try: print(push(pathlib.Path(sys.argv[1]), Hub(**json.loads(sys.argv[2])), 'rm'))\n"
-        "except RmtrainError as error: print(error)"
-    )
-    environment = {
-        **os.environ,
-        "HF_ENDPOINT": server.address,
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "hf_test",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    command = [sys.executable, "-c", code, str(directory), json.dumps(hub)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+def process(hub: HubServer, home: Path, code: str, *arguments: str | Path) -> str:
+    """What code prints that runs in a process of its own, whose Hub is the test's."""
+    environment = {**os.environ, **hub.environment(home, TOKEN)}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
-def test_trap_s7_a_push_is_private_and_uploads_the_model_only(exported: Path, fake_hub: FakeHub) -> None:
-    address = push_to(fake_hub, exported, {"push": True})
-    assert address == f"{fake_hub.address}/owner/rm"
-    assert fake_hub.private is True
-    assert set(fake_hub.files) == {*MINE, "adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
-    assert fake_hub.files["golden.json"] == b"content of golden.json"
+def push_to(hub: HubServer, directory: Path, settings: dict[str, Any], times: int = 1) -> str:
+    """Push; returns what was printed: for each time the address, or the error's line."""
+    return process(hub, directory.parent, PUSH, directory, json.dumps(settings), str(times))
+
+
+def stored(hub: HubServer, repo_id: str = "owner/rm") -> dict[str, bytes]:
+    return hub.repositories["model", repo_id].revisions["main"]
+
+
+def test_trap_s7_a_push_is_private_and_uploads_the_model_only(exported: Path, hub: HubServer) -> None:
+    assert push_to(hub, exported, {"push": True}) == f"{hub.address}/owner/rm"
+    assert hub.repositories["model", "owner/rm"].private
+    assert set(stored(hub)) == {*MINE, *ADAPTER}
+    assert stored(hub)["golden.json"] == b"content of golden.json"
+    assert stored(hub)["model.safetensors"] == b"content of model.safetensors", "through large-file storage"
 
 
 def test_trap_s7_an_existing_public_repository_takes_nothing_unless_the_recipe_says_public(
-    exported: Path, fake_hub: FakeHub
+    exported: Path, hub: HubServer
 ) -> None:
-    fake_hub.exists_as_public = True
-    line = push_to(fake_hub, exported, {"push": True, "id": "owner/rm"})
+    hub.add("model", "owner/rm", {})
+    line = push_to(hub, exported, {"push": True, "id": "owner/rm"})
     assert line.startswith("hub: owner/rm exists and is public; set hub.public: true")
-    assert not fake_hub.files
-    push_to(fake_hub, exported, {"push": True, "id": "owner/rm", "public": True})
-    assert fake_hub.private is False
-    assert "model.safetensors" in fake_hub.files
+    assert not stored(hub)
+    push_to(hub, exported, {"push": True, "id": "owner/rm", "public": True})
+    assert not hub.repositories["model", "owner/rm"].private
+    assert "model.safetensors" in stored(hub)
 
 
-def test_a_refusal_says_how_to_repeat_the_upload(exported: Path, fake_hub: FakeHub) -> None:
-    fake_hub.refuses = True
-    line = push_to(fake_hub, exported, {"push": True, "id": "owner/rm"})
+@pytest.mark.parametrize("what", ["create", "commit", "upload"])
+def test_a_refusal_says_why_and_how_to_repeat_the_upload(what: str, exported: Path, hub: HubServer) -> None:
+    hub.refusals[what] = 1 if what != "upload" else 2
+    line, address = push_to(hub, exported, {"push": True, "id": "owner/rm"}, times=2).splitlines()
     assert line.startswith("hub: owner/rm was not uploaded: ")
-    assert line.endswith(f"Retry: hf upload owner/rm {exported} --private")
-    assert "\n" not in line
-    assert "hf_test" not in line
+    assert line.endswith(f"Retry: rmtrain export {exported.parent} --push")
+    assert TOKEN not in line
+    assert address == f"{hub.address}/owner/rm"
+    assert set(stored(hub)) == {*MINE, *ADAPTER}
+
+
+def test_what_has_arrived_is_not_sent_again(exported: Path, hub: HubServer) -> None:
+    hub.refusals["commit"] = 1
+    push_to(hub, exported, {"push": True}, times=2)
+    sent = [request.path for request in hub.requests if request.method == "PUT"]
+    assert len(sent) == len(set(sent)) == 2, "the weights of model and adapter, once each"
+    assert set(stored(hub)) == {*MINE, *ADAPTER}
 
 
 def test_without_network_the_line_says_how_to_repeat_the_upload(exported: Path) -> None:
     with pytest.raises(RmtrainError) as refusal:
         push(exported, Hub(push=True, public=True), "rm")
     (line,) = refusal.value.problems
-    assert line.endswith(f"Retry: hf upload rm {exported} --no-private")
+    assert line.endswith(f"Retry: rmtrain export {exported.parent} --push")
+    with pytest.raises(RmtrainError, match=r"Retry: rmtrain export there --push$"):
+        push(exported, Hub(push=True), "rm", retry="rmtrain export there --push")
 
 
 @pytest.mark.parametrize("base", ["/home/somebody/base", "./base", "~/base", None])
@@ -172,5 +134,13 @@ def test_trap_s7_an_adapter_for_a_model_of_this_machine_stays_here(base: str | N
     assert "adapter/adapter_model.safetensors" in uploaded_files(exported), "guard"
     (exported / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     assert set(uploaded_files(exported)) == set(MINE)
-    with pytest.raises(RmtrainError, match=r"--exclude 'adapter/\*'$"):
-        push(exported, Hub(push=True), "rm")
+
+
+def test_a_pushed_model_is_loaded_by_its_id_with_the_same_rewards(tmp_path: Path, hub: HubServer) -> None:
+    directory = tiny_export(tmp_path / "run" / "model")
+    push_to(hub, directory, {"push": True, "id": "owner/tiny"})
+    golden = json.loads(stored(hub, "owner/tiny")["golden.json"])
+    ids = json.dumps([entry["ids"] for entry in golden])
+    rewards = json.loads(process(hub, tmp_path / "elsewhere", SCORE, "owner/tiny", ids))
+    assert rewards == pytest.approx([entry["reward"] for entry in golden], abs=1e-6)
+    assert len({round(reward, 3) for reward in rewards}) > 1, "guard"
