@@ -1,15 +1,17 @@
 """`rmtrain eval`: how good a model is on pairs, and whether that is good enough."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console, Group
 from rich.text import Text
+from transformers import PreTrainedTokenizerFast
 
 from rmtrain.batching.plan import Costs
+from rmtrain.commands.eval_settings import pair_settings
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.report import with_errors, write_report
 from rmtrain.data.artifact import TokenizedData
@@ -22,6 +24,7 @@ from rmtrain.evaluation.evaluate import Evaluation, check_gates
 from rmtrain.evaluation.evaluate import evaluate as evaluate_model
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores import read_scores, write_scores
+from rmtrain.evaluation.settings import write_settings
 from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.recipe.load import load_recipe, parse_recipe
@@ -45,23 +48,27 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     """
     accelerator = Accelerator(mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no")
     reward_model, tokenizer = load_reward_model(model, accelerator.device, allow_template_change=allow_template_change)
-    data = _evaluation_data(model, recipe, template_hash(tokenizer), console or Console(stderr=True), allow_template_change)
+    encoder = _tokenizer(model, recipe, template_hash(tokenizer), allow_template_change)
+    data = _evaluation_data(recipe, encoder, console or Console(stderr=True))
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
     budget = token_budget(recipe.batching.max_tokens, Costs.of(data, layout), reward_model)
     prepared = accelerator.prepare_model(reward_model, evaluation_mode=True)
     evaluation = evaluate_model(prepared, data, layout, accelerator, tokenizer.pad_token_id, budget)
-    return with_errors(evaluation, data, tokenizer)
+    settings = pair_settings(model, recipe, data, template_hash(encoder))
+    return replace(with_errors(evaluation, data, tokenizer), settings=settings)
 
 
-def _evaluation_data(
-    model: str, recipe: Recipe, trained_template: str | None, console: Console, allow_template_change: bool
-) -> TokenizedData:
+def _tokenizer(model: str, recipe: Recipe, trained_template: str | None, allow_template_change: bool) -> PreTrainedTokenizerFast:
     tokenizer = open_tokenizer(model, recipe.data.chat_template)
     if template_hash(tokenizer) != trained_template and recipe.data.chat_template != "tokenizer" and not allow_template_change:
         raise CheckpointError(
             f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r}; "
             "set it to tokenizer, or give --allow-template-change"
         )
+    return tokenizer
+
+
+def _evaluation_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, console: Console) -> TokenizedData:
     with ReadingDisplay(console) as progress:
         if any(source.holdout for source in recipe.data.train):
             data = prepare(recipe.data, tokenizer, progress).eval
@@ -165,6 +172,7 @@ def eval_command(
     directory = output or found.output
     directory.mkdir(parents=True, exist_ok=True)
     write_scores(directory / "scores.jsonl", evaluation.scored)
+    write_settings(directory / "scores.jsonl", evaluation.settings)
     wanted = {**found.gates, **gates}
     if report is not None:
         run = run_directory(Path(found.model).expanduser())

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -20,7 +20,8 @@ from rmtrain.recipe.schema import LOWER_IS_BETTER, Gate
 class Evaluation:
     """The scores of some comparisons in the order of the data, their summary, and how long how many micro-batches took.
 
-    `hardest` are the errors of the largest margins as text, where somebody asked for them.
+    `hardest` are the errors of the largest margins as text, where somebody asked for them; `settings` is what the numbers depend on beside
+    the model.
     """
 
     scored: list[ScoredComparison]
@@ -28,6 +29,7 @@ class Evaluation:
     seconds: float
     micro_batches: int
     hardest: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of a log line, under the seed's names. A step of an evaluation is a micro-batch."""
