@@ -26,7 +26,7 @@ from benchmarks.pairs import HH, encode, hh_rows, read_comparisons, recipe_for, 
 from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
 from rmtrain.batching.plan import order
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.run import start
 from rmtrain.recipe.schema import Recipe
 

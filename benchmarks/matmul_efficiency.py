@@ -31,7 +31,7 @@ from benchmarks.pairs import (
     stored,
 )
 from benchmarks.sampling import sample
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import load_tokenizer
 
 
 def matmul_rate(size: int, repeats: int = 5) -> float:

@@ -23,7 +23,7 @@ from benchmarks.ours import train_ours
 from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, stored
 from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.model.build import build_reward_model
 
 MEGABYTE = 10**6

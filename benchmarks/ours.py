@@ -12,7 +12,7 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.prepare import PreparedData
+from rmtrain.data.stored.prepare import PreparedData
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import rehearse
 from rmtrain.engine.metrics import Meter

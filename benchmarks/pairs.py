@@ -12,12 +12,12 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common import DATA
-from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
-from rmtrain.data.checks import Waterfall
 from rmtrain.data.comparison import Comparison, Preference, TokenizedComparison
-from rmtrain.data.loading import load_comparisons
-from rmtrain.data.prepare import PreparedData
-from rmtrain.data.tokenize import encode_comparisons
+from rmtrain.data.rows.loading import load_comparisons
+from rmtrain.data.stored.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
+from rmtrain.data.stored.prepare import PreparedData
+from rmtrain.data.text.tokenize import encode_comparisons
+from rmtrain.data.waterfall import Waterfall
 from rmtrain.recipe.schema import Recipe
 
 HH = DATA / "hh_harmless.jsonl.gz"

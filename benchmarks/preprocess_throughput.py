@@ -1,4 +1,4 @@
-"""Rows to tokens: `rmtrain.data.prepare` without a cache against RewardTrainer's tokenization, for the same rows, template and tokenizer.
+"""Rows to tokens: `prepare` without a cache against RewardTrainer's tokenization, for the same rows, template and tokenizer.
 
 Ours reads the file, splits transcripts into messages, renders, encodes, checks, finds what is shared, and writes the artifact. TRL is
 given messages in memory and renders, encodes and filters. The tokens of both must be equal.
@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
 from benchmarks.pairs import HH, MAX_LENGTH, hh_rows, llama, read_comparisons, recipe_for
 from rmtrain.data.comparison import Comparison
-from rmtrain.data.prepare import PreparedData, prepare
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Data
 
 

@@ -35,7 +35,7 @@ from benchmarks.pairs import (
 from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
 from rmtrain.batching.plan import order
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import load_tokenizer
 
 LAYOUTS = ("shared_prefix", "packed", "padded")
 TOLERANCE = 1e-5

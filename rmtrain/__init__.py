@@ -9,7 +9,7 @@ _HOMES = {
     "train": "rmtrain.commands.train",
     "evaluate": "rmtrain.commands.eval",
     "visualize_tokens": "rmtrain.report.tokens",
-    "CHAT_TEMPLATES": "rmtrain.data.templates",
+    "CHAT_TEMPLATES": "rmtrain.data.text.templates",
     "RewardScorer": "rmtrain.evaluation.scorer",
 }
 __all__ = list(_HOMES)

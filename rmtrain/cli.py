@@ -145,7 +145,29 @@ def train(
 
     outcome = run(loaded, console, fresh=fresh, resume=resume)
     finish(outcome, as_json)
-    fail_on_missed(outcome.document["gates"])
+    fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
+
+
+@app.command()
+def export(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="A run or one of its checkpoints.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory of the export; else in the run.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="The adapter alone, or merged weights beside it.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else that of the run.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Upload it, private unless hub.public=true.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a run's model, or any of its checkpoints, reload it and compare rewards, and upload it if asked."""
+    target, overrides = split_arguments(arguments)
+    if target is None:
+        raise RecipeError("expected a run or a checkpoint; see `rmtrain export --help`")
+    start_console()
+    from rmtrain.commands.export import ExportRequest
+    from rmtrain.commands.export import export as run
+
+    finish(run(ExportRequest(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push)), as_json)
 
 
 @app.command(name="eval")
@@ -308,11 +330,12 @@ def finish(outcome: "Outcome", as_json: bool) -> None:
         print(json_text(outcome.document))
 
 
-def fail_on_missed(gates: dict[str, dict[str, Any]]) -> None:
-    """Raise GateMissed with a line per gate that was missed, saying by how much."""
+def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
+    """Raise GateMissed with a line per gate that was missed, saying by how much; RmtrainError where only the upload failed."""
     missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
-    if missed:
-        raise GateMissed(*missed)
+    problems = [*missed, *([hub_problem] if hub_problem else [])]
+    if problems:
+        raise (GateMissed if missed else RmtrainError)(*problems)
 
 
 def _missed(name: str, required: float, value: float | None, passed: bool) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from rmtrain.data.tokenizer import prepared
+from rmtrain.data.text.tokenizer import prepared
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export import write_export
 from rmtrain.model.golden import golden_texts

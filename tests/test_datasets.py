@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from rmtrain.data.comparison import Comparison, Dropped, place_of, rows_of
-from rmtrain.data.loading import load_comparisons
+from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.errors import DataError
 from rmtrain.recipe.load import parse_recipe
 from rmtrain.recipe.schema import Messages, PairSource, Source

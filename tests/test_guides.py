@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmtrain.data.checks import ASKED_FOR
-from rmtrain.data.findings import KINDS
+from rmtrain.data.checks.findings import KINDS
+from rmtrain.data.waterfall import ASKED_FOR
 from tests.runs import ROOT
 
 

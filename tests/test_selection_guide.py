@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from rmtrain.data.checks import ASKED_FOR
-from rmtrain.data.prepare import prepare
-from rmtrain.data.tokenizer import prepared
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import prepared
+from rmtrain.data.waterfall import ASKED_FOR
 from rmtrain.recipe.load import load_recipe
 from tests.helpers import byte_bpe, write_jsonl
 from tests.runs import ROOT

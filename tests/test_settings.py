@@ -12,7 +12,7 @@ from rich.console import Console
 from rmtrain.batching.layout import lay_out
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
-from rmtrain.data.loading import load_comparisons
+from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.engine.loop import compute_objective
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.model.build import build_reward_model

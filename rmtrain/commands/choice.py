@@ -11,9 +11,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.commands.query import Query
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.prepare import PreparedData, fate
-from rmtrain.data.search import Match, search
+from rmtrain.data.checks.search import Match, search
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.prepare import PreparedData, fate
 from rmtrain.errors import DataError, RecipeError
 
 FEW = 3

@@ -14,9 +14,9 @@ from rmtrain.batching.plan import Costs
 from rmtrain.commands.eval_settings import pair_settings
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.report import with_errors, write_report
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.prepare import prepare, prepare_evaluation
-from rmtrain.data.tokenizer import open_tokenizer
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.prepare import prepare, prepare_evaluation
+from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.memory import token_budget
 from rmtrain.engine.run import computes_in_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError

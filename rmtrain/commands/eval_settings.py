@@ -3,7 +3,7 @@
 from importlib.metadata import version
 from typing import Any
 
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.engine.run import computes_in_bfloat16
 from rmtrain.evaluation.settings import TIES, digest_of
 from rmtrain.recipe.schema import Recipe

@@ -7,8 +7,8 @@ from rmtrain.commands.inspect_rows import inspect_rows
 from rmtrain.commands.inspect_step import inspect_step
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
-from rmtrain.data.prepare import prepare, prepare_unchecked
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.prepare import prepare, prepare_unchecked
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.reading import ReadingDisplay
 

@@ -15,11 +15,11 @@ from rich.text import Text
 from rmtrain.commands.choice import FEW, check_source, new_seed
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.cells import cells
 from rmtrain.data.comparison import Dropped
-from rmtrain.data.dropped import Content, dropped_rows, read_again
-from rmtrain.data.prepare import PreparedData
+from rmtrain.data.rows.cells import cells
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.dropped import Content, dropped_rows, read_again
+from rmtrain.data.stored.prepare import PreparedData
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Data
 from rmtrain.report.raw_row import dropped_view

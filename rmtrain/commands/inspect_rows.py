@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.commands.choice import choose, find_row
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
+from rmtrain.data.checks.ranking import extremes, ranking, ranks
+from rmtrain.data.checks.search import Match, decoded
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.prefix import common_prefix_length
-from rmtrain.data.prepare import PreparedData
-from rmtrain.data.ranking import extremes, ranking, ranks
-from rmtrain.data.search import Match, decoded
+from rmtrain.data.rows.prefix import common_prefix_length
+from rmtrain.data.stored.prepare import PreparedData
 from rmtrain.report.comparison import comparison_view
 from rmtrain.report.pieces import token_strings
 from rmtrain.report.surroundings import Flowing

@@ -11,11 +11,11 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.query import Query
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.checks.ranking import extremes
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.prepare import prepare
-from rmtrain.data.ranking import extremes
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.micro_batch import step_view

@@ -10,11 +10,11 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from rmtrain.commands.outcome import Outcome
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.audit import audit
-from rmtrain.data.columns import export_columns
-from rmtrain.data.prepare import prepare
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.checks.audit import audit
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.columns import export_columns
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.findings import findings_report
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table

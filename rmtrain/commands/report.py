@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.evaluate import Evaluation
 from rmtrain.evaluation.hardest import hardest_rows

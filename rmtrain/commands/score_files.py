@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from rmtrain.data.json_reader import MAX_LINE_BYTES, Line, open_bytes
+from rmtrain.data.raw.json_reader import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.errors import DataError, RecipeError, Stopped
 from rmtrain.evaluation.conversations import WRITTEN
 from rmtrain.evaluation.settings import differences, read_settings, settings_file, write_settings

@@ -19,14 +19,14 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
+from rmtrain.commands.card import card_of
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.report import pictures, with_errors, write_report
-from rmtrain.data.audit import audit
-from rmtrain.data.checks import check_rankings
-from rmtrain.data.identity import tokenizer_fingerprint
-from rmtrain.data.prepare import PreparedData, prepare
-from rmtrain.data.special_tokens import edge_tokens
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.checks.audit import audit
+from rmtrain.data.checks.rankings import check_rankings
+from rmtrain.data.raw.identity import tokenizer_fingerprint
+from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import token_budget
@@ -36,7 +36,7 @@ from rmtrain.engine.run import environment, start, start_trackers
 from rmtrain.engine.saving import Saver
 from rmtrain.engine.stopping import Stop
 from rmtrain.engine.together import on_main
-from rmtrain.errors import CheckpointError, RecipeError, Stopped
+from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
 from rmtrain.evaluation.samples import sample_rows
 from rmtrain.evaluation.scores import write_scores
@@ -49,7 +49,6 @@ from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel, unwrap
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
-from rmtrain.report.card import model_card
 from rmtrain.report.evaluation import evaluation_summary
 from rmtrain.report.findings import findings_notes
 from rmtrain.report.formats import compact
@@ -228,19 +227,21 @@ class Running:
         if best is not None:
             logger.info("the weights after step %d were best by %s; they are exported", best, recipe.checkpoints.best)
             last = evaluator(done)
-        summary, url = None if last is None else last.summary, None
+        summary = None if last is None else last.summary
+        url, problem = None, None
         self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
             with stop.at_once():
                 self._leave(last, summary)
                 self.directory.finish()
-                url = push(self.directory.model, recipe.hub, recipe.run.name) if recipe.hub.push else None
+                url, problem = push_if_asked(recipe, self.directory.model)
         document = {
             "directory": str(path),
             "model": str(self.directory.model),
             "evaluation": summary,
             "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
             "hub": url,
+            "hub_problem": problem,
         }
         return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
 
@@ -257,7 +258,14 @@ class Running:
             self.model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts
         )
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
-        (self.directory.model / "README.md").write_text(self._card(summary), encoding="utf-8")
+        card = card_of(
+            recipe,
+            self.tokenizer,
+            waterfall=self.prepared.train.waterfall.to_json(),
+            evaluation=summary,
+            versions=environment(self.accelerator, {})["versions"],
+        )
+        (self.directory.model / "README.md").write_text(card, encoding="utf-8")
         self._report(last)
 
     def _report(self, last: Evaluation | None) -> None:
@@ -297,22 +305,15 @@ class Running:
         )
         return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
 
-    def _card(self, summary: dict[str, Any] | None) -> str:
-        recipe = self.recipe
-        base = recipe.model.path if isinstance(recipe.model, PretrainedModel) and not Path(recipe.model.path).exists() else None
-        sources = (*recipe.data.train, *recipe.data.eval)
-        return model_card(
-            name=recipe.run.name,
-            path=recipe.hub.id or recipe.run.name,
-            base_model=base,
-            datasets={source.title: source.path for source in sources if not Path(source.path).expanduser().exists()},
-            waterfall=self.prepared.train.waterfall.to_json(),
-            evaluation=summary,
-            recipe=dump_recipe(recipe),
-            max_length=recipe.data.max_length,
-            add_special_tokens=not edge_tokens(self.tokenizer).in_template,
-            versions=environment(self.accelerator, {})["versions"],
-        )
+
+def push_if_asked(recipe: Recipe, model: Path) -> tuple[str | None, str | None]:
+    """The address of an upload that the recipe asks for, and what is wrong where it failed: the run is finished all the same."""
+    if not recipe.hub.push:
+        return None, None
+    try:
+        return push(model, recipe.hub, recipe.run.name), None
+    except RmtrainError as error:
+        return None, "; ".join(error.problems)
 
 
 def _account(plan: Plan, layout: Layout) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.intervals import wilson_interval
+from rmtrain.data.checks.intervals import wilson_interval
 
 ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 """What the first digits of a round width are."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rmtrain.data.json_reader import Line, Malformed, Row, parse
+from rmtrain.data.raw.json_reader import Line, Malformed, Row, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.scorer import turns
 from rmtrain.evaluation.sequences import Asked, Turns

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from rmtrain.batching.layout import Layout
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import score, scoring_micro_batches
 from rmtrain.evaluation.scores import ScoredComparison

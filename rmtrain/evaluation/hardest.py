@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.evaluation.samples import describe_edge
 from rmtrain.evaluation.scores import ScoredComparison
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.intervals import wilson_interval
+from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores import ScoredComparison
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.evaluation.scores import ScoredComparison
 
 

@@ -11,8 +11,8 @@ import torch
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, cut
 from rmtrain.data.comparison import Message, TokenizedComparison
-from rmtrain.data.messages import BadRow, to_messages
-from rmtrain.data.tokenizer import open_tokenizer
+from rmtrain.data.rows.messages import BadRow, to_messages
+from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.rows import Rows
 from rmtrain.evaluation.score import rewards_of

@@ -7,9 +7,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import Message, Preference, TokenizedComparison
-from rmtrain.data.prefix import common_prefix_length
-from rmtrain.data.special_tokens import edge_tokens
-from rmtrain.data.tokenize import encode_conversations
+from rmtrain.data.rows.prefix import common_prefix_length
+from rmtrain.data.text.special_tokens import edge_tokens
+from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.errors import DataError
 
 Overlong = Literal["error", "cut"]

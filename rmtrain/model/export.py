@@ -5,6 +5,7 @@ pad id at both levels, configuration and tokenizer in the spelling of transforme
 `golden.json` with texts, ids and rewards, `rmtrain.json` with where it comes from, and the adapter in `adapter/` where there is one.
 """
 
+import copy
 import errno
 import importlib.metadata
 import json
@@ -30,6 +31,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.model import reload_check
 from rmtrain.model.compatible import write_config, write_json, write_tokenizer
+from rmtrain.model.head import HeadPlace, head_of
 from rmtrain.model.load import FACTS, load_from, template_hash
 from rmtrain.model.lora import adapter_facts, base_of, merge_saved_adapter
 from rmtrain.model.origin import Origin, find_weights
@@ -47,7 +49,14 @@ Golden = Sequence[tuple[str, Sequence[int]]]
 """Rendered texts with the ids the run gives them."""
 
 
-def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> Path:
+def export_model(
+    model: nn.Module,
+    tokenizer: Any,
+    directory: Path,
+    golden: Golden,
+    extra: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write a model beside `directory`, verify it in a fresh process through transformers alone, then move it there.
 
     The model itself is not changed. What failed the check stays in `.<name>.partial` to be looked at.
@@ -57,6 +66,7 @@ def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Gold
         directory: where the model goes; an earlier export there is replaced.
         golden: at least one text with its ids, of different lengths where possible.
         extra: what else to say in `rmtrain.json`, such as recipe hash and longest length.
+        dtype: of all weights but the head, which is float32; None: that of the model.
 
     Returns:
         `directory`.
@@ -72,7 +82,7 @@ def export_model(model: nn.Module, tokenizer: Any, directory: Path, golden: Gold
     if partial.exists():
         shutil.rmtree(partial)
     try:
-        write_export(model, tokenizer, partial, golden, extra)
+        write_export(model, tokenizer, partial, golden, extra, dtype)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
             shutil.rmtree(partial, ignore_errors=True)
@@ -98,27 +108,37 @@ def _sync(directory: Path) -> None:
             os.close(descriptor)
 
 
-def write_export(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> None:
+def write_export(
+    model: nn.Module,
+    tokenizer: Any,
+    directory: Path,
+    golden: Golden,
+    extra: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write an export and verify what can be verified without a fresh process. Arguments and errors as of `export_model`."""
     reward_model = unwrap(model)
     reward_model.use_layout("padded")
     entries = _golden_entries(reward_model, tokenizer, golden)
     directory.mkdir(parents=True)
     merged = _merged(reward_model, tokenizer, directory / ADAPTER)
+    saved_dtype = dtype or reward_model.dtype
+    if saved_dtype != reward_model.dtype:
+        merged = rounded(merged, reward_model.head, saved_dtype)
     with quiet_transformers():
         merged.save_pretrained(directory)
     write_config(directory, tokenizer.pad_token_id)
     write_tokenizer(tokenizer, directory, reward_model.pools_last_token)
     del merged
     _check_weights(reward_model, directory)
-    write_json(directory / FACTS, _facts(reward_model, tokenizer, extra))
+    write_json(directory / FACTS, _facts(reward_model, tokenizer, saved_dtype, extra))
     origin = Origin(
         str(directory), _code_revision(reward_model), "export", CheckpointError, _code_revision(reward_model) is not None
     )
     exported, _ = load_from(origin, "cpu", torch.float32)
     in_memory = _rewards(reward_model, [entry["ids"] for entry in entries], tokenizer.pad_token_id)
     on_disk = _rewards(exported, [entry["ids"] for entry in entries], tokenizer.pad_token_id)
-    _compare(reward_model, in_memory, on_disk)
+    _compare(reward_model, saved_dtype, in_memory, on_disk)
     write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, on_disk, strict=True)])
 
 
@@ -209,6 +229,16 @@ def _merged(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedMode
     return merge_saved_adapter(load_backbone(model.origin, tokenizer, "new", dtype=model.dtype).model, adapter)
 
 
+def rounded(model: PreTrainedModel, head: HeadPlace, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of a model with weights of another type, all but its head, which stays float32."""
+    copied = copy.deepcopy(model).to(dtype)
+    source, target = (head_of(each, head) for each in (model, copied))
+    target.float()
+    target.load_state_dict(source.state_dict())
+    copied.config.dtype = dtype
+    return copied
+
+
 def _check_weights(model: RewardModel, directory: Path) -> None:
     """Reopen the files: names without wrappers, no empty tensors, the head as it is in memory."""
     weights = find_weights(Origin(str(directory), None, "export", CheckpointError))
@@ -246,29 +276,29 @@ def _rewards(model: RewardModel, sequences: Sequence[Sequence[int]], pad_token_i
         return [float(model(lay_out([row], pad_token_id).to(device))) for row in rows]
 
 
-def _compare(model: RewardModel, in_memory: Sequence[float], on_disk: Sequence[float]) -> None:
+def _compare(model: RewardModel, dtype: torch.dtype, in_memory: Sequence[float], on_disk: Sequence[float]) -> None:
     """Refuse an export whose rewards are not those of the model in memory, beyond what rounding to its type explains."""
     if not all(map(math.isfinite, [*in_memory, *on_disk])):
         raise NumericError(f"export: golden rewards are not finite: {in_memory} in memory, {on_disk} as saved")
     difference = max(abs(a - b) / (1 + abs(a)) for a, b in zip(in_memory, on_disk, strict=True))
     quantized = getattr(model.core, "hf_quantizer", None) is not None
-    limit = math.inf if quantized else 1e-3 if model.dtype == torch.float32 else 0.1
+    limit = math.inf if quantized else 1e-3 if dtype == torch.float32 else 0.1
     if difference > limit:
         raise CheckpointError(
             f"export: rewards as saved differ by {difference:.2g} from those in memory, {in_memory} against {on_disk}"
         )
-    if model.dtype != torch.float32 or quantized:
-        logger.info("rewards as saved in %s differ by at most %.2g (relative) from those in memory", model.dtype, difference)
+    if dtype != torch.float32 or quantized:
+        logger.info("rewards as saved in %s differ by at most %.2g (relative) from those in memory", dtype, difference)
 
 
-def _facts(model: RewardModel, tokenizer: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
     base = None if model.origin is None else {"path": model.origin.path, "revision": model.origin.revision}
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "base": base,
         "head": model.head.weight,
         "reads": "last token" if model.pools_last_token else "encoder head",
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(dtype).removeprefix("torch."),
         "parameters": trainable_summary(model)["total"],
         "adapter": adapter_facts(model.hf) if isinstance(model.hf, PeftModel) else None,
         "template_sha256": template_hash(tokenizer),

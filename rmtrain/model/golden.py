@@ -3,8 +3,8 @@
 from typing import Any
 
 from rmtrain.data.comparison import Message
-from rmtrain.data.render import render_all
-from rmtrain.data.tokenize import encode_conversations
+from rmtrain.data.text.render import render_all
+from rmtrain.data.text.tokenize import encode_conversations
 
 EXCHANGES = (
     ("How many legs has a spider?", "Eight."),

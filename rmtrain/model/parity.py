@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rmtrain.batching.layout import Layout, lay_out
-from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import SegmentsNotSeen
 from rmtrain.model.reward_model import RewardModel, evaluating

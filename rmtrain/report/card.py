@@ -14,6 +14,13 @@ from rmtrain.report.waterfall import total
 
 TAGS = ["reward-model", "rmtrain", "text-classification"]
 
+VLLM_SNIPPET = """\
+from vllm import LLM
+
+llm = LLM("{path}", runner="pooling")
+prompts = [{{"prompt_token_ids": tokenizer(text, add_special_tokens={add_special_tokens})["input_ids"]}} for text in texts]
+print([output.outputs.probs[0] for output in llm.classify(prompts)])
+"""
 SNIPPET = """\
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -40,7 +47,9 @@ def model_card(
     name: str,
     path: str,
     base_model: str | None,
+    adapted: bool,
     datasets: Mapping[str, str],
+    splits: Mapping[str, str],
     waterfall: Mapping[str, Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
     recipe: str,
@@ -54,8 +63,10 @@ def model_card(
         name: of the run.
         path: what a user gives to `from_pretrained`, such as `owner/name`.
         base_model: Hub id of the model that was trained; None: there is none, or it is not on the Hub.
+        adapted: whether low-rank adapters were trained rather than all weights.
         datasets: Hub ids of those sources, by tag, that are on the Hub.
-        waterfall: rows read, dropped and kept of each training source.
+        splits: of those datasets, by tag.
+        waterfall: rows read, dropped and kept of each training source; empty: they are not known any more.
         evaluation: what `summarize` returned for the final model; None: it was not evaluated.
         recipe: the resolved recipe, as YAML text.
         max_length: longest response with its prompt that was trained on, in tokens.
@@ -64,25 +75,32 @@ def model_card(
     """
     sections = [
         f"# {name}",
-        _introduction(base_model),
+        _introduction(base_model, adapted),
         "## Use\n\n" + _use(path, add_special_tokens),
         "## Data\n\n" + _data_table(waterfall),
         "## Evaluation\n\n" + _evaluation(evaluation),
         "## Training\n\n" + _training(recipe, versions),
         "## Limits\n\n" + _limits(max_length, evaluation),
     ]
-    front_matter = _metadata(name, base_model, datasets, evaluation).to_yaml().strip()
+    front_matter = _metadata(name, base_model, datasets, splits, evaluation).to_yaml().strip()
     return f"---\n{front_matter}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _metadata(
-    name: str, base_model: str | None, datasets: Mapping[str, str], evaluation: Mapping[str, Any] | None
+    name: str,
+    base_model: str | None,
+    datasets: Mapping[str, str],
+    splits: Mapping[str, str],
+    evaluation: Mapping[str, Any] | None,
 ) -> ModelCardData:
     results = [
         EvalResult(
             task_type="preference_evaluation",
+            task_name="Preference evaluation",
             dataset_type=datasets.get(source, source),
             dataset_name=source,
+            dataset_split=splits.get(source),
+            metric_name=f"accuracy, 95 % in {interval(numbers)} of {numbers['n']:,}",
             metric_type="accuracy",
             metric_value=numbers["accuracy"],
         )
@@ -91,6 +109,7 @@ def _metadata(
     ]
     return ModelCardData(
         base_model=base_model,
+        base_model_relation=None if base_model is None else "finetune",
         datasets=sorted(set(datasets.values())) or None,
         eval_results=results or None,
         library_name="transformers",
@@ -101,11 +120,11 @@ def _metadata(
     )
 
 
-def _introduction(base_model: str | None) -> str:
+def _introduction(base_model: str | None, adapted: bool) -> str:
     origin = f"`{base_model}`" if base_model else "a model that is not on the Hub"
     return (
         f"A reward model: it reads a conversation and gives its last response one number, greater for better. Trained from {origin} "
-        "on comparisons of responses with rmtrain."
+        f"on comparisons of responses with rmtrain{', by low-rank adapters that are merged into these weights' if adapted else ''}."
     )
 
 
@@ -120,10 +139,15 @@ def _use(path: str, add_special_tokens: bool) -> str:
         f"The reward is the raw logit at {where}: no sigmoid, no softmax. Only differences between responses to the same prompt "
         f"have a meaning; the chance that one is better than another is `sigmoid(reward_a - reward_b)`. {writer}\n\n"
         + _fenced(SNIPPET.format(path=path, add_special_tokens=add_special_tokens), "python")
+        + "\n\nWith vLLM, for the same `tokenizer` and `texts`; `problem_type: regression` in `config.json` tells it to apply no "
+        "sigmoid, and older versions are told so by `PoolingParams(use_activation=False)`:\n\n"
+        + _fenced(VLLM_SNIPPET.format(path=path, add_special_tokens=add_special_tokens), "python")
     )
 
 
 def _data_table(waterfall: Mapping[str, Mapping[str, Any]]) -> str:
+    if not waterfall:
+        return "The recipe below names the data."
     rows = [
         (
             source,
@@ -147,7 +171,7 @@ def _dropped(reasons: Mapping[str, int]) -> str:
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     if evaluation is None:
-        return "This model was not evaluated: its recipe names no evaluation data."
+        return "This model was not evaluated."
     sources = evaluation["sources"]
     shown = {**sources, "all": evaluation} if len(sources) > 1 else sources
     rows = [
@@ -164,7 +188,32 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
     ]
     headings = ("source", "comparisons", "accuracy", "95 % interval", "ties", "loss", "longer wins")
     rules = [f"- {key.replace('_', ' ')}: {evaluation['rules'][key]}." for key in ("accuracy", "longer_wins", "loss")]
-    return _table(headings, rows) + "\n\n" + "\n".join(rules)
+    return _table(headings, rows) + "\n\n" + "\n".join([*rules, *_beyond_accuracy(evaluation)])
+
+
+def _beyond_accuracy(evaluation: Mapping[str, Any]) -> list[str]:
+    """How sure it is, how far its rewards spread, and what length does to it."""
+    if evaluation["accuracy"] is None:
+        return []
+    spread = [
+        f"{side} {decimal(values['mean'], 3)} ± {decimal(values['std'], 3)}"
+        for side, values in zip(("chosen", "rejected"), evaluation["rewards"].values(), strict=True)
+    ]
+    lines = [
+        f"- rewards, mean and standard deviation: {', '.join(spread)}.",
+        f"- calibration error of sigmoid(margin): {decimal(evaluation['calibration_error'], 3)}.",
+    ]
+    if evaluation["longer_wins"] is None:
+        return lines
+    longer, shorter = (
+        decimal(evaluation["accuracy_by_length"][key]["accuracy"], 3) for key in ("winner_longer", "winner_shorter")
+    )
+    within = decimal(evaluation["spearman_length_within"], 3)
+    return [
+        *lines,
+        f"- length: accuracy {longer} where the preferred response is longer and {shorter} where it is shorter; rank correlation of "
+        f"reward and length within a prompt {within}.",
+    ]
 
 
 def _training(recipe: str, versions: Mapping[str, str]) -> str:

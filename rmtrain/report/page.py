@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rmtrain.data.checks import ASKED_FOR
+from rmtrain.data.waterfall import ASKED_FOR
 from rmtrain.evaluation.history import Row, reward_drift, sample_histories
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.report.diagnosis_figures import diagnosis_figures, drift_figure, source_figure

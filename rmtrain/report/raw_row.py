@@ -8,7 +8,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.data.cells import cells
+from rmtrain.data.rows.cells import cells
 from rmtrain.report.formats import revealed
 from rmtrain.report.surroundings import Facts, Flowing, Unfolded
 

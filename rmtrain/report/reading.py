@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
-from rmtrain.data.reading import Reading
+from rmtrain.data.rows.reading import Reading
 from rmtrain.report.formats import compact, duration, percent
 from rmtrain.report.progress import is_watched
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.data.checks import ASKED_FOR
+from rmtrain.data.waterfall import ASKED_FOR
 from rmtrain.report.formats import percent
 
 BAR_WIDTH = 24

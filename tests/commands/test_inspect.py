@@ -13,9 +13,9 @@ from rich.text import Text
 
 from rmtrain.commands.inspect import inspect
 from rmtrain.commands.query import Query
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.prepare import prepare
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.formats import json_text

@@ -12,9 +12,9 @@ from rich.text import Text
 from rmtrain.commands.inspect_step import inspect_step, step_plan
 from rmtrain.commands.query import Query
 from rmtrain.commands.train import make_plan
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.prepare import prepare
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe

@@ -19,7 +19,7 @@ from rich.console import Console
 from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.score import Wanted, score
 from rmtrain.commands.score_files import CHUNK, read_lines
-from rmtrain.data.json_reader import MAX_LINE_BYTES
+from rmtrain.data.raw.json_reader import MAX_LINE_BYTES
 from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.json_reader import Line
+from rmtrain.data.raw.json_reader import Line
 from rmtrain.errors import DataError
 from rmtrain.evaluation.conversations import answered, read_question
 

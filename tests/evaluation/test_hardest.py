@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rmtrain.data.comparison import PAIR, Preference
-from rmtrain.data.prepare import prepare
-from rmtrain.data.tokenizer import load_tokenizer
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.evaluation.hardest import hardest_errors, hardest_rows
 from rmtrain.evaluation.scores import ScoredComparison
 from tests.evaluation.test_metrics import pair, random_lists

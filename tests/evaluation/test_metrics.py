@@ -11,8 +11,8 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.calibration import calibration_curve
 
 from rmtrain.batching.layout import lay_out
+from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
-from rmtrain.data.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores import ScoredComparison

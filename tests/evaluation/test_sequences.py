@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from rmtrain.data.comparison import PAIR, Comparison, TokenizedComparison
-from rmtrain.data.tokenize import Encoder
-from rmtrain.data.tokenizer import prepared
+from rmtrain.data.text.tokenize import Encoder
+from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.evaluation.sequences import Asked, Limit, Turns, encode
 from rmtrain.recipe.schema import Data, PairSource

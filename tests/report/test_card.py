@@ -22,7 +22,9 @@ FACTS: dict[str, Any] = {
     "name": "rm_sentiment_1b",
     "path": "owner/rm_sentiment_1b",
     "base_model": "EleutherAI/pythia-1b-deduped",
+    "adapted": False,
     "datasets": {"hh": "Anthropic/hh-rlhf"},
+    "splits": {"hh": "test"},
     "waterfall": {
         "hh": {"read": 100, "dropped": {"too_long": 3}, "gathered": 0, "kept": 97},
         "mine|local": {"read": 10, "dropped": {}, "gathered": 0, "kept": 10},
@@ -40,6 +42,7 @@ FACTS: dict[str, Any] = {
 def test_the_hub_reads_the_front_matter() -> None:
     data = ModelCard(model_card(**FACTS)).data
     assert data.base_model == "EleutherAI/pythia-1b-deduped"
+    assert data.base_model_relation == "finetune"
     assert data.datasets == ["Anthropic/hh-rlhf"]
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "text-classification"
@@ -62,6 +65,40 @@ def test_people_read_waterfall_metrics_and_baseline() -> None:
     assert "not better than length" in card
     assert "at most 1,024 tokens" in card
     assert "rmtrain 0.1.0, torch 2.13.0" in card
+    assert "low-rank" not in card
+    assert "merged into these weights" in model_card(**{**FACTS, "adapted": True})
+
+
+def test_the_index_has_split_and_interval_of_each_source() -> None:
+    hh, mine = ModelCard(model_card(**FACTS)).data.eval_results
+    assert (hh.dataset_split, mine.dataset_split) == ("test", None)
+    assert hh.metric_name == "accuracy, 95 % in [0.3664, 0.6336] of 50"
+    assert hh.task_type == "preference_evaluation"
+
+
+def test_what_is_behind_the_accuracy_stands_in_the_card() -> None:
+    card = model_card(**FACTS)
+    assert "- rewards, mean and standard deviation: chosen 1.000 ± 0.000, rejected 0.500 ± 0.866." in card
+    assert re.search(r"- calibration error of sigmoid\(margin\): 0\.\d{3}\.", card)
+    assert "accuracy 0.750 where the preferred response is longer and – where it is shorter" in card
+    bare = summarize([ScoredComparison("a", "hh", (1.0, 0.0), (), PAIR)])
+    assert "- length:" not in model_card(**{**FACTS, "evaluation": bare})
+
+
+def test_vllm_is_given_token_ids_so_that_it_adds_no_second_begin_token() -> None:
+    snippets = re.findall(r"```python\n(.*?)```", model_card(**FACTS), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        compile(snippet, "card", "exec")
+    assert '"prompt_token_ids"' in snippets[1]
+    assert 'runner="pooling"' in snippets[1]
+    assert "add_special_tokens=False" in snippets[1]
+
+
+def test_without_a_waterfall_the_recipe_names_the_data() -> None:
+    card = model_card(**{**FACTS, "waterfall": {}})
+    assert "The recipe below names the data." in card
+    assert "rows read" not in card
 
 
 def test_a_scratch_model_on_local_data_without_evaluation() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rmtrain.data.baselines import RULES as RULE_KINDS
-from rmtrain.data.findings import KINDS as FAULT_KINDS
+from rmtrain.data.checks.baselines import RULES as RULE_KINDS
+from rmtrain.data.checks.findings import KINDS as FAULT_KINDS
 from rmtrain.report.findings import ADVICE, RULES, baselines_table, findings_notes, findings_report, findings_table
 from tests.report.render import render
 from tests.runs import ROOT

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from rmtrain.data.reading import Reading
+from rmtrain.data.rows.reading import Reading
 from rmtrain.report.reading import SECONDS_BETWEEN_LINES, ReadingDisplay
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.intervals import wilson_interval
+from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.benchmarks.benchmark import RULES, Benchmark, Rule, Scores, Units
 from rmtrain.evaluation.scores import ScoredComparison

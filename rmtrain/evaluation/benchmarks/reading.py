@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from rmtrain.data.json_reader import Line, Malformed, Row, parse
-from rmtrain.data.sources import FORMATS, METADATA, read_rows
+from rmtrain.data.raw.json_reader import Line, Malformed, Row, parse
+from rmtrain.data.raw.sources import FORMATS, METADATA, read_rows
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.benchmark import Benchmark, Item
 from rmtrain.recipe.schema import PairSource

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data.intervals import wilson_interval
+from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
 from rmtrain.evaluation.benchmarks.outputs import read_output
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS, output, scores, scores_of, units

@@ -1,0 +1,283 @@
+"""A file with one of each fault gives each fault once, with its row; a clean file gives none."""
+
+import json
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rmtrain.data.checks import audit as module
+from rmtrain.data.checks.audit import audit
+from rmtrain.data.checks.findings import KINDS
+from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.text.tokenizer import prepared
+from rmtrain.errors import DataError
+from rmtrain.recipe.schema import Data, PairSource, TokenizedSource
+from tests.data.text.test_tokenize import THINKING_TEMPLATE
+from tests.edges import prepared_rows, row
+from tests.helpers import byte_bpe, pairs, write_jsonl
+
+LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree. " * 3
+
+
+def chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": "x"}]
+
+
+PLANTED: list[tuple[str, str, dict[str, Any]]] = [
+    ("duplicate 0", "q1", row("What is rain?", "Water that falls.", "A kind of wind.")),
+    ("duplicate 1", "q1", row("what  is rain?", "water that falls.", "A kind of WIND.")),
+    ("contradictory 0", "q2", row("What is snow?", "Ice in flakes.", "Salt from the sky.")),
+    ("contradictory 1", "q2", row("What is snow?", "Salt from the sky.", "Ice in flakes.")),
+    ("cycle 0", "q3", row("Name a river.", "The Seine.", "Mount Etna.")),
+    ("cycle 1", "q3", row("Name a river.", "Mount Etna.", "Lake Como?!")),
+    ("cycle 2", "q3", row("Name a river.", "Lake Como?!", "The Seine.")),
+    ("near_identical", "q4", row("Is it late?", "Yes, it is!", "yes it is")),
+    ("short_winner", "q5", row("Tell me about dogs.", "I", LONG)),
+    ("zero_margin", "q6", row("How tall is an oak?", "Some thirty metres.", "No idea at all.", m=0.0)),
+    ("margin_outlier", "q7", row("How old is an oak?", "Centuries, at times.", "I would not know.", m=900.0)),
+    ("benchmark", "q8", row("Which fox is quick?", "The brown one.", "None of them is.")),
+    ("identical", "", row("Same?", "same", "same ")),
+    ("empty_response", "", row("Empty?", " ", "b")),
+    ("empty_cell", "", row("Null?", "a", None)),  # type: ignore[arg-type]
+    ("response_repeats_prompt", "", row("Tell me a story.", "Tell me a story. Once", "Tell me a story. No.")),
+    (
+        "different_prompts",
+        "",
+        {"chosen": chat("a"), "rejected": chat("b")},
+    ),
+    ("rewritten_by_template", "", row("Think?", "<think>a</think>b", "c")),
+    ("too_long", "", row("Long?", LONG * 9, "b")),
+    ("missing_column", "", {"prompt": "q", "chosen": "a"}),
+    ("unknown_role", "", {"prompt": "q", "chosen": [{"role": "judge", "content": "a"}], "rejected": "b"}),
+]
+CLEAN = 24
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return prepared(byte_bpe(), THINKING_TEMPLATE)
+
+
+def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> tuple[PreparedData, Data]:
+    """Clean rows, then the planted ones; a file of tokens with a fault; an evaluation row that is trained on; and a benchmark."""
+    clean = [{**one, "m": 1.0 + number % 4} for number, one in enumerate(pairs(CLEAN))]
+    rows = write_jsonl(folder / "rows.jsonl", [*clean, *({"m": 2.0, **one} for _, _, one in PLANTED)])
+    with rows.open("a") as stream:
+        stream.write("{oops\n")
+    end = tokenizer.eos_token_id
+    tokens = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}, {"chosen_ids": [6, 7, end], "rejected_ids": [6, 9]}]
+    test = [row("Fresh?", "It is.", "Stale as a stone."), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
+    benchmark = [{"question": "Where is it?"}, {"question": "which fox is quick?"}]
+    data = Data(
+        train=[
+            PairSource(path=str(rows), margin="m"),
+            TokenizedSource(path=str(write_jsonl(folder / "tokens.jsonl", tokens)), format="tokenized"),
+        ],
+        eval=[PairSource(path=str(write_jsonl(folder / "test.jsonl", test)))],
+        benchmarks=[str(write_jsonl(folder / "bench.jsonl", benchmark))],
+        cache_dir=str(folder / "cache"),
+        **{"max_length": 400, "max_drop_fraction": 1.0, "allow_overlap": True} | settings,
+    )
+    return prepare(data, tokenizer), data
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def expected() -> dict[str, list[str]]:
+    """Row ids by what was planted in them."""
+    ids: dict[str, list[str]] = {}
+    for number, (name, _, _) in enumerate(PLANTED):
+        ids.setdefault(name.split()[0], []).append(f"rows:{CLEAN + number}")
+    return ids | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
+
+
+def test_trap_20_each_planted_fault_is_reported_once_with_its_row_and_nothing_else(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    report = audit(made, data, tokenizer)
+    listed = lines(Path(report["list"]))
+    dropped = lines(made.directory / "dropped.jsonl")
+    found = [(fault["kind"], tuple(fault["ids"])) for fault in listed]
+    found += [(fault["reason"], (fault["id"],)) for fault in dropped]
+    assert sorted(found) == sorted((kind, tuple(ids)) for kind, ids in expected().items())
+    assert {fault["kind"] for fault in listed} == set(KINDS), "guard: every kind was planted"
+    assert len({fault["reason"] for fault in dropped}) >= 10, "guard: reasons to drop were planted"
+    assert "Seine" not in json.dumps(listed), "no text of rows is kept"
+    details = {fault["kind"]: fault["detail"] for fault in listed}
+    assert details["overlap"] == "the prompt of training row rows:3, but for case and spacing"
+    assert details["benchmark"] == "prompt of bench.jsonl:1"
+    first, second = expected()["contradictory"]
+    assert details["contradictory"] == f"1 one way: {first}; 1 the other way: {second}"
+    assert details["cycle"] == "3 responses that win over one another in a circle"
+
+
+def test_the_summary_counts_what_the_list_has(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    train, evaluation = (audit(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
+    assert (train["comparisons"], evaluation["comparisons"]) == (len(made.train), 2)
+    assert list(train["found"]) == [kind for kind in KINDS if kind != "overlap"]
+    cycle = train["found"]["cycle"]
+    assert (cycle["found"], cycle["rows"], cycle["share"]) == (1, 3, 3 / len(made.train))
+    assert cycle["examples"][0]["ids"] == expected()["cycle"]
+    assert list(evaluation["found"]) == ["overlap"]
+    assert train["baselines"]["longer"]["wins"] > 0
+
+
+def test_a_clean_file_has_no_finding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made, data = prepared_rows(tmp_path, tokenizer, pairs(60), holdout=0.2)
+    report = audit(made, data, tokenizer)
+    assert [split["found"] for split in report["splits"].values()] == [{}, {}]
+    assert Path(report["list"]).read_text() == ""
+    assert len(made.eval) > 0, "guard: both splits were looked at"
+
+
+def test_faults_across_sources_and_within_a_gathered_comparison(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    one, other, third = "Ice in flakes.", "Salt from the sky.", "Sugar, I think?"
+    rows = [
+        row("Snow?", one, other),
+        row("Snow?", other, third),
+        row("Snow?", third, other),
+        row("Rain?", "Wet.", "Dry, always."),
+    ]
+    again = PairSource(
+        path=str(write_jsonl(tmp_path / "again.jsonl", [row("snow?", other, one), row("Rain?", "wet.", "Dry, always.")]))
+    )
+    data = prepared_rows(tmp_path, tokenizer, rows, group_by_prompt=True)[1]
+    data = data.model_copy(update={"train": (*data.train, again)})
+    made = prepare(data, tokenizer)
+    assert made.train.ids == ["rows:0", "rows:3", "again:0", "again:1"], "guard: one was gathered"
+    found = {(fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(audit(made, data, tokenizer)["list"]))}
+    assert found == {
+        ("contradictory", "rows:0", "again:0"): "1 one way: rows:0 (0 over 1); 1 the other way: again:0",
+        ("contradictory", "rows:0"): "1 one way: rows:0 (1 over 2); 1 the other way: rows:0 (2 over 1)",
+        ("duplicate", "rows:3", "again:1"): "the same preference, 2 times",
+    }
+
+
+def test_a_ranking_that_is_there_twice_or_turned_round_is_one_fault(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    words = ["Ice in flakes.", "Salt from the sky.", "Sugar, I think?", "No idea."]
+    ranked = [row("Snow?", words[best], words[worse]) for best in range(4) for worse in range(best + 1, 4)]
+    turned = [{**one, "chosen": one["rejected"], "rejected": one["chosen"]} for one in ranked]
+    data = prepared_rows(tmp_path, tokenizer, ranked, group_by_prompt=True)[1]
+    ways = "1 one way: rows:0 (0 over 1); 1 the other way: "
+    for name, rows, kind, detail in (
+        ("again", ranked, "duplicate", "the same preference, 2 times: "),
+        ("turned", turned, "contradictory", ways),
+    ):
+        file = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        source = PairSource(path=str(file), group_by_prompt=True)
+        both = data.model_copy(update={"train": (*data.train, source)})
+        (fault,) = lines(Path(audit(prepare(both, tokenizer), both, tokenizer)["list"]))
+        assert (fault["kind"], fault["ids"]) == (kind, ["rows:0", f"{source.title}:0"])
+        assert fault["detail"].startswith(detail)
+        assert fault["detail"].endswith("; and 5 more in the same rows")
+
+
+def test_dedup_leaves_no_duplicate(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [*pairs(10), pairs(10)[3]]
+    kept, kept_data = prepared_rows(tmp_path / "kept", tokenizer, rows)
+    assert audit(kept, kept_data, tokenizer)["splits"]["train"]["found"]["duplicate"]["rows"] == 2
+    once, once_data = prepared_rows(tmp_path / "once", tokenizer, rows, dedup=True)
+    assert audit(once, once_data, tokenizer)["splits"]["train"]["found"] == {}
+
+
+def test_trap_12_training_on_a_benchmark_is_refused_with_the_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    with pytest.raises(DataError) as error:
+        audit(made, data.model_copy(update={"allow_overlap": False}), tokenizer)
+    row_id = expected()["benchmark"][0]
+    assert error.value.exit_code == 3
+    assert str(error.value) == (
+        f"1 of {len(made.train)} training rows have a prompt of data.benchmarks: {row_id} (prompt of bench.jsonl:1); "
+        "remove them, or set data.allow_overlap"
+    )
+    assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is there to look at"
+    with pytest.raises(DataError, match=r"no data file"):
+        audit(made, data.model_copy(update={"benchmarks": (str(tmp_path / "none.jsonl"),)}), tokenizer)
+
+
+def test_many_benchmark_rows_are_counted_and_the_list_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    bench = write_jsonl(tmp_path / "bench.jsonl", [{"prompt": one["prompt"]} for one in pairs(9)])
+    made, data = prepared_rows(tmp_path, tokenizer, pairs(12), benchmarks=[str(bench)])
+    with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*; all are in .*findings\.jsonl$"):
+        audit(made, data, tokenizer)
+
+
+def test_it_is_found_once_for_an_artifact_and_again_when_damaged(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    inner, calls = module._findings, []
+
+    def counting(*arguments: Any) -> Any:
+        calls.append(1)
+        return inner(*arguments)
+
+    monkeypatch.setattr(module, "_findings", counting)
+    first = audit(made, data, tokenizer)
+    assert audit(made, data, tokenizer) == first
+    assert len(calls) == 1
+    (made.directory / "findings.json").write_text("{}")
+    assert audit(made, data, tokenizer) == first
+    (made.directory / "findings.jsonl").write_text("")
+    assert audit(made, data, tokenizer) == first
+    assert len(calls) == 3
+    fewer = audit(made, data.model_copy(update={"benchmarks": ()}), tokenizer)
+    assert len(calls) == 4, "other benchmarks, other findings"
+    assert "benchmark" not in fewer["splits"]["train"]["found"]
+    write_jsonl(tmp_path / "bench.jsonl", [{"question": "Where is it?"}])
+    assert "benchmark" not in audit(made, data, tokenizer)["splits"]["train"]["found"], (
+        "the bytes of a benchmark count, not its name"
+    )
+
+
+def test_a_directory_that_cannot_be_written_costs_the_list_only(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    monkeypatch.setattr(module, "write_findings", lambda *arguments: False)
+    report = audit(made, data, tokenizer)
+    assert report["list"] is None
+    assert report["splits"]["train"]["found"]["cycle"]["found"] == 1
+
+
+def test_the_list_is_for_its_owner_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made, data = prepared_rows(tmp_path, tokenizer, pairs(5))
+    audit(made, data, tokenizer)
+    assert stat.S_IMODE(made.directory.stat().st_mode) == 0o700
+
+
+def test_the_document_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made, data = planted(tmp_path, tokenizer)
+    fresh = audit(made, data, tokenizer)
+    assert json.loads(json.dumps(fresh, allow_nan=False)) == fresh
+
+    def values(value: Any) -> list[Any]:
+        return [leaf for item in value.values() for leaf in values(item)] if isinstance(value, Mapping) else [value]
+
+    assert len(values(fresh)) > 50, "guard: there is something in it"
+
+
+def test_real_duplicates_are_those_that_counting_texts_finds(
+    shared_data: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def plain(turns: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
+        return tuple((turn["from"], " ".join(turn["value"].casefold().split())) for turn in turns if turn["value"].strip())
+
+    texts: dict[Any, list[str]] = {}
+    for number, one in enumerate(json.loads((shared_data / "dpo_en_demo.json").read_text(encoding="utf-8"))):
+        key = (plain(one["conversations"]), plain([one["chosen"]]), plain([one["rejected"]]))
+        texts.setdefault(key, []).append(f"dpo_en_demo:{number}")
+    source = PairSource(path=str(shared_data / "dpo_en_demo.json"), prompt="conversations")
+    data = Data(train=[source], max_length=100_000, cache_dir=str(tmp_path / "cache"))
+    listed = lines(Path(audit(prepare(data, tokenizer), data, tokenizer)["list"]))
+    found = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
+    assert sorted(found) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
+    assert len(found) >= 3, "guard: there are some"

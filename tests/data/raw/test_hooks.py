@@ -1,0 +1,124 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmtrain.data.raw.hooks import load_function, through_hook
+from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.hook import read_hook
+from rmtrain.recipe.schema import PairSource
+
+CODE = """
+from dataclasses import dataclass
+
+@dataclass
+class Side:
+    text: "str"
+
+def rows(row):
+    kind = row["kind"]
+    if kind == "keep":
+        return {"chosen": Side(row["a"]).text}
+    if kind == "split":
+        return [{"n": 1}, {"n": 2}]
+    if kind == "one":
+        return [{"n": 1}]
+    if kind == "drop":
+        return None
+    if kind == "none":
+        return []
+    if kind == "print":
+        print("hello")
+        return row
+    if kind == "number":
+        return 7
+    if kind == "numbers":
+        return [{}, 7]
+    return inner(row)
+
+def inner(row):
+    return row["absent"]["x"]
+
+constant = 3
+"""
+
+
+def source_with(folder: Path, code: str = CODE, name: str = "mine:rows") -> PairSource:
+    (folder / "mine.py").write_text(code)
+    source = PairSource(path="pairs.jsonl", prepare=name)
+    source.take(read_hook(name, folder))
+    return source
+
+
+def through(source: PairSource, **row: Any) -> list[tuple[Any, Any]]:
+    return list(through_hook(row, 12, source))
+
+
+def test_a_row_becomes_one_several_or_none(tmp_path: Path) -> None:
+    source = source_with(tmp_path)
+    assert through(source, kind="keep", a="x") == [(12, {"chosen": "x"})]
+    assert through(source, kind="split") == [("12.0", {"n": 1}), ("12.1", {"n": 2})]
+    assert through(source, kind="one") == [("12.0", {"n": 1})]
+    assert through(source, kind="drop") == through(source, kind="none") == []
+
+
+def test_a_failure_names_file_line_function_row_and_error_in_one_line(tmp_path: Path) -> None:
+    source = source_with(tmp_path)
+    line = CODE.splitlines().index('    return row["absent"]["x"]') + 1
+    expected = {
+        "fail": f"pairs:12: {tmp_path}/mine.py:{line}: rows: KeyError: 'absent'",
+        "number": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got an int",
+        "numbers": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got a list with an int",
+    }
+    for kind, message in expected.items():
+        with pytest.raises(DataError) as raised:
+            through(source, kind=kind)
+        assert str(raised.value) == message
+
+
+def test_long_and_many_lined_errors_are_cut(tmp_path: Path) -> None:
+    source = source_with(tmp_path, "def rows(row):\n    raise ValueError('a\\nb' * 999)\n")
+    with pytest.raises(DataError) as raised:
+        through(source, kind="x")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < len(str(tmp_path)) + 300
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "words"),
+    [
+        ("def rows(row:\n", "mine:rows", r"^prepare: .*/mine.py:1: SyntaxError: "),
+        ("x = 1\ny = x / 0\n", "mine:rows", r"^prepare: .*/mine.py:2: ZeroDivisionError: division by zero$"),
+        ("import nothing_of_this_name\n", "mine:rows", r"^prepare: .*/mine.py:1: ModuleNotFoundError: "),
+        (CODE, "mine:absent", r"^prepare: .*/mine.py has no function absent$"),
+        (CODE, "mine:constant", r"^prepare: .*/mine.py has no function constant$"),
+    ],
+)
+def test_a_file_without_a_working_function_is_refused(tmp_path: Path, code: str, name: str, words: str) -> None:
+    with pytest.raises(RecipeError, match=words) as raised:
+        through(source_with(tmp_path, code, name), kind="keep")
+    assert "\n" not in str(raised.value)
+
+
+def test_the_bytes_that_were_read_are_what_runs_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    before = list(sys.path)
+    source = source_with(tmp_path, "def rows(row):\n    return {'version': 1}\n")
+    (tmp_path / "mine.py").write_text("def rows(row):\n    return {'version': 2}\n")
+    assert through(source) == [(12, {"version": 1})]
+    assert through(source_with(tmp_path, "def rows(row):\n    return {'version': 2}\n")) == [(12, {"version": 2})]
+    assert sys.path == before
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file beside the recipe"
+    assert source.hook is not None
+    assert load_function(source.hook) is load_function(source.hook), "loaded once"
+
+
+def test_what_it_prints_does_not_mix_with_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    through(source_with(tmp_path), kind="print")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
+def test_a_source_whose_recipe_is_no_file_is_told_what_to_do() -> None:
+    with pytest.raises(RecipeError, match=r"^pairs: prepare: its file lies beside the recipe; load the recipe from its file"):
+        through(PairSource(path="pairs.jsonl", prepare="mine:rows"))

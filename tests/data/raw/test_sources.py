@@ -1,0 +1,226 @@
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict, load_dataset_builder
+
+from rmtrain.data.raw.json_reader import Line, Malformed, parse
+from rmtrain.data.raw.sources import fingerprint, read_rows
+from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.schema import PairSource
+from tests.helpers import pairs, write_jsonl
+
+ROWS = pairs(5)
+
+
+def read(path: Path | str, **keys: Any) -> list[Any]:
+    numbered = list(read_rows(PairSource(path=str(path), **keys)))
+    assert [number for number, _ in numbered] == list(range(len(numbered)))
+    return [parse(row) if isinstance(row, Line) else row for _, row in numbered]
+
+
+def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if path.name.endswith(".jsonl.gz"):
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        path.write_text("prompt,chosen,rejected\n" + "".join(f'{r["prompt"]},{r["chosen"]},"{r["rejected"]}"\n' for r in rows))
+    else:
+        path.write_text(json.dumps(rows) if path.suffix == ".json" else lines)
+    return path
+
+
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl", "rows.jsonl.gz", "rows.csv", "rows.parquet"])
+def test_every_file_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    assert read(write(tmp_path / name)) == ROWS
+    assert read(tmp_path / name, limit=2) == ROWS[:2]
+    assert read(tmp_path / name, split="train") == ROWS
+
+
+def test_paths_are_relative_to_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in" / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert read("in/rows.jsonl") == ROWS
+
+
+def test_a_malformed_row_keeps_its_number_and_the_reading_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "hh.jsonl"
+    file.write_text('{"chosen": "a"}\n{broken\n{"chosen": "b"}\n')
+    first, bad, last = read(file)
+    assert (first, last) == ({"chosen": "a"}, {"chosen": "b"})
+    assert isinstance(bad, Malformed)
+    assert bad.detail.startswith("hh.jsonl:2:2: Expecting property name")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train.jsonl", "test.jsonl"],
+        ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
+        ["data/train_0.jsonl.gz", "data/train_1.jsonl.gz", "data/test_0.jsonl"],
+        ["train/part-0.csv", "train/part-1.csv", "test/part-0.csv"],
+        ["train/0.json", "test/0.json"],
+    ],
+)
+def test_the_split_of_a_file_in_a_directory_is_its_name_or_its_folder(tmp_path: Path, names: list[str]) -> None:
+    shards = [name for name in names if "train" in name]
+    size = len(ROWS) // len(shards)
+    for number, name in enumerate(shards):
+        write(tmp_path / name, ROWS[size * number :] if number == len(shards) - 1 else ROWS[:size])
+    write(tmp_path / next(name for name in names if "test" in name), ROWS[:1])
+    assert read(tmp_path, split="train") == ROWS
+    assert read(tmp_path, split="test") == ROWS[:1]
+    with pytest.raises(DataError, match=r"has 2 splits; set `split` to one of: test, train"):
+        read(tmp_path)
+    with pytest.raises(DataError, match=r'no split "validation" in .*; it has: test, train'):
+        read(tmp_path, split="validation")
+
+
+def test_a_directory_is_narrowed_by_folder_and_pattern(tmp_path: Path) -> None:
+    write(tmp_path / "harmless" / "train.jsonl")
+    write(tmp_path / "helpful" / "train.jsonl", ROWS[:1])
+    write(tmp_path / "helpful" / "notes.txt")
+    write(tmp_path / "dataset_infos.json", [])
+    write(tmp_path / ".cache" / "old.jsonl")
+    write(tmp_path / "more" / "extra.jsonl", ROWS[:1])
+    assert read(tmp_path, data_dir="harmless") == ROWS
+    assert read(tmp_path, data_files="helpful/*.jsonl") == ROWS[:1]
+    assert read(tmp_path, data_files=["helpful/train.jsonl", "harmless/train.jsonl"]) == [*ROWS, ROWS[0]]
+    assert read(tmp_path, split="train") == [*ROWS, ROWS[0]]
+    assert read(tmp_path, data_files=["more/*", "helpful/*"]) == [ROWS[0], ROWS[0]], "named files are one split"
+    with pytest.raises(DataError, match=r"no data file in .*; expected \*\.csv"):
+        read(tmp_path, data_files="*.csv")
+    with pytest.raises(DataError, match=r"harmful is not there"):
+        read(tmp_path, data_dir="harmful")
+
+
+def test_directories_of_save_to_disk_are_read(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "one"))
+    DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:2])).save_to_disk(str(tmp_path / "two"))
+    assert read(tmp_path / "one") == ROWS
+    assert read(tmp_path / "two", split="test") == ROWS[:2]
+    with pytest.raises(DataError, match=r"has 2 splits; set `split` to one of: train, test"):
+        read(tmp_path / "two")
+    with pytest.raises(DataError, match=r'no split "dev" in .*; it has: train, test'):
+        read(tmp_path / "two", split="dev")
+    with pytest.raises(DataError, match=r'no split "test" in .*one'):
+        read(tmp_path / "one", split="test")
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "error", "words"),
+    [
+        ("./missing.jsonl", {}, DataError, r"^missing: ./missing.jsonl is not there$"),
+        ("missing.parquet", {}, DataError, r"is not there$"),
+        ("a/b/c", {}, DataError, r"is not there$"),
+        ("rows.jsonl", {"name": "x"}, RecipeError, r"`name` does not go with the local path"),
+        ("rows.jsonl", {"revision": "main"}, RecipeError, r"`revision` does not go with the local path"),
+        ("rows.jsonl", {"data_files": "x"}, RecipeError, r"`data_files` does not go with the local path"),
+        ("rows.jsonl", {"split": "test"}, DataError, r'it has no split "test"; leave `split` out'),
+        ("rows.txt", {}, DataError, r"is no data file; expected one of .json, "),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, keys: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    write(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.txt").write_text("text")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words) as raised:
+        read(path, **keys)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused_in_one_line() -> None:
+    with pytest.raises(
+        DataError, match=r"^set: nobody/set is no local file, and the Hub did not give it: Couldn't reach"
+    ) as error:
+        read("nobody/set")
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def cached_on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Hub dataset, as `datasets` leaves it in its cache for later use without network; returns its version."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for split, rows in {"train": ROWS, "test": ROWS[:2]}.items():
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    builder = load_dataset_builder("json", data_files=files)
+    builder.download_and_prepare()
+    target = tmp_path / "cache" / "owner___pairs" / "default" / "0.0.0" / builder.hash
+    shutil.copytree(builder.cache_dir, target)
+    for file in target.glob("*.arrow"):
+        file.rename(file.with_name(file.name.replace("json-", "pairs-")))
+    return str(builder.hash)
+
+
+def test_a_cached_hub_dataset_is_read_without_network(cached_on_hub: str) -> None:
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert read("owner/pairs", split="train") == ROWS
+    assert read("owner/pairs", split="test", revision=cached_on_hub) == ROWS[:2]
+    with pytest.raises(DataError, match=r"owner/pairs has 2 splits; set `split` to one of: train, test"):
+        read("owner/pairs")
+    with pytest.raises(DataError, match=r'Unknown split "dev". Should be one of \[\'train\', \'test\'\]'):
+        read("owner/pairs", split="dev")
+    with pytest.raises(DataError, match=r"for config 'harmless'"):
+        read("owner/pairs", name="harmless", split="train")
+    fingerprints = {fingerprint(PairSource(path="owner/pairs", split=split)) for split in ("train", "test", "train")}
+    assert len(fingerprints) == 2
+
+
+def test_a_pinned_revision_is_not_replaced_by_whatever_is_cached(cached_on_hub: str) -> None:
+    with pytest.raises(DataError, match=rf"revision v1.0 cannot be known; .* name the cached one: {cached_on_hub}"):
+        read("owner/pairs", split="train", revision="v1.0")
+
+
+def test_the_fingerprint_follows_the_bytes_and_nothing_else(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl")
+    before, times = fingerprint(PairSource(path=str(file))), file.stat()
+    copy = write(tmp_path / "elsewhere" / "rows.jsonl")
+    assert fingerprint(PairSource(path=str(copy))) == before
+    file.write_bytes(file.read_bytes().replace(b"0 plus", b"O plus"))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    assert fingerprint(PairSource(path=str(file))) != before
+
+
+def test_the_fingerprint_of_a_directory_is_that_of_the_files_it_reads(tmp_path: Path) -> None:
+    write(tmp_path / "train.jsonl")
+    write(tmp_path / "test.jsonl", ROWS[:2])
+    source = PairSource(path=str(tmp_path), split="train")
+    before = fingerprint(source)
+    write(tmp_path / "test.jsonl", ROWS[:3])
+    assert fingerprint(source) == before
+    write(tmp_path / "train-1.jsonl", ROWS[:3])
+    assert fingerprint(source) != before
+    Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
+    Dataset.from_list(ROWS[:3]).save_to_disk(str(tmp_path / "other"))
+    assert fingerprint(PairSource(path=str(tmp_path / "saved"))) != fingerprint(PairSource(path=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [
+        ("owner/pairs", "pairs"),
+        ("in/hh.jsonl.gz", "hh"),
+        ("in/rows.v2.csv", "rows.v2"),
+        ("folder/", "folder"),
+        (".", "."),
+        (".jsonl", ".jsonl"),
+    ],
+)
+def test_a_source_is_named_after_the_last_part_of_its_path(path: str, label: str) -> None:
+    source = PairSource(path=path)
+    assert source.title == label
+    assert source.model_copy(update={"tag": "mine"}).title == "mine"

@@ -1,0 +1,112 @@
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from rmtrain.data.rows.labels import judge
+from rmtrain.data.rows.messages import BadRow
+from rmtrain.recipe.labels import Label
+
+LABELS: TypeAdapter[Any] = TypeAdapter(Label)
+SHP = {"by": "value", "column": "labels", "values": {1: "a", 0: "b"}}
+ARENA = {"by": "value", "column": "winner", "values": {"model_a": "a", "model_b": "b", "tie": "tie", "tie (bothbad)": "tie"}}
+PANDALM = {"by": "value", "column": ["annotator1", "annotator2", "annotator3"], "values": {0: "tie", 1: "a", 2: "b"}}
+TRUTH = {"by": "value", "column": "a_wins", "values": {"true": "a", "false": "b"}}
+INDEX = {"by": "index", "column": "choice"}
+ONE_HOT = {"by": "one_hot", "a": "winner_model_a", "b": "winner_model_b", "tie": "winner_tie"}
+SIGN = {"by": "sign", "column": "overall_preference", "positive": "b"}
+SCORES = {"by": "scores", "a": "score_0", "b": "score_1"}
+
+
+def hot(a: Any, b: Any, tie: Any) -> dict[str, Any]:
+    return {"winner_model_a": a, "winner_model_b": b, "winner_tie": tie}
+
+
+def votes(*values: Any) -> dict[str, Any]:
+    return {f"annotator{number + 1}": value for number, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("label", "row", "outcome"),
+    [
+        (SHP, {"labels": 1}, "a"),
+        (SHP, {"labels": 0}, "b"),
+        (SHP, {"labels": "1"}, "a"),
+        (SHP, {"labels": " 0 "}, "b"),
+        (SHP, {"labels": 1.0}, "a"),
+        (SHP, {"labels": "0.0"}, "b"),
+        (ARENA, {"winner": "model_b"}, "b"),
+        (ARENA, {"winner": "tie (bothbad)"}, "tie"),
+        (TRUTH, {"a_wins": True}, "a"),
+        (TRUTH, {"a_wins": "True"}, "a"),
+        (TRUTH, {"a_wins": "FALSE"}, "b"),
+        (PANDALM, votes(1, 1, 2), "a"),
+        (PANDALM, votes(2, 0, 2), "b"),
+        (PANDALM, votes(1, 2, 0), "tie"),
+        (PANDALM, votes(0, 0, 1), "tie"),
+        (PANDALM, votes(1, 2, None), "tie"),
+        (PANDALM, votes(1, None, None), "a"),
+        (PANDALM, votes("2", "2", "1"), "b"),
+        (INDEX, {"choice": 0}, "a"),
+        (INDEX, {"choice": "1"}, "b"),
+        (INDEX | {"first": 1}, {"choice": 1}, "a"),
+        (INDEX | {"first": 1}, {"choice": 2.0}, "b"),
+        (ONE_HOT, hot(1, 0, 0), "a"),
+        (ONE_HOT, hot("0", "1", "0"), "b"),
+        (ONE_HOT, hot(False, False, True), "tie"),
+        (ONE_HOT, hot(None, "true", ""), "b"),
+        (SIGN, {"overall_preference": -3}, "a"),
+        (SIGN, {"overall_preference": "2"}, "b"),
+        (SIGN, {"overall_preference": 0}, "tie"),
+        (SIGN | {"positive": "a"}, {"overall_preference": 1.5}, "a"),
+        (SIGN | {"positive": "a"}, {"overall_preference": -1}, "b"),
+        (SCORES, {"score_0": 0.5, "score_1": -0.5}, "a"),
+        (SCORES, {"score_0": "1", "score_1": 2}, "b"),
+        (SCORES, {"score_0": 0.0, "score_1": "0"}, "tie"),
+        (SCORES | {"lower_is_better": True}, {"score_0": 1, "score_1": 4}, "a"),
+    ],
+)
+def test_every_kind_of_label_names_the_better_side(label: dict[str, Any], row: dict[str, Any], outcome: str) -> None:
+    assert judge(row, LABELS.validate_python(label)).outcome == outcome
+
+
+def test_signed_numbers_and_scores_say_by_how_much() -> None:
+    found = [judge(row, LABELS.validate_python(SIGN)).strength for row in ({"overall_preference": -3}, {"overall_preference": 0})]
+    assert found == [3.0, 0.0]
+    assert judge({"score_0": 0.3, "score_1": 0.1}, LABELS.validate_python(SCORES)).strength == 0.2
+    assert judge({"labels": 1}, LABELS.validate_python(SHP)).strength == 0.0
+
+
+@pytest.mark.parametrize(
+    ("label", "row", "reason", "words"),
+    [
+        (SHP, {}, "no_label", "labels is null, empty or not there"),
+        (SHP, {"labels": None}, "no_label", "labels is null"),
+        (SHP, {"labels": ""}, "no_label", "labels is null"),
+        (SHP, {"labels": float("nan")}, "no_label", "labels is null"),
+        (SHP, {"labels": 2}, "unknown_label", "labels is '2'; expected one of 1, 0, as label.values has it"),
+        (SHP, {"labels": True}, "unknown_label", "labels is 'True'; expected one of 1, 0"),
+        (SHP, {"labels": ["x" * 99]}, "unknown_label", "expected one of 1, 0"),
+        (PANDALM, votes(None, None, None), "no_label", "annotator1 and annotator2 and annotator3 are null"),
+        (PANDALM, votes(1, 1, 7), "unknown_label", "annotator3 is '7'"),
+        (INDEX, {"choice": 2}, "unknown_label", "choice is '2'; expected 0 or 1"),
+        (INDEX, {"choice": None}, "no_label", "choice is null"),
+        (INDEX, {"choice": True}, "unknown_label", "choice is 'True'; expected 0 or 1"),
+        (ONE_HOT, hot(0, 0, 0), "no_label", "none of winner_model_a, winner_model_b, winner_tie is set"),
+        (ONE_HOT, {}, "no_label", "none of"),
+        (ONE_HOT, hot(1, 1, 0), "unknown_label", "winner_model_a and winner_model_b are set; expected one"),
+        (ONE_HOT, hot(2, 0, 0), "unknown_label", "winner_model_a is '2'; expected 0, 1, true or false"),
+        (SIGN, {"overall_preference": "better"}, "unknown_label", "overall_preference is 'better'; expected a finite number"),
+        (SIGN, {"overall_preference": float("inf")}, "unknown_label", "expected a finite number"),
+        (SIGN, {"overall_preference": None}, "no_label", "overall_preference is null"),
+        (SCORES, {"score_0": 1}, "no_label", "score_1 is null"),
+        (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", "score_0 is 'N/A'"),
+        (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", "expected a finite number"),
+    ],
+)
+def test_a_label_that_is_missing_or_unknown_is_told(label: dict[str, Any], row: dict[str, Any], reason: str, words: str) -> None:
+    with pytest.raises(BadRow) as problem:
+        judge(row, LABELS.validate_python(label))
+    assert problem.value.reason == reason
+    assert words in problem.value.detail
+    assert len(problem.value.detail) < 200, "the row's text is not repeated"

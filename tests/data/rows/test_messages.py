@@ -1,0 +1,129 @@
+from typing import Any
+
+import pytest
+
+from rmtrain.data.rows.messages import BadRow, decoded, split_transcript, to_messages
+from rmtrain.recipe.schema import Messages
+
+PLAIN = Messages()
+HH = Messages(transcript="hh")
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": '{"x": [1, null]}'}}
+DECODED = CALL | {"function": {"name": "add", "arguments": {"x": [1, None]}}}
+
+
+def read(cell: Any, settings: Messages = PLAIN) -> list[dict[str, str]]:
+    return list(to_messages(cell, "chosen", settings, "assistant"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("a", [ASSISTANT]),
+        ({"role": "user", "content": "q"}, [USER]),
+        ({"from": "gpt", "value": "a"}, [ASSISTANT]),
+        ([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], [USER, ASSISTANT]),
+        ([{"role": "Human", "content": "q"}, {"role": "model", "content": "a"}], [USER, ASSISTANT]),
+        ([{"role": "user", "value": "q", "name": "x"}, {"from": "assistant", "content": "a"}], [USER | {"name": "x"}, ASSISTANT]),
+        ([{"role": "user", "content": [{"type": "text", "text": "q"}]}], [USER]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "q"}, {"type": "text", "text": "r"}, "s"]}],
+            [USER | {"content": "qrs"}],
+        ),
+        ([{"role": "system", "content": "  "}, USER], [USER]),
+        ([{"role": "system", "content": "be kind"}, USER], [{"role": "system", "content": "be kind"}, USER]),
+        ([USER | {"tool_calls": [], "images": None}], [USER]),
+        (["q", "r"], [{"role": "assistant", "content": "q"}, {"role": "assistant", "content": "r"}]),
+        (
+            [{"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1", "rank": 2}],
+            [{"role": "tool", "content": "4", "name": "add", "tool_call_id": "c1"}],
+        ),
+        (
+            [{"from": "observation", "value": "4"}, {"role": "developer", "content": "s"}],
+            [{"role": "tool", "content": "4"}, {"role": "system", "content": "s"}],
+        ),
+        ([ASSISTANT | {"reasoning_content": "hm", "thinking": "", "name": 7}], [ASSISTANT | {"reasoning_content": "hm"}]),
+        ([{"role": "assistant", "tool_calls": [CALL]}], [{"role": "assistant", "content": "", "tool_calls": [DECODED]}]),
+        (
+            [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+            [{"role": "assistant", "content": "", "tool_calls": [DECODED]}],
+        ),
+        (
+            [{"from": "gpt", "value": "so", "tool_calls": [CALL]}],
+            [{"role": "assistant", "content": "so", "tool_calls": [DECODED]}],
+        ),
+    ],
+)
+def test_every_usual_spelling_of_messages_is_understood(cell: Any, expected: list[dict[str, str]]) -> None:
+    assert read(cell) == expected
+
+
+def test_key_names_and_role_names_follow_the_recipe() -> None:
+    settings = Messages(role_key="speaker", content_key="text", roles={"Narrator": "system", "bot": "user"})
+    cell = [{"speaker": "Narrator", "text": "s"}, {"speaker": "bot", "text": "q"}, {"speaker": "assistant", "text": "a"}]
+    assert [message["role"] for message in read(cell, settings)] == ["system", "user", "assistant"]
+    with pytest.raises(BadRow, match=r'a message has no "speaker"; it has: role, content'):
+        read([USER], settings)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason", "words"),
+    [
+        (None, "empty_cell", "chosen is null"),
+        ([], "empty_cell", "chosen is an empty list"),
+        (7, "not_messages", "chosen is a number; expected text, a message or a list of messages"),
+        (True, "not_messages", "chosen is a boolean"),
+        (["a", None], "empty_message", "chosen: turn 2 is null"),
+        (["a", USER], "not_messages", "chosen holds text; expected messages"),
+        ([[USER]], "not_messages", "chosen holds a list; expected messages"),
+        ([{"content": "q"}], "not_messages", 'a message has no "role"; it has: content'),
+        ([{"role": "user"}], "not_messages", 'a message has no "content"; it has: role'),
+        ([{"role": "critic", "content": "x"}], "unknown_role", "role 'critic' is not known; say what it is in messages.roles"),
+        ([{"role": None, "content": "x"}], "unknown_role", "role 'None' is not known"),
+        ([{"role": "user", "content": None}], "empty_message", "the content of a message is null"),
+        ([{"role": "user", "content": 3}], "not_messages", "the content of a message is a number"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "not_text", "a content part is 'image'; only text is supported"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "not_messages", "a content part is an object"),
+        ([{"role": "user", "content": [3]}], "not_messages", "a content part is a number"),
+        ([ASSISTANT | {"tool_calls": [{}]}], "not_messages", "tool_calls of a message: a call has no name of a function"),
+        ([ASSISTANT | {"tool_calls": "add(1)"}], "not_messages", "tool_calls of a message: expected a list of calls"),
+        ([ASSISTANT | {"thinking": ["hm"]}], "not_messages", '"thinking" of a message is a list; expected text'),
+        ([USER | {"images": ["x.png"]}], "unsupported_message", 'a message has "images", which is not supported'),
+        ([{"role": "assistant", "function_call": {"name": "f"}, "content": ""}], "unsupported_message", '"function_call"'),
+        ("\n\nHuman: q\n\nAssistant: a", "transcript", "chosen looks like an HH transcript; set messages.transcript: hh"),
+    ],
+)
+def test_what_is_no_message_is_told_by_reason_and_column(cell: Any, reason: str, words: str) -> None:
+    with pytest.raises(BadRow) as problem:
+        read(cell)
+    assert problem.value.reason == reason
+    assert words in problem.value.detail
+    assert "chosen" in problem.value.detail
+
+
+def test_a_transcript_becomes_its_turns() -> None:
+    text = "\n\nHuman: one\n\ntwo\n\nAssistant: three Human: x\n\nHuman:\n\nAssistant: "
+    turns = [("user", "one\n\ntwo"), ("assistant", "three Human: x"), ("user", ""), ("assistant", "")]
+    expected = [{"role": role, "content": content} for role, content in turns]
+    assert list(split_transcript(text)) == expected
+    assert read(text, HH) == expected
+    assert read("no transcript", HH) == [{"role": "assistant", "content": "no transcript"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [('["a", null]', ["a", None]), ('[{"role": "user"}]', [{"role": "user"}]), ('"a"', "a"), ("", None), (" ", None)],
+)
+def test_text_cells_are_decoded_where_the_recipe_says_so(text: str, value: Any) -> None:
+    assert decoded(text, "prompt", Messages(decode_json=True)) == value
+    assert decoded(text, "prompt", PLAIN) == text
+    assert decoded([text], "prompt", Messages(decode_json=True)) == [text], "only cells that are text"
+
+
+@pytest.mark.parametrize("text", ["[", "hello", "NaN", "[1] 2", '["\\ud83d"]', "[" * 100_000, "{'a': 1}"])
+def test_text_that_is_no_json_is_told(text: str) -> None:
+    with pytest.raises(BadRow) as problem:
+        decoded(text, "prompt", Messages(decode_json=True))
+    assert problem.value.reason == "not_json"
+    assert problem.value.detail.startswith("prompt")
+    assert len(problem.value.detail) < 150

@@ -1,0 +1,253 @@
+from typing import Any
+
+import pytest
+
+from rmtrain.data.comparison import Comparison, Dropped
+from rmtrain.data.rows.adapters import adapt
+from rmtrain.recipe.schema import Messages, PairSource
+
+SYSTEM = {"role": "system", "content": "be brief"}
+Q, Q2 = {"role": "user", "content": "q"}, {"role": "user", "content": "q2"}
+A, B = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}
+SHARE_A, SHARE_B = {"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}
+HH, JSON = Messages(transcript="hh"), Messages(decode_json=True)
+HH_A, HH_B = "\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"
+
+
+def pair(row: dict[str, Any], **keys: Any) -> Comparison | Dropped:
+    result = adapt(row, "hh:3", PairSource(path="hh.jsonl", **keys))
+    assert isinstance(result, Comparison | Dropped)
+    assert (result.id, result.source) == ("hh:3", "hh")
+    return result
+
+
+def comparison(row: dict[str, Any], **keys: Any) -> Comparison:
+    result = pair(row, **keys)
+    assert isinstance(result, Comparison), result
+    return result
+
+
+def dropped(row: dict[str, Any], **keys: Any) -> Dropped:
+    result = pair(row, **keys)
+    assert isinstance(result, Dropped), result
+    return result
+
+
+SHAPES: list[tuple[str, dict[str, Any], dict[str, Any], list[Any]]] = [
+    ("strings", {"prompt": "q", "chosen": "a", "rejected": "b"}, {}, [Q]),
+    ("strings, named prompt", {"question": "q", "chosen": "a", "rejected": "b"}, {"prompt": "question"}, [Q]),
+    ("strings without prompt", {"chosen": "a", "rejected": "b"}, {}, []),
+    ("null prompt", {"prompt": None, "chosen": "a", "rejected": "b"}, {}, []),
+    ("whole conversations", {"chosen": [Q, A], "rejected": [Q, B]}, {}, [Q]),
+    ("several turns", {"chosen": [Q, A, Q2, A], "rejected": [Q, A, Q2, B]}, {}, [Q, A, Q2]),
+    ("with system", {"chosen": [SYSTEM, Q, A], "rejected": [SYSTEM, Q, B]}, {}, [SYSTEM, Q]),
+    ("trl style: prompt repeated", {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, {}, [Q]),
+    ("trl hh style: first turn", {"prompt": "q", "chosen": [Q, A, Q2, A], "rejected": [Q, A, Q2, B]}, {}, [Q, A, Q2]),
+    ("prompt list repeated", {"prompt": [SYSTEM, Q], "chosen": [SYSTEM, Q, A], "rejected": [SYSTEM, Q, B]}, {}, [SYSTEM, Q]),
+    ("system only in sides", {"prompt": "q", "chosen": [SYSTEM, Q, A], "rejected": [SYSTEM, Q, B]}, {}, [SYSTEM, Q]),
+    ("system only in prompt", {"prompt": [SYSTEM, Q], "chosen": [Q, A], "rejected": [Q, B]}, {}, [SYSTEM, Q]),
+    ("prompt list, reply lists", {"prompt": [Q], "chosen": [A], "rejected": [B]}, {}, [Q]),
+    ("prompt text, single messages", {"prompt": "q", "chosen": A, "rejected": B}, {}, [Q]),
+    ("prompt column not wanted", {"prompt": "other", "chosen": [Q, A], "rejected": [Q, B]}, {"prompt": "implicit"}, [Q]),
+    ("system column", {"sys": "be brief", "q": "q", "chosen": "a", "rejected": "b"}, {"system": "sys", "prompt": "q"}, [SYSTEM, Q]),
+    ("empty system column", {"sys": "", "q": "q", "chosen": "a", "rejected": "b"}, {"system": "sys", "prompt": "q"}, [Q]),
+    ("null system column", {"sys": None, "prompt": "q", "chosen": "a", "rejected": "b"}, {"system": "sys"}, [Q]),
+    ("two columns", {"i": "q1", "j": "q2", "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q | {"content": "q1\nq2"}]),
+    ("empty second column", {"i": "q", "j": "", "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q]),
+    ("null second column", {"i": "q", "j": None, "chosen": "a", "rejected": "b"}, {"prompt": ["i", "j"]}, [Q]),
+    ("json cells", {"prompt": '[{"role": "user", "content": "q"}]', "chosen": '"a"', "rejected": '["b"]'}, {"messages": JSON}, [Q]),
+    ("lists of one text", {"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}, {}, [Q]),
+    ("nested", {"x": {"q": ["", "q"]}, "chosen": "a", "rejected": "b"}, {"prompt": "x.q.1"}, [Q]),
+    ("names with spaces", {"the prompt": "q", "best-one": "a", "rejected": "b"}, {"prompt": "the prompt", "chosen": "best-one"}, [Q]),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": SHARE_A, "rejected": SHARE_B},
+        {"prompt": "conversations"},
+        [Q],
+    ),
+    ("transcripts", {"chosen": HH_A, "rejected": HH_B}, {"messages": HH}, [Q]),
+    ("transcript prompt", {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "a", "rejected": "b"}, {"messages": HH}, [Q]),
+    (
+        "transcripts that repeat a prompt column",
+        {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": HH_A, "rejected": HH_B},
+        {"messages": HH},
+        [Q],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "keys", "prompt"), [shape[1:] for shape in SHAPES], ids=[shape[0] for shape in SHAPES])
+def test_every_shape_of_a_pair_gives_the_same_comparison(row: dict[str, Any], keys: dict[str, Any], prompt: list[Any]) -> None:
+    result = comparison(row, **keys)
+    assert list(result.prompt) == prompt
+    assert result.responses == ((A,), (B,))
+    assert [(edge.winner, edge.loser, edge.margin) for edge in result.preferences] == [(0, 1, 0.0)]
+
+
+def test_an_implicit_prompt_never_takes_the_last_message_of_a_side() -> None:
+    result = comparison({"chosen": [Q, A], "rejected": [Q, A, Q2, B]})
+    assert list(result.prompt) == [Q]
+    assert result.responses == ((A,), (A, Q2, B))
+
+
+BAD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("empty_response", {"prompt": "q", "chosen": " \n", "rejected": "b"}, {}),
+    ("empty_response", {"chosen": [Q, A], "rejected": [Q, {"role": "assistant", "content": ""}]}, {}),
+    ("empty_response", {"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: b"}, {"messages": HH}),
+    ("empty_response", {"chosen": [{"role": "system", "content": ""}], "rejected": [Q, A]}, {}),
+    ("empty_cell", {"prompt": "q", "chosen": None, "rejected": "b"}, {}),
+    ("empty_prompt", {"prompt": "", "chosen": "a", "rejected": "b"}, {}),
+    ("empty_message", {"chosen": [{"role": "user", "content": ""}, A], "rejected": [{"role": "user", "content": ""}, B]}, {}),
+    ("identical", {"prompt": "q", "chosen": "a", "rejected": " a\n"}, {}),
+    ("identical", {"chosen": [Q, A], "rejected": [Q, A]}, {}),
+    ("different_prompts", {"chosen": [Q, A], "rejected": [Q2, B]}, {}),
+    ("different_prompts", {"prompt": "other", "chosen": [Q, A], "rejected": [Q, B]}, {}),
+    (
+        "different_prompts",
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: p\n\nAssistant: b"},
+        {"messages": HH},
+    ),
+    ("not_a_transcript", {"chosen": "a", "rejected": "b"}, {"messages": HH}),
+    ("role_order", {"chosen": [Q, A, Q2], "rejected": [Q, B, Q]}, {}),
+    ("role_order", {"chosen": [Q, Q2, A], "rejected": [Q, Q2, B]}, {}),
+    ("role_order", {"chosen": [Q, SYSTEM, A], "rejected": [Q, SYSTEM, B]}, {}),
+    ("role_order", {"chosen": [A, Q, A], "rejected": [A, Q, B]}, {}),
+    ("role_order", {"prompt": [Q, A], "chosen": "a", "rejected": "b"}, {}),
+    ("transcript", {"chosen": HH_A, "rejected": HH_B}, {}),
+    ("missing_column", {"prompt": "q", "chosen": "a"}, {}),
+    ("missing_column", {"chosen": "a", "rejected": "b"}, {"prompt": "question"}),
+    ("missing_column", {"chosen": "a", "rejected": "b"}, {"system": "system"}),
+    ("not_messages", {"prompt": "q", "chosen": 3, "rejected": "b"}, {}),
+    ("not_messages", {"prompt": "q", "chosen": "a", "rejected": "b", "system": 3}, {"system": "system"}),
+    ("empty_prompt", {"q": None, "chosen": "a", "rejected": "b"}, {"prompt": "q"}),
+    ("empty_prompt", {"q": [], "chosen": "a", "rejected": "b"}, {"prompt": "q"}),
+    ("empty_prompt", {"q": "", "r": None, "chosen": "a", "rejected": "b"}, {"prompt": ["q", "r"]}),
+    ("not_messages", {"q": "q", "r": 3, "chosen": "a", "rejected": "b"}, {"prompt": ["q", "r"]}),
+    ("images", {"prompt": "q", "chosen": "a", "rejected": "b", "images": ["x.png"]}, {}),
+    ("not_json", {"prompt": "q", "chosen": "[", "rejected": "[]"}, {"messages": JSON}),
+    ("not_json", {"prompt": '["q"]', "chosen": '["\\ud83d"]', "rejected": '["b"]'}, {"messages": JSON}),
+    ("empty_cell", {"prompt": '["q"]', "chosen": "", "rejected": '["b"]'}, {"messages": JSON}),
+    ("empty_message", {"prompt": ["q"], "chosen": ["a"], "rejected": [None]}, {}),
+    ("role_order", {"prompt": ["q", "q2"], "chosen": ["a", "a"], "rejected": ["b"]}, {}),
+    ("role_order", {"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d"]}, {}),
+    ("role_order", {"chosen": ["a", "c"], "rejected": ["b", "d"]}, {}),
+]
+
+
+@pytest.mark.parametrize(("reason", "row", "keys"), BAD, ids=[f"{reason} {number}" for number, (reason, _, _) in enumerate(BAD)])
+def test_a_row_that_cannot_be_used_is_dropped_with_its_reason(reason: str, row: dict[str, Any], keys: dict[str, Any]) -> None:
+    assert dropped(row, **keys).reason == reason
+
+
+def test_a_missing_column_is_told_with_those_that_are_there() -> None:
+    assert dropped({"prompt": "q", "best": "a", "rejected": "b"}).detail == 'no column "chosen"; it has: prompt, best, rejected'
+
+
+def test_trap_37_responses_that_repeat_the_prompt_are_not_given_it_twice() -> None:
+    row = {"prompt": "Tell me a story.", "chosen": "Tell me a story. Once", "rejected": "Tell me a story. No."}
+    assert dropped(row).reason == "response_repeats_prompt"
+    assert comparison(row | {"rejected": "No."}).responses[0][0]["content"] == row["chosen"], (
+        "one side alone may quote the prompt"
+    )
+    hh_with_prompt = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": HH_A, "rejected": HH_B}
+    assert dropped(hh_with_prompt).reason == "transcript"
+
+
+@pytest.mark.parametrize(
+    ("cells", "keys", "margin"),
+    [
+        ({"margin": 0.5}, {"margin": "margin"}, 0.5),
+        ({"margin": 2}, {"margin": "margin"}, 2.0),
+        ({"s": {"c": 3.5, "r": 3}}, {"margin": ["s.c", "s.r"]}, 0.5),
+        ({"margin": None}, {"margin": "margin", "margin_default": 0.25}, 0.25),
+        ({}, {"margin": "margin", "margin_default": 0.0}, 0.0),
+        ({"c": 1, "r": None}, {"margin": ["c", "r"], "margin_default": 0.1}, 0.1),
+        ({"margin": 9.0}, {}, 0.0),
+    ],
+)
+def test_trap_22_a_margin_comes_from_a_column_or_two_or_the_default(
+    cells: dict[str, Any], keys: dict[str, Any], margin: float
+) -> None:
+    assert comparison({"prompt": "q", "chosen": "a", "rejected": "b"} | cells, **keys).preferences[0].margin == margin
+
+
+@pytest.mark.parametrize(
+    ("cells", "keys", "words"),
+    [
+        ({"margin": "high"}, {}, "expected a finite number, got 'high'"),
+        ({"margin": "0.5"}, {}, "expected a finite number, got '0.5'"),
+        ({"margin": float("nan")}, {}, "got 'nan'"),
+        ({"margin": float("inf")}, {"margin_default": 0.0}, "got 'inf'"),
+        ({"margin": True}, {}, "got 'True'"),
+        ({"margin": -0.5}, {}, "expected at least 0, got -0.5"),
+        ({"margin": None}, {}, "no number in margin; set margin_default, or remove the row"),
+        ({}, {}, "no number in margin"),
+        ({"c": 1, "r": 2}, {"margin": ["c", "r"]}, "expected at least 0, got -1"),
+    ],
+)
+def test_trap_22_a_margin_that_is_none_is_an_error_of_its_row(cells: dict[str, Any], keys: dict[str, Any], words: str) -> None:
+    result = dropped({"prompt": "q", "chosen": "a", "rejected": "b"} | cells, **({"margin": "margin"} | keys))
+    assert result.reason == "bad_margin"
+    assert words in result.detail
+
+
+def test_lists_of_texts_are_turns_that_follow_each_other() -> None:
+    row = {"prompt": ["q", "q2"], "chosen": ["a", "c"], "rejected": ["a", "d"]}
+    result = comparison(row)
+    assert list(result.prompt) == [Q, A, Q2]
+    assert [response[0]["content"] for response in result.responses] == ["c", "d"]
+    part = comparison(row | {"rejected": ["b", "d"]})
+    assert list(part.prompt) == [Q], "the sides part at their first replies"
+    assert part.responses[1] == (B, Q2, {"role": "assistant", "content": "d"})
+    encoded = {"prompt": '["q", "q2"]', "chosen": '["a", "c"]', "rejected": '["a", "d"]'}
+    assert comparison(encoded, messages=JSON) == result
+    assert "set lists: true" in dropped({"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d"]}).detail
+
+
+def texts(result: Comparison) -> list[str]:
+    return [response[-1]["content"] for response in result.responses]
+
+
+def edges(result: Comparison) -> list[tuple[str, str]]:
+    names = texts(result)
+    return [(names[edge.winner], names[edge.loser]) for edge in result.preferences]
+
+
+def test_lists_of_responses_are_one_comparison_of_every_chosen_with_every_rejected_one() -> None:
+    result = comparison({"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d", "e"]}, lists=True)
+    assert list(result.prompt) == [Q]
+    assert texts(result) == ["a", "c", "b", "d", "e"]
+    assert edges(result) == [("a", "b"), ("a", "d"), ("a", "e"), ("c", "b"), ("c", "d"), ("c", "e")]
+    one = comparison({"prompt": "q", "chosen": "a", "rejected": ["b", B | {"content": "d"}], "m": 0.5}, lists=True, margin="m")
+    assert edges(one) == [("a", "b"), ("a", "d")]
+    assert [edge.margin for edge in one.preferences] == [0.5, 0.5]
+    whole = comparison({"chosen": [[Q, A]], "rejected": [[Q, B], [Q, A | {"content": "c"}]]}, lists=True)
+    assert (list(whole.prompt), texts(whole)) == ([Q], ["a", "b", "c"])
+
+
+def test_equal_responses_of_a_list_are_one_and_are_not_compared_with_themselves() -> None:
+    result = comparison({"prompt": "q", "chosen": ["a", " a\n"], "rejected": ["b", "a"]}, lists=True)
+    assert texts(result) == ["a", "b"]
+    assert [(edge.winner, edge.loser, edge.weight) for edge in result.preferences] == [(0, 1, 2.0)]
+    assert dropped({"prompt": "q", "chosen": ["a"], "rejected": ["a", "a "]}, lists=True).reason == "identical"
+    assert dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True).detail == "chosen is an empty list"
+    assert (
+        dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True).detail == "chosen.1 ends with an empty turn"
+    )
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]}
+RESULT = {"role": "tool", "content": "2", "tool_call_id": "c1"}
+
+
+def test_calls_of_tools_stand_between_turns_of_the_assistant() -> None:
+    whole = comparison({"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, B]})
+    assert [message["role"] for message in whole.prompt] == ["user", "assistant", "tool"]
+    assert whole.prompt[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"x": 1}}}]
+    other = CALL | {"tool_calls": [{"function": {"name": "add", "arguments": {"x": 2}}}]}
+    calls = comparison({"prompt": [Q], "chosen": [CALL], "rejected": [other]})
+    assert [response[0]["tool_calls"][0]["function"]["arguments"]["x"] for response in calls.responses] == [1, 2]
+    assert dropped({"prompt": [Q], "chosen": [CALL], "rejected": [CALL]}).reason == "identical"
+    assert dropped({"chosen": [Q, RESULT, A], "rejected": [Q, RESULT, B]}).reason == "role_order"
+    twice = {"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, RESULT, B]}
+    assert dropped(twice).detail == "the sides part at a turn of the tool"

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
+from rmtrain.data.stored.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
+from rmtrain.data.waterfall import Waterfall
+
+RANKED = (Preference(0, 1, 0.5, 0.9, 2.0), Preference(0, 2), Preference(1, 2, margin=0.25))
+COMPARISONS = [
+    TokenizedComparison("hh:0", "hh", ([1, 2, 3, 9], [1, 2, 4, 5, 9]), 2, 1),
+    TokenizedComparison("hh:7", "hh", ([7, 9], [8, 8, 9]), 0, 0, (Preference(0, 1, margin=0.1),)),
+    TokenizedComparison("ranked:2", "ranked", ([1, 2, 3, 9], [1, 2, 9], [1, 2, 6, 6, 9]), 2, 2, RANKED),
+    TokenizedComparison("hh:9", "hh", ([70000, 9], [5, 9]), 0, 0),
+]
+
+
+def stored(comparison: TokenizedComparison, number: int) -> StoredRow:
+    return StoredRow(comparison, 2**63 + number, [2**64 - 1 - place for place in range(len(comparison.sequences))])
+
+
+def write(path: Path, batches: list[list[TokenizedComparison]]) -> TokenizedData:
+    with pa.ipc.new_file(str(path), SCHEMA) as writer:
+        for batch in batches:
+            writer.write_batch(record_batch([stored(comparison, number) for number, comparison in enumerate(batch)]))
+    return TokenizedData(path, "key", Waterfall())
+
+
+@pytest.mark.parametrize("batches", [[COMPARISONS], [COMPARISONS[:1], COMPARISONS[1:]], [[row] for row in COMPARISONS]])
+def test_what_is_written_is_what_is_read(tmp_path: Path, batches: list[list[TokenizedComparison]]) -> None:
+    data = write(tmp_path / "rows.arrow", batches)
+    assert len(data) == len(COMPARISONS)
+    assert [data[index] for index in range(len(data))] == COMPARISONS
+    assert list(data) == COMPARISONS
+    assert data[-1] == COMPARISONS[-1]
+    assert data.ids == ["hh:0", "hh:7", "ranked:2", "hh:9"]
+    assert data.sources == ["hh", "hh", "ranked", "hh"]
+    assert COMPARISONS[0].preferences == PAIR
+
+
+def test_the_columns_agree_with_the_rows(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS[:3], COMPARISONS[3:]])
+    lengths = [[len(sequence) for sequence in row.sequences] for row in COMPARISONS]
+    expected = {
+        "response_counts": (np.int32, [2, 2, 3, 2]),
+        "longest": (np.int32, [max(sizes) for sizes in lengths]),
+        "total_tokens": (np.int64, [sum(sizes) for sizes in lengths]),
+        "unique_tokens": (np.int64, [7, 5, 8, 4]),
+        "prompt_lengths": (np.int32, [1, 0, 2, 0]),
+        "prefix_lengths": (np.int32, [2, 0, 2, 0]),
+        "lengths": (np.int32, [size for sizes in lengths for size in sizes]),
+        "preference_counts": (np.int32, [1, 1, 3, 1]),
+        "prompt_hashes": (np.uint64, [2**63, 2**63 + 1, 2**63 + 2, 2**63]),
+    }
+    for name, (dtype, values) in expected.items():
+        column = getattr(data, name)
+        assert column.dtype == dtype, name
+        assert column.tolist() == values, name
+    assert data.response_hashes.dtype == np.uint64
+    assert len(data.response_hashes) == 9
+
+
+def test_preferences_are_counted_by_their_responses(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS[:3], COMPARISONS[3:]])
+    winners, losers = data.preference_lengths()
+    assert winners.tolist() == [3, 2, 2, 2, 1, 2], "prompts are not counted"
+    assert losers.tolist() == [4, 3, 1, 3, 3, 2]
+    assert data.preference_weights().tolist() == [1.0, 1.0, 2.0, 1.0, 1.0, 1.0]
+
+
+def test_sequences_are_arrays_over_the_file(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS])
+    assert all(isinstance(ids, np.ndarray) and ids.dtype == np.int32 for row in data for ids in row.sequences)
+    assert not data[0].sequences[0].flags.writeable  # type: ignore[union-attr]
+    assert data[2].preferences == RANKED
+    assert all(type(edge.winner) is int and type(edge.margin) is float for row in data for edge in row.preferences)
+
+
+def test_a_prefix_is_stored_once(tmp_path: Path) -> None:
+    write(tmp_path / "rows.arrow", [COMPARISONS])
+    with pa.memory_map(str(tmp_path / "rows.arrow")) as file:
+        tokens = pa.ipc.open_file(file).get_batch(0).column("tokens").to_pylist()
+    assert tokens[0] == [1, 2, 3, 9, 4, 5, 9]
+
+
+def test_rows_outside_are_told(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [COMPARISONS])
+    for index in (4, -5):
+        with pytest.raises(IndexError, match=rf"row {index} of 4"):
+            data[index]
+
+
+def test_an_empty_split_is_empty(tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.arrow", [])
+    assert (len(data), data.ids, data.longest.tolist(), data.total_tokens.tolist()) == (0, [], [], [])
+    assert list(data) == []

@@ -1,0 +1,261 @@
+"""An artifact survives: killed builders, several at once, disks that are full or cannot be written. Each in processes of their own."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from rmtrain.data.rows import loading
+from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.errors import RmtrainError
+from rmtrain.recipe.load import load_recipe
+from tests.helpers import byte_bpe, pairs, write_jsonl
+from tests.runs import rmtrain
+
+PROCESSES, NUMBERS = get_context("forkserver"), count()
+PROCESSES.set_forkserver_preload(["tests.data.stored.test_artifact_faults"])
+
+ROWS = 400
+SLOW = """
+import os, time
+
+def rows(row):
+    with open(os.environ["TRACE"], "a") as trace:
+        trace.write(f"{os.getpid()}\\n")
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    return row
+"""
+RECIPE = """\
+run: {{name: tiny, output_dir: {folder}/run}}
+data:
+  train: [{{path: {folder}/rows.jsonl, prepare: "slow:rows", holdout: 0.2, dedup: true, cap: {{by: chosen, rows: 9}}}}]
+  chat_template: simple_chat
+  max_length: 64
+  cache_dir: {folder}/cache
+model: {{scratch: {{architecture: llama, hidden_size: 16, layers: 1, heads: 1, vocab_size: 300}}, tokenizer: {folder}/tokenizer}}
+optimizer: {{lr: 1e-3}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, a tokenizer, a function that is slow on demand, and a recipe of all that."""
+    folder = tmp_path_factory.mktemp("faults")
+    rows = pairs(ROWS - 20)
+    write_jsonl(folder / "rows.jsonl", [*rows, *rows[:20]])
+    byte_bpe().save_pretrained(folder / "tokenizer")
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "recipe.yaml").write_text(RECIPE.format(folder=folder))
+    return folder
+
+
+class Builder:
+    """A process that prepares the data into a cache, as any command would. It is forked from one that has imported everything."""
+
+    def __init__(self, folder: Path, cache: Path, *overrides: str, pause: float = 0.0, largest_file: int | None = None) -> None:
+        self.printed = trace_of(cache).with_name(f"printed-{next(NUMBERS)}")
+        environment = {"TRACE": str(trace_of(cache)), "PAUSE": str(pause)}
+        overrides = (f"data.cache_dir={cache}", *overrides)
+        self.process = PROCESSES.Process(target=build, args=(folder, overrides, environment, self.printed, largest_file))
+        self.process.start()
+
+    def kill(self) -> None:
+        """End it without a chance to clean up."""
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> tuple[int | None, str]:
+        """Its exit code and what it printed, when it has ended by itself."""
+        self.process.join(60)
+        return self.process.exitcode, self.printed.read_text()
+
+    def result(self) -> Path:
+        """The directory that it has made or found."""
+        code, printed = self.end()
+        assert code == 0, printed
+        return Path(printed.splitlines()[-1])
+
+
+def build(
+    folder: Path, overrides: Sequence[str], environment: Mapping[str, str], printed: Path, largest_file: int | None
+) -> None:
+    """What the process does."""
+    os.environ.update(environment)
+    out = os.open(printed, os.O_CREAT | os.O_WRONLY)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    loading.BATCH_ROWS = 20
+    recipe = load_recipe(folder / "recipe.yaml", overrides)
+    try:
+        made = prepare(recipe.data, load_tokenizer(recipe.model, recipe.data))
+    except RmtrainError as error:
+        os.write(1, "".join(f"{problem}\n" for problem in error.problems).encode())
+        os._exit(error.exit_code)
+    os.write(1, f"{made.directory}\n".encode())
+
+
+def trace_of(cache: Path) -> Path:
+    """Where the rows that were prepared are counted: beside the disk of the cache, which may be full."""
+    return cache.parent.parent / f"{cache.name}.trace"
+
+
+def traced(cache: Path) -> list[int]:
+    """The process that prepared each row so far."""
+    trace = trace_of(cache)
+    return [int(line) for line in trace.read_text().split()] if trace.exists() else []
+
+
+def wait_for_rows(cache: Path, count: int) -> None:
+    end = time.monotonic() + 60
+    while len(traced(cache)) < count:
+        assert time.monotonic() < end, "guard: the builder goes on"
+        time.sleep(0.01)
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a build gives that nothing happens to."""
+    cache = tmp_path_factory.mktemp("undisturbed") / "disk" / "cache"
+    made = content(Builder(folder, cache).result())
+    assert len(traced(cache)) == ROWS
+    assert set(made) == {"train.arrow", "eval.arrow", "manifest.json", "dropped.jsonl", "gathered.jsonl"}
+    splits = json.loads(made["manifest.json"])["splits"]
+    assert splits["train"]["waterfall"]["rows"]["dropped"]["duplicate"] > 5, "guard: state over batches matters"
+    assert splits["eval"]["waterfall"]["rows"]["kept"] > 20, "guard"
+    return made
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_trap_14_killed_at_any_moment_and_run_again_it_is_the_same_to_the_byte(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], seed: int
+) -> None:
+    cache, rng = tmp_path / "disk" / "cache", random.Random(seed)
+    builder = Builder(folder, cache, f"data.processes={1 + seed // 3}", pause=0.001)
+    wait_for_rows(cache, rng.randrange(1, ROWS))
+    time.sleep(rng.random() * 0.05)
+    builder.kill()
+    whole = [name for name in os.listdir(cache) if not name.startswith(".")]
+    assert all(content(cache / name) == undisturbed for name in whole), "it appears whole or not at all"
+    assert content(Builder(folder, cache).result()) == undisturbed
+    assert not [name for name in os.listdir(cache) if name.startswith(".")], "leftovers are gone"
+
+
+def test_of_three_at_once_one_builds_and_the_others_take_its_result(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    cache = tmp_path / "disk" / "cache"
+    builders = [Builder(folder, cache, pause=0.002) for _ in range(3)]
+    directories = {builder.result() for builder in builders}
+    assert len(directories) == 1
+    assert content(directories.pop()) == undisturbed
+    assert len(traced(cache)) == ROWS, "each row was prepared once"
+    assert len(set(traced(cache))) == 1
+    assert len(os.listdir(cache)) == 1
+
+
+def test_when_the_builder_is_killed_one_of_those_who_wait_builds(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    cache = tmp_path / "disk" / "cache"
+    processes = {builder.process.pid: builder for builder in (Builder(folder, cache, pause=0.002) for _ in range(3))}
+    wait_for_rows(cache, 60)
+    first = traced(cache)[0]
+    processes.pop(first).kill()
+    for waiting in processes.values():
+        assert content(waiting.result()) == undisturbed
+    builders = list(dict.fromkeys(traced(cache)))
+    assert builders[0] == first
+    assert len(builders) == 2, "one of the two, not both"
+    assert traced(cache).count(builders[1]) == ROWS
+    assert len(os.listdir(cache)) == 1
+
+
+def test_trap_40_a_killed_worker_ends_the_build_with_a_line_and_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "disk" / "cache"
+    builder = Builder(folder, cache, "data.processes=2", pause=0.004)
+    wait_for_rows(cache, 40)
+    os.kill(traced(cache)[0], signal.SIGKILL)
+    line = "a process of data.processes ended before its work was done, killed or out of memory; set fewer processes\n"
+    assert builder.end() == (1, line)
+    assert os.listdir(cache) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kilobytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk; the test of a limit for files stands in for it")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def full(cache: Path) -> tuple[int, str]:
+    """What a builder says when there is no room."""
+    return 75, f"data.cache_dir: the disk of {cache} is full; make room, or name another directory\n"
+
+
+def test_a_full_disk_is_told_in_a_line_and_nothing_is_left_half_written(folder: Path, small_disk: Path) -> None:
+    cache = small_disk / "cache"
+    assert Builder(folder, cache).end() == full(cache)
+    assert os.listdir(cache) == []
+
+
+def test_so_is_a_limit_for_files_which_is_how_quotas_end_it(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "disk" / "cache"
+    assert Builder(folder, cache, largest_file=20_000).end() == full(cache)
+    assert os.listdir(cache) == []
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A directory that may be made read-only by `protect`."""
+    folder = tmp_path / "protected"
+    folder.mkdir()
+    yield folder
+    subprocess.run(["umount", str(folder)], capture_output=True)
+    folder.chmod(0o700)
+
+
+def protect(folder: Path) -> None:
+    """Take away the right to write, from root, too, where it may mount."""
+    folder.chmod(0o500)
+    if os.geteuid() == 0:
+        bound = ["mount", "--bind", str(folder), str(folder)], ["mount", "-o", "remount,bind,ro", str(folder)]
+        if any(subprocess.run(command, capture_output=True).returncode for command in bound):
+            pytest.skip("root may write anywhere here, and may not mount")
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_one_that_holds_the_data_is_enough(
+    folder: Path, read_only: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    made = Builder(folder, read_only / "full").result()
+    (read_only / "empty").mkdir()
+    protect(read_only)
+    assert made.parent == read_only / "full"
+    assert content(Builder(folder, read_only / "full", pause=60).result()) == undisturbed, "guard: nothing was built again"
+    shown = rmtrain("preprocess", folder / "recipe.yaml", f"data.cache_dir={made.parent}", TRACE=str(trace_of(made.parent)))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count("the directory is read-only") == 2, "what is made of the data is shown, and said not to be kept"
+    for cache in (read_only / "absent", read_only / "empty") if os.geteuid() == 0 else (read_only / "absent",):
+        code, printed = Builder(folder, cache).end()
+        assert code == 2, printed
+        assert printed.startswith(f"data.cache_dir: cannot write to {cache}: ")
+        assert printed.count("\n") == 1

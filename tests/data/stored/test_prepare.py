@@ -1,0 +1,476 @@
+import json
+import multiprocessing
+import os
+import random
+import signal
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rmtrain.data.comparison import Preference
+from rmtrain.data.rows import loading
+from rmtrain.data.rows.reading import Reading
+from rmtrain.data.stored.columns import export_columns
+from rmtrain.data.stored.prepare import PreparedData, fate, prepare, prepare_evaluation
+from rmtrain.data.text.tokenize import Encoder
+from rmtrain.data.text.tokenizer import load_tokenizer, prepared
+from rmtrain.errors import DataError, RecipeError, RmtrainError
+from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, RankedSource, ScratchModel, TokenizedSource
+from tests.data.text.test_probes import Patched
+from tests.helpers import bert_like, byte_bpe, data_of, pairs, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return prepared(byte_bpe(), "simple_chat")
+
+
+def builds(cache: Path) -> list[str]:
+    return sorted(folder.name for folder in cache.iterdir())
+
+
+def test_every_row_is_kept_in_order_or_dropped_with_its_reason(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows: list[dict[str, Any]] = list(pairs(40))
+    rows[3] = {"prompt": "q", "chosen": "same", "rejected": "same"}
+    rows[9] = {"prompt": "q", "chosen": "a b c " * 400, "rejected": "b"}
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with file.open("a") as stream:
+        stream.write("{broken\n")
+    data = data_of(file, tmp_path / "cache", max_length=100, max_drop_fraction=0.1)
+    seen: list[tuple[str, int]] = []
+    made = prepare(data, tokenizer, lambda reading: seen.append((reading.source, reading.rows)))
+    assert made.train.ids == [f"rows:{number}" for number in range(40) if number not in (3, 9)]
+    count = made.train.waterfall.sources["rows"]
+    assert (count.read, count.kept) == (41, 38)
+    assert count.dropped == {"identical": 1, "malformed_row": 1, "too_long": 1}
+    assert seen == [("rows", 41)]
+    lost = [json.loads(line) for line in (made.directory / "dropped.jsonl").read_text().splitlines()]
+    assert {(row["id"], row["reason"]) for row in lost} == {
+        ("rows:3", "identical"), ("rows:9", "too_long"), ("rows:40", "malformed_row"),
+    }  # fmt: skip
+    assert all(row["split"] == "train" and "a b c" not in json.dumps(row) for row in lost), "no text of rows is kept"
+    assert tokenizer.decode(made.train[0].sequences[0]) == "User: What is 0 plus one?\n\nAssistant: It is 1.<|endoftext|>"
+    assert len(made.eval) == 0
+
+
+def test_batches_do_not_show_in_the_result(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(25))
+    whole = prepare(data_of(file, tmp_path / "one", holdout=0.3), tokenizer)
+    monkeypatch.setattr(loading, "BATCH_ROWS", 4)
+    cut = prepare(data_of(file, tmp_path / "two", holdout=0.3), tokenizer)
+    assert (list(cut.train), list(cut.eval)) == (list(whole.train), list(whole.eval))
+    assert cut.train.key == whole.train.key
+    assert len(whole.eval) > 0, "guard: something was held out"
+
+
+def test_trap_12_a_prompt_is_in_one_split_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = pairs(50, prompts=10)
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    made = prepare(data_of(file, tmp_path / "cache", holdout=0.4), tokenizer)
+    prompt_of = {f"rows:{number}": row["prompt"] for number, row in enumerate(rows)}
+    sides = [{prompt_of[row_id] for row_id in split.ids} for split in (made.train, made.eval)]
+    assert sides[0] & sides[1] == set()
+    assert len(sides[0]) + len(sides[1]) == 10
+    assert min(map(len, sides)) > 0
+    assert len(made.train) + len(made.eval) == 50
+    assert made.train.waterfall.sources["rows"].read + made.eval.waterfall.sources["rows"].read == 50
+    write_jsonl(tmp_path / "rows.jsonl", rows[::-1])
+    again = prepare(data_of(file, tmp_path / "cache", holdout=0.4), tokenizer)
+    assert sorted(again.eval.prompt_hashes.tolist()) == sorted(made.eval.prompt_hashes.tolist())
+
+
+def test_trap_12_evaluation_prompts_that_are_trained_on_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", pairs(20))
+    fresh = [{"prompt": f"Other {number}?", "chosen": "a", "rejected": "b"} for number in range(5)]
+    fresh[3]["prompt"] = "  what IS 7 plus\none?"
+    held_out = write_jsonl(tmp_path / "test.jsonl", fresh)
+    data = data_of(train, tmp_path / "cache", eval=[PairSource(path=str(held_out))])
+    with pytest.raises(DataError, match=r"^1 of 5 evaluation rows have a prompt that is also trained on: test:3; remove them"):
+        prepare(data, tokenizer)
+    made = prepare(data.model_copy(update={"allow_overlap": True}), tokenizer)
+    assert len(made.eval) == 5
+    assert len(builds(tmp_path / "cache")) == 1, "allowing it tokenizes nothing again"
+
+
+def test_trap_14_nothing_changed_is_a_hit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(20))
+    data = data_of(file, tmp_path / "cache", max_drop_fraction=0.5)
+    first = prepare(data, tokenizer)
+    seen: list[int] = []
+    again = prepare(data, tokenizer, lambda reading: seen.append(reading.rows))
+    assert (again.train.key, again.directory) == (first.train.key, first.directory)
+    prepare(data.model_copy(update={"max_drop_fraction": 0.1}), tokenizer, lambda reading: seen.append(reading.rows))
+    moved = tmp_path / "moved" / "rows.jsonl"
+    moved.parent.mkdir()
+    file.rename(moved)
+    prepare(data_of(moved, tmp_path / "cache"), tokenizer, lambda reading: seen.append(reading.rows))
+    assert seen == []
+
+
+def test_trap_14_one_changed_character_is_a_miss(tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(20))
+    keys = []
+
+    def build(tokenizer: PreTrainedTokenizerFast, **settings: Any) -> None:
+        keys.append(prepare(data_of(file, tmp_path / "cache", **settings), tokenizer).train.key)
+
+    build(prepared(byte_bpe(), "simple_chat"))
+    build(prepared(byte_bpe(), "simple_chat"), max_length=1000)
+    build(prepared(byte_bpe(), "simple_chat"), overlong="truncate_prompt_left")
+    build(prepared(byte_bpe(), "simple_chat"), limit=19)
+    template = prepared(byte_bpe(), "simple_chat").chat_template
+    build(prepared(byte_bpe(), template.replace("': '", "':  '")))
+    build(prepared(byte_bpe(vocab_size=419), "simple_chat"))
+    times = file.stat()
+    file.write_text(file.read_text().replace("It is 7.", "It is 8."))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == times.st_size
+    build(prepared(byte_bpe(), "simple_chat"))
+    assert len(set(keys)) == len(keys) == len(builds(tmp_path / "cache")) == 7
+
+
+def test_trap_38_another_version_of_the_tokenizers_tokenizes_again(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
+    before = prepare(data, tokenizer).train.key
+    monkeypatch.setattr("rmtrain.data.raw.identity.version", lambda package: f"{package} of tomorrow")
+    assert prepare(data, tokenizer).train.key != before
+
+
+def test_trap_38_a_tokenizer_that_gives_other_tokens_is_refused_naming_a_text(tmp_path: Path) -> None:
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
+    tokenizer, patched = (
+        prepared(
+            made(tokenizer_object=byte_bpe().backend_tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>"), "simple_chat"
+        )
+        for made in (PreTrainedTokenizerFast, Patched)
+    )
+    made = prepare(data, tokenizer)
+    with pytest.raises(DataError) as raised:
+        prepare(data, patched)
+    assert str(raised.value) == (
+        f"{made.directory}: made with other tokens than the tokenizer gives now, such as for '  1e-5\\t1e-5'; "
+        f"delete {made.directory} to have it made again"
+    )
+    assert prepare(data, tokenizer).train.key == made.train.key, "guard: the key is the same"
+
+
+@pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "manifest.json"])
+def test_trap_14_an_artifact_that_was_edited_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(20)), tmp_path / "cache", holdout=0.3)
+    file = prepare(data, tokenizer).directory / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if name != "manifest.json" else b"{}")
+    with pytest.raises(DataError, match=rf"{name}: (not as it was written|damaged); delete .* to have it made again"):
+        prepare(data, tokenizer)
+    file.unlink()
+    if name != "manifest.json":
+        with pytest.raises(DataError, match=r"not as it was written"):
+            prepare(data, tokenizer)
+
+
+def test_nothing_half_written_is_left_after_a_failure(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jsonl(tmp_path / "rows.jsonl", pairs(30))
+    data = data_of(file, tmp_path / "cache")
+
+    def interrupt(reading: Reading) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(data, tokenizer, interrupt)
+    assert builds(tmp_path / "cache") == []
+    assert len(prepare(data, tokenizer).train) == 30
+
+
+def test_trap_18_losing_too_much_is_refused_and_allowing_it_costs_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    rows: list[dict[str, Any]] = list(pairs(20))
+    rows[4]["rejected"] = rows[4]["chosen"]
+    rows[5]["chosen"] = ""
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
+    with pytest.raises(DataError) as error:
+        prepare(data, tokenizer)
+    assert str(error.value) == (
+        "rows: 2 of 20 rows dropped (10.0 %), allowed 5 %: identical 1 (rows:4: the responses are the same), "
+        "empty_response 1 (rows:5: chosen ends with an empty turn); raise data.max_drop_fraction, or repair the rows"
+    )
+    made = prepare(data.model_copy(update={"max_drop_fraction": 0.1}), tokenizer)
+    assert len(made.train) == 18
+    assert len(builds(tmp_path / "cache")) == 1
+
+
+def test_every_source_that_is_refused_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    empty, full = write_jsonl(tmp_path / "empty.jsonl", []), write_jsonl(tmp_path / "full.jsonl", pairs(5))
+    long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "Why?", "chosen": "x y z " * 99, "rejected": "n"}])
+    data = data_of(empty, tmp_path / "cache", max_length=50, eval=[PairSource(path=str(full)), PairSource(path=str(long))])
+    with pytest.raises(DataError) as error:
+        prepare(data, tokenizer)
+    assert [problem.split(" (")[0] for problem in error.value.problems] == [
+        "empty: it has no rows",
+        "long: all of its 1 rows are dropped: too_long 1",
+    ]
+
+
+def test_a_share_that_takes_nothing_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache", holdout=0.0001)
+    with pytest.raises(DataError, match=r"^rows: holdout 0.0001 took none of its prompts; raise it$"):
+        prepare(data, tokenizer)
+
+
+def test_sources_keep_their_tags_and_mix_tokens_with_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    end = tokenizer.eos_token_id
+    texts = write_jsonl(tmp_path / "texts.jsonl", pairs(3))
+    tokens = tmp_path / "tokens.json"
+    tokens.write_text(json.dumps([{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}]))
+    sources = [PairSource(path=str(texts), tag="mine"), TokenizedSource(path=str(tokens), format="tokenized")]
+    made = prepare(Data(train=sources, cache_dir=str(tmp_path / "cache")), tokenizer)
+    assert made.train.sources == ["mine"] * 3 + ["tokens"]
+    assert [list(sequence) for sequence in made.train[3].sequences] == [[5, 6, end], [5, 7, 8, end]]
+    with pytest.raises(RecipeError, match=r"^tokens: holdout goes by prompt, and rows of tokens do not say where theirs ends"):
+        prepare(Data(train=[sources[1].model_copy(update={"holdout": 0.1})], cache_dir=str(tmp_path / "cache")), tokenizer)
+
+
+def test_sources_that_are_only_evaluated_need_no_training_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    source = PairSource(path=str(write_jsonl(tmp_path / "test.jsonl", pairs(6))))
+    data = data_of(tmp_path / "not_there.jsonl", tmp_path / "cache")
+    made = prepare_evaluation([source], data, tokenizer)
+    assert made.ids == [f"test:{number}" for number in range(6)]
+
+
+def test_a_large_file_passes_in_batches(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 100)
+    largest = 0
+    inner = Encoder.encode
+
+    def watch(self: Encoder, rows: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, len(rows))
+        return inner(self, rows)
+
+    monkeypatch.setattr(Encoder, "encode", watch)
+    made = prepare(data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(1050)), tmp_path / "cache"), tokenizer)
+    assert (len(made.train), largest) == (1050, 100)
+    with pa.memory_map(str(made.directory / "train.arrow")) as file:
+        assert pa.ipc.open_file(file).num_record_batches == 11
+
+
+def several(count: int) -> list[dict[str, Any]]:
+    """Rows of a few prompts with three to five responses each, some of them very long, in mixed order; one row is malformed."""
+    rng, rows = random.Random(4), []
+    for number in range(count):
+        prompt = rng.randrange(count // 4)
+        sides = rng.sample([f"It is {prompt}.", "No.", "Perhaps " * 60, f"About {prompt}", "no"], 2)
+        rows.append({"prompt": f"Is it {prompt}?", "chosen": sides[0], "rejected": sides[1], "margin": number % 3})
+    rows[5]["chosen"] = None
+    return rows
+
+
+def test_any_number_of_processes_writes_the_same_bytes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 7)
+    lines = write_jsonl(tmp_path / "lines.jsonl", [*pairs(30), {"prompt": "q", "chosen": "same", "rejected": "same"}])
+    with lines.open("a") as stream:
+        stream.write("{broken\n\n")
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps(pairs(20, prompts=4)))
+    groups = write_jsonl(tmp_path / "groups.jsonl", several(60))
+    tokens = write_jsonl(tmp_path / "tokens.jsonl", [{"chosen_ids": [5, 6 + n, 0], "rejected_ids": [5, 7, 0]} for n in range(9)])
+    sources = [
+        PairSource(path=str(lines), holdout=0.3),
+        PairSource(path=str(array)),
+        PairSource(path=str(groups), group_by_prompt=True, margin="margin"),
+        TokenizedSource(path=str(tokens), format="tokenized"),
+    ]
+    folders = []
+    for processes in (1, 2):
+        settings = {"chat_template": "simple_chat", "max_length": 100, "max_drop_fraction": 0.9, "allow_overlap": True}
+        data = Data(train=sources, cache_dir=str(tmp_path / f"cache{processes}"), processes=processes, **settings)
+        seen: list[Reading] = []
+        made = prepare(data, tokenizer, seen.append)
+        folders.append((made.directory, [(reading.source, reading.rows) for reading in seen if reading.doing == "tokenizing"]))
+        assert [reading.rows for reading in seen if reading.doing == "gathering"][-1] == 60
+    (one, seen_by_one), (two, seen_by_two) = folders
+    assert sorted(file.name for file in one.iterdir()) == [
+        "dropped.jsonl", "eval.arrow", "gathered.jsonl", "manifest.json", "train.arrow",
+    ]  # fmt: skip
+    assert all((two / file.name).read_bytes() == file.read_bytes() for file in one.iterdir())
+    assert seen_by_one == seen_by_two
+    assert [count for source, count in seen_by_one if source == "lines"] == [7, 14, 21, 28, 32]
+    assert all(file.stat().st_size > 0 for file in one.iterdir()), "guard: there was something of everything"
+
+
+def test_trap_40_a_killed_process_is_an_error_and_leaves_nothing(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 20)
+    data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(2000)), tmp_path / "cache", processes=2)
+
+    def kill(reading: Reading) -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    with pytest.raises(RmtrainError, match=r"^a process of data.processes ended before its work was done"):
+        prepare(data, tokenizer, kill)
+    assert builds(tmp_path / "cache") == []
+
+
+def grouped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **settings: Any) -> PreparedData:
+    source = {"group_by_prompt": True, **settings}
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    return prepare(data_of(file, tmp_path / "cache", **{"max_drop_fraction": 1.0} | source), tokenizer)
+
+
+def listed(made: PreparedData, name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (made.directory / name).read_text().splitlines()]
+
+
+def test_rows_of_a_prompt_are_gathered(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "How?", "chosen": "So.", "rejected": "No.", "margin": 1.0},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "Why not?", "margin": 0.0},
+        {"prompt": "How?", "chosen": "Thus.", "rejected": "So.", "margin": 0.25},
+        {"prompt": "How?", "chosen": "So.", "rejected": "No.", "margin": 1.0},
+        {"prompt": "How?", "chosen": "No.", "rejected": "Thus.", "margin": 0.0},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, margin="margin")
+    assert made.train.ids == ["rows:0", "rows:1"]
+    first, second = made.train
+    own = [tokenizer.decode(sequence[first.prompt_length :]) for sequence in first.sequences]
+    assert own == ["So.<|endoftext|>", "No.<|endoftext|>", "Thus.<|endoftext|>"]
+    assert first.preferences == (Preference(0, 1, 1.0, weight=2.0), Preference(2, 0, 0.25), Preference(1, 2))
+    assert first.prefix_length == first.prompt_length, "guard: the prompt is shared, and computed once"
+    assert len(second.sequences) == 2
+    counts = made.train.waterfall.sources["rows"]
+    assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (5, 2, 3, {})
+    assert listed(made, "gathered.jsonl") == [
+        {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (2, 3, 4)
+    ]
+    assert fate(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
+    winners, losers = made.train.preference_lengths()
+    lengths = [len(sequence) - first.prompt_length for sequence in first.sequences]
+    assert winners.tolist()[:3] == [lengths[0], lengths[2], lengths[1]]
+    assert losers.tolist()[:3] == [lengths[1], lengths[0], lengths[2]]
+    with pytest.raises(DataError, match=r"^rows:0: 3 responses; a chosen and a rejected column hold one pair"):
+        export_columns(made.train, tmp_path / "train.parquet")
+
+
+def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    long = "Perhaps " * 60
+    rows = [
+        {"prompt": "How?", "chosen": long, "rejected": "No."},
+        {"prompt": "How?", "chosen": "So.", "rejected": "No."},
+        {"prompt": "How?", "chosen": "So.", "rejected": "Thus."},
+        {"prompt": "Why?", "chosen": "Because.", "rejected": long},
+        {"prompt": "Why?", "chosen": long, "rejected": "Who?"},
+        {"prompt": "Who?", "chosen": "I.", "rejected": long},
+        {"prompt": "Who?", "chosen": "I.", "rejected": "You."},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, max_length=60)
+    assert made.train.ids == ["rows:1", "rows:6"], "each bears the id of its first row that is left"
+    assert made.train.response_counts.tolist() == [3, 2]
+    assert made.train[0].preferences == (Preference(1, 0), Preference(1, 2))
+    assert len(made.train.response_hashes) == 5
+    plain = prepare(data_of(write_jsonl(tmp_path / "plain.jsonl", rows[1:2]), tmp_path / "cache"), tokenizer).train
+    assert made.train.response_hashes[:2].tolist() == plain.response_hashes.tolist()[::-1]
+    counts = made.train.waterfall.sources["rows"]
+    assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (7, 2, 1, {"too_long": 4})
+    assert [row["id"] for row in listed(made, "dropped.jsonl")] == ["rows:0", "rows:3", "rows:4", "rows:5"]
+    assert str(fate(made.directory, "train", "rows:3")).startswith("it is dropped (too_long): ")
+    assert fate(made.directory, "train", "rows:1") is None
+    with pytest.raises(
+        DataError, match=r"^data.overlong is error, and rows are too long: rows:0: \d+ tokens, over max_length 60; rows:3"
+    ):
+        grouped(tmp_path, tokenizer, rows, max_length=60, overlong="error")
+
+
+def test_the_prompt_is_cut_for_the_longest_response_that_is_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "No."},
+        {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "Perhaps " * 60},
+    ]
+    made = grouped(tmp_path, tokenizer, rows, max_length=50, overlong="truncate_prompt_left")
+    (row,) = made.train
+    assert [len(sequence) <= 50 for sequence in row.sequences] == [True, True]
+    assert max(map(len, row.sequences)) == 50
+    assert made.train.waterfall.sources["rows"].dropped == {"response_too_long": 1}
+
+
+def test_every_row_of_gathered_sources_is_in_one_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = several(400)
+    made = grouped(tmp_path, tokenizer, rows, max_length=100, holdout=0.3)
+    gathered, dropped = ([row["id"] for row in listed(made, name)] for name in ("gathered.jsonl", "dropped.jsonl"))
+    lists = [made.train.ids, made.eval.ids, gathered, dropped]
+    assert sorted(chain.from_iterable(lists)) == sorted(f"rows:{number}" for number in range(400))
+    assert min(map(len, lists)) > 10, "guard: there are rows of every fate"
+    for split in (made.train, made.eval):
+        count = split.waterfall.sources["rows"]
+        assert count.read == count.kept + count.gathered + sum(count.dropped.values())
+        assert len(set(split.prompt_hashes.tolist())) == len(split), "each prompt is there once"
+        assert split.response_counts.max() > 2
+    prompts = {f"rows:{number}": row["prompt"] for number, row in enumerate(rows)}
+    assert {prompts[name] for name in made.train.ids} & {prompts[name] for name in made.eval.ids} == set()
+
+
+def test_responses_of_the_same_tokens_are_one_response(tmp_path: Path) -> None:
+    tokenizer = prepared(bert_like(), "simple_chat")
+    rows = [
+        {"prompt": "How?", "chosen": "the road", "rejected": "the oven"},
+        {"prompt": "How?", "chosen": "The ROAD", "rejected": "bread"},
+        {"prompt": "How?", "chosen": "THE road", "rejected": "the road"},
+    ]
+    made = grouped(tmp_path, tokenizer, rows)
+    (row,) = made.train
+    assert row.preferences == (Preference(0, 1), Preference(0, 2))
+    assert made.train.waterfall.sources["rows"].dropped == {"identical": 1}
+    assert listed(made, "dropped.jsonl")[0]["id"] == "rows:2"
+
+
+def test_responses_that_are_left_out_of_ranked_lists_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = ["So.", "No.", "Perhaps " * 60, "Thus."]
+    rows = [
+        {"prompt": f"How {number}?", "answers": [{"text": text, "s": place} for place, text in enumerate(texts)]}
+        for number in range(5)
+    ]
+    rows[2]["answers"][1]["s"] = "N/A"  # type: ignore[index]
+    rows[3]["answers"] = [{"text": "So.", "s": 1}, {"text": texts[2], "s": 2}]
+    source = RankedSource(
+        path=str(write_jsonl(tmp_path / "lists.jsonl", rows)), format="ranked", responses="answers", response="text", score="s"
+    )
+    data = Data(train=[source], cache_dir=str(tmp_path), chat_template="simple_chat", max_length=60, max_drop_fraction=0.5)
+    counts = prepare(data, tokenizer).train.waterfall.sources["lists"]
+    assert (counts.read, counts.kept, counts.dropped) == (5, 4, {"too_long": 1})
+    assert counts.left_out == {"too_long": 4, "no_score": 1}, "not those of a row that is dropped itself"
+
+
+def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Path, tmp_path: Path) -> None:
+    file = shared_data / "hh_harmless.jsonl.gz"
+    data = data_of(file, tmp_path, messages=Messages(transcript="hh"), holdout=0.1, max_length=1024)
+    model = ScratchModel(scratch=Architecture(architecture="llama", hidden_size=16, layers=1, heads=1, vocab_size=2000))
+    tokenizer = load_tokenizer(model, data)
+    made = prepare(data, tokenizer)
+    train, held_out = made.train.waterfall.sources["hh_harmless"], made.eval.waterfall.sources["hh_harmless"]
+    assert train.read + held_out.read == 1800
+    lost = {"empty_response": 4, "role_order": 3, "different_prompts": 2}
+    assert {reason: count for reason, count in train.dropped.items() if reason != "too_long"} == lost
+    assert set(held_out.dropped) <= {"too_long"}
+    assert 0.07 < len(made.eval) / 1800 < 0.13
+    assert len(made.train) + len(made.eval) > 1700
+    for row in (made.train[0], made.train[len(made.train) - 1], made.eval[0]):
+        assert all(sequence[-1] == tokenizer.eos_token_id for sequence in row.sequences)
+        assert tokenizer.decode(row.sequences[0][: row.prompt_length]).endswith("Assistant:")
+    assert (made.train.unique_tokens < made.train.total_tokens).all(), "guard: prompts are shared"

@@ -1,0 +1,192 @@
+from datetime import date
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from rmtrain.data.text.render import render
+from rmtrain.data.text.templates import CHAT_TEMPLATES, MAX_TEMPLATE_CHARACTERS, freeze_dates, resolve_template
+from rmtrain.errors import DataError, RecipeError
+from tests.helpers import LLAMA_TEMPLATE, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
+
+TALK = (
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "q1"},
+    {"role": "assistant", "content": "a1"},
+    {"role": "user", "content": "q2"},
+    {"role": "assistant", "content": "a2"},
+)
+END = "<|endoftext|>"
+
+
+def resolved(name: str, tokenizer: PreTrainedTokenizerFast | None = None) -> PreTrainedTokenizerFast:
+    tokenizer = tokenizer or byte_bpe()
+    assert resolve_template(name, tokenizer) == tokenizer.chat_template
+    return tokenizer
+
+
+RENDERED = {
+    "simple_concat": (f"s q1 a1 q2 a2{END}", "s q1 a1 q2"),
+    "simple_chat": (
+        f"System: s\n\nUser: q1\n\nAssistant: a1\n\nUser: q2\n\nAssistant: a2{END}",
+        "System: s\n\nUser: q1\n\nAssistant: a1\n\nUser: q2\n\nAssistant:",
+    ),
+    "chatml": (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        f"<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\na2<|im_end|>{END}",
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n"
+        "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "zephyr": (
+        f"<|system|>\ns{END}\n<|user|>\nq1{END}\n<|assistant|>\na1{END}\n<|user|>\nq2{END}\n<|assistant|>\na2{END}",
+        f"<|system|>\ns{END}\n<|user|>\nq1{END}\n<|assistant|>\na1{END}\n<|user|>\nq2{END}\n<|assistant|>\n",
+    ),
+    "tulu": (
+        f"<|system|>\ns\n<|user|>\nq1\n<|assistant|>\na1{END}\n<|user|>\nq2\n<|assistant|>\na2{END}",
+        f"<|system|>\ns\n<|user|>\nq1\n<|assistant|>\na1{END}\n<|user|>\nq2\n<|assistant|>\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_the_built_in_templates_write_what_their_names_mean(name: str) -> None:
+    tokenizer = resolved(name)
+    assert (render(TALK, tokenizer), render(TALK[:-1], tokenizer, add_generation_prompt=True)) == RENDERED[name]
+
+
+def test_simple_chat_writes_what_the_seed_page_writes() -> None:
+    seed = (
+        "{% for message in messages %}{{'\n\n' if not loop.first else ''}}{{message['role']|capitalize + ': ' +message['content']}}"
+        "{% endfor %}{{eos_token}}"
+    )
+    assert render(TALK, resolved("simple_chat")) == render(TALK, resolved(seed))
+
+
+def test_chatml_ends_once_where_its_marker_is_the_end_token() -> None:
+    special = ["<|im_end|>", "<|endoftext|>"]
+    tokenizer = resolved("chatml", byte_bpe(special_tokens=special, eos_token="<|im_end|>", pad_token="<|endoftext|>"))
+    assert render(TALK[1:3], tokenizer) == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>"
+
+
+TOKENIZERS = [byte_bpe, llama_like, unigram_like, bert_like, roberta_like]
+
+
+@pytest.mark.parametrize("build", TOKENIZERS)
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+def test_a_resolved_template_resolves_to_itself(build: type, name: str) -> None:
+    tokenizer = build()
+    template = resolve_template(name, tokenizer)
+    assert resolve_template("tokenizer", tokenizer) == template
+    assert resolve_template(template, build()) == template
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}", f"[q1][a1]{END}"),
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}\n", f"[q1][a1]{END}"),
+        ("{% for m in messages %}[{{ m.content }}]{{ eos_token }}{{ '\n' }}{% endfor %}", f"[q1]{END}\n[a1]{END}"),
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}{{ eos_token }}  ", f"[q1][a1]{END}"),
+        (
+            "{%- set ns = namespace(n=0) -%}\n{% macro show(m) %}<{{ m.content }}>{% endmacro %}"
+            "{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ show(m) }}{% endfor %}{{ ns.n }}{{ eos_token }}{{ '\n' }}",
+            f"<q1><a1>2{END}",
+        ),
+    ],
+)
+def test_a_template_is_completed_to_end_in_one_end_token_and_nothing_after_it(template: str, text: str) -> None:
+    tokenizer = resolved(template)
+    assert render(TALK[1:3], tokenizer) == text
+    announced = render(TALK[1:2], tokenizer, add_generation_prompt=True)
+    tokenizer.chat_template = template
+    assert announced == render(TALK[1:2], tokenizer, add_generation_prompt=True), "a prompt is left as it is"
+
+
+def test_trap_04_a_beginning_is_written_once() -> None:
+    assert render(TALK[1:3], resolved("tokenizer", llama_like())) == "<s>[INST] q1 [/INST] a1</s>"
+    assert (
+        render(TALK[1:3], resolved(LLAMA_TEMPLATE.replace("{{ bos_token }}", ""), llama_like())) == "<s>[INST] q1 [/INST] a1</s>"
+    )
+    with pytest.raises(DataError, match=r"data.chat_template: it writes <s> twice at the beginning"):
+        resolved("{{ bos_token }}" + LLAMA_TEMPLATE, llama_like())
+
+
+def test_two_end_tokens_are_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"must end in <\|endoftext\|> once, but it ends in 'first<\|endoftext\|>\\n<\|endoftext\|>'"
+    ):
+        resolved("{{ messages[0].content }}{{ eos_token }}{{ '\n' }}{{ eos_token }}")
+
+
+def test_what_an_encoder_adds_itself_is_not_written_by_its_template() -> None:
+    for name in (
+        "simple_concat",
+        "zephyr",
+        "{{ bos_token }}{{ messages[0].content }} {{ messages[1].content }}{{ eos_token }}{{ '\n' }}",
+    ):
+        text = render(TALK[1:3], resolved(name, roberta_like()))
+        assert not text.startswith("<s>")
+        assert not text.rstrip().endswith("</s>")
+    assert render(TALK[1:3], resolved("simple_concat", bert_like())) == "q1 a1"
+
+
+def test_trap_16_a_date_does_not_change_from_day_to_day() -> None:
+    template = (
+        '{% if strftime_now is defined %}{% set today = strftime_now("%d %b %Y") %}{% endif %}'
+        "{{ today }} {{ strftime_now('%Y-%m-%d') }}: {{ messages[1].content }}{{ eos_token }}"
+    )
+    tokenizer = resolved(template)
+    text = render(TALK[1:3], tokenizer)
+    assert text == f"26 Jul 2024 2024-07-26: a1{END}"
+    tokenizer.chat_template = template
+    assert date.today().isoformat() in render(TALK[1:3], tokenizer), "guard: the clock is read where it is not frozen"
+    with pytest.raises(RecipeError, match=r"data.chat_template: it computes a date format"):
+        freeze_dates("{{ strftime_now(format) }}")
+
+
+def test_a_template_comes_from_a_file_or_from_the_tokenizer(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ messages[-1].content }}!")
+    assert render(TALK, resolved(str(file))) == f"a2!{END}"
+    tokenizer = byte_bpe()
+    tokenizer.chat_template = {"default": "{{ messages[-1].content }}?", "tool_use": "x"}
+    assert render(TALK, resolved("tokenizer", tokenizer)) == f"a2?{END}"
+
+
+CHOICES = "simple_concat, simple_chat, chatml, zephyr, tulu, a .jinja file, the template itself"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tokenizer", f"data.chat_template: the tokenizer has no chat template; name one: {CHOICES}"),
+        ("simple_cht", 'data.chat_template: "simple_cht" is no template; did you mean simple_chat?'),
+        ("vicuna", f'data.chat_template: "vicuna" is no template; expected one of: {CHOICES}'),
+        ("mine.jinja", "data.chat_template: mine.jinja is not there"),
+        (
+            "{{" + "x" * MAX_TEMPLATE_CHARACTERS,
+            f"data.chat_template: expected at most {MAX_TEMPLATE_CHARACTERS} characters, got 262146",
+        ),
+    ],
+)
+def test_trap_45_a_missing_template_is_told_with_the_choices(name: str, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        resolve_template(name, byte_bpe())
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('system only') }}", r"^data.chat_template: the chat template failed: TemplateError: system only$"),
+        ("{{ lipsum.__globals__['os'].popen('touch canary') }}", r"^data.chat_template: the chat template failed: SecurityError"),
+        ("{% for i in range(10**9) %}{% endfor %}", r"^data.chat_template: the chat template failed: OverflowError"),
+    ],
+)
+def test_a_template_that_fails_or_attacks_is_refused_before_any_row(
+    template: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=words):
+        resolve_template(template, byte_bpe())
+    assert not list(tmp_path.iterdir())
