@@ -1,0 +1,180 @@
+"""Any checkpoint of a run leaves it as a model that is loaded and scores as it did, in any form that is asked for."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from transformers import AutoModelForSequenceClassification
+
+from rmtrain.commands.export import ExportRequest, export
+from rmtrain.commands.train import train
+from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.model.load import load_reward_model
+from rmtrain.model.reload_check import check
+from rmtrain.recipe.schema import Recipe
+from tests.exports import tiny_export
+from tests.hub_server import TOKEN, hub_server
+from tests.runs import rmtrain, tiny_recipe
+
+QUIET = Console(quiet=True)
+LORA = {"rank": 4}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six steps with a checkpoint of steps 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("full")
+    train(tiny_recipe(folder, checkpoints={"every": 2, "keep": 9}, hub={"id": "owner/tiny"}), QUIET)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an adapter over a base model in a directory."""
+    folder = tmp_path_factory.mktemp("lora")
+    base = tiny_export(folder / "base")
+    recipe = tiny_recipe(folder, data={"chat_template": "tokenizer"}).model_dump()
+    train(Recipe.model_validate({**recipe, "model": {"path": str(base)}, "lora": LORA}), QUIET)
+    return folder / "run"
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return run / f"checkpoints/step-{step:08d}"
+
+
+def golden(directory: Path) -> list[float]:
+    return [entry["reward"] for entry in json.loads((directory / "golden.json").read_text())]
+
+
+def tensors(directory: Path) -> dict[str, torch.Tensor]:
+    with safe_open(directory / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+
+
+def test_the_last_checkpoint_is_the_model_of_the_run(run: Path, tmp_path: Path) -> None:
+    outcome = export(ExportRequest(run, output=tmp_path / "again"))
+    assert outcome.document == {"model": str(tmp_path / "again"), "step": 6, "hub": None}
+    assert golden(tmp_path / "again") == golden(run / "model")
+    ours, theirs = tensors(tmp_path / "again"), tensors(run / "model")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert (tmp_path / "again/README.md").read_text().startswith("---\n")
+
+
+def test_any_checkpoint_can_be_exported_and_is_reloaded_by_transformers_alone(run: Path) -> None:
+    directory = Path(export(ExportRequest(checkpoint(run, 2))).document["model"])
+    assert directory == run / "exports/step-00000002"
+    assert check(str(directory))["ok"]
+    assert json.loads((directory / "rmtrain.json").read_text())["step"] == 2
+    assert golden(directory) != golden(run / "model"), "guard: training changed it"
+
+
+def test_a_finished_run_as_it_is_is_only_verified_again(run: Path) -> None:
+    before = (run / "model/model.safetensors").stat().st_mtime_ns
+    assert export(ExportRequest(run)).document == {"model": str(run / "model"), "step": None, "hub": None}
+    assert (run / "model/model.safetensors").stat().st_mtime_ns == before
+    file = run / "model/golden.json"
+    kept = file.read_text()
+    try:
+        file.write_text(re.sub(r'"reward": -?[\d.]+', '"reward": 77.0', kept, count=1))
+        with pytest.raises(CheckpointError, match="does not load as it was saved"):
+            export(ExportRequest(run))
+    finally:
+        file.write_text(kept)
+
+
+def test_weights_of_another_type_keep_a_whole_head(run: Path, tmp_path: Path) -> None:
+    dtype = "float16"
+    export(ExportRequest(run, output=tmp_path / "small", dtype=dtype))
+    saved = tensors(tmp_path / "small")
+    assert {str(tensor.dtype) for name, tensor in saved.items() if name != "score.weight"} == {f"torch.{dtype}"}
+    assert saved["score.weight"].dtype == torch.float32
+    config = json.loads((tmp_path / "small/config.json").read_text())
+    assert config["dtype"] == config["torch_dtype"] == dtype
+    assert json.loads((tmp_path / "small/rmtrain.json").read_text())["dtype"] == dtype
+    assert golden(tmp_path / "small") == pytest.approx(golden(run / "model"), abs=0.05)
+    assert golden(tmp_path / "small") != golden(run / "model"), "guard: it was rounded"
+
+
+def test_an_adapter_alone_gives_the_rewards_of_the_merged_weights(lora_run: Path, tmp_path: Path) -> None:
+    export(ExportRequest(lora_run, output=tmp_path / "adapter", form="adapter"))
+    names = {file.name for file in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "golden.json", "tokenizer.json"} <= names
+    assert "model.safetensors" not in names
+    assert golden(tmp_path / "adapter") == pytest.approx(golden(lora_run / "model"), abs=1e-5)
+    model, _ = load_reward_model(str(tmp_path / "adapter"), "cpu")
+    assert any("lora_" in name for name, _ in model.named_parameters())
+    export(ExportRequest(lora_run, output=tmp_path / "adapter", form="adapter"))
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"], "the older one is replaced, nothing is left over"
+
+
+def test_a_run_of_an_adapter_is_exported_merged_with_the_adapter_beside_it(lora_run: Path, tmp_path: Path) -> None:
+    export(ExportRequest(lora_run, output=tmp_path / "merged", dtype="bfloat16"))
+    assert (tmp_path / "merged/adapter/adapter_model.safetensors").is_file()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+    assert model.config.dtype == torch.bfloat16
+    assert check(str(tmp_path / "merged"))["ok"]
+
+
+def test_what_cannot_be_exported_is_refused_with_what_to_do(run: Path, lora_run: Path, tmp_path: Path) -> None:
+    refusals: list[tuple[ExportRequest, str]] = [
+        (ExportRequest(tmp_path), "expected the directory of a run, or a checkpoint such as"),
+        (ExportRequest(run, ["model.path=x"]), "model.path=x: an export can only be given keys of hub"),
+        (ExportRequest(run, dtype="int8"), "--dtype int8: expected one of float32, bfloat16, float16"),
+        (ExportRequest(run, form="adapter", output=tmp_path / "a"), "has no adapter"),
+        (ExportRequest(lora_run, form="adapter", dtype="bfloat16"), "an adapter is float32"),
+        (ExportRequest(lora_run, form="adapter", push=True), "leave out --adapter"),
+        (ExportRequest(checkpoint(run, 3)), "missing or damaged"),
+    ]
+    for request, line in refusals:
+        with pytest.raises((RecipeError, CheckpointError), match=re.escape(line)):
+            export(request)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is no export of rmtrain"):
+        export(ExportRequest(run, output=tmp_path / "mine"))
+    assert (tmp_path / "mine/notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_or_another_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
+    file = checkpoint(run, 4) / "model.safetensors"
+    kept = file.read_bytes()
+    try:
+        file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match="its bytes are not those that were written"):
+            export(ExportRequest(checkpoint(run, 4), output=tmp_path / "x"))
+    finally:
+        file.write_bytes(kept)
+    environment = run / "environment.json"
+    text = environment.read_text()
+    try:
+        facts: dict[str, Any] = json.loads(text)
+        facts["hashes"]["tokenizer"] = "0" * 64
+        environment.write_text(json.dumps(facts))
+        with pytest.raises(CheckpointError, match="no longer the one it was trained with"):
+            export(ExportRequest(checkpoint(run, 4), output=tmp_path / "x"))
+    finally:
+        environment.write_text(text)
+    assert not (tmp_path / "x").exists()
+
+
+def test_trap_s7_an_upload_that_failed_is_repeated_by_the_command_that_is_printed(run: Path, tmp_path: Path) -> None:
+    with hub_server() as hub:
+        hub.refusals["commit"] = 1
+        environment = hub.environment(tmp_path, TOKEN)
+        failed = rmtrain("export", run, "--push", **environment)
+        assert failed.returncode == 1, failed.stderr
+        retry = re.search(r"Retry: rmtrain (.*)", failed.stderr)
+        assert retry
+        again = rmtrain(*retry[1].split(), "--json", **environment)
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["hub"] == f"{hub.address}/owner/tiny"
+        repository = hub.repositories["model", "owner/tiny"]
+        assert repository.private
+        assert "report.html" not in repository.revisions["main"]
+        assert "README.md" in repository.revisions["main"]
