@@ -23,6 +23,8 @@ LAYERS = [
     "cli",
     "__main__",
 ]
+DATA_LAYERS = ["", "raw", "rows", "text", "stored", "checks"]
+"""Folders of rmtrain/data in pipeline order; the first is what lies beside them, which all may use."""
 FILES = sorted((ROOT / "rmtrain").rglob("*.py"))
 MODULES = [file for file in FILES if file != ROOT / "rmtrain/__init__.py"]  # it only names where public things live
 
@@ -53,6 +55,18 @@ def layer(module: str) -> int:
 def test_a_module_imports_only_from_layers_above_it_in_the_design(file: Path) -> None:
     for imported, _ in own_imports(ast.parse(file.read_text())):
         assert layer(imported) <= layer(name_of(file)), f"{name_of(file)} imports {imported}"
+
+
+def data_layer(module: str) -> int:
+    parts = module.removeprefix("rmtrain.data.").split(".")
+    return DATA_LAYERS.index(parts[0] if len(parts) > 1 else "")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "rmtrain/data").rglob("*.py")), ids=name_of)
+def test_the_folders_of_data_import_only_from_those_before_them(file: Path) -> None:
+    for imported, _ in own_imports(ast.parse(file.read_text())):
+        if imported.startswith("rmtrain.data."):
+            assert data_layer(imported) <= data_layer(name_of(file)), f"{name_of(file)} imports {imported}"
 
 
 def test_no_import_cycle_within_a_folder() -> None:

@@ -12,13 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.checks.baselines import label_baselines
 from rmtrain.data.checks.benchmarks import benchmark_overlap
 from rmtrain.data.checks.cycles import Cycle, find_cycles
-from rmtrain.data.checks.edges import Edges, edges_of
 from rmtrain.data.checks.findings import LIST, Finding, read_findings, summarize_findings, write_findings
 from rmtrain.data.checks.hints import Hint, margin_outliers, short_winners, zero_margins
 from rmtrain.data.checks.likeness import find_near_identical
 from rmtrain.data.checks.repeats import Repeat, find_repeats
 from rmtrain.data.raw.identity import digest
 from rmtrain.data.stored.artifact import TokenizedData, file_hash
+from rmtrain.data.stored.edges import Edges, edges_of
 from rmtrain.data.stored.overlap import named, overlap
 from rmtrain.data.stored.prepare import PreparedData
 from rmtrain.errors import DataError

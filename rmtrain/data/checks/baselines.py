@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.checks.decoded import decoded
-from rmtrain.data.checks.edges import TIE, edges_of, mix
 from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.edges import TIE, edges_of, mix
 
 SAMPLED = 2000
 """Most comparisons whose responses are looked at as text."""

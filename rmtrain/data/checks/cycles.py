@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.checks.edges import Edges
+from rmtrain.data.stored.edges import Edges
 
 ROUNDS = 32
 """Rounds of trimming. A chain longer than this is left to the search, which walks it once."""

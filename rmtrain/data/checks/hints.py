@@ -5,8 +5,8 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.checks.edges import Edges
 from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.edges import Edges
 
 FAR_OUT = 10
 """Interquartile ranges above the third quartile from which on a margin is an outlier. Tukey calls three "far out", but margins with a

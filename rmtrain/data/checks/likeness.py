@@ -10,9 +10,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.checks.decoded import decoded
-from rmtrain.data.checks.edges import Edges
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.edges import Edges
 
 SHARED = 0.95
 """Responses that share so much of their tokens are near-identical."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmtrain.data.checks.edges import TIE, Edges, mix
+from rmtrain.data.stored.edges import TIE, Edges, mix
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.checks.edges import mix
 from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.stored.edges import mix
 from rmtrain.errors import DataError
 
 EXAMPLES = 5

@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import likeness
-from rmtrain.data.checks.edges import edges_of
 from rmtrain.data.checks.likeness import find_near_identical
+from rmtrain.data.stored.edges import edges_of
 from rmtrain.data.text.tokenizer import prepared
 from tests.edges import prepared_rows, row
 from tests.helpers import bert_like, byte_bpe, pairs
