@@ -1,0 +1,46 @@
+"""docs/EVALUATION.md names what is there: benchmarks, options, exit codes, a workflow that is one."""
+
+import re
+import shlex
+from itertools import pairwise
+
+import yaml
+from typer.main import get_command
+
+from rmtrain.cli import app
+from rmtrain.commands.eval_benchmarks import parse_gates
+from rmtrain.commands.score_files import CHUNK
+from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS, named
+from rmtrain.evaluation.bootstrap import RESAMPLES
+from tests.runs import ROOT
+
+DOC = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", DOC, re.MULTILINE | re.DOTALL)
+
+
+def test_every_benchmark_and_format_is_described() -> None:
+    rows = set(re.findall(r"^\| `(\w+)` \|", DOC, re.MULTILINE))
+    assert rows == set(BENCHMARKS)
+    formats = re.findall(r"^\| `(\w+)` \| [^|]*\|$", DOC, re.MULTILINE)
+    assert set(formats) == {name for name, benchmark in BENCHMARKS.items() if benchmark.output is not None}
+    assert f"{RESAMPLES:,} resamples" in DOC
+    assert f"{CHUNK} lines are scored" in DOC
+
+
+def test_every_option_and_gate_of_the_document_exists() -> None:
+    (workflow,) = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    steps = [step["run"] for step in workflow["jobs"]["train"]["steps"] if "run" in step]
+    lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in [*steps, *lines]]
+    verbs = {name: {opt for param in verb.params for opt in param.opts} for name, verb in get_command(app).commands.items()}  # type: ignore[attr-defined]
+    checked, gates = 0, []
+    for program, *arguments in commands:
+        if program == "rmtrain":
+            options = {argument for argument in arguments if argument.startswith("-") and argument != "-"}
+            assert options <= verbs[arguments[0]], arguments
+            gates += [gate for option, gate in pairwise(arguments) if option == "--fail-under"]
+            checked += 1
+    assert checked >= 9, "guard: the commands were found"
+    assert len(parse_gates(gates, named("rm_bench,rewardbench2"))) == 2
+    for option in re.findall(r"`(--[a-z-]+)`", DOC):
+        assert any(option in options for options in verbs.values()) or option == "--single_game", option
