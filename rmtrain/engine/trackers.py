@@ -41,7 +41,7 @@ class Trackers:
     ) -> None:
         self.start, self.send, self.end, self.seconds = start, send, end, seconds
         self.calls: queue.Queue[Call | None] = queue.Queue(WAITING_LINES)
-        self.has_warned = False
+        self.has_warned = self.is_given_up = False
         self.thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self.thread.start()
 
@@ -67,13 +67,14 @@ class Trackers:
                 self.thread.join(max(0.0, until - time.monotonic()))
         except queue.Full:
             pass
-        if self.thread.is_alive():
+        self.is_given_up = self.thread.is_alive()
+        if self.is_given_up:
             self._warn(f"they have not ended after {self.seconds:g} s; lines may be missing there")
 
     def _work(self) -> None:
         if not self._try(self.start):
             return
-        while (call := self.calls.get()) is not None:
+        while not self.is_given_up and (call := self.calls.get()) is not None:
             self._try(call)
         self._try(self.end)
 

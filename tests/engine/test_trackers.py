@@ -74,6 +74,8 @@ def test_trap_44_a_tracker_that_hangs_is_waited_for_no_longer_than_said(
     assert len(caplog.records) == 1
     assert started.thread.is_alive(), "guard: it hung"
     release.set()
+    started.thread.join(30)
+    assert not started.thread.is_alive(), "it does not go on with lines that nobody waits for"
 
 
 def test_a_queue_that_is_full_leaves_lines_out_and_says_so(
