@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from rmtrain.evaluation.settings import TIES, digest_of, read_settings, write_se
 from rmtrain.recipe.load import load_recipe
 from rmtrain.report.benchmarks import benchmark_report
 from rmtrain.report.formats import compact
+from rmtrain.report.pace import Pace
 
 PACKAGES = ("rmtrain", "torch", "transformers")
 
@@ -150,7 +152,10 @@ def _score(
         console.print(f"scoring {benchmark.title}: {len(data):,} rows, {tokens} tokens as {layout}", highlight=False)
     prepared = accelerator.prepare_model(scorer.model, evaluation_mode=True)
     micro_batches = scoring_micro_batches(data, layout, budget)
-    scored = score(prepared, data, micro_batches, layout, accelerator, scorer.pad_token_id)
+    pace = Pace(console if accelerator.is_main_process else Console(quiet=True), "micro-batches", len(micro_batches))
+    scored = score(
+        prepared, data, micro_batches, layout, accelerator, scorer.pad_token_id, partial(pace.step, accelerator.num_processes)
+    )
     settings = {
         "benchmark": benchmark.name,
         "model": scorer.path,

@@ -18,6 +18,7 @@ from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.conversations import Question, answered, read_question
 from rmtrain.evaluation.scorer import MAX_TOKENS, Precision, RewardScorer
 from rmtrain.evaluation.sequences import Overlong
+from rmtrain.report.pace import Pace
 
 MAX_NAMED = 10
 Ready = tuple[Question, TokenizedComparison, bool]
@@ -83,7 +84,7 @@ def score(wanted: Wanted, console: Console) -> Outcome:
         allow_template_change=wanted.allow_template_change,
     )
     settings = _settings(scorer, wanted)
-    count = Count()
+    count, pace = Count(), Pace(console, "lines")
     with opened(wanted.source) as source, output(wanted.target, settings, wanted.fresh) as out:
         count.before = out.done.lines
         for number, chunk in in_chunks(read_lines(source, wanted.source)):
@@ -94,6 +95,7 @@ def score(wanted: Wanted, console: Console) -> Outcome:
             scorer.choose_layout([comparison for _, comparison, _ in ready])
             if number >= out.done.chunk:
                 _write(ready, scorer, wanted, out, count)
+                pace.step(len(ready))
         if not count.written:
             raise DataError(f"{name_of(wanted.source)}: {_nothing(out.done, wanted.target)}")
     for problem in count.problems[:MAX_NAMED]:

@@ -34,12 +34,14 @@ LABELS = {"A>B": (0, 1), "B>A": (1, 0)}
 
 
 def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """All scores of scored pairs; a section is an origin, a subset that of the answers of one model."""
+    """All scores of scored pairs; a section is an origin, a subset that of the answers of one model, `others` all answers of each."""
     credits = _credits(scored, rule)
     by_origin = means(credits, [_origin(row.source) for row in scored])
     sections = {origin: by_origin[origin] for origin in ORIGINS if origin in by_origin}
     total = sum(credits.tolist()) / len(scored) if scored else mean([])
-    return Scores(total, sections, means(credits, [_subset(row.source) for row in scored]))
+    by_model = means(credits, [row.source.rpartition("/")[0] for row in scored])
+    others = by_model if len(by_model) > 1 else {}
+    return Scores(total, sections, means(credits, [_subset(row.source) for row in scored]), others)
 
 
 def units(scored: Sequence[ScoredComparison]) -> Units:

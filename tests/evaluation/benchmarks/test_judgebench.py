@@ -49,6 +49,13 @@ def test_the_total_is_over_rows() -> None:
     assert round(100 * numbers["score"], 2) == 62.29, "what its script prints for Skywork-Reward-Llama-3.1-8B"
 
 
+def test_answers_of_several_models_are_told_apart() -> None:
+    rows = [row("livecodebench", 1.0, 0.0, A_IS_BETTER, "1"), pair("claude/livecodebench", 0.0, 1.0, "1", A_IS_BETTER)]
+    numbers = measure(JUDGEBENCH, rows)
+    assert (numbers["score"], numbers["others"]) == (0.5, {MODEL: 1.0, "claude": 0.0})
+    assert measure(JUDGEBENCH, rows[:1])["others"] == {}
+
+
 def test_rows_and_the_output_of_its_script(tmp_path: Path) -> None:
     raw = {
         "pair_id": "p",
