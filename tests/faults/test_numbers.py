@@ -52,6 +52,7 @@ def test_trap_21_the_third_in_a_row_ends_the_run(first: int, place: Path, recipe
     assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were computed again were good"
 
 
+@pytest.mark.long
 def test_trap_21_numbers_that_are_none_on_one_process_end_both(place: Path) -> None:
     recipe, run = full_recipe(place / "two"), place / "two/run"
     faults: list[Any] = [("backward", 1 + step, "nan@1") for step in (4, 5, 6)]

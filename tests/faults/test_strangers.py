@@ -19,7 +19,10 @@ FAILURES: dict[str, Fault] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAILURES.values(), ids=FAILURES.keys())
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(fault, id=name, marks=[pytest.mark.long] * (name == "start hangs")) for name, fault in FAILURES.items()],
+)
 def test_trap_44_a_tracker_that_fails_or_hangs_never_stops_a_run(
     fault: Fault, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
