@@ -104,6 +104,8 @@ def benchmark_scores(path: Path, benchmarks: str | None, gates: Sequence[str]) -
         RecipeError: more than one benchmark, or an unknown gate.
         DataError: the scores are not the benchmark's.
     """
+    if not path.exists():
+        raise RecipeError(f"--scores: {path} is not there")
     settings = read_settings(path)
     names = benchmarks or (settings or {}).get("benchmark")
     if names is None:
@@ -112,8 +114,6 @@ def benchmark_scores(path: Path, benchmarks: str | None, gates: Sequence[str]) -
     if len(chosen) != 1:
         raise RecipeError("--scores is of one benchmark; name one in --benchmark")
     (benchmark,) = chosen
-    if not path.exists():
-        raise RecipeError(f"--scores: {path} is not there")
     wanted = parse_gates(gates, chosen)
     read = read_output(benchmark, path)
     numbers = measure_subsets(benchmark, read) if isinstance(read, Scores) else measure(benchmark, read)

@@ -1,5 +1,6 @@
 """The files of `rmtrain score`: lines in by chunks, and an output that is gone on with where it ends."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from rmtrain.data.claim import NO_LOCKS
 from rmtrain.data.raw.json_reader import MAX_LINE_BYTES, Line, open_bytes
-from rmtrain.errors import DataError, RecipeError, Stopped
+from rmtrain.errors import DataError, RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.conversations import WRITTEN
 from rmtrain.evaluation.settings import differences, read_settings, settings_file, write_settings
 
@@ -106,6 +108,7 @@ def output(target: str, settings: Mapping[str, Any], fresh: bool) -> Iterator[Si
 
     Raises:
         RecipeError: a file that something else wrote, or that was begun with other settings, unless `fresh`.
+        TryAgain: another process writes to it.
     """
     if target == STANDARD:
         with _until_closed():
@@ -116,14 +119,27 @@ def output(target: str, settings: Mapping[str, Any], fresh: bool) -> Iterator[Si
         with path.open("wb") as stream:
             yield Sink(target, stream, Done())
         return
-    done = _done(path, settings) if path.exists() and not fresh else Done()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("r+b" if path.exists() else "xb") as stream:
+    path.touch()
+    with path.open("r+b") as stream:
+        _lock(stream, target)
+        done = Done() if fresh else _done(path, settings)
         if not done.tail:
             stream.truncate(0)
             write_settings(path, settings)
         yield Sink(target, stream, done)
         os.fsync(stream.fileno())
+
+
+def _lock(stream: IO[bytes], target: str) -> None:
+    """Hold the output until it is closed, where the file system has locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TryAgain(f"{target}: another process writes to it; wait for it, or name another file") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
 
 
 @contextmanager

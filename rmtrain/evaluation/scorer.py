@@ -12,8 +12,8 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, cut
 from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.rows.messages import BadRow, to_messages
-from rmtrain.data.text.tokenizer import open_tokenizer
-from rmtrain.errors import DataError, NumericError
+from rmtrain.data.text.tokenizer import prepared
+from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.rows import Rows
 from rmtrain.evaluation.score import rewards_of
 from rmtrain.evaluation.sequences import Asked, Limit, Overlong, Turns, encode
@@ -45,7 +45,7 @@ class RewardScorer:
         allow_template_change: load a model whose chat template is no longer the one it was trained with.
 
     Raises:
-        CheckpointError, RecipeError: as `load_reward_model` and `open_tokenizer` say.
+        CheckpointError: as `load_reward_model` says. RecipeError: no fast tokenizer, or no template.
     """
 
     def __init__(
@@ -63,7 +63,9 @@ class RewardScorer:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
         self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
-        self.tokenizer = open_tokenizer(path, revision=revision)
+        if not loaded.is_fast:
+            raise RecipeError(f"{path} has a slow tokenizer only; add a tokenizer.json to it, or take another model")
+        self.tokenizer = prepared(loaded, "tokenizer")
         self.is_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
         self.limit = Limit(max_length or longest_sequence(self.model), overlong)
         self.layout: Layout | None = None

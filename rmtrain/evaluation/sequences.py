@@ -49,7 +49,7 @@ def encode(
 
     Args:
         rows: each with at least one response.
-        tokenizer: one that `open_tokenizer` gave.
+        tokenizer: one that `prepared` gave.
         limit: of each sequence.
 
     Raises:

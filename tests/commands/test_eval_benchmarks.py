@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.eval_benchmarks import benchmark_scores, eval_benchmarks, parse_gates
+from rmtrain.commands.eval_benchmarks import benchmark_scores, eval_benchmarks, model_of, parse_gates
 from rmtrain.commands.eval_choice import run as choose
 from rmtrain.commands.eval_request import EvalRequest
 from rmtrain.errors import CheckpointError, DataError, RecipeError
@@ -19,7 +19,7 @@ from rmtrain.evaluation.scores import read_scores
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
 from tests.report.render import render
-from tests.runs import rmtrain
+from tests.runs import rmtrain, tiny_recipe, write_recipe
 
 QUIET = Console(quiet=True)
 
@@ -178,8 +178,22 @@ def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> 
     assert refused.value.problems[0].startswith(said)
 
 
+def test_a_model_is_named_by_its_recipe_its_run_or_itself(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_recipe(tmp_path))
+    with pytest.raises(CheckpointError, match="run/model: there is no model; run `rmtrain train"):
+        model_of(str(recipe), None)
+    (tmp_path / "run/model").mkdir(parents=True)
+    shutil.copy(recipe, tmp_path / "run/recipe.yaml")
+    model, run = str(tmp_path / "run/model"), tmp_path / "run"
+    assert model_of(str(recipe), None) == model_of(None, recipe) == (model, run)
+    assert model_of(str(run), None) == model_of(model, None) == (model, run)
+    assert model_of("owner/model", None) == ("owner/model", None)
+
+
 def test_what_is_not_there(folder: Path) -> None:
     with pytest.raises(RecipeError, match="expected a recipe, a run directory or a model"):
         eval_benchmarks(QUIET, target=None, recipe_path=None, benchmarks="rm_bench", data_dir=folder / "data")
     with pytest.raises(CheckpointError, match="there is no directory"):
         run(folder, model="absent")
+    with pytest.raises(RecipeError, match=r"--scores: absent\.jsonl is not there"):
+        benchmark_scores(Path("absent.jsonl"), None, [])

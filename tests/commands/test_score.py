@@ -1,5 +1,6 @@
 """`rmtrain score`: rewards for a file, whatever interrupts it."""
 
+import fcntl
 import gzip
 import io
 import json
@@ -20,7 +21,7 @@ from rmtrain.commands.outcome import Outcome
 from rmtrain.commands.score import Wanted, score
 from rmtrain.commands.score_files import CHUNK, read_lines
 from rmtrain.data.raw.json_reader import MAX_LINE_BYTES
-from rmtrain.errors import DataError, RecipeError, RmtrainError
+from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export
 from tests.helpers import write_jsonl
@@ -146,6 +147,10 @@ def test_an_output_of_something_else_is_left_alone(model: str, tmp_path: Path) -
         run(model, source, source)
     with pytest.raises(RecipeError, match=r"absent\.jsonl: there is no such file"):
         run(model, tmp_path / "absent.jsonl", out)
+    with out.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(TryAgain, match="another process writes to it"):
+            run(model, source, out)
     assert out.read_bytes() == whole, "no refusal changed it"
 
 
