@@ -34,7 +34,7 @@ def test_make_knows_what_the_readme_and_ci_ask_of_it() -> None:
 def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     commands = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("rmtrain ")]
-    assert {command[0] for command in commands} == {"preprocess", "inspect", "train", "eval", "schema"}, "guard: all five verbs"
+    assert {command[0] for command in commands} == {"preprocess", "inspect", "train", "eval", "export", "schema"}, "guard"
     for command in commands:
         result = rmtrain(*command, cwd=tmp_path, HOME=str(tmp_path), OMP_NUM_THREADS="2")
         assert result.returncode == 0, f"{command}\n{result.stderr}"
@@ -57,7 +57,7 @@ def test_the_quickstart_data_is_what_its_script_makes(tmp_path: Path) -> None:
     assert len(set(texts)) == len(texts) == 2000, "every continuation occurs once"
 
 
-@pytest.mark.parametrize("verb", ["preprocess", "inspect", "train", "eval", "schema"])
+@pytest.mark.parametrize("verb", ["preprocess", "inspect", "train", "eval", "export", "score", "schema"])
 def test_every_verb_has_help_that_names_its_options(verb: str) -> None:
     result = rmtrain(verb, "--help")
     assert result.returncode == 0

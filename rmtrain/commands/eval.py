@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console, Group
@@ -20,6 +19,7 @@ from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.memory import token_budget
 from rmtrain.engine.run import computes_in_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.evaluate import Evaluation, check_gates
 from rmtrain.evaluation.evaluate import evaluate as evaluate_model
 from rmtrain.evaluation.metrics import summarize
@@ -29,6 +29,7 @@ from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.recipe.load import load_recipe, parse_recipe
 from rmtrain.recipe.schema import Gate, Recipe
+from rmtrain.report.diagnosis import diagnosis_view
 from rmtrain.report.evaluation import evaluation_summary
 from rmtrain.report.reading import ReadingDisplay
 
@@ -166,7 +167,7 @@ def eval_command(
         read = Evaluation(rows, summarize(rows), seconds=0.0, micro_batches=0)
         if report is not None:
             write_report(report, scores.name, read, gates=check_gates(read.summary, gates))
-        return _outcome(read.summary, gates, scores, report)
+        return _outcome(read, gates, scores, report)
     found = resolve_target(target, recipe_path, overrides, data)
     evaluation = evaluate(found.model, found.recipe, console, allow_template_change=allow_template_change)
     directory = output or found.output
@@ -178,13 +179,20 @@ def eval_command(
         run = run_directory(Path(found.model).expanduser())
         name = found.recipe.run.name if run else Path(found.model).name
         write_report(report, name, evaluation, gates=check_gates(evaluation.summary, wanted), recipe=found.recipe, run=run)
-    return _outcome(evaluation.summary, wanted, directory / "scores.jsonl", report)
+    return _outcome(evaluation, wanted, directory / "scores.jsonl", report)
 
 
-def _outcome(summary: dict[str, Any], gates: Mapping[Gate, float], scores: Path, page: Path | None) -> Outcome:
+def _outcome(evaluation: Evaluation, gates: Mapping[Gate, float], scores: Path, page: Path | None) -> Outcome:
+    summary, diagnosis = evaluation.summary, diagnose(evaluation.scored)
     results = check_gates(summary, gates)
     lines = [Text(f"gate          {name} {'passed' if result['passed'] else 'missed'}") for name, result in results.items()]
     lines += [Text(f"scores        {scores}"), *([Text(f"report        {page}")] if page else [])]
-    report = Group(evaluation_summary(summary), Text(), *lines)
-    document = {**summary, "gates": results, "scores": str(scores), "report": None if page is None else str(page)}
+    report = Group(evaluation_summary(summary), Text(), diagnosis_view(diagnosis), Text(), *lines)
+    document = {
+        **summary,
+        "diagnosis": diagnosis,
+        "gates": results,
+        "scores": str(scores),
+        "report": None if page is None else str(page),
+    }
     return Outcome(report, document)

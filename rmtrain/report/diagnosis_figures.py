@@ -83,7 +83,7 @@ def margin_figure(margins: Diagnosis) -> Figure:
 
 def length_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy by how many tokens longer the preferred response is."""
-    shares = [Share(_difference(row["low"], row["high"]), row) for row in bins]
+    shares = [Share(difference_words(row["low"], row["high"]), row) for row in bins]
     note = (
         "Rows: tokens by which the chosen response is longer (+) or shorter (−). "
         "A slope is a taste for length: right where the chosen one is the longer, wrong where it is the shorter, or the reverse."
@@ -91,7 +91,8 @@ def length_figure(bins: Sequence[Mapping[str, Any]]) -> Figure:
     return share_figure("length-difference", "Accuracy by difference in length", shares, note=note)
 
 
-def _difference(low: int | None, high: int | None) -> str:
+def difference_words(low: int | None, high: int | None) -> str:
+    """Tokens more, or fewer, as `+12 to +31`, `−32 or less` or `equal`."""
     if low is None:
         return f"−{-(high or 0):,} or less"
     if high is None:
