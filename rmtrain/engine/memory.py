@@ -26,15 +26,17 @@ def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardM
     """`batching.max_tokens` as a number.
 
     `auto` on a GPU: 60 % of the free memory over two bytes for each activation that backward needs; an out-of-memory error lowers it.
+    What is free changes from run to run, and with the budget the rounding: under deterministic algorithms 60 % of all memory counts.
     """
     if max_tokens != "auto":
         return max_tokens
     if model.device.type != "cuda":
         return cpu_budget(costs)
-    free, _ = torch.cuda.mem_get_info(model.device)
+    free, total = torch.cuda.mem_get_info(model.device)
+    usable = total if torch.are_deterministic_algorithms_enabled() else free
     config = model.core.config.get_text_config()
     per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
-    return max(int(SHARE_OF_FREE_MEMORY * free / per_token), int(costs.tokens.max()))
+    return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))
 
 
 def within_memory(compute: Callable[[StepBatch], T], number: int, optimizer: torch.optim.Optimizer, loader: StepLoader) -> T:

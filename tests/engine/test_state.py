@@ -21,8 +21,9 @@ from rmtrain.engine.state import (
 from rmtrain.errors import CheckpointError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.recipe.schema import Optimizer, Recipe
+from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe
 from tests.helpers import byte_bpe
+from tests.model.builders import make_base, make_tokenizer
 from tests.runs import tiny_recipe
 
 
@@ -174,3 +175,21 @@ def test_trap_25_random_generators_come_back_and_missing_ones_are_named() -> Non
     assert torch.equal(torch.rand(5), first)
     with pytest.raises(CheckpointError, match="random generators: 1 missing, such as cpu"):
         restore_rng(device, {})
+
+
+def test_trap_42_embeddings_of_new_tokens_under_adapters_go_on_bit_for_bit(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    base = make_base(tmp_path / "base", tokenizer)
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    pretrained = PretrainedModel(path=str(base))
+    model, other = (build_reward_model(pretrained, Lora(rank=2), tokenizer, seed=1) for _ in range(2))
+    optimizer, other_optimizer = (build_optimizer(one, Optimizer(lr=1e-2)) for one in (model, other))
+    stepped(model, optimizer)
+    saved = model_tensors(model)
+    assert any("trainable_tokens_delta" in name for name in saved), "guard: the new embedding trains, and is saved"
+    restore_model(other, saved)
+    restore_optimizer(other_optimizer, other, *optimizer_state(optimizer, model))
+    stepped(model, optimizer)
+    stepped(other, other_optimizer)
+    after = model_tensors(other)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model_tensors(model).items())
