@@ -6,7 +6,7 @@ from typing import Any
 
 from rmtrain.data.raw.json_reader import Line, Malformed, Row, parse
 from rmtrain.errors import DataError
-from rmtrain.evaluation.scorer import turns
+from rmtrain.evaluation.scorer import ending_with_reply, turns
 from rmtrain.evaluation.sequences import Asked, Turns
 
 ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
@@ -58,18 +58,11 @@ def read_question(line: Line, number: int) -> Question:
 
 def _conversation(row: Row, where: str) -> Asked:
     messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user")
-    return Asked(where, messages[:-1], (_ends_with_reply(messages, f"{where}: {CONVERSATION}")[-1:],))
+    return Asked(where, messages[:-1], (ending_with_reply(messages, f"{where}: {CONVERSATION}")[-1:],))
 
 
 def _reply(value: Any, name: str) -> Turns:
-    return _ends_with_reply(turns(value, name, "assistant"), name)
-
-
-def _ends_with_reply(messages: Turns, name: str) -> Turns:
-    if not messages or messages[-1]["role"] != "assistant":
-        ending = messages[-1]["role"] if messages else "nobody"
-        raise DataError(f"{name} ends with the turn of the {ending}; expected the assistant's reply")
-    return messages
+    return ending_with_reply(turns(value, name, "assistant"), name)
 
 
 def answered(question: Question, rewards: Sequence[float], is_cut: bool, best_of: bool) -> Mapping[str, Any]:

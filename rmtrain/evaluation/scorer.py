@@ -167,17 +167,27 @@ def longest_sequence(model: RewardModel) -> int | None:
 
 
 def turns(value: Any, name: str, role: str) -> Turns:
-    """Text or messages as messages; raises DataError, naming it, where it is neither."""
+    """Text or messages as messages; raises DataError, naming it, where it is neither.
+
+    A text of the user may be an HH transcript up to `Assistant:`.
+    """
+    settings = Messages(transcript="hh") if role == "user" else Messages()
     try:
-        return to_messages(value, name, Messages(), role)
+        messages = to_messages(value, name, settings, role)
     except BadRow as problem:
         raise DataError(f"{name}: {problem.detail}") from None
+    is_open = isinstance(value, str) and messages[-1:] == ({"role": "assistant", "content": ""},)
+    return messages[:-1] if is_open else messages
 
 
 def _conversation(messages: Sequence[Message], number: int) -> Turns:
-    checked = turns(list(messages), f"conversation {number}", "user")
-    if checked[-1]["role"] != "assistant":
-        raise DataError(
-            f"conversation {number}: it ends with the turn of the {checked[-1]['role']}; expected the assistant's reply"
-        )
-    return checked
+    name = f"conversation {number}"
+    return ending_with_reply(turns(list(messages), name, "user"), name)
+
+
+def ending_with_reply(messages: Turns, name: str) -> Turns:
+    """The same messages; raises DataError, naming them, where the last is not the assistant's."""
+    if not messages or messages[-1]["role"] != "assistant":
+        ending = f"the turn of the {messages[-1]['role']}" if messages else "no turn"
+        raise DataError(f"{name} ends with {ending}; expected the assistant's reply")
+    return messages

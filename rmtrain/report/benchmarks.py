@@ -1,6 +1,6 @@
 """The numbers of benchmarks, and of two models on the same rows, as a person reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,7 +11,6 @@ from rmtrain.report.formats import decimal
 
 Numbers = Mapping[str, Any]
 MAX_SUBSETS = 30
-COLUMNS = ("n", "score", "95 % interval", "strict", "half", "ties")
 
 
 def benchmark_report(found: Mapping[str, Numbers], gates: Mapping[str, Numbers]) -> RenderableType:
@@ -47,16 +46,15 @@ def difference_report(compared: Numbers) -> RenderableType:
 
 
 def _benchmark(numbers: Numbers) -> list[RenderableType]:
+    rows = [("total", numbers, "bold"), *_sections(numbers)]
+    cells = {name: [column(row) for _, row, _ in rows] for name, column in COLUMNS.items()}
+    shown = [name for name, values in cells.items() if any(values) and (name != "strict" or values != cells["score"])]
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(Text(numbers["title"]), overflow="fold")
-    for column in COLUMNS:
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_row(*_cells("total", numbers, "bold"))
-    for name, section in numbers["sections"].items():
-        table.add_row(*_cells(name, section))
-    if 1 < len(numbers["subsets"]) <= MAX_SUBSETS and set(numbers["subsets"]) != set(numbers["sections"]):
-        for name, subset in numbers["subsets"].items():
-            table.add_row(*_cells(f"  {name}", subset, "dim"))
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    for place, (title, _, style) in enumerate(rows):
+        table.add_row(Text(title, style=style), *(Text(cells[name][place], style=style) for name in shown))
     parts: list[RenderableType] = [table]
     if numbers["others"]:
         parts.append(Text("; ".join(f"{name} {decimal(value)}" for name, value in numbers["others"].items())))
@@ -67,12 +65,26 @@ def _benchmark(numbers: Numbers) -> list[RenderableType]:
     return [*parts, *map(_warning, numbers["warnings"])]
 
 
-def _cells(name: str, numbers: Numbers, style: str = "") -> list[Text]:
-    interval = "" if numbers["low"] is None else f"[{decimal(numbers['low'], 3)}, {decimal(numbers['high'], 3)}]"
-    counts = ("–" if numbers[key] is None else f"{numbers[key]:,}" for key in ("n", "ties"))
-    n, ties = counts
-    values = (n, decimal(numbers["score"]), interval, decimal(numbers["strict"]), decimal(numbers["half_credit"]), ties)
-    return [Text(name, style=style), *(Text(value, style=style) for value in values)]
+def _sections(numbers: Numbers) -> Iterator[tuple[str, Numbers, str]]:
+    """Each section, and under it its subsets, where there are not too many."""
+    subsets = numbers["subsets"] if len(numbers["subsets"]) <= MAX_SUBSETS else {}
+    for section, values in numbers["sections"].items():
+        yield section, values, ""
+        for name, subset in subsets.items():
+            if subset["section"] == section != name:
+                yield f"  {name}", subset, "dim"
+
+
+def _interval(numbers: Numbers) -> str:
+    return "" if numbers["low"] is None else f"[{decimal(numbers['low'], 3)}, {decimal(numbers['high'], 3)}]"
+
+
+def _value(key: str) -> Callable[[Numbers], str]:
+    return lambda numbers: "" if numbers[key] is None else decimal(numbers[key])
+
+
+def _count(key: str) -> Callable[[Numbers], str]:
+    return lambda numbers: "" if numbers[key] is None else f"{numbers[key]:,}"
 
 
 def _settings(settings: Numbers) -> str:
@@ -91,3 +103,14 @@ def _warning(line: str) -> RenderableType:
     grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_row(Text("!", style="bold red"), Text(line))
     return grid
+
+
+COLUMNS: Mapping[str, Callable[[Numbers], str]] = {
+    "n": _count("n"),
+    "score": _value("score"),
+    "95 % interval": _interval,
+    "strict": _value("strict"),
+    "half": _value("half_credit"),
+    "ties": _count("ties"),
+}
+"""What stands in a column; one that is empty, or of strict numbers that are the scores, is left out."""

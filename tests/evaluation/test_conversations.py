@@ -25,6 +25,7 @@ def line(row: Any) -> Line:
         ({"prompt": "hi", "responses": ["yes", REPLY, [REPLY]]}, [USER], [[REPLY]] * 3),
         ({"prompt": [USER], "completions": [[REPLY, USER, REPLY]]}, [USER], [[REPLY, USER, REPLY]]),
         ({"messages": [REPLY]}, [], [[REPLY]]),
+        ({"prompt": "\n\nHuman: hi\n\nAssistant:", "response": "yes"}, [USER], [[REPLY]]),
     ],
 )
 def test_lines_that_are_scored(row: dict[str, Any], prompt: list[Any], responses: list[Any]) -> None:

@@ -137,7 +137,9 @@ def test_what_cannot_be_scored_is_named(export: Path) -> None:
     good = conversation("a", "b")
     assert scorer.limit.tokens == LONGEST, "the model's own limit"
     for bad, said in (
-        (good[:1], "conversation 1: it ends with the turn of the user"),
+        (good[:1], "conversation 1 ends with the turn of the user; expected the assistant's reply"),
+        ([{"role": "system", "content": " "}], "conversation 1 ends with no turn"),
+        ([], "conversation 1: conversation 1 is an empty list"),
         ([{"role": "poet", "content": "x"}], "conversation 1: role 'poet' is not known"),
         (conversation("c", "word " * 400), "conversation 1: .* tokens, over the limit of 256"),
     ):

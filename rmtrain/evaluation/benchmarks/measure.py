@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.benchmarks.benchmark import RULES, Benchmark, Rule, Scores, Units
+from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF
 from rmtrain.evaluation.scores import ScoredComparison
 
 MAX_NAMED = 10
@@ -30,7 +31,7 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
 
     Returns:
         `score` with `low`, `high`, `strict`, `half_credit`, `ties` among `decisions` and `n` rows; the same for each of `sections` and
-        `subsets`; `others` that its authors report; `longer_wins`; `missing` sections and `warnings`.
+        `subsets`, which name their `section`; `others` that its authors report; `longer_wins`; `missing` sections and `warnings`.
 
     Raises:
         DataError: nothing to measure, or rows of which the benchmark knows nothing.
@@ -48,7 +49,9 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
         "rows": len(scored),
         **_numbers({rule: scores.total for rule, scores in by_rule.items()}, units, np.ones(len(units.ids), np.bool_)),
         "sections": _groups({rule: scores.sections for rule, scores in by_rule.items()}, units, units.sections),
-        "subsets": _groups({rule: scores.subsets for rule, scores in by_rule.items()}, units, units.subsets),
+        "subsets": _with_sections(
+            _groups({rule: scores.subsets for rule, scores in by_rule.items()}, units, units.subsets), units
+        ),
         "others": by_rule["official"].others,
         "longer_wins": _longer_wins(benchmark, scored),
     }
@@ -57,7 +60,7 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
 
 
 def measure_subsets(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
-    """What `measure` gives, from accuracies of subsets alone: no ties, no intervals."""
+    """What `measure` gives, from accuracies of RewardBench's subsets alone: no ties, no intervals."""
     missing = [section for section in benchmark.sections if section not in scores.sections]
     found = {
         "benchmark": benchmark.name,
@@ -65,7 +68,7 @@ def measure_subsets(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
         "rows": None,
         **_bare(scores.total),
         "sections": {name: _bare(value) for name, value in scores.sections.items()},
-        "subsets": {name: _bare(value) for name, value in scores.subsets.items()},
+        "subsets": {name: _bare(value) | {"section": SECTION_OF[name]} for name, value in scores.subsets.items()},
         "others": scores.others,
         "longer_wins": None,
     }
@@ -81,6 +84,11 @@ def _groups(values: Mapping[Rule, Mapping[str, float]], units: Units, names: Seq
     return {
         name: _numbers({rule: values[rule].get(name) for rule in RULES}, units, groups == name) for name in values["official"]
     }
+
+
+def _with_sections(subsets: dict[str, dict[str, Any]], units: Units) -> dict[str, dict[str, Any]]:
+    section_of = dict(zip(units.subsets, units.sections, strict=True))
+    return {name: numbers | {"section": section_of.get(name)} for name, numbers in subsets.items()}
 
 
 def _numbers(values: Mapping[Rule, float | None], units: Units, members: NDArray[np.bool_]) -> dict[str, Any]:
