@@ -35,7 +35,7 @@ class Evaluation:
         """The numbers of a log line, under the seed's names. A step of an evaluation is a micro-batch."""
         core = {
             key: self.summary[key]
-            for key in ("loss", "accuracy", "accuracy_low", "accuracy_high", "ties", "margin", "longer_wins")
+            for key in ("loss", "accuracy", "accuracy_low", "accuracy_high", "ties", "margin", "longer_wins", "calibration_error")
         }
         sides = {"chosen": "winners", "rejected": "losers"}
         core |= {f"{name}_reward": self.summary["rewards"][side]["mean"] for name, side in sides.items()}

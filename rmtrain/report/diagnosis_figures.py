@@ -120,19 +120,20 @@ def reward_length_figure(bins: Sequence[Mapping[str, Any]], summary: Mapping[str
 def calibration_figure(curve: Diagnosis) -> Figure:
     """How often the model is right where it is so sure."""
     bins = curve["bins"]
-    low = min(0.5, *(row["accuracy_low"] for row in bins))
+    low, most = min(0.5, *(row["accuracy_low"] for row in bins)), max(row["preferences"] for row in bins)
     frame = Frame((0.5, 1.0), (0.5 if low >= 0.5 else int(low * 10) / 10, 1.0), "confidence, σ(|margin|)", right=14)
     frame.add(path([(frame.x(0.5), frame.y(0.5)), (frame.x(1), frame.y(1))], "reference"))
     for row in bins:
         x = frame.x(row["confidence"])
         frame.add(path([(x, frame.y(row["accuracy_low"])), (x, frame.y(row["accuracy_high"]))], "whisker accent"))
-        frame.add(circle(x, frame.y(row["accuracy"]), 3.5, "accent"))
+        frame.add(circle(x, frame.y(row["accuracy"]), round(2 + 4 * (row["preferences"] / most) ** 0.5, 1), "accent"))
     title, error = "Calibration", decimal(curve["error"], 3)
     told = f"expected calibration error {error}; " + "; ".join(
         f"at confidence {row['confidence']:.2f} right in {row['accuracy']:.2f}" for row in bins
     )
     note = (
-        f"Right as often as sure would be on the dashed line; below it the model is too sure. Expected calibration error {error}."
+        "Right as often as sure would be on the dashed line; below it the model is too sure. Larger dots are more preferences. "
+        f"Expected calibration error {error}."
     )
     rows = [
         (
