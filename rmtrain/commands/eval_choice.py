@@ -7,6 +7,7 @@ from rmtrain.commands.eval import eval_command
 from rmtrain.commands.eval_benchmarks import benchmark_scores, eval_benchmarks
 from rmtrain.commands.eval_request import EvalRequest, checked_precision, parse_gates
 from rmtrain.commands.outcome import Outcome
+from rmtrain.errors import RecipeError
 
 
 def run(request: EvalRequest, console: Console) -> Outcome:
@@ -28,6 +29,8 @@ def run(request: EvalRequest, console: Console) -> Outcome:
         )
     if request.scores is not None:
         outcome = benchmark_scores(request.scores, request.benchmark, request.fail_under)
+        if outcome is not None and request.report is not None:
+            raise RecipeError(f"--report: {request.scores} has scores of a benchmark; a report is of pairs")
         if outcome is not None:
             return outcome
     return eval_command(

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from rmtrain.data.waterfall import ASKED_FOR
 from rmtrain.evaluation.history import Row, reward_drift, sample_histories
+from rmtrain.recipe.redact import redact
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.report.diagnosis_figures import diagnosis_figures, drift_figure, source_figure
 from rmtrain.report.evaluation import interval
@@ -87,8 +88,8 @@ def page(evidence: Evidence) -> str:
         source_rows=_sources(evidence.summary) if evidence.summary else [],
         curves=training_figures(evidence.metrics),
         figures=_figures(evidence),
-        samples=[_sample(number, row) for number, row in enumerate(sample_histories(evidence.samples))],
-        hardest=[_hard(row) for row in evidence.hardest],
+        samples=[_sample(number, _redacted(row)) for number, row in enumerate(sample_histories(evidence.samples))],
+        hardest=[_hard(_redacted(row)) for row in evidence.hardest],
         waterfalls={split: waterfall_rows(counts) for split, counts in evidence.waterfall.items()},
         findings={split: _findings(found) for split, found in evidence.findings.items()},
         recipe=write_yaml(without_places(evidence.recipe)) if evidence.recipe else None,
@@ -146,6 +147,11 @@ def _figures(evidence: Evidence) -> list[Figure]:
         figures = diagnosis_figures(evidence.summary, evidence.diagnosis)
     drift = reward_drift(evidence.metrics)
     return [*figures, drift_figure(drift)] if len(drift) > 1 else figures
+
+
+def _redacted(row: Row) -> Row:
+    """A row whose texts hold no secret."""
+    return {**row, **{name: redact(row[name]) for name in ("id", "source", "prompt", "chosen", "rejected")}}
 
 
 def _sample(number: int, row: Row) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
+from rmtrain.cli import fail_on_missed
 from rmtrain.commands.export import ExportRequest, export
 from rmtrain.commands.train import train
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.errors import CheckpointError, GateMissed, RecipeError, RmtrainError
 from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.recipe.schema import Recipe
@@ -161,6 +162,17 @@ def test_a_damaged_checkpoint_or_another_tokenizer_is_refused(run: Path, tmp_pat
     finally:
         environment.write_text(text)
     assert not (tmp_path / "x").exists()
+
+
+def test_an_upload_that_failed_is_told_beside_the_gates_that_were_missed() -> None:
+    gates = {"accuracy": {"required": 0.9, "value": 0.5, "passed": False}}
+    with pytest.raises(GateMissed) as both:
+        fail_on_missed(gates, "hub: it failed")
+    assert both.value.problems == ("gate accuracy: required 0.9, got 0.5000, missed by 0.4000", "hub: it failed")
+    with pytest.raises(RmtrainError, match="hub: it failed") as alone:
+        fail_on_missed({}, "hub: it failed")
+    assert alone.value.exit_code == 1
+    fail_on_missed({}, None)
 
 
 def test_trap_s7_an_upload_that_failed_is_repeated_by_the_command_that_is_printed(run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ SECRET = "hf_" + "b" * 34
 
 
 def row(step: int, name: str = "a:0") -> dict[str, Any]:
-    texts = {"prompt": f"User: {NASTY}", "chosen": f"yes {NASTY}", "rejected": "no " * 900}
+    texts = {"prompt": f"User: {NASTY} {SECRET}", "chosen": f"yes {NASTY}", "rejected": "no " * 900}
     return {"step": step, "id": name, "source": "a", "rewards": [step / 10, 1.0], **texts}
 
 
@@ -123,7 +123,7 @@ def test_rows_of_data_are_text_whatever_they_hold(written: str) -> None:
 
 def test_trap_s6_it_names_no_secret_and_no_place_of_this_machine(written: str) -> None:
     assert SECRET not in written
-    assert "&lt;hidden&gt;" in written
+    assert written.count("&lt;hidden&gt;") == 5, "once in the recipe, and in each row"
     assert os.path.expanduser("~") + "/" not in written
     assert "…/x" in written
 
