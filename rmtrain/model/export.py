@@ -291,8 +291,13 @@ def _compare(model: RewardModel, dtype: torch.dtype, in_memory: Sequence[float],
         logger.info("rewards as saved in %s differ by at most %.2g (relative) from those in memory", dtype, difference)
 
 
+def _public(path: str) -> str:
+    """A Hub id, or of a directory its name alone: where it lies is nobody's business."""
+    return Path(path).expanduser().resolve().name if Path(path).expanduser().exists() else path
+
+
 def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
-    base = None if model.origin is None else {"path": model.origin.path, "revision": model.origin.revision}
+    base = None if model.origin is None else {"path": _public(model.origin.path), "revision": model.origin.revision}
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "base": base,

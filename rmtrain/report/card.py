@@ -1,15 +1,16 @@
 """The model card: what a model was made from, how good it is, and how to use it, as Markdown for the Hub."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from rmtrain.recipe.redact import redact
+from rmtrain.recipe.yaml import write_yaml
 from rmtrain.report.evaluation import interval
 from rmtrain.report.formats import decimal, percent
+from rmtrain.report.places import without_places
 from rmtrain.report.waterfall import total
 
 TAGS = ["reward-model", "rmtrain", "text-classification"]
@@ -218,7 +219,7 @@ def _beyond_accuracy(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _training(recipe: str, versions: Mapping[str, str]) -> str:
     software = ", ".join(f"{package} {version}" for package, version in versions.items())
-    return f"`rmtrain train recipe.yaml` with this recipe, and {software}:\n\n" + _fenced(_without_home(redact(recipe)), "yaml")
+    return f"`rmtrain train recipe.yaml` with this recipe, and {software}:\n\n" + _fenced(_shareable(recipe), "yaml")
 
 
 def _limits(max_length: int, evaluation: Mapping[str, Any] | None) -> str:
@@ -245,6 +246,6 @@ def _fenced(text: str, language: str) -> str:
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _without_home(text: str) -> str:
-    home = os.path.expanduser("~").rstrip("/")
-    return text.replace(home, "~") if home not in ("", "~") else text
+def _shareable(recipe: str) -> str:
+    """A recipe that says nothing of secrets or of where things lie on somebody's machine."""
+    return write_yaml(without_places(yaml.safe_load(recipe)))

@@ -15,6 +15,7 @@ from rmtrain.cli import fail_on_missed
 from rmtrain.commands.export import ExportRequest, export
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, GateMissed, RecipeError, RmtrainError
+from rmtrain.model.hub import uploaded_files
 from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.recipe.schema import Recipe
@@ -190,3 +191,11 @@ def test_trap_s7_an_upload_that_failed_is_repeated_by_the_command_that_is_printe
         assert repository.private
         assert "report.html" not in repository.revisions["main"]
         assert "README.md" in repository.revisions["main"]
+
+
+def test_trap_s7_nothing_that_is_uploaded_says_where_things_lie(lora_run: Path) -> None:
+    files = uploaded_files(lora_run / "model")
+    text = "".join((lora_run / "model" / name).read_text() for name in files if not name.endswith(".safetensors"))
+    assert str(lora_run.parent) not in text
+    assert json.loads((lora_run / "model/rmtrain.json").read_text())["base"]["path"] == "base"
+    assert "output_dir: …/run" in text, "guard: the recipe is in the card"

@@ -120,7 +120,8 @@ def test_the_recipe_is_whole_whatever_it_holds_but_not_where_the_user_lives_or_l
     block = re.search(r"^(`{4,})yaml\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
     assert block
     assert "```{{ x }}```" in block[2]
-    assert "output_dir: ~/models" in block[2]
+    assert "output_dir: …/models" in block[2]
+    assert os.path.expanduser("~") not in block[2]
     assert token not in card
 
 
