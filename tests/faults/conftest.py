@@ -10,7 +10,7 @@ from tests.faults.nursery import Nursery
 from tests.faults.runs import full_recipe, in_directory, left
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nursery() -> Iterator[Nursery]:
     """Starts `rmtrain` processes."""
     with Nursery() as started:

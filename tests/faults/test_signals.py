@@ -91,6 +91,7 @@ socket.socket.connect = socket.socket.connect_ex = refuse
 """
 
 
+@pytest.mark.long
 def test_trap_s9_real_processes_stopped_from_outside_go_on_without_network(
     place: Path, recipe: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
