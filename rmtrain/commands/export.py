@@ -27,6 +27,7 @@ from rmtrain.model.build import build_reward_model
 from rmtrain.model.export import check_reload, export_model
 from rmtrain.model.golden import golden_texts
 from rmtrain.model.hub import push
+from rmtrain.model.load import FACTS
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
@@ -122,10 +123,20 @@ def _export_checkpoint(request: ExportRequest, recipe: Recipe, run: Path, chosen
         return export_adapter(model, tokenizer, output, golden, facts), checkpoint.step
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
     export_model(model, tokenizer, output, golden, facts, dtype)
-    versions = {name: version(name) for name in PACKAGES}
-    card = card_of(recipe, tokenizer, waterfall={}, evaluation=None, versions=versions)
+    card = _card_of_run(run, checkpoint.step)
+    if card is None:
+        versions = {name: version(name) for name in PACKAGES}
+        card = card_of(recipe, tokenizer, waterfall={}, evaluation=None, versions=versions)
     (output / "README.md").write_text(card, encoding="utf-8")
     return output, checkpoint.step
+
+
+def _card_of_run(run: Path, step: int) -> str | None:
+    """The card of the run's own model, where that has the weights of the same step."""
+    facts, card = run / "model" / FACTS, run / "model/README.md"
+    if not facts.is_file() or not card.is_file() or json.loads(facts.read_text(encoding="utf-8")).get("step") != step:
+        return None
+    return card.read_text(encoding="utf-8")
 
 
 def _name(request: ExportRequest, step: int) -> str:

@@ -232,7 +232,7 @@ class Running:
         self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
             with stop.at_once():
-                self._leave(last, summary)
+                self._leave(last, summary, done if best is None else best)
                 self.directory.finish()
                 url, problem = push_if_asked(recipe, self.directory.model)
         document = {
@@ -245,7 +245,7 @@ class Running:
         }
         return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
 
-    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None) -> None:
+    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None, step: int) -> None:
         recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
@@ -253,6 +253,7 @@ class Running:
             "recipe_sha256": hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
             "data_key": self.prepared.train.key,
             "max_length": recipe.data.max_length,
+            "step": step,
         }
         export_model(
             self.model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts

@@ -65,7 +65,7 @@ def test_the_last_checkpoint_is_the_model_of_the_run(run: Path, tmp_path: Path) 
     ours, theirs = tensors(tmp_path / "again"), tensors(run / "model")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (tmp_path / "again/README.md").read_text().startswith("---\n")
+    assert (tmp_path / "again/README.md").read_text() == (run / "model/README.md").read_text(), "data and evaluation are the same"
 
 
 def test_any_checkpoint_can_be_exported_and_is_reloaded_by_transformers_alone(run: Path) -> None:
@@ -73,6 +73,7 @@ def test_any_checkpoint_can_be_exported_and_is_reloaded_by_transformers_alone(ru
     assert directory == run / "exports/step-00000002"
     assert check(str(directory))["ok"]
     assert json.loads((directory / "rmtrain.json").read_text())["step"] == 2
+    assert "This model was not evaluated." in (directory / "README.md").read_text()
     assert golden(directory) != golden(run / "model"), "guard: training changed it"
 
 
