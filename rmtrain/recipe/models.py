@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import Discriminator, Field, PositiveFloat, Tag
 
 from rmtrain.recipe.section import Section, Share
 
@@ -12,19 +12,19 @@ class Architecture(Section):
 
     architecture: str
     """A transformers model type: llama, qwen2, qwen3, gpt_neox, gpt2, bert, ..."""
-    hidden_size: PositiveInt
+    hidden_size: Annotated[int, Field(gt=0, le=2**16)]
     """Width of the residual stream."""
-    layers: PositiveInt
+    layers: Annotated[int, Field(gt=0, le=2**10)]
     """Number of blocks."""
-    heads: PositiveInt
+    heads: Annotated[int, Field(gt=0, le=2**12)]
     """Attention heads; divides `hidden_size`."""
-    key_value_heads: PositiveInt | None = None
+    key_value_heads: Annotated[int, Field(gt=0, le=2**12)] | None = None
     """Key-value heads for grouped-query attention; None: as many as `heads`."""
-    intermediate_size: PositiveInt | None = None
+    intermediate_size: Annotated[int, Field(gt=0, le=2**20)] | None = None
     """Width of the MLP; None: four times `hidden_size`."""
-    vocab_size: Annotated[int, Field(ge=300)] = 8192
+    vocab_size: Annotated[int, Field(ge=300, le=2**20)] = 8192
     """Size of the tokenizer trained on the data; with a given tokenizer, its own size is used."""
-    max_positions: PositiveInt = 2048
+    max_positions: Annotated[int, Field(gt=0, le=2**24)] = 2048
     """Longest sequence the model takes, in tokens."""
 
 
@@ -78,7 +78,7 @@ Model = Annotated[
 class Lora(Section):
     """Low-rank adapters (arXiv:2106.09685). The head is always trained and saved beside them."""
 
-    rank: PositiveInt = 16
+    rank: Annotated[int, Field(gt=0, le=2**14)] = 16
     """Rank of the update."""
     alpha: PositiveFloat = 32.0
     """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
