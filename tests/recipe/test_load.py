@@ -97,7 +97,7 @@ BROKEN: list[tuple[str, str, list[str]]] = [
         "model: {path: some/model}",
         SCRATCH.replace("layers: 2", "layers: 2.0, num_attention_heads: 4"),
         [
-            "@5:65  model.scratch.layers: expected a whole number above 0, got 2.0; write 2",
+            "@5:65  model.scratch.layers: expected a whole number above 0 and at most 1024, got 2.0; write 2",
             "@5:70  model.scratch.num_attention_heads: unknown key; did you mean heads?",
         ],
     ),
@@ -236,7 +236,7 @@ BROKEN_OVERRIDES: list[tuple[list[str], list[str]]] = [
     (["optimizer.lr="], [f"override optimizer.lr=  optimizer.lr: {LR}, got null"]),
     (["optimizer={}"], [f"override optimizer={{}}  optimizer.lr: missing; {LR}"]),
     (["optimizer.lr.x=1"], ["override optimizer.lr.x=1  optimizer.lr.x: optimizer.lr is no section and has no key x"]),
-    (["lora.rank=0"], ["override lora.rank=0  lora.rank: expected a whole number above 0, got 0"]),
+    (["lora.rank=0"], ["override lora.rank=0  lora.rank: expected a whole number above 0 and at most 16384, got 0"]),
     (
         ["data.train.1.path=x"],
         ["override data.train.1.path=x  data.train.1.path: data.train is a list of 1; expected an index below 1, got 1"],

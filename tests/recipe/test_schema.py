@@ -151,7 +151,7 @@ def test_checks_between_sections_allow_what_is_right(sections: dict[str, Any]) -
             "data.train.0.score",
             "a mapping to a number, or non-empty text",
         ),
-        (("model", "scratch", "scratch", "layers"), "model.scratch.layers", "a whole number above 0"),
+        (("model", "scratch", "scratch", "layers"), "model.scratch.layers", "a whole number above 0 and at most 1024"),
         (("model", "scratch", "dtype"), "model.dtype", "float32 or bfloat16"),
         (("model", "pretrained"), "model", "a section"),
         (("lora",), "lora", "a section, or null"),
