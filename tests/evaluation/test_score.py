@@ -31,6 +31,8 @@ found = score_all(sys.argv[1], accelerator)
 if accelerator.is_main_process:
     with open(sys.argv[2], "w") as file:
         json.dump({"processes": accelerator.num_processes, "found": found}, file)
+accelerator.wait_for_everyone()
+accelerator.state.destroy_process_group()
 """
 SIZES, BUDGETS = (7, 8, 9), (60, 120, 4096)
 
