@@ -141,8 +141,11 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{source.title}: {folder} is not there")
     named = patterns(source)
-    found = {file for pattern in named or ["**/*"] for file in folder.glob(pattern)}
-    files = sorted(file for file in found if _holds_rows(file.relative_to(folder)) and file.is_file())
+    try:
+        found = {file for pattern in named or ["**/*"] for file in folder.glob(pattern)}
+        files = sorted(file for file in found if _holds_rows(file.relative_to(folder)) and file.is_file())
+    except OSError as error:  # such as in /proc, whose files come and go
+        raise DataError(f"{source.title}: {folder} cannot be listed: {error.strerror}: {error.filename}") from error
     if not files:
         wanted = ", ".join(named) or ", ".join(FORMATS)
         raise DataError(f"{source.title}: no data file in {folder}; expected {wanted}")
