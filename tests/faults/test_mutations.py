@@ -245,7 +245,14 @@ def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
     stops, whole = Stops(monkeypatch), base(here)
     monkeypatch.setattr(sys, "argv", ["rmtrain", "train", "recipe.yaml", "--fresh"])
 
-    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        derandomize=count < 1000,  # new ones are for `make faults`
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(draw=st.data())
     def every_recipe(draw: st.DataObject) -> None:
         check(draw, here, watch, whole, stops, outcomes)
@@ -258,7 +265,7 @@ def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
 def test_no_recipe_of_a_stranger_harms(here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = mutate(100, here, watch, monkeypatch)
     assert sum(outcomes.values()) >= 100
-    assert len(outcomes) > 2, "guard: they ended in different ways"
+    assert {2, 143} <= outcomes.keys(), "guard: some were refused, and some good enough to begin training"
 
 
 @pytest.mark.long
