@@ -33,7 +33,7 @@ test: install
 	$(BIN)/pytest -n 2 --dist loadfile
 
 faults: install
-	$(BIN)/pytest tests/faults tests/engine -m "long or not long" -n 2 --dist loadfile
+	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py -m "long or not long" -n 2 --dist loadfile
 
 bench: install
 	$(BIN)/python -m benchmarks
