@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all install quickstart lint format type test faults bench docs
+.PHONY: all install quickstart lint format type test faults older bench docs
 
 all: lint type test
 
@@ -34,6 +34,15 @@ test: install
 
 faults: install
 	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py -m "long or not long" -n 2 --dist loadfile
+
+.venv-older/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-older
+	.venv-older/bin/pip install --quiet --constraint constraints.txt torch safetensors
+	.venv-older/bin/pip install --quiet transformers==4.57.6
+	touch $@
+
+older: install .venv-older/.installed
+	OLDER_TRANSFORMERS=$(CURDIR)/.venv-older/bin/python $(BIN)/pytest tests/model/test_consumers.py
 
 bench: install
 	$(BIN)/python -m benchmarks
