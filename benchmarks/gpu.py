@@ -85,12 +85,13 @@ def runs_of(shape: str, arguments: Namespace, folder: Path) -> tuple[dict[str, C
     file, _ = hh_rows(arguments.data, folder)
     recipes = {layout: recipe_of(shape, layout, file, folder, arguments) for layout in LAYOUTS}
     recipe, batch = recipes["shared_prefix"], arguments.batch_size
-    accelerator = start(recipe)
+    strategy = start(recipe)
+    accelerator = strategy.accelerator
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     rows = encode(read_comparisons(recipe), tokenizer, recipe)
     measured = sample(rows, arguments.steps, batch, recipe.run.seed)
     warm, timed = (stored(some, folder / f"{shape}-{name}") for name, some in (("warm", rows[:batch]), ("timed", measured)))
-    runs = {f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, accelerator) for layout in LAYOUTS}
+    runs = {f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, strategy) for layout in LAYOUTS}
     in_order = [measured[i] for i in order(recipe.run.seed, 0, len(measured))]
     cpu = accelerator.device.type == "cpu"
     for name, setting in {

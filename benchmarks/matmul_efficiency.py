@@ -32,6 +32,7 @@ from benchmarks.pairs import (
 )
 from benchmarks.sampling import sample
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.strategy import Strategy
 
 
 def matmul_rate(size: int, repeats: int = 5) -> float:
@@ -59,7 +60,7 @@ def measure(hidden: int, arguments: Namespace, folder: Path) -> dict[str, Any]:
     work = operations(recipe, tokenizer, measured, accelerator)
     for _ in range(arguments.rounds):
         before = matmul_rate(arguments.size)
-        training_rate = work / train_ours(recipe, tokenizer, warm, timed, accelerator).seconds
+        training_rate = work / train_ours(recipe, tokenizer, warm, timed, Strategy(accelerator)).seconds
         rate = (before + matmul_rate(arguments.size)) / 2
         rounds.append({"training": training_rate, "matmul": rate, "efficiency": training_rate / rate})
     efficiency = median(one["efficiency"] for one in rounds)

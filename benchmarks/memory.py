@@ -24,6 +24,7 @@ from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recip
 from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 
 MEGABYTE = 10**6
@@ -45,7 +46,7 @@ def measure_here(side: str, batch: int, arguments: Namespace) -> dict[str, int]:
         reset_peak()
         before = rss_bytes()
         if side == "ours":
-            train_ours(recipe, tokenizer, warm, timed, Accelerator(cpu=True))
+            train_ours(recipe, tokenizer, warm, timed, Strategy(Accelerator(cpu=True)))
         else:
             pairs = pairs_of(measured)
             train_trl(recipe, tokenizer, pairs[:batch], pairs, Setting(batch, batch))

@@ -17,6 +17,8 @@ from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import rehearse
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.run import computes_in_bfloat16
+from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 
@@ -56,7 +58,7 @@ def operations(
 
 
 def train_ours(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, warm: PreparedData, timed: PreparedData, accelerator: Accelerator
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, warm: PreparedData, timed: PreparedData, strategy: Strategy
 ) -> Trace:
     """Train a new model of the recipe on one epoch of `warm`, then on one of `timed`, which is measured.
 
@@ -66,23 +68,25 @@ def train_ours(
         recipe: sizes, an explicit layout and budget, batch size, a constant learning rate.
         tokenizer: the recipe's.
         warm, timed: comparisons of the first, unmeasured steps and of the measured ones.
-        accelerator: device and precision.
+        strategy: the processes, and the device.
     """
+    accelerator = strategy.accelerator
     with accelerator.device:
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     built.use_layout(recipe.batching.layout)
-    model, optimizer = accelerator.prepare(built, build_optimizer(built, recipe.optimizer))
+    built.autocast = computes_in_bfloat16(recipe.training.precision)
+    model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter = Meter(accelerator, flos_per_token(built))
 
     def epoch(loader: StepLoader) -> list[dict[str, float]]:
         lines = []
         for number in range(len(loader)):
-            train_step(accelerator, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
+            train_step(strategy, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
             lines.append(meter.report(number + 1, 0.0, recipe.optimizer.lr))
         return lines
 
     loader = step_loader(recipe, timed, tokenizer)
-    rehearse(accelerator, model, optimizer, loader)
+    rehearse(strategy, model, optimizer, loader)
     epoch(step_loader(recipe, warm, tokenizer))
     watch = Stopwatch()
     lines = epoch(loader)

@@ -36,6 +36,7 @@ from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
 from rmtrain.batching.plan import order
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.strategy import Strategy
 
 LAYOUTS = ("shared_prefix", "packed", "padded")
 TOLERANCE = 1e-5
@@ -65,7 +66,10 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     warm, timed = (stored(some, folder / name) for name, some in (("warm", rows[: arguments.batch_size]), ("timed", measured)))
     in_order = [measured[i] for i in order(recipe.run.seed, 0, len(measured))]
     accelerator = Accelerator(cpu=True)
-    runs = {f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, accelerator) for layout in LAYOUTS}
+    runs = {
+        f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, Strategy(accelerator))
+        for layout in LAYOUTS
+    }
     warm_pairs, timed_pairs = pairs_of(rows[: arguments.batch_size]), pairs_of(in_order)
     for name, setting in settings_of_trl(arguments.batch_size, len(rows[0].preferences)).items():
         runs[name] = partial(train_trl, recipe, tokenizer, warm_pairs, timed_pairs, setting)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -32,9 +32,11 @@ from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
-from rmtrain.engine.run import environment, start, start_trackers
-from rmtrain.engine.saving import Saver
+from rmtrain.engine.run import computes_in_bfloat16, environment, start, start_trackers, versions
+from rmtrain.engine.saving import Contents, Saver
+from rmtrain.engine.state import Tensors, restore_model
 from rmtrain.engine.stopping import Stop
+from rmtrain.engine.strategy import Strategy
 from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
@@ -79,7 +81,8 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     """
     if fresh and resume is not None:
         raise RecipeError("--fresh begins anew and --resume goes on; choose one")
-    accelerator = start(recipe)
+    strategy = start(recipe)
+    accelerator = strategy.accelerator
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     directory = on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
@@ -90,19 +93,21 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
         console.print(Text(f"note: {note}"))
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
+    model.autocast = computes_in_bfloat16(recipe.training.precision)
     check_model(model, tokenizer, recipe)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     plan = make_plan(recipe, prepared, layout, model, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe.optimizer))
-    meter = Meter(accelerator, flos_per_token(unwrap(model)))
-    saver = Saver(accelerator, model, optimizer, meter, directory, recipe.checkpoints, order_facts(recipe, prepared))
-    run = Running(recipe, accelerator, directory, tokenizer, prepared, unwrap(model), layout, saver, findings)
+    meter, contents = Meter(accelerator, flos_per_token(model)), Contents.of(model, order_facts(recipe, prepared))
+    sizes = Sizes.of(model)
+    prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    saver = Saver(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
+    run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, sizes)
     display = make_display(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
-        evaluator = run.evaluator(model, log, display, stop)
+        evaluator = run.evaluator(prepared_model, log, display, stop)
         try:
-            last = run_loop(recipe, accelerator, model, optimizer, loader, meter, log, display, evaluator, saver, stop)
+            last = run_loop(recipe, strategy, prepared_model, optimizer, loader, meter, log, display, evaluator, saver, stop)
             return run.finish(last, evaluator, stop)
         except Stopped as stopped:
             raise Stopped(stopped.signal, run.how_to_go_on(stopped)) from None
@@ -151,11 +156,26 @@ def flos_per_token(model: RewardModel) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """Numbers of parameters, counted while the model is whole."""
+
+    total: int
+    trainable: int
+
+    @classmethod
+    def of(cls, model: RewardModel) -> Self:
+        """Of a model that is not prepared yet."""
+        parameters = list(model.parameters())
+        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        return cls(sum(parameter.numel() for parameter in parameters), trainable)
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
     """A run that has begun: what it is made of, what it shows, and what it leaves."""
 
     recipe: Recipe
-    accelerator: Accelerator
+    strategy: Strategy
     directory: RunDirectory
     tokenizer: Any
     prepared: PreparedData
@@ -163,6 +183,12 @@ class Running:
     layout: Layout
     saver: Saver
     findings: dict[str, Any]
+    sizes: Sizes
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """The processes."""
+        return self.strategy.accelerator
 
     @contextmanager
     def opened(self, console: Console, plan: Plan, resume: Path | None) -> Iterator[RunLog]:
@@ -174,7 +200,10 @@ class Running:
         }
         if resume is not None and not self.directory.continues:
             raise CheckpointError(f"--resume {resume}: {self.directory.path} holds no run yet")
-        on_main(self.accelerator, partial(self.directory.open, self.recipe, environment(self.accelerator, hashes)))
+        on_main(
+            self.accelerator,
+            partial(self.directory.open, self.recipe, environment(self.strategy, self.recipe.training.precision, hashes)),
+        )
         trackers = None
         try:
             console.print(self._header(plan))
@@ -229,10 +258,11 @@ class Running:
             last = evaluator(done)
         summary = None if last is None else last.summary
         url, problem = None, None
+        gathered = self.strategy.weights(self.saver.model) if self.strategy.shards else None
         self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
             with stop.at_once():
-                self._leave(last, summary, done if best is None else best)
+                self._leave(self._exported(gathered), last, summary, done if best is None else best)
                 self.directory.finish()
                 url, problem = push_if_asked(recipe, self.directory.model)
         document = {
@@ -245,7 +275,15 @@ class Running:
         }
         return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
 
-    def _leave(self, last: Evaluation | None, summary: dict[str, Any] | None, step: int) -> None:
+    def _exported(self, gathered: Tensors | None) -> RewardModel:
+        """The model to export: of one that processes hold in pieces, another with its gathered weights."""
+        if gathered is None:
+            return self.model
+        whole = build_reward_model(self.recipe.model, self.recipe.lora, self.tokenizer, self.recipe.run.seed)
+        restore_model(whole, gathered)
+        return whole
+
+    def _leave(self, model: RewardModel, last: Evaluation | None, summary: dict[str, Any] | None, step: int) -> None:
         recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
@@ -255,16 +293,14 @@ class Running:
             "max_length": recipe.data.max_length,
             "step": step,
         }
-        export_model(
-            self.model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts
-        )
+        export_model(model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts)
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         card = card_of(
             recipe,
             self.tokenizer,
             waterfall=self.prepared.train.waterfall.to_json(),
             evaluation=summary,
-            versions=environment(self.accelerator, {})["versions"],
+            versions=versions(),
         )
         (self.directory.model / "README.md").write_text(card, encoding="utf-8")
         self._report(last)
@@ -284,20 +320,21 @@ class Running:
         )
 
     def _header(self, plan: Plan) -> RenderableType:
-        recipe, parameters = self.recipe, list(self.model.parameters())
+        recipe, accelerator = self.recipe, self.accelerator
         model = (
             recipe.model.path
             if isinstance(recipe.model, PretrainedModel)
             else f"{recipe.model.scratch.architecture} from scratch"
         )
-        computing = "bfloat16" if self.accelerator.mixed_precision == "bf16" else "float32"
+        computing = "bfloat16" if computes_in_bfloat16(recipe.training.precision) else "float32"
+        processes = f"{accelerator.num_processes} × {accelerator.device.type}"
         header = run_header(
             name=recipe.run.name,
             directory=str(self.directory.path),
-            device=f"{self.accelerator.num_processes} × {self.accelerator.device.type}, computing in {computing}",
+            device=f"{processes}, {self.strategy.name}, computing in {computing}",
             model=model,
-            parameters=sum(parameter.numel() for parameter in parameters),
-            trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+            parameters=self.sizes.total,
+            trainable=self.sizes.trainable,
             comparisons=len(self.prepared.train),
             tokens=int(self.prepared.train.total_tokens.sum()),
             steps=plan.total_steps,

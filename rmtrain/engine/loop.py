@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from rmtrain.batching.layout import MicroBatch
@@ -17,6 +15,7 @@ from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import learning_rate
 from rmtrain.engine.saving import Saver
 from rmtrain.engine.stopping import Stop
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
 from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
 from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
@@ -38,7 +37,7 @@ Evaluated = TypeVar("Evaluated", bound=Evaluation)
 
 def train(
     recipe: Recipe,
-    accelerator: Accelerator,
+    strategy: Strategy,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: StepLoader,
@@ -53,7 +52,7 @@ def train(
 
     Args:
         recipe: what to do.
-        accelerator: the processes; `model` and `optimizer` are prepared by it.
+        strategy: how the processes share the model; `model` and `optimizer` are prepared by it.
         loader: every micro-batch of every step, for this rank.
         meter, log, display: where statistics, log lines and what a person sees go.
         evaluate: evaluates and logs at a given step; also called after the last one. None: there is nothing to evaluate on.
@@ -83,13 +82,13 @@ def train(
         saver.note_evaluation(step, evaluation.summary)
         return evaluation
 
-    rehearse(accelerator, model, optimizer, loader)
+    rehearse(strategy, model, optimizer, loader)
     if not saver.position.evaluated and saver.position.step != last:
         evaluate_at(saver.position.step)
     for number in range(saver.position.step, last):
         lr, step = rate(number), number + 1
-        compute = partial(train_step, accelerator, model, optimizer, recipe, meter, lr)
-        tokens, finite = within_memory(compute, number, optimizer, loader)
+        compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
+        tokens, finite = within_memory(compute, number, strategy, optimizer, loader)
         guard.watch(number, finite)
         display.step(step, tokens)
         if not meter.is_empty and (due(recipe.tracking.log_every, step) or step in (1, last)):
@@ -112,7 +111,7 @@ def due(every: int | None, step: int) -> bool:
 
 
 def train_step(
-    accelerator: Accelerator,
+    strategy: Strategy,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
@@ -122,32 +121,26 @@ def train_step(
 ) -> tuple[int, bool]:
     """One optimizer step over all its micro-batches; returns the tokens this process computed, and whether it was a step.
 
-    It is none where the gradient is not finite, on whichever rank: gradients are averaged, so all ranks see it.
+    It is none where the gradient is not finite.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
     by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
     """
+    accelerator = strategy.accelerator
     scale, statistics = accelerator.num_processes / batch.comparisons, []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
-        with nullcontext() if number == len(batch.micro_batches) else accelerator.no_sync(model):
+        with strategy.micro_batch(model, is_last=number == len(batch.micro_batches)):
             result = compute_objective(recipe.objective, model(micro_batch), micro_batch)
-            accelerator.backward(result.loss * scale)
+            strategy.backward(model, result.loss * scale)
         statistics.append(result.statistics())
     if batch.step == 0:
-        check_gradients(model)
-    clip = float("inf") if recipe.optimizer.clip is None else recipe.optimizer.clip
-    grad_norm = accelerator.clip_grad_norm_(model.parameters(), clip)
+        check_gradients(strategy, model)
+    grad_norm, is_step = strategy.update(model, optimizer, lr, recipe.optimizer.clip)
     tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
-    if not torch.isfinite(grad_norm):
-        optimizer.zero_grad()
-        return tokens, False
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    optimizer.zero_grad()
-    meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
-    return tokens, True
+    if is_step:
+        meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
+    return tokens, is_step
 
 
 class Guard:
@@ -191,12 +184,12 @@ def compute_objective(objective: Objectives, rewards_N: Tensor, batch: MicroBatc
     return bradley_terry(rewards_N, edges, objective.center_rewards, objective.label_smoothing)
 
 
-def check_gradients(model: nn.Module) -> None:
+def check_gradients(strategy: Strategy, model: nn.Module) -> None:
     """Raise RmtrainError when, after the first backward, a trainable parameter has no gradient: it would never train.
 
     Frozen inputs under gradient checkpointing, or a head left out of the graph, show up here and nowhere else.
     """
-    missing = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    missing = strategy.without_gradient(model)
     if missing:
         named = ", ".join(missing[:3])
         raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, among them {named}")

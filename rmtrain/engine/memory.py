@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.batching.plan import Costs, cpu_budget
+from rmtrain.engine.strategy import Strategy
+from rmtrain.engine.together import on_any
 from rmtrain.errors import RmtrainError
 from rmtrain.model.reward_model import RewardModel
 
@@ -39,37 +40,56 @@ def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardM
     return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))
 
 
-def within_memory(compute: Callable[[StepBatch], T], number: int, optimizer: torch.optim.Optimizer, loader: StepLoader) -> T:
+def within_memory(
+    compute: Callable[[StepBatch], T], number: int, strategy: Strategy, optimizer: torch.optim.Optimizer, loader: StepLoader
+) -> T:
     """Compute a step; when memory runs out, halve the budget and compute the same step again, from the same weights.
 
+    Of several processes, one that runs out cannot call the others back from what they are reducing: it ends the run.
+
     Raises:
-        RmtrainError: memory runs out with one comparison a micro-batch.
+        RmtrainError: memory runs out with one comparison a micro-batch, or on one of several processes.
     """
     while True:
         try:
             return compute(loader.step(number))
         except torch.OutOfMemoryError:
+            if strategy.accelerator.num_processes > 1:
+                raise _ended(loader) from None
             _lower_budget(optimizer, loader)
 
 
-def rehearse(accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
+def rehearse(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
     """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
 
     Its loss is weighed by zero; weights, optimizer and random generators are afterwards what they were.
 
     Raises:
-        RmtrainError: memory runs out with one comparison a micro-batch.
+        RmtrainError: memory runs out with one comparison a micro-batch, or where weights are in pieces.
     """
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    device = strategy.accelerator.device
+    devices = [device] if device.type == "cuda" else []
     while True:
+        ran_out = False
         try:
-            with torch.random.fork_rng(devices=devices):
-                accelerator.backward(model(loader.heaviest().to(accelerator.device)).sum() * 0.0)
+            with torch.random.fork_rng(devices=devices), strategy.micro_batch(model, is_last=False):
+                strategy.backward(model, model(loader.heaviest().to(device)).sum() * 0.0)
         except torch.OutOfMemoryError:
-            _lower_budget(optimizer, loader)
-        else:
+            if strategy.shards:
+                raise _ended(loader) from None
+            ran_out = True
+        if not on_any(strategy.accelerator, ran_out):
             optimizer.zero_grad()
             return
+        _lower_budget(optimizer, loader)
+
+
+def _ended(loader: StepLoader) -> RmtrainError:
+    budget = loader.plan.max_tokens
+    return RmtrainError(
+        f"out of memory with micro-batches of {budget} tokens; the same command with batching.max_tokens={budget // 2} goes on "
+        "from the last checkpoint, with the same losses"
+    )
 
 
 def _lower_budget(optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:

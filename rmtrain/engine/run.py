@@ -8,15 +8,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import is_mlflow_available, is_tensorboard_available, is_trackio_available, is_wandb_available
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    is_deepspeed_available,
+    is_mlflow_available,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from rmtrain.engine.directory import flat
+from rmtrain.engine.on_cpu import put_in_force
+from rmtrain.engine.strategy import Fsdp2, Strategy
 from rmtrain.engine.trackers import Trackers
+from rmtrain.engine.zero import Zero
 from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.recipe.schema import Recipe, Tracking
 
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
-STRATEGIES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 TRACKERS = {
     "wandb": is_wandb_available,
     "tensorboard": is_tensorboard_available,
@@ -25,30 +37,106 @@ TRACKERS = {
 }
 
 
-def start(recipe: Recipe) -> Accelerator:
-    """The accelerator of a run: device, processes, precision and trackers.
+def start(recipe: Recipe) -> Strategy:
+    """The processes of a run as they were launched, with its trackers: device and strategy are what really is in force.
 
     Raises:
-        RecipeError: a tracker that is not installed, which accelerate would leave out without a word.
-        RmtrainError: fewer processes than were launched, or a strategy other than one process or DDP.
+        RecipeError: a tracker that is not installed, which accelerate would leave out without a word, or what the strategy cannot do.
+        RmtrainError: fewer processes than were launched, or another strategy than was asked for.
     """
     _check_trackers(recipe.tracking)
     if recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    launched, on_cpu = int(os.environ.get("WORLD_SIZE", "1")), not torch.cuda.is_available()
+    plugin = _plugin()
+    if plugin is not None:
+        _check_sharding(recipe)
     accelerator = Accelerator(
-        mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no",
+        mixed_precision="no",  # the model computes in bfloat16 by itself, the same in every strategy
+        cpu=launched > 1 and on_cpu,
         log_with=list(recipe.tracking.to) or None,
         project_dir=recipe.run.output_dir,
+        fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
+        deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         running = accelerator.num_processes
         raise RmtrainError(f"{launched} processes were launched, but accelerate runs {running}; check its configuration")
-    if accelerator.distributed_type not in STRATEGIES:
-        strategy = accelerator.distributed_type.value
-        raise RmtrainError(f"{strategy} is not supported yet; launch one process, or DDP over several")
-    return accelerator
+    if plugin is not None and on_cpu:
+        put_in_force(accelerator, plugin)
+    return _in_force(accelerator, plugin)
+
+
+def _plugin() -> FullyShardedDataParallelPlugin | DeepSpeedPlugin | None:
+    """What `accelerate launch` was told about sharding, which it passes on in the environment.
+
+    Raises:
+        RecipeError: a setting that rmtrain has in its recipe, or does not support.
+    """
+    if _is_set("ACCELERATE_USE_FSDP"):
+        fsdp = FullyShardedDataParallelPlugin()
+        wrong = {
+            f"fsdp_version {fsdp.fsdp_version}: set 2": fsdp.fsdp_version != 2,
+            "fsdp_offload_params true: set false": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
+            "fsdp_cpu_ram_efficient_loading true: set false": fsdp.cpu_ram_efficient_loading,
+            "fsdp_activation_checkpointing true: set false, and model.gradient_checkpointing in the recipe": (
+                fsdp.activation_checkpointing
+            ),
+        }
+        _refuse([text for text, is_wrong in wrong.items() if is_wrong])
+        return fsdp
+    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return None
+    if not is_deepspeed_available():
+        raise RecipeError("accelerate's configuration asks for DeepSpeed, which is not installed; install rmtrain[deepspeed]")
+    deepspeed = DeepSpeedPlugin()
+    config = deepspeed.deepspeed_config["zero_optimization"]
+    offloaded = [key for key in ("offload_optimizer", "offload_param") if config.get(key, {}).get("device", "none") != "none"]
+    accumulates = deepspeed.deepspeed_config.get("gradient_accumulation_steps", 1) not in (1, "auto")
+    wrong = {
+        f"zero_stage {deepspeed.zero_stage}: set 1, 2 or 3, or use the ddp configuration": deepspeed.zero_stage not in (1, 2, 3),
+        "gradient_accumulation_steps: set 1; batching.max_tokens says how steps are cut": accumulates,
+        "zero3_init_flag true: set false": bool(deepspeed.zero3_init_flag),
+        **{f"{key}: set none": True for key in offloaded},
+    }
+    _refuse([text for text, is_wrong in wrong.items() if is_wrong])
+    return deepspeed
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "false").lower() == "true"
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise RecipeError(*(f"accelerate's configuration has {problem}" for problem in problems))
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    problems = []
+    if recipe.optimizer.name == "adamw_8bit":
+        problems.append("optimizer.name: adamw_8bit does not work on pieces of weights; use adamw, or the ddp configuration")
+    if recipe.model.quantization is not None:
+        problems.append("model.quantization: 4-bit weights are not cut into pieces; set null, or use the ddp configuration")
+    if problems:
+        raise RecipeError(*problems)
+
+
+def _in_force(accelerator: Accelerator, plugin: Any) -> Strategy:
+    """The strategy that accelerate really runs; raises RmtrainError when it is not the one that was asked for."""
+    kind = accelerator.distributed_type
+    asked = {type(None): None, FullyShardedDataParallelPlugin: DistributedType.FSDP, DeepSpeedPlugin: DistributedType.DEEPSPEED}
+    wanted = asked[type(plugin)]
+    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if kind not in (plain if wanted is None else (wanted,)):
+        expected = "one process or DDP" if wanted is None else wanted.value
+        raise RmtrainError(
+            f"{expected} was asked for, but accelerate runs {kind.value}; use a configuration of configs/accelerate"
+        )
+    strategies = {DistributedType.FSDP: Fsdp2, DistributedType.DEEPSPEED: Zero}
+    return strategies.get(kind, Strategy)(accelerator)
 
 
 def computes_in_bfloat16(precision: str) -> bool:
@@ -86,17 +174,23 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, run_id: str) -> Tra
     )
 
 
-def environment(accelerator: Accelerator, hashes: dict[str, str]) -> dict[str, Any]:
+def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:
     """Versions, hardware and hashes that a result depends on; no host or user name, no path."""
+    accelerator = strategy.accelerator
     on_gpu = accelerator.device.type == "cuda"
     return {
-        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "versions": versions(),
         "device": torch.cuda.get_device_name() if on_gpu else accelerator.device.type,
         "processes": accelerator.num_processes,
-        "strategy": str(accelerator.distributed_type.value),
-        "mixed_precision": accelerator.mixed_precision,
+        "strategy": strategy.name,
+        "computing": "bfloat16" if computes_in_bfloat16(precision) else "float32",
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "hashes": hashes,
     }
+
+
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that a result depends on."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}

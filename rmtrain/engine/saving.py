@@ -6,28 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from rmtrain.engine.checkpoint import Checkpoint, size_of
+from rmtrain.engine.checkpoint import Checkpoint
 from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.metrics import Meter
-from rmtrain.engine.state import (
-    Tensors,
-    frozen_fingerprint,
-    model_tensors,
-    optimizer_state,
-    restore_model,
-    restore_optimizer,
-    restore_rng,
-    rng_tensors,
-)
+from rmtrain.engine.state import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.stopping import Stop
-from rmtrain.engine.together import on_main
+from rmtrain.engine.strategy import Strategy
+from rmtrain.engine.together import on_any, on_main
 from rmtrain.errors import CheckpointError
 from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
 
@@ -49,31 +40,48 @@ class Position:
     best_value: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a checkpoint is of, noted while the model is whole.
+
+    trained: bytes of the trained weights. frozen: the fingerprint of the others. plan: what the order of the comparisons depends on.
+    """
+
+    trained: int
+    frozen: str | None
+    plan: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
+        """Of a model that is not prepared yet."""
+        return cls(sum(p.numel() * p.element_size() for p in trained_parameters(model).values()), frozen_fingerprint(model), plan)
+
+
 class Saver:
     """The checkpoints of a running run.
 
     Args:
-        accelerator: the processes; the main one writes.
+        strategy: how the processes share the model; the main one writes.
         model, optimizer: prepared.
         meter: its open interval is saved, too.
         directory: of the run.
         settings: when to save, and what to keep.
-        plan: what the order of the comparisons depends on; a checkpoint of another plan is refused.
+        contents: what a checkpoint is of; one of another plan or other frozen weights is refused.
     """
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        strategy: Strategy,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         meter: Meter,
         directory: RunDirectory,
         settings: Checkpointing,
-        plan: Mapping[str, Any],
+        contents: Contents,
     ) -> None:
-        self.accelerator, self.model, self.optimizer, self.meter = accelerator, model, optimizer, meter
-        self.directory, self.checkpoints, self.settings, self.plan = directory, directory.checkpoints, settings, dict(plan)
-        self.frozen = frozen_fingerprint(model)
+        self.strategy, self.accelerator = strategy, strategy.accelerator
+        self.model, self.optimizer, self.meter = model, optimizer, meter
+        self.directory, self.checkpoints, self.settings, self.contents = directory, directory.checkpoints, settings, contents
         self.position = Position()
         self.resumed_from: int | None = None
         self.saved_step: int | None = None
@@ -84,10 +92,9 @@ class Saver:
         settings = self.settings
         by_steps = settings.every is not None and step % settings.every == 0
         by_time = settings.minutes is not None and time.monotonic() - self.since >= 60 * settings.minutes
-        if settings.minutes is None or self.accelerator.num_processes == 1:
-            return by_steps or by_time
-        flag = torch.tensor(int(by_time and self.accelerator.is_main_process), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum").item()) or by_steps
+        if settings.minutes is None:
+            return by_steps
+        return on_any(self.accelerator, by_time and self.accelerator.is_main_process) or by_steps
 
     def save(self, step: int, evaluated: bool) -> None:
         """Write a checkpoint after this step, unless there is one, and delete those that are not to be kept. Called on all ranks.
@@ -103,7 +110,18 @@ class Saver:
             return
         self.position.step, self.position.evaluated = step, evaluated
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
-        on_main(self.accelerator, partial(self._write, generators, interval))
+        weights, moments, values = self.strategy.state(self.model, self.optimizer)
+        files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
+        state = {
+            "position": asdict(self.position),
+            "plan": dict(self.contents.plan),
+            "processes": self.accelerator.num_processes,
+            "strategy": self.strategy.name,
+            "frozen": self.contents.frozen,
+            "meter": interval,
+            "optimizer": values,
+        }
+        on_main(self.accelerator, partial(self._write, files, state))
         self.saved_step, self.since = step, time.monotonic()
 
     def end_if_asked(self, stop: Stop, step: int, evaluated: bool) -> None:
@@ -142,8 +160,7 @@ class Saver:
         Raises:
             TryAgain: it will not.
         """
-        weights = size_of(model_tensors(self.model))
-        on_main(self.accelerator, partial(self.checkpoints.check_room, int(weights * (1 + moments))))
+        on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.contents.trained * (1 + moments))))
 
     def load_best(self) -> int | None:
         """Put the weights of the best evaluation back; returns its step, None when they are those in memory already.
@@ -156,28 +173,16 @@ class Saver:
             return None
         try:
             found = on_main(self.accelerator, partial(self.checkpoints.read, self.checkpoints.path(best)))
-            restore_model(self.model, found.tensors("model"))
+            self.strategy.restore_weights(self.model, found.tensors("model"))
         except CheckpointError as error:
             advice = "the last weights are saved; set checkpoints.load_best_at_end: false to export those"
             raise CheckpointError(*error.problems, advice) from error
         return best
 
-    def _write(self, generators: list[Tensors], interval: Mapping[str, Any]) -> None:
-        step, position = self.position.step, self.position
+    def _write(self, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
         self.directory.sync()
-        optimizer, values = optimizer_state(self.optimizer, self.model)
-        files = {"model": model_tensors(self.model), "optimizer": optimizer}
-        files |= {f"rng-{rank}": tensors for rank, tensors in enumerate(generators)}
-        state = {
-            "position": asdict(position),
-            "plan": self.plan,
-            "processes": self.accelerator.num_processes,
-            "frozen": self.frozen,
-            "meter": interval,
-            "optimizer": values,
-        }
-        self.checkpoints.save(step, files, state)
-        protected = (step, position.best_step, self.resumed_from)
+        self.checkpoints.save(self.position.step, files, state)
+        protected = (self.position.step, self.position.best_step, self.resumed_from)
         self.checkpoints.rotate(self.settings.keep, {number for number in protected if number is not None})
 
     def _forget_what_came_after(self, found: Checkpoint | None) -> None:
@@ -191,8 +196,8 @@ class Saver:
     def _restore(self, found: Checkpoint) -> None:
         try:
             self._check_origin(found.state)
-            restore_model(self.model, found.tensors("model"))
-            restore_optimizer(self.optimizer, self.model, found.tensors("optimizer"), found.state["optimizer"])
+            self.strategy.restore_weights(self.model, found.tensors("model"))
+            self.strategy.restore_optimizer(self.optimizer, self.model, found.tensors("optimizer"), found.state["optimizer"])
             self._restore_rng(found)
             self.meter.restore(found.state["meter"])
             self.position = Position(**found.state["position"])
@@ -203,10 +208,12 @@ class Saver:
 
     def _check_origin(self, state: Mapping[str, Any]) -> None:
         before = state["plan"]
-        different = [f"{key} was {before.get(key)}, is {value}" for key, value in self.plan.items() if before.get(key) != value]
+        different = [
+            f"{key} was {before.get(key)}, is {value}" for key, value in self.contents.plan.items() if before.get(key) != value
+        ]
         if different:
             raise CheckpointError(f"it is of other training data or another order: {', '.join(different)}")
-        if state["frozen"] != self.frozen:
+        if state["frozen"] != self.contents.frozen:
             raise CheckpointError("the frozen weights of the base model are not those it was trained on")
 
     def _restore_rng(self, found: Checkpoint) -> None:

@@ -1,6 +1,7 @@
 """What a run must remember to go on as if nothing had happened: tensors by name, and JSON values. No pickle.
 
-Weights and optimizer state bear the names of the parameters within the RewardModel, so that they are the same whatever wraps it.
+Weights and optimizer state bear the names of the parameters within the RewardModel, and are whole: they are the same whatever wraps the
+model, and however many processes hold it in pieces.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rmtrain.errors import CheckpointError
 from rmtrain.model.reward_model import unwrap
@@ -21,14 +23,36 @@ FINGERPRINT_VALUES = 64
 OF_PARAMETER_SHAPE = ("exp_avg", "exp_avg_sq", "state1", "state2")
 
 
-def model_tensors(model: nn.Module) -> Tensors:
-    """The trainable parameters and the persistent buffers by name, on the CPU. Frozen parameters are those of the base model."""
-    reward_model = unwrap(model)
-    parameters = {name: parameter for name, parameter in reward_model.named_parameters() if parameter.requires_grad}
-    return {name: tensor.detach().cpu() for name, tensor in (parameters | dict(_buffers(reward_model))).items()}
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that processes hold in pieces, put together on each of them; any other as it is. Called on all ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def pieced_like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor that every process has, on the device of `example` and in pieces as that is."""
+    tensor = tensor.to(example.device)
+    if not isinstance(example, DTensor):
+        return tensor
+    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by their names within the RewardModel."""
+    return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
+
+
+def model_tensors(model: nn.Module, keep: bool = True) -> Tensors:
+    """The trainable parameters and the persistent buffers by name, on the CPU. Frozen parameters are those of the base model.
+
+    Called on all ranks; those that do not `keep` them get nothing.
+    """
+    tensors = trained_parameters(model) | dict(persistent_buffers(unwrap(model)))
+    gathered = ((name, whole(tensor.detach())) for name, tensor in tensors.items())
+    return {name: tensor.cpu() for name, tensor in gathered if keep}
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that belong to the weights, by name."""
     for prefix, module in model.named_modules():
         for name, buffer in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
@@ -42,18 +66,19 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: names, shapes or types are not exactly those of the model.
     """
     reward_model = unwrap(model)
-    targets = dict(reward_model.named_parameters()) | dict(_buffers(reward_model))
-    expected = model_tensors(reward_model).keys()
-    _check_names("weights", expected, tensors)
-    for name in expected:
-        ours, came = targets[name], tensors[name]
-        if (came.shape, came.dtype) != (ours.shape, ours.dtype):
-            raise CheckpointError(
-                f"weights: {name}: expected {tuple(ours.shape)} {ours.dtype}, got {tuple(came.shape)} {came.dtype}"
-            )
+    targets = trained_parameters(reward_model) | dict(persistent_buffers(reward_model))
+    check_names("weights", targets, tensors)
+    for name, target in targets.items():
+        check_alike(name, tensors[name], target.shape, target.dtype)
     with torch.no_grad():
-        for name in expected:
-            targets[name].copy_(tensors[name])
+        for name, target in targets.items():
+            target.copy_(pieced_like(tensors[name], target))
+
+
+def check_alike(name: str, came: Tensor, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Raise CheckpointError when weights are of another shape or type than those they are for."""
+    if (came.shape, came.dtype) != (shape, dtype):
+        raise CheckpointError(f"weights: {name}: expected {tuple(shape)} {dtype}, got {tuple(came.shape)} {came.dtype}")
 
 
 def frozen_fingerprint(model: nn.Module) -> str | None:
@@ -70,8 +95,8 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple[Tensors, OptimizerValues]:
-    """The state of each trained parameter.
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True) -> tuple[Tensors, OptimizerValues]:
+    """The state of each trained parameter. Called on all ranks; those that do not `keep` it get nothing.
 
     Raises:
         CheckpointError: the optimizer keeps something that is neither tensor nor number.
@@ -82,7 +107,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> tuple
         values[name] = {}
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"], values[name][key] = value.detach().cpu().clone(), None
+                gathered = whole(value.detach())
+                if keep:
+                    tensors[f"{name}/{key}"], values[name][key] = gathered.cpu().clone(), None
             elif isinstance(value, bool | int | float | str):
                 values[name][key] = value
             else:
@@ -99,19 +126,30 @@ def restore_optimizer(
         CheckpointError: the state is of other parameters, or incomplete.
     """
     trained = _trained(optimizer, model)
-    _check_names("optimizer state", trained, values)
-    declared = {(name, key): f"{name}/{key}" for name, keys in values.items() for key, value in keys.items() if value is None}
-    _check_names("optimizer state", declared.values(), tensors)
-    for (name, key), place in declared.items():
-        if key in OF_PARAMETER_SHAPE and tensors[place].shape != trained[name].shape:
-            expected, came = tuple(trained[name].shape), tuple(tensors[place].shape)
-            raise CheckpointError(f"optimizer state: {place}: expected {expected}, got {came}")
+    check_optimizer(tensors, values, {name: parameter.shape for name, parameter in trained.items()})
     state = {
-        number: {key: tensors[declared[name, key]] if value is None else value for key, value in values[name].items()}
+        number: {key: _state_of(trained[name], key, tensors.get(f"{name}/{key}"), value) for key, value in values[name].items()}
         for number, name in enumerate(trained)
         if values[name]
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def check_optimizer(tensors: Mapping[str, Tensor], values: OptimizerValues, shapes: Mapping[str, torch.Size]) -> None:
+    """Raise CheckpointError when the state is not of parameters with these names and shapes, or is incomplete."""
+    check_names("optimizer state", shapes, values)
+    declared = {(name, key): f"{name}/{key}" for name, keys in values.items() for key, value in keys.items() if value is None}
+    check_names("optimizer state", declared.values(), tensors)
+    for (name, key), place in declared.items():
+        if key in OF_PARAMETER_SHAPE and tensors[place].shape != shapes[name]:
+            expected, came = tuple(shapes[name]), tuple(tensors[place].shape)
+            raise CheckpointError(f"optimizer state: {place}: expected {expected}, got {came}")
+
+
+def _state_of(parameter: nn.Parameter, key: str, tensor: Tensor | None, value: Any) -> Any:
+    if tensor is None:
+        return value
+    return pieced_like(tensor, parameter.detach()) if key in OF_PARAMETER_SHAPE else tensor
 
 
 def _trained(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -130,13 +168,14 @@ def rng_tensors(device: torch.device) -> Tensors:
 
 def restore_rng(device: torch.device, tensors: Mapping[str, Tensor]) -> None:
     """Set the generators; raises CheckpointError when the checkpoint has none for this kind of device."""
-    _check_names("random generators", rng_tensors(device), tensors)
+    check_names("random generators", rng_tensors(device), tensors)
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(tensors["cuda"], device)
 
 
-def _check_names(what: str, expected: Iterable[str], came: Iterable[str]) -> None:
+def check_names(what: str, expected: Iterable[str], came: Iterable[str]) -> None:
+    """Raise CheckpointError, saying how many are missing and how many not known, when names differ."""
     missing, surplus = sorted(set(expected) - set(came)), sorted(set(came) - set(expected))
     parts = [
         f"{len(names)} {word}, such as {names[0]}" for names, word in ((missing, "missing"), (surplus, "not known")) if names

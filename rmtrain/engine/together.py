@@ -1,8 +1,9 @@
-"""Work of the main process that all others wait for: each learns what came of it, or fails with it."""
+"""What all processes do together: the main one's work, whose outcome each learns, and a question that each answers."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -33,3 +34,11 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def on_any(accelerator: Accelerator, is_so: bool) -> bool:
+    """Whether something is so on any process. Called on all of them, and the same answer on each."""
+    if accelerator.num_processes == 1:
+        return is_so
+    count = accelerator.reduce(torch.tensor(int(is_so), device=accelerator.device), reduction="sum")
+    return bool(count.item())

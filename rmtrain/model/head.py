@@ -21,16 +21,17 @@ from rmtrain.model.randomness import generator
 
 
 class RewardHead(nn.Linear):
-    """A linear layer to one number that computes in float32 whatever autocast is on.
+    """A linear layer to one number that computes in float32 (of a float64 model in float64) whatever autocast is on.
 
     Under bfloat16 autocast rewards land on a grid of 8 bits and distinct responses tie.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., H] of any float type to [..., 1] float32."""
+        """[..., H] of any float type to [..., 1] float32, or float64 where the input is."""
+        dtype = torch.promote_types(input.dtype, torch.float32)
         with torch.autocast(input.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(input.float(), self.weight.float(), bias)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return F.linear(input.to(dtype), self.weight.to(dtype), bias)
 
 
 @dataclass(frozen=True, slots=True)

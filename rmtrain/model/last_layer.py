@@ -24,14 +24,19 @@ def narrow_last_layer(core: Any) -> bool:
     Returns:
         False where the model has no list of layers; nothing was done.
     """
-    count = getattr(core.config.get_text_config(), "num_hidden_layers", None)
-    lists = (module for module in core.base_model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
-    layers = next(lists, None)
-    if layers is None:
+    layers = layers_of(core)
+    if not layers:
         return False
     layers[-1].register_forward_pre_hook(_find_keys_then_narrow, with_kwargs=True)
     layers[-1].register_forward_hook(_widen, with_kwargs=True)
     return True
+
+
+def layers_of(core: Any) -> list[nn.Module]:
+    """The layers of a transformers model in their order; none where it has no list of as many as its configuration says."""
+    count = getattr(core.config.get_text_config(), "num_hidden_layers", None)
+    lists = (module for module in core.base_model.modules() if isinstance(module, nn.ModuleList) and len(module) == count)
+    return list(next(lists, []))
 
 
 def _find_keys_then_narrow(layer: nn.Module, args: Any, kwargs: Any) -> Any:

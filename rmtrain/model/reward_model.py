@@ -31,6 +31,7 @@ class RewardModel(nn.Module):
         head: where the head is.
         origin: what the base weights were loaded from; None: they began as random numbers.
         dtype: type of the base weights; trained adapters and the head are float32.
+        autocast: whether matrix products run in bfloat16, whatever the type of the weights.
     """
 
     def __init__(self, hf: nn.Module, head: HeadPlace, origin: Origin | None, dtype: torch.dtype) -> None:
@@ -39,6 +40,7 @@ class RewardModel(nn.Module):
         self.head = head
         self.origin = origin
         self.dtype = dtype
+        self.autocast = False
         self._accepted = frozenset(inspect.signature(self.core.base_model.forward).parameters)
         self._own_attention: str = self.core.config._attn_implementation
         self._mixed = self._mixes_types()
@@ -92,7 +94,8 @@ class RewardModel(nn.Module):
             rewards_N, float32, in the order of the batch's responses.
         """
         device = batch.input_ids_RT.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._mixed or torch.is_autocast_enabled(device)):
+        enabled = self._mixed or self.autocast or torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
             return self._at_last_token(batch) if self.pools_last_token else self._from_logits(batch)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
@@ -115,7 +118,7 @@ class RewardModel(nn.Module):
 
     def _from_logits(self, batch: MicroBatch) -> Tensor:
         logits_R1: Tensor = self.core(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT).logits
-        return logits_R1.float()[batch.reward_row_N, 0]
+        return logits_R1.to(torch.promote_types(logits_R1.dtype, torch.float32))[batch.reward_row_N, 0]
 
     def _mixes_types(self) -> bool:
         outside_head = {

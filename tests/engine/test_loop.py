@@ -18,6 +18,7 @@ from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.engine.loop import check_gradients, train_step
 from rmtrain.engine.metrics import Meter, check_finite
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
@@ -49,7 +50,7 @@ def gradients_of_first_step(
     zero_grad = optimizer.zero_grad
     optimizer.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in model.named_parameters()}) or zero_grad()  # type: ignore[method-assign]
     meter, batch = Meter(accelerator, 1), StepLoader(rows, plan, layout, pad_token_id=1).step(0)
-    train_step(accelerator, model, optimizer, recipe, meter, 0.0, batch)
+    train_step(Strategy(accelerator), model, optimizer, recipe, meter, 0.0, batch)
     return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
 
 
@@ -100,12 +101,13 @@ def test_trap_34_evaluation_turns_dropout_off_and_puts_every_module_back(tmp_pat
 
 
 def test_trap_24_a_trainable_parameter_without_gradient_is_named() -> None:
+    strategy = Strategy(Accelerator(cpu=True))
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
     model["used"](torch.ones(1, 2)).sum().backward()
     with pytest.raises(RmtrainError, match=r"2 trainable parameters got no gradient .* forgotten\.weight, forgotten\.bias"):
-        check_gradients(model)
+        check_gradients(strategy, model)
     model["forgotten"].requires_grad_(False)
-    check_gradients(model)
+    check_gradients(strategy, model)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

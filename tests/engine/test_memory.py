@@ -13,6 +13,7 @@ from rmtrain.batching.plan import CPU_TOKENS, Plan
 from rmtrain.commands.train import train
 from rmtrain.engine.memory import rehearse, token_budget
 from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel
@@ -105,7 +106,7 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
     assert heaviest.weight_E.sum() == 0
     optimizer = build_optimizer(model, recipe.optimizer)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    rehearse(Accelerator(cpu=True), model, optimizer, loader)
+    rehearse(Strategy(Accelerator(cpu=True)), model, optimizer, loader)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not optimizer.state

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rmtrain.commands.train import train
 from rmtrain.engine.run import environment, start
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError
 from tests.runs import tiny_recipe
 
@@ -19,7 +20,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_at_the_start(tmp_path: Path
 
 
 def test_the_environment_names_versions_and_nothing_of_the_machine(tmp_path: Path) -> None:
-    record = environment(Accelerator(cpu=True), {"data": "abc"})
+    record = environment(Strategy(Accelerator(cpu=True)), "float32", {"data": "abc"})
     assert record["versions"]["torch"]
     assert record["hashes"] == {"data": "abc"}
     assert str(Path.home()) not in json.dumps(record)

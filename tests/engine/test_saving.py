@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.saving import Saver
+from rmtrain.engine.saving import Contents, Saver
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, TryAgain
 from rmtrain.model.build import build_reward_model
 from rmtrain.objective import Objective
@@ -34,7 +35,8 @@ def make(tmp_path: Path) -> Callable[..., Saver]:
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=seed)
         accelerator, directory = Accelerator(cpu=True), RunDirectory(tmp_path / "run", "ours", continues=True)
         optimizer = build_optimizer(model, recipe.optimizer)
-        return Saver(accelerator, model, optimizer, Meter(accelerator, 1), directory, Checkpointing(**settings), plan)
+        meter, contents = Meter(accelerator, 1), Contents.of(model, plan)
+        return Saver(Strategy(accelerator), model, optimizer, meter, directory, Checkpointing(**settings), contents)
 
     return build
 

@@ -18,8 +18,9 @@ from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.loop import train
 from rmtrain.engine.metrics import Meter, RunLog
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.saving import Saver
+from rmtrain.engine.saving import Contents, Saver
 from rmtrain.engine.stopping import Stop
+from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.comparisons import costs_of
@@ -119,7 +120,8 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     ours.use_layout(layout)
     plan = Plan(costs_of(rows, layout), BATCH, 150, epochs=1, seed=1, max_steps=STEPS)
     accelerator = Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(ours, build_optimizer(ours, recipe.optimizer))
+    strategy, contents = Strategy(accelerator), Contents.of(ours, {})
+    model, optimizer = strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), recipe.optimizer.clip)
     (tmp_path / "ours").mkdir()
     loader, log, meter = (
         StepLoader(rows, plan, layout, tokenizer.pad_token_id),
@@ -127,8 +129,8 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
         Meter(accelerator, 1),
     )
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
-    saver = Saver(accelerator, model, optimizer, meter, directory, recipe.checkpoints, {})
-    train(recipe, accelerator, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
+    saver = Saver(strategy, model, optimizer, meter, directory, recipe.checkpoints, contents)
+    train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]

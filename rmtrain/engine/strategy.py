@@ -1,0 +1,134 @@
+"""How the processes of a run share its model: what is reduced when, and how a step is made of what was reduced.
+
+Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. A step asks the same four things
+of each: a micro-batch, its backward, the update, and the whole of what is held in pieces. A checkpoint holds whole tensors by name,
+so that any strategy goes on from any other's.
+"""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from rmtrain.engine.state import (
+    OptimizerValues,
+    Tensors,
+    model_tensors,
+    optimizer_state,
+    restore_model,
+    restore_optimizer,
+    whole,
+)
+from rmtrain.model.head import head_of
+from rmtrain.model.last_layer import layers_of
+from rmtrain.model.reward_model import RewardModel
+
+
+class Strategy:
+    """One process, or DDP: every process holds the whole model, and the gradients of a step are reduced with its last micro-batch.
+
+    Args:
+        accelerator: as `start` made it.
+    """
+
+    shards = False
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return "DDP" if self.accelerator.num_processes > 1 else "one process"
+
+    def prepare(
+        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The model and the optimizer as the strategy wraps them. `clip` is the largest global gradient norm; None: any."""
+        prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
+        return prepared_model, prepared_optimizer
+
+    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        """Forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
+        return nullcontext() if is_last else self.accelerator.no_sync(model)
+
+    def backward(self, model: nn.Module, loss: Tensor) -> None:
+        """Add the gradients of a loss, which was divided by everything but the number of processes."""
+        self.accelerator.backward(loss)
+
+    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
+        """Clip and step; no step where the gradient is not finite, on whichever rank: gradients are averaged, so all see it.
+
+        Returns:
+            The global gradient norm before it was clipped, float32 [], and whether there was a step.
+        """
+        norm = whole(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
+        is_finite = bool(torch.isfinite(norm))
+        if is_finite:
+            set_rate(optimizer, lr)
+            optimizer.step()
+        optimizer.zero_grad()
+        return norm, is_finite
+
+    def without_gradient(self, model: nn.Module) -> list[str]:
+        """Names of the trainable parameters that got no gradient. Called on all ranks, between backward and update."""
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
+        """Whole weights, and the state of the optimizer, as `rmtrain.engine.state` has them, on the main process; empty elsewhere.
+
+        Called on all ranks.
+        """
+        keep = self.accelerator.is_main_process
+        return model_tensors(model, keep), *optimizer_state(optimizer, model, keep)
+
+    def weights(self, model: nn.Module) -> Tensors:
+        """Whole trained weights and buffers on the main process; empty elsewhere. Called on all ranks."""
+        return model_tensors(model, self.accelerator.is_main_process)
+
+    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Put whole weights back; raises CheckpointError as `restore_model`. Called on all ranks."""
+        restore_model(model, tensors)
+
+    def restore_optimizer(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], values: OptimizerValues
+    ) -> None:
+        """Put the state of an optimizer back; raises CheckpointError as `restore_optimizer`. Called on all ranks."""
+        restore_optimizer(optimizer, model, tensors, values)
+
+
+class Fsdp2(Strategy):
+    """Weights, gradients and optimizer state in pieces, one on each process; a layer is whole only while it computes.
+
+    The gradients of every micro-batch are reduced: to keep them whole until the last one would take back the memory that pieces save.
+    """
+
+    name = "FSDP2"
+    shards = True
+
+    def prepare(
+        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """As of `Strategy`. Under bfloat16 weights travel and compute in bfloat16; the head, rewards and reductions are float32."""
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.core)})
+        if model.autocast:
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
+            fully_shard(head_of(model.core, model.head), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        return super().prepare(model, optimizer, clip)
+
+    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
