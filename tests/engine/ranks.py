@@ -154,3 +154,4 @@ def main(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    os._exit(0)  # at the interpreter's own exit, threads of gloo that still run abort the process now and then
