@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rmtrain.engine.state import (
     OptimizerValues,
@@ -126,6 +126,25 @@ class Fsdp2(Strategy):
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
+        cut(model)
+        return super().state(model, optimizer)
+
+    def weights(self, model: nn.Module) -> Tensors:
+        cut(model)
+        return super().weights(model)
+
+    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        cut(model)
+        super().restore_weights(model, tensors)
+
+
+def cut(model: nn.Module) -> None:
+    """Put into pieces what FSDP2 leaves whole after a forward without a backward, such as an evaluation's: it is no parameter then."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -73,7 +73,7 @@ class Zero(Strategy):
         return [name for name, parameter in trained_parameters(model).items() if safe_get_full_grad(parameter) is None]
 
     def weights(self, model: nn.Module) -> Tensors:
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         tensors: Tensors = {}
         for name, parameter in trained_parameters(model).items():
@@ -89,7 +89,7 @@ class Zero(Strategy):
 
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         trained, buffers = trained_parameters(model), dict(persistent_buffers(unwrap(model)))
         check_names("weights", [*trained, *buffers], tensors)
@@ -126,6 +126,7 @@ class Zero(Strategy):
         flat = model.optimizer.optimizer.state
         if not flat:
             return tensors, values
+        self._link_state(model)
         steps = next(iter(flat.values()))["step"]
         for name, parameter in trained_parameters(model).items():
             whole = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
@@ -141,5 +142,13 @@ class Zero(Strategy):
         for buffer in buffers:
             moments = {key: torch.zeros_like(buffer) for key in ("exp_avg", "exp_avg_sq")}
             zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
+        self._link_state(model)
+
+    def _link_state(self, model: Any) -> None:
+        """Let the parameters of stages 1 and 2 know where their moments are. DeepSpeed does so after the step of the first group alone."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
         if self.stage < 3:
-            zero._lazy_init_hp_params_optimizer_state()
+            zero = model.optimizer
+            for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
