@@ -31,6 +31,8 @@ FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-(\d{8,12})")
 OURS = re.compile(r"manifest\.json|state\.json|(model|optimizer|rng-\d+)\.safetensors")
+HALF_WRITTEN = re.compile(r"\.tmp\w+")
+"""The name under which safetensors writes a file, before it renames it."""
 WRITING, DELETING, ASIDE = ".writing-", ".deleting-", "aside-"
 ROOM = 1.2
 """Free space that is asked for before a checkpoint is written, as a multiple of its size."""
@@ -82,10 +84,9 @@ class Checkpoints:
             CheckpointError: a tensor is empty, or what was read back is not what was written.
         """
         target = self.path(step)
-        aside = self.directory / f"{WRITING}{target.name}"
+        aside = _free(self.directory / f"{WRITING}{target.name}")
         try:
             self.check_room(sum(size_of(tensors) for tensors in files.values()))
-            self._discard(aside)
             aside.mkdir()
             for name, tensors in files.items():
                 _write_tensors(aside / f"{name}.safetensors", tensors)
@@ -195,7 +196,7 @@ class Checkpoints:
             doomed = _free(path.with_name(f"{DELETING}{path.name}"))
             path.rename(doomed)
         for file in doomed.iterdir():
-            if OURS.fullmatch(file.name):
+            if OURS.fullmatch(file.name) or HALF_WRITTEN.fullmatch(file.name):
                 file.unlink()
         if any(doomed.iterdir()):
             logger.warning("%s holds files that are not ours, and stays", doomed)
@@ -223,7 +224,7 @@ def _move_aside(path: Path) -> None:
 def _free(path: Path) -> Path:
     """The path, or the first of path-2, path-3, ... that nothing has."""
     free, number = path, 1
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free

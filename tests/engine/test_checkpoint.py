@@ -5,6 +5,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +278,56 @@ def test_what_is_after_the_step_a_run_goes_on_from_is_put_aside_and_no_longer_co
     checkpoints.save(15, tensors_of(15), {})
     checkpoints.rotate(1, {15})
     assert names(tmp_path) == ["aside-step-00000020", "aside-step-00000030", "step-00000015"]
+
+
+WRITES_FOR_EVER = """
+import sys, torch
+from safetensors.torch import save_file
+while True:
+    save_file({"weights": torch.zeros(4_000_000)}, sys.argv[1])
+"""
+
+
+def kill_while_safetensors_writes(folder: Path) -> None:
+    """Leave in a folder what kill -9 leaves there while safetensors writes a file."""
+    process = subprocess.Popen([sys.executable, "-c", WRITES_FOR_EVER, folder / "model.safetensors"])
+    until = time.monotonic() + 60
+    while not any(path.name.startswith(".") for path in folder.iterdir()):
+        assert time.monotonic() < until, "it did not begin to write"
+    process.kill()
+    process.wait()
+
+
+def test_trap_28_killed_while_a_file_is_written_the_next_run_clears_it_away_and_saves(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, 10)
+    aside, tries = tmp_path / ".writing-step-00000020", 0
+    aside.mkdir()
+    while not any(path.name.startswith(".") for path in aside.iterdir()):
+        assert (tries := tries + 1) < 20, "guard: the kill came while the file had its first name"
+        kill_while_safetensors_writes(aside)
+    checkpoints.clean()
+    assert names(tmp_path) == ["step-00000010"]
+    checkpoints.save(20, tensors_of(20), {})
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
+
+
+@pytest.mark.parametrize("as_link", [False, True])
+def test_what_is_not_ours_where_a_checkpoint_is_written_stays_and_does_not_hinder(as_link: bool, tmp_path: Path) -> None:
+    checkpoints, obstacle = saved(tmp_path / "checkpoints", 10), tmp_path / "checkpoints/.writing-step-00000020"
+    if as_link:
+        obstacle.symlink_to(tmp_path / "nowhere")
+    else:
+        obstacle.mkdir()
+        (obstacle / "notes.txt").write_text("mine")
+    for _ in range(2):
+        checkpoints.clean()
+        checkpoints.save(20, tensors_of(20), {})
+        found = checkpoints.newest()
+        assert found is not None
+        assert found.step == 20
+        checkpoints.rotate(0, {10})
+    assert names(tmp_path / "checkpoints") == [".writing-step-00000020", "step-00000010"]
+    assert obstacle.is_symlink() if as_link else names(obstacle) == ["notes.txt"]
 
 
 def test_half_written_and_half_deleted_checkpoints_go_and_files_that_are_not_ours_stay(
