@@ -28,6 +28,7 @@ try:
 except TryAgain as error:
     said = error.problems
 rank_file.with_suffix(f".{accelerator.process_index}").write_text(f"{first} {said} {len(done)}")
+accelerator.state.destroy_process_group()  # as a run does: threads of a group that is left at exit can abort the process
 """
 
 
