@@ -121,7 +121,7 @@ class Fsdp2(Strategy):
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
-            fully_shard(head_of(model.core, model.head), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+            _cut_head(head_of(model.core, model.head), optimizer)
         return super().prepare(model, optimizer, clip)
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
@@ -138,6 +138,15 @@ class Fsdp2(Strategy):
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         cut(model)
         super().restore_weights(model, tensors)
+
+
+def _cut_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the head into pieces on its own, in float32, and let the optimizer know them: accelerate knows one precision alone."""
+    before = list(head.parameters())
+    fully_shard(head, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    pieces = {id(old): new for old, new in zip(before, head.parameters(), strict=True)}
+    for group in optimizer.param_groups:
+        group["params"] = [pieces.get(id(parameter), parameter) for parameter in group["params"]]
 
 
 def cut(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ For each case the gradients of the first step, then the losses and gradient norm
 and size. The main process leaves them in FOLDER.
 """
 
+import itertools
 import json
 import os
 import sys
@@ -55,28 +56,33 @@ SHARDING = {
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: the whole model or adapters, in a layout, with weights of a type."""
+    """What is trained: the whole model or adapters, in a layout, computing in a type, activations kept or computed again."""
 
     lora: bool
     layout: Layout
     dtype: str
+    checkpointing: bool = False
+
+    @property
+    def weights(self) -> torch.dtype:
+        """The type of the weights."""
+        return torch.float64 if self.dtype == "float64" else torch.float32
 
     @property
     def name(self) -> str:
-        return f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}"
+        return f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}{'-checkpointing' * self.checkpointing}"
 
 
 CASES = [
-    Case(lora, layout, dtype)
-    for lora in (False, True)
-    for layout in ("shared_prefix", "padded")
-    for dtype in ("float64", "float32")
+    *(Case(*kind) for kind in itertools.product((False, True), ("shared_prefix", "padded"), ("float64", "float32"))),
+    Case(True, "shared_prefix", "float32", checkpointing=True),
+    Case(False, "shared_prefix", "bfloat16"),
 ]
 
 
 def cases_of(strategy: str) -> list[Case]:
-    """DeepSpeed keeps its flat buffers in float32, so that of its cases only those in float32 can be compared."""
-    return [case for case in CASES if case.dtype == "float32" or not strategy.startswith("zero")]
+    """DeepSpeed keeps its flat buffers in float32, so that it has no cases in float64."""
+    return [case for case in CASES if case.dtype != "float64" or not strategy.startswith("zero")]
 
 
 def comparisons() -> list[TokenizedComparison]:
@@ -96,38 +102,88 @@ def plan_of(case: Case, world: int) -> Plan:
 
 
 def recipe_of(case: Case, folder: Path) -> Recipe:
-    lora = {"lora": LORA} if case.lora else {}
+    sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
+    sections["model"] = {"gradient_checkpointing": case.checkpointing}
     return tiny_recipe(
-        folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, objective={"center_rewards": 0.01}, **lora
+        folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, objective={"center_rewards": 0.01}, **sections
     )
 
 
-def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, list[float]]]:
-    """Whole gradients of the first step by name, and losses and gradient norms by step."""
-    model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=1).to(getattr(torch, case.dtype))
-    model.use_layout(case.layout)
-    accelerator, rate = strategy.accelerator, learning_rate(recipe.optimizer, STEPS)
-    loader = StepLoader(comparisons(), plan_of(case, accelerator.num_processes), case.layout, 1, accelerator.process_index)
-    prepared, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    meter, update, gradients, curves = Meter(accelerator, 1), strategy.update, {}, {"loss": [], "grad_norm": []}
+class Trained:
+    """A model of a case under a strategy, and what its steps need."""
+
+    def __init__(self, strategy: Any, case: Case, recipe: Recipe) -> None:
+        model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=1)
+        model.autocast = case.dtype == "bfloat16"
+        model.use_layout(case.layout)
+        model.to(case.weights)
+        self.strategy, self.case, self.recipe, accelerator = strategy, case, recipe, strategy.accelerator
+        plan = plan_of(case, accelerator.num_processes)
+        self.loader = StepLoader(comparisons(), plan, case.layout, 1, accelerator.process_index)
+        self.model, self.optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+        self.meter, self.rate = Meter(accelerator, 1), learning_rate(recipe.optimizer, STEPS)
+        accelerator._models.clear()
+        accelerator._optimizers.clear()
+
+    def step(self, number: int) -> bool:
+        """Compute a step; whether there was an update."""
+        self.meter.sums = self.meter.sums.to(self.case.weights)
+        arguments = (
+            self.strategy,
+            self.model,
+            self.optimizer,
+            self.recipe,
+            self.meter,
+            self.rate(number),
+            self.loader.step(number),
+        )
+        return train_step(*arguments)[1]
+
+
+def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Whole gradients of the first step by name; losses and gradient norms by step, and how many rewards bfloat16 cannot hold."""
+    trained, update, gradients = Trained(strategy, case, recipe), strategy.update, {}
+    curves: dict[str, Any] = {"loss": [], "grad_norm": [], "off_grid": off_grid(trained)}
 
     def keeping_gradients(*arguments: Any) -> Any:
         if not gradients:
-            gradients.update(whole_gradients(prepared))
+            gradients.update(whole_gradients(trained.model))
         return update(*arguments)
 
     strategy.update = keeping_gradients
     for number in range(STEPS):
-        meter.sums = meter.sums.to(getattr(torch, case.dtype))
-        _, is_step = train_step(strategy, prepared, optimizer, recipe, meter, rate(number), loader.step(number))
-        assert is_step
-        metrics = meter.report(number + 1, 1.0, 0.0)
-        for key, values in curves.items():
-            values.append(metrics[f"train/{key}"])
+        assert trained.step(number)
+        metrics = trained.meter.report(number + 1, 1.0, 0.0)
+        for key in ("loss", "grad_norm"):
+            curves[key].append(metrics[f"train/{key}"])
     strategy.update = update
-    accelerator._models.clear()
-    accelerator._optimizers.clear()
     return gradients, curves
+
+
+def off_grid(trained: Trained) -> float:
+    """The share of some rewards that lie between two numbers of bfloat16."""
+    with torch.no_grad():
+        rewards = trained.model(trained.loader.step(0).micro_batches[0])
+    return float((rewards != rewards.bfloat16()).double().mean())
+
+
+def no_number(strategy: Any, case: Case, recipe: Recipe) -> dict[str, bool]:
+    """What happens when the loss of the last rank is no number: nothing changes on any rank, and the next step is one."""
+    trained, backward = Trained(strategy, case, recipe), strategy.backward
+    is_last = strategy.accelerator.process_index == strategy.accelerator.num_processes - 1
+    steps = [trained.step(0)]
+    before = {name: tensor.clone() for name, tensor in strategy.weights(trained.model).items()}
+    strategy.backward = lambda model, loss: backward(model, loss * float("nan") if is_last else loss)
+    steps.append(trained.step(1))
+    strategy.backward = backward
+    after = {name: tensor.clone() for name, tensor in strategy.weights(trained.model).items()}
+    steps.append(trained.step(2))
+    last = strategy.weights(trained.model)
+    return {
+        "steps": steps == [True, False, True],
+        "unchanged": all(torch.equal(tensor, after[name]) for name, tensor in before.items()),
+        "moved": any(not torch.equal(tensor, last[name]) for name, tensor in after.items()),
+    }
 
 
 def whole_gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -149,6 +205,9 @@ def main(name: str, folder: Path) -> None:
         if strategy.accelerator.is_main_process:
             save_file(gradients, folder / f"{case.name}.safetensors")
             (folder / f"{case.name}.json").write_text(json.dumps({"strategy": strategy.name, **curves}))
+    found = no_number(strategy, CASES[1], recipe_of(CASES[1], inputs))
+    if strategy.accelerator.is_main_process:
+        (folder / "no_number").write_text(json.dumps(found))
     strategy.accelerator.state.destroy_process_group()
 
 
