@@ -380,8 +380,11 @@ def end(error: RmtrainError | Stopped) -> None:
 
 
 def leave(code: str | int | None) -> NoReturn:
-    """Exit. A tracker that hangs would keep its library, which waits at the exit, from letting the process go."""
-    if any(thread.name == TRACKERS for thread in threading.enumerate()):
+    """Exit. A tracker that hangs would keep its library, which waits at the exit, from letting the process go; and of several
+    processes one whose threads of gloo still run would abort there, and end those that still export.
+    """
+    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_rank or any(thread.name == TRACKERS for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from rmtrain.data.stored.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.loop import train as run_loop
-from rmtrain.engine.memory import token_budget
+from rmtrain.engine.memory import peak_memory, token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run import computes_in_bfloat16, environment, start, start_trackers, versions
@@ -258,7 +258,7 @@ class Running:
             last = evaluator(done)
         summary = None if last is None else last.summary
         url, problem = None, None
-        gathered = self.strategy.weights(self.saver.model) if self.strategy.shards else None
+        gathered, peaks = self.strategy.weights(self.saver.model) if self.strategy.shards else None, peak_memory(self.accelerator)
         self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
             with stop.at_once():
@@ -266,14 +266,16 @@ class Running:
                 self.directory.finish()
                 url, problem = push_if_asked(recipe, self.directory.model)
         document = {
-            "directory": str(path),
-            "model": str(self.directory.model),
+            "directory": str(path.resolve()),
+            "model": str(self.directory.model.resolve()),
             "evaluation": summary,
             "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
             "hub": url,
             "hub_problem": problem,
+            "peak_memory": peaks,
         }
-        return Outcome(Text(f"\nmodel         {self.directory.model}, reloaded and checked"), document, _what_next(path))
+        lines = [f"model         {self.directory.model}, reloaded and checked", f"memory        {_peaks(peaks)}"]
+        return Outcome(Text("\n" + "\n".join(lines)), document, _what_next(path))
 
     def _exported(self, gathered: Tensors | None) -> RewardModel:
         """The model to export: of one that processes hold in pieces, another with its gathered weights."""
@@ -342,6 +344,12 @@ class Running:
             notes={"layout": _account(plan, self.layout)},
         )
         return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
+
+
+def _peaks(peaks: Sequence[int]) -> str:
+    """The most that each rank held."""
+    by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)
+    return f"at most {by_rank} GB" + (f" on ranks 0 to {len(peaks) - 1}" if len(peaks) > 1 else "")
 
 
 def push_if_asked(recipe: Recipe, model: Path) -> tuple[str | None, str | None]:

@@ -1,10 +1,13 @@
 """Memory by budget: how large micro-batches may be, found out before the first step, and lowered when it was too much."""
 
 import logging
+import resource
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 
 from rmtrain.batching.loader import StepBatch, StepLoader
@@ -82,6 +85,15 @@ def rehearse(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimi
             optimizer.zero_grad()
             return
         _lower_budget(optimizer, loader)
+
+
+def peak_memory(accelerator: Accelerator) -> list[int]:
+    """Bytes that each rank held at most: tensors on its GPU, or the whole process where there is none. Called on all ranks."""
+    if accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(accelerator.device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return [int(bytes_) for bytes_ in gather_object([peak])]
 
 
 def _ended(loader: StepLoader) -> RmtrainError:

@@ -13,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from rmtrain.engine.state import (
     OptimizerValues,
@@ -23,6 +25,7 @@ from rmtrain.engine.state import (
     restore_optimizer,
     whole,
 )
+from rmtrain.errors import RmtrainError
 from rmtrain.model.head import head_of
 from rmtrain.model.last_layer import layers_of
 from rmtrain.model.reward_model import RewardModel
@@ -48,9 +51,24 @@ class Strategy:
     def prepare(
         self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model and the optimizer as the strategy wraps them. `clip` is the largest global gradient norm; None: any."""
+        """The model and the optimizer as the strategy wraps them.
+
+        Args:
+            model, optimizer: whole, on the device.
+            clip: the largest global gradient norm; None: any.
+
+        Raises:
+            RmtrainError: accelerate wraps them otherwise.
+        """
         prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
+        if not self.is_in_force(prepared_model):
+            raise RmtrainError(f"{self.name} was asked for, but accelerate did not wrap the model so; report this")
         return prepared_model, prepared_optimizer
+
+    def is_in_force(self, model: nn.Module) -> bool:
+        """Whether a prepared model is wrapped as the strategy says."""
+        processes: int = self.accelerator.num_processes
+        return isinstance(model, DistributedDataParallel) == (processes > 1)
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
         """Forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
@@ -126,6 +144,9 @@ class Fsdp2(Strategy):
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def is_in_force(self, model: nn.Module) -> bool:
+        return all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
         cut(model)

@@ -53,6 +53,10 @@ class Zero(Strategy):
         config["train_micro_batch_size_per_gpu"] = 1  # must be there; losses are sums, and divided by us
         return super().prepare(model, optimizer, clip)
 
+    def is_in_force(self, model: Any) -> bool:
+        stage, processes = model.zero_optimization_stage(), model.dp_world_size
+        return bool((stage, processes) == (self.stage, self.accelerator.num_processes))
+
     @contextmanager
     def micro_batch(self, model: Any, is_last: bool) -> Iterator[None]:
         model.set_gradient_accumulation_boundary(is_last)
@@ -88,8 +92,8 @@ class Zero(Strategy):
         return self.weights(model), *self._optimizer_state(model)
 
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
         from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
 
         trained, buffers = trained_parameters(model), dict(persistent_buffers(unwrap(model)))
         check_names("weights", [*trained, *buffers], tensors)
