@@ -38,7 +38,7 @@ class RunDirectory:
     """Everything one run writes, under one path.
 
     Args:
-        path: the directory.
+        path: the directory; relative where it lies below the current one, as people are shown it.
         run_id: of the run, written into each of its checkpoints.
         continues: whether the run began before.
     """
@@ -59,7 +59,7 @@ class RunDirectory:
         path = _safe(recipe.run.output_dir)
         if path.exists() and not path.is_dir():
             raise CheckpointError(f"run.output_dir: {path} is a file; name a directory that is new or empty")
-        _check_writable(path)
+        _check_writable(path.resolve())
         if not path.is_dir() or set(os.listdir(path)) <= BEGINNINGS:
             return cls(path, uuid.uuid4().hex, continues=False)
         if (path / MARKER).exists():
@@ -156,7 +156,7 @@ class RunDirectory:
 
 
 def _safe(output_dir: str) -> Path:
-    """The path of a run directory, symbolic links resolved.
+    """The path of a run directory, symbolic links resolved, relative to the current directory where it lies below it.
 
     Raises:
         RecipeError: no path at all, the root, the home or current directory or one above it, or one that leads out of it by `..`.
@@ -171,7 +171,7 @@ def _safe(output_dir: str) -> Path:
         raise RecipeError(f"run.output_dir: {path} is no directory of a run; name one of its own, such as runs/mine")
     if not given.is_absolute() and os.path.normpath(given).startswith(".."):
         raise RecipeError(f"run.output_dir: {output_dir} leads out of the current directory; write {path} if you mean it")
-    return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _check_writable(path: Path) -> None:

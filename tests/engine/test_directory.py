@@ -58,6 +58,13 @@ def test_a_claim_writes_nothing_and_opening_writes_what_the_run_is_made_of(recip
     assert json.loads(Path("runs/mine/run.json").read_text()) == {"run_id": directory.run_id, "finished": False}
 
 
+@pytest.mark.parametrize("output_dir", ["runs/mine", "./runs/../runs/mine", "{here}/runs/mine", "link", "~/here/runs/mine"])
+def test_a_path_below_the_current_directory_is_shown_relative_to_it(recipe: Recipe, output_dir: str, tmp_path: Path) -> None:
+    Path("link").symlink_to("runs/mine")
+    assert str(RunDirectory.claim(at(recipe, output_dir.format(here=Path.cwd()))).path) == "runs/mine"
+    assert str(RunDirectory.claim(at(recipe, f"{tmp_path}/elsewhere")).path) == f"{tmp_path}/elsewhere"
+
+
 def test_an_unfinished_run_goes_on_under_its_id_and_a_finished_one_is_refused(recipe: Recipe) -> None:
     first = begun(recipe)
     again = RunDirectory.claim(recipe)
@@ -65,7 +72,7 @@ def test_an_unfinished_run_goes_on_under_its_id_and_a_finished_one_is_refused(re
     again.open(recipe, {})
     again.finish()
     again.close()
-    with pytest.raises(CheckpointError, match=r"the run in .*/runs/mine is finished; name a new directory, or .* --fresh"):
+    with pytest.raises(CheckpointError, match=r"the run in runs/mine is finished; name a new directory, or .* --fresh"):
         RunDirectory.claim(recipe)
 
 
@@ -158,7 +165,7 @@ def test_two_processes_never_train_in_one_directory(recipe: Recipe) -> None:
     first = RunDirectory.claim(recipe)
     first.open(recipe, {})
     for attempt in (lambda: early.open(recipe, {}), lambda: RunDirectory.claim(recipe), lambda: RunDirectory.claim(recipe, True)):
-        with pytest.raises(CheckpointError, match=r"another process is training in .*/runs/mine"):
+        with pytest.raises(CheckpointError, match=r"another process is training in runs/mine"):
             attempt()
     assert os.listdir("runs") == ["mine"], "a run under way is not moved aside"
     first.close()
