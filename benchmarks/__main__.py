@@ -20,6 +20,7 @@ RUNS = {
     "preprocess_scale": ["preprocess_scale.py", "--pairs=200000"],
     "groups": ["groups.py"],
     "memory": ["memory.py"],
+    "scaling": ["scaling.py", "--hidden=512"],
     "matmul_efficiency": ["matmul_efficiency.py"],
     "train_throughput_256": ["train_throughput.py", "--hidden=256"],
     "train_throughput_four_responses": ["train_throughput.py", "--hidden=256", "--responses=4"],

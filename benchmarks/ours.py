@@ -23,11 +23,13 @@ from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 
 
-def step_loader(recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast) -> StepLoader:
-    """The steps of one epoch of these data, for one process. The recipe names its layout and its budget."""
+def step_loader(
+    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast, rank: int = 0, world: int = 1
+) -> StepLoader:
+    """The steps of one epoch of these data, for a rank of so many. The recipe names its layout and its budget."""
     layout, budget = recipe.batching.layout, recipe.batching.max_tokens
-    plan = Plan(Costs.of(data.train, layout), recipe.training.batch_size, budget, epochs=1, seed=recipe.run.seed)
-    return StepLoader(data.train, plan, layout, tokenizer.pad_token_id)
+    plan = Plan(Costs.of(data.train, layout), recipe.training.batch_size, budget, epochs=1, seed=recipe.run.seed, world=world)
+    return StepLoader(data.train, plan, layout, tokenizer.pad_token_id, rank)
 
 
 def operations(
@@ -58,7 +60,12 @@ def operations(
 
 
 def train_ours(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, warm: PreparedData, timed: PreparedData, strategy: Strategy
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    warm: PreparedData,
+    timed: PreparedData,
+    strategy: Strategy,
+    share: tuple[int, int] | None = None,
 ) -> Trace:
     """Train a new model of the recipe on one epoch of `warm`, then on one of `timed`, which is measured.
 
@@ -69,6 +76,7 @@ def train_ours(
         tokenizer: the recipe's.
         warm, timed: comparisons of the first, unmeasured steps and of the measured ones.
         strategy: the processes, and the device.
+        share: the rank, and of how many, whose micro-batches are computed; None: those of the strategy's own.
     """
     accelerator = strategy.accelerator
     with accelerator.device:
@@ -85,9 +93,10 @@ def train_ours(
             lines.append(meter.report(number + 1, 0.0, recipe.optimizer.lr))
         return lines
 
-    loader = step_loader(recipe, timed, tokenizer)
+    rank, world = share or (accelerator.process_index, accelerator.num_processes)
+    loader = step_loader(recipe, timed, tokenizer, rank, world)
     rehearse(strategy, model, optimizer, loader)
-    epoch(step_loader(recipe, warm, tokenizer))
+    epoch(step_loader(recipe, warm, tokenizer, rank, world))
     watch = Stopwatch()
     lines = epoch(loader)
     watch.lap()
