@@ -165,6 +165,13 @@ def base(here: Path) -> dict[str, Any]:
     return data
 
 
+def below(section: Any, part: str | int) -> Any:
+    """What stands at a key or an index; None where an earlier change has put something else there."""
+    if isinstance(section, dict):
+        return section.get(part)
+    return section[part] if isinstance(section, list) and isinstance(part, int) and part < len(section) else None
+
+
 def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
     """The text of a recipe with one to three changes."""
     data, tags = deepcopy(whole), []
@@ -173,13 +180,7 @@ def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
         path = draw.draw(st.sampled_from(paths))
         section: Any = data
         for part in path[:-1]:
-            section = (
-                section.get(part)
-                if isinstance(section, dict)
-                else section[part]
-                if isinstance(section, list) and section
-                else None
-            )
+            section = below(section, part)
         if isinstance(section, dict):
             section[str(path[-1])] = draw.draw(like(section.get(str(path[-1]))) | values)
         if draw.draw(st.integers(0, 9)) == 0:
