@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from accelerate import Accelerator
 from rich.console import Console, Group
 from rich.text import Text
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +18,9 @@ from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.memory import token_budget
+from rmtrain.engine.processes import start_scoring, stopping
 from rmtrain.engine.run import computes_in_bfloat16
+from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.evaluate import Evaluation, check_gates
@@ -37,6 +40,8 @@ from rmtrain.report.reading import ReadingDisplay
 def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allow_template_change: bool = False) -> Evaluation:
     """Evaluate a reward model on the evaluation data of a recipe: `data.eval`, and what is held out of `data.train`.
 
+    Several processes that are launched together share the rows, and each gets all of the numbers.
+
     Args:
         model: directory or Hub id of a model with one output, or of an adapter.
         recipe: its data, batching and training.precision sections are used.
@@ -45,16 +50,21 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
 
     Raises:
         CheckpointError: no model, no head, or another chat template than the model was trained with.
-        RecipeError, DataError: as `prepare` says, or there is nothing to evaluate on.
+        RecipeError, DataError: as `prepare` says, or there is nothing to evaluate on. RecipeError, RmtrainError: as `start_scoring`.
+        Stopped: a signal, of several processes.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if computes_in_bfloat16(recipe.training.precision) else "no")
+    accelerator = start_scoring()
+    console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     reward_model, tokenizer = load_reward_model(model, accelerator.device, allow_template_change=allow_template_change)
+    reward_model.autocast = computes_in_bfloat16(recipe.training.precision)
     encoder = _tokenizer(model, recipe, template_hash(tokenizer), allow_template_change)
-    data = _evaluation_data(recipe, encoder, console or Console(stderr=True))
+    data = _evaluation_data(recipe, encoder, console)
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
-    budget = token_budget(recipe.batching.max_tokens, Costs.of(data, layout), reward_model)
-    prepared = accelerator.prepare_model(reward_model, evaluation_mode=True)
-    evaluation = evaluate_model(prepared, data, layout, accelerator, tokenizer.pad_token_id, budget)
+    max_tokens, costs = recipe.batching.max_tokens, Costs.of(data, layout)
+    budget = on_main(accelerator, partial(token_budget, max_tokens, costs, reward_model))  # each GPU has other memory free
+    with stopping(accelerator) as stop:
+        check = partial(stop.check, accelerator)
+        evaluation = evaluate_model(reward_model, data, layout, accelerator, tokenizer.pad_token_id, budget, check)
     settings = pair_settings(model, recipe, data, template_hash(encoder))
     return replace(with_errors(evaluation, data, tokenizer), settings=settings)
 
@@ -158,28 +168,36 @@ def eval_command(
 ) -> Outcome:
     """Everything behind `rmtrain eval`; see `resolve_target` for what may be named, `scores` needs no model at all.
 
-    With `report` the page is written there, too; of a run with its curves and samples.
+    With `report` the page is written there, too; of a run with its curves and samples. Of several processes the main one writes.
     """
+    accelerator = start_scoring()
     if scores is not None:
         if target or recipe_path or data or overrides:
             raise RecipeError("--scores computes from the file alone; name no recipe, model, data or override beside it")
         rows = read_scores(scores)
         read = Evaluation(rows, summarize(rows), seconds=0.0, micro_batches=0)
         if report is not None:
-            write_report(report, scores.name, read, gates=check_gates(read.summary, gates))
+            on_main(accelerator, partial(write_report, report, scores.name, read, gates=check_gates(read.summary, gates)))
         return _outcome(read, gates, scores, report)
     found = resolve_target(target, recipe_path, overrides, data)
     evaluation = evaluate(found.model, found.recipe, console, allow_template_change=allow_template_change)
     directory = output or found.output
+    wanted = {**found.gates, **gates}
+    on_main(accelerator, partial(_leave, found, evaluation, directory, check_gates(evaluation.summary, wanted), report))
+    return _outcome(evaluation, wanted, directory / "scores.jsonl", report)
+
+
+def _leave(
+    found: Target, evaluation: Evaluation, directory: Path, gates: Mapping[str, Mapping[str, Any]], report: Path | None
+) -> None:
+    """Write the scores, what they depend on, and the report."""
     directory.mkdir(parents=True, exist_ok=True)
     write_scores(directory / "scores.jsonl", evaluation.scored)
     write_settings(directory / "scores.jsonl", evaluation.settings)
-    wanted = {**found.gates, **gates}
     if report is not None:
         run = run_directory(Path(found.model).expanduser())
         name = found.recipe.run.name if run else Path(found.model).name
-        write_report(report, name, evaluation, gates=check_gates(evaluation.summary, wanted), recipe=found.recipe, run=run)
-    return _outcome(evaluation, wanted, directory / "scores.jsonl", report)
+        write_report(report, name, evaluation, gates=gates, recipe=found.recipe, run=run)
 
 
 def _outcome(evaluation: Evaluation, gates: Mapping[Gate, float], scores: Path, page: Path | None) -> Outcome:

@@ -13,15 +13,15 @@ from rich.console import Console
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.eval import run_directory
 from rmtrain.commands.outcome import Outcome
-from rmtrain.engine.run import computes_in_bfloat16
+from rmtrain.engine.processes import start_scoring, stopping
+from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.benchmark import Benchmark, Item, Scores
 from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS, named
 from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
 from rmtrain.evaluation.benchmarks.outputs import read_output
 from rmtrain.evaluation.benchmarks.reading import read_items
-from rmtrain.evaluation.rows import Rows
-from rmtrain.evaluation.score import score, scoring_micro_batches
+from rmtrain.evaluation.score import score
 from rmtrain.evaluation.scorer import Precision, RewardScorer
 from rmtrain.evaluation.scores import ScoredComparison, write_scores
 from rmtrain.evaluation.sequences import Asked
@@ -50,7 +50,7 @@ def eval_benchmarks(
     """Score benchmarks with a model; a row that is too long is cut as RewardBench does it, none is left out.
 
     Args:
-        console: shows progress.
+        console: shows progress, of the main process.
         target, recipe_path: a recipe, a run directory, or a model.
         benchmarks: names, with commas.
         data_dir: folder of their official files; None: from the Hub.
@@ -70,11 +70,12 @@ def eval_benchmarks(
     wanted = parse_gates(gates, chosen)
     model, run = model_of(target, recipe_path)
     items = {benchmark.name: read_items(benchmark, data_dir) for benchmark in chosen}
-    accelerator = Accelerator(mixed_precision="bf16" if computes_in_bfloat16(precision) else "no")
+    accelerator = start_scoring()
+    console = console if accelerator.is_main_process else Console(quiet=True)
     scorer = RewardScorer(
         model,
         device=accelerator.device,
-        precision="bfloat16" if computes_in_bfloat16(precision) else "float32",
+        precision=precision,
         max_length=max_length,
         overlong="cut",
         allow_template_change=allow_template_change,
@@ -84,14 +85,17 @@ def eval_benchmarks(
     for benchmark in chosen:
         scored, settings = _score(benchmark, items[benchmark.name], scorer, accelerator, console)
         path = folder / benchmark.name / "scores.jsonl"
-        if accelerator.is_main_process:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_scores(path, scored)
-            write_settings(path, settings)
+        on_main(accelerator, partial(_leave, path, scored, settings))
         numbers = measure(benchmark, scored)
         numbers["warnings"] += _cut_warning(settings)
         found[benchmark.name] = {**numbers, "settings": settings, "scores": str(path)}
     return _outcome(found, wanted)
+
+
+def _leave(path: Path, scored: Sequence[ScoredComparison], settings: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_scores(path, scored)
+    write_settings(path, settings)
 
 
 def benchmark_scores(path: Path, benchmarks: str | None, gates: Sequence[str]) -> Outcome | None:
@@ -143,19 +147,17 @@ def _score(
 ) -> tuple[list[ScoredComparison], dict[str, Any]]:
     asked = [_asked(benchmark, item) for item in items]
     comparisons, were_cut = scorer.encode(asked)
-    data = Rows(comparisons)
-    layout = scorer.choose_layout(comparisons)
-    costs = Costs.of(data, layout)
-    budget = max(scorer.max_tokens, int(costs.tokens.max()))
-    if accelerator.is_main_process:
-        tokens = compact(int(costs.tokens.sum()))
-        console.print(f"scoring {benchmark.title}: {len(data):,} rows, {tokens} tokens as {layout}", highlight=False)
-    prepared = accelerator.prepare_model(scorer.model, evaluation_mode=True)
-    micro_batches = scoring_micro_batches(data, layout, budget)
-    pace = Pace(console if accelerator.is_main_process else Console(quiet=True), "micro-batches", len(micro_batches))
-    scored = score(
-        prepared, data, micro_batches, layout, accelerator, scorer.pad_token_id, partial(pace.step, accelerator.num_processes)
-    )
+    layout, data, micro_batches = scorer.micro_batches(comparisons)
+    tokens = compact(int(Costs.of(data, layout).tokens.sum()))
+    console.print(f"scoring {benchmark.title}: {len(data):,} rows, {tokens} tokens as {layout}", highlight=False)
+    pace = Pace(console, "micro-batches", len(micro_batches))
+    with stopping(accelerator) as stop:
+
+        def check() -> None:
+            stop.check(accelerator)
+            pace.step(accelerator.num_processes)
+
+        scored = score(scorer.model, data, micro_batches, layout, accelerator, scorer.pad_token_id, check)
     settings = {
         "benchmark": benchmark.name,
         "model": scorer.path,

@@ -22,6 +22,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 
 from rmtrain.engine.directory import flat
 from rmtrain.engine.on_cpu import put_in_force
+from rmtrain.engine.processes import SHARDING, is_set, launched
 from rmtrain.engine.strategy import Fsdp2, Strategy
 from rmtrain.engine.trackers import Trackers
 from rmtrain.engine.zero import Zero
@@ -48,23 +49,17 @@ def start(recipe: Recipe) -> Strategy:
     if recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    launched, on_cpu = int(os.environ.get("WORLD_SIZE", "1")), not torch.cuda.is_available()
     plugin = _plugin()
     if plugin is not None:
         _check_sharding(recipe)
-    accelerator = Accelerator(
-        mixed_precision="no",  # the model computes in bfloat16 by itself, the same in every strategy
-        cpu=launched > 1 and on_cpu,
+    accelerator = launched(
         log_with=list(recipe.tracking.to) or None,
         project_dir=recipe.run.output_dir,
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    if accelerator.num_processes != launched:
-        running = accelerator.num_processes
-        raise RmtrainError(f"{launched} processes were launched, but accelerate runs {running}; check its configuration")
-    if plugin is not None and on_cpu:
+    if plugin is not None and not torch.cuda.is_available():
         put_in_force(accelerator, plugin)
     return _in_force(accelerator, plugin)
 
@@ -75,7 +70,7 @@ def _plugin() -> FullyShardedDataParallelPlugin | DeepSpeedPlugin | None:
     Raises:
         RecipeError: a setting that rmtrain has in its recipe, or does not support.
     """
-    if _is_set("ACCELERATE_USE_FSDP"):
+    if is_set(SHARDING["FSDP"]):
         fsdp = FullyShardedDataParallelPlugin()
         wrong = {
             f"fsdp_version {fsdp.fsdp_version}: set 2": fsdp.fsdp_version != 2,
@@ -87,7 +82,7 @@ def _plugin() -> FullyShardedDataParallelPlugin | DeepSpeedPlugin | None:
         }
         _refuse([text for text, is_wrong in wrong.items() if is_wrong])
         return fsdp
-    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
+    if not is_set(SHARDING["DeepSpeed"]):
         return None
     if not is_deepspeed_available():
         raise RecipeError("accelerate's configuration asks for DeepSpeed, which is not installed; install rmtrain[deepspeed]")
@@ -103,10 +98,6 @@ def _plugin() -> FullyShardedDataParallelPlugin | DeepSpeedPlugin | None:
     }
     _refuse([text for text, is_wrong in wrong.items() if is_wrong])
     return deepspeed
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "false").lower() == "true"
 
 
 def _refuse(problems: list[str]) -> None:

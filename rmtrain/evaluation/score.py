@@ -33,7 +33,21 @@ def score(
     pad_token_id: int,
     check: Callable[[], None] | None = None,
 ) -> list[ScoredComparison]:
-    """Rewards of every response of every comparison, in the order of the data, on all ranks.
+    """The comparisons with the rewards of their responses, in the order of the data, on all ranks; arguments as of `share_rewards`."""
+    rewards = share_rewards(model, data, micro_batches, layout, accelerator, pad_token_id, check)
+    return [_scored(data, index, found) for index, found in enumerate(rewards)]
+
+
+def share_rewards(
+    model: nn.Module,
+    data: Scorable,
+    micro_batches: Sequence[Indices],
+    layout: Layout,
+    accelerator: Accelerator,
+    pad_token_id: int,
+    check: Callable[[], None] | None = None,
+) -> list[tuple[float, ...]]:
+    """Rewards of every response of every comparison, in the order of the data, on all ranks, which share the work.
 
     Args:
         model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
@@ -46,12 +60,11 @@ def score(
     """
     rounds = -(-len(micro_batches) // accelerator.num_processes)
     mine = [(accelerator.process_index + turn * accelerator.num_processes) % len(micro_batches) for turn in range(rounds)]
-    with evaluating(model):
-        wanted = [micro_batches[number] for number in mine]
-        rewards_by_row = rewards_of(model, data, wanted, layout, accelerator.device, pad_token_id, check)
+    wanted = [micro_batches[number] for number in mine]
+    rewards_by_row = rewards_of(model, data, wanted, layout, accelerator.device, pad_token_id, check)
     merged = dict(gather_object(list(rewards_by_row.items())))
     assert len(merged) == len(data), f"{len(merged)} of {len(data)} rows were scored"
-    return [_scored(data, index, merged[index]) for index in range(len(data))]
+    return [merged[index] for index in range(len(data))]
 
 
 def rewards_of(
@@ -63,15 +76,16 @@ def rewards_of(
     pad_token_id: int,
     check: Callable[[], None] | None = None,
 ) -> dict[int, tuple[float, ...]]:
-    """The rewards of each comparison of some micro-batches, on this process alone, by its number; arguments as of `score`."""
+    """The rewards of each comparison of some micro-batches, on this process alone, by its number; arguments as of `share_rewards`."""
     found: dict[int, tuple[float, ...]] = {}
-    for indices in micro_batches:
-        if check is not None:
-            check()
-        batch = lay_out(gather(data, indices), pad_token_id, layout).to(device)
-        rewards_N = model(batch).float().cpu()
-        for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):
-            found[int(index)] = tuple(rewards.tolist())
+    with evaluating(model):
+        for indices in micro_batches:
+            if check is not None:
+                check()
+            batch = lay_out(gather(data, indices), pad_token_id, layout).to(device)
+            rewards_N = model(batch).float().cpu()
+            for index, rewards in zip(indices, rewards_N.split(batch.response_counts), strict=True):
+                found[int(index)] = tuple(rewards.tolist())
     return found
 
 

@@ -5,22 +5,21 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.plan import Costs, cut
+from rmtrain.batching.plan import Costs, Indices
 from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.rows.messages import BadRow, to_messages
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.rows import Rows
-from rmtrain.evaluation.score import rewards_of
+from rmtrain.evaluation.score import rewards_of, scoring_micro_batches
 from rmtrain.evaluation.sequences import Asked, Limit, Overlong, Turns, encode
 from rmtrain.model.golden import golden_texts
 from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.model.parity import choose_layout
-from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Messages
 
 MAX_TOKENS = 16384
@@ -66,7 +65,7 @@ class RewardScorer:
         if not loaded.is_fast:
             raise RecipeError(f"{path} has a slow tokenizer only; add a tokenizer.json to it, or take another model")
         self.tokenizer = prepared(loaded, "tokenizer")
-        self.is_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
+        self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
         self.limit = Limit(max_length or longest_sequence(self.model), overlong)
         self.layout: Layout | None = None
         self.__name__ = "rmtrain_reward"
@@ -75,7 +74,7 @@ class RewardScorer:
     def settings(self) -> dict[str, Any]:
         """What the rewards depend on beside the weights."""
         return {
-            "dtype": "bfloat16" if self.is_bfloat16 else "float32",
+            "dtype": "bfloat16" if self.model.autocast else "float32",
             "max_length": self.limit.tokens,
             "overlong": self.limit.overlong,
             "template_sha256": template_hash(self.tokenizer),
@@ -121,16 +120,19 @@ class RewardScorer:
         """The rewards of each row's responses, float32 values; raises NumericError naming a row with one that is not finite."""
         if not rows:
             return []
+        layout, data, micro_batches = self.micro_batches(rows)
+        found = rewards_of(self.model, data, micro_batches, layout, self.model.device, self.pad_token_id)
+        return finite(data.ids, [found[number] for number in range(len(data))])
+
+    def micro_batches(self, rows: Sequence[TokenizedComparison]) -> tuple[Layout, Rows, tuple[Indices, ...]]:
+        """The layout of rows, with their lengths, and as numbers in micro-batches; whoever shares them cuts them so, too.
+
+        Args:
+            rows: at least one.
+        """
         layout, data = self.choose_layout(rows), Rows(rows)
-        costs = Costs.of(data, layout)
-        (micro_batches,) = cut(np.arange(len(data)), costs, max(self.max_tokens, int(costs.tokens.max())), world=1)
-        device = self.model.device
-        with evaluating(self.model), torch.autocast(device.type, torch.bfloat16, enabled=self.is_bfloat16):
-            found = rewards_of(self.model, data, micro_batches, layout, device, self.pad_token_id)
-        for number, rewards in found.items():
-            if not all(map(math.isfinite, rewards)):
-                raise NumericError(f"{data.ids[number]}: a reward is not finite: {list(rewards)}; score it in float32")
-        return [found[number] for number in range(len(data))]
+        budget = max(self.max_tokens, int(Costs.of(data, layout).tokens.max()))
+        return layout, data, scoring_micro_batches(data, layout, budget)
 
     def _in_groups(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[float]:
         if len(prompts) != len(responses):
@@ -152,6 +154,14 @@ class RewardScorer:
         shared = [*first[: len(first) // 2]]
         ours = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
         return TokenizedComparison("a conversation of ours", "", ours, max(0, len(shared) - 1), 0, ())
+
+
+def finite(ids: Sequence[str], rewards: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
+    """The same rewards; raises NumericError naming the first row with one that is not finite."""
+    for row_id, found in zip(ids, rewards, strict=True):
+        if not all(map(math.isfinite, found)):
+            raise NumericError(f"{row_id}: a reward is not finite: {list(found)}; score it in float32")
+    return rewards
 
 
 def has_bfloat16(device: torch.device) -> bool:

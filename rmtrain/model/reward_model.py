@@ -94,8 +94,7 @@ class RewardModel(nn.Module):
             rewards_N, float32, in the order of the batch's responses.
         """
         device = batch.input_ids_RT.device.type
-        enabled = self._mixed or self.autocast or torch.is_autocast_enabled(device)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=enabled):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._mixed or self.autocast):
             return self._at_last_token(batch) if self.pools_last_token else self._from_logits(batch)
 
     def hidden(self, batch: MicroBatch) -> Tensor:

@@ -78,7 +78,8 @@ def test_trap_06_the_head_computes_in_float32_under_autocast() -> None:
 def test_trap_06_whole_models_keep_float32_rewards_under_autocast(tokenizer: Any) -> None:
     for architecture in ("llama", "bert", "roberta"):
         model = build(architecture, tokenizer).eval()
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model.autocast = True
+        with torch.no_grad():
             rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
         assert rewards_N.dtype == torch.float32
         assert not torch.equal(rewards_N, rewards_N.bfloat16().float()), f"{architecture}: rewards lie on the bfloat16 grid"

@@ -1,0 +1,67 @@
+"""The processes that were launched, and those of an evaluation: each holds the whole model, and scores its share of the rows."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+from rmtrain.engine.stopping import Stop
+from rmtrain.errors import RecipeError, RmtrainError
+
+SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""What `accelerate launch` sets for the processes of a strategy that holds a model in pieces."""
+WAIT = timedelta(days=30)
+"""Whoever writes to standard input may be slow, and all wait for its lines."""
+
+
+def launched(**options: Any) -> Accelerator:
+    """The processes as they were launched, one or several.
+
+    Args:
+        options: of the Accelerator.
+
+    Raises:
+        RmtrainError: accelerate runs fewer of them.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        mixed_precision="no",  # the model computes in bfloat16 by itself, the same in every strategy
+        cpu=count > 1 and not torch.cuda.is_available(),
+        **options,
+    )
+    if accelerator.num_processes != count:
+        running = accelerator.num_processes
+        raise RmtrainError(f"{count} processes were launched, but accelerate runs {running}; check its configuration")
+    return accelerator
+
+
+def start_scoring() -> Accelerator:
+    """The processes of an evaluation.
+
+    Raises:
+        RecipeError: they were launched for a strategy that holds a model in pieces. RmtrainError: as `launched` says.
+    """
+    pieces = [name for name, variable in SHARDING.items() if is_set(variable)]
+    if pieces:
+        raise RecipeError(
+            f"{pieces[0]} holds a model in pieces to train it; to score, each process holds all of it: use the ddp configuration"
+        )
+    return launched(kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=WAIT)])
+
+
+def is_set(variable: str) -> bool:
+    """Whether `accelerate launch` switched something on."""
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+@contextmanager
+def stopping(accelerator: Accelerator) -> Iterator[Stop]:
+    """Signals while processes score: several end together where they ask for it; one ends at once, as ever."""
+    stop = Stop()
+    with stop if accelerator.num_processes > 1 else nullcontext():
+        yield stop
