@@ -211,7 +211,7 @@ class Running:
                 self.saver.resume(resume)
             if self.saver.position.step < plan.total_steps:
                 self.saver.check_room(MOMENTS[self.recipe.optimizer.name])
-            trackers = start_trackers(self.accelerator, self.recipe, self.directory.run_id)
+            trackers = start_trackers(self.accelerator, self.recipe, self.directory)
             yield RunLog(self.accelerator, self.directory.path, trackers)
         finally:
             if trackers is not None:

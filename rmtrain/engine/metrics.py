@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -161,12 +160,12 @@ class RunLog:
         """Sample comparisons with their rewards at this step."""
         self._append("samples.jsonl", [{"step": step, **sample} for sample in samples])
         if self.trackers is not None and samples:
-            self.trackers.later(partial(send_samples, self.accelerator, step, list(samples)))
+            self.trackers.each(send_samples, step, list(samples))
 
     def pictures(self, step: int, pictures: Mapping[str, Draw]) -> None:
         """Pictures by name for the trackers that show them; they are drawn in their thread."""
         if self.trackers is not None:
-            self.trackers.later(partial(send_pictures, self.accelerator, step, dict(pictures)))
+            self.trackers.each(send_pictures, step, dict(pictures))
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add lines. What says which rows were used, or what they say, only the owner can read."""

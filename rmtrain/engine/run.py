@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -20,7 +21,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from rmtrain.engine.directory import flat
+from rmtrain.engine.directory import RunDirectory, flat
 from rmtrain.engine.on_cpu import put_in_force
 from rmtrain.engine.processes import SHARDING, is_set, launched
 from rmtrain.engine.strategy import Fsdp2, Strategy
@@ -39,10 +40,10 @@ TRACKERS = {
 
 
 def start(recipe: Recipe) -> Strategy:
-    """The processes of a run as they were launched, with its trackers: device and strategy are what really is in force.
+    """The processes of a run as they were launched: device and strategy are what really is in force.
 
     Raises:
-        RecipeError: a tracker that is not installed, which accelerate would leave out without a word, or what the strategy cannot do.
+        RecipeError: a tracker that is not installed, or what the strategy cannot do.
         RmtrainError: fewer processes than were launched, or another strategy than was asked for.
     """
     _check_trackers(recipe.tracking)
@@ -53,8 +54,6 @@ def start(recipe: Recipe) -> Strategy:
     if plugin is not None:
         _check_sharding(recipe)
     accelerator = launched(
-        log_with=list(recipe.tracking.to) or None,
-        project_dir=recipe.run.output_dir,
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
@@ -143,26 +142,25 @@ def _check_trackers(tracking: Tracking) -> None:
         raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe, run_id: str) -> Trackers | None:
+def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Trackers | None:
     """The recipe's trackers, started with its settings as `section.key` on the main process; None where there are none.
 
-    wandb goes on with the run of this id where there is one.
+    wandb and trackio go on with the run that they had before.
     """
     if not recipe.tracking.to or not accelerator.is_main_process:
         return None
-    named = {"wandb": {"name": recipe.run.name, "id": run_id, "resume": "allow"}, "trackio": {"name": recipe.run.name}}
-    kwargs = {name: options for name, options in named.items() if name in recipe.tracking.to}
+    run = recipe.run.name
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": run, "id": directory.run_id, "resume": "allow"},
+        "trackio": {"name": run, "resume": "allow" if directory.continues else "never"},
+        "mlflow": {"run_name": run},
+        "tensorboard": {"logging_dir": str(directory.path)},
+    }
+    builders: dict[str, Any] = {
+        name: partial(LOGGER_TYPE_TO_CLASS[name], recipe.tracking.project, **options[name]) for name in recipe.tracking.to
+    }
     settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
-
-    def end() -> None:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-
-    return Trackers(
-        start=partial(accelerator.init_trackers, recipe.tracking.project, settings, kwargs),
-        send=lambda metrics, step: accelerator.log(dict(metrics), step=step),
-        end=end,
-    )
+    return Trackers(builders, settings)
 
 
 def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:

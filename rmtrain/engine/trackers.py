@@ -1,6 +1,7 @@
 """Trackers that can fail, hang or fall behind, and never stop a run: `metrics.jsonl` is the truth, they get a copy.
 
-All their calls happen in one thread. It is given a bounded number of lines; what it does not take is dropped, and said once.
+All their calls happen in one thread. It is given a bounded number of them; what it does not take is dropped, and said once. What one
+tracker raises is told once, and the others go on.
 """
 
 import logging
@@ -16,47 +17,44 @@ from rmtrain.recipe.redact import redact
 logger = logging.getLogger("rmtrain")
 
 THREAD = "trackers"
-WAITING_LINES = 1000
+WAITING_CALLS = 1000
 SECONDS_AT_END = 15.0
 
-Call = Callable[[], Any]
+Tracker = Any
+"""One of accelerate's, such as a WandBTracker."""
 
 
 class Trackers:
     """Calls of trackers, one after the other, elsewhere.
 
     Args:
-        start: starts them; when it raises, nothing is sent.
-        send: sends the metrics of a step.
-        end: ends them.
+        builders: make the trackers, by name. One that cannot be made or started is sent nothing.
+        settings: of the run, by `section.key`.
         seconds: how long the end of a run waits at most for what has not been sent.
     """
 
     def __init__(
-        self,
-        start: Call,
-        send: Callable[[Mapping[str, float], int], Any],
-        end: Call,
-        seconds: float = SECONDS_AT_END,
+        self, builders: Mapping[str, Callable[[], Tracker]], settings: Mapping[str, Any], seconds: float = SECONDS_AT_END
     ) -> None:
-        self.start, self.send, self.end, self.seconds = start, send, end, seconds
-        self.calls: queue.Queue[Call | None] = queue.Queue(WAITING_LINES)
-        self.has_warned = self.is_given_up = False
+        self.builders, self.settings, self.seconds = builders, settings, seconds
+        self.calls: queue.Queue[Callable[[Tracker], Any] | None] = queue.Queue(WAITING_CALLS)
+        self.warned_of: set[str] = set()
+        self.is_given_up = False
         self.thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self.thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Send the metrics of a step, when there is time."""
-        self.later(partial(self.send, dict(metrics), step))
+        self.each(_log, dict(metrics), step)
 
-    def later(self, call: Call) -> None:
-        """Do a call of theirs, such as one that shows a table or a picture, when there is time."""
+    def each(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call a function with each tracker and these arguments, when there is time; such as one that shows a table or a picture."""
         if not self.thread.is_alive():
             return
         try:
-            self.calls.put_nowait(call)
+            self.calls.put_nowait(lambda tracker: function(tracker, *arguments))
         except queue.Full:
-            self._warn("they do not take lines as fast as they come; some are left out there")
+            self._warn("", "they do not take lines as fast as they come; some are left out there")
 
     def close(self) -> None:
         """Wait a little for what is waiting, then go on without it."""
@@ -69,25 +67,37 @@ class Trackers:
             pass
         self.is_given_up = self.thread.is_alive()
         if self.is_given_up:
-            self._warn(f"they have not ended after {self.seconds:g} s; lines may be missing there")
+            self._warn("", f"they have not ended after {self.seconds:g} s; lines may be missing there")
 
     def _work(self) -> None:
-        if not self._try(self.start):
-            return
-        while not self.is_given_up and (call := self.calls.get()) is not None:
-            self._try(call)
-        self._try(self.end)
+        started = {name: self._try(name, partial(self._start, build)) for name, build in self.builders.items()}
+        running = {name: tracker for name, tracker in started.items() if tracker is not None}
+        while running and not self.is_given_up and (call := self.calls.get()) is not None:
+            for name, tracker in running.items():
+                self._try(name, partial(call, tracker))
+        for name, tracker in running.items():
+            self._try(name, tracker.finish)
 
-    def _try(self, call: Call) -> bool:
-        """Whether a call of a stranger's library went well. Whatever it raises, training goes on."""
+    def _start(self, build: Callable[[], Tracker]) -> Tracker:
+        tracker = build()
+        tracker.start()
+        tracker.store_init_configuration(dict(self.settings))
+        return tracker
+
+    def _try(self, name: str, call: Callable[[], Any]) -> Any:
+        """What a call of a stranger's library returns, None where it raises. Whatever that is, training goes on."""
         try:
-            call()
+            return call()
         except Exception as error:  # any: it is their code, over their network
-            self._warn(" ".join(f"{type(error).__name__}: {redact(str(error))}".split()))
-            return False
-        return True
+            what = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())
+            self._warn(name, f"{name}: {what.rstrip('.')}")
+            return None
 
-    def _warn(self, what: str) -> None:
-        if not self.has_warned:
-            self.has_warned = True
+    def _warn(self, subject: str, what: str) -> None:
+        if subject not in self.warned_of:
+            self.warned_of.add(subject)
             logger.warning("trackers: %s. Training goes on, and metrics.jsonl has every line", what)
+
+
+def _log(tracker: Tracker, metrics: Mapping[str, float], step: int) -> None:
+    tracker.log(metrics, step=step)

@@ -46,8 +46,8 @@ POINTS = {
     "reload": "rmtrain.model.export:check_reload",
     "push": "rmtrain.commands.train:push",
     "finish": "rmtrain.engine.directory:RunDirectory.finish",
-    "tracker-start": "accelerate:Accelerator.init_trackers",
-    "tracker-log": "accelerate:Accelerator.log",
+    "tracker-start": "accelerate.tracking:TensorBoardTracker.start",
+    "tracker-log": "accelerate.tracking:TensorBoardTracker.log",
 }
 
 
