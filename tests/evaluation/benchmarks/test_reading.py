@@ -1,10 +1,7 @@
 """Official files of a folder: which are read, and that no row is left out."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,6 @@ from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
 from rmtrain.evaluation.benchmarks.reading import find_files, read_items
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from tests.helpers import write_jsonl
-from tests.hub_server import hub_server
-from tests.runs import environment_of_process
 
 ROW = {"id": 4, "prompt": "p", "chosen": "a", "rejected": "b", "subset": "hep-go"}
 
@@ -67,45 +62,6 @@ def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
         read_items(JUDGEBENCH, tmp_path / "absent")
     with pytest.raises(DataError, match="llmbar: it is not on the Hub in a form that can be read; give --data-dir"):
         read_items(LLMBAR, None)
-
-
-SPLITS = b"""---
-configs:
-- config_name: default
-  data_files:
-  - {split: gpt, path: gpt.jsonl}
-  - {split: claude, path: claude.jsonl}
----
-"""
-READ = """
-import json
-from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS
-from rmtrain.evaluation.benchmarks.reading import read_items
-
-found = {name: read_items(BENCHMARKS[name], None) for name in ("rewardbench2", "judgebench")}
-print(json.dumps({name: [[item.source, item.id, item.responses] for item in items] for name, items in found.items()}))
-"""
-
-
-def test_rows_come_from_the_hub(tmp_path: Path) -> None:
-    """The Hub is a server of this test."""
-    ties = {"id": "tied:1", "prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties", "num_correct": 2}
-    judged = {"pair_id": "x", "source": "livecodebench", "question": "?", "response_A": "a", "response_B": "b", "label": "B>A"}
-    with hub_server() as hub:
-        hub.add("dataset", "allenai/reward-bench-2", {"test.jsonl": as_lines([ties])})
-        answers = {"gpt.jsonl": as_lines([judged]), "claude.jsonl": as_lines([judged] * 2), "README.md": SPLITS}
-        hub.add("dataset", "ScalerLab/JudgeBench", answers)
-        environment = {**environment_of_process(), **hub.environment(tmp_path)}
-        result = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, env=environment, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == {
-        "rewardbench2": [["Ties", "tied:1", ["a", "b", "c"]]],
-        "judgebench": [["responses/livecodebench", "x", ["b", "a"]]],
-    }
-
-
-def as_lines(rows: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def test_names() -> None:
