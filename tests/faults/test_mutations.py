@@ -68,6 +68,8 @@ values = st.one_of(
     st.dictionaries(st.sampled_from(["path", "format", "by", "scratch", "rank", "type"]), st.sampled_from(HOSTILE), max_size=2),
     st.text(max_size=6),
 )
+PLANTED = ("theirs", "link", "evil.py", "bytes.jsonl", "pickled", "remote", "train.jsonl", "test.jsonl", "recipe.yaml", "cache")
+"""What lies in the current directory before a recipe is run."""
 DIRECTORY = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
 """Which argument of an event is the open directory that its path begins in; -1: the current one."""
 
@@ -218,11 +220,18 @@ def run(recipe: Path, watch: Watch) -> int:
     pytest.fail(f"{recipe} ended without an exit code")
 
 
+def clear_away(here: Path) -> None:
+    """Delete what earlier recipes made, so that each one is the first: `--fresh` would move their runs aside."""
+    made = [path for path in here.parent.iterdir() if path.name not in ("here", "tmp")]
+    for path in [*made, *(path for path in here.iterdir() if path.name not in PLANTED)]:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], stops: Stops, outcomes: dict[int, int]) -> None:
     text, stops.stage = mutated(draw, whole), draw.draw(st.sampled_from(STAGES))
     file = here / "recipe.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    shutil.rmtree(here / "runs", ignore_errors=True)
+    clear_away(here)
     code = run(file, watch)
     outcomes[code] = outcomes.get(code, 0) + 1
     assert code in CODES, code
