@@ -14,7 +14,7 @@ from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError
 from rmtrain.evaluation.scores import read_scores
 from rmtrain.recipe.load import load_recipe
-from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_rows
+from tests.runs import ROOT, metrics_of, planted_rows, rmtrain, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 SEED_NAMES = {
@@ -101,6 +101,21 @@ def test_the_export_gives_the_same_rewards_everywhere(lora: dict | None, tmp_pat
     in_training = torch.tensor([reward for row in scores for reward in row.rewards])
     assert torch.allclose(in_training, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.05, "guard: rewards differ"
+
+
+def test_gates_of_a_recipe_fail_a_job_and_say_by_how_much(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, tiny_recipe(tmp_path, evaluation={"gates": {"loss": 0.0, "accuracy": 0.01}}))
+    trained = rmtrain("train", recipe, "--json")
+    evaluation = json.loads(trained.stdout)["evaluation"]
+    loss = f"{evaluation['loss']:.4f}"
+    assert f"error: gate loss: required 0.0, got {loss}, missed by {loss}\n" in trained.stderr
+    assert "gate accuracy" not in trained.stderr, "it was reached"
+    assert (tmp_path / "run/model/model.safetensors").is_file(), "the model is there to be looked at"
+    assert load_recipe(tmp_path / "run/recipe.yaml").evaluation.gates == {"loss": 0.0, "accuracy": 0.01}
+    again = rmtrain("eval", tmp_path / "run")
+    assert (trained.returncode, again.returncode) == (6, 6)
+    assert again.stderr.endswith(f"error: gate loss: required 0.0, got {loss}, missed by {loss}\n")
+    assert evaluation["accuracy"] > 0.01, "guard"
 
 
 def test_a_planted_rule_is_learned(tmp_path: Path) -> None:
