@@ -188,20 +188,26 @@ class Checkpoints:
         return {**facts, "seal": _seal(facts)}
 
     def _discard(self, path: Path) -> None:
-        """Delete a checkpoint of ours, or what is left of one: renamed first, so that it is never taken for a whole one."""
+        """Delete a checkpoint of ours, or what is left of one: renamed first, so that it is never taken for a whole one.
+
+        What cannot be deleted stays, and no run ends for it.
+        """
         if not path.is_dir() or path.is_symlink():
             return
         doomed = path
-        if not path.name.startswith((WRITING, DELETING)):
-            doomed = _free(path.with_name(f"{DELETING}{path.name}"))
-            path.rename(doomed)
-        for file in doomed.iterdir():
-            if OURS.fullmatch(file.name) or HALF_WRITTEN.fullmatch(file.name):
-                file.unlink()
-        if any(doomed.iterdir()):
-            logger.warning("%s holds files that are not ours, and stays", doomed)
-        else:
-            doomed.rmdir()
+        try:
+            if not path.name.startswith((WRITING, DELETING)):
+                doomed = _free(path.with_name(f"{DELETING}{path.name}"))
+                path.rename(doomed)
+            for file in doomed.iterdir():
+                if OURS.fullmatch(file.name) or HALF_WRITTEN.fullmatch(file.name):
+                    file.unlink()
+            if any(doomed.iterdir()):
+                logger.warning("%s holds files that are not ours, and stays", doomed)
+            else:
+                doomed.rmdir()
+        except OSError as error:
+            logger.warning("%s cannot be deleted, and stays: %s", doomed if doomed.exists() else path, error.strerror)
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

@@ -10,11 +10,12 @@ import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
 from rmtrain.engine.checkpoint import Checkpoints
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.errors import CheckpointError, RecipeError, TryAgain
 from rmtrain.recipe.explain import show
 from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe
 from rmtrain.recipe.schema import Recipe
@@ -31,6 +32,7 @@ HARMLESS = (
     *("evaluation.every", "evaluation.samples", "evaluation.gates"),
 )
 """Keys that change neither the weights nor what they are measured on; a section stands for all its keys."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -110,10 +112,10 @@ class RunDirectory:
         self.is_finished = True
 
     def sync(self) -> None:
-        """Put the records on the disk."""
+        """Put the records on the disk; raises TryAgain when it does not take them."""
         for name in RECORDS:
             if (self.path / name).exists():
-                with (self.path / name).open("rb") as file:
+                with writing(self.path / name), (self.path / name).open("rb") as file:
                     os.fsync(file.fileno())
 
     def rewind(self, step: int, evaluated: bool) -> None:
@@ -146,13 +148,26 @@ class RunDirectory:
         self._write(MARKER, json.dumps({"run_id": self.run_id, "finished": finished}, indent=2))
 
     def _write(self, name: str, text: str) -> None:
-        """A file that is there whole or as it was before, whenever the machine stops."""
+        """A file that is there whole or as it was before, whenever the machine stops; raises TryAgain when it cannot be written."""
         aside = self.path / f".{name}.new"
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text if text.endswith("\n") else text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, self.path / name)
+        with writing(self.path / name):
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(text if text.endswith("\n") else text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self.path / name)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Raise TryAgain, in a line that names the file, where the disk does not take what is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise TryAgain(f"{file}: the disk is full; make room and run the same command again") from error
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise TryAgain(f"{file}: cannot be written: {why}; run the same command again when it can") from error
 
 
 def _safe(output_dir: str) -> Path:

@@ -1,6 +1,5 @@
 """Numbers of a run: summed on the device, reduced once per log line, written to `metrics.jsonl` before they go elsewhere."""
 
-import errno
 import json
 import math
 import os
@@ -14,12 +13,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from rmtrain.engine.directory import writing
 from rmtrain.engine.showing import Draw, send_pictures, send_samples
 from rmtrain.engine.trackers import Trackers
-from rmtrain.errors import NumericError, TryAgain
+from rmtrain.errors import NumericError
 from rmtrain.objective import Objective
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Display(Protocol):
@@ -131,7 +129,7 @@ def check_finite(step: int, metrics: Mapping[str, float]) -> None:
 class RunLog:
     """Where the numbers of a run are kept: `metrics.jsonl`, then the trackers. Only the main process writes.
 
-    Each method raises TryAgain when the disk is full.
+    Each method raises TryAgain when the disk does not take a line.
 
     Args:
         accelerator: says which process is the main one.
@@ -174,10 +172,5 @@ class RunLog:
         file = self.directory / name
         mode = 0o666 if name == "metrics.jsonl" else 0o600
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        try:
-            with open(file, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
-                stream.write(text)
-        except OSError as error:
-            if error.errno not in DISK_FULL:
-                raise
-            raise TryAgain(f"{file}: the disk is full; make room and run the same command again") from error
+        with writing(file), open(file, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream:
+            stream.write(text)

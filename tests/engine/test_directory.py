@@ -1,5 +1,6 @@
 """A run directory belongs to one run: who may begin or go on in it, what is refused and left alone, and its records."""
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 
 from rmtrain.engine.directory import HARMLESS, RECORDS, RunDirectory, flat
 from rmtrain.engine.metrics import RunLog
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.errors import CheckpointError, RecipeError, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from tests.runs import tiny_recipe
@@ -267,6 +268,21 @@ def test_records_are_cut_back_to_a_step(recipe: Recipe, step: int, evaluated: bo
     directory.rewind(step, evaluated)
     for name, count in zip(RECORDS, left, strict=True):
         assert (directory.path / name).read_bytes() == b"".join(lines[name][:count]), name
+
+
+def test_a_disk_that_fails_is_told_in_a_line(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = begun(recipe)
+    write_records(RunLog(Accelerator(cpu=True), directory.path))
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", fail)
+    for attempt, name in ((directory.sync, "metrics.jsonl"), (directory.finish, "run.json")):
+        with pytest.raises(
+            TryAgain, match=rf"{name}: cannot be written: Input/output error; run the same command again when it can"
+        ):
+            attempt()
 
 
 def test_trap_s8_records_that_name_rows_or_show_their_text_are_the_owners(recipe: Recipe) -> None:

@@ -1,8 +1,9 @@
 """`rmtrain` with faults, put in from outside: `python -m tests.faults.driver FAULTS ARGUMENTS ...`.
 
 FAULTS are JSON: `[[point, when, what], ...]`. The `when`-th call (0: every call) of what stands at the point in `POINTS` does `what` first:
-`kill` (what kill -9 and the out-of-memory killer do), a signal by name (`SIGTERM`; twice: `SIGTERM SIGTERM`), `ENOSPC` (a full disk),
-`nan` (a loss that is no number), `hang`, `raise`, or nothing at all in place of the call: `skip`. `kill@1`: only in the process of rank 1.
+`kill` (what kill -9 and the out-of-memory killer do), a signal by name (`SIGTERM`; twice: `SIGTERM SIGTERM`), an error of the disk by name
+(`ENOSPC`: it is full), `nan` (a loss that is no number), `hang`, `raise`, or nothing at all in place of the call: `skip`. `kill@1`: only in
+the process of rank 1.
 """
 
 import errno
@@ -93,8 +94,9 @@ def happen(what: str) -> None:
         for name in what.split():
             os.kill(os.getpid(), getattr(signal, name))
             time.sleep(1.2 if " " in what else 0)
-    elif what == "ENOSPC":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif what in errno.errorcode.values():
+        number = getattr(errno, what)
+        raise OSError(number, os.strerror(number))
     elif what == "hang":
         time.sleep(3600)
     elif what == "raise":

@@ -98,6 +98,9 @@ def test_a_disk_that_is_full_when_a_line_is_written_is_told_and_the_half_line_do
     disk.fill(0)
     with pytest.raises(TryAgain, match=r"metrics\.jsonl: the disk is full; make room and run the same command again"):
         RunLog(Accelerator(cpu=True), disk.path).metrics(1, {"train/loss": 1.0})
+    disk.remount("ro")
+    with pytest.raises(TryAgain, match=r"metrics\.jsonl: cannot be written: Read-only file system; run the same command again"):
+        RunLog(Accelerator(cpu=True), disk.path).metrics(1, {"train/loss": 1.0})
     run = place / "full-record"
     ended = nursery.run(*in_directory(recipe, run), faults=[("record", 9, "ENOSPC"), FAST])
     assert ended.code == 75, ended.stderr
@@ -116,6 +119,34 @@ def test_a_directory_that_cannot_be_written_is_told_at_once(disk: Disk, recipe: 
         assert ended.code == 2, ended.stderr
         assert "cannot be written to; name another directory" in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_a_disk_that_turns_read_only_in_a_save_ends_the_run_and_leaves_the_checkpoints(
+    place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / "turned-read-only"
+    ended = nursery.run(*in_directory(recipe, run), faults=[("tensors", 5, "EROFS"), ("unlink", 0, "EROFS"), FAST])
+    assert ended.code == 75, ended.stderr
+    assert "cannot be written: Read-only file system; older ones are as they were" in ended.stderr
+    assert "cannot be deleted, and stays: Read-only file system" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list((run / "checkpoints").glob(".writing-*")), "guard: files of the half-written one could not be deleted"
+    ended = nursery.run(*in_directory(recipe, run))
+    assert ended.code == 0, ended.stderr
+    assert not list((run / "checkpoints").glob(".*")), "deleted when that was possible"
+    assert left(run) == undisturbed
+
+
+def test_checkpoints_that_cannot_be_deleted_stay_and_the_run_goes_on(
+    place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+) -> None:
+    run = place / "not-deleted"
+    ended = nursery.run(*in_directory(recipe, run), faults=[("rmdir", 0, "EBUSY"), FAST])
+    assert ended.code == 0, ended.stderr
+    stay = sorted(path.name for path in (run / "checkpoints").glob(".deleting-*"))
+    assert all(f"{name} cannot be deleted, and stays: Device or resource busy" in ended.stderr for name in stay)
+    assert len(stay) >= 3, "guard: there was something to delete"
+    assert left(run) == undisturbed
 
 
 @pytest.mark.parametrize("damage", [delete, truncate, flip])
