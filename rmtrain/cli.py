@@ -3,24 +3,21 @@
 Heavy modules are imported inside the verbs: `--help` and a wrong recipe need neither torch nor transformers.
 """
 
-import errno
 import logging
 import os
 import re
-import signal
 import sys
-import threading
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from rmtrain.commands import ending
 from rmtrain.commands.eval_request import EvalRequest, checked_precision
-from rmtrain.engine.trackers import THREAD as TRACKERS
-from rmtrain.errors import GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
+from rmtrain.errors import GateMissed, RecipeError, RmtrainError
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.formats import json_text
@@ -35,8 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=", re.ASCII)
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
@@ -46,6 +41,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Longest sequence in tokens; else what the model holds.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
 TemplateOption = Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")]
+ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Start so many processes of this machine, one for each GPU.")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--accelerate-config", metavar="NAME|FILE", help="How they share the work, such as ddp or fsdp2.")
+]
 BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
 DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
 
@@ -74,7 +73,9 @@ def preprocess(
     console = start_console()
     from rmtrain.commands.preprocess import preprocess as run
 
-    finish(run(loaded, console, export=export, plot=plot), as_json)
+    with redirect_stdout(sys.stderr):
+        outcome = run(loaded, console, export=export, plot=plot)
+    finish(outcome, as_json)
 
 
 @app.command()
@@ -124,7 +125,9 @@ def inspect(
     console = start_console()
     from rmtrain.commands.inspect import inspect as run
 
-    finish(run(loaded, console, query), as_json)
+    with redirect_stdout(sys.stderr):
+        outcome = run(loaded, console, query)
+    finish(outcome, as_json)
 
 
 @app.command()
@@ -136,14 +139,18 @@ def train(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Same recipe, same weights, bit for bit: training.deterministic=true.")
     ] = False,
+    processes: ProcessesOption = None,
+    accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train, evaluate and export a reward model; an interrupted run goes on from its last checkpoint."""
     loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
+    start_processes(processes, accelerate_config)
     console = start_console()
     from rmtrain.commands.train import train as run
 
-    outcome = run(loaded, console, fresh=fresh, resume=resume)
+    with redirect_stdout(sys.stderr):
+        outcome = run(loaded, console, fresh=fresh, resume=resume)
     finish(outcome, as_json)
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
 
@@ -167,7 +174,9 @@ def export(
     from rmtrain.commands.export import ExportRequest
     from rmtrain.commands.export import export as run
 
-    finish(run(ExportRequest(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push)), as_json)
+    with redirect_stdout(sys.stderr):
+        outcome = run(ExportRequest(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push))
+    finish(outcome, as_json)
 
 
 @app.command(name="eval")
@@ -194,6 +203,8 @@ def evaluate(
     max_length: MaxLengthOption = None,
     precision: PrecisionOption = "auto",
     allow_template_change: TemplateOption = False,
+    processes: ProcessesOption = None,
+    accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a reward model on pairs, or on public benchmarks: accuracy with interval, ties, loss, baselines, per source."""
@@ -216,10 +227,12 @@ def evaluate(
         allow_template_change=allow_template_change,
     )
     request.check()
+    start_processes(processes, accelerate_config)
     console = start_console()
     from rmtrain.commands.eval_choice import run
 
-    outcome = run(request, console)
+    with redirect_stdout(sys.stderr):
+        outcome = run(request, console)
     finish(outcome, as_json)
     fail_on_missed(outcome.document["gates"])
 
@@ -238,12 +251,15 @@ def score(
     max_length: MaxLengthOption = None,
     precision: PrecisionOption = "auto",
     allow_template_change: TemplateOption = False,
+    processes: ProcessesOption = None,
+    accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score conversations, or the responses to prompts: lines of `messages`, or of `prompt` and `response` or `responses`."""
     if output == "-" and as_json:
         raise RecipeError("--json writes to stdout, and so does -o -; name a file")
     computed = checked_precision(precision)
+    start_processes(processes, accelerate_config)
     console = start_console()
     from rmtrain.commands.score import Wanted
     from rmtrain.commands.score import score as run
@@ -296,10 +312,25 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
     return load_recipe(str(option or target), overrides)
 
 
+def start_processes(processes: int | None, config: str | None) -> None:
+    """Where several processes are asked for, be their launcher, and end as they do; else return."""
+    if processes is None and config is None:
+        return
+    from rmtrain.commands.launch import launch
+
+    code = launch(processes, config)
+    if code is not None:
+        ending.leave(code)
+
+
 def start_console() -> Console:
-    """The console of everything that is not a result: stderr. Libraries keep quiet, notices of ours become lines."""
+    """The console of everything that is not a result: stderr. Libraries keep quiet, notices of ours become lines.
+
+    What a library prints all the same is no result either: verbs run with stdout redirected there.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     console = Console(stderr=True)
+    ending.watch_others()
 
     class Notices(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -317,9 +348,14 @@ def start_console() -> Console:
     return console
 
 
+def is_other_rank() -> bool:
+    """Whether this process is one of several, and not the main one."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def finish(outcome: "Outcome", as_json: bool) -> None:
     """Print the result: for people on stdout, or there for machines and for people on stderr. Of several processes one prints."""
-    if os.environ.get("RANK", "0") != "0":
+    if is_other_rank():
         return
     console = Console(stderr=as_json)
     console.print(outcome.report, crop=console.is_terminal)
@@ -331,7 +367,12 @@ def finish(outcome: "Outcome", as_json: bool) -> None:
 
 
 def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
-    """Raise GateMissed with a line per gate that was missed, saying by how much; RmtrainError where only the upload failed."""
+    """Raise GateMissed with a line per gate that was missed, saying by how much; RmtrainError where only the upload failed.
+
+    Of several ranks the main one does: the others are done by then.
+    """
+    if is_other_rank():
+        return
     missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
     problems = [*missed, *([hub_problem] if hub_problem else [])]
     if problems:
@@ -345,47 +386,11 @@ def _missed(name: str, required: float, value: float | None, passed: bool) -> st
 
 
 def main() -> None:
-    """Run the command line. The one place where an error becomes an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    """Run the command line."""
+    ending.take_signals()
     try:
         app()
-    except (RmtrainError, Stopped) as error:
-        end(error)
-    except OSError as error:
-        end(_refusal(error))
-    except SystemExit as ending:
-        leave(ending.code)
-
-
-def _refusal(error: OSError) -> RmtrainError:
-    """What the machine refuses, as a line; any other error is raised again."""
-    if error.errno in DISK_FULL:
-        return TryAgain(f"the disk is full: {error.filename or error.strerror}; make room and run the same command again")
-    if error.errno in REFUSALS and error.filename is not None:
-        return RmtrainError(f"{error.filename}: {error.strerror}")
-    raise error
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    """What is begun is undone on the way out: temporary files go."""
-    raise Stopped(number)
-
-
-def end(error: RmtrainError | Stopped) -> None:
-    """Say what is wrong, a line per problem, and exit with its code."""
-    for problem in error.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    leave(error.exit_code)
-
-
-def leave(code: str | int | None) -> NoReturn:
-    """Exit. A tracker that hangs would keep its library, which waits at the exit, from letting the process go; and of several
-    processes one whose threads of gloo still run would abort there, and end those that still export.
-    """
-    is_rank = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if is_rank or any(thread.name == TRACKERS for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code if isinstance(code, int) else int(code is not None))
-    sys.exit(code)
+    except SystemExit as exiting:
+        ending.leave(exiting.code)
+    except BaseException as error:
+        ending.end(error)
