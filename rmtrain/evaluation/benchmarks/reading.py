@@ -16,20 +16,19 @@ MAX_PROBLEMS = 10
 T = TypeVar("T")
 
 
-def read_items(benchmark: Benchmark, data_dir: Path | None, split: str | None = None) -> list[Item]:
+def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
     """All rows of a benchmark. None is left out: a row that cannot be read is an error.
 
     Args:
         benchmark: which.
         data_dir: folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
-        split: on the Hub, another one than the usual.
 
     Raises:
         DataError: no such files, or rows that are not the benchmark's; one line for each, the first ten.
     """
     problems: list[str] = []
     items: list[Item] = []
-    for file, index, row in _rows(benchmark, data_dir, split):
+    for file, index, row in _rows(benchmark, data_dir):
         where = f"{benchmark.name}: {file.name if file else 'row'}:{index}"
         try:
             if isinstance(row, Malformed):
@@ -57,14 +56,14 @@ def with_unique(rows: list[T], key: Callable[[T], tuple[str, str]], renamed: Cal
     return unique
 
 
-def _rows(benchmark: Benchmark, data_dir: Path | None, split: str | None) -> Iterator[tuple[Path | None, int, Row | Malformed]]:
+def _rows(benchmark: Benchmark, data_dir: Path | None) -> Iterator[tuple[Path | None, int, Row | Malformed]]:
     if data_dir is None:
         if benchmark.hub is None:
             raise DataError(
                 f"{benchmark.name}: it is not on the Hub in a form that can be read; give --data-dir {benchmark.published}"
             )
-        dataset, usual = benchmark.hub
-        source = PairSource(path=dataset, split=split or usual, tag=benchmark.name)
+        dataset, split = benchmark.hub
+        source = PairSource(path=dataset, split=split, tag=benchmark.name)
         yield from ((None, index, _parsed(row)) for index, row in read_rows(source))
         return
     for file in find_files(benchmark, data_dir):
