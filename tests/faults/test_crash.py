@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.recipe.load import load_recipe
 from tests.faults.driver import Fault
 from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.faults.runs import STEPS, every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, wait_until
 from tests.runs import ROOT, environment_of_process
 
 POINTS: list[list[Fault]] = [
@@ -99,12 +100,18 @@ def test_trap_28_killed_at_one_point_over_and_over_it_ends_as_if_nothing_had_hap
     assert left(run) == undisturbed
 
 
+def wait_for_steps(run: Path, before: bytes, count: int, steps: int, over: Callable[[], bool]) -> None:
+    """Wait until a run whose ledger was `before` has gone on for `count` steps or one more, or to the last of `steps`, or is over."""
+    wait_until(lambda: lines_or_nothing(run) != before or over())
+    enough = min(lines_or_nothing(run).count(b"\n") + count, steps)  # its first change may be a cut
+    wait_until(lambda: lines_or_nothing(run).count(b"\n") >= enough or over())
+
+
 def kill_at_random(nursery: Nursery, recipe: Path, run: Path, moment: random.Random) -> int:
-    """Start the run, kill it some time after it has begun; returns its exit code."""
-    child = nursery.start(*in_directory(recipe, run))
-    begun = len(lines_or_nothing(run))
-    wait_until(lambda: len(lines_or_nothing(run)) != begun or not alive(child.pid))
-    time.sleep(moment.uniform(0.0, 0.12))
+    """Start the run, kill it within one of its next steps, or while it saves, evaluates or exports; returns its exit code."""
+    before, child = lines_or_nothing(run), nursery.start(*in_directory(recipe, run))
+    wait_for_steps(run, before, moment.randint(2, 4), STEPS, lambda: not alive(child.pid))
+    time.sleep(moment.uniform(0.0, 0.02))
     child.signal(signal.SIGKILL)
     return child.wait().code
 
@@ -122,7 +129,7 @@ def alive(pid: int) -> bool:
 def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
-    run, moment, kills, looked_at = place / "random", random.Random(7), 0, 0
+    run, moment, kills, looked_at = place / "random", random.Random(5), 0, 0
     while kill_at_random(nursery, recipe, run, moment) == -signal.SIGKILL:
         looked_at += len(usable(run))
         kills += 1
@@ -135,13 +142,13 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(
     assert looked_at > 0, "guard: there were checkpoints to look at"
 
 
-def kill_real_process(command: list[str], run: Path, moment: random.Random, early: bool) -> None:
-    """Start a process and kill it: at any time of its start, or soon after its first step."""
-    begun = lines_or_nothing(run)
+def kill_real_process(command: list[str], run: Path, moment: random.Random, steps: int, early: bool) -> None:
+    """Start a process and kill it: at any time of its start, or within one of its next steps."""
+    before = lines_or_nothing(run)
     process = subprocess.Popen(command, cwd=ROOT, env=environment_of_process(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     if not early:
-        wait_until(lambda: lines_or_nothing(run) != begun or process.poll() is not None)
-    time.sleep(moment.uniform(0.0, 8.0 if early else 0.3))
+        wait_for_steps(run, before, moment.randint(1, 3), steps, lambda: process.poll() is not None)
+    time.sleep(moment.uniform(0.0, 8.0 if early else 0.05))
     process.kill()
     _, stderr = process.communicate()
     assert process.returncode == -signal.SIGKILL, stderr.decode()
@@ -155,7 +162,7 @@ def test_real_processes_killed_forty_times_end_as_if_nothing_had_happened(place:
     run, kills = place / "long/killed", 40
     command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
     for kill in range(kills):
-        kill_real_process(command, run, moment, early=kill % 5 == 4)
+        kill_real_process(command, run, moment, 5 * epochs, early=kill % 5 == 4)
         looked_at += len(usable(run))
     assert len(lines(run, "ledger")) < 5 * epochs, "guard: the run was under way to the last kill"
     reached = max(usable(run))

@@ -123,7 +123,7 @@ def test_trap_s6_no_token_of_the_environment_or_of_an_error_is_written_anywhere(
     faults: list[Any] = [("tracker-log", 1, "raise"), *stop_after(5)]
     secrets = {"HF_TOKEN": TOKEN, "WANDB_API_KEY": wandb}
     ended = nursery.run(*in_directory(recipe, run), "tracking.to=[tensorboard]", faults=faults, **secrets)
-    refused(ended, 143, "trackers: RuntimeError: the network is away; <hidden>", canary)
+    refused(ended, 143, "trackers: tensorboard: RuntimeError: the network is away; <hidden>", canary)
     told = nursery.run(*in_directory(recipe, run), f"optimizer.lr={TOKEN}", **secrets)
     refused(told, 2, "error: ", canary)
     written = b"".join(file.read_bytes() for file in run.rglob("*") if file.is_file())
