@@ -10,14 +10,27 @@ import sys
 from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from rmtrain.commands import ending
 from rmtrain.commands.eval_request import EvalRequest, checked_precision
-from rmtrain.errors import GateMissed, RecipeError, RmtrainError
+from rmtrain.commands.gates import fail_on_missed
+from rmtrain.commands.options import (
+    BENCHMARKS,
+    Arguments,
+    ConfigOption,
+    DataOption,
+    JsonOption,
+    MaxLengthOption,
+    PrecisionOption,
+    ProcessesOption,
+    RecipeOption,
+    TemplateOption,
+)
+from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.formats import json_text
@@ -32,21 +45,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=", re.ASCII)
-
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
-]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="The recipe, when it is not the first argument.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
-MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Longest sequence in tokens; else what the model holds.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
-TemplateOption = Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")]
-ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Start so many processes of this machine, one for each GPU.")]
-ConfigOption = Annotated[
-    str | None, typer.Option("--accelerate-config", metavar="NAME|FILE", help="How they share the work, such as ddp or fsdp2.")
-]
-BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
-DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -141,10 +139,28 @@ def train(
     ] = False,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run would do, and whether it fits; start none.")] = False,
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=1, help="Of each GPU that a --dry-run is about; else of this machine.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Let a --dry-run compute a step here, and say how long.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, evaluate and export a reward model; an interrupted run goes on from its last checkpoint."""
+    if dry_run and (fresh or resume is not None):
+        raise RecipeError("--dry-run begins nothing and goes on with nothing; leave out --fresh and --resume")
+    if not dry_run and (measure or gpu_memory is not None):
+        raise RecipeError("--measure and --gpu-memory are for a --dry-run; add it or leave them out")
     loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
+    if dry_run:
+        console = start_console()
+        from rmtrain.commands.dry_run import Request
+        from rmtrain.commands.dry_run import dry_run as plan
+
+        with redirect_stdout(sys.stderr):
+            outcome = plan(loaded, console, Request(processes, accelerate_config, gpu_memory, measure))
+        finish(outcome, as_json)
+        return
     start_processes(processes, accelerate_config)
     console = start_console()
     from rmtrain.commands.train import train as run
@@ -348,14 +364,9 @@ def start_console() -> Console:
     return console
 
 
-def is_other_rank() -> bool:
-    """Whether this process is one of several, and not the main one."""
-    return os.environ.get("RANK", "0") != "0"
-
-
 def finish(outcome: "Outcome", as_json: bool) -> None:
     """Print the result: for people on stdout, or there for machines and for people on stderr. Of several processes one prints."""
-    if is_other_rank():
+    if ending.is_other_rank():
         return
     console = Console(stderr=as_json)
     console.print(outcome.report, crop=console.is_terminal)
@@ -364,25 +375,6 @@ def finish(outcome: "Outcome", as_json: bool) -> None:
         console.print(outcome.commands, soft_wrap=True)
     if as_json:
         print(json_text(outcome.document))
-
-
-def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
-    """Raise GateMissed with a line per gate that was missed, saying by how much; RmtrainError where only the upload failed.
-
-    Of several ranks the main one does: the others are done by then.
-    """
-    if is_other_rank():
-        return
-    missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
-    problems = [*missed, *([hub_problem] if hub_problem else [])]
-    if problems:
-        raise (GateMissed if missed else RmtrainError)(*problems)
-
-
-def _missed(name: str, required: float, value: float | None, passed: bool) -> str:
-    if value is None:
-        return f"gate {name}: required {required}, but there was nothing to compute it from"
-    return f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}"
 
 
 def main() -> None:

@@ -30,6 +30,11 @@ def watch() -> Watch | None:
     return Watch() if several and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() else None
 
 
+def is_other_rank() -> bool:
+    """Whether this process is one of several, and not the main one."""
+    return os.environ.get("RANK", "0") != "0"
+
+
 def watch_others() -> None:
     """Begin to watch where this process is one of several ranks. Of what is told the reason by us, torch and its store keep quiet."""
     watching = watch()

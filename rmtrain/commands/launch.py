@@ -20,6 +20,8 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from rmtrain.commands.ending import SIGNALS
+from rmtrain.engine.watch import LAUNCHER, killed_line
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
@@ -36,12 +38,14 @@ class Launch:
     config: a file of configs/accelerate, or the user's own.
     processes: of this machine and all others.
     machines: how many there are.
+    on_cpu: whether GPUs are left alone, or there are none.
     needs: the module that its strategy needs, beside torch; None: none.
     """
 
     config: Path
     processes: int
     machines: int
+    on_cpu: bool
     needs: str | None
 
     @property
@@ -52,7 +56,7 @@ class Launch:
     def check(self) -> None:
         """Raise RecipeError for what cannot be started here."""
         gpus = torch.cuda.device_count()
-        if 0 < gpus < self.local:
+        if not self.on_cpu and gpus < self.local:
             raise RecipeError(f"--processes: {self.local} on this machine, which has {gpus} GPUs; start {gpus}, one for each")
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             raise RecipeError(f"{self.config.name} needs {self.needs}, which is not installed; install rmtrain[{self.needs}]")
@@ -71,7 +75,7 @@ def launch(processes: int | None, config: str | None) -> int | None:
     Raises:
         RecipeError: no such configuration, or one that this machine cannot run; or this process is a rank already.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if "RANK" in os.environ:
         raise RecipeError(f"{' and '.join(OPTIONS)}: this process is one of a launched job; say there how many there are")
     found = read(processes, config)
     if found is None:
@@ -79,7 +83,7 @@ def launch(processes: int | None, config: str | None) -> int | None:
     found.check()
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.update(environment(found.local))
+    os.environ.update(environment(found))
     arguments = [f"--config_file={found.config}", f"--num_processes={found.processes}"]
     arguments += [f"--main_process_port={free_port()}"] if found.machines == 1 else []
     try:
@@ -88,6 +92,8 @@ def launch(processes: int | None, config: str | None) -> int | None:
         return code_of(failed)
     except SignalException as ended:
         return 128 + int(ended.sigval)
+    except (ValueError, ConnectionError) as error:
+        raise RecipeError(f"{found.config}: {error}") from error
     return 0
 
 
@@ -101,13 +107,16 @@ def read(processes: int | None, config: str | None) -> Launch | None:
         count = processes or int(content["num_processes"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"{path}: no configuration of accelerate; take one of {', '.join(names())} as a pattern") from error
+    if machines > 1 and path.parent == CONFIGS:
+        raise RecipeError(f"{path.stem} does not know your machines: copy it and say which they are, or see docs/several.md")
     if count % machines:
         raise RecipeError(f"--processes: {count} are not the same number on each of {machines} machines")
     if count == 1 and kind in ("NO", "MULTI_GPU"):
         return None
     if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
         raise RecipeError(f"{path}: distributed_type {kind}: expected MULTI_GPU, also without a GPU, FSDP or DEEPSPEED")
-    return Launch(path, count, machines, "deepspeed" if kind == "DEEPSPEED" else None)
+    on_cpu = bool(content.get("use_cpu")) or not torch.cuda.is_available()
+    return Launch(path, count, machines, on_cpu, "deepspeed" if kind == "DEEPSPEED" else None)
 
 
 def find(config: str) -> Path:
@@ -123,14 +132,21 @@ def names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def environment(local: int) -> dict[str, str]:
-    """What the launcher and the ranks are told: the threads of each, time to save, and that CPUs are meant where there is no GPU."""
-    told = {"PET_SHUTDOWN_TIMEOUT": str(TIME_TO_SAVE)}
-    if not torch.cuda.is_available():
-        told["ACCELERATE_USE_CPU"] = "true"
+def environment(found: Launch) -> dict[str, str]:
+    """What the ranks are told beside what accelerate tells them: who started them, their threads, and where CPUs are meant, that."""
+    told = {"PET_SHUTDOWN_TIMEOUT": str(TIME_TO_SAVE), LAUNCHER: str(os.getpid())}
+    if found.on_cpu:
+        told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     if "OMP_NUM_THREADS" not in os.environ:
-        told["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // local))
+        told["OMP_NUM_THREADS"] = str(max(1, cores() // found.local))
+    if not {"", os.getcwd()} & set(sys.path):
+        told["PYTHONSAFEPATH"] = "1"  # `python -m` would look for modules where the user is, which this command does not
     return told
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_port() -> int:
@@ -155,7 +171,13 @@ def without_options(arguments: Sequence[str]) -> list[str]:
 
 
 def code_of(failed: ChildFailedError) -> int:
-    """The exit code of the first rank that ended by itself; that of trying again where all were killed."""
-    failures: list[Any] = sorted(failed.failures.values(), key=lambda failure: failure.timestamp)
-    codes = [failure.exitcode for failure in failures if failure.exitcode > 0]
-    return codes[0] if codes else TryAgain.exit_code
+    """The exit code of the first rank that ended by itself; where all were killed before they could say so, it is said here."""
+    failures: list[tuple[int, Any]] = sorted(failed.failures.items(), key=lambda item: item[1].timestamp)
+    killed = [(rank, failure.pid) for rank, failure in failures if failure.exitcode < 0 and -failure.exitcode not in SIGNALS]
+    codes = [failure.exitcode for _, failure in failures if failure.exitcode > 0]
+    told = [code for code in codes if not killed or code - 128 not in SIGNALS]
+    if told:
+        return int(told[0])
+    if killed:
+        raise TryAgain(killed_line(*killed[0]))
+    return 128 + max(-int(failure.exitcode) for _, failure in failures)

@@ -10,6 +10,7 @@ Nothing heavy is imported before there are several ranks.
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -30,9 +31,14 @@ PRECEDENCE_SECONDS = 0.5
 """What all ranks find wrong at the same time, rank 0 tells."""
 STOP_SECONDS = 20.0
 """What a rank whose peer was stopped has to end by itself: trackers take up to 15 seconds."""
+ANSWER_SECONDS = 3.0
 STORE_SECONDS = 30.0
+MEETING_SECONDS = 5.0
+LAUNCHER = "RMTRAIN_LAUNCHER"
+"""The process that starts ranks leaves its number here: a rank may find it gone before it looks for the first time."""
 FIRST, FAILED = "first", "failed"
 GO_ON = "the same command goes on from the last checkpoint"
+GONE = f"the process that started the ranks is gone; {GO_ON}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +71,18 @@ class Watch:
         first = self.rank - int(environment.get("LOCAL_RANK", "0"))
         self.neighbours = [r for r in range(first, first + int(environment.get("LOCAL_WORLD_SIZE", "1"))) if r != self.rank]
         self.is_first_here = self.rank == first
-        self._parent, self._pids = os.getppid(), dict[int, int]()
+        self._parent, self._pids = int(environment.get(LAUNCHER, os.getppid())), dict[int, int]()
         self._store: Any = None
         self._met, self._ends = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
+        self._signals, self._signal, self._since = -1, 0, 0.0
 
     def start(self) -> None:
         """Begin to watch, in a thread of its own: there may be no store before all ranks have started."""
         if self._thread is None:
             import torch.distributed  # noqa: F401  # here, not in the thread, while the main one imports the same
 
+            self._signals = _signals()
             self._thread = threading.Thread(target=self._watch, name="rmtrain-watch", daemon=True)
             self._thread.start()
 
@@ -129,7 +137,7 @@ class Watch:
         if self._store.check([FAILED]):
             return Failure(**json.loads(self._store.get(FAILED)))
         if os.getppid() != self._parent:
-            return self._claimed(Failure(self.rank, TryAgain.exit_code), [f"error: the launcher is gone; {GO_ON}"])
+            return self._claimed(Failure(self.rank, TryAgain.exit_code), [f"error: {GONE}"])
         killed = next((rank for rank in self.neighbours if self._was_killed(rank)), None)
         if killed is None:
             return None
@@ -144,6 +152,18 @@ class Watch:
             return False
         return not self._store.check([f"done/{rank}"]) and not self._store.check([FAILED])
 
+    def _unanswered(self) -> Failure | None:
+        """The signal that a main thread does not answer, which waits in torch for ranks that are not there yet."""
+        with suppress(BlockingIOError):
+            came = [number for number in os.read(self._signals, 64) if number in (signal.SIGTERM, signal.SIGINT)]
+            if came and not self._signal:
+                self._signal, self._since = came[0], time.monotonic()
+        if not self._signal or time.monotonic() - self._since < ANSWER_SECONDS:
+            return None
+        if self._store.check([f"pid/{rank}" for rank in range(self.world)]):
+            return None
+        return Failure(self.rank, 128 + self._signal)
+
     def _are_all_done(self) -> bool:
         return all(self._store.check([f"done/{rank}"]) for rank in range(self.world))
 
@@ -153,15 +173,14 @@ class Watch:
             self._look_until_one_fails()
         except RuntimeError:
             with self._ends:
-                lost = f"error: the connection to the first process is lost; {GO_ON}"
-                _exit(TryAgain.exit_code, [lost] if self.is_first_here else [])
+                _exit(TryAgain.exit_code, [f"error: {GONE}"] if self.is_first_here else [])
 
     def _look_until_one_fails(self) -> NoReturn:
         until: float | None = None
         while True:
             time.sleep(PERIOD_SECONDS)
             with self._ends:
-                failure = self._failure()
+                failure = self._failure() or self._unanswered()
                 if failure is None:
                     continue
                 until = until or time.monotonic() + (STOP_SECONDS if failure.stopped else 0.0)
@@ -169,20 +188,31 @@ class Watch:
                     _exit(failure.code)
 
     def _meet(self) -> None:
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # public, though not in its __all__
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # public, though not in its __all__
 
-        store = TCPStore(
-            self.address,
-            self.port,
-            is_master=self.hosts_store,
-            wait_for_workers=False,
-            multi_tenant=True,
-            timeout=timedelta(days=1),
-        )
+        store = self._connected()
         store.set_timeout(timedelta(seconds=STORE_SECONDS))
         self._store = PrefixStore(self.prefix, store)
         self._store.set(f"pid/{self.rank}", str(os.getpid()))
         self._met.set()
+
+    def _connected(self) -> Any:
+        """The store, once somebody has opened it; whoever starts ranks may be gone before."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        while True:
+            try:
+                return TCPStore(
+                    self.address,
+                    self.port,
+                    is_master=self.hosts_store,
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                    timeout=timedelta(seconds=MEETING_SECONDS),
+                )
+            except RuntimeError:
+                if os.getppid() != self._parent:
+                    raise
 
 
 def killed_line(rank: int, pid: int) -> str:
@@ -197,6 +227,15 @@ def is_there(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def _signals() -> int:
+    """Where the numbers of signals can be read, also of those that the main thread does not come to handle. Called in it."""
+    reader, writer = os.pipe()
+    for descriptor in (reader, writer):
+        os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
 
 
 def tell(lines: Sequence[str]) -> None:
