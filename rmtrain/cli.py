@@ -292,11 +292,7 @@ def score(
         precision=computed,
         allow_template_change=allow_template_change,
     )
-    outcome = run(wanted, console)
-    if output == "-":
-        console.print(outcome.report, crop=console.is_terminal)
-    else:
-        finish(outcome, as_json)
+    finish(run(wanted, console), as_json, is_taken=output == "-")
 
 
 @app.command()
@@ -354,7 +350,8 @@ def start_console() -> Console:
 
     logger = logging.getLogger("rmtrain")
     logger.handlers = [Notices()]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING if ending.is_other_rank() else logging.INFO)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     import datasets
     import transformers
 
@@ -364,11 +361,14 @@ def start_console() -> Console:
     return console
 
 
-def finish(outcome: "Outcome", as_json: bool) -> None:
-    """Print the result: for people on stdout, or there for machines and for people on stderr. Of several processes one prints."""
+def finish(outcome: "Outcome", as_json: bool, is_taken: bool = False) -> None:
+    """Print the result: for people on stdout, or there for machines and for people on stderr, as where stdout is taken by rewards.
+
+    Of several processes one prints.
+    """
     if ending.is_other_rank():
         return
-    console = Console(stderr=as_json)
+    console = Console(stderr=as_json or is_taken)
     console.print(outcome.report, crop=console.is_terminal)
     if outcome.commands:
         console.print()

@@ -18,7 +18,7 @@ from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.memory import token_budget
-from rmtrain.engine.processes import start_scoring, stopping
+from rmtrain.engine.processes import device_of, start_scoring, stopping
 from rmtrain.engine.run import computes_in_bfloat16
 from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError
@@ -55,7 +55,7 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     """
     accelerator = start_scoring()
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
-    reward_model, tokenizer = load_reward_model(model, accelerator.device, allow_template_change=allow_template_change)
+    reward_model, tokenizer = load_reward_model(model, device_of(accelerator), allow_template_change=allow_template_change)
     reward_model.autocast = computes_in_bfloat16(recipe.training.precision)
     encoder = _tokenizer(model, recipe, template_hash(tokenizer), allow_template_change)
     data = _evaluation_data(recipe, encoder, console)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.eval import run_directory
 from rmtrain.commands.outcome import Outcome
-from rmtrain.engine.processes import start_scoring, stopping
+from rmtrain.engine.processes import device_of, start_scoring, stopping
 from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.benchmark import Benchmark, Item, Scores
@@ -74,7 +74,7 @@ def eval_benchmarks(
     console = console if accelerator.is_main_process else Console(quiet=True)
     scorer = RewardScorer(
         model,
-        device=accelerator.device,
+        device=device_of(accelerator),
         precision=precision,
         max_length=max_length,
         overlong="cut",

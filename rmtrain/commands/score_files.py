@@ -1,11 +1,13 @@
 """The files of `rmtrain score`: lines in by chunks, and an output that is gone on with where it ends."""
 
 import fcntl
+import gzip
 import itertools
 import json
 import os
 import signal
 import sys
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ CHUNK = 256
 """Lines of the input that are scored together and written at once. What a line gets depends on its chunk alone, wherever a run begins."""
 STANDARD = "-"
 Numbered = tuple[int, Line]
+Chunk = tuple[int, list[Numbered]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,16 @@ def opened(source: str) -> Iterator[IO[bytes]]:
 
 
 def read_lines(stream: IO[bytes], source: str) -> Iterator[Numbered]:
-    """Lines that are not empty with their numbers, counted from 1; of one that is too long no more than its beginning is read."""
+    """Lines that are not empty with their numbers, counted from 1; of one that is too long no more than its beginning is read.
+
+    Raises:
+        DataError: a damaged archive.
+    """
     for number in itertools.count(1):
-        content = stream.readline(MAX_LINE_BYTES + 1)
+        try:
+            content = stream.readline(MAX_LINE_BYTES + 1)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{name_of(source)}: damaged archive: {error}") from error
         if not content:
             return
         while len(content) > MAX_LINE_BYTES and not content.endswith(b"\n"):
@@ -96,7 +106,7 @@ def read_lines(stream: IO[bytes], source: str) -> Iterator[Numbered]:
             yield number, Line(f"{name_of(source)}:{number}", content.rstrip())
 
 
-def in_chunks(lines: Iterator[Numbered]) -> Iterator[tuple[int, list[Numbered]]]:
+def in_chunks(lines: Iterator[Numbered]) -> Iterator[Chunk]:
     """Lines by the number of their chunk."""
     for number, group in itertools.groupby(lines, lambda numbered: (numbered[0] - 1) // CHUNK):
         yield number, list(group)
@@ -111,8 +121,7 @@ def output(target: str, settings: Mapping[str, Any], fresh: bool) -> Iterator[Si
         TryAgain: another process writes to it.
     """
     if target == STANDARD:
-        with _until_closed():
-            yield Sink("stdout", sys.stdout.buffer, Done())
+        yield Sink("stdout", sys.stdout.buffer, Done())
         return
     path = Path(target).expanduser()
     if path.exists() and not path.is_file():
@@ -143,7 +152,7 @@ def _lock(stream: IO[bytes], target: str) -> None:
 
 
 @contextmanager
-def _until_closed() -> Iterator[None]:
+def until_closed() -> Iterator[None]:
     """Whoever reads standard output may go away, as `head` does."""
     try:
         yield

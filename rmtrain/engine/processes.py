@@ -54,6 +54,15 @@ def start_scoring() -> Accelerator:
     return launched(kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=WAIT)])
 
 
+def device_of(accelerator: Accelerator) -> torch.device:
+    """Where a process holds its model.
+
+    accelerate calls the CPU of one of several `cpu:0`, and moving weights there copies them: every process would have its own, and at other
+    addresses, where sums round otherwise.
+    """
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
 def is_set(variable: str) -> bool:
     """Whether `accelerate launch` switched something on."""
     return os.environ.get(variable, "false").lower() == "true"

@@ -175,7 +175,7 @@ def test_bad_lines_end_the_work_or_are_counted(model: str, tmp_path: Path) -> No
     assert json.loads((tmp_path / "cut.jsonl").read_text().splitlines()[4])["truncated"] is True
 
 
-def test_compressed_input_empty_input_and_one_process(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_input_damaged_input_and_empty_input(model: str, tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "in.jsonl", rows(5))
     with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
         file.write(plain.read_bytes())
@@ -185,9 +185,10 @@ def test_compressed_input_empty_input_and_one_process(model: str, tmp_path: Path
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"empty\.jsonl: no line to score"):
         run(model, tmp_path / "empty.jsonl", tmp_path / "empty.out")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="runs in one process"):
-        run(model, plain, tmp_path / "x.out")
+    compressed = (tmp_path / "in.jsonl.gz").read_bytes()
+    (tmp_path / "half.jsonl.gz").write_bytes(compressed[: len(compressed) // 2])
+    with pytest.raises(DataError, match=r"half\.jsonl\.gz: damaged archive"):
+        run(model, tmp_path / "half.jsonl.gz", tmp_path / "half.out")
 
 
 def test_a_line_that_is_too_long_takes_no_memory() -> None:

@@ -1,0 +1,262 @@
+"""`rmtrain eval` and `score` on several processes: the numbers and the bytes of one, each row counted once, each file written once."""
+
+import ast
+import gzip
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rmtrain.commands.score import Wanted, score
+from rmtrain.commands.score_files import CHUNK
+from rmtrain.engine.processes import SHARDING
+from rmtrain.evaluation.scores import read_scores
+from tests.commands.ranks import SIZES
+from tests.commands.test_eval_benchmarks import reward_bench_rows, rm_bench_rows
+from tests.commands.test_score import rows
+from tests.exports import tiny_export
+from tests.helpers import pairs, write_jsonl
+from tests.runs import ROOT, environment_of_process, rmtrain
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
+RMTRAIN = (sys.executable, "-m", "rmtrain")
+COLLECTIVES = {
+    "gather",
+    "gather_object",
+    "gather_for_metrics",
+    "reduce",
+    "broadcast_object_list",
+    "wait_for_everyone",
+    "on_main",
+    "on_any",
+}
+RANK_CHECKS = {"is_main_process", "is_local_main_process", "process_index"}
+MANY = 4 * CHUNK + 40
+BAD = (CHUNK + 2, 3 * CHUNK + 1)
+"""Numbers of the lines of the long input that cannot be scored."""
+SECONDS = 20.0
+"""Within these all ranks end after a signal or an error; it is one or two on an idle machine."""
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, pairs, lines and benchmarks."""
+    path = tmp_path_factory.mktemp("ranks")
+    tiny_export(path / "model")
+    tiny_export(path / "other", seed=2)
+    for size in SIZES:
+        write_jsonl(path / f"pairs{size}.jsonl", pairs(size))
+        write_jsonl(path / f"lines{size}.jsonl", rows(size))
+    lines = [json.dumps(row) for row in rows(MANY)]
+    lines[BAD[0] - 1], lines[BAD[1] - 1] = "{oops", json.dumps({"prompt": "p", "response": "long " * 400})
+    with gzip.open(path / "many.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    (path / "data/rm_bench").mkdir(parents=True)
+    (path / "large").mkdir()
+    long = rm_bench_rows(60)
+    generator = random.Random(0)
+    for row in long:
+        for side in ("chosen", "rejected"):
+            row[side] = [f"{text} {' '.join(generator.choice('abcdefgh') for _ in range(80))}" for text in row[side]]
+    (path / "data/rm_bench/total_dataset.json").write_text(json.dumps(long))
+    (path / "large/total_dataset.json").write_text(
+        json.dumps([{**row, "id": f"{turn} {row['id']}"} for turn in range(5) for row in long])
+    )
+    (path / "data/rewardbench").mkdir()
+    write_jsonl(path / "data/rewardbench/filtered.jsonl", reward_bench_rows())
+    return path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the cases of `tests.commands.ranks` left on some processes."""
+
+    folder: Path
+    ranks: list[dict[str, Any]]
+    stdout: str
+    stderr: str
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The bytes of each file by its name."""
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
+
+
+def done(inputs: Path, folder: Path, world: int) -> Done:
+    folder.mkdir()
+    (folder / "resumed.jsonl").write_bytes(b"")
+    launcher = [*LAUNCHER, str(world)] if world > 1 else [sys.executable]
+    command = [*launcher, "-m", "tests.commands.ranks", str(inputs)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment_of_process(), timeout=400)
+    assert result.returncode == 0, result.stderr
+    ranks = [json.loads((inputs / f"rank-{rank}-of-{world}.json").read_text()) for rank in range(world)]
+    return Done(folder, ranks, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return done(inputs, tmp_path_factory.mktemp("alone") / "out", 1)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_trap_05_several_processes_give_the_numbers_and_the_bytes_of_one(
+    inputs: Path, alone: Done, tmp_path: Path, world: int
+) -> None:
+    together = done(inputs, tmp_path / "out", world)
+    documents = alone.ranks[0]["documents"]
+    assert all(rank["documents"] == documents for rank in together.ranks), "each rank has all of the numbers"
+    assert together.files.keys() == alone.files.keys()
+    assert not [name for name, content in together.files.items() if content != alone.files[name]], "each file to the byte"
+    for size in SIZES:
+        scored = read_scores(together.folder / f"a{size}/scores.jsonl")
+        assert len({row.id for row in scored}) == len(scored) == documents[f"a{size}"]["n"] == size
+        assert documents[f"score{size}"]["rows"] == size
+    assert (documents["many"]["rows"], documents["many"]["skipped"]) == (MANY - len(BAD), len(BAD))
+    numbers = [json.loads(line)["input_line"] for line in (together.folder / "made/many.jsonl").read_text().splitlines()]
+    assert numbers == [number for number in range(1, MANY + 1) if number not in BAD]
+    main, *others = [sorted(rank["made"]) for rank in together.ranks]
+    assert main == sorted(alone.ranks[0]["made"]), "the main process writes each file as often as one alone"
+    assert not any(others), "and no other writes any"
+    assert documents_in(together.stdout) == list(documents.values()), "each document once"
+    for said in ("scoring RM-Bench", "skipped: many.jsonl.gz:"):
+        assert together.stderr.count(said) == alone.stderr.count(said) > 0, "progress is told once"
+    for rank, found in enumerate(together.ranks):
+        assert len(found["own"]) == rank + 1, "a scorer of Python waits for nobody"
+        assert found["own"][:1] == alone.ranks[0]["own"]
+    assert documents["compare"]["difference"] != 0, "guard: the models differ"
+    assert {"open a9/report.html", "os.mkdir a9"} <= {line.replace(".PID.tmp", "").replace("/.", "/") for line in main}, (
+        "guard: what is written was seen"
+    )
+    assert len(alone.files) > 35, "guard: there is much to compare"
+
+
+def documents_in(text: str) -> list[Any]:
+    """The JSON documents of a text, one after the other, and nothing else."""
+    decoder, place, found = json.JSONDecoder(), 0, []
+    while rest := text[place:].lstrip():
+        place = len(text) - len(rest)
+        document, place = decoder.raw_decode(text, place)
+        found.append(document)
+    return found
+
+
+def test_standard_input_and_output_of_several_processes(inputs: Path, tmp_path: Path) -> None:
+    source = inputs / "lines9.jsonl"
+    score(Wanted(str(inputs / "model"), str(source), str(tmp_path / "out.jsonl")), Console(quiet=True))
+    command = [*RMTRAIN, "score", str(inputs / "model"), "-", "-o", "-", "--processes", "2"]
+    result = subprocess.run(command, input=source.read_bytes(), capture_output=True, env=environment_of_process())
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (tmp_path / "out.jsonl").read_bytes()
+    assert result.stderr.count(b"scored        9 lines") == 1
+
+
+def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_goes_on(inputs: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps(row) for row in rows(2 * CHUNK + 9)]
+    source.write_text("\n".join([*lines[: CHUNK + 1], "{oops", *lines[CHUNK + 2 :]]) + "\n")
+    refused = rmtrain("score", inputs / "model", source, "-o", out, "--processes", "2")
+    assert refused.returncode == 3
+    errors = [line for line in refused.stderr.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: in.jsonl:{CHUNK + 2}: Expecting property name"), "the second rank's share, told once"
+    assert len(out.read_text().splitlines()) == CHUNK, "the chunk before is written"
+    source.write_text("\n".join(lines) + "\n")
+    score(Wanted(str(inputs / "model"), str(source), str(tmp_path / "whole.jsonl")), Console(quiet=True))
+    again = rmtrain("score", inputs / "model", source, "-o", out, "--processes", "3", "--json")
+    assert again.returncode == 0, again.stderr
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert json.loads(again.stdout)["rows"] == len(lines)
+
+
+def test_trap_46_what_the_main_process_cannot_write_ends_all_in_one_line(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    pairs_of = ["--data", inputs / "pairs9.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
+    begun = time.monotonic()
+    for verb in (["eval", inputs / "model", *pairs_of, "--output"], ["score", inputs / "model", inputs / "lines9.jsonl", "-o"]):
+        result = rmtrain(*verb, tmp_path / "file/out", "--processes", "2")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
+        assert result.stderr.count("error") == 1
+    assert time.monotonic() - begun < 6 * SECONDS, "none waits for the others"
+
+
+def test_trap_46_nothing_that_all_must_call_stands_behind_a_rank_check() -> None:
+    found = {name for file in (ROOT / "rmtrain").rglob("*.py") for name in behind_rank_checks(ast.parse(file.read_text()))}
+    assert not found & COLLECTIVES
+    assert found, "guard: there are rank checks"
+
+
+def behind_rank_checks(tree: ast.AST) -> Iterator[str]:
+    """The names of what is called where only some ranks come."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp) and any(
+            isinstance(part, ast.Attribute) and part.attr in RANK_CHECKS for part in ast.walk(node.test)
+        ):
+            for part in ast.walk(ast.Module([*node.body, *node.orelse], []) if isinstance(node, ast.If) else node):
+                if isinstance(part, ast.Call):
+                    yield part.func.attr if isinstance(part.func, ast.Attribute) else getattr(part.func, "id", "")
+
+
+def test_a_missed_gate_is_told_once(inputs: Path, tmp_path: Path) -> None:
+    options = ["--data", inputs / "pairs8.jsonl", "--output", tmp_path, f"data.cache_dir={tmp_path / 'cache'}"]
+    gate = ["--fail-under", "accuracy=1.1", "--json", "--processes", "2"]
+    missed = rmtrain("eval", inputs / "model", *options, *gate)
+    assert missed.returncode == 6, missed.stderr
+    assert missed.stderr.count("error: gate accuracy: required 1.1, got") == 1
+    assert json.loads(missed.stdout)["n"] == 8
+
+
+@pytest.mark.parametrize("what", ["a silent standard input", "a benchmark"])
+def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str) -> None:
+    benchmark = ["eval", inputs / "model", "--benchmark", "rm_bench", "--data-dir", inputs / "large", "--output", tmp_path]
+    verb = ["score", inputs / "model", "-", "-o", tmp_path / "out.jsonl"] if what != "a benchmark" else benchmark
+    command = [*RMTRAIN, *map(str, verb), "--processes", "2"]
+    lines = "".join(json.dumps(row) + "\n" for row in rows(3 * CHUNK))
+    process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment_of_process())
+    assert process.stdin is not None
+    assert process.stderr is not None
+    if what == "a benchmark":
+        while "scoring RM-Bench" not in process.stderr.readline():
+            assert process.poll() is None
+    else:
+        process.stdin.write(lines)
+        process.stdin.flush()
+        while not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").stat().st_size:
+            assert process.poll() is None
+            time.sleep(0.05)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=4 * SECONDS)
+    seconds = time.monotonic() - begun
+    print(f"{what}: ended after {seconds:.1f} s")
+    assert process.returncode == 143, said
+    assert seconds < SECONDS
+    assert said.count("error: stopped by SIGTERM") == 1
+    if what == "a benchmark":
+        assert not (tmp_path / "rm_bench").exists(), "guard: it was stopped before it was done"
+        return
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2 * CHUNK, "a chunk of each process, whole"
+    (tmp_path / "in.jsonl").write_text(lines)
+    for name in ("whole", "out"):
+        score(Wanted(str(inputs / "model"), str(tmp_path / "in.jsonl"), str(tmp_path / f"{name}.jsonl")), Console(quiet=True))
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("variable", "name"), SHARDING.items())
+def test_a_strategy_that_holds_the_model_in_pieces_is_refused(inputs: Path, tmp_path: Path, variable: str, name: str) -> None:
+    refused = rmtrain("score", inputs / "model", inputs / "lines9.jsonl", "-o", tmp_path / "out.jsonl", **{name: "true"})
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.splitlines() == [
+        f"error: {variable} holds a model in pieces to train it; to score, each process holds all of it: use the ddp configuration"
+    ]
+    assert not list(tmp_path.iterdir())
