@@ -136,7 +136,7 @@ def environment(found: Launch) -> dict[str, str]:
     """What the ranks are told beside what accelerate tells them: who started them, their threads, and where CPUs are meant, that."""
     told = {"PET_SHUTDOWN_TIMEOUT": str(TIME_TO_SAVE), LAUNCHER: str(os.getpid())}
     if found.on_cpu:
-        told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+        told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     if "OMP_NUM_THREADS" not in os.environ:
         told["OMP_NUM_THREADS"] = str(max(1, cores() // found.local))
     if not {"", os.getcwd()} & set(sys.path):

@@ -70,7 +70,6 @@ class Watch:
         self.prefix = f"rmtrain/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         first = self.rank - int(environment.get("LOCAL_RANK", "0"))
         self.neighbours = [r for r in range(first, first + int(environment.get("LOCAL_WORLD_SIZE", "1"))) if r != self.rank]
-        self.is_first_here = self.rank == first
         self._parent, self._pids = int(environment.get(LAUNCHER, os.getppid())), dict[int, int]()
         self._store: Any = None
         self._met, self._ends = threading.Event(), threading.Lock()
@@ -173,7 +172,14 @@ class Watch:
             self._look_until_one_fails()
         except RuntimeError:
             with self._ends:
-                _exit(TryAgain.exit_code, [f"error: {GONE}"] if self.is_first_here else [])
+                self._exit_alone()
+
+    def _exit_alone(self) -> NoReturn:
+        """End where whoever had the store is gone, and nobody can be asked who tells it: of those on this machine the first does."""
+        killed = [rank for rank, pid in self._pids.items() if not is_there(pid)]
+        line = killed_line(killed[0], self._pids[killed[0]]) if killed else GONE
+        first = min({self.rank, *self.neighbours} - set(killed)) if self.neighbours else 1
+        _exit(TryAgain.exit_code, [f"error: {line}"] if self.rank == first else [])
 
     def _look_until_one_fails(self) -> NoReturn:
         until: float | None = None
@@ -226,6 +232,8 @@ def is_there(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:  # of another user
+        return True
     return True
 
 
