@@ -193,6 +193,7 @@ PHASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", PHASES)
 def test_before_training_the_others_end_too(what: str, place: Place) -> None:
     point, fault, code, message = PHASES[what]
@@ -209,6 +210,7 @@ def test_before_training_the_others_end_too(what: str, place: Place) -> None:
 EXPORT = ("rmtrain.commands.train", "export_model")
 
 
+@pytest.mark.long
 def test_the_other_ranks_are_done_before_the_export_and_are_not_taken_for_killed(place: Place) -> None:
     place.fault(EXPORT, 1, "time.sleep(5)", rank=0)
     ended = place.end(place.start("--json"))
@@ -233,7 +235,7 @@ def test_the_export_is_ended_by_what_ends_rank_0(
     assert (place.run / "model/model.safetensors").is_file(), "guard: it was missing"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)])
 def test_a_signal_to_the_command_lets_all_ranks_finish_the_step_and_save(
     number: signal.Signals, code: int, place: Place, whole: Path, nursery: Nursery
 ) -> None:
@@ -250,6 +252,7 @@ def test_a_signal_to_the_command_lets_all_ranks_finish_the_step_and_save(
     assert ended.seconds > 3, "guard: it was in the midst of a step"
 
 
+@pytest.mark.long
 def test_when_the_command_is_killed_its_ranks_end(place: Place, whole: Path, nursery: Nursery) -> None:
     place.fault(STEP, 2, "time.sleep(2)")
     process = place.start()
@@ -267,6 +270,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
 def test_ranks_of_other_launchers_end_with_one_message_too(launcher: tuple[str, ...], place: Place) -> None:
     place.fault(STEP, 4, KILL)

@@ -130,7 +130,7 @@ def test_trap_39_a_signal_to_one_of_two_processes_ends_both(fault: Fault, saved:
     environment = environment_of_process(ACCELERATE_USE_CPU="true")
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
     assert result.returncode == 1, result.stderr
-    assert result.stderr.count(f"error: stopped by SIGTERM after step {saved}, which is saved in {run}") == 2, result.stderr
+    assert result.stderr.count(f"error: stopped by SIGTERM after step {saved}, which is saved in {run}") == 1, result.stderr
     assert steps_saved(run)[-1] == saved
     whole = folder / "whole"
     if not whole.exists():
