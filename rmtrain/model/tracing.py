@@ -1,0 +1,312 @@
+"""What training a model keeps in memory, found by running it without memory: every tensor has a shape, a type and a life, and no values.
+
+1. `materialize` gives an outlined model fake tensors (torch's FakeTensorMode) in the place of its weights.
+2. `trace` runs a micro-batch forward and backward, and notes at each new tensor how much is alive: activations, casts of weights
+   (autocast keeps a copy of each until backward has used it), and gradients.
+3. `Sizes` counts what lies there all the time.
+
+Nothing is known about any architecture: what autograd saves, what gradient checkpointing computes again, what LoRA adds and a narrow last
+layer saves is what really runs. Only our own attention is replaced by one call that keeps what it keeps: it makes a call for each
+response, which without values would take minutes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+from weakref import finalize
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from rmtrain.batching.layout import Layout, MicroBatch, Segments
+from rmtrain.errors import RecipeError
+from rmtrain.model.attention import VARLEN_TYPES, KeysWanted, LastTokens, attend
+from rmtrain.model.last_layer import layers_of
+from rmtrain.model.outlined import PACKED_TYPE
+from rmtrain.model.reward_model import RewardModel
+
+OUTLINED_CPU, OUTLINED_GPU = "rmtrain_outlined_cpu", "rmtrain_outlined_gpu"
+PACKED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: itself, and the scale of its 64, which is packed again (arXiv:2305.14314, section 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A layer, or all that is outside of layers.
+
+    weights, trained: how many there are, and how many of them train. bytes, trained_bytes: what they take as they are held.
+    """
+
+    weights: int
+    bytes: int
+    trained: int
+    trained_bytes: int
+
+    @classmethod
+    def of(cls, parameters: Sequence[nn.Parameter], packed: bool) -> Self:
+        """Count parameters; of a model with 4-bit weights those in bfloat16 are these."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        return cls(
+            weights=sum(parameter.numel() for parameter in parameters),
+            bytes=sum(_bytes_held(parameter, packed) for parameter in parameters),
+            trained=sum(parameter.numel() for parameter in trained),
+            trained_bytes=sum(_bytes_held(parameter, packed) for parameter in trained),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a model is made of.
+
+    all: everything. rest: what is outside of layers: embeddings, last norm, head. layer: the largest layer.
+    largest: weights of the largest tensor that trains. matrices: weights of all that train and have at least 4096.
+    unpacked: bytes of the largest 4-bit tensor while it computes; 0 where there are none.
+    """
+
+    all: Part
+    rest: Part
+    layer: Part
+    largest: int
+    matrices: int
+    unpacked: int
+
+    @classmethod
+    def of(cls, model: RewardModel, packed: bool) -> Self:
+        """Count the parameters of a model, outlined or not."""
+        parameters = list(model.parameters())
+        layers = [list(layer.parameters()) for layer in layers_of(model.core)]
+        inside = {id(parameter) for layer in layers for parameter in layer}
+        trained = [parameter.numel() for parameter in parameters if parameter.requires_grad]
+        return cls(
+            all=Part.of(parameters, packed),
+            rest=Part.of([parameter for parameter in parameters if id(parameter) not in inside], packed),
+            layer=max((Part.of(layer, packed) for layer in layers), key=lambda part: part.bytes, default=Part(0, 0, 0, 0)),
+            largest=max(trained),
+            matrices=sum(numel for numel in trained if numel >= 4096),
+            unpacked=max((2 * p.numel() for p in parameters if packed and p.dtype == PACKED_TYPE), default=0),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Bytes alive, beside the weights, at each new tensor of a forward and backward that began without gradients.
+
+    alive_M3: int64 [moments, 3]: activations, casts of weights, gradients.
+    """
+
+    alive_M3: NDArray[np.int64]
+
+    def peak(self, gradients: float = 0.0, casts: float = 1.0) -> int:
+        """The most that was alive.
+
+        Args:
+            gradients: the share of those in place that counts; 0: they have a place of their own.
+            casts: the same of casts of weights.
+        """
+        return int((self.alive_M3 @ np.array([1.0, casts, gradients])).max())
+
+    @property
+    def last(self) -> int:
+        """Activations at the end of backward, when the gradients of the embeddings come."""
+        return int(self.alive_M3[-1, 0])
+
+
+def trace(model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, weights: torch.dtype | None = None) -> Trace:
+    """Run a micro-batch forward and backward without memory.
+
+    Args:
+        model: outlined, with `autocast` as in the run; it is left with tensors that have no values.
+        batch: on the CPU; of its values only the sizes count.
+        layout: of the batch.
+        on_gpu: a GPU is meant. Where torch can make none of its tensors, others stand for them, and only attention knows the difference.
+        weights: the type of the weights, where a strategy gathers them in another one than they are held in.
+
+    Raises:
+        RecipeError: the model does not run without values.
+    """
+    device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of kernels are real numbers
+        materialize(model, device, weights)
+        model.use_layout(layout)
+        if layout != "padded":
+            model.core.set_attn_implementation(OUTLINED_GPU if on_gpu else OUTLINED_CPU)
+        try:
+            return traced(model, batch.to(device))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise RecipeError(
+                f"--dry-run: {type(model.core).__name__} looks at values to choose what it computes, so that its activations cannot be "
+                f"known without a run ({reason})"
+            ) from error
+
+
+def traced(model: RewardModel, batch: MicroBatch) -> Trace:
+    """The trace of a forward and backward of tensors as they are, with memory or without."""
+    ledger = _Ledger(model)
+    with ledger:
+        model(batch).sum().backward()
+    return Trace(np.array(ledger.moments, dtype=np.int64))
+
+
+def materialize(model: nn.Module, device: torch.device, weights: torch.dtype | None = None) -> None:
+    """Put tensors of the device in the place of those of the meta device; `weights`: with parameters of this type."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    blank = torch.empty(parameter.shape, dtype=weights or parameter.dtype, device=device)
+                    made[id(parameter)] = nn.Parameter(blank, requires_grad=parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+class _Ledger(TorchDispatchMode):
+    """Notes each storage from its first tensor to its last, except those of weights and buffers, which were there before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = [0, 0, 0]
+        self.moments: list[tuple[int, ...]] = [(0, 0, 0)]
+        self.parameters = {_storage(parameter) for parameter in model.parameters()}
+        self.kinds: dict[int, int] = dict.fromkeys(self.parameters | {_storage(buffer) for buffer in model.buffers()}, -1)
+        self.hooks = [
+            parameter.register_post_accumulate_grad_hook(self._note_gradient)  # type: ignore[no-untyped-call]
+            for parameter in model.parameters()
+            if parameter.requires_grad
+        ]
+
+    def __exit__(self, *arguments: Any) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        super().__exit__(*arguments)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and _storage(args[0]) in self.parameters
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, int(is_cast))
+        return result
+
+    def _note(self, tensor: Tensor, kind: int) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.kinds or not size:
+            return
+        self.kinds[key] = kind
+        finalize(storage, self._forget, key, size)
+        self.alive[kind] += size
+        self.moments.append(tuple(self.alive))
+
+    def _forget(self, key: int, size: int) -> None:
+        self.alive[self.kinds.pop(key)] -= size
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        storage = parameter.grad.untyped_storage()
+        key = storage._cdata
+        if self.kinds.get(key, 2) != 2:
+            self.alive[self.kinds[key]] -= storage.nbytes()
+            self.alive[2] += storage.nbytes()
+            self.kinds[key] = 2
+            self.moments.append(tuple(self.alive))
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """What attention copies of a row, in tokens: `keys` and values; and `masks`, in scores."""
+
+    keys: int
+    masks: int
+
+
+def _copies(segments: Segments, window: int | None, last: bool, fused: bool) -> _Copies:
+    """One kernel gathers all keys; a call for each response copies those of a prefix and a later response, and needs a mask there."""
+    keys, masks = 0, 0
+    for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True):
+        for number, length in enumerate(lengths):
+            seen, asked = prefix + length, length if number else prefix + length
+            is_copied = fused or (number > 0 and prefix > 0)
+            is_masked = (asked != seen and not last) or (window is not None and window < seen)
+            keys += seen if is_copied else 0
+            masks += (1 if last else asked) * seen if is_masked and not fused else 0
+    return _Copies(keys, masks)
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps and gives what attention keeps and gives."""
+
+    @staticmethod
+    def forward(ctx: Any, query_1HTD: Tensor, key_1HTD: Tensor, value_1HTD: Tensor, copies: _Copies, fused: bool) -> Tensor:
+        """[1, T, H, D]. Of pieces, each output is kept beside the whole row that is made of them."""
+        _, heads, tokens, size = query_1HTD.shape
+        gathered = [one.new_empty(one.shape[1], copies.keys, size) for one in (key_1HTD, value_1HTD)]
+        normalizers = query_1HTD.new_empty(heads, tokens, dtype=torch.float32)
+        out_1THD = query_1HTD.new_empty(1, tokens, heads, size)
+        kept = (query_1HTD, out_1THD) if fused else (query_1HTD, key_1HTD, value_1HTD, out_1THD.clone())
+        ctx.save_for_backward(*kept, *gathered, normalizers, query_1HTD.new_empty(copies.masks))
+        ctx.shapes = [(one.shape, one.dtype) for one in (query_1HTD, key_1HTD, value_1HTD)]
+        return out_1THD
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Gradients of the pieces or of what was gathered, then those of the row."""
+        of_parts = [gradients[0].new_empty(shape, dtype=dtype) for shape, dtype in ctx.shapes]
+        return *(torch.empty_like(one) for one in of_parts), None, None
+
+
+def _attend_outlined(
+    module: nn.Module,
+    query_1HTD: Tensor,
+    key_1HTD: Tensor,
+    value_1HTD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    on_gpu: bool,
+    segments: Segments | KeysWanted | LastTokens | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """In the place of `attend`, for what it leaves to a fused kernel."""
+    if (
+        segments is None
+        or isinstance(segments, KeysWanted)
+        or any(options.get(name) is not None for name in ("softcap", "s_aux"))
+    ):
+        return attend(module, query_1HTD, key_1HTD, value_1HTD, attention_mask, segments=segments, **options)
+    last = isinstance(segments, LastTokens)
+    if isinstance(segments, LastTokens):
+        key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
+    fused = on_gpu and query_1HTD.dtype in VARLEN_TYPES
+    kind = query_1HTD.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query_1HTD, key_1HTD, value_1HTD = (one.to(dtype) for one in (query_1HTD, key_1HTD, value_1HTD))
+    copies = _copies(segments, options.get("sliding_window"), last, fused)
+    out_1THD: Tensor = _Attention.apply(query_1HTD, key_1HTD, value_1HTD, copies, fused)  # type: ignore[no-untyped-call]
+    return out_1THD, None
+
+
+for _name, _on_gpu in ((OUTLINED_CPU, False), (OUTLINED_GPU, True)):
+    AttentionInterface.register(_name, partial(_attend_outlined, on_gpu=_on_gpu))
+    AttentionMaskInterface.register(_name, lambda *_, **__: None)
+
+
+def _bytes_held(parameter: nn.Parameter, packed: bool) -> int:
+    if packed and parameter.dtype == PACKED_TYPE:
+        return math.ceil(PACKED_BYTES * parameter.numel())
+    return parameter.numel() * parameter.element_size()
