@@ -168,7 +168,7 @@ def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_g
     assert refused.returncode == 3
     errors = [line for line in refused.stderr.splitlines() if "error" in line]
     assert len(errors) == 1
-    assert errors[0].startswith(f"error: in.jsonl:{CHUNK + 2}: Expecting property name"), "the second rank's share, told once"
+    assert errors[0].startswith(f"error: in.jsonl:{CHUNK + 2}:2: Expecting property name"), "the second rank's share, told once"
     assert len(out.read_text().splitlines()) == CHUNK, "the chunk before is written"
     source.write_text("\n".join(lines) + "\n")
     score(Wanted(str(inputs / "model"), str(source), str(tmp_path / "whole.jsonl")), Console(quiet=True))
