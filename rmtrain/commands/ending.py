@@ -13,7 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 from rmtrain.engine.trackers import THREAD as TRACKERS
-from rmtrain.engine.watch import Watch, tell
+from rmtrain.engine.watch import SAME_SECONDS, Watch, tell
 from rmtrain.errors import RmtrainError, Stopped, TryAgain
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -22,8 +22,6 @@ REFUSALS = (
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-SAME_SECONDS = 1.0
-"""A signal so soon after the first is the same request, as in `rmtrain.engine.stopping`."""
 
 
 @cache

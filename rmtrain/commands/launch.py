@@ -28,7 +28,6 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 OPTIONS = ("--processes", "--accelerate-config")
 TIME_TO_SAVE = 3600
 """Seconds that ranks have, after a signal, to finish their step and save, before they are killed."""
-QUIET = ("torch.distributed.elastic", "torch.distributed.run", "accelerate.commands.launch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +80,7 @@ def launch(processes: int | None, config: str | None) -> int | None:
     if found is None:
         return None
     found.check()
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.disable()  # what the launcher has to say, its ranks have said
     os.environ.update(environment(found))
     arguments = [f"--config_file={found.config}", f"--num_processes={found.processes}"]
     arguments += [f"--main_process_port={free_port()}"] if found.machines == 1 else []

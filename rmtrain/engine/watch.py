@@ -10,6 +10,7 @@ Nothing heavy is imported before there are several ranks.
 import json
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rmtrain.errors import TryAgain
@@ -32,6 +34,8 @@ PRECEDENCE_SECONDS = 0.5
 STOP_SECONDS = 20.0
 """What a rank whose peer was stopped has to end by itself: trackers take up to 15 seconds."""
 ANSWER_SECONDS = 3.0
+SAME_SECONDS = 1.0
+"""A signal so soon after the first is the same request, as in `rmtrain.engine.stopping`."""
 STORE_SECONDS = 30.0
 MEETING_SECONDS = 5.0
 LAUNCHER = "RMTRAIN_LAUNCHER"
@@ -74,7 +78,7 @@ class Watch:
         self._store: Any = None
         self._met, self._ends = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
-        self._signals, self._signal, self._since = -1, 0, 0.0
+        self._signals, self._came = -1, list[tuple[float, int]]()
 
     def start(self) -> None:
         """Begin to watch, in a thread of its own: there may be no store before all ranks have started."""
@@ -93,7 +97,7 @@ class Watch:
         with suppress(RuntimeError):  # who had the store is gone, and so is whoever would read it
             self._store.set(f"done/{self.rank}", "")
             until = time.monotonic() + CONNECT_SECONDS
-            while self.hosts_store and time.monotonic() < until and not self._are_all_done():
+            while self.hosts_store and time.monotonic() < until and not self._are_all("done"):
                 time.sleep(0.05)
 
     def end(self, code: int, lines: Sequence[str], *, stopped: bool = False, may_follow: bool = False) -> int:
@@ -118,9 +122,17 @@ class Watch:
 
     def _agreed(self, code: int, lines: Sequence[str], stopped: bool, patience: float) -> int:
         until = time.monotonic() + patience
-        while (failure := self._failure()) is None and time.monotonic() < until:
+        while (failure := self._ending()) is None and time.monotonic() < until:
             time.sleep(0.1)
-        return (failure or self._claimed(Failure(self.rank, code, stopped), lines)).code
+        if failure is None:
+            return self._claimed(Failure(self.rank, code, stopped), lines).code
+        self._let_others_look()
+        return failure.code
+
+    def _let_others_look(self) -> None:
+        """They learn what happened from the store, which may end with this rank."""
+        if self.hosts_store:
+            time.sleep(2.5 * PERIOD_SECONDS)
 
     def _claimed(self, failure: Failure, lines: Sequence[str]) -> Failure:
         """The failure of whoever claims first that it is theirs, who tells it and waits until the others have looked."""
@@ -131,8 +143,12 @@ class Watch:
             return failure
         return Failure(**json.loads(self._store.get(FAILED)))
 
+    def _ending(self) -> Failure | None:
+        """What ends this rank; None: nothing yet."""
+        return self._unanswered() or self._failure()
+
     def _failure(self) -> Failure | None:
-        """What ends this rank, as far as the others or their processes say."""
+        """What ends it as far as the others or their processes say."""
         if self._store.check([FAILED]):
             return Failure(**json.loads(self._store.get(FAILED)))
         if os.getppid() != self._parent:
@@ -152,19 +168,23 @@ class Watch:
         return not self._store.check([f"done/{rank}"]) and not self._store.check([FAILED])
 
     def _unanswered(self) -> Failure | None:
-        """The signal that a main thread does not answer, which waits in torch for ranks that are not there yet."""
-        with suppress(BlockingIOError):
-            came = [number for number in os.read(self._signals, 64) if number in (signal.SIGTERM, signal.SIGINT)]
-            if came and not self._signal:
-                self._signal, self._since = came[0], time.monotonic()
-        if not self._signal or time.monotonic() - self._since < ANSWER_SECONDS:
+        """What a main thread that waits in torch does not do: end at once by a second signal, or by any before all ranks are there."""
+        self._note_signals()
+        if not self._came:
             return None
-        if self._store.check([f"pid/{rank}" for rank in range(self.world)]):
+        first, number = self._came[0]
+        is_second = self._came[-1][0] - first > SAME_SECONDS
+        if not is_second and (time.monotonic() - first < ANSWER_SECONDS or self._are_all("pid")):
             return None
-        return Failure(self.rank, 128 + self._signal)
+        return Failure(self.rank, 128 + number)
 
-    def _are_all_done(self) -> bool:
-        return all(self._store.check([f"done/{rank}"]) for rank in range(self.world))
+    def _note_signals(self) -> None:
+        with suppress(BlockingIOError):
+            now = time.monotonic()
+            self._came += [(now, number) for number in os.read(self._signals, 64) if number in (signal.SIGTERM, signal.SIGINT)]
+
+    def _are_all(self, what: str) -> bool:
+        return bool(self._store.check([f"{what}/{rank}" for rank in range(self.world)]))
 
     def _watch(self) -> None:
         try:
@@ -184,13 +204,14 @@ class Watch:
     def _look_until_one_fails(self) -> NoReturn:
         until: float | None = None
         while True:
-            time.sleep(PERIOD_SECONDS)
+            select.select([self._signals], [], [], PERIOD_SECONDS)
             with self._ends:
-                failure = self._failure() or self._unanswered()
+                failure = self._ending()
                 if failure is None:
                     continue
                 until = until or time.monotonic() + (STOP_SECONDS if failure.stopped else 0.0)
                 if time.monotonic() >= until:
+                    self._let_others_look()
                     _exit(failure.code)
 
     def _meet(self) -> None:
@@ -227,14 +248,18 @@ def killed_line(rank: int, pid: int) -> str:
 
 
 def is_there(pid: int) -> bool:
-    """Whether there is a process of this number."""
+    """Whether a process of this number runs; one that is dead and not yet waited for does not."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # of another user
         return True
-    return True
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):  # where there is no /proc, as on macOS, or it has just gone
+        return not Path("/proc/self/stat").exists()
 
 
 def _signals() -> int:

@@ -247,9 +247,27 @@ def test_a_signal_to_the_command_lets_all_ranks_finish_the_step_and_save(
     print(f"{number.name} to the command: all ended after {ended.seconds - 3:.1f} s")
     assert ended.code == code, ended.stderr
     assert_quiet(ended)
-    assert f"error: stopped by {number.name} after step 2, which is saved in {place.run}" in ended.stderr
+    assert f"error: stopped by {number.name} after step 2, which is saved in run; the same command goes on" in ended.stderr
     assert_goes_on(place, whole, nursery)
     assert ended.seconds > 3, "guard: it was in the midst of a step"
+
+
+@pytest.mark.long
+def test_a_second_signal_to_the_command_ends_all_ranks_at_once(place: Place, whole: Path, nursery: Nursery) -> None:
+    place.fault(STEP, 2, "time.sleep(60)")
+    process = place.start()
+    wait_until(place.trace.exists)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    ended = place.end(process)
+    print(f"a second SIGINT: all ended after {ended.seconds - 2:.1f} s")
+    assert ended.code == 130, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not [word for word in NOISE if word in ended.stderr], ended.stderr
+    wait_until(lambda: not place.left(), 5)
+    assert_goes_on(place, whole, nursery)
+    assert 2 < ended.seconds < SECONDS, "guard: it was in the midst of a step of a minute"
 
 
 @pytest.mark.long
