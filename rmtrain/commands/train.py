@@ -32,6 +32,7 @@ from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
+from rmtrain.engine.processes import leave_group
 from rmtrain.engine.run import computes_in_bfloat16, environment, start, start_trackers, versions
 from rmtrain.engine.saving import Contents, Saver
 from rmtrain.engine.state import Tensors, restore_model
@@ -259,7 +260,7 @@ class Running:
         summary = None if last is None else last.summary
         url, problem = None, None
         gathered, peaks = self.strategy.weights(self.saver.model) if self.strategy.shards else None, peak_memory(self.accelerator)
-        self.accelerator.state.destroy_process_group()  # the others are done; nobody waits for the export
+        leave_group(self.accelerator)  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
             with stop.at_once():
                 self._leave(self._exported(gathered), last, summary, done if best is None else best)

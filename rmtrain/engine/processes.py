@@ -17,6 +17,8 @@ SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEE
 """What `accelerate launch` sets for the processes of a strategy that holds a model in pieces."""
 WAIT = timedelta(days=30)
 """Whoever writes to standard input may be slow, and all wait for its lines."""
+LEFT: list[Any] = []
+"""Groups that this process has left. The end of one of gloo waits for its threads, and such a thread may wait for Python at that moment."""
 
 
 def launched(**options: Any) -> Accelerator:
@@ -61,6 +63,13 @@ def device_of(accelerator: Accelerator) -> torch.device:
     addresses, where sums round otherwise.
     """
     return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
+def leave_group(accelerator: Accelerator) -> None:
+    """Have nothing more to do with the other processes, which need not wait for what this one still does."""
+    if torch.distributed.is_initialized():
+        LEFT.append(torch.distributed.group.WORLD)
+    accelerator.state.destroy_process_group()
 
 
 def is_set(variable: str) -> bool:
