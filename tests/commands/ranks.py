@@ -48,7 +48,6 @@ def cases(inputs: Path) -> Iterator[tuple[str, EvalRequest | Wanted]]:
     many = str(inputs / "many.jsonl.gz")
     yield "many", Wanted(model, many, "made/many.jsonl", skip_bad=True, max_tokens=1000)
     yield "best", Wanted(model, many, "best.jsonl", best_of=True, skip_bad=True, overlong="cut", max_length=64, max_tokens=1000)
-    yield "resumed", Wanted(model, many, "resumed.jsonl", skip_bad=True, max_tokens=1000)
 
 
 def do(wanted: EvalRequest | Wanted) -> Outcome:
