@@ -1,0 +1,161 @@
+"""The memory that `rmtrain train --dry-run` estimates against the memory that training takes, for models of different character.
+
+Each measurement is a process of its own, which does what a run does: the rehearsal of the heaviest micro-batch, then optimizer steps. On a
+GPU it is the most that tensors took there (`torch.cuda.max_memory_allocated`). On a CPU it is resident memory at its peak less resident
+memory before the model is built; the C library is told to give each block back at once, since what it keeps is no tensor. What PyTorch itself
+loads at its first matrix product is loaded before. Needs Linux.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import figure, finish, machine, parser, peak_bytes, reset_peak, rss_bytes, show
+from benchmarks.ours import step_loader
+from benchmarks.pairs import HH, hh_rows, recipe_for
+from rmtrain.commands.dry_run import Request, dry_run
+from rmtrain.commands.train import flos_per_token
+from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.loop import train_step
+from rmtrain.engine.memory import rehearse
+from rmtrain.engine.metrics import Meter
+from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.run import computes_in_bfloat16, start
+from rmtrain.model.build import build_reward_model
+from rmtrain.recipe.schema import Recipe
+from rmtrain.report.reading import ReadingDisplay
+
+MEGABYTE = 10**6
+TOLERANCE = 0.2
+WIDE = {"hidden_size": 768, "layers": 6, "heads": 12, "intermediate_size": 2048}
+NARROW = {"hidden_size": 256, "layers": 4, "heads": 4}
+MODELS: dict[str, dict[str, Any]] = {
+    "weights: llama, 48M, 1,280 tokens": {
+        "scratch": {"architecture": "llama", **WIDE},
+        "batching": {"layout": "shared_prefix", "max_tokens": 1280},
+        "training": {"batch_size": 4},
+    },
+    "activations: gpt_neox, 5M, 8,192 tokens": {
+        "scratch": {"architecture": "gpt_neox", **NARROW},
+        "batching": {"layout": "shared_prefix", "max_tokens": 8192},
+        "training": {"batch_size": 64},
+    },
+    "LoRA: qwen2, 44M, rank 16, 4,096 tokens": {
+        "scratch": {"architecture": "qwen2", **WIDE, "key_value_heads": 4},
+        "lora": {"rank": 16},
+        "batching": {"layout": "packed", "max_tokens": 4096},
+        "training": {"batch_size": 8},
+    },
+    "the same in bfloat16, checkpointed": {
+        "scratch": {"architecture": "qwen2", **WIDE, "key_value_heads": 4},
+        "model": {"dtype": "bfloat16", "gradient_checkpointing": True},
+        "lora": {"rank": 16},
+        "batching": {"layout": "packed", "max_tokens": 4096},
+        "training": {"batch_size": 8, "precision": "bfloat16"},
+    },
+    "padded: bert, 5M, 8,192 tokens": {
+        "scratch": {"architecture": "bert", **NARROW},
+        "batching": {"layout": "padded", "max_tokens": 8192},
+        "training": {"batch_size": 32},
+    },
+}
+
+
+def measure_here(name: str, arguments: Namespace) -> dict[str, int]:
+    """Train a few steps in this process; the most bytes that this took, and then what a dry run estimates."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = _recipe(MODELS[name], arguments, Path(folder))
+        tokenizer = load_tokenizer(recipe.model, recipe.data)
+        with ReadingDisplay(Console(quiet=True)) as progress:
+            prepared = prepare(recipe.data, tokenizer, progress)
+        measured = _train(recipe, prepared, tokenizer)
+        document = dry_run(recipe, Console(quiet=True), Request()).document
+        (estimated,) = (one for one in document["strategies"] if one["name"] == document["strategy"])
+        return {"measured": measured, "estimated": estimated["total"]}
+
+
+def _recipe(model: dict[str, Any], arguments: Namespace, folder: Path) -> Recipe:
+    file, _ = hh_rows(arguments.data, folder)
+    sections = {key: value for key, value in model.items() if key not in ("scratch", "training")}
+    return recipe_for(file, folder, model["scratch"], training={**model["training"], "max_steps": arguments.steps}, **sections)
+
+
+def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
+    """The most bytes beyond those before the model."""
+    strategy = start(recipe)
+    device = strategy.accelerator.device
+    nn.Linear(64, 64, device=device)(torch.ones(64, 64, device=device)).sum().backward()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        reset_peak()
+    before = rss_bytes()
+    built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device)
+    built.use_layout(recipe.batching.layout)
+    built.autocast = computes_in_bfloat16(recipe.training.precision)
+    model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
+    meter, loader = Meter(strategy.accelerator, flos_per_token(built)), step_loader(recipe, prepared, tokenizer)
+    rehearse(strategy, model, optimizer, loader)
+    for number in range(recipe.training.max_steps):
+        train_step(strategy, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes() - before
+
+
+def measure(name: str, arguments: Namespace) -> list[dict[str, int]]:
+    """The same in fresh processes."""
+    command = [sys.executable, __file__, f"--child={name}", f"--data={arguments.data}", f"--steps={arguments.steps}"]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    results = []
+    for _ in range(arguments.repeats):
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        results.append(json.loads(printed.splitlines()[-1]))
+    return results
+
+
+def main() -> None:
+    """Measure, print, write; or be the process that is measured. Fails where an estimate is off by more than a fifth."""
+    made = parser(__doc__)
+    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
+    made.add_argument("--steps", type=int, default=2, help="optimizer steps of each process, the first without moments")
+    made.add_argument("--repeats", type=int, default=1, help="processes for each model; the median counts")
+    made.add_argument("--child", help="a model, for the processes that are measured")
+    arguments = made.parse_args()
+    if arguments.child:
+        print(json.dumps(measure_here(arguments.child, arguments)))
+        return
+    if not Path("/proc/self/clear_refs").exists():
+        raise SystemExit("memory_estimate.py reads /proc, which only Linux has")
+    if arguments.quick:
+        arguments.steps = 1
+    about = machine()
+    found = {name: measure(name, arguments) for name in MODELS}
+    lines, ratios = [], []
+    for name, results in found.items():
+        estimated, measured = (median(one[key] for one in results) for key in ("estimated", "measured"))
+        ratios.append(estimated / measured)
+        lines.append([name, round(estimated / MEGABYTE), round(measured / MEGABYTE), ratios[-1]])
+    show("the most that training takes", ["model", "MB estimated", "MB measured", "ratio"], lines)
+    worst = max(abs(ratio - 1) for ratio in ratios)
+    figures = [
+        figure("memory that --dry-run estimates against what training takes", f"{100 * worst:.0f} % off at most", "≤ 20 %")
+    ]
+    finish(arguments, {"machine": about, "runs": found}, figures)
+    if worst > TOLERANCE:
+        raise SystemExit(f"an estimate is {100 * worst:.0f} % off")
+
+
+if __name__ == "__main__":
+    main()
