@@ -20,6 +20,7 @@ RUNS = {
     "preprocess_scale": ["preprocess_scale.py", "--pairs=200000"],
     "groups": ["groups.py"],
     "memory": ["memory.py"],
+    "memory_estimate": ["memory_estimate.py"],
     "scaling": ["scaling.py", "--hidden=512"],
     "matmul_efficiency": ["matmul_efficiency.py"],
     "train_throughput_256": ["train_throughput.py", "--hidden=256"],

@@ -2,8 +2,8 @@
 
 Each measurement is a process of its own, which does what a run does: the rehearsal of the heaviest micro-batch, then optimizer steps. On a
 GPU it is the most that tensors took there (`torch.cuda.max_memory_allocated`). On a CPU it is resident memory at its peak less resident
-memory before the model is built; the C library is told to give each block back at once, since what it keeps is no tensor. What PyTorch itself
-loads at its first matrix product is loaded before. Needs Linux.
+memory before the model is built. The C library is told to give each block back at once, since what it keeps is no tensor; and what PyTorch
+itself loads at its first matrix product is loaded before. Needs Linux.
 """
 
 import json

@@ -38,7 +38,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
         share = f"{compact(document['trainable'])} train ({percent(document['trainable'], document['parameters'])})"
     facts = {
         "model": f"{document['model']}, {compact(document['parameters'])} parameters, {share}",
-        "steps": f"{document['steps']:,} of {document['batch_size']:,} of {document['comparisons']:,} comparisons",
+        "steps": f"{document['steps']:,} of {document['batch_size']:,} comparisons, {document['comparisons']:,} an epoch",
         "tokens": f"{compact(document['tokens'])}, {compact(document['tokens_per_epoch'])} an epoch; {_layout(document)}",
         "micro-batches": _micro_batches(document),
         "computing": f"in {document['computing']}, {_where(document)}",

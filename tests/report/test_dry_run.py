@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert text.startswith(
         "rmtrain rm_7b  a dry run: nothing is trained or written\n"
         "model          llama from scratch, 6.48B parameters, all train\n"
-        "steps          1,911 of 32 of 61,135 comparisons\n"
+        "steps          1,911 of 32 comparisons, 61,135 an epoch\n"
     )
     assert text.endswith(
         "DDP on 8 does not fit: at most 134 of 80.0 GB; FSDP2 and ZeRO-2 would:\n--processes 8 --accelerate-config fsdp2\n"
