@@ -17,7 +17,8 @@ from rmtrain.batching.loader import StepLoader, gather
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.launch import Launch, read
 from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.train import check_model, flos_per_token, make_plan
+from rmtrain.commands.train import agreed_budget, check_model, flos_per_token, make_plan
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train_step
@@ -29,9 +30,9 @@ from rmtrain.engine.shares import NAMES, SHARDING, Name, Share, Training, share
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.outlined import outlined_model
-from rmtrain.model.parity import choose_layout, probing_comparisons
+from rmtrain.model.parity import FALLBACKS, choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.tracing import Sizes, Trace, trace
+from rmtrain.model.tracing import Sizes, Trace, takes, trace
 from rmtrain.recipe.schema import PretrainedModel, Recipe, ScratchModel
 from rmtrain.report.dry_run import dry_run_report
 from rmtrain.report.reading import ReadingDisplay
@@ -150,12 +151,11 @@ class Estimate:
         outline = Outline(recipe, tokenizer, request)
         model = outline.model()
         sizes = Sizes.of(model, recipe.model.quantization is not None)
-        plan = _plan(
-            recipe, prepared, outline.layout(model), model, request.memory(asked.local) - sizes.all.bytes, asked, request
-        )
-        loader = StepLoader(prepared.train, plan, outline.layout(model), tokenizer.pad_token_id)
+        layout, narrow = outline.layout(prepared.train)
+        plan = _plan(recipe, prepared, layout, model, request.memory(asked.local) - sizes.all.bytes, asked, request)
+        loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
         while True:
-            training, largest = outline.training(loader, sizes)
+            training, largest = outline.training(loader, sizes, narrow)
             shares = tuple(share(name, count, training) for name, count in _compared(asked, recipe, request))
             estimate = cls(recipe, request, asked, loader.plan, loader.layout, model.autocast, sizes, largest, shares)
             halves = request.on_gpu and asked.name == "single" and recipe.batching.max_tokens == "auto"
@@ -228,23 +228,35 @@ class Outline:
         model.autocast = self.request.on_gpu if precision == "auto" else computes_in_bfloat16(precision)
         return model
 
-    def layout(self, model: RewardModel) -> Layout:
-        """That of the recipe; for `auto` the one in which a run would find most models right, since that takes weights."""
-        wanted = self.recipe.batching.layout
-        return wanted if wanted != "auto" else "shared_prefix" if model.pools_last_token else "padded"
+    def layout(self, data: TokenizedData) -> tuple[Layout, bool]:
+        """That of the recipe, or of `auto` the first that the model takes; and whether its last layer is narrow there.
 
-    def training(self, loader: StepLoader, sizes: Sizes) -> tuple[Training, int]:
+        Whether a model that takes a layout is also right in it, only its weights tell: that is left to the run.
+
+        Raises:
+            RecipeError: the model does not take the layout of the recipe.
+        """
+        some = gather(data, range(min(2, len(data))))
+        wanted = self.recipe.batching.layout
+        for layout in FALLBACKS if wanted == "auto" else (wanted,):
+            batch = lay_out(some, self.tokenizer.pad_token_id, layout)
+            for narrow in (True, False):
+                if takes(self.model(), batch, layout, self.request.on_gpu, narrow):
+                    return layout, narrow
+        raise RecipeError(f"batching.layout: {wanted} is not for this model; set auto, or padded")
+
+    def training(self, loader: StepLoader, sizes: Sizes, narrow: bool) -> tuple[Training, int]:
         """What one process keeps, and the tokens of the largest micro-batch of the plan."""
         largest = _largest(loader.plan)
         batch = lay_out(gather(loader.data, largest), self.tokenizer.pad_token_id, loader.layout)
         heaviest = loader.heaviest()
         casts = self.model().autocast
-        own = self._trace(batch, loader.layout)
+        own = self._trace(batch, loader.layout, narrow)
         training = Training(
             sizes=sizes,
             trace=own,
-            gathered=self._trace(batch, loader.layout, torch.bfloat16) if casts else own,
-            rehearsal=self._trace(heaviest, loader.layout),
+            gathered=self._trace(batch, loader.layout, narrow, torch.bfloat16) if casts else own,
+            rehearsal=self._trace(heaviest, loader.layout, narrow),
             gathered_bytes=2 if casts or self.recipe.model.dtype == "bfloat16" else 4,
             optimizer=self.recipe.optimizer,
             micro_batches=math.ceil(loader.plan.micro_batches_per_step()),
@@ -252,8 +264,8 @@ class Outline:
         )
         return training, loader.plan.costs.of_micro_batch(largest)
 
-    def _trace(self, batch: MicroBatch, layout: Layout, weights: torch.dtype | None = None) -> Trace:
-        return trace(self.model(), batch, layout, self.request.on_gpu, weights)
+    def _trace(self, batch: MicroBatch, layout: Layout, narrow: bool, weights: torch.dtype | None = None) -> Trace:
+        return trace(self.model(), batch, layout, self.request.on_gpu, weights, narrow)
 
 
 def _plan(
@@ -304,7 +316,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     model.autocast = computes_in_bfloat16(recipe.training.precision)
     check_model(model, tokenizer, recipe)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
-    plan = make_plan(recipe, prepared, layout, model, 1)
+    plan = make_plan(recipe, prepared, layout, agreed_budget(recipe, prepared.train, layout, model, accelerator), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(accelerator, flos_per_token(model))
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)

@@ -25,6 +25,7 @@ from rmtrain.commands.report import pictures, with_errors, write_report
 from rmtrain.data.checks.audit import audit
 from rmtrain.data.checks.rankings import check_rankings
 from rmtrain.data.raw.identity import tokenizer_fingerprint
+from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.directory import RunDirectory
@@ -32,7 +33,7 @@ from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
 from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
-from rmtrain.engine.processes import leave_group
+from rmtrain.engine.processes import device_of, leave_group
 from rmtrain.engine.run import computes_in_bfloat16, environment, start, start_trackers, versions
 from rmtrain.engine.saving import Contents, Saver
 from rmtrain.engine.state import Tensors, restore_model
@@ -93,11 +94,12 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
     set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device_of(accelerator))
     model.autocast = computes_in_bfloat16(recipe.training.precision)
     check_model(model, tokenizer, recipe)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
-    plan = make_plan(recipe, prepared, layout, model, accelerator.num_processes)
+    budget = agreed_budget(recipe, prepared.train, layout, model, accelerator)
+    plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     meter, contents = Meter(accelerator, flos_per_token(model)), Contents.of(model, order_facts(recipe, prepared))
     sizes = Sizes.of(model)
@@ -126,10 +128,14 @@ def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     }
 
 
-def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, model: RewardModel, world: int) -> Plan:
+def agreed_budget(recipe: Recipe, data: TokenizedData, layout: Layout, model: RewardModel, accelerator: Accelerator) -> int:
+    """The tokens of a micro-batch, for all processes those of the main one: each GPU has other memory free."""
+    return on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, Costs.of(data, layout), model))
+
+
+def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens: int, world: int) -> Plan:
     """The plan of a recipe's training data; raises RecipeError when a comparison of either split is above the budget."""
     costs = Costs.of(prepared.train, layout)
-    max_tokens = token_budget(recipe.batching.max_tokens, costs, model)
     check_budget(costs, prepared.train.ids, max_tokens)
     if len(prepared.eval) and recipe.batching.max_tokens != "auto":
         check_budget(Costs.of(prepared.eval, layout), prepared.eval.ids, max_tokens)
@@ -234,7 +240,7 @@ class Running:
         if not len(data):
             return None
 
-        budget = token_budget(recipe.batching.max_tokens, Costs.of(data, self.layout), self.model)
+        budget = agreed_budget(recipe, data, self.layout, self.model, self.accelerator)
 
         def evaluate_at(step: int) -> Evaluation:
             check = partial(stop.check, self.accelerator)

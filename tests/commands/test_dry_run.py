@@ -12,7 +12,6 @@ from rmtrain.commands.train import make_plan
 from rmtrain.data.stored.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
-from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import Recipe
 from tests.model.builders import make_base, make_tokenizer
@@ -41,7 +40,7 @@ def test_its_numbers_are_those_of_the_plan_that_a_run_follows(recipe: Recipe, la
     changed = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": layout, "max_tokens": 200})})
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     prepared = prepare(recipe.data, tokenizer)
-    plan = make_plan(changed, prepared, layout, build_reward_model(recipe.model, None, tokenizer, 1), world)
+    plan = make_plan(changed, prepared, layout, 200, world)
     document = document_of(changed, processes=world)
     assert (document["steps"], document["batch_size"]) == (plan.total_steps, plan.batch_size)
     assert document["tokens_per_epoch"] == plan.computed_epoch()

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from rich.console import Console
 from rich.text import Text
 
 from rmtrain.commands.inspect_step import inspect_step, step_plan
 from rmtrain.commands.query import Query
-from rmtrain.commands.train import make_plan
+from rmtrain.commands.train import agreed_budget, make_plan
 from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
@@ -78,7 +79,9 @@ def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: T
     auto = with_batching(recipe, max_tokens="auto")
     tokenizer = load_tokenizer(auto.model, auto.data)
     model = build_reward_model(auto.model, None, tokenizer, auto.run.seed)
-    theirs = make_plan(auto, prepare(auto.data, tokenizer), "shared_prefix", model, world=2)
+    prepared = prepare(auto.data, tokenizer)
+    budget = agreed_budget(auto, prepared.train, "shared_prefix", model, Accelerator(cpu=True))
+    theirs = make_plan(auto, prepared, "shared_prefix", budget, world=2)
     ours = step_plan(auto, data, "shared_prefix", world=2)
     assert (ours.total_steps, ours.max_tokens) == (theirs.total_steps, theirs.max_tokens) == (11, 8192)
     for number in range(11):
