@@ -19,6 +19,8 @@ BUCKET = 500_000_000
 """Gradients that DeepSpeed collects before it sends them (`reduce_bucket_size`); it makes room for all of them at once."""
 GATHERED_WEIGHTS = 1_000_000_000
 """ZeRO-3: weights that stay gathered for the next layer that needs them (`stage3_max_live_parameters`)."""
+PREFETCHED_WEIGHTS = 50_000_000
+"""ZeRO-3: weights that arrive at once (`stage3_prefetch_bucket_size`), and are copied from where they arrive."""
 FLOAT32 = 4
 
 
@@ -133,21 +135,35 @@ def _fsdp2(processes: int, training: Training) -> Share:
 
 
 def _zero(name: Name, processes: int, training: Training) -> Share:
-    """Of DeepSpeed the pieces to update are float32 and lie beside whole weights; only stage 3 has no whole ones."""
+    """Of DeepSpeed the pieces to update are float32 and lie beside all other weights, be those whole or, in stage 3, pieces themselves.
+
+    Stage 1 keeps whole gradients from micro-batch to micro-batch. In its step every stage has the gradients of its pieces once more.
+    """
     sizes = training.sizes
     pieces = _piece(FLOAT32 * sizes.all.trained, processes)
-    whole = _piece(sizes.all.bytes, processes) if name == "zero3" else sizes.all.bytes + pieces
-    live = min(sizes.all.weights, GATHERED_WEIGHTS) * sizes.all.bytes // sizes.all.weights if name == "zero3" else 0
+    held = pieces + (_piece(sizes.all.bytes, processes) if name == "zero3" else sizes.all.bytes)
+    buffers = _bucket(training) + (_live(sizes) if name == "zero3" else 0)
     return Share(
         name=name,
         processes=processes,
-        weights=whole,
-        gradients=pieces + (sizes.all.trained_bytes if name == "zero1" else 0),
+        weights=held,
+        gradients=sizes.all.trained_bytes if name == "zero1" else pieces,
         optimizer=2 * pieces,
-        buffers=BUCKET * FLOAT32 + live,
-        activations=max(training.trace.peak(), _stepping(training, pieces)),
-        start=whole + max(sizes.all.bytes, BUCKET * FLOAT32 + live + training.rehearsal.peak()),
+        buffers=buffers,
+        activations=max(training.trace.peak(), pieces + _stepping(training, pieces)),
+        start=held + max(sizes.all.bytes, buffers + training.rehearsal.peak()),
     )
+
+
+def _bucket(training: Training) -> int:
+    """Room for the gradients that are sent at once. A CPU gives memory when it is written to, and no more gradients than there are."""
+    return BUCKET * FLOAT32 if training.on_gpu else min(BUCKET * FLOAT32, FLOAT32 * training.sizes.all.trained)
+
+
+def _live(sizes: Sizes) -> int:
+    """Bytes of the weights that ZeRO-3 has gathered, and of those that just arrive."""
+    weights = sizes.all.weights
+    return (min(weights, GATHERED_WEIGHTS) + min(weights, PREFETCHED_WEIGHTS)) * sizes.all.bytes // weights
 
 
 def _computing(training: Training) -> int:

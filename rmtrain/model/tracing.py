@@ -11,7 +11,8 @@ response, which without values would take minutes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -31,6 +32,7 @@ from rmtrain.errors import RecipeError
 from rmtrain.model.attention import VARLEN_TYPES, KeysWanted, LastTokens, attend
 from rmtrain.model.last_layer import layers_of
 from rmtrain.model.outlined import PACKED_TYPE
+from rmtrain.model.parity import NOT_NARROWED, NOT_TAKEN
 from rmtrain.model.reward_model import RewardModel
 
 OUTLINED_CPU, OUTLINED_GPU = "rmtrain_outlined_cpu", "rmtrain_outlined_gpu"
@@ -119,7 +121,9 @@ class Trace:
         return int(self.alive_M3[-1, 0])
 
 
-def trace(model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, weights: torch.dtype | None = None) -> Trace:
+def trace(
+    model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, weights: torch.dtype | None = None, narrow: bool = True
+) -> Trace:
     """Run a micro-batch forward and backward without memory.
 
     Args:
@@ -128,18 +132,44 @@ def trace(model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, w
         layout: of the batch.
         on_gpu: a GPU is meant. Where torch can make none of its tensors, others stand for them, and only attention knows the difference.
         weights: the type of the weights, where a strategy gathers them in another one than they are held in.
+        narrow: as of `RewardModel.use_layout`.
 
     Raises:
-        RecipeError: the model does not run without values.
+        RecipeError: the model does not run without values, or not in the layout.
     """
+    with _without_values(model, layout, on_gpu, weights, narrow) as device:
+        return traced(model, batch.to(device))
+
+
+def takes(model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, narrow: bool) -> bool:
+    """Whether a model runs in a layout. Arguments are those of `trace`, raises as it does."""
+    if layout != "padded" and not model.pools_last_token:
+        return False  # an encoder looks both ways
+    refusals = NOT_NARROWED if narrow else NOT_TAKEN
+    with _without_values(model, layout, on_gpu, None, narrow) as device, torch.no_grad():
+        try:
+            model(batch.to(device))
+        except refusals:
+            return False
+    return True
+
+
+@contextmanager
+def _without_values(
+    model: RewardModel, layout: Layout, on_gpu: bool, weights: torch.dtype | None, narrow: bool
+) -> Iterator[torch.device]:
+    """Within it the model is one of fake tensors, set to the layout. Gives the device that they are said to be on."""
     device = torch.device("cuda" if on_gpu and torch.cuda.is_available() else "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of kernels are real numbers
+    values = FakeTensorMode(allow_non_fake_inputs=True)  # constants of kernels are real numbers
+    with values, _GroupedProducts():  # type: ignore[no-untyped-call]
         materialize(model, device, weights)
-        model.use_layout(layout)
+        model.use_layout(layout, narrow)
         if layout != "padded":
             model.core.set_attn_implementation(OUTLINED_GPU if on_gpu else OUTLINED_CPU)
         try:
-            return traced(model, batch.to(device))
+            yield device
+        except NOT_TAKEN as error:
+            raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded") from error
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise RecipeError(
@@ -169,6 +199,17 @@ def materialize(model: nn.Module, device: torch.device, weights: torch.dtype | N
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+
+
+class _GroupedProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Gives the products of a mixture of experts, which torch computes in any type but outlines in bfloat16 alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not torch.ops.aten._grouped_mm.default:
+            return func(*args, **(kwargs or {}))
+        left, right = args[0], args[1]
+        groups = (len(args[2]),) if left.ndim == right.ndim == 2 else left.shape[:1] if left.ndim == right.ndim else ()
+        return left.new_empty(*groups, left.shape[-2], right.shape[-1])
 
 
 class _Ledger(TorchDispatchMode):

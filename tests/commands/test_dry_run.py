@@ -138,7 +138,11 @@ def test_a_rank_of_a_launched_job_refuses(recipe: Recipe, monkeypatch: pytest.Mo
         document_of(recipe)
 
 
-def test_a_model_that_looks_at_values_is_refused_by_name(tmp_path: Path) -> None:
-    scratch = {"architecture": "mixtral", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300}
-    with pytest.raises(RecipeError, match="MixtralForSequenceClassification looks at values"):
-        document_of(tiny_recipe(tmp_path, model={"scratch": scratch}))
+def test_a_layout_is_that_which_a_run_would_choose_or_refuse(tmp_path: Path) -> None:
+    scratch = {"architecture": "stablelm", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300}
+    recipe = tiny_recipe(tmp_path, model={"scratch": scratch})
+    assert document_of(recipe)["layout"] == "padded"
+    asked = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": "shared_prefix"})})
+    with pytest.raises(RecipeError, match=r"batching\.layout: shared_prefix is not for this model; set auto, or padded"):
+        document_of(asked)
+    assert document_of(tiny_recipe(tmp_path))["layout"] == "shared_prefix", "guard: most models take it"

@@ -12,7 +12,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.outlined import outlined_model
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.tracing import Sizes, trace, traced
+from rmtrain.model.tracing import Sizes, takes, trace, traced
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 
 LAYERS = 3
@@ -63,7 +63,7 @@ def saved_bytes(model: RewardModel, layout: Layout, pad_token_id: int) -> int:
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "gpt2", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "gpt2", "gemma2", "mixtral"])
 def test_a_trace_without_memory_is_that_of_the_real_model(
     tokenizer: Any, architecture: str, layout: Layout, autocast: bool
 ) -> None:
@@ -110,6 +110,15 @@ def test_casts_of_weights_are_counted_apart_and_gradients_are_all_there_at_the_e
         assert moments[:, 2].max() == sizes.all.trained_bytes
         assert (np.diff(moments[:, 2]) >= 0).all()
     assert in_bfloat16[:, 0].max() < in_float32[:, 0].max(), "guard: activations are narrower in bfloat16"
+
+
+def test_a_model_takes_a_layout_without_weights_where_the_probe_of_a_run_tries_it(tokenizer: Any) -> None:
+    taken = {}
+    for architecture in ("llama", "bloom", "stablelm", "bert"):
+        batch = lay_out(rows(2), tokenizer.pad_token_id, "shared_prefix")
+        outlined = outlined_model(settings(architecture), None, tokenizer)
+        taken[architecture] = takes(outlined, batch, "shared_prefix", on_gpu=False, narrow=True)
+    assert taken == {"llama": True, "bloom": False, "stablelm": False, "bert": False}
 
 
 def test_an_outlined_model_has_the_weights_of_the_real_one(tokenizer: Any) -> None:
