@@ -1,6 +1,5 @@
 """`rmtrain train --dry-run`: what a run would do and whether it would fit, without a run: no weights, no process, nothing written."""
 
-import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -247,7 +246,7 @@ class Outline:
 
     def training(self, loader: StepLoader, sizes: Sizes, narrow: bool) -> tuple[Training, int]:
         """What one process keeps, and the tokens of the largest micro-batch of the plan."""
-        largest = _largest(loader.plan)
+        largest, micro_batches = _heaviest(loader.plan)
         batch = lay_out(gather(loader.data, largest), self.tokenizer.pad_token_id, loader.layout)
         heaviest = loader.heaviest()
         casts = self.model().autocast
@@ -259,7 +258,7 @@ class Outline:
             rehearsal=self._trace(heaviest, loader.layout, narrow),
             gathered_bytes=2 if casts or self.recipe.model.dtype == "bfloat16" else 4,
             optimizer=self.recipe.optimizer,
-            micro_batches=math.ceil(loader.plan.micro_batches_per_step()),
+            micro_batches=micro_batches,
             on_gpu=self.request.on_gpu,
         )
         return training, loader.plan.costs.of_micro_batch(largest)
@@ -287,12 +286,11 @@ def _gpu_budget(costs: Costs, model: RewardModel, free: int) -> int:
     return max(int(SHARE_OF_FREE_MEMORY * free / per_token), int(costs.tokens.max()))
 
 
-def _largest(plan: Plan) -> Indices:
-    """The comparisons of the largest micro-batch of the first steps."""
-    steps = (plan.step(number) for number in range(min(SEARCHED_STEPS, plan.total_steps)))
-    return max(
-        (piece for step in steps for rank in step.micro_batches for piece in rank if len(piece)), key=plan.costs.of_micro_batch
-    )
+def _heaviest(plan: Plan) -> tuple[Indices, int]:
+    """The comparisons of the largest micro-batch, and the most micro-batches of a rank in a step, of the first steps."""
+    steps = [plan.step(number) for number in range(min(SEARCHED_STEPS, plan.total_steps))]
+    pieces = (piece for step in steps for rank in step.micro_batches for piece in rank if len(piece))
+    return max(pieces, key=plan.costs.of_micro_batch), max(len(step.micro_batches[0]) for step in steps)
 
 
 def _compared(asked: Strategy, recipe: Recipe, request: Request) -> list[tuple[Name, int]]:
