@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
 
+from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import CPU_TOKENS, Plan
 from rmtrain.commands.train import train
@@ -111,6 +113,19 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
     assert torch.equal(torch.get_rng_state(), state)
     assert not optimizer.state
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_trap_47_the_heaviest_of_several_ranks_is_that_of_their_share(layout: Layout, world: int) -> None:
+    rows = comparisons(40)
+    plan = Plan(costs_of(rows, layout), batch_size=16, max_tokens=10**6, epochs=1, seed=1, world=world)
+    heaviest = StepLoader(rows, plan, layout, pad_token_id=1).heaviest().input_ids_RT.numel()
+    loaders = [StepLoader(rows, plan, layout, 1, rank) for rank in range(world)]
+    steps = [loader.step(number).micro_batches for loader in loaders for number in range(len(loader))]
+    planned = [batch.input_ids_RT.numel() for step in steps for batch in step]
+    whole = plan.costs.of_micro_batch(np.argsort(-plan.costs.tokens)[:16])
+    assert 0.7 * max(planned) <= heaviest < 0.8 * whole, "guard: no rank computes a whole step"
 
 
 def test_auto_on_a_cpu_is_a_constant_but_never_below_the_largest_comparison(tmp_path: Path) -> None:
