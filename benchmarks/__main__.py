@@ -21,7 +21,7 @@ RUNS = {
     "groups": ["groups.py"],
     "memory": ["memory.py"],
     "memory_estimate": ["memory_estimate.py"],
-    "scaling": ["scaling.py", "--hidden=512"],
+    "scaling": ["scaling.py"],
     "matmul_efficiency": ["matmul_efficiency.py"],
     "train_throughput_256": ["train_throughput.py", "--hidden=256"],
     "train_throughput_four_responses": ["train_throughput.py", "--hidden=256", "--responses=4"],
