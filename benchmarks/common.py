@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -106,6 +107,15 @@ class Stopwatch:
         """Seconds and processor seconds between two marks; the watch was started at mark 0."""
         (start, start_cpu), (end, end_cpu) = self.marks[first], self.marks[last]
         return end - start, end_cpu - start_cpu
+
+
+def in_fresh_processes(command: Sequence[str], repeats: int, **environment: str) -> list[Any]:
+    """The JSON that a command prints last, from as many processes, one after the other."""
+    printed = (
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}).stdout
+        for _ in range(repeats)
+    )
+    return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
 def rss_bytes() -> int:

@@ -6,8 +6,6 @@ give large blocks back at once: left alone it keeps what was freed, the more the
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -18,7 +16,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import figure, finish, machine, parser, peak_bytes, reset_peak, rss_bytes, show
+from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import train_ours
 from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, stored
 from benchmarks.peer import Setting, pairs_of, train_trl
@@ -58,12 +56,7 @@ def measure(side: str, batch: int, arguments: Namespace) -> list[dict[str, int]]
     names = ("data", "hidden", "layout", "max_tokens", "comparisons")
     options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
     command = [sys.executable, __file__, f"--child={side}:{batch}", *options]
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
-    results = []
-    for _ in range(arguments.repeats):
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        results.append(json.loads(printed.splitlines()[-1]))
-    return results
+    return in_fresh_processes(command, arguments.repeats, MALLOC_MMAP_THRESHOLD_=str(2**20))
 
 
 def main() -> None:

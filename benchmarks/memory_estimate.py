@@ -8,8 +8,6 @@ a product. Needs Linux.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from argparse import Namespace
@@ -23,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import figure, finish, machine, parser, peak_bytes, reset_peak, rss_bytes, show
+from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import step_loader
 from benchmarks.pairs import HH, hh_rows, recipe_for
 from rmtrain.commands.dry_run import Request, dry_run
@@ -118,12 +116,8 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
 def measure(name: str, arguments: Namespace) -> list[dict[str, int]]:
     """The same in fresh processes."""
     command = [sys.executable, __file__, f"--child={name}", f"--data={arguments.data}", f"--steps={arguments.steps}"]
-    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    results = []
-    for _ in range(arguments.repeats):
-        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-        results.append(json.loads(printed.splitlines()[-1]))
-    return results
+    at_once = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    return in_fresh_processes(command, arguments.repeats, **at_once)
 
 
 def main() -> None:

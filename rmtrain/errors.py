@@ -1,6 +1,10 @@
 """The few error types of rmtrain. Each line says where, what was expected, what came, and what to change."""
 
+import errno
 import signal
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the machine says of a disk, or a share of one, that has no more room."""
 
 
 class RmtrainError(Exception):

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import yaml
-from accelerate.utils import set_seed
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -16,18 +14,17 @@ from rmtrain.batching.loader import StepLoader, gather
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.launch import Launch, read
 from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.train import agreed_budget, check_model, flos_per_token, make_plan
+from rmtrain.commands.train import agreed_budget, build_model, flos_per_token, make_plan
 from rmtrain.data.stored.artifact import TokenizedData
 from rmtrain.data.stored.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train_step
-from rmtrain.engine.memory import ACTIVATIONS_PER_TOKEN, SHARE_OF_FREE_MEMORY, rehearse
+from rmtrain.engine.memory import gpu_budget, rehearse
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.run import computes_in_bfloat16, start
 from rmtrain.engine.shares import NAMES, SHARDING, Name, Share, Training, share
 from rmtrain.errors import RecipeError
-from rmtrain.model.build import build_reward_model
 from rmtrain.model.outlined import outlined_model
 from rmtrain.model.parity import FALLBACKS, choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel
@@ -114,11 +111,10 @@ def strategy_of(request: Request) -> Strategy:
 
 
 def _name(launch: Launch) -> Name:
-    content = yaml.safe_load(launch.config.read_text(encoding="utf-8"))
-    kind = content["distributed_type"]
+    kind = launch.content["distributed_type"]
     if kind != "DEEPSPEED":
         return "fsdp2" if kind == "FSDP" else "ddp"
-    stage = (content.get("deepspeed_config") or {}).get("zero_stage")
+    stage = (launch.content.get("deepspeed_config") or {}).get("zero_stage")
     stages: dict[Any, Name] = {1: "zero1", 2: "zero2", 3: "zero3"}
     if stage not in stages:
         raise RecipeError(f"{launch.config}: deepspeed_config.zero_stage: expected 1, 2 or 3, got {stage}")
@@ -274,16 +270,9 @@ def _plan(
     costs = Costs.of(prepared.train, layout)
     max_tokens = recipe.batching.max_tokens
     if max_tokens == "auto":
-        max_tokens = _gpu_budget(costs, model, free) if request.on_gpu else cpu_budget(costs)
+        max_tokens = gpu_budget(free, costs, model) if request.on_gpu else cpu_budget(costs)
     check_budget(costs, prepared.train.ids, max_tokens)
     return Plan.of(recipe, costs, max_tokens, asked.processes)
-
-
-def _gpu_budget(costs: Costs, model: RewardModel, free: int) -> int:
-    """What `token_budget` makes of so many bytes that are free."""
-    config = model.core.config.get_text_config()
-    per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
-    return max(int(SHARE_OF_FREE_MEMORY * free / per_token), int(costs.tokens.max()))
 
 
 def _heaviest(plan: Plan) -> tuple[Indices, int]:
@@ -309,10 +298,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     """
     strategy = start(recipe)
     accelerator = strategy.accelerator
-    set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
-    model.autocast = computes_in_bfloat16(recipe.training.precision)
-    check_model(model, tokenizer, recipe)
+    model = build_model(recipe, tokenizer, accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     plan = make_plan(recipe, prepared, layout, agreed_budget(recipe, prepared.train, layout, model, accelerator), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)

@@ -13,15 +13,13 @@ from types import FrameType
 from typing import NoReturn
 
 from rmtrain.engine.trackers import THREAD as TRACKERS
-from rmtrain.engine.watch import SAME_SECONDS, Watch, tell
-from rmtrain.errors import RmtrainError, Stopped, TryAgain
+from rmtrain.engine.watch import SAME_SECONDS, SIGNALS, Watch, tell
+from rmtrain.errors import DISK_FULL, RmtrainError, Stopped, TryAgain
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @cache

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from rmtrain.commands.ending import SIGNALS
-from rmtrain.engine.watch import LAUNCHER, killed_line
+from rmtrain.engine.watch import LAUNCHER, SIGNALS, killed_line
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
@@ -39,6 +38,7 @@ class Launch:
     machines: how many there are.
     on_cpu: whether GPUs are left alone, or there are none.
     needs: the module that its strategy needs, beside torch; None: none.
+    content: what the file says.
     """
 
     config: Path
@@ -46,6 +46,7 @@ class Launch:
     machines: int
     on_cpu: bool
     needs: str | None
+    content: Mapping[str, Any]
 
     @property
     def local(self) -> int:
@@ -114,7 +115,7 @@ def read(processes: int | None, config: str | None) -> Launch | None:
     if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
         raise RecipeError(f"{path}: distributed_type {kind}: expected MULTI_GPU, also without a GPU, FSDP or DEEPSPEED")
     on_cpu = bool(content.get("use_cpu")) or not torch.cuda.is_available()
-    return Launch(path, count, machines, on_cpu, "deepspeed" if kind == "DEEPSPEED" else None)
+    return Launch(path, count, machines, on_cpu, "deepspeed" if kind == "DEEPSPEED" else None, content)
 
 
 def find(config: str) -> Path:

@@ -24,7 +24,7 @@ from rmtrain.engine.together import on_main
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.conversations import Question, answered, read_question
 from rmtrain.evaluation.rows import Rows
-from rmtrain.evaluation.score import share_rewards
+from rmtrain.evaluation.score import score as score_rows
 from rmtrain.evaluation.scorer import MAX_TOKENS, Precision, RewardScorer, finite
 from rmtrain.evaluation.sequences import Overlong
 from rmtrain.report.pace import Pace
@@ -210,7 +210,8 @@ class Work:
         if not rows:
             return [[] for _ in chunks]
         scorer, check = self.scorer, partial(self.files.stop.check, self.accelerator)
-        found = iter(share_rewards(scorer.model, Rows(rows), micro_batches, layout, self.accelerator, scorer.pad_token_id, check))
+        scored = score_rows(scorer.model, Rows(rows), micro_batches, layout, self.accelerator, scorer.pad_token_id, check)
+        found = (row.rewards for row in scored)
         return [list(itertools.islice(found, len(chunk))) for chunk in chunks]
 
     def _lines(self, chunk: Sequence[Ready], rewards: list[tuple[float, ...]]) -> list[str]:

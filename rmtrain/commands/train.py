@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -50,7 +50,7 @@ from rmtrain.model.golden import golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.load import template_hash
 from rmtrain.model.parity import choose_layout, probing_comparisons
-from rmtrain.model.reward_model import RewardModel, unwrap
+from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.evaluation import evaluation_summary
@@ -93,19 +93,16 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     findings = audit(prepared, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
-    set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device_of(accelerator))
-    model.autocast = computes_in_bfloat16(recipe.training.precision)
-    check_model(model, tokenizer, recipe)
+    model = build_model(recipe, tokenizer, accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     budget = agreed_budget(recipe, prepared.train, layout, model, accelerator)
     plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     meter, contents = Meter(accelerator, flos_per_token(model)), Contents.of(model, order_facts(recipe, prepared))
-    sizes = Sizes.of(model)
+    parameters = trainable_summary(model)
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     saver = Saver(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
-    run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, sizes)
+    run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
     display = make_display(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
@@ -144,6 +141,15 @@ def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens
     return Plan.of(recipe, costs, max_tokens, world)
 
 
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> RewardModel:
+    """The whole model on the device of this process, computing in the recipe's precision; raises as `check_model` does."""
+    set_seed(recipe.run.seed)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device_of(accelerator))
+    model.autocast = computes_in_bfloat16(recipe.training.precision)
+    check_model(model, tokenizer, recipe)
+    return model
+
+
 def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
     """Refuse before training what would fail after it: sequences beyond the model's positions, or an export that cannot be loaded.
 
@@ -163,21 +169,6 @@ def flos_per_token(model: RewardModel) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Numbers of parameters, counted while the model is whole."""
-
-    total: int
-    trainable: int
-
-    @classmethod
-    def of(cls, model: RewardModel) -> Self:
-        """Of a model that is not prepared yet."""
-        parameters = list(model.parameters())
-        trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        return cls(sum(parameter.numel() for parameter in parameters), trainable)
-
-
-@dataclass(frozen=True, slots=True)
 class Running:
     """A run that has begun: what it is made of, what it shows, and what it leaves."""
 
@@ -190,7 +181,7 @@ class Running:
     layout: Layout
     saver: Saver
     findings: dict[str, Any]
-    sizes: Sizes
+    parameters: dict[str, dict[str, int]]
 
     @property
     def accelerator(self) -> Accelerator:
@@ -342,8 +333,8 @@ class Running:
             directory=str(self.directory.path),
             device=f"{processes}, {self.strategy.name}, computing in {computing}",
             model=model,
-            parameters=self.sizes.total,
-            trainable=self.sizes.trainable,
+            parameters=sum(self.parameters["total"].values()),
+            trainable=sum(self.parameters["trainable"].values()),
             comparisons=len(self.prepared.train),
             tokens=int(self.prepared.train.total_tokens.sum()),
             steps=plan.total_steps,

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rmtrain.data.claim import Claim, Watch, claim
-from rmtrain.errors import RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, RecipeError, TryAgain
 
 PART, LOCK = ".new-", ".lock-"
 LOOK_SECONDS = 0.2
 ABANDONED_SECONDS = 24 * 3600.0
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (*DISK_FULL, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 logger = logging.getLogger("rmtrain")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from rmtrain.engine.checkpoint import Checkpoints
-from rmtrain.errors import CheckpointError, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
 from rmtrain.recipe.explain import show
 from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe
 from rmtrain.recipe.schema import Recipe
@@ -32,7 +32,6 @@ HARMLESS = (
     *("evaluation.every", "evaluation.samples", "evaluation.gates"),
 )
 """Keys that change neither the weights nor what they are measured on; a section stands for all its keys."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 

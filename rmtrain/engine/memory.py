@@ -37,7 +37,11 @@ def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardM
     if model.device.type != "cuda":
         return cpu_budget(costs)
     free, total = torch.cuda.mem_get_info(model.device)
-    usable = total if torch.are_deterministic_algorithms_enabled() else free
+    return gpu_budget(total if torch.are_deterministic_algorithms_enabled() else free, costs, model)
+
+
+def gpu_budget(usable: int, costs: Costs, model: RewardModel) -> int:
+    """What `auto` gives on a GPU with so many bytes."""
     config = model.core.config.get_text_config()
     per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
     return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))

@@ -4,18 +4,21 @@ accelerate knows them on GPUs alone and runs DDP in their place without a word. 
 they are in force, which is all that is done here.
 """
 
-from accelerate import Accelerator, DistributedType
+from accelerate import DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
 
-def put_in_force(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin) -> None:
-    """Make the accelerator, which was made for CPU processes, one of the plugin's strategy."""
-    of_fsdp = isinstance(plugin, FullyShardedDataParallelPlugin)
-    kind = DistributedType.FSDP if of_fsdp else DistributedType.DEEPSPEED
-    PartialState._shared_state["distributed_type"] = kind
-    AcceleratorState._shared_state["distributed_type"] = kind
-    if of_fsdp:
+def kind_of(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin) -> DistributedType:
+    """What accelerate calls the strategy of a plugin."""
+    return DistributedType.FSDP if isinstance(plugin, FullyShardedDataParallelPlugin) else DistributedType.DEEPSPEED
+
+
+def put_in_force(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin) -> None:
+    """Make the accelerator that there is, which was made for CPU processes, one of the plugin's strategy."""
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = kind_of(plugin)
+    if isinstance(plugin, FullyShardedDataParallelPlugin):
         AcceleratorState._shared_state["fsdp_plugin"] = plugin
         return
     AcceleratorState._shared_state["deepspeed_plugins"] = {"default": plugin}

@@ -22,7 +22,7 @@ from accelerate.utils import (
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from rmtrain.engine.directory import RunDirectory, flat
-from rmtrain.engine.on_cpu import put_in_force
+from rmtrain.engine.on_cpu import kind_of, put_in_force
 from rmtrain.engine.processes import SHARDING, is_set, launched
 from rmtrain.engine.strategy import Fsdp2, Strategy
 from rmtrain.engine.trackers import Trackers
@@ -31,6 +31,8 @@ from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.recipe.schema import Recipe, Tracking
 
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+SHARDED = {DistributedType.FSDP: Fsdp2, DistributedType.DEEPSPEED: Zero}
 TRACKERS = {
     "wandb": is_wandb_available,
     "tensorboard": is_tensorboard_available,
@@ -59,7 +61,7 @@ def start(recipe: Recipe) -> Strategy:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if plugin is not None and not torch.cuda.is_available():
-        put_in_force(accelerator, plugin)
+        put_in_force(plugin)
     return _in_force(accelerator, plugin)
 
 
@@ -114,19 +116,15 @@ def _check_sharding(recipe: Recipe) -> None:
         raise RecipeError(*problems)
 
 
-def _in_force(accelerator: Accelerator, plugin: Any) -> Strategy:
+def _in_force(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin | None) -> Strategy:
     """The strategy that accelerate really runs; raises RmtrainError when it is not the one that was asked for."""
     kind = accelerator.distributed_type
-    asked = {type(None): None, FullyShardedDataParallelPlugin: DistributedType.FSDP, DeepSpeedPlugin: DistributedType.DEEPSPEED}
-    wanted = asked[type(plugin)]
-    plain = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if kind not in (plain if wanted is None else (wanted,)):
-        expected = "one process or DDP" if wanted is None else wanted.value
+    if kind not in (PLAIN if plugin is None else (kind_of(plugin),)):
+        expected = "one process or DDP" if plugin is None else kind_of(plugin).value
         raise RmtrainError(
             f"{expected} was asked for, but accelerate runs {kind.value}; use a configuration of configs/accelerate"
         )
-    strategies = {DistributedType.FSDP: Fsdp2, DistributedType.DEEPSPEED: Zero}
-    return strategies.get(kind, Strategy)(accelerator)
+    return SHARDED.get(kind, Strategy)(accelerator)
 
 
 def computes_in_bfloat16(precision: str) -> bool:

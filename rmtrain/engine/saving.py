@@ -12,7 +12,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
-from rmtrain.engine.checkpoint import Checkpoint
+from rmtrain.engine.checkpoint import Checkpoint, size_of
 from rmtrain.engine.directory import RunDirectory
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.state import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
@@ -54,7 +54,7 @@ class Contents:
     @classmethod
     def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
         """Of a model that is not prepared yet."""
-        return cls(sum(p.numel() * p.element_size() for p in trained_parameters(model).values()), frozen_fingerprint(model), plan)
+        return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
 
 
 class Saver:

@@ -16,11 +16,8 @@ from typing import Any, NoReturn, Self
 import torch
 from accelerate import Accelerator
 
+from rmtrain.engine.watch import SAME_SECONDS, SIGNALS
 from rmtrain.errors import Stopped
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME_SECONDS = 1.0
-"""A signal so soon after the first is the same request: schedulers signal all processes of a job, and launchers pass theirs on."""
 
 
 class Stop:

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 from rmtrain.errors import TryAgain
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PERIOD_SECONDS = 1.0
 CONNECT_SECONDS = 10.0
 """How long a rank that fails before it has met the others tries to let them know."""
@@ -35,7 +36,7 @@ STOP_SECONDS = 20.0
 """What a rank whose peer was stopped has to end by itself: trackers take up to 15 seconds."""
 ANSWER_SECONDS = 3.0
 SAME_SECONDS = 1.0
-"""A signal so soon after the first is the same request, as in `rmtrain.engine.stopping`."""
+"""A signal so soon after the first is the same request: schedulers signal all processes of a job, and launchers pass theirs on."""
 STORE_SECONDS = 30.0
 MEETING_SECONDS = 5.0
 LAUNCHER = "RMTRAIN_LAUNCHER"
@@ -181,7 +182,7 @@ class Watch:
     def _note_signals(self) -> None:
         with suppress(BlockingIOError):
             now = time.monotonic()
-            self._came += [(now, number) for number in os.read(self._signals, 64) if number in (signal.SIGTERM, signal.SIGINT)]
+            self._came += [(now, number) for number in os.read(self._signals, 64) if number in SIGNALS]
 
     def _are_all(self, what: str) -> bool:
         return bool(self._store.check([f"{what}/{rank}" for rank in range(self.world)]))

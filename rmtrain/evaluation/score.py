@@ -33,21 +33,7 @@ def score(
     pad_token_id: int,
     check: Callable[[], None] | None = None,
 ) -> list[ScoredComparison]:
-    """The comparisons with the rewards of their responses, in the order of the data, on all ranks; arguments as of `share_rewards`."""
-    rewards = share_rewards(model, data, micro_batches, layout, accelerator, pad_token_id, check)
-    return [_scored(data, index, found) for index, found in enumerate(rewards)]
-
-
-def share_rewards(
-    model: nn.Module,
-    data: Scorable,
-    micro_batches: Sequence[Indices],
-    layout: Layout,
-    accelerator: Accelerator,
-    pad_token_id: int,
-    check: Callable[[], None] | None = None,
-) -> list[tuple[float, ...]]:
-    """Rewards of every response of every comparison, in the order of the data, on all ranks, which share the work.
+    """The comparisons with the rewards of their responses, in the order of the data, on all ranks, which share the work.
 
     Args:
         model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
@@ -64,7 +50,7 @@ def share_rewards(
     rewards_by_row = rewards_of(model, data, wanted, layout, accelerator.device, pad_token_id, check)
     merged = dict(gather_object(list(rewards_by_row.items())))
     assert len(merged) == len(data), f"{len(merged)} of {len(data)} rows were scored"
-    return [merged[index] for index in range(len(data))]
+    return [_scored(data, index, merged[index]) for index in range(len(data))]
 
 
 def rewards_of(
@@ -76,7 +62,7 @@ def rewards_of(
     pad_token_id: int,
     check: Callable[[], None] | None = None,
 ) -> dict[int, tuple[float, ...]]:
-    """The rewards of each comparison of some micro-batches, on this process alone, by its number; arguments as of `share_rewards`."""
+    """The rewards of each comparison of some micro-batches, on this process alone, by its number; arguments as of `score`."""
     found: dict[int, tuple[float, ...]] = {}
     with evaluating(model):
         for indices in micro_batches:

@@ -57,7 +57,7 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     if quantization is not None:
         prepare_model_for_kbit_training(backbone.model, use_gradient_checkpointing=False)
     if model.gradient_checkpointing:
-        _checkpoint_gradients(backbone, frozen_inputs=lora is not None)
+        checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     hf = backbone.model if lora is None else attach_lora(backbone, lora, origin, seed)
     return RewardModel(hf, backbone.head, origin, getattr(torch, model.dtype)).train()
 
@@ -119,7 +119,12 @@ def _check_padding(encoder: PreTrainedModel, tokenizer: Any) -> None:
         )
 
 
-def _checkpoint_gradients(backbone: Backbone, frozen_inputs: bool) -> None:
+def checkpoint_gradients(backbone: Backbone, frozen_inputs: bool) -> None:
+    """Have activations computed again in backward; raises RecipeError where a model cannot.
+
+    Args:
+        frozen_inputs: whether embeddings are frozen, so that what they give must be told to need a gradient.
+    """
     model = backbone.model
     if not model.supports_gradient_checkpointing:
         raise RecipeError(f"model.gradient_checkpointing: {type(model).__name__} cannot recompute activations; set it to false")

@@ -6,7 +6,6 @@ pad id at both levels, configuration and tokenizer in the spelling of transforme
 """
 
 import copy
-import errno
 import importlib.metadata
 import json
 import logging
@@ -28,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.errors import CheckpointError, NumericError, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.model import reload_check
 from rmtrain.model.compatible import write_config, write_json, write_tokenizer
 from rmtrain.model.head import HeadPlace, head_of
@@ -84,7 +83,7 @@ def export_model(
     try:
         write_export(model, tokenizer, partial, golden, extra, dtype)
     except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
             shutil.rmtree(partial, ignore_errors=True)
             raise TryAgain(f"the disk of {directory} is full; free some space and repeat") from error
         raise CheckpointError(f"export: cannot write {partial}: {error}") from error

@@ -3,11 +3,14 @@
 Of a pretrained model `config.json` is all that is read.
 """
 
+import re
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rmtrain.errors import RecipeError
+from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients
 from rmtrain.model.config import set_dropout, set_module_dropout, set_single_output
 from rmtrain.model.head import find_head, install_head, outline
 from rmtrain.model.lora import attach_lora
@@ -20,8 +23,6 @@ from rmtrain.recipe.schema import Lora, PretrainedModel, ScratchModel
 
 PACKED_TYPE = torch.bfloat16
 """What 4-bit weights compute in; an outline has them in it."""
-UNPACKED = ("score", "classifier", "pre_classifier", "pooler", "head")
-"""Parts of names of modules that 4-bit weights leave whole."""
 
 
 def outlined_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -41,9 +42,9 @@ def outlined_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tok
     install_head(hf, place, None, None, 0)
     if place.pools_last_token:
         hf.config.pad_token_id = None  # else transformers looks for it among token ids, which have no values here
-    if model.gradient_checkpointing:
-        _checkpoint_gradients(hf, frozen_inputs=lora is not None)
     backbone = Backbone(hf, place, new_head=True, new_modules=(), new_tokens=range(0))
+    if model.gradient_checkpointing:
+        checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     return RewardModel(hf if lora is None else attach_lora(backbone, lora, None, 0), place, None, dtype).train()
 
 
@@ -65,14 +66,10 @@ def _set_types(hf: PreTrainedModel, dtype: torch.dtype, packed: bool) -> None:
     for parameter in hf.parameters():
         parameter.data = parameter.data.to(torch.float32 if packed else dtype)
     for name, module in hf.named_modules() if packed else ():
-        if isinstance(module, nn.Linear) and not set(UNPACKED) & set(name.split(".")):
+        if isinstance(module, nn.Linear) and not _is_whole(name):
             module.weight.data = module.weight.data.to(PACKED_TYPE)
 
 
-def _checkpoint_gradients(hf: PreTrainedModel, frozen_inputs: bool) -> None:
-    if not hf.supports_gradient_checkpointing:
-        raise RecipeError(f"model.gradient_checkpointing: {type(hf).__name__} cannot recompute activations; set it to false")
-    with quiet_transformers():
-        hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if frozen_inputs:
-        hf.enable_input_require_grads()
+def _is_whole(name: str) -> bool:
+    """Whether 4-bit weights leave a module whole."""
+    return any(re.fullmatch(pattern, part) for pattern in UNQUANTIZED for part in name.split("."))

@@ -128,4 +128,6 @@ def _instead(others: Sequence[Mapping[str, Any]]) -> str:
 def gigabytes(count: int) -> str:
     """Bytes as gigabytes with about three digits."""
     value = count / GIGABYTE
+    if 0 < value < 0.0995:
+        return f"{value:.3f}"
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

@@ -1,6 +1,5 @@
 """Rows of a Hub dataset: downloaded, streamed, or from what earlier runs left on the disk."""
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +10,7 @@ from datasets.packaged_modules.cache.cache import Cache
 from rmtrain.data.raw.json_reader import Row
 from rmtrain.data.raw.meter import Meter
 from rmtrain.data.raw.table_reader import read_dataset
-from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
+from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain
 from rmtrain.recipe.schema import Source
 
 
@@ -84,7 +83,7 @@ def _told(source: Source) -> Iterator[None]:
 
 
 def _in_one_line(source: Source, error: Exception) -> RmtrainError:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return TryAgain(
             f"{source.title}: the disk that {source.path} is downloaded to is full; make room, name another one in HF_HOME, or set "
             "streaming: true with a limit"
