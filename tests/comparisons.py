@@ -17,6 +17,17 @@ def tokenized(name: str, *sequences: Sequence[int], preferences: tuple[Preferenc
     return TokenizedComparison(name, "s", sequences, prefix_length=prefix, prompt_length=prefix, preferences=preferences)
 
 
+def random_pairs(count: int, prompts: int, responses: int, seed: int = 3) -> list[TokenizedComparison]:
+    """Pairs with margins and the end token 0: prompts of less than so many tokens, and responses of 2 to less than so many."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        prompt = rng.integers(2, 300, rng.integers(0, prompts)).tolist()
+        sides = tuple([*prompt, *rng.integers(2, 300, rng.integers(2, responses)).tolist(), 0] for _ in range(2))
+        rows.append(tokenized(f"s:{number}", *sides, preferences=(Preference(0, 1, float(rng.random())),)))
+    return rows
+
+
 def costs_of(rows: Sequence[TokenizedComparison], layout: Layout) -> Costs:
     """The costs of rows in a layout."""
     lengths = SimpleNamespace(

@@ -20,5 +20,5 @@ def shared_data() -> Path:
     """The folder of real preference data beside the checkout."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs the real preference data in ../shared/data")
+        pytest.skip("needs the real preference data: put its files into ../shared/data, beside the checkout")
     return folder

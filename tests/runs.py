@@ -97,6 +97,11 @@ def environment_of_process(**changes: str) -> dict[str, str]:
     return {**os.environ, **ours, **changes}
 
 
+def torchrun(processes: int) -> list[str]:
+    """What starts a module or script, named after it, as so many ranks."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+
+
 def metrics_of(directory: Path) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`."""
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

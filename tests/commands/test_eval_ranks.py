@@ -26,9 +26,8 @@ from tests.commands.test_eval_benchmarks import reward_bench_rows, rm_bench_rows
 from tests.commands.test_score import rows
 from tests.exports import tiny_export
 from tests.helpers import pairs, write_jsonl
-from tests.runs import ROOT, environment_of_process, rmtrain
+from tests.runs import ROOT, environment_of_process, rmtrain, torchrun
 
-LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node")
 RMTRAIN = (sys.executable, "-m", "rmtrain")
 COLLECTIVES = {
     "gather",
@@ -94,7 +93,7 @@ class Done:
 
 def done(inputs: Path, folder: Path, world: int) -> Done:
     folder.mkdir()
-    launcher = [*LAUNCHER, str(world)] if world > 1 else [sys.executable]
+    launcher = torchrun(world) if world > 1 else [sys.executable]
     command = [*launcher, "-m", "tests.commands.ranks", str(inputs)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment_of_process(), timeout=400)
     assert result.returncode == 0, result.stderr

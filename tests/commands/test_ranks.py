@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 from rmtrain.recipe.load import dump_recipe
 from tests.helpers import byte_bpe
-from tests.runs import ROOT, metrics_of, tiny_recipe
+from tests.runs import ROOT, metrics_of, tiny_recipe, torchrun
 
 ROWS = 60
 SLOW = """
@@ -34,8 +33,7 @@ def test_trap_43_two_ranks_prepare_the_data_once_and_neither_waits_in_a_collecti
         "ACCELERATE_USE_CPU": "true",
         "TRACE": str(tmp_path / "trace"),
     }
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "rmtrain", "train", str(tmp_path / "recipe.yaml")]
+    command = [*torchrun(2), "-m", "rmtrain", "train", str(tmp_path / "recipe.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
     assert result.returncode == 0, result.stderr
     ranks = (tmp_path / "trace").read_text().split()

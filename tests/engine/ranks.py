@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
-from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer, learning_rate
@@ -27,7 +26,7 @@ from rmtrain.engine.run import start
 from rmtrain.engine.state import trained_parameters, whole
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
-from tests.comparisons import costs_of, tokenized
+from tests.comparisons import costs_of, random_pairs
 from tests.helpers import byte_bpe
 from tests.runs import tiny_recipe
 
@@ -86,13 +85,7 @@ def cases_of(strategy: str) -> list[Case]:
 
 
 def comparisons() -> list[TokenizedComparison]:
-    rng = np.random.default_rng(3)
-    rows = []
-    for number in range(ROWS):
-        prompt = rng.integers(2, 300, rng.integers(0, 20)).tolist()
-        sides = tuple([*prompt, *rng.integers(2, 300, rng.integers(2, 40)).tolist(), 0] for _ in range(2))
-        rows.append(tokenized(f"s:{number}", *sides, preferences=(Preference(0, 1, float(rng.random())),)))
-    return rows
+    return random_pairs(ROWS, prompts=20, responses=40)
 
 
 def plan_of(case: Case, world: int) -> Plan:

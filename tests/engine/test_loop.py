@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -15,7 +14,7 @@ from accelerate import Accelerator
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
-from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import check_gradients, train_step
 from rmtrain.engine.metrics import Meter, check_finite
 from rmtrain.engine.strategy import Strategy
@@ -24,19 +23,13 @@ from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.objective import Objective
 from rmtrain.recipe.schema import Recipe
-from tests.comparisons import costs_of, tokenized
+from tests.comparisons import costs_of, random_pairs
 from tests.helpers import byte_bpe
-from tests.runs import ROOT, metrics_of, tiny_recipe, write_recipe
+from tests.runs import ROOT, metrics_of, tiny_recipe, torchrun, write_recipe
 
 
 def comparisons(count: int) -> list[TokenizedComparison]:
-    rng = np.random.default_rng(3)
-    rows = []
-    for number in range(count):
-        prompt = rng.integers(2, 300, rng.integers(0, 9)).tolist()
-        sides = tuple([*prompt, *rng.integers(2, 300, rng.integers(2, 20)).tolist(), 0] for _ in range(2))
-        rows.append(tokenized(f"s:{number}", *sides, preferences=(Preference(0, 1, float(rng.random())),)))
-    return rows
+    return random_pairs(count, prompts=9, responses=20)
 
 
 def gradients_of_first_step(
@@ -75,9 +68,8 @@ def test_trap_17_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, rows=44, run={"output_dir": str(tmp_path / "one")}, batching={"max_tokens": 400})
     path = write_recipe(tmp_path, recipe)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    for name, prefix in (("one", []), ("two", launcher)):
-        command = [sys.executable, *prefix, "-m", "rmtrain", "train", str(path), f"run.output_dir={tmp_path / name}"]
+    for name, starter in (("one", [sys.executable]), ("two", torchrun(2))):
+        command = [*starter, "-m", "rmtrain", "train", str(path), f"run.output_dir={tmp_path / name}"]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
         assert result.returncode == 0, result.stderr
     one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")

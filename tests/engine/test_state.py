@@ -49,7 +49,7 @@ def test_weights_and_optimizer_go_on_bit_for_bit_in_another_model(
     kind: str, name: Literal["adamw", "adamw_8bit"], tmp_path: Path
 ) -> None:
     if name == "adamw_8bit":
-        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, an extra of rmtrain")
+        pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
     lora = LORA[kind]
     sizes = {**tiny_recipe(tmp_path).model.model_dump()["scratch"], "hidden_size": 64}  # from 4096 values on the state has 8 bits
     recipe = tiny_recipe(tmp_path, lora=lora, model={"scratch": sizes}, optimizer={"lr": 1e-3, "name": name})

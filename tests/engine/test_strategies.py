@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from accelerate.utils import is_deepspeed_available
 from safetensors.torch import load_file
 
 from rmtrain.batching.plan import Plan
 from tests.engine.ranks import CASES, SHARDING, STEPS, Case, cases_of, plan_of
-from tests.runs import ROOT, environment_of_process
+from tests.runs import ROOT, environment_of_process, torchrun
 
 STRATEGIES = {
     "ddp": "DDP",
@@ -28,8 +27,8 @@ under FSDP2 also hold what passes from layer to layer."""
 
 def run(name: str, processes: int, folder: Path) -> Path:
     """The files that the ranks of a strategy leave."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "tests.engine.ranks", name, str(folder / name)]
+    starter = torchrun(processes) if processes > 1 else [sys.executable]
+    command = [*starter, "-m", "tests.engine.ranks", name, str(folder / name)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=400)
     assert result.returncode == 0, result.stderr[-3000:]
     return folder / name
@@ -61,8 +60,6 @@ def largest_difference(one: Path, other: Path, case: Case) -> float:
 def test_trap_17_and_48_two_processes_of_every_strategy_give_the_gradients_and_losses_of_one(
     name: str, alone: Path, tmp_path: Path
 ) -> None:
-    if name.startswith("zero") and not is_deepspeed_available():
-        pytest.skip("needs DeepSpeed, an extra of rmtrain")
     folder, found = run(name, 2, tmp_path), {}
     for case in cases_of(name):
         found[case.name] = largest_difference(alone, folder, case)

@@ -1,7 +1,6 @@
 """Work of the main process: every process learns its result, or fails with its error."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from accelerate import Accelerator
 
 from rmtrain.engine.together import on_main
 from rmtrain.errors import TryAgain
-from tests.runs import ROOT, environment_of_process
+from tests.runs import ROOT, environment_of_process, torchrun
 
 SCRIPT = """
 import sys
@@ -43,8 +42,7 @@ def test_alone_it_is_a_call() -> None:
 
 def test_trap_46_an_error_of_the_main_process_reaches_all_and_none_waits(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(tmp_path / "rank.txt")]
+    command = [*torchrun(2), str(tmp_path / "script.py"), str(tmp_path / "rank.txt")]
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(ACCELERATE_USE_CPU="true"), timeout=120
     )

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rmtrain.evaluation.scores import ScoredComparison
 from rmtrain.evaluation.sequences import Asked
 from tests.exports import tiny_export
 from tests.helpers import pairs
-from tests.runs import ROOT, environment_of_process
+from tests.runs import ROOT, environment_of_process, torchrun
 
 SCRIPT = """
 import json, sys
@@ -82,8 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_trap_5_numbers_do_not_depend_on_the_number_of_processes(model: str, tmp_path: Path, world: int) -> None:
     alone = score_all(model, Accelerator(cpu=True))
     (tmp_path / "script.py").write_text(SCRIPT)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(world)]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), model, str(tmp_path / "out.json")]
+    command = [*torchrun(world), str(tmp_path / "script.py"), model, str(tmp_path / "out.json")]
     environment = environment_of_process(ACCELERATE_USE_CPU="true")
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
     assert result.returncode == 0, result.stderr

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
 from rmtrain.recipe.schema import Recipe
-from tests.runs import tiny_recipe, write_recipe
+from tests.faults.driver import Fault
+from tests.runs import ROOT, environment_of_process, tiny_recipe, torchrun, write_recipe
 
 TIMES = ("tokens_per_second", "comparisons_per_second", "runtime", "samples_per_second", "steps_per_second")
 STEPS = 15
@@ -29,6 +32,16 @@ def full_recipe(folder: Path, **changes: Any) -> Path:
         "tracking": {"log_every": 4},
     }
     return write_recipe(folder, tiny_recipe(folder, rows=40, test_rows=10, **{**sections, **changes}))
+
+
+def launch(
+    recipe: Path, run: Path, processes: int, faults: Sequence[Fault], **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The run of a recipe in a directory, with faults: on several processes under torchrun, or alone."""
+    starter = torchrun(processes) if processes > 1 else [sys.executable]
+    command = [*starter, "-m", "tests.faults.driver", json.dumps(list(faults)), *in_directory(recipe, run)]
+    around = environment_of_process(ACCELERATE_USE_CPU="true", **environment)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=around, timeout=240)
 
 
 def in_directory(recipe: Path, run: Path) -> list[str]:

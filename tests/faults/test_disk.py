@@ -40,7 +40,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     path.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], capture_output=True, text=True)
     if mounted.returncode:
-        pytest.skip(f"needs the right to mount a file system: {mounted.stderr.strip()}")
+        pytest.skip(f"mounts a small disk: run as root where that may mount ({mounted.stderr.strip()})")
     yield Disk(path)
     subprocess.run(["umount", str(path)], check=True)
 

@@ -2,22 +2,19 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import is_deepspeed_available
 from transformers import AutoModelForSequenceClassification
 
 from rmtrain.recipe.load import load_recipe
 from tests.engine.ranks import LORA, SHARDING
 from tests.faults.driver import Fault
 from tests.faults.nursery import FAST
-from tests.faults.runs import full_recipe, in_directory, lines, weights
-from tests.runs import ROOT, environment_of_process
+from tests.faults.runs import full_recipe, launch, lines, weights
 
 NAMES = {
     "alone": "one process",
@@ -31,10 +28,7 @@ STOPS = (4, 8, 12)
 
 def go(strategy: str, recipe: Path, run: Path, faults: Sequence[Fault]) -> subprocess.CompletedProcess[str]:
     """A run under a strategy: on two processes, or alone."""
-    launcher = [] if strategy == "alone" else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
-    environment = environment_of_process(ACCELERATE_USE_CPU="true", **SHARDING.get(strategy, {}))
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
+    return launch(recipe, run, 1 if strategy == "alone" else 2, faults, **SHARDING.get(strategy, {}))
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +79,6 @@ def assert_as_one(run: Path, whole: Path) -> None:
 def test_trap_27_a_run_goes_on_under_any_other_strategy_and_exports_there(
     chain: tuple[str, ...], lora: bool, folder: Path
 ) -> None:
-    if any(name.startswith("zero") for name in chain) and not is_deepspeed_available():
-        pytest.skip("needs DeepSpeed, an extra of rmtrain")
     recipe, whole = recipe_of(folder, lora)
     run, done = recipe.parent / "-".join(chain), 0
     for strategy, stop in zip(chain[:-1], STOPS, strict=False):

@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults.nursery import Nursery
 from tests.faults.runs import full_recipe, in_directory, lines, steps_saved, wait_until
-from tests.runs import ROOT, environment_of_process
+from tests.runs import ROOT, environment_of_process, torchrun
 
 SECONDS = 20
 """A generous bound; what it takes is printed."""
@@ -133,6 +133,16 @@ def assert_quiet(ended: Ended, tracebacks: int = 0) -> None:
     assert ended.stdout == ""
 
 
+def ended_by(place: Place, what: str, code: int, tracebacks: int = 0) -> Ended:
+    """The end of a run that rank 1's fault ends: with its code, in time, and one error."""
+    ended = place.end(place.start())
+    print(f"rank 1 {what}: all ended after {ended.seconds:.1f} s")
+    assert ended.code == code, ended.stderr
+    assert ended.seconds < SECONDS
+    assert_quiet(ended, tracebacks)
+    return ended
+
+
 def assert_goes_on(place: Place, whole: Path, nursery: Nursery) -> None:
     (place.folder / "sitecustomize.py").unlink(missing_ok=True)
     ended = nursery.run(*in_directory(place.recipe, place.run))
@@ -158,11 +168,7 @@ MID_RUN = {
 def test_what_ends_one_rank_ends_all_with_its_message_and_code(what: str, place: Place, whole: Path, nursery: Nursery) -> None:
     fault, code, message, tracebacks = MID_RUN[what]
     place.fault(STEP, 4, fault)
-    ended = place.end(place.start())
-    print(f"rank 1 {what}: all ended after {ended.seconds:.1f} s")
-    assert ended.code == code, ended.stderr
-    assert ended.seconds < SECONDS
-    assert_quiet(ended, tracebacks)
+    ended = ended_by(place, what, code, tracebacks)
     assert re.search(message.replace("PID", place.trace.read_text().split()[1]), errors(ended)[0]), ended.stderr
     assert not place.left()
     assert steps_saved(place.run)[-1] == (4 if what == "is stopped" else 3)
@@ -198,11 +204,7 @@ PHASES = {
 def test_before_training_the_others_end_too(what: str, place: Place) -> None:
     point, fault, code, message = PHASES[what]
     place.fault(point, 1, fault)
-    ended = place.end(place.start())
-    print(f"rank 1 {what}: all ended after {ended.seconds:.1f} s")
-    assert ended.code == code, ended.stderr
-    assert ended.seconds < SECONDS
-    assert_quiet(ended)
+    ended = ended_by(place, what, code)
     assert re.match(message, errors(ended)[0])
     assert place.trace.exists(), "guard: the fault happened"
 
@@ -284,7 +286,7 @@ def test_when_the_command_is_killed_its_ranks_end(place: Place, whole: Path, nur
     assert_goes_on(place, whole, nursery)
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+TORCHRUN = tuple(torchrun(2)[1:])
 ACCELERATE = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu.yaml"))
 
 

@@ -1,8 +1,5 @@
 """Stopped and resumed, a run is the run it would have been: rows, losses, rates, weights, optimizer and generators, bit for bit."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +10,7 @@ from safetensors.torch import load_file
 from rmtrain.recipe.load import load_recipe
 from tests.faults.driver import Fault
 from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, weights
-from tests.runs import ROOT, environment_of_process
+from tests.faults.runs import every_row_once_an_epoch, full_recipe, in_directory, launch, left, lines, steps_saved, weights
 
 STOPS = {"mid-epoch 1": [3], "boundary": [5], "mid-epoch 2": [8], "twice in a row": [3, 8], "while an evaluation is due": [6]}
 
@@ -68,7 +64,7 @@ def test_adapters_go_on_bit_for_bit(lora: str, place: Path, recipe: Path, nurser
 
 
 def test_8_bit_optimizers_go_on_bit_for_bit(place: Path, nursery: Nursery) -> None:
-    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes, an extra of rmtrain")
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
     sizes = {**load_recipe(full_recipe(place / "8bit")).model.model_dump(), "dropout": 0.1}
     sizes["scratch"] |= {"hidden_size": 64}
     recipe = full_recipe(place / "8bit", model=sizes, optimizer={"lr": 2e-3, "warmup": 0.2, "name": "adamw_8bit"})
@@ -95,14 +91,6 @@ def test_a_chosen_checkpoint_is_gone_on_from_and_what_came_after_put_aside(
     ended = nursery.run(*in_directory(recipe, run))
     assert f"going on after step {older + 1}" in ended.stderr
     assert left(run) == undisturbed
-
-
-def launch(recipe: Path, run: Path, processes: int, faults: list[Fault]) -> subprocess.CompletedProcess[str]:
-    """A run on several processes, each with its faults."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
-    environment = environment_of_process(ACCELERATE_USE_CPU="true")
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
 
 
 @pytest.mark.long

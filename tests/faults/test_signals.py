@@ -1,6 +1,5 @@
 """A signal at any time ends the run soon, with its exit code, and the same command goes on to the same end."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 
 from tests.faults.driver import Fault
 from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.faults.runs import full_recipe, in_directory, launch, left, lines, steps_saved, wait_until
 from tests.runs import ROOT, environment_of_process
 
 GRACE_SECONDS = 30
@@ -125,10 +124,7 @@ def test_trap_39_a_signal_to_one_of_two_processes_ends_both(fault: Fault, saved:
     folder = place / "two"
     recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / fault[0]
     faults = [fault, FAST]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, "-m", "tests.faults.driver", json.dumps(faults), *in_directory(recipe, run)]
-    environment = environment_of_process(ACCELERATE_USE_CPU="true")
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    result = launch(recipe, run, 2, faults)
     assert result.returncode == 1, result.stderr
     assert result.stderr.count(f"error: stopped by SIGTERM after step {saved}, which is saved in {run}") == 1, result.stderr
     assert steps_saved(run)[-1] == saved

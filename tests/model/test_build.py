@@ -151,7 +151,10 @@ def test_what_needs_a_checkpoint_is_refused_from_scratch(tokenizer: Any) -> None
         build("llama", tokenizer, quantization="nf4", lora=Lora())
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is not None,
+    reason="bitsandbytes is there: pip uninstall it",
+)
 def test_nf4_without_bitsandbytes_names_the_extra(tokenizer: Any) -> None:
     from rmtrain.recipe.schema import PretrainedModel
 

@@ -16,7 +16,7 @@ from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import make_base, make_batch, make_golden, make_sequences
 from tests.model.test_lora import rewards, train_a_little
 
-bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs the extra 8bit")
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])

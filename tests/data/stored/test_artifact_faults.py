@@ -202,7 +202,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("needs the right to mount a small disk; the test of a limit for files stands in for it")
+        pytest.skip("mounts a small disk: run as root where that may mount; the test of a limit for files stands in for it")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
 
@@ -240,7 +240,7 @@ def protect(folder: Path) -> None:
     if os.geteuid() == 0:
         bound = ["mount", "--bind", str(folder), str(folder)], ["mount", "-o", "remount,bind,ro", str(folder)]
         if any(subprocess.run(command, capture_output=True).returncode for command in bound):
-            pytest.skip("root may write anywhere here, and may not mount")
+            pytest.skip("root may write anywhere: run as another user, or where root may mount")
 
 
 def test_a_cache_that_cannot_be_written_is_told_and_one_that_holds_the_data_is_enough(

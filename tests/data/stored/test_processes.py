@@ -164,7 +164,7 @@ with in_order(make_pid_and_parallelism, 2) as apply:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes through /proc: run on Linux")
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     process = run_script(tmp_path, ORPHANS)
     assert process.stdout is not None
