@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
 from benchmarks.pairs import HH, RMBENCH, encode, groups_of_six, hh_rows, llama, recipe_for, stored, unique_tokens
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.stored.prepare import PreparedData
+from rmtrain.data.prepare import PreparedData
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.evaluation.score import score, scoring_micro_batches
 from rmtrain.model.build import build_reward_model

@@ -26,16 +26,16 @@ from benchmarks.ours import step_loader
 from benchmarks.pairs import HH, hh_rows, recipe_for
 from rmtrain.commands.dry_run import Request, dry_run
 from rmtrain.commands.train import flos_per_token
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train_step
-from rmtrain.engine.memory import rehearse
-from rmtrain.engine.metrics import Meter
+from rmtrain.engine.memory import warmup_largest_batch
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run import computes_in_bfloat16, start
+from rmtrain.engine.run_log import Meter
+from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.reading import ReadingDisplay
+from rmtrain.report.progress import ReadingDisplay
 
 MEGABYTE = 10**6
 TOLERANCE = 0.2
@@ -104,10 +104,10 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
     before = rss_bytes()
     built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device)
     built.use_layout(recipe.batching.layout)
-    built.autocast = computes_in_bfloat16(recipe.training.precision)
+    built.autocast = uses_bfloat16(recipe.training.precision)
     model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter, loader = Meter(strategy.accelerator, flos_per_token(built)), step_loader(recipe, prepared, tokenizer)
-    rehearse(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, model, optimizer, loader)
     for number in range(recipe.training.max_steps):
         train_step(strategy, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes() - before

@@ -12,12 +12,12 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.stored.prepare import PreparedData
+from rmtrain.data.prepare import PreparedData
 from rmtrain.engine.loop import train_step
-from rmtrain.engine.memory import rehearse
-from rmtrain.engine.metrics import Meter
+from rmtrain.engine.memory import warmup_largest_batch
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run import computes_in_bfloat16
+from rmtrain.engine.run_log import Meter
+from rmtrain.engine.start import uses_bfloat16
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -82,7 +82,7 @@ def train_ours(
     with accelerator.device:
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     built.use_layout(recipe.batching.layout)
-    built.autocast = computes_in_bfloat16(recipe.training.precision)
+    built.autocast = uses_bfloat16(recipe.training.precision)
     model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter = Meter(accelerator, flos_per_token(built))
 
@@ -95,7 +95,7 @@ def train_ours(
 
     rank, world = share or (accelerator.process_index, accelerator.num_processes)
     loader = step_loader(recipe, timed, tokenizer, rank, world)
-    rehearse(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, model, optimizer, loader)
     epoch(step_loader(recipe, warm, tokenizer, rank, world))
     watch = Stopwatch()
     lines = epoch(loader)

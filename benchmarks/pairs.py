@@ -12,10 +12,10 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common import DATA
+from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.comparison import Comparison, Preference, TokenizedComparison
+from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.stored.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
-from rmtrain.data.stored.prepare import PreparedData
 from rmtrain.data.text.tokenize import encode_comparisons
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.recipe.schema import Recipe
@@ -151,7 +151,7 @@ def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:
 
 
 def visible_pairs(row: TokenizedComparison) -> int:
-    """Query-key pairs of a comparison when its prefix is computed once: the multiply-adds of attention are proportional to it."""
+    """InspectOptions-key pairs of a comparison when its prefix is computed once: the multiply-adds of attention are proportional to it."""
     prefix = row.prefix_length
     rest = [len(sequence) - prefix for sequence in row.sequences]
     return prefix * (prefix + 1) // 2 + sum(own * prefix + own * (own + 1) // 2 for own in rest)

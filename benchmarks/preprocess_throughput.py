@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
 from benchmarks.pairs import HH, MAX_LENGTH, hh_rows, llama, read_comparisons, recipe_for
 from rmtrain.data.comparison import Comparison
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Data
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rmtrain.recipe.vocabulary import SectionType, entries, field_type, in_words
+from rmtrain.recipe.explain import SectionType, entries, field_type, in_words
 
 HEADER = """# The recipe
 

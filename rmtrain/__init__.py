@@ -7,7 +7,7 @@ _HOMES = {
     "load_recipe": "rmtrain.recipe.load",
     "preprocess": "rmtrain.commands.preprocess",
     "train": "rmtrain.commands.train",
-    "evaluate": "rmtrain.commands.eval",
+    "evaluate": "rmtrain.commands.evaluate",
     "visualize_tokens": "rmtrain.report.tokens",
     "CHAT_TEMPLATES": "rmtrain.data.text.templates",
     "RewardScorer": "rmtrain.evaluation.scorer",

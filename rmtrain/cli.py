@@ -15,28 +15,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rmtrain.commands import ending
-from rmtrain.commands.eval_request import EvalRequest, checked_precision
-from rmtrain.commands.gates import fail_on_missed
-from rmtrain.commands.options import (
-    BENCHMARKS,
-    Arguments,
-    ConfigOption,
-    DataOption,
-    JsonOption,
-    MaxLengthOption,
-    PrecisionOption,
-    ProcessesOption,
-    RecipeOption,
-    TemplateOption,
-)
+from rmtrain import exits
+from rmtrain.commands.options import EvalOptions, checked_precision
 from rmtrain.errors import RecipeError
+from rmtrain.exits import fail_on_missed
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.formats import json_text
+from rmtrain.report.console import json_text
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="The recipe, when it is not the first argument.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Longest sequence in tokens; else what the model holds.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
+TemplateOption = Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")]
+ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Start so many processes of this machine, one for each GPU.")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--accelerate-config", metavar="NAME|FILE", help="How they share the work, such as ddp or fsdp2.")
+]
+BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
+DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
+
 
 if TYPE_CHECKING:
-    from rmtrain.commands.outcome import Outcome
+    from rmtrain.commands.result import CommandResult
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -101,9 +105,9 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show comparisons as the model sees them, rows that were dropped, or what an optimizer step holds."""
-    from rmtrain.commands.query import Query
+    from rmtrain.commands.options import InspectOptions
 
-    query = Query(
+    query = InspectOptions(
         row=row,
         find=find,
         dropped=dropped,
@@ -187,11 +191,11 @@ def export(
     if target is None:
         raise RecipeError("expected a run or a checkpoint; see `rmtrain export --help`")
     start_console()
-    from rmtrain.commands.export import ExportRequest
+    from rmtrain.commands.export import ExportOptions
     from rmtrain.commands.export import export as run
 
     with redirect_stdout(sys.stderr):
-        outcome = run(ExportRequest(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push))
+        outcome = run(ExportOptions(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push))
     finish(outcome, as_json)
 
 
@@ -225,7 +229,7 @@ def evaluate(
 ) -> None:
     """Evaluate a reward model on pairs, or on public benchmarks: accuracy with interval, ties, loss, baselines, per source."""
     target, overrides = split_arguments(arguments)
-    request = EvalRequest(
+    request = EvalOptions(
         target=target,
         overrides=tuple(overrides),
         recipe=recipe,
@@ -277,10 +281,10 @@ def score(
     computed = checked_precision(precision)
     start_processes(processes, accelerate_config)
     console = start_console()
-    from rmtrain.commands.score import Wanted
+    from rmtrain.commands.score import ScoreOptions
     from rmtrain.commands.score import score as run
 
-    wanted = Wanted(
+    wanted = ScoreOptions(
         model=model,
         source=source,
         target=output,
@@ -328,11 +332,11 @@ def start_processes(processes: int | None, config: str | None) -> None:
     """Where several processes are asked for, be their launcher, and end as they do; else return."""
     if processes is None and config is None:
         return
-    from rmtrain.commands.launch import launch
+    from rmtrain.engine.launch import launch
 
     code = launch(processes, config)
     if code is not None:
-        ending.leave(code)
+        exits.leave(code)
 
 
 def start_console() -> Console:
@@ -342,7 +346,7 @@ def start_console() -> Console:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     console = Console(stderr=True)
-    ending.watch_others()
+    exits.watch_others()
 
     class Notices(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -350,7 +354,7 @@ def start_console() -> Console:
 
     logger = logging.getLogger("rmtrain")
     logger.handlers = [Notices()]
-    logger.setLevel(logging.WARNING if ending.is_other_rank() else logging.INFO)
+    logger.setLevel(logging.WARNING if exits.is_other_rank() else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     import datasets
     import transformers
@@ -361,12 +365,12 @@ def start_console() -> Console:
     return console
 
 
-def finish(outcome: "Outcome", as_json: bool, is_taken: bool = False) -> None:
+def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> None:
     """Print the result: for people on stdout, or there for machines and for people on stderr, as where stdout is taken by rewards.
 
     Of several processes one prints.
     """
-    if ending.is_other_rank():
+    if exits.is_other_rank():
         return
     console = Console(stderr=as_json or is_taken)
     console.print(outcome.report, crop=console.is_terminal)
@@ -379,10 +383,10 @@ def finish(outcome: "Outcome", as_json: bool, is_taken: bool = False) -> None:
 
 def main() -> None:
     """Run the command line."""
-    ending.take_signals()
+    exits.take_signals()
     try:
         app()
     except SystemExit as exiting:
-        ending.leave(exiting.code)
+        exits.leave(exiting.code)
     except BaseException as error:
-        ending.end(error)
+        exits.end(error)

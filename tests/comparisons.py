@@ -7,8 +7,7 @@ import numpy as np
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
-from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
-from rmtrain.data.rows.prefix import common_prefix_length
+from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison, common_prefix_length
 
 
 def tokenized(name: str, *sequences: Sequence[int], preferences: tuple[Preference, ...] = PAIR) -> TokenizedComparison:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.stored.edges import Edges, mix
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.artifact import Edges, mix
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.recipe.schema import Data
 from tests.helpers import data_of, write_jsonl
 

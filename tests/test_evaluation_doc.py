@@ -8,10 +8,10 @@ import yaml
 from typer.main import get_command
 
 from rmtrain.cli import app
-from rmtrain.commands.eval_benchmarks import parse_gates
-from rmtrain.commands.score_files import CHUNK
-from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS, named
-from rmtrain.evaluation.bootstrap import RESAMPLES
+from rmtrain.commands.benchmarks import parse_gates
+from rmtrain.commands.score import CHUNK
+from rmtrain.evaluation.benchmarks.registry import BENCHMARKS, named
+from rmtrain.intervals import RESAMPLES
 from tests.runs import ROOT
 
 DOC = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")

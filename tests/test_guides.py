@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmtrain.data.checks.findings import KINDS
-from rmtrain.data.waterfall import ASKED_FOR
+from rmtrain.data.checks.audit import KINDS
+from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from tests.runs import ROOT
 
 
@@ -22,7 +22,7 @@ def test_the_guide_to_the_data_knows_every_reason_and_every_finding() -> None:
     guide = (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
     dropped, used = guide.split("## Faults among the rows that are used")
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in dropped.splitlines() if line.startswith("| `"))))
-    raised = {reason for file in (ROOT / "rmtrain/data").rglob("*.py") for reason in reasons(file)} | ASKED_FOR
+    raised = {reason for file in (ROOT / "rmtrain/data").rglob("*.py") for reason in reasons(file)} | INTENTIONAL_DROPS
     assert raised - named == set(), "reasons that the guide does not explain"
     assert set(re.findall(r"^\| `(\w+)` \|", used, re.MULTILINE)) == set(KINDS)
     assert len(raised) > 30, "guard: the code was read"

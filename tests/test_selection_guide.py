@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import prepared
-from rmtrain.data.waterfall import ASKED_FOR
+from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from rmtrain.recipe.load import load_recipe
 from tests.helpers import byte_bpe, write_jsonl
 from tests.runs import ROOT
@@ -51,5 +51,5 @@ def test_the_source_and_the_function_of_the_guide_work(tmp_path: Path) -> None:
 
 def test_the_reasons_of_the_guide_are_those_that_are_asked_for() -> None:
     named = set(re.findall(r"\| `(\w+)` \|\n", GUIDE))
-    assert named <= ASKED_FOR
+    assert named <= INTENTIONAL_DROPS
     assert len(named) == 5

@@ -10,7 +10,7 @@ from torch.distributed.run import get_args_parser
 
 from rmtrain import errors
 from rmtrain.cli import app
-from rmtrain.commands.launch import find, names
+from rmtrain.engine.launch import find, names
 from tests.runs import ROOT
 
 DOC = (ROOT / "docs/several.md").read_text(encoding="utf-8")

@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     "errors",
+    "files",
+    "redact",
+    "intervals",
     "recipe",
     "data",
     "batching",
@@ -20,11 +23,11 @@ LAYERS = [
     "engine",
     "report",
     "commands",
+    "exits",
     "cli",
     "__main__",
 ]
-DATA_LAYERS = ["", "raw", "rows", "text", "stored", "checks"]
-"""Folders of rmtrain/data in pipeline order; the first is what lies beside them, which all may use."""
+
 FILES = sorted((ROOT / "rmtrain").rglob("*.py"))
 MODULES = [file for file in FILES if file != ROOT / "rmtrain/__init__.py"]  # it only names where public things live
 
@@ -39,7 +42,7 @@ def own_imports(tree: ast.Module) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+            names = [node.module] if node.module != "rmtrain" else [f"rmtrain.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         for name in names:
@@ -55,18 +58,6 @@ def layer(module: str) -> int:
 def test_a_module_imports_only_from_layers_above_it_in_the_design(file: Path) -> None:
     for imported, _ in own_imports(ast.parse(file.read_text())):
         assert layer(imported) <= layer(name_of(file)), f"{name_of(file)} imports {imported}"
-
-
-def data_layer(module: str) -> int:
-    parts = module.removeprefix("rmtrain.data.").split(".")
-    return DATA_LAYERS.index(parts[0] if len(parts) > 1 else "")
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "rmtrain/data").rglob("*.py")), ids=name_of)
-def test_the_folders_of_data_import_only_from_those_before_them(file: Path) -> None:
-    for imported, _ in own_imports(ast.parse(file.read_text())):
-        if imported.startswith("rmtrain.data."):
-            assert data_layer(imported) <= data_layer(name_of(file)), f"{name_of(file)} imports {imported}"
 
 
 def test_no_import_cycle_within_a_folder() -> None:
@@ -96,24 +87,6 @@ def test_light_modules_load_no_heavy_library(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert printed.stdout.strip() == "[]"
-
-
-def test_functions_are_short_and_files_hold_one_concept() -> None:
-    long_functions, long_files, count = [], [], 0
-    for file in FILES:
-        source = file.read_text()
-        if len(source.splitlines()) > 400:
-            long_files.append(name_of(file))
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                count += 1
-                body = node.body[1:] if ast.get_docstring(node) else node.body
-                lines = node.end_lineno - body[0].lineno + 1 if body and node.end_lineno else 0
-                if lines > 50:
-                    long_functions.append(f"{name_of(file)}.{node.name}: {lines} lines")
-    assert not long_functions
-    assert not long_files
-    assert count > 100, "guard: functions were found"
 
 
 def test_public_functions_are_annotated_and_documented() -> None:

@@ -12,26 +12,24 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.batching.loader import StepLoader, gather
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
-from rmtrain.commands.launch import Launch, read
-from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import agreed_budget, build_model, flos_per_token, make_plan
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.launch import Launch, read
 from rmtrain.engine.loop import train_step
-from rmtrain.engine.memory import gpu_budget, rehearse
-from rmtrain.engine.metrics import Meter
+from rmtrain.engine.memory import gpu_budget, warmup_largest_batch
+from rmtrain.engine.memory_trace import NAMES, SHARDING, Name, Share, Sizes, Trace, Training, meta_model, share, takes, trace
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run import computes_in_bfloat16, start
-from rmtrain.engine.shares import NAMES, SHARDING, Name, Share, Training, share
+from rmtrain.engine.run_log import Meter
+from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.errors import RecipeError
-from rmtrain.model.outlined import outlined_model
-from rmtrain.model.parity import FALLBACKS, choose_layout, probing_comparisons
+from rmtrain.model.layout_probe import FALLBACKS, choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.tracing import Sizes, Trace, takes, trace
 from rmtrain.recipe.schema import PretrainedModel, Recipe, ScratchModel
 from rmtrain.report.dry_run import dry_run_report
-from rmtrain.report.reading import ReadingDisplay
+from rmtrain.report.progress import ReadingDisplay
 
 GIGABYTE = 10**9
 USABLE = 0.9
@@ -78,7 +76,7 @@ class Strategy:
     local: int
 
 
-def dry_run(recipe: Recipe, console: Console, request: Request) -> Outcome:
+def dry_run(recipe: Recipe, console: Console, request: Request) -> CommandResult:
     """Say what a run would do: steps and tokens, and for each strategy the memory of a process.
 
     The exit code is 0 whatever fits: this is a report, and what follows from it is the user's to say (`fits` of the document).
@@ -99,7 +97,7 @@ def dry_run(recipe: Recipe, console: Console, request: Request) -> Outcome:
     estimate = Estimate.of(recipe, prepared, tokenizer, asked, request)
     seconds_per_token = measure(recipe, prepared, tokenizer) if request.measure else None
     document = estimate.document(prepared, seconds_per_token)
-    return Outcome(dry_run_report(document), document)
+    return CommandResult(dry_run_report(document), document)
 
 
 def strategy_of(request: Request) -> Strategy:
@@ -219,8 +217,8 @@ class Outline:
     def model(self) -> RewardModel:
         """A new one; it computes in the precision that the run would."""
         precision = self.recipe.training.precision
-        model = outlined_model(self.recipe.model, self.recipe.lora, self.tokenizer)
-        model.autocast = self.request.on_gpu if precision == "auto" else computes_in_bfloat16(precision)
+        model = meta_model(self.recipe.model, self.recipe.lora, self.tokenizer)
+        model.autocast = self.request.on_gpu if precision == "auto" else uses_bfloat16(precision)
         return model
 
     def layout(self, data: TokenizedData) -> tuple[Layout, bool]:
@@ -304,7 +302,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(accelerator, flos_per_token(model))
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    rehearse(strategy, prepared_model, optimizer, loader)
+    warmup_largest_batch(strategy, prepared_model, optimizer, loader)
     for number in (0, 1):
         batch = loader.step(number % len(loader))
         began = _now()

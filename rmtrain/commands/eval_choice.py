@@ -2,15 +2,14 @@
 
 from rich.console import Console
 
-from rmtrain.commands.compare import compare_command
-from rmtrain.commands.eval import eval_command
-from rmtrain.commands.eval_benchmarks import benchmark_scores, eval_benchmarks
-from rmtrain.commands.eval_request import EvalRequest, checked_precision, parse_gates
-from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.benchmarks import benchmark_scores, eval_benchmarks
+from rmtrain.commands.evaluate import compare_command, eval_command
+from rmtrain.commands.options import EvalOptions, checked_precision, parse_gates
+from rmtrain.commands.result import CommandResult
 from rmtrain.errors import RecipeError
 
 
-def run(request: EvalRequest, console: Console) -> Outcome:
+def run(request: EvalOptions, console: Console) -> CommandResult:
     """Do what is asked; errors are those of the functions that do it."""
     if request.compare is not None:
         return compare_command(*request.compare, request.benchmark, request.allow_different_settings)

@@ -12,32 +12,30 @@ import torch
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rmtrain.commands.card import card_of
-from rmtrain.commands.outcome import Outcome
-from rmtrain.data.raw.identity import tokenizer_fingerprint
+from rmtrain.commands.result import CommandResult
+from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import STEP, Checkpoint, Checkpoints
-from rmtrain.engine.directory import ENVIRONMENT, MARKER
-from rmtrain.engine.directory import RECIPE as RECIPE_FILE
-from rmtrain.engine.run import PACKAGES
-from rmtrain.engine.state import frozen_fingerprint, restore_model
+from rmtrain.engine.run_dir import ENVIRONMENT, MARKER
+from rmtrain.engine.run_dir import RECIPE as RECIPE_FILE
+from rmtrain.engine.start import PACKAGES
+from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.model.adapter import export_adapter
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_reload, export_model
-from rmtrain.model.golden import golden_texts
+from rmtrain.model.export import check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.load import FACTS
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
+from rmtrain.report.card import card_of
 
 Form = Literal["merged", "adapter"]
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
-class ExportRequest:
+class ExportOptions:
     """What is to be exported, and how.
 
     target: a run directory, or a checkpoint in one.
@@ -70,7 +68,7 @@ class ExportRequest:
             raise RecipeError("--push uploads merged weights with their adapter beside them; leave out --adapter")
 
 
-def export(request: ExportRequest) -> Outcome:
+def export(request: ExportOptions) -> CommandResult:
     """Export, verify, and upload if asked.
 
     A run that is finished and asked for as it is, is only verified again: its `model` is the export.
@@ -105,7 +103,7 @@ def _find_run(target: Path) -> tuple[Path, Path | None]:
     return run, path if is_checkpoint else None
 
 
-def _export_checkpoint(request: ExportRequest, recipe: Recipe, run: Path, chosen: Path | None) -> tuple[Path, int]:
+def _export_checkpoint(request: ExportOptions, recipe: Recipe, run: Path, chosen: Path | None) -> tuple[Path, int]:
     checkpoint = _read_checkpoint(recipe, run, chosen)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     _check_tokenizer(run, tokenizer)
@@ -139,7 +137,7 @@ def _card_of_run(run: Path, step: int) -> str | None:
     return card.read_text(encoding="utf-8")
 
 
-def _name(request: ExportRequest, step: int) -> str:
+def _name(request: ExportOptions, step: int) -> str:
     return "-".join([f"step-{step:08d}", *filter(None, [request.dtype, "adapter" if request.form == "adapter" else None])])
 
 
@@ -176,8 +174,8 @@ def _restored(recipe: Recipe, tokenizer: Any, checkpoint: Checkpoint) -> RewardM
     return model
 
 
-def _outcome(directory: Path, step: int | None, url: str | None) -> Outcome:
+def _outcome(directory: Path, step: int | None, url: str | None) -> CommandResult:
     where = "" if step is None else f", of step {step:,}"
     lines: list[RenderableType] = [Text(f"model         {directory}, reloaded and checked{where}")]
     lines += [Text(f"hub           {url}")] if url else []
-    return Outcome(Group(*lines), {"model": str(directory), "step": step, "hub": url})
+    return CommandResult(Group(*lines), {"model": str(directory), "step": step, "hub": url})

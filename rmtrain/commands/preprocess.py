@@ -9,21 +9,19 @@ from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.result import CommandResult
+from rmtrain.data.artifact import TokenizedData, export_columns
 from rmtrain.data.checks.audit import audit
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.columns import export_columns
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.findings import findings_report
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
 from rmtrain.report.plots import plot_lengths
-from rmtrain.report.reading import ReadingDisplay
-from rmtrain.report.waterfall import waterfall_table
+from rmtrain.report.progress import ReadingDisplay
+from rmtrain.report.tables import findings_report, waterfall_table
 
 
-def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, plot: Path | None = None) -> Outcome:
+def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, plot: Path | None = None) -> CommandResult:
     """Tokenize the data of a recipe, or take it from the cache, and report on it.
 
     Args:
@@ -60,7 +58,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         Text(f"tokenized     {prepared.directory}"),
     ]
     parts += [Text(f"exported      {file}") for file in written.values()]
-    return Outcome(Group(*parts), document)
+    return CommandResult(Group(*parts), document)
 
 
 def lengths_of(data: TokenizedData) -> dict[str, NDArray[Any]]:

@@ -19,48 +19,40 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
-from rmtrain.commands.card import card_of
-from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.report import pictures, with_errors, write_report
-from rmtrain.data.checks.audit import audit
-from rmtrain.data.checks.rankings import check_rankings
-from rmtrain.data.raw.identity import tokenizer_fingerprint
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.commands.result import CommandResult
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.checks.audit import audit, check_rankings
+from rmtrain.data.prepare import PreparedData, prepare
+from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.directory import RunDirectory
+from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
+from rmtrain.engine.distributed import leave_group, model_device, run_on_main
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
-from rmtrain.engine.metrics import Display, Meter, RunLog
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
-from rmtrain.engine.processes import device_of, leave_group
-from rmtrain.engine.run import computes_in_bfloat16, environment, start, start_trackers, versions
-from rmtrain.engine.saving import Contents, Saver
-from rmtrain.engine.state import Tensors, restore_model
-from rmtrain.engine.stopping import Stop
+from rmtrain.engine.run_dir import RunDirectory
+from rmtrain.engine.run_log import Display, Meter, RunLog
+from rmtrain.engine.signals import Stop
+from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16, versions
+from rmtrain.engine.state_dict import Tensors, restore_model
 from rmtrain.engine.strategy import Strategy
-from rmtrain.engine.together import on_main
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
-from rmtrain.evaluation.evaluate import Evaluation, check_gates, evaluate
 from rmtrain.evaluation.samples import sample_rows
-from rmtrain.evaluation.scores import write_scores
+from rmtrain.evaluation.score import Evaluation, check_gates, evaluate
+from rmtrain.evaluation.scores_file import write_scores
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_exportable, export_model
-from rmtrain.model.golden import golden_texts
+from rmtrain.model.export import check_exportable, export_model, golden_texts
 from rmtrain.model.hub import push
+from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.load import template_hash
-from rmtrain.model.parity import choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
-from rmtrain.report.evaluation import evaluation_summary
-from rmtrain.report.findings import findings_notes
-from rmtrain.report.formats import compact
-from rmtrain.report.progress import make_display
-from rmtrain.report.reading import ReadingDisplay
-from rmtrain.report.run import next_steps, run_header
-from rmtrain.report.samples import sample_table
-from rmtrain.report.waterfall import waterfall_table
+from rmtrain.report.card import card_of
+from rmtrain.report.console import compact
+from rmtrain.report.page import pictures, with_errors, write_report
+from rmtrain.report.progress import ReadingDisplay, make_display
+from rmtrain.report.tables import evaluation_summary, findings_notes, next_steps, run_header, sample_table, waterfall_table
 
 logger = logging.getLogger("rmtrain")
 
@@ -68,7 +60,7 @@ MOMENTS = {"adamw": 2.0, "adamw_8bit": 0.5}
 """What the state of an optimizer takes, in weights; below it only by little."""
 
 
-def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> Outcome:
+def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> CommandResult:
     """Train, evaluate and export a reward model; a run that was interrupted goes on where its last checkpoint is.
 
     Args:
@@ -86,7 +78,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     strategy = start(recipe)
     accelerator = strategy.accelerator
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
-    directory = on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
+    directory = run_on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingDisplay(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
@@ -98,10 +90,10 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     budget = agreed_budget(recipe, prepared.train, layout, model, accelerator)
     plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
-    meter, contents = Meter(accelerator, flos_per_token(model)), Contents.of(model, order_facts(recipe, prepared))
+    meter, contents = Meter(accelerator, flos_per_token(model)), CheckpointMetadata.of(model, order_facts(recipe, prepared))
     parameters = trainable_summary(model)
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    saver = Saver(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
+    saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
     run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
     display = make_display(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
@@ -127,7 +119,7 @@ def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
 
 def agreed_budget(recipe: Recipe, data: TokenizedData, layout: Layout, model: RewardModel, accelerator: Accelerator) -> int:
     """The tokens of a micro-batch, for all processes those of the main one: each GPU has other memory free."""
-    return on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, Costs.of(data, layout), model))
+    return run_on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, Costs.of(data, layout), model))
 
 
 def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens: int, world: int) -> Plan:
@@ -144,8 +136,8 @@ def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> RewardModel:
     """The whole model on the device of this process, computing in the recipe's precision; raises as `check_model` does."""
     set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device_of(accelerator))
-    model.autocast = computes_in_bfloat16(recipe.training.precision)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
+    model.autocast = uses_bfloat16(recipe.training.precision)
     check_model(model, tokenizer, recipe)
     return model
 
@@ -179,7 +171,7 @@ class Running:
     prepared: PreparedData
     model: RewardModel
     layout: Layout
-    saver: Saver
+    saver: CheckpointManager
     findings: dict[str, Any]
     parameters: dict[str, dict[str, int]]
 
@@ -198,7 +190,7 @@ class Running:
         }
         if resume is not None and not self.directory.continues:
             raise CheckpointError(f"--resume {resume}: {self.directory.path} holds no run yet")
-        on_main(
+        run_on_main(
             self.accelerator,
             partial(self.directory.open, self.recipe, environment(self.strategy, self.recipe.training.precision, hashes)),
         )
@@ -247,7 +239,7 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> Outcome:
+    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> CommandResult:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
         recipe, path, done = self.recipe, self.directory.path, self.saver.position.step
         best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
@@ -273,7 +265,7 @@ class Running:
             "peak_memory": peaks,
         }
         lines = [f"model         {self.directory.model}, reloaded and checked", f"memory        {_peaks(peaks)}"]
-        return Outcome(Text("\n" + "\n".join(lines)), document, _what_next(path))
+        return CommandResult(Text("\n" + "\n".join(lines)), document, _what_next(path))
 
     def _exported(self, gathered: Tensors | None) -> RewardModel:
         """The model to export: of one that processes hold in pieces, another with its gathered weights."""
@@ -326,7 +318,7 @@ class Running:
             if isinstance(recipe.model, PretrainedModel)
             else f"{recipe.model.scratch.architecture} from scratch"
         )
-        computing = "bfloat16" if computes_in_bfloat16(recipe.training.precision) else "float32"
+        computing = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
         processes = f"{accelerator.num_processes} × {accelerator.device.type}"
         header = run_header(
             name=recipe.run.name,

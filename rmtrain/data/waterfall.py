@@ -7,7 +7,9 @@ from typing import Any, Self
 from rmtrain.data.comparison import Dropped
 
 EXAMPLES = 5
-ASKED_FOR = frozenset({"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie", "below_min_gap", "not_paired"})
+INTENTIONAL_DROPS = frozenset(
+    {"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie", "below_min_gap", "not_paired"}
+)
 """Reasons of rows that the recipe itself leaves out: they are no faults, and `max_drop_fraction` does not count them."""
 
 
@@ -31,7 +33,7 @@ class SourceCount:
     @property
     def asked_for(self) -> int:
         """Rows that the recipe leaves out."""
-        return sum(number for reason, number in self.dropped.items() if reason in ASKED_FOR)
+        return sum(number for reason, number in self.dropped.items() if reason in INTENTIONAL_DROPS)
 
     def add(
         self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
@@ -96,6 +98,6 @@ def _problems(source: str, count: SourceCount, allowed: float) -> Iterator[str]:
 
 
 def _reasons(count: SourceCount, faults_only: bool = False) -> str:
-    shown = {reason: number for reason, number in count.dropped.items() if not (faults_only and reason in ASKED_FOR)}
+    shown = {reason: number for reason, number in count.dropped.items() if not (faults_only and reason in INTENTIONAL_DROPS)}
     ordered = sorted(shown.items(), key=lambda item: -item[1])
     return ", ".join(f"{reason} {number} ({count.examples[reason][0]})" for reason, number in ordered)

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rmtrain.data.stored.artifact import file_hash
+from rmtrain.data.artifact import file_hash
 from rmtrain.errors import CheckpointError, TryAgain
 
 logger = logging.getLogger("rmtrain")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from rmtrain.batching.layout import MicroBatch
 from rmtrain.batching.loader import StepBatch, StepLoader
-from rmtrain.engine.memory import rehearse, within_memory
-from rmtrain.engine.metrics import Display, Meter, RunLog
+from rmtrain.engine.checkpoint_manager import CheckpointManager
+from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.optim import learning_rate
-from rmtrain.engine.saving import Saver
-from rmtrain.engine.stopping import Stop
+from rmtrain.engine.run_log import Display, Meter, RunLog
+from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
 from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
@@ -22,7 +22,7 @@ from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
 
 logger = logging.getLogger("rmtrain")
 
-NAMED_ROWS, PATIENCE = 5, 3
+NAMED_ROWS, MAX_NONFINITE_STEPS = 5, 3
 
 
 class Evaluation(Protocol):
@@ -45,7 +45,7 @@ def train(
     log: RunLog,
     display: Display,
     evaluate: Callable[[int], Evaluated] | None,
-    saver: Saver,
+    saver: CheckpointManager,
     stop: Stop,
 ) -> Evaluated | None:
     """Train from where the saver's position is to the last step.
@@ -68,7 +68,7 @@ def train(
         TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
-    guard = Guard(loader, log)
+    guard = NonFiniteGuard(loader, log)
 
     def evaluate_at(step: int) -> Evaluated | None:
         if evaluate is None:
@@ -82,13 +82,13 @@ def train(
         saver.note_evaluation(step, evaluation.summary)
         return evaluation
 
-    rehearse(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, model, optimizer, loader)
     if not saver.position.evaluated and saver.position.step != last:
         evaluate_at(saver.position.step)
     for number in range(saver.position.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
-        tokens, finite = within_memory(compute, number, strategy, optimizer, loader)
+        tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
         guard.watch(number, finite)
         display.step(step, tokens)
         if not meter.is_empty and (due(recipe.tracking.log_every, step) or step in (1, last)):
@@ -143,7 +143,7 @@ def train_step(
     return tokens, is_step
 
 
-class Guard:
+class NonFiniteGuard:
     """Keeps the ledger, and ends a run whose gradients are no longer finite.
 
     Args:
@@ -168,10 +168,10 @@ class Guard:
         self.in_a_row += 1
         self.log.not_finite(step, ids)
         named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
-        if self.in_a_row == PATIENCE:
+        if self.in_a_row == MAX_NONFINITE_STEPS:
             raise NumericError(
-                f"step {step}: the gradient is not finite, {PATIENCE} steps in a row; the weights are as before them. Rows: {named} "
-                "(all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
+                f"step {step}: the gradient is not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are as before them. "
+                f"Rows: {named} (all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
             )
         logger.warning("step %d: the gradient is not finite, so there was no update; its rows: %s", step, named)
 
@@ -189,7 +189,7 @@ def check_gradients(strategy: Strategy, model: nn.Module) -> None:
 
     Frozen inputs under gradient checkpointing, or a head left out of the graph, show up here and nowhere else.
     """
-    missing = strategy.without_gradient(model)
+    missing = strategy.params_without_grad(model)
     if missing:
         named = ", ".join(missing[:3])
         raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, among them {named}")

@@ -12,8 +12,8 @@ from torch import nn
 
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.batching.plan import Costs, cpu_budget
+from rmtrain.engine.distributed import any_rank
 from rmtrain.engine.strategy import Strategy
-from rmtrain.engine.together import on_any
 from rmtrain.errors import RmtrainError
 from rmtrain.model.reward_model import RewardModel
 
@@ -47,7 +47,7 @@ def gpu_budget(usable: int, costs: Costs, model: RewardModel) -> int:
     return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))
 
 
-def within_memory(
+def retry_on_oom(
     compute: Callable[[StepBatch], T], number: int, strategy: Strategy, optimizer: torch.optim.Optimizer, loader: StepLoader
 ) -> T:
     """Compute a step; when memory runs out, halve the budget and compute the same step again, from the same weights.
@@ -66,7 +66,7 @@ def within_memory(
             _lower_budget(optimizer, loader)
 
 
-def rehearse(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
+def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
     """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
 
     Its loss is weighed by zero; weights, optimizer and random generators are afterwards what they were.
@@ -85,7 +85,7 @@ def rehearse(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimi
             if strategy.shards:
                 raise _ended(loader) from None
             ran_out = True
-        if not on_any(strategy.accelerator, ran_out):
+        if not any_rank(strategy.accelerator, ran_out):
             optimizer.zero_grad()
             return
         _lower_budget(optimizer, loader)

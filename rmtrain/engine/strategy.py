@@ -16,10 +16,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from rmtrain.engine.state import (
+from rmtrain.engine.state_dict import (
     OptimizerValues,
     Tensors,
-    model_tensors,
+    model_state_dict,
     optimizer_state,
     restore_model,
     restore_optimizer,
@@ -61,11 +61,11 @@ class Strategy:
             RmtrainError: accelerate wraps them otherwise.
         """
         prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
-        if not self.is_in_force(prepared_model):
+        if not self.is_wrapped(prepared_model):
             raise RmtrainError(f"{self.name} was asked for, but accelerate did not wrap the model so; report this")
         return prepared_model, prepared_optimizer
 
-    def is_in_force(self, model: nn.Module) -> bool:
+    def is_wrapped(self, model: nn.Module) -> bool:
         """Whether a prepared model is wrapped as the strategy says."""
         processes: int = self.accelerator.num_processes
         return isinstance(model, DistributedDataParallel) == (processes > 1)
@@ -87,26 +87,26 @@ class Strategy:
         norm = whole(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
-            set_rate(optimizer, lr)
+            set_lr(optimizer, lr)
             optimizer.step()
         optimizer.zero_grad()
         return norm, is_finite
 
-    def without_gradient(self, model: nn.Module) -> list[str]:
+    def params_without_grad(self, model: nn.Module) -> list[str]:
         """Names of the trainable parameters that got no gradient. Called on all ranks, between backward and update."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        """Whole weights, and the state of the optimizer, as `rmtrain.engine.state` has them, on the main process; empty elsewhere.
+        """Whole weights, and the state of the optimizer, as `rmtrain.engine.state_dict` has them, on the main process; empty elsewhere.
 
         Called on all ranks.
         """
         keep = self.accelerator.is_main_process
-        return model_tensors(model, keep), *optimizer_state(optimizer, model, keep)
+        return model_state_dict(model, keep), *optimizer_state(optimizer, model, keep)
 
     def weights(self, model: nn.Module) -> Tensors:
         """Whole trained weights and buffers on the main process; empty elsewhere. Called on all ranks."""
-        return model_tensors(model, self.accelerator.is_main_process)
+        return model_state_dict(model, self.accelerator.is_main_process)
 
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Put whole weights back; raises CheckpointError as `restore_model`. Called on all ranks."""
@@ -145,7 +145,7 @@ class Fsdp2(Strategy):
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def is_in_force(self, model: nn.Module) -> bool:
+    def is_wrapped(self, model: nn.Module) -> bool:
         return all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
@@ -177,7 +177,7 @@ def cut(model: nn.Module) -> None:
             module.reshard()
 
 
-def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from rmtrain.recipe.redact import redact
+from rmtrain.redact import redact
 
 logger = logging.getLogger("rmtrain")
 

@@ -8,14 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.benchmarks.benchmark import Benchmark, Scores
-from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS
+from rmtrain.evaluation.benchmarks.base import Benchmark, Scores
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.outputs import read_output
-from rmtrain.evaluation.bootstrap import paired_bootstrap
+from rmtrain.evaluation.benchmarks.published import read_output
+from rmtrain.evaluation.benchmarks.registry import BENCHMARKS
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison, read_scores
-from rmtrain.evaluation.settings import differences, read_settings
+from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings
+from rmtrain.intervals import paired_bootstrap
 
 Floats = NDArray[np.float64]
 MAX_NAMED = 3

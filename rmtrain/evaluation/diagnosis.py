@@ -3,16 +3,91 @@
 Array legend: E preferences (edges).
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.evaluation.bins import round_edges, share_with_interval
-from rmtrain.evaluation.edges import ScoredEdges, scored_edges
 from rmtrain.evaluation.metrics import CALIBRATION_BINS
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.intervals import wilson_interval
+
+ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+"""What the first digits of a round width are."""
+
+
+def round_width(span: float, most: int) -> float:
+    """The smallest round width of which at most `most` cover a span; 1 for a span of 0."""
+    if span <= 0:
+        return 1.0
+    least = span / most
+    power: float = 10.0 ** math.floor(math.log10(least))
+    return next(digits * power for digits in ROUND if digits * power >= least * (1 - 1e-9))
+
+
+def round_edges(low: float, high: float, most: int) -> NDArray[np.float64]:
+    """Edges, a round width apart, that are multiples of it and hold all from `low` to `high`; at most `most` + 1 bins."""
+    width = round_width(high - low, most)
+    first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
+    return np.arange(first, max(last, first + 1) + 1, dtype=np.float64) * np.float64(width)
+
+
+def share_with_interval(right: NDArray[Any], comparisons: NDArray[np.int64]) -> dict[str, Any]:
+    """Count, share and Wilson 95 % interval of credits in [0, 1]; each comparison is one trial, however many edges it has."""
+    if not len(right):
+        return {"preferences": 0, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
+    share = float(np.mean(right))
+    low, high = wilson_interval(share, len(np.unique(comparisons)))
+    return {"preferences": len(right), "accuracy": share, "accuracy_low": low, "accuracy_high": high}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredEdges:
+    """Preferences with a target probability above 0.5, in the order of the comparisons.
+
+    comparison_E: number of the comparison, int64.
+    winner_E, loser_E: rewards, float64.
+    winner_length_E, loser_length_E: tokens, int64; None where a comparison has no lengths.
+    """
+
+    comparison_E: NDArray[np.int64]
+    winner_E: NDArray[np.float64]
+    loser_E: NDArray[np.float64]
+    winner_length_E: NDArray[np.int64] | None
+    loser_length_E: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.comparison_E)
+
+    @property
+    def margin_E(self) -> NDArray[np.float64]:
+        """Reward of the winner less that of the loser; above 0 where the model agrees."""
+        return self.winner_E - self.loser_E
+
+    @property
+    def credit_E(self) -> NDArray[np.float64]:
+        """1 where the model agrees, 0 where it does not, 0.5 for a tie."""
+        return np.where(self.margin_E == 0, 0.5, self.margin_E > 0)
+
+
+def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
+    """The edges of comparisons; there may be none."""
+    rows = [(number, row, edge) for number, row in enumerate(scored) for edge in row.preferences if edge.probability > 0.5]
+    winner_length_E = loser_length_E = None
+    if all(len(row.lengths) == len(row.rewards) for row in scored):
+        winner_length_E = np.array([row.lengths[edge.winner] for _, row, edge in rows], dtype=np.int64)
+        loser_length_E = np.array([row.lengths[edge.loser] for _, row, edge in rows], dtype=np.int64)
+    return ScoredEdges(
+        comparison_E=np.array([number for number, _, _ in rows], dtype=np.int64),
+        winner_E=np.array([row.rewards[edge.winner] for _, row, edge in rows], dtype=np.float64),
+        loser_E=np.array([row.rewards[edge.loser] for _, row, edge in rows], dtype=np.float64),
+        winner_length_E=winner_length_E,
+        loser_length_E=loser_length_E,
+    )
+
 
 HISTOGRAM_BINS = 30
 LENGTH_BINS = 8

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.intervals import wilson_interval
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

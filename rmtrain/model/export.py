@@ -26,17 +26,47 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from rmtrain.batching.layout import lay_out
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import Message, TokenizedComparison
+from rmtrain.data.text.templates import render_all
+from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.model import reload_check
-from rmtrain.model.compatible import write_config, write_json, write_tokenizer
-from rmtrain.model.head import HeadPlace, head_of
-from rmtrain.model.load import FACTS, load_from, template_hash
+from rmtrain.model.head import HeadSpec, head_of
+from rmtrain.model.hf_compat import write_config, write_json, write_tokenizer
+from rmtrain.model.hf_setup import quiet_transformers
+from rmtrain.model.load import FACTS, load_from, load_reward_model, template_hash
 from rmtrain.model.lora import adapter_facts, base_of, merge_saved_adapter
-from rmtrain.model.origin import Origin, find_weights
-from rmtrain.model.pretrained import load_backbone
-from rmtrain.model.quiet import quiet_transformers
+from rmtrain.model.pretrained import ModelRef, find_weights, load_backbone
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
+
+EXCHANGES = (
+    ("How many legs has a spider?", "Eight."),
+    (
+        "Name a river.",
+        "The Danube. It rises in the Black Forest and reaches the Black Sea after 2,850 kilometres and ten countries.",
+    ),
+    ("What is 7 times 8?", "56"),
+    ("How do I boil an egg?", "Put it into boiling water for seven minutes,\n\nthen into cold water. Salt it, and eat it warm."),
+)
+
+
+def golden_texts(tokenizer: Any, max_length: int) -> list[tuple[str, list[int]]]:
+    """Rendered conversations with their ids, of different lengths, none longer than `max_length` tokens unless all are."""
+    single = [_messages([exchange]) for exchange in EXCHANGES]
+    conversations = [*single, _messages(EXCHANGES)]
+    texts = render_all(conversations, tokenizer, [f"golden text {number}" for number in range(len(conversations))])
+    pairs = list(zip(texts, encode_conversations(conversations, tokenizer), strict=True))
+    fitting = [pair for pair in pairs if len(pair[1]) <= max_length]
+    return fitting or [min(pairs, key=lambda pair: len(pair[1]))]
+
+
+def _messages(exchanges: Any) -> list[Message]:
+    return [
+        {"role": role, "content": text}
+        for exchange in exchanges
+        for role, text in zip(("user", "assistant"), exchange, strict=True)
+    ]
+
 
 logger = logging.getLogger("rmtrain")
 
@@ -131,7 +161,7 @@ def write_export(
     del merged
     _check_weights(reward_model, directory)
     write_json(directory / FACTS, _facts(reward_model, tokenizer, saved_dtype, extra))
-    origin = Origin(
+    origin = ModelRef(
         str(directory), _code_revision(reward_model), "export", CheckpointError, _code_revision(reward_model) is not None
     )
     exported, _ = load_from(origin, "cpu", torch.float32)
@@ -220,7 +250,7 @@ def _merged(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedMode
     model.hf.save_pretrained(str(adapter), save_embedding_layers=False)
     (adapter / "README.md").unlink(missing_ok=True)
     write_tokenizer(tokenizer, adapter, model.pools_last_token)
-    saved = find_weights(Origin(str(adapter), None, "export", CheckpointError), "adapter_model")
+    saved = find_weights(ModelRef(str(adapter), None, "export", CheckpointError), "adapter_model")
     _check_equal(model, saved.tensor(f"base_model.model.{model.head.weight}"), adapter)
     if getattr(model.core, "hf_quantizer", None) is None:
         return merge_saved_adapter(base_of(model.hf, model.head, model.dtype), adapter)
@@ -228,7 +258,7 @@ def _merged(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedMode
     return merge_saved_adapter(load_backbone(model.origin, tokenizer, "new", dtype=model.dtype).model, adapter)
 
 
-def rounded(model: PreTrainedModel, head: HeadPlace, dtype: torch.dtype) -> PreTrainedModel:
+def rounded(model: PreTrainedModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:
     """A copy of a model with weights of another type, all but its head, which stays float32."""
     copied = copy.deepcopy(model).to(dtype)
     source, target = (head_of(each, head) for each in (model, copied))
@@ -240,7 +270,7 @@ def rounded(model: PreTrainedModel, head: HeadPlace, dtype: torch.dtype) -> PreT
 
 def _check_weights(model: RewardModel, directory: Path) -> None:
     """Reopen the files: names without wrappers, no empty tensors, the head as it is in memory."""
-    weights = find_weights(Origin(str(directory), None, "export", CheckpointError))
+    weights = find_weights(ModelRef(str(directory), None, "export", CheckpointError))
     for name in sorted(weights.names):
         if _has_wrapper(name):
             raise CheckpointError(f"export: {name} bears the name of a wrapper; expected the names of the transformers model")
@@ -308,3 +338,52 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
         "template_sha256": template_hash(tokenizer),
         **extra,
     }
+
+
+TOLERANCE = 1e-3
+"""How far rewards may be from those of the merged weights, absolute plus relative."""
+
+
+def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> Path:
+    """Write the adapter with its head and tokenizer beside `directory`, load it over its base, compare rewards, and move it there.
+
+    Arguments are those of `export_model`.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        RecipeError: the model has no adapter, or its base began as random numbers that nobody else has.
+        CheckpointError: the directory holds something else, or what is loaded gives other rewards.
+    """
+    reward_model = unwrap(model)
+    if not isinstance(reward_model.hf, PeftModel):
+        raise RecipeError("--adapter: the run trained all weights and has no adapter; leave it out")
+    if reward_model.origin is None:
+        raise RecipeError("--adapter: its base model has random weights that are nowhere; leave it out to have merged ones")
+    if directory.exists() and not (directory / FACTS).is_file():
+        raise CheckpointError(f"{directory} exists and is no export of rmtrain (it has no {FACTS}); choose another directory")
+    with tempfile.TemporaryDirectory(dir=directory.parent) as folder:
+        whole = Path(folder) / "model"
+        write_export(model, tokenizer, whole, golden, extra)
+        for name in (GOLDEN, FACTS):
+            shutil.move(whole / name, whole / ADAPTER / name)
+        _check(reward_model, whole / ADAPTER, golden)
+        if directory.exists():
+            shutil.rmtree(directory)
+        shutil.move(whole / ADAPTER, directory)
+    return directory
+
+
+def _check(model: RewardModel, adapter: Path, golden: Golden) -> None:
+    loaded, tokenizer = load_reward_model(str(adapter), model.device)
+    for _, ids in golden:
+        expected, found = (_reward(each, tokenizer.pad_token_id, list(ids)) for each in (model, loaded))
+        if not abs(expected - found) <= TOLERANCE * (1 + abs(expected)):
+            raise CheckpointError(f"the adapter does not load as it was saved: a golden reward is {found}, expected {expected}")
+
+
+def _reward(model: RewardModel, pad_token_id: int, ids: list[int]) -> float:
+    with evaluating(model), torch.no_grad():
+        model.use_layout("padded")
+        return float(model(lay_out([TokenizedComparison("golden", "golden", (ids,), 0, 0, ())], pad_token_id).to(model.device)))

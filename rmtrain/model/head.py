@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from rmtrain.errors import RmtrainError
-from rmtrain.model.randomness import generator
+from rmtrain.model.hf_setup import generator
 
 
 class RewardHead(nn.Linear):
@@ -35,7 +35,7 @@ class RewardHead(nn.Linear):
 
 
 @dataclass(frozen=True, slots=True)
-class HeadPlace:
+class HeadSpec:
     """Where a model keeps its head: the module's name, and whether it reads a causal model's last token."""
 
     name: str
@@ -65,7 +65,7 @@ def outline(config: PretrainedConfig, refuse: Callable[[str], RmtrainError], tru
         return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
 
 
-def find_head(model: PreTrainedModel, refuse: Callable[[str], RmtrainError]) -> HeadPlace:
+def find_head(model: PreTrainedModel, refuse: Callable[[str], RmtrainError]) -> HeadSpec:
     """Find the linear layer to the score: `score` of causal models, `classifier` or `classifier.out_proj` of encoders.
 
     Raises:
@@ -75,7 +75,7 @@ def find_head(model: PreTrainedModel, refuse: Callable[[str], RmtrainError]) -> 
     if model.config.is_encoder_decoder:
         raise refuse(f"{kind} is an encoder-decoder; expected a causal model or an encoder")
     if isinstance(getattr(model, "score", None), nn.Linear):
-        return HeadPlace("score", pools_last_token=True)
+        return HeadSpec("score", pools_last_token=True)
     classifier = getattr(model, "classifier", None)
     name = "classifier" if isinstance(classifier, nn.Linear) else "classifier.out_proj"
     if not isinstance(classifier if name == "classifier" else getattr(classifier, "out_proj", None), nn.Linear):
@@ -85,10 +85,10 @@ def find_head(model: PreTrainedModel, refuse: Callable[[str], RmtrainError]) -> 
     model_type = model.config.model_type
     if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         raise refuse(f"{kind} is a causal model that pools in a way of its own; expected one with a head named score")
-    return HeadPlace(name, pools_last_token=False)
+    return HeadSpec(name, pools_last_token=False)
 
 
-def head_of(model: nn.Module, place: HeadPlace) -> RewardHead:
+def head_of(model: nn.Module, place: HeadSpec) -> RewardHead:
     """The head in use: under PEFT the trained copy, not the original beside it."""
     module = model
     for part in place.name.split("."):
@@ -99,7 +99,7 @@ def head_of(model: nn.Module, place: HeadPlace) -> RewardHead:
     return module
 
 
-def install_head(model: PreTrainedModel, place: HeadPlace, weight_1H: Tensor | None, bias_1: Tensor | None, seed: int) -> None:
+def install_head(model: PreTrainedModel, place: HeadSpec, weight_1H: Tensor | None, bias_1: Tensor | None, seed: int) -> None:
     """Replace the model's head by a RewardHead under the same name, with these weights or new ones.
 
     New weights are N(0, 1/sqrt(H + 1)) (Stiennon et al., arXiv:2009.01325, appendix B.1), drawn in float32 on the CPU from

@@ -8,8 +8,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by version
 
 from rmtrain.errors import RmtrainError
-from rmtrain.recipe.redact import redact
 from rmtrain.recipe.schema import Hub
+from rmtrain.redact import redact
 
 logger = logging.getLogger("rmtrain")
 

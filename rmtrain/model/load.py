@@ -12,12 +12,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoTokenizer, PretrainedConfig
 
 from rmtrain.errors import CheckpointError
-from rmtrain.model.config import set_single_output
-from rmtrain.model.head import HeadPlace, find_head, outline
-from rmtrain.model.origin import Origin, Weights, find_weights, load_config
-from rmtrain.model.pretrained import load_backbone
-from rmtrain.model.quiet import quiet_transformers
-from rmtrain.model.randomness import seeded
+from rmtrain.model.head import HeadSpec, find_head, outline
+from rmtrain.model.hf_setup import quiet_transformers, seeded, set_single_output
+from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_backbone, load_config
 from rmtrain.model.reward_model import RewardModel
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
@@ -50,12 +47,12 @@ def load_reward_model(
         CheckpointError: no model there, no score head with one output, a pad token that is missing, of two minds, or the end token, or
             a tokenizer that no longer gives the tokens that it gave when the model was exported.
     """
-    origin = Origin(path, revision, "model", CheckpointError, trust_remote_code).checked()
+    origin = ModelRef(path, revision, "model", CheckpointError, trust_remote_code).checked()
     return load_from(origin, device, dtype, allow_template_change)
 
 
 def load_from(
-    origin: Origin, device: torch.device | str, dtype: torch.dtype, allow_template_change: bool = False
+    origin: ModelRef, device: torch.device | str, dtype: torch.dtype, allow_template_change: bool = False
 ) -> tuple[RewardModel, Any]:
     """As `load_reward_model`, of an origin that was checked."""
     adapter = origin.read_json("adapter_config.json")
@@ -73,7 +70,7 @@ def template_hash(tokenizer: Any) -> str | None:
     return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
 
 
-def _scorer(origin: Origin) -> tuple[PretrainedConfig, HeadPlace]:
+def _scorer(origin: ModelRef) -> tuple[PretrainedConfig, HeadSpec]:
     """Configuration as it was saved, and the place of the head, which has one output."""
     config = load_config(origin)
     one_output = copy.deepcopy(config)
@@ -84,7 +81,7 @@ def _scorer(origin: Origin) -> tuple[PretrainedConfig, HeadPlace]:
     return config, place
 
 
-def _load_whole(origin: Origin, config: PretrainedConfig, place: HeadPlace, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+def _load_whole(origin: ModelRef, config: PretrainedConfig, place: HeadSpec, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
     _check_pad_ids(origin, config, tokenizer)
     _check_end(origin, place, tokenizer)
     backbone = load_backbone(origin, tokenizer, "from_checkpoint", dtype=dtype)
@@ -94,13 +91,13 @@ def _load_whole(origin: Origin, config: PretrainedConfig, place: HeadPlace, toke
     return RewardModel(backbone.model, place, origin, dtype)
 
 
-def _load_adapter(origin: Origin, adapter: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> RewardModel:
+def _load_adapter(origin: ModelRef, adapter: dict[str, Any], tokenizer: Any, dtype: torch.dtype) -> RewardModel:
     base = adapter.get("base_model_name_or_path")
     if adapter.get("task_type") != "SEQ_CLS":
         raise origin.refuse(f"{origin.path} is an adapter for {adapter.get('task_type')}; expected one for SEQ_CLS")
     if not isinstance(base, str) or not base:
         raise origin.refuse(f"the adapter {origin.path} names no base model; evaluate the merged model beside it")
-    base_origin = Origin(base, adapter.get("revision"), f"base model of {origin.path}", CheckpointError).checked()
+    base_origin = ModelRef(base, adapter.get("revision"), f"base model of {origin.path}", CheckpointError).checked()
     weights = find_weights(origin, "adapter_model")
     backbone = load_backbone(base_origin, tokenizer, "new", dtype=dtype)
     _check_head(origin, weights, f"base_model.model.{backbone.head.weight}")
@@ -116,10 +113,10 @@ def _load_adapter(origin: Origin, adapter: dict[str, Any], tokenizer: Any, dtype
     return RewardModel(adapted, backbone.head, base_origin, dtype)
 
 
-def _load_tokenizer(origin: Origin, adapter: dict[str, Any] | None) -> Any:
+def _load_tokenizer(origin: ModelRef, adapter: dict[str, Any] | None) -> Any:
     source = origin
     if adapter is not None and origin.find("tokenizer_config.json") is None:
-        source = Origin(
+        source = ModelRef(
             str(adapter.get("base_model_name_or_path")), adapter.get("revision"), origin.label, origin.error
         ).checked()
     try:
@@ -134,13 +131,13 @@ def _load_tokenizer(origin: Origin, adapter: dict[str, Any] | None) -> Any:
     return tokenizer
 
 
-def _check_template(origin: Origin, tokenizer: Any) -> None:
+def _check_template(origin: ModelRef, tokenizer: Any) -> None:
     facts = origin.read_json(FACTS)
     if facts is not None and facts.get("template_sha256") != template_hash(tokenizer):
         raise origin.refuse(f"template hash differs: {origin.path} was trained with another chat template; restore it")
 
 
-def _check_tokens(origin: Origin, tokenizer: Any) -> None:
+def _check_tokens(origin: ModelRef, tokenizer: Any) -> None:
     """Libraries change how a tokenizer that stays the same reads a text; the golden texts of an export show it."""
     file = origin.find(GOLDEN) if origin.find(FACTS) is not None else None
     if file is None:
@@ -159,7 +156,7 @@ def _check_tokens(origin: Origin, tokenizer: Any) -> None:
             )
 
 
-def _check_pad_ids(origin: Origin, config: PretrainedConfig, tokenizer: Any) -> None:
+def _check_pad_ids(origin: ModelRef, config: PretrainedConfig, tokenizer: Any) -> None:
     token, expected = tokenizer.pad_token, tokenizer.pad_token_id
     for level in (config, config.get_text_config()):
         pad = getattr(level, "pad_token_id", None)
@@ -169,13 +166,13 @@ def _check_pad_ids(origin: Origin, config: PretrainedConfig, tokenizer: Any) -> 
             raise origin.refuse(f"config.json of {origin.path} has {came}, but its tokenizer pads with {token!r}; {fix}")
 
 
-def _check_end(origin: Origin, place: HeadPlace, tokenizer: Any) -> None:
+def _check_end(origin: ModelRef, place: HeadSpec, tokenizer: Any) -> None:
     if place.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
         wrong = f"the tokenizer of {origin.path} pads with its end token {tokenizer.eos_token!r}, so transformers reads rewards before it"
         raise origin.refuse(f"{wrong}; set pad_token to another token, and pad_token_id in config.json to its id")
 
 
-def _check_head(origin: Origin, weights: Weights, name: str) -> None:
+def _check_head(origin: ModelRef, weights: Weights, name: str) -> None:
     if name not in weights.names:
         what = "an adapter without one" if name.startswith("base_model.") else "a base model"
         raise origin.refuse(f"no score head: {origin.path} is {what}; train one with `rmtrain train`")

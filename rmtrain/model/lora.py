@@ -14,17 +14,15 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from rmtrain.errors import RecipeError
-from rmtrain.model.head import HeadPlace, head_of, install_head
-from rmtrain.model.origin import Origin
-from rmtrain.model.pretrained import Backbone
-from rmtrain.model.quiet import quiet_transformers
-from rmtrain.model.randomness import seeded
+from rmtrain.model.head import HeadSpec, head_of, install_head
+from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.pretrained import Backbone, ModelRef
 from rmtrain.recipe.schema import Lora
 
 LINEAR = (nn.Linear, Conv1D)
 
 
-def attach_lora(backbone: Backbone, lora: Lora, origin: Origin | None, seed: int) -> PeftModel:
+def attach_lora(backbone: Backbone, lora: Lora, origin: ModelRef | None, seed: int) -> PeftModel:
     """Freeze a model and put adapters beside its linear layers.
 
     The head, new layers before it, and the embeddings of new tokens train and are saved with the adapters; all of these and
@@ -58,7 +56,7 @@ def attach_lora(backbone: Backbone, lora: Lora, origin: Origin | None, seed: int
     return adapted
 
 
-def _targets(model: PreTrainedModel, place: HeadPlace, new_modules: Sequence[str], lora: Lora) -> list[str]:
+def _targets(model: PreTrainedModel, place: HeadSpec, new_modules: Sequence[str], lora: Lora) -> list[str]:
     whole = (place.root, *new_modules)
     linear = [name for name, module in model.named_modules() if isinstance(module, LINEAR) and not _is_within(name, whole)]
     if lora.targets == "all-linear":
@@ -76,7 +74,7 @@ def _is_within(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def _no_target(target: str, place: HeadPlace, linear: Sequence[str]) -> str:
+def _no_target(target: str, place: HeadSpec, linear: Sequence[str]) -> str:
     if target in (place.root, place.name):
         return f"lora.targets: {target} is the head, which is always trained whole; remove it from the list"
     known = sorted({name.rpartition(".")[2] for name in linear})
@@ -97,7 +95,7 @@ def merge_saved_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel
     return merged
 
 
-def base_of(adapted: PeftModel, place: HeadPlace, dtype: torch.dtype) -> PreTrainedModel:
+def base_of(adapted: PeftModel, place: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:
     """A copy, on the CPU, of the frozen model below the adapters; the adapted model itself stays as it is."""
     core = adapted.get_base_model()
     with no_init_weights():

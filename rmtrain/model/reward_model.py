@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen
-from rmtrain.model.head import HeadPlace, head_of
+from rmtrain.model.head import HeadSpec, head_of
 from rmtrain.model.last_layer import narrow_last_layer
-from rmtrain.model.origin import Origin
+from rmtrain.model.pretrained import ModelRef
 
 
 class RewardModel(nn.Module):
@@ -34,7 +34,7 @@ class RewardModel(nn.Module):
         autocast: whether matrix products run in bfloat16, whatever the type of the weights.
     """
 
-    def __init__(self, hf: nn.Module, head: HeadPlace, origin: Origin | None, dtype: torch.dtype) -> None:
+    def __init__(self, hf: nn.Module, head: HeadSpec, origin: ModelRef | None, dtype: torch.dtype) -> None:
         super().__init__()
         self.hf = hf
         self.head = head

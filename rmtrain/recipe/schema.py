@@ -9,14 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
 
-from rmtrain.recipe.models import Architecture as Architecture
-from rmtrain.recipe.models import Lora as Lora
-from rmtrain.recipe.models import Model as Model
-from rmtrain.recipe.models import ModelBase as ModelBase
-from rmtrain.recipe.models import PretrainedModel as PretrainedModel
-from rmtrain.recipe.models import ScratchModel as ScratchModel
-from rmtrain.recipe.section import Misfit, Section, Share, refuse
-from rmtrain.recipe.source_checks import sources_misfits
+from rmtrain.recipe.section import CrossFieldError, Section, Share, refuse
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
@@ -24,6 +17,93 @@ from rmtrain.recipe.sources import RankedSource as RankedSource
 from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
+from rmtrain.recipe.sources import sources_misfits
+
+
+class Architecture(Section):
+    """Sizes of a model built from nothing."""
+
+    architecture: str
+    """A transformers model type: llama, qwen2, qwen3, gpt_neox, gpt2, bert, ..."""
+    hidden_size: Annotated[int, Field(gt=0, le=2**16)]
+    """Width of the residual stream."""
+    layers: Annotated[int, Field(gt=0, le=2**10)]
+    """Number of blocks."""
+    heads: Annotated[int, Field(gt=0, le=2**12)]
+    """Attention heads; divides `hidden_size`."""
+    key_value_heads: Annotated[int, Field(gt=0, le=2**12)] | None = None
+    """Key-value heads for grouped-query attention; None: as many as `heads`."""
+    intermediate_size: Annotated[int, Field(gt=0, le=2**20)] | None = None
+    """Width of the MLP; None: four times `hidden_size`."""
+    vocab_size: Annotated[int, Field(ge=300, le=2**20)] = 8192
+    """Size of the tokenizer trained on the data; with a given tokenizer, its own size is used."""
+    max_positions: Annotated[int, Field(gt=0, le=2**24)] = 2048
+    """Longest sequence the model takes, in tokens."""
+
+
+class ModelBase(Section):
+    """What every model takes, whatever it starts from."""
+
+    head: Literal["auto", "new", "from_checkpoint"] = "auto"
+    """Score head: `new` is random from `run.seed`; `auto` takes the checkpoint's where it has one with a single output."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights under LoRA and of all weights otherwise. float32 is the default since
+    AdamW's small updates round to nothing in bfloat16; compute follows `training.precision`."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    quantization: Literal["nf4"] | None = None
+    """`nf4`: frozen base in 4 bits through bitsandbytes (QLoRA); needs `lora`."""
+    dropout: Share = 0.0
+    """Dropout of the base model. Off by default: two sides under different masks are not comparable."""
+
+
+class PretrainedModel(ModelBase):
+    """A model and its tokenizer from the Hub or a directory."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """Hub model id or local directory."""
+    revision: str | None = None
+    """Commit, tag or branch of a Hub model."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Needs `revision` to be a full commit hash."""
+
+
+class ScratchModel(ModelBase):
+    """A model with random weights; needs no network."""
+
+    scratch: Architecture
+    """Architecture and sizes."""
+    tokenizer: str | None = None
+    """Hub id or directory of a tokenizer; None: a byte-level BPE is trained on the training data."""
+
+
+def _model_kind(value: Any) -> str:
+    has_scratch = "scratch" in value if isinstance(value, dict) else hasattr(value, "scratch")
+    return "scratch" if has_scratch else "pretrained"
+
+
+Model = Annotated[
+    Annotated[PretrainedModel, Tag("pretrained")] | Annotated[ScratchModel, Tag("scratch")],
+    Discriminator(_model_kind),
+]
+
+
+class Lora(Section):
+    """Low-rank adapters (arXiv:2106.09685). The head is always trained and saved beside them."""
+
+    rank: Annotated[int, Field(gt=0, le=2**14)] = 16
+    """Rank of the update."""
+    alpha: PositiveFloat = 32.0
+    """Scale of the update: alpha / rank, or alpha / sqrt(rank) with `rslora`."""
+    dropout: Share = 0.0
+    """Dropout before the adapters."""
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
+    """Module names to adapt, or every linear layer except the head."""
+    rslora: bool = False
+    """Rank-stabilised scaling (arXiv:2312.03732)."""
+    dora: bool = False
+    """Weight-decomposed adapters (arXiv:2402.09353)."""
+
 
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -234,52 +314,54 @@ class Recipe(Section):
         return self
 
 
-def _weights_fit(recipe: Recipe) -> Iterator[Misfit]:
+def _weights_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
     model, frozen = recipe.model, recipe.lora is not None
     if model.quantization is not None and not frozen:
-        yield Misfit(("model", "quantization"), f"{model.quantization} weights cannot train; add lora, or set null", ("model",))
+        yield CrossFieldError(
+            ("model", "quantization"), f"{model.quantization} weights cannot train; add lora, or set null", ("model",)
+        )
     if model.dtype == "bfloat16" and not frozen and not recipe.training.allow_bfloat16_weights:
         message = (
             "AdamW's small updates round to nothing in bfloat16; take float32, add lora, or set training.allow_bfloat16_weights"
         )
-        yield Misfit(("model", "dtype"), message, ("model",))
+        yield CrossFieldError(("model", "dtype"), message, ("model",))
 
 
-def _remote_code_is_pinned(recipe: Recipe) -> Iterator[Misfit]:
+def _remote_code_is_pinned(recipe: Recipe) -> Iterator[CrossFieldError]:
     model = recipe.model
     if isinstance(model, PretrainedModel) and model.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", model.revision or ""):
         came = "nothing" if model.revision is None else f'"{model.revision}"'
         message = f"trust_remote_code needs a full commit hash of 40 hexadecimal digits here, got {came}"
-        yield Misfit(("model", "revision"), message, ("model", "trust_remote_code"))
+        yield CrossFieldError(("model", "revision"), message, ("model", "trust_remote_code"))
 
 
-def _sizes_fit(recipe: Recipe) -> Iterator[Misfit]:
+def _sizes_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
     longest, at = recipe.data.max_length, ("model", "scratch")
     if isinstance(recipe.model, ScratchModel):
         sizes = recipe.model.scratch
         if sizes.hidden_size % sizes.heads:
             message = f"expected a divisor of hidden_size ({sizes.hidden_size}), got {sizes.heads}"
-            yield Misfit((*at, "heads"), message, (*at, "hidden_size"))
+            yield CrossFieldError((*at, "heads"), message, (*at, "hidden_size"))
         if sizes.key_value_heads is not None and sizes.heads % sizes.key_value_heads:
             message = f"expected a divisor of heads ({sizes.heads}), got {sizes.key_value_heads}"
-            yield Misfit((*at, "key_value_heads"), message, (*at, "heads"))
+            yield CrossFieldError((*at, "key_value_heads"), message, (*at, "heads"))
         if longest > sizes.max_positions:
             message = f"expected at most model.scratch.max_positions ({sizes.max_positions}), got {longest}"
-            yield Misfit(("data", "max_length"), message, (*at, "max_positions"))
+            yield CrossFieldError(("data", "max_length"), message, (*at, "max_positions"))
     if recipe.batching.max_tokens != "auto" and recipe.batching.max_tokens < longest:
         message = f"expected at least data.max_length ({longest}), got {recipe.batching.max_tokens}"
-        yield Misfit(("batching", "max_tokens"), message, ("data", "max_length"))
+        yield CrossFieldError(("batching", "max_tokens"), message, ("data", "max_length"))
 
 
-def _sources_fit(recipe: Recipe) -> Iterator[Misfit]:
+def _sources_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
     yield from sources_misfits(recipe.data.train, recipe.data.eval, isinstance(recipe.objective, PlackettLuce))
 
 
-def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
+def _evaluation_has_data(recipe: Recipe) -> Iterator[CrossFieldError]:
     for i, source in enumerate(recipe.data.eval):
         if source.holdout is not None:
             message = "all of an evaluation source is evaluated already; remove it, or move the source to data.train"
-            yield Misfit(("data", "eval", i, "holdout"), message, ("data", "eval", i))
+            yield CrossFieldError(("data", "eval", i, "holdout"), message, ("data", "eval", i))
     if recipe.data.eval or any(source.holdout for source in recipe.data.train):
         return
     evaluation, best = recipe.evaluation, recipe.checkpoints.best
@@ -290,18 +372,18 @@ def _evaluation_has_data(recipe: Recipe) -> Iterator[Misfit]:
     ):
         if value:
             message = "there is nothing to evaluate; add data.eval, or holdout to a source of data.train"
-            yield Misfit((section, name), message, (section,))
+            yield CrossFieldError((section, name), message, (section,))
 
 
-def _best_is_known(recipe: Recipe) -> Iterator[Misfit]:
+def _best_is_known(recipe: Recipe) -> Iterator[CrossFieldError]:
     if recipe.checkpoints.load_best_at_end and recipe.checkpoints.best is None:
         message = "nothing says which checkpoint is best; set checkpoints.best, such as accuracy"
-        yield Misfit(("checkpoints", "load_best_at_end"), message, ("checkpoints",))
+        yield CrossFieldError(("checkpoints", "load_best_at_end"), message, ("checkpoints",))
 
 
-def _repository_has_owner(recipe: Recipe) -> Iterator[Misfit]:
+def _repository_has_owner(recipe: Recipe) -> Iterator[CrossFieldError]:
     if recipe.hub.id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.id):
-        yield Misfit(("hub", "id"), f'expected owner/name, got "{recipe.hub.id}"', ("hub",))
+        yield CrossFieldError(("hub", "id"), f'expected owner/name, got "{recipe.hub.id}"', ("hub",))
 
 
 CROSS_CHECKS = (

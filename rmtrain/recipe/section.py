@@ -17,7 +17,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
-class Misfit(NamedTuple):
+class CrossFieldError(NamedTuple):
     """A value that does not go with another: the key to change, what is wrong with it, and the key it depends on."""
 
     key: KeyPath
@@ -25,7 +25,7 @@ class Misfit(NamedTuple):
     depends_on: KeyPath
 
 
-def refuse(misfits: Iterable[Misfit]) -> None:
+def refuse(misfits: Iterable[CrossFieldError]) -> None:
     """Raise all misfits as one pydantic error, each at its own key, with `depends_on` in its `ctx`.
 
     Raises:

@@ -1,13 +1,273 @@
 """The vocabulary of one dataset entry: where rows come from, and what their columns mean."""
 
-from typing import Annotated, Any, Literal
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Discriminator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr, Tag
+from pydantic import BeforeValidator, Discriminator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr, Tag
 
-from rmtrain.recipe.hook import Hook
-from rmtrain.recipe.labels import Column, Label
-from rmtrain.recipe.section import Section, Share
-from rmtrain.recipe.selection import Cap, Condition
+from rmtrain.recipe.section import CrossFieldError, KeyPath, Section, Share
+
+MAX_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """The file of a `prepare` key as it was when the recipe was loaded, so that what is hashed, run and copied is the same.
+
+    Two are equal when their names and bytes are, wherever the file lay.
+    """
+
+    name: str
+    """`module:function`."""
+    code: bytes
+    """Content of the file."""
+    file: Path = field(compare=False)
+    """Where it was read."""
+
+    @property
+    def function(self) -> str:
+        """Name of the function."""
+        return self.name.partition(":")[2]
+
+
+def file_of(name: str) -> str:
+    """The file of a `prepare` key: `module:function` is in `module.py`."""
+    return f"{name.partition(':')[0]}.py"
+
+
+def read_hook(name: str, directory: Path | None) -> Hook:
+    """The hook of a `prepare` key, from `module.py` in the directory of the recipe and from nowhere else.
+
+    Args:
+        name: `module:function`.
+        directory: where the recipe lies; None: it is no file.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read, in one line.
+    """
+    if directory is None:
+        raise ValueError(f"{file_of(name)} must lie beside the recipe, and this recipe is no file; load it from one")
+    file = directory / file_of(name)
+    try:
+        with file.open("rb") as stream:
+            code = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"expected {file_of(name)} beside the recipe; {file}: {error.strerror}") from error
+    if len(code) > MAX_BYTES:
+        raise ValueError(f"{file}: expected at most {MAX_BYTES // 1024} KiB of code; import the rest")
+    return Hook(name, code, file)
+
+
+Outcome = Literal["a", "b", "tie"]
+Column = Annotated[str, Field(min_length=1)]
+WHOLE = re.compile(r"[-+]?[0-9]{1,30}")
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def label_text(value: Any) -> str:
+    """What a label says, whatever its type: `1`, `1.0` and `"1"` are the same, and so are `true` and `"True"`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).strip()
+    if WHOLE.fullmatch(text):
+        return str(int(text))
+    if NUMBER.fullmatch(text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _with_text_keys(values: Any) -> Any:
+    """Keys that are no text, as Python may have them; YAML's are text already."""
+    if not isinstance(values, dict):
+        return values
+    return {label_text(key) if isinstance(key, bool | int | float) else key: value for key, value in values.items()}
+
+
+class ValueLabel(Section):
+    """A label with a word or number for each outcome, as most datasets have it."""
+
+    by: Literal["value"]
+    """How the label is read."""
+    column: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)] | Column
+    """Column of the label; of several, one for each annotator, the majority counts, and where there is none it is a tie."""
+    values: Annotated[dict[str, Outcome], BeforeValidator(_with_text_keys)]
+    """What each value says, such as `{1: a, 0: b}` or `{model_a: a, model_b: b, both: tie}`. Numbers, true and false may be text in the
+    data. A row with any other value is dropped."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (self.column,) if isinstance(self.column, str) else self.column
+
+    @cached_property
+    def outcomes(self) -> dict[str, Outcome]:
+        """`values` by their `label_text`."""
+        return {label_text(value): outcome for value, outcome in self.values.items()}
+
+
+class IndexLabel(Section):
+    """A label that counts: one number means a, the next one b."""
+
+    by: Literal["index"]
+    """How the label is read."""
+    column: Column
+    """Column of the number."""
+    first: Annotated[int, Field(ge=0, le=1)] = 0
+    """The number that means a; the next one means b."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (self.column,)
+
+
+class OneHotLabel(Section):
+    """A column for each outcome, of which one is 1 or true and the others are 0, false or empty."""
+
+    by: Literal["one_hot"]
+    """How the label is read."""
+    a: Column
+    """Column that is 1 where a is better."""
+    b: Column
+    """Column that is 1 where b is better."""
+    tie: Column | None = None
+    """Column that is 1 where neither is better."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (self.a, self.b) if self.tie is None else (self.a, self.b, self.tie)
+
+
+class SignLabel(Section):
+    """A number whose sign says who is better and whose size says by how much; 0 is a tie."""
+
+    by: Literal["sign"]
+    """How the label is read."""
+    column: Column
+    """Column of the number."""
+    positive: Literal["a", "b"]
+    """Which one is better where the number is above 0. There is no default: a wrong one inverts the data."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (self.column,)
+
+
+class ScoresLabel(Section):
+    """A score for each of the two; the higher one is better, equal ones are a tie."""
+
+    by: Literal["scores"]
+    """How the label is read."""
+    a: Column
+    """Column of the score of a."""
+    b: Column
+    """Column of the score of b."""
+    lower_is_better: bool = False
+    """The lower one is better, as of ranks."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        return (self.a, self.b)
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("by") if isinstance(value, dict) else getattr(value, "by", None)
+    return kind if isinstance(kind, str) else None
+
+
+Label = Annotated[
+    Annotated[ValueLabel, Tag("value")]
+    | Annotated[IndexLabel, Tag("index")]
+    | Annotated[OneHotLabel, Tag("one_hot")]
+    | Annotated[SignLabel, Tag("sign")]
+    | Annotated[ScoresLabel, Tag("scores")],
+    Discriminator(_kind),
+]
+
+
+def label_misfits(label: Label, at: KeyPath) -> Iterator[CrossFieldError]:
+    """What is wrong with a label that is at `at` in the recipe."""
+    if isinstance(label, ValueLabel):
+        yield from _value_misfits(label, (*at, "values"))
+    elif len(set(label.columns)) < len(label.columns):
+        yield CrossFieldError((*at, "b"), f'expected a column for each, got "{label.columns[0]}" twice', at)
+
+
+def _value_misfits(label: ValueLabel, at: KeyPath) -> Iterator[CrossFieldError]:
+    absent = [outcome for outcome in ("a", "b") if outcome not in label.values.values()]
+    if absent:
+        yield CrossFieldError(at, f"no value means {' or '.join(absent)}; expected one at least for each of a and b", at[:-1])
+    first: dict[str, str] = {}
+    for value in label.values:
+        owner = first.setdefault(label_text(value), value)
+        if owner != value:
+            yield CrossFieldError((*at, value), f'the same value as "{owner}"; keep one', at)
+    columns = label.columns
+    if len(set(columns)) < len(columns):
+        yield CrossFieldError((*at[:-1], "column"), "a column is there twice; each votes once", at[:-1])
+
+
+Value = str | bool | int | float
+Bound = Annotated[float, Field(allow_inf_nan=False)]
+TESTS = ("equals", "is_not", "one_of", "at_least", "at_most")
+
+
+class Criterion(NamedTuple):
+    """What a condition asks of a cell: one of `TESTS`, and what it is compared with."""
+
+    name: str
+    value: Value | tuple[Value, ...]
+
+
+class Condition(Section):
+    """A test of one column. A row without the column is dropped as faulty; a null cell passes `is_not` only."""
+
+    column: Column
+    """Column to look at; dots reach into nested cells."""
+    equals: Value | None = None
+    """The cell is this. Text that spells a number, as in CSV, equals the number."""
+    is_not: Value | None = None
+    """The cell is anything but this."""
+    one_of: Annotated[tuple[Value, ...], Field(strict=False, min_length=1)] | None = None
+    """The cell is one of these."""
+    at_least: Bound | None = None
+    """The cell is a number, or text that spells one, not below this."""
+    at_most: Bound | None = None
+    """The cell is a number, or text that spells one, not above this."""
+
+    @property
+    def criteria(self) -> tuple[Criterion, ...]:
+        """What it asks: one criterion, in a recipe that was accepted."""
+        given = {name: getattr(self, name) for name in TESTS}
+        return tuple(Criterion(name, value) for name, value in given.items() if value is not None)
+
+
+class Cap(Section):
+    """How many rows there may be for each value of a column."""
+
+    by: Column
+    """The column, such as the id of a post or of a prompt; dots reach into nested cells."""
+    rows: PositiveInt
+    """Most rows kept for one value: the first ones."""
+
+
+def condition_misfits(conditions: tuple[Condition, ...], at: KeyPath) -> Iterator[CrossFieldError]:
+    """Conditions of the list at `at` that do not ask exactly one thing."""
+    for number, condition in enumerate(conditions):
+        names = [test.name for test in condition.criteria]
+        if len(names) != 1:
+            came = " and ".join(names) or "none"
+            message = f"expected exactly one of {', '.join(TESTS)}, got {came}; for a range write two conditions"
+            yield CrossFieldError((*at, number, *names[1:2]), message, (*at, number))
+
 
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
 IMPLICIT = ("auto", "implicit")
@@ -255,3 +515,94 @@ Source = Annotated[
     | Annotated[TokenizedSource, Tag("tokenized")],
     Discriminator(_format_of),
 ]
+
+
+MARGINS = ("margin", "margin_from_label", "margin_from_score")
+Placed = list[tuple[KeyPath, Source]]
+"""Sources with their places in the recipe."""
+
+
+def sources_misfits(train: Sequence[Source], evaluation: Sequence[Source], whole_rankings: bool) -> Iterator[CrossFieldError]:
+    """What is wrong with each source of a recipe, and tags that two of them share.
+
+    Args:
+        train, evaluation: the sources.
+        whole_rankings: whether the objective learns rankings, which have no margins and no halves.
+    """
+    placed: Placed = [(("data", "train", number), source) for number, source in enumerate(train)]
+    evaluated: Placed = [(("data", "eval", number), source) for number, source in enumerate(evaluation)]
+    held_out = [(key, source) for key, source in placed if source.holdout]
+    yield from dict([*_repeated_tags(placed), *_repeated_tags(held_out + evaluated)]).values()
+    for key, source in placed + evaluated:
+        yield from _source_misfits(source, key)
+        yield from _format_misfits(source, key)
+    for key, source in placed if whole_rankings else ():
+        yield from _ranking_misfits(source, key)
+
+
+def _repeated_tags(sources: Placed) -> Iterator[tuple[KeyPath, CrossFieldError]]:
+    first: dict[str, KeyPath] = {}
+    for key, source in sources:
+        owner = first.setdefault(source.title, key)
+        if owner != key:
+            message = f'"{source.title}" is also the tag of {".".join(map(str, owner))}; give each source its own'
+            yield key, CrossFieldError((*key, "tag"), message, (*key, "path"))
+
+
+def _source_misfits(source: Source, at: KeyPath) -> Iterator[CrossFieldError]:
+    yield from condition_misfits(source.filter, (*at, "filter"))
+    if source.streaming and source.limit is None:
+        yield CrossFieldError((*at, "streaming"), "missing `limit`; a stream is read up to a number of rows, so set it, too", at)
+
+
+def _format_misfits(source: Source, at: KeyPath) -> Iterator[CrossFieldError]:
+    if isinstance(source, TextSource) and isinstance(source.prompt, tuple) and set(source.prompt) & set(IMPLICIT):
+        word = next(column for column in source.prompt if column in IMPLICIT)
+        yield CrossFieldError((*at, "prompt"), f'"{word}" stands alone, not in a list of columns; write prompt: {word}', at)
+    match source:
+        case PairSource() if source.chosen == source.rejected:
+            yield CrossFieldError((*at, "rejected"), f'"{source.chosen}" is the column of the chosen side too', at)
+        case AbSource():
+            yield from _ab_misfits(source, at)
+        case RankedSource():
+            yield from _ranked_misfits(source, at)
+
+
+def _ab_misfits(source: AbSource, at: KeyPath) -> Iterator[CrossFieldError]:
+    yield from label_misfits(source.label, (*at, "label"))
+    if source.a == source.b:
+        yield CrossFieldError((*at, "b"), f'"{source.a}" is the column of the other candidate too', at)
+    if source.margin_from_label and source.margin is not None:
+        yield CrossFieldError((*at, "margin_from_label"), "margin says where the margin is; remove one of them", at)
+    if source.margin_from_label and source.label.by not in ("sign", "scores"):
+        message = f"a label by {source.label.by} has no strength, only those by sign or scores; set margin, or remove it"
+        yield CrossFieldError((*at, "margin_from_label"), message, at)
+
+
+def _ranked_misfits(source: RankedSource, at: KeyPath) -> Iterator[CrossFieldError]:
+    if source.responses is None and source.group_by is None:
+        message = "missing; name the column of the list of responses, or set group_by where each row is one response"
+        yield CrossFieldError((*at, "responses"), message, at)
+    if source.responses is not None and source.group_by is not None:
+        message = "rows hold a list of responses, or are one response each; remove group_by or responses"
+        yield CrossFieldError((*at, "group_by"), message, at)
+    if source.group_by is not None and source.response is None:
+        yield CrossFieldError((*at, "response"), "missing; with group_by it names the column of the response", (*at, "group_by"))
+    if source.max_pairs is not None and source.policy == "best_worst":
+        message = "no effect: policy best_worst gives one pair; remove it, or take policy all"
+        yield CrossFieldError((*at, "max_pairs"), message, at)
+
+
+def _ranking_misfits(source: Source, at: KeyPath) -> Iterator[CrossFieldError]:
+    objective = ("objective", "type")
+    margin = next((key for key in MARGINS if getattr(source, key, None)), None)
+    if margin is not None:
+        yield CrossFieldError((*at, margin), "plackett_luce has no margins; remove it, or take bradley_terry", objective)
+    if isinstance(source, AbSource) and source.tie == "half":
+        yield CrossFieldError((*at, "tie"), "plackett_luce has no half preferences; take drop, or bradley_terry", objective)
+    if isinstance(source, RankedSource) and source.policy in ("best_vs_rest", "adjacent"):
+        yield CrossFieldError((*at, "policy"), "plackett_luce learns whole rankings; take all, or bradley_terry", objective)
+    if isinstance(source, RankedSource) and source.max_pairs is not None:
+        yield CrossFieldError(
+            (*at, "max_pairs"), "plackett_luce learns whole rankings; remove it, or take bradley_terry", objective
+        )

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.redact import redact
 from rmtrain.recipe.section import KeyPath
+from rmtrain.redact import redact
 
 MAX_BYTES = 2**17
 MAX_DEPTH = 40

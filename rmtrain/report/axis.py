@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rmtrain.evaluation.bins import round_width
+from rmtrain.evaluation.diagnosis import round_width
 
 FONT_SIZE = 11
 CHARACTER_WIDTH = 0.58

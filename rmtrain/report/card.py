@@ -2,16 +2,20 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import PreTrainedTokenizerBase
 
+from rmtrain.data.text.templates import edge_tokens
+from rmtrain.recipe.load import dump_recipe
+from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.recipe.yaml import write_yaml
-from rmtrain.report.evaluation import interval
-from rmtrain.report.formats import decimal, percent
-from rmtrain.report.places import without_places
-from rmtrain.report.waterfall import total
+from rmtrain.redact import redact_paths
+from rmtrain.report.console import decimal, percent
+from rmtrain.report.tables import interval, total
 
 TAGS = ["reward-model", "rmtrain", "text-classification"]
 
@@ -248,4 +252,31 @@ def _fenced(text: str, language: str) -> str:
 
 def _shareable(recipe: str) -> str:
     """A recipe that says nothing of secrets or of where things lie on somebody's machine."""
-    return write_yaml(without_places(yaml.safe_load(recipe)))
+    return write_yaml(redact_paths(yaml.safe_load(recipe)))
+
+
+def card_of(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    waterfall: Mapping[str, Mapping[str, Any]],
+    evaluation: Mapping[str, Any] | None,
+    versions: Mapping[str, str],
+) -> str:
+    """The card of what a recipe trained; other arguments are those of `model_card`."""
+    base = recipe.model.path if isinstance(recipe.model, PretrainedModel) and not Path(recipe.model.path).exists() else None
+    sources = [source for source in (*recipe.data.train, *recipe.data.eval) if not Path(source.path).expanduser().exists()]
+    return model_card(
+        name=recipe.run.name,
+        path=recipe.hub.id or recipe.run.name,
+        base_model=base,
+        adapted=recipe.lora is not None,
+        datasets={source.title: source.path for source in sources},
+        splits={source.title: source.split for source in sources if source.split is not None},
+        waterfall=waterfall,
+        evaluation=evaluation,
+        recipe=dump_recipe(recipe),
+        max_length=recipe.data.max_length,
+        add_special_tokens=not edge_tokens(tokenizer).in_template,
+        versions=versions,
+    )

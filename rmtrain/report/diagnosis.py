@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from rmtrain.report.console import decimal, percent
 from rmtrain.report.diagnosis_figures import difference_words
-from rmtrain.report.formats import decimal, percent
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 20

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rmtrain.report.console import decimal, percent
 from rmtrain.report.figures import Figure, Line, Share, label_beside, line_figure, share_figure
-from rmtrain.report.formats import decimal, percent
 from rmtrain.report.svg import Frame, Tone, circle, drawing, path, rectangle
 
 Diagnosis = Mapping[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rmtrain.report.axis import FONT_SIZE, GAP, Scale, fitting_ticks, rounded_range, spread, text_width, tick_names
-from rmtrain.report.formats import decimal, revealed
+from rmtrain.report.console import decimal, escape_invisible
 from rmtrain.report.svg import BOTTOM, LINE_HEIGHT, WIDTH, Frame, Point, Tone, circle, diamond, drawing, path, text
 
 MOST_POINTS = 150
@@ -123,7 +123,7 @@ class Share:
 
 def share_figure(name: str, title: str, shares: Sequence[Share], *, note: str, mark_name: str = "") -> Figure:
     """A row for each share: a dot, a line as long as its 95 % interval, and its value; a diamond where something else is marked."""
-    names = [_cut(revealed(share.name).replace("\n", " ")) for share in shares]
+    names = [_cut(escape_invisible(share.name).replace("\n", " ")) for share in shares]
     left = 8 + max(text_width(word) for word in names)
     right = WIDTH - 8 - text_width("0.000")
     low, high = _share_range(shares)

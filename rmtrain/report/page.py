@@ -3,28 +3,35 @@
 `page.html` says what stands where; Jinja escapes every text that comes from data. `page.css` is the style.
 """
 
+import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.waterfall import ASKED_FOR
-from rmtrain.evaluation.history import Row, reward_drift, sample_histories
-from rmtrain.recipe.redact import redact
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.waterfall import INTENTIONAL_DROPS
+from rmtrain.evaluation.diagnosis import diagnose
+from rmtrain.evaluation.samples import Row, hardest_rows, reward_drift, sample_histories
+from rmtrain.evaluation.score import Evaluation
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml import write_yaml
+from rmtrain.redact import redact, redact_paths
+from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.diagnosis_figures import diagnosis_figures, drift_figure, source_figure
-from rmtrain.report.evaluation import interval
-from rmtrain.report.figures import Figure, Line, line_figure
-from rmtrain.report.findings import ADVICE, RULES, is_extreme
-from rmtrain.report.formats import decimal, percent, revealed
-from rmtrain.report.passages import beginning, passages, prompt_end
-from rmtrain.report.places import without_places
+from rmtrain.report.figures import Figure as PageFigure
+from rmtrain.report.figures import Line, line_figure
+from rmtrain.report.plots import calibration_figure, plot_calibration, plot_rewards, reward_figure
+from rmtrain.report.tables import ADVICE, RULES, interval, is_extreme, total
+from rmtrain.report.text_diff import beginning, passages, prompt_end
 from rmtrain.report.training_figures import training_figures
-from rmtrain.report.waterfall import total
 
 FOLDER = Path(__file__).parent
 OWNER_ONLY = 0o600
@@ -75,11 +82,11 @@ def page(evidence: Evidence) -> str:
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"decimal": decimal, "revealed": revealed, "interval": interval}
+    environment.filters |= {"decimal": decimal, "revealed": escape_invisible, "interval": interval}
     template = environment.get_template("page.html")
     html = template.render(
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        name=revealed(without_places(evidence.name)),
+        name=escape_invisible(redact_paths(evidence.name)),
         summary=evidence.summary,
         tiles=_tiles(evidence.summary) if evidence.summary else [],
         verdict=_verdict(evidence.summary) if evidence.summary else [],
@@ -92,8 +99,8 @@ def page(evidence: Evidence) -> str:
         hardest=[_hard(_redacted(row)) for row in evidence.hardest],
         waterfalls={split: waterfall_rows(counts) for split, counts in evidence.waterfall.items()},
         findings={split: _findings(found) for split, found in evidence.findings.items()},
-        recipe=write_yaml(without_places(evidence.recipe)) if evidence.recipe else None,
-        environment=without_places(evidence.environment) if evidence.environment else None,
+        recipe=write_yaml(redact_paths(evidence.recipe)) if evidence.recipe else None,
+        environment=redact_paths(evidence.environment) if evidence.environment else None,
     )
     return html.lstrip()
 
@@ -128,7 +135,7 @@ def _sources(summary: Mapping[str, Any]) -> list[list[str]]:
     shown = {**summary["sources"], "all": summary} if len(summary["sources"]) > 1 else summary["sources"]
     return [
         [
-            revealed(source),
+            escape_invisible(source),
             f"{numbers['n']:,}",
             decimal(numbers["accuracy"]),
             interval(numbers, 3),
@@ -141,7 +148,7 @@ def _sources(summary: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _figures(evidence: Evidence) -> list[Figure]:
+def _figures(evidence: Evidence) -> list[PageFigure]:
     figures = []
     if evidence.summary is not None and evidence.diagnosis is not None:
         figures = diagnosis_figures(evidence.summary, evidence.diagnosis)
@@ -164,9 +171,9 @@ def _sample(number: int, row: Row) -> dict[str, Any]:
     chosen, rejected = history[-1]["rewards"]
     verdict = "right" if chosen > rejected else "tied" if chosen == rejected else "wrong"
     note = f"At the end {verdict}, by {decimal(abs(chosen - rejected), 3)}."
-    title = f"Rewards of {revealed(row['id'])}"
+    title = f"Rewards of {escape_invisible(row['id'])}"
     return {
-        "id": revealed(row["id"]),
+        "id": escape_invisible(row["id"]),
         "verdict": verdict,
         "prompt": prompt_end(row["prompt"]),
         "chosen": beginning(row["chosen"]),
@@ -179,8 +186,8 @@ def _hard(row: Row) -> dict[str, Any]:
     """An error, with the first difference of its responses marked."""
     chosen, rejected = passages(row["chosen"], row["rejected"])
     return {
-        "id": revealed(row["id"]),
-        "source": revealed(row["source"]),
+        "id": escape_invisible(row["id"]),
+        "source": escape_invisible(row["source"]),
         "rewards": [decimal(reward, 3, sign=True) for reward in row["rewards"]],
         "margin": decimal(row["rewards"][0] - row["rewards"][1], 3, sign=True),
         "prompt": prompt_end(row["prompt"]),
@@ -203,10 +210,10 @@ def _source_rows(source: str, counts: Mapping[str, Any]) -> list[dict[str, Any]]
         words = {"name": name, "kind": kind, "count": f"{count:,}", "share": percent(count, read)}
         return words | {"begin": f"{begin_percent:.2f}", "width": f"{width:.2f}"}
 
-    rows = [row(revealed(source), "source", read, 0)]
-    for reason, count in sorted(counts["dropped"].items(), key=lambda item: (item[0] not in ASKED_FOR, -item[1])):
+    rows = [row(escape_invisible(source), "source", read, 0)]
+    for reason, count in sorted(counts["dropped"].items(), key=lambda item: (item[0] not in INTENTIONAL_DROPS, -item[1])):
         left -= count
-        asked = ", as asked" if reason in ASKED_FOR else ""
+        asked = ", as asked" if reason in INTENTIONAL_DROPS else ""
         rows.append(row(f"− {reason.replace('_', ' ')}{asked}", "asked" if asked else "dropped", count, left))
     if gathered := counts["gathered"]:
         rows.append(row("∪ gathered into others", "gathered", gathered, counts["kept"]))
@@ -221,7 +228,7 @@ def _findings(split: Mapping[str, Any]) -> dict[str, Any]:
                 kind.replace("_", " "),
                 f"{numbers['found']:,}",
                 percent(numbers["share"], 1),
-                "; ".join(", ".join(map(revealed, example["ids"])) for example in numbers["examples"][:3]),
+                "; ".join(", ".join(map(escape_invisible, example["ids"])) for example in numbers["examples"][:3]),
                 ADVICE[kind],
             )
             for kind, numbers in split["found"].items()
@@ -237,3 +244,89 @@ def _findings(split: Mapping[str, Any]) -> dict[str, Any]:
             for rule, numbers in split["baselines"].items()
         ],
     }
+
+
+HARDEST = 12
+"""Errors that a report shows."""
+
+
+def write_report(
+    path: Path,
+    name: str,
+    evaluation: Evaluation | None,
+    *,
+    gates: Mapping[str, Mapping[str, Any]],
+    recipe: Recipe | None = None,
+    run: Path | None = None,
+    waterfall: Mapping[str, Mapping[str, Any]] | None = None,
+    findings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Path]:
+    """Write a report.
+
+    Args:
+        path: the HTML file; the PNGs of rewards and calibration are beside it, under its name.
+        name: of the run or the model.
+        evaluation: scores and numbers; None: there are none.
+        gates: what `check_gates` returned.
+        recipe: what was done.
+        run: directory of a run, whose records become curves, samples and versions; None: there is none.
+        waterfall: rows read, dropped and kept of each source, by split.
+        findings: `splits` of what `audit` returned.
+
+    Returns:
+        The files that were written.
+    """
+    diagnosis = None if evaluation is None else diagnose(evaluation.scored)
+    environment = run / "environment.json" if run is not None else None
+    evidence = Evidence(
+        name=name,
+        summary=None if evaluation is None else evaluation.summary,
+        diagnosis=diagnosis,
+        hardest=() if evaluation is None else evaluation.hardest,
+        gates=gates,
+        metrics=_lines(run, "metrics.jsonl"),
+        samples=_lines(run, "samples.jsonl"),
+        waterfall=waterfall or {},
+        findings=findings or {},
+        recipe=None if recipe is None else recipe.model_dump(mode="json"),
+        environment=json.loads(environment.read_text(encoding="utf-8")) if environment and environment.is_file() else None,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_page(path, evidence)
+    if diagnosis is None or not diagnosis["preferences"]:
+        return [path]
+    pictures = [path.with_name(f"{path.stem}_{what}.png") for what in ("rewards", "calibration")]
+    plot_rewards(diagnosis, pictures[0])
+    plot_calibration(diagnosis["calibration"], pictures[1])
+    return [path, *pictures]
+
+
+def with_errors(evaluation: Evaluation, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+    """An evaluation with its hardest errors as text, for a report.
+
+    Args:
+        data: what was evaluated.
+        tokenizer: decodes it.
+    """
+    return replace(evaluation, hardest=hardest_rows(data, evaluation.scored, tokenizer, HARDEST))
+
+
+def pictures(scored: Sequence[ScoredComparison]) -> dict[str, Callable[[], Figure]]:
+    """What draws the pictures of an evaluation, by the names that trackers show; nothing is drawn before that.
+
+    There are none where no preference has a winner.
+    """
+    if not any(edge.probability > 0.5 for row in scored for edge in row.preferences):
+        return {}
+    return {
+        "eval/rewards": lambda: reward_figure(diagnose(scored)),
+        "eval/calibration": lambda: calibration_figure(diagnose(scored)["calibration"]),
+    }
+
+
+def _lines(run: Path | None, name: str) -> list[dict[str, Any]]:
+    """A record of a run; none where it has none."""
+    if run is None or not (run / name).is_file():
+        return []
+    with (run / name).open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]

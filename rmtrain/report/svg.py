@@ -10,7 +10,7 @@ from typing import Literal
 from markupsafe import Markup, escape
 
 from rmtrain.report.axis import FONT_SIZE, Scale, fitting_ticks, text_width, tick_names, ticks
-from rmtrain.report.formats import revealed
+from rmtrain.report.console import escape_invisible
 
 WIDTH, HEIGHT = 360.0, 210.0
 TOP, BOTTOM = 22.0, 38.0
@@ -123,7 +123,7 @@ def rectangle(x: float, y: float, width: float, height: float, kind: str) -> Mar
 def text(x: float, y: float, content: str, kind: str, anchor: Anchor = "start") -> Markup:
     """Words, whose foot is at `y`; invisible characters are shown as escapes."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        kind, x, y, anchor, revealed(content)
+        kind, x, y, anchor, escape_invisible(content)
     )
 
 
@@ -141,7 +141,7 @@ def drawing(parts: Iterable[Markup], name: str, title: str, description: str, he
         width=WIDTH,
         height=height,
         name=escape(name),
-        title=revealed(title),
-        description=revealed(description),
+        title=escape_invisible(title),
+        description=escape_invisible(description),
         inside=Markup("").join(parts),
     )

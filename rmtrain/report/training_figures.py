@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rmtrain.evaluation.history import Row
+from rmtrain.evaluation.samples import Row
 from rmtrain.report.figures import Figure, Line, line_figure
 from rmtrain.report.svg import Point
 

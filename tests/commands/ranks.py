@@ -13,12 +13,12 @@ from typing import Any
 
 from rich.console import Console
 
+from rmtrain import exits
 from rmtrain.cli import finish
-from rmtrain.commands import ending
 from rmtrain.commands.eval_choice import run
-from rmtrain.commands.eval_request import EvalRequest
-from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.score import Wanted, score
+from rmtrain.commands.options import EvalOptions
+from rmtrain.commands.result import CommandResult
+from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer
 
 SIZES = (1, 7, 8, 9)
@@ -26,32 +26,35 @@ SMALL = 100
 """Tokens of a micro-batch that holds a pair or two."""
 
 
-def cases(inputs: Path) -> Iterator[tuple[str, EvalRequest | Wanted]]:
+def cases(inputs: Path) -> Iterator[tuple[str, EvalOptions | ScoreOptions]]:
     """What is done, by the name of where it goes."""
     model, other = str(inputs / "model"), str(inputs / "other")
     settings = (f"data.cache_dir={inputs / 'cache'}", f"batching.max_tokens={SMALL}", "data.max_length=96")
     for name, path, size in [*(("a", model, size) for size in SIZES), ("b", other, SIZES[-1])]:
         folder = Path(f"{name}{size}")
         data, report = str(inputs / f"pairs{size}.jsonl"), folder / "report.html"
-        yield folder.name, EvalRequest(target=path, overrides=settings, data=data, output=folder, report=report)
+        yield folder.name, EvalOptions(target=path, overrides=settings, data=data, output=folder, report=report)
     for size in SIZES:
-        yield f"score{size}", Wanted(model, str(inputs / f"lines{size}.jsonl"), f"score{size}.jsonl", max_tokens=SMALL)
-    yield "compare", EvalRequest(compare=(Path("a9/scores.jsonl"), Path("b9/scores.jsonl")))
-    yield "scores", EvalRequest(scores=Path("a9/scores.jsonl"), report=Path("again/report.html"))
+        yield f"score{size}", ScoreOptions(model, str(inputs / f"lines{size}.jsonl"), f"score{size}.jsonl", max_tokens=SMALL)
+    yield "compare", EvalOptions(compare=(Path("a9/scores.jsonl"), Path("b9/scores.jsonl")))
+    yield "scores", EvalOptions(scores=Path("a9/scores.jsonl"), report=Path("again/report.html"))
     yield (
         "benchmarks",
-        EvalRequest(
+        EvalOptions(
             target=model, benchmark="rewardbench,rm_bench", data_dir=inputs / "data", output=Path("benchmarks"), max_length=200
         ),
     )
-    yield "again", EvalRequest(scores=Path("benchmarks/rm_bench/scores.jsonl"))
+    yield "again", EvalOptions(scores=Path("benchmarks/rm_bench/scores.jsonl"))
     many = str(inputs / "many.jsonl.gz")
-    yield "many", Wanted(model, many, "made/many.jsonl", skip_bad=True, max_tokens=1000)
-    yield "best", Wanted(model, many, "best.jsonl", best_of=True, skip_bad=True, overlong="cut", max_length=64, max_tokens=1000)
+    yield "many", ScoreOptions(model, many, "made/many.jsonl", skip_bad=True, max_tokens=1000)
+    yield (
+        "best",
+        ScoreOptions(model, many, "best.jsonl", best_of=True, skip_bad=True, overlong="cut", max_length=64, max_tokens=1000),
+    )
 
 
-def do(wanted: EvalRequest | Wanted) -> Outcome:
-    if isinstance(wanted, Wanted):
+def do(wanted: EvalOptions | ScoreOptions) -> CommandResult:
+    if isinstance(wanted, ScoreOptions):
         return score(wanted, Console(stderr=True))
     wanted.check()
     return run(wanted, Console(stderr=True))
@@ -69,7 +72,7 @@ def main(inputs: Path) -> None:
             if path.is_relative_to(Path.cwd()):
                 made.append(f"{event} {path.relative_to(Path.cwd())}")
 
-    ending.watch_others()
+    exits.watch_others()
     sys.addaudithook(notice)
     for name, wanted in cases(inputs):
         outcome = do(wanted)
@@ -83,4 +86,4 @@ def main(inputs: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    ending.leave(0)
+    exits.leave(0)

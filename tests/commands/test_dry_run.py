@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rmtrain.commands.dry_run import Request, dry_run, strategy_of
 from rmtrain.commands.train import make_plan
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.eval_benchmarks import benchmark_scores, eval_benchmarks, model_of, parse_gates
+from rmtrain.commands.benchmarks import benchmark_scores, eval_benchmarks, model_of, parse_gates
 from rmtrain.commands.eval_choice import run as choose
-from rmtrain.commands.eval_request import EvalRequest
+from rmtrain.commands.options import EvalOptions
 from rmtrain.errors import CheckpointError, DataError, RecipeError
-from rmtrain.evaluation.benchmarks.catalogue import named
+from rmtrain.evaluation.benchmarks.registry import named
 from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.evaluation.scores import read_scores
+from rmtrain.evaluation.scores_file import read_scores
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
 from tests.report.render import render
@@ -151,7 +151,7 @@ def test_the_command_line_gates_and_compares(folder: Path) -> None:
     assert document["benchmarks"]["rm_bench"]["n"] == 6
     run(folder, model="other", output="second", benchmarks="rm_bench")
     scores = [folder / f"{name}/rm_bench/scores.jsonl" for name in ("cli", "second")]
-    found = choose(EvalRequest(compare=(scores[0], scores[1])), QUIET).document
+    found = choose(EvalOptions(compare=(scores[0], scores[1])), QUIET).document
     assert found["difference"] == found["other"]["value"] - found["one"]["value"]
     run(folder, output="short", benchmarks="rm_bench", max_length=32)
     refused = rmtrain("eval", "--compare", scores[0], folder / "short/rm_bench/scores.jsonl")
@@ -174,7 +174,7 @@ def test_the_command_line_gates_and_compares(folder: Path) -> None:
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as refused:
-        EvalRequest(**options).check()
+        EvalOptions(**options).check()
     assert refused.value.problems[0].startswith(said)
 
 

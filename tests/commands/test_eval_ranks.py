@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.score import Wanted, score
-from rmtrain.commands.score_files import CHUNK
-from rmtrain.engine.processes import SHARDING
-from rmtrain.evaluation.scores import read_scores
+from rmtrain.commands.score import CHUNK, ScoreOptions, score
+from rmtrain.engine.distributed import SHARDING
+from rmtrain.evaluation.scores_file import read_scores
 from tests.commands.ranks import SIZES
 from tests.commands.test_eval_benchmarks import reward_bench_rows, rm_bench_rows
 from tests.commands.test_score import rows
@@ -36,8 +35,8 @@ COLLECTIVES = {
     "reduce",
     "broadcast_object_list",
     "wait_for_everyone",
-    "on_main",
-    "on_any",
+    "run_on_main",
+    "any_rank",
 }
 RANK_CHECKS = {"is_main_process", "is_local_main_process", "process_index"}
 MANY = 4 * CHUNK + 40
@@ -150,7 +149,7 @@ def documents_in(text: str) -> list[Any]:
 
 def test_standard_input_and_output_of_several_processes(inputs: Path, tmp_path: Path) -> None:
     source = inputs / "lines9.jsonl"
-    score(Wanted(str(inputs / "model"), str(source), str(tmp_path / "out.jsonl")), Console(quiet=True))
+    score(ScoreOptions(str(inputs / "model"), str(source), str(tmp_path / "out.jsonl")), Console(quiet=True))
     command = [*RMTRAIN, "score", str(inputs / "model"), "-", "-o", "-", "--processes", "2"]
     result = subprocess.run(command, input=source.read_bytes(), capture_output=True, env=environment_of_process())
     assert result.returncode == 0, result.stderr
@@ -169,7 +168,7 @@ def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_g
     assert errors[0].startswith(f"error: in.jsonl:{CHUNK + 2}:2: Expecting property name"), "the second rank's share, told once"
     assert len(out.read_text().splitlines()) == CHUNK, "the chunk before is written"
     source.write_text("\n".join(lines) + "\n")
-    score(Wanted(str(inputs / "model"), str(source), str(tmp_path / "whole.jsonl")), Console(quiet=True))
+    score(ScoreOptions(str(inputs / "model"), str(source), str(tmp_path / "whole.jsonl")), Console(quiet=True))
     again = rmtrain("score", inputs / "model", source, "-o", out, "--processes", "3", "--json")
     assert again.returncode == 0, again.stderr
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -246,7 +245,9 @@ def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2 * CHUNK, "a chunk of each process, whole"
     (tmp_path / "in.jsonl").write_text(lines)
     for name in ("whole", "out"):
-        score(Wanted(str(inputs / "model"), str(tmp_path / "in.jsonl"), str(tmp_path / f"{name}.jsonl")), Console(quiet=True))
+        score(
+            ScoreOptions(str(inputs / "model"), str(tmp_path / "in.jsonl"), str(tmp_path / f"{name}.jsonl")), Console(quiet=True)
+        )
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

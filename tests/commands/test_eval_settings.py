@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.eval_choice import run
-from rmtrain.commands.eval_request import EvalRequest
+from rmtrain.commands.options import EvalOptions
 from rmtrain.errors import DataError
 from tests.exports import tiny_export
 from tests.helpers import pairs, write_jsonl
@@ -23,7 +23,7 @@ def test_trap_35_pairs_scored_with_another_max_length_do_not_compare(tmp_path: P
 
     def evaluate(model: str, output: str, *overrides: str) -> dict[str, Any]:
         cache = f"data.cache_dir={tmp_path / 'cache'}"
-        request = EvalRequest(
+        request = EvalOptions(
             target=str(tmp_path / model),
             data=str(data),
             output=tmp_path / output,
@@ -37,10 +37,10 @@ def test_trap_35_pairs_scored_with_another_max_length_do_not_compare(tmp_path: P
     assert settings[0] == settings[1] | {"model": str(tmp_path / "one")}
     assert [found["max_length"] for found in settings] == [200, 200, 150]
     assert (settings[0]["rows"], settings[0]["rows_dropped"], settings[0]["dtype"]) == (30, 0, "float32")
-    compared = run(EvalRequest(compare=(tmp_path / "a/scores.jsonl", tmp_path / "b/scores.jsonl")), QUIET).document
+    compared = run(EvalOptions(compare=(tmp_path / "a/scores.jsonl", tmp_path / "b/scores.jsonl")), QUIET).document
     assert compared["difference"] == numbers[1]["accuracy"] - numbers[0]["accuracy"]
     assert compared["difference"] != 0, "guard: the models differ"
     with pytest.raises(DataError, match="max_length: 200 against 150"):
-        run(EvalRequest(compare=(tmp_path / "a/scores.jsonl", tmp_path / "c/scores.jsonl")), QUIET)
-    again = run(EvalRequest(scores=tmp_path / "a/scores.jsonl"), QUIET).document
+        run(EvalOptions(compare=(tmp_path / "a/scores.jsonl", tmp_path / "c/scores.jsonl")), QUIET)
+    again = run(EvalOptions(scores=tmp_path / "a/scores.jsonl"), QUIET).document
     assert again["accuracy"] == numbers[0]["accuracy"]

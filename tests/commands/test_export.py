@@ -12,7 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
 from rmtrain.cli import fail_on_missed
-from rmtrain.commands.export import ExportRequest, export
+from rmtrain.commands.export import ExportOptions, export
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, GateMissed, RecipeError, RmtrainError
 from rmtrain.model.hub import uploaded_files
@@ -59,7 +59,7 @@ def tensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_last_checkpoint_is_the_model_of_the_run(run: Path, tmp_path: Path) -> None:
-    outcome = export(ExportRequest(run, output=tmp_path / "again"))
+    outcome = export(ExportOptions(run, output=tmp_path / "again"))
     assert outcome.document == {"model": str(tmp_path / "again"), "step": 6, "hub": None}
     assert golden(tmp_path / "again") == golden(run / "model")
     ours, theirs = tensors(tmp_path / "again"), tensors(run / "model")
@@ -69,7 +69,7 @@ def test_the_last_checkpoint_is_the_model_of_the_run(run: Path, tmp_path: Path) 
 
 
 def test_any_checkpoint_can_be_exported_and_is_reloaded_by_transformers_alone(run: Path) -> None:
-    directory = Path(export(ExportRequest(checkpoint(run, 2))).document["model"])
+    directory = Path(export(ExportOptions(checkpoint(run, 2))).document["model"])
     assert directory == run / "exports/step-00000002"
     assert check(str(directory))["ok"]
     assert json.loads((directory / "rmtrain.json").read_text())["step"] == 2
@@ -79,21 +79,21 @@ def test_any_checkpoint_can_be_exported_and_is_reloaded_by_transformers_alone(ru
 
 def test_a_finished_run_as_it_is_is_only_verified_again(run: Path) -> None:
     before = (run / "model/model.safetensors").stat().st_mtime_ns
-    assert export(ExportRequest(run)).document == {"model": str(run / "model"), "step": None, "hub": None}
+    assert export(ExportOptions(run)).document == {"model": str(run / "model"), "step": None, "hub": None}
     assert (run / "model/model.safetensors").stat().st_mtime_ns == before
     file = run / "model/golden.json"
     kept = file.read_text()
     try:
         file.write_text(re.sub(r'"reward": -?[\d.]+', '"reward": 77.0', kept, count=1))
         with pytest.raises(CheckpointError, match="does not load as it was saved"):
-            export(ExportRequest(run))
+            export(ExportOptions(run))
     finally:
         file.write_text(kept)
 
 
 def test_weights_of_another_type_keep_a_whole_head(run: Path, tmp_path: Path) -> None:
     dtype = "float16"
-    export(ExportRequest(run, output=tmp_path / "small", dtype=dtype))
+    export(ExportOptions(run, output=tmp_path / "small", dtype=dtype))
     saved = tensors(tmp_path / "small")
     assert {str(tensor.dtype) for name, tensor in saved.items() if name != "score.weight"} == {f"torch.{dtype}"}
     assert saved["score.weight"].dtype == torch.float32
@@ -105,19 +105,19 @@ def test_weights_of_another_type_keep_a_whole_head(run: Path, tmp_path: Path) ->
 
 
 def test_an_adapter_alone_gives_the_rewards_of_the_merged_weights(lora_run: Path, tmp_path: Path) -> None:
-    export(ExportRequest(lora_run, output=tmp_path / "adapter", form="adapter"))
+    export(ExportOptions(lora_run, output=tmp_path / "adapter", form="adapter"))
     names = {file.name for file in (tmp_path / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "golden.json", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
     assert golden(tmp_path / "adapter") == pytest.approx(golden(lora_run / "model"), abs=1e-5)
     model, _ = load_reward_model(str(tmp_path / "adapter"), "cpu")
     assert any("lora_" in name for name, _ in model.named_parameters())
-    export(ExportRequest(lora_run, output=tmp_path / "adapter", form="adapter"))
+    export(ExportOptions(lora_run, output=tmp_path / "adapter", form="adapter"))
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"], "the older one is replaced, nothing is left over"
 
 
 def test_a_run_of_an_adapter_is_exported_merged_with_the_adapter_beside_it(lora_run: Path, tmp_path: Path) -> None:
-    export(ExportRequest(lora_run, output=tmp_path / "merged", dtype="bfloat16"))
+    export(ExportOptions(lora_run, output=tmp_path / "merged", dtype="bfloat16"))
     assert (tmp_path / "merged/adapter/adapter_model.safetensors").is_file()
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert model.config.dtype == torch.bfloat16
@@ -125,14 +125,14 @@ def test_a_run_of_an_adapter_is_exported_merged_with_the_adapter_beside_it(lora_
 
 
 def test_what_cannot_be_exported_is_refused_with_what_to_do(run: Path, lora_run: Path, tmp_path: Path) -> None:
-    refusals: list[tuple[ExportRequest, str]] = [
-        (ExportRequest(tmp_path), "expected the directory of a run, or a checkpoint such as"),
-        (ExportRequest(run, ["model.path=x"]), "model.path=x: an export can only be given keys of hub"),
-        (ExportRequest(run, dtype="int8"), "--dtype int8: expected one of float32, bfloat16, float16"),
-        (ExportRequest(run, form="adapter", output=tmp_path / "a"), "has no adapter"),
-        (ExportRequest(lora_run, form="adapter", dtype="bfloat16"), "an adapter is float32"),
-        (ExportRequest(lora_run, form="adapter", push=True), "leave out --adapter"),
-        (ExportRequest(checkpoint(run, 3)), "missing or damaged"),
+    refusals: list[tuple[ExportOptions, str]] = [
+        (ExportOptions(tmp_path), "expected the directory of a run, or a checkpoint such as"),
+        (ExportOptions(run, ["model.path=x"]), "model.path=x: an export can only be given keys of hub"),
+        (ExportOptions(run, dtype="int8"), "--dtype int8: expected one of float32, bfloat16, float16"),
+        (ExportOptions(run, form="adapter", output=tmp_path / "a"), "has no adapter"),
+        (ExportOptions(lora_run, form="adapter", dtype="bfloat16"), "an adapter is float32"),
+        (ExportOptions(lora_run, form="adapter", push=True), "leave out --adapter"),
+        (ExportOptions(checkpoint(run, 3)), "missing or damaged"),
     ]
     for request, line in refusals:
         with pytest.raises((RecipeError, CheckpointError), match=re.escape(line)):
@@ -140,7 +140,7 @@ def test_what_cannot_be_exported_is_refused_with_what_to_do(run: Path, lora_run:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="is no export of rmtrain"):
-        export(ExportRequest(run, output=tmp_path / "mine"))
+        export(ExportOptions(run, output=tmp_path / "mine"))
     assert (tmp_path / "mine/notes.txt").read_text() == "mine"
 
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_or_another_tokenizer_is_refused(run: Path, tmp_pat
     try:
         file.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
         with pytest.raises(CheckpointError, match="its bytes are not those that were written"):
-            export(ExportRequest(checkpoint(run, 4), output=tmp_path / "x"))
+            export(ExportOptions(checkpoint(run, 4), output=tmp_path / "x"))
     finally:
         file.write_bytes(kept)
     environment = run / "environment.json"
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_or_another_tokenizer_is_refused(run: Path, tmp_pat
         facts["hashes"]["tokenizer"] = "0" * 64
         environment.write_text(json.dumps(facts))
         with pytest.raises(CheckpointError, match="no longer the one it was trained with"):
-            export(ExportRequest(checkpoint(run, 4), output=tmp_path / "x"))
+            export(ExportOptions(checkpoint(run, 4), output=tmp_path / "x"))
     finally:
         environment.write_text(text)
     assert not (tmp_path / "x").exists()

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.outcome import Outcome
+from rmtrain.commands.options import InspectOptions
 from rmtrain.commands.preprocess import preprocess
-from rmtrain.commands.query import Query
+from rmtrain.commands.result import CommandResult
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
 from tests.runs import planted_rows, tiny_recipe, write_rows
@@ -28,7 +28,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return tiny_recipe(folder, data={"train": [source], "processes": 2, "max_drop_fraction": 1.0})
 
 
-def shown(outcome: Outcome) -> str:
+def shown(outcome: CommandResult) -> str:
     console = Console(width=100, no_color=True)
     with console.capture() as capture:
         console.print(outcome.report)
@@ -49,21 +49,21 @@ def test_preprocess_counts_rows_comparisons_responses_and_preferences(recipe: Re
 
 
 def test_inspect_names_responses_and_says_which_is_preferred(recipe: Recipe) -> None:
-    documents = [inspect(recipe, QUIET, Query(row=str(number))).document for number in range(12)]
+    documents = [inspect(recipe, QUIET, InspectOptions(row=str(number))).document for number in range(12)]
     document = max(documents, key=lambda document: len(document["responses"]))
     assert len(document["responses"]) > 2, "guard: rows were gathered"
     assert [response["name"] for response in document["responses"]][:2] == ["response 0", "response 1"]
     assert {"winner", "loser", "margin", "probability", "weight"} == document["preferences"][0].keys()
     json.dumps(documents)
-    text = shown(inspect(recipe, QUIET, Query(row=document["id"])))
+    text = shown(inspect(recipe, QUIET, InspectOptions(row=document["id"])))
     assert "preferred responses 0 over 1, 2 over 3" in text
     pair = next(document for document in documents if len(document["responses"]) == 2)
     assert [response["name"] for response in pair["responses"]] == ["chosen", "rejected"]
-    assert "margin 0 reward" in shown(inspect(recipe, QUIET, Query(row=pair["id"])))
+    assert "margin 0 reward" in shown(inspect(recipe, QUIET, InspectOptions(row=pair["id"])))
 
 
 def test_inspect_says_what_a_row_is_part_of(recipe: Recipe) -> None:
     with pytest.raises(
         DataError, match=r"^--row groups:23: no kept row of train has this id; it is part of comparison groups:\d, which"
     ):
-        inspect(recipe, QUIET, Query(row="groups:23"))
+        inspect(recipe, QUIET, InspectOptions(row="groups:23"))

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.query import Query
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.commands.options import InspectOptions
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.formats import json_text
+from rmtrain.report.console import json_text
 from tests.report.render import console, written
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
@@ -52,7 +52,7 @@ def shown(outcome: Any, width: int = 100, color: bool = False) -> str:
 
 def look(recipe: Recipe, **options: Any) -> dict[str, Any]:
     """The document of a view, after the view has been drawn in each kind of surroundings."""
-    outcome = inspect(recipe, QUIET, Query(**options))
+    outcome = inspect(recipe, QUIET, InspectOptions(**options))
     for width in (60, 160):
         for color in (False, True):
             assert shown(outcome, width, color)
@@ -118,9 +118,9 @@ def test_find_reads_no_further_than_its_limit_and_says_how_far_it_came(recipe: R
     assert ids(document) == ["one:0", "one:1"]
     assert (document["searched"], document["kept"], document["find"]) == (2, 53, "DESCRIBE THE")
     assert {row["found"]["in"] for row in document["rows"]} == {"prompt"}
-    text = shown(inspect(recipe, QUIET, Query(find="DESCRIBE THE", limit=2)))
+    text = shown(inspect(recipe, QUIET, InspectOptions(find="DESCRIBE THE", limit=2)))
     assert text.startswith("2 rows with 'DESCRIBE THE'; searched 2 of 53 kept rows of train: stopped at the limit of 2\n")
-    nowhere = inspect(recipe, QUIET, Query(find="nowhere", source="two"))
+    nowhere = inspect(recipe, QUIET, InspectOptions(find="nowhere", source="two"))
     assert shown(nowhere) == "0 rows with 'nowhere'; searched 10 of 10 kept rows of two: that is all of them\n"
     assert nowhere.document["rows"] == []
 
@@ -157,7 +157,7 @@ def test_random_repeats_by_its_seed_and_prints_a_new_one(recipe: Recipe) -> None
     assert look(recipe, random=True, limit=6, seed=first["seed"]) == first
     assert ids(look(recipe, random=True, limit=6, seed=first["seed"] + 1)) != ids(first)
     assert len(set(ids(first))) == 6
-    assert f"--seed {first['seed']}" in shown(inspect(recipe, QUIET, Query(random=True, seed=first["seed"])))
+    assert f"--seed {first['seed']}" in shown(inspect(recipe, QUIET, InspectOptions(random=True, seed=first["seed"])))
     assert {row["source"] for row in look(recipe, random=True, source="two", limit=10, seed=1)["rows"]} == {"two"}
     assert look(recipe, random=True)["seed"] != first["seed"], "a new seed each time"
 
@@ -174,7 +174,7 @@ def test_rows_dropped_for_every_reason_are_shown_as_their_source_has_them(recipe
             number = int(row["id"].split(":")[1]) - 3
             assert row["row"] == (BAD[number] if number < len(BAD) else BROKEN)
             assert row["detail"]
-            text = shown(inspect(recipe, QUIET, Query(dropped=reason)), width=160)
+            text = shown(inspect(recipe, QUIET, InspectOptions(dropped=reason)), width=160)
             assert row["detail"].split("\n")[0][:40] in text
 
 
@@ -186,14 +186,14 @@ def test_dropped_rows_are_chosen_by_text_at_random_and_by_source(recipe: Recipe)
     with_text = look(recipe, dropped="all", random=True, find="b", limit=4, seed=1)
     assert len(with_text["rows"]) == 4
     assert ids(with_text) != sorted(ids(with_text)), "guard: shuffled"
-    empty = inspect(recipe, QUIET, Query(dropped="identical", source="one"))
+    empty = inspect(recipe, QUIET, InspectOptions(dropped="identical", source="one"))
     assert shown(empty) == "no row of one is dropped\n"
     assert (empty.document["count"], empty.document["rows"]) == (0, [])
 
 
 def test_a_reason_that_there_is_not_lists_those_there_are(recipe: Recipe) -> None:
     with pytest.raises(RecipeError) as error:
-        inspect(recipe, QUIET, Query(dropped="ugly"))
+        inspect(recipe, QUIET, InspectOptions(dropped="ugly"))
     (line,) = error.value.problems
     assert line.startswith("--dropped ugly: no row of train is dropped for that; expected all, or ")
     for reason, count in look(recipe, dropped="all")["reasons"].items():

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.inspect_step import inspect_step, step_plan
-from rmtrain.commands.query import Query
+from rmtrain.commands.inspect import inspect_step, step_plan
+from rmtrain.commands.options import InspectOptions
 from rmtrain.commands.train import agreed_budget, make_plan
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model
@@ -53,7 +53,7 @@ def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: Token
     plan = step_plan(changed, data, layout, world)
     seen: list[str] = []
     for number in range(plan.total_steps):
-        step, document = plan.step(number), inspect_step(changed, QUIET, Query(step=number, world_size=world)).document
+        step, document = plan.step(number), inspect_step(changed, QUIET, InspectOptions(step=number, world_size=world)).document
         batches = document["micro_batches"]
         pieces = [piece for rank in step.micro_batches for piece in rank]
         assert [(batch["rank"], batch["number"]) for batch in batches] == [
@@ -92,7 +92,7 @@ def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: T
 
 
 def test_a_step_is_drawn_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
-    outcome = inspect_step(recipe, QUIET, Query(step=0, world_size=2))
+    outcome = inspect_step(recipe, QUIET, InspectOptions(step=0, world_size=2))
     document = outcome.document
     json.dumps(document)
     assert (document["layout"], document["layout_is_auto"]) == ("shared_prefix", True)
@@ -111,7 +111,7 @@ def test_a_step_is_drawn_and_says_what_auto_is(recipe: Recipe, data: TokenizedDa
 
 def test_a_step_that_there_is_not_is_refused(recipe: Recipe) -> None:
     with pytest.raises(RecipeError, match=r"^--step 11: the run has 11 steps, 0 to 10$"):
-        inspect_step(recipe, QUIET, Query(step=11))
+        inspect_step(recipe, QUIET, InspectOptions(step=11))
 
 
 def test_a_comparison_above_the_budget_is_refused_as_train_refuses_it(recipe: Recipe) -> None:
@@ -136,6 +136,6 @@ def test_real_rows_are_packed(shared_data: Path, tmp_path: Path) -> None:
     data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
     model = {"scratch": {"architecture": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024}}
     recipe = tiny_recipe(tmp_path, data=data, model=model, batching={"max_tokens": "auto"}, training={"batch_size": 32})
-    step = inspect_step(recipe, QUIET, Query(step=1, world_size=2)).document
+    step = inspect_step(recipe, QUIET, InspectOptions(step=1, world_size=2)).document
     assert step["tokens"] < 0.5 * step["padded_tokens"]
     assert sum(len(batch["comparisons"]) for batch in step["micro_batches"]) == 32

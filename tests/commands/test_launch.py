@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from rmtrain.commands.launch import CONFIGS, Launch, names, without_options
+from rmtrain.engine.launch import CONFIGS, Launch, names, without_options
 from rmtrain.errors import RecipeError
 from tests.runs import ROOT, environment_of_process, metrics_of, rmtrain, tiny_recipe, write_recipe
 

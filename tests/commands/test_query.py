@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.commands.query import COMPANIONS, NEEDS, Query
+from rmtrain.commands.options import COMPANIONS, NEEDS, InspectOptions
 from rmtrain.errors import RecipeError
 
 VALUES: dict[str, Any] = {
@@ -27,7 +27,7 @@ VALUES: dict[str, Any] = {
 
 def problems(**options: Any) -> tuple[str, ...]:
     try:
-        Query(**options).check()
+        InspectOptions(**options).check()
     except RecipeError as error:
         return error.problems
     return ()
@@ -35,7 +35,7 @@ def problems(**options: Any) -> tuple[str, ...]:
 
 def test_every_pair_of_options_goes_together_or_is_refused_in_one_line_that_names_both() -> None:
     assert RecipeError.exit_code == 2
-    assert set(VALUES) == set(Query.__slots__), "guard: every option is tried"
+    assert set(VALUES) == set(InspectOptions.__slots__), "guard: every option is tried"
     refused = 0
     for one, other in combinations(VALUES, 2):
         needed = {each for each in (NEEDS.get(one), NEEDS.get(other)) if each is not None}
@@ -81,6 +81,6 @@ def test_all_mistakes_are_said_at_once() -> None:
 
 
 def test_without_a_choice_one_row_is_meant() -> None:
-    assert Query().names_one
-    assert Query(source="hh", split="eval", ids=True).names_one
-    assert not any(Query(**{name: VALUES[name]}).names_one for name in ("find", "longest", "random", "limit"))
+    assert InspectOptions().names_one
+    assert InspectOptions(source="hh", split="eval", ids=True).names_one
+    assert not any(InspectOptions(**{name: VALUES[name]}).names_one for name in ("find", "longest", "random", "limit"))

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.eval import eval_command
-from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.report import HARDEST, pictures
+from rmtrain.commands.evaluate import eval_command
+from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import train
-from rmtrain.engine.showing import pixels
+from rmtrain.engine.run_log import pixels
+from rmtrain.report.page import HARDEST, pictures
 from tests.evaluation.test_metrics import random_pairs
 from tests.report.test_page import Reader
 from tests.runs import planted_rows, tiny_recipe, write_rows
@@ -30,7 +30,7 @@ NOTHING: dict[str, Any] = {
 }
 
 
-def evaluated(**asked: Any) -> Outcome:
+def evaluated(**asked: Any) -> CommandResult:
     return eval_command(Console(quiet=True), **{**NOTHING, **asked})
 
 

@@ -17,10 +17,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.outcome import Outcome
-from rmtrain.commands.score import Wanted, score
-from rmtrain.commands.score_files import CHUNK, read_lines
-from rmtrain.data.raw.json_reader import MAX_LINE_BYTES
+from rmtrain.commands.result import CommandResult
+from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score
+from rmtrain.data.rows.readers import MAX_LINE_BYTES
 from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export
@@ -56,8 +55,8 @@ def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def run(model: str, source: Path | str, target: Path | str, **options: Any) -> Outcome:
-    return score(Wanted(model, str(source), str(target), **options), QUIET)
+def run(model: str, source: Path | str, target: Path | str, **options: Any) -> CommandResult:
+    return score(ScoreOptions(model, str(source), str(target), **options), QUIET)
 
 
 def test_rewards_are_those_of_the_scorer_in_the_order_of_the_lines(model: str, tmp_path: Path) -> None:

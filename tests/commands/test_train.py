@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rmtrain.commands.eval import eval_command, evaluate
+from rmtrain.commands.evaluate import eval_command, evaluate
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError
-from rmtrain.evaluation.scores import read_scores
+from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
 from tests.runs import ROOT, metrics_of, planted_rows, rmtrain, tiny_recipe, write_recipe, write_rows
 

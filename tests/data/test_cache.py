@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data import cache, claim
-from rmtrain.data.cache import ABANDONED_SECONDS, made_once, new_directory
-from rmtrain.data.claim import Claim
+from rmtrain.data import cache
+from rmtrain.data import cache as claim
+from rmtrain.data.cache import ABANDONED_SECONDS, Claim, get_or_build, new_directory
 from rmtrain.errors import RecipeError, TryAgain
 
 
@@ -46,7 +46,7 @@ def test_a_full_disk_says_try_again(tmp_path: Path, number: int) -> None:
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
     with pytest.raises(RecipeError, match=r"^data.cache_dir: cannot write to .*: Not a directory$"):
-        made_once(tmp_path / "file" / "cache" / "key", write("never"))
+        get_or_build(tmp_path / "file" / "cache" / "key", write("never"))
 
 
 def write(text: str, seconds: float = 0.0):
@@ -72,7 +72,7 @@ def test_of_two_that_build_the_same_the_first_stays(tmp_path: Path) -> None:
 def test_one_makes_it_and_others_wait_and_hear_of_it(tmp_path: Path) -> None:
     target, heard = tmp_path / "key", list[str]()
     makers = [
-        threading.Thread(target=made_once, args=(target, write(name, 1.5), heard.append)) for name in ("one", "two", "three")
+        threading.Thread(target=get_or_build, args=(target, write(name, 1.5), heard.append)) for name in ("one", "two", "three")
     ]
     for maker in makers:
         maker.start()
@@ -93,16 +93,16 @@ def test_who_waits_makes_it_when_the_maker_has_failed(tmp_path: Path) -> None:
         raise ValueError("bug")
 
     with pytest.raises(ValueError, match="bug"):
-        made_once(target, fail)
+        get_or_build(target, fail)
     assert os.listdir(tmp_path) == []
-    assert made_once(target, write("second")) == target
+    assert get_or_build(target, write("second")) == target
     assert (target / "file").read_text() == "second"
 
 
 def test_what_is_there_is_taken_without_a_write(tmp_path: Path) -> None:
-    made_once(tmp_path / "key", write("first"))
+    get_or_build(tmp_path / "key", write("first"))
     before = os.stat(tmp_path).st_mtime_ns
-    made_once(tmp_path / "key", write("second"))
+    get_or_build(tmp_path / "key", write("second"))
     assert (tmp_path / "key/file").read_text() == "first"
     assert os.stat(tmp_path).st_mtime_ns == before
 
@@ -112,7 +112,7 @@ def test_a_maker_without_a_sign_of_life_keeps_nobody_waiting(tmp_path: Path, mon
     held = claim.claim(tmp_path / ".lock-key")
     assert held is not None, "guard: held as by another process, and never heard of"
     (tmp_path / ".new-key-abc").mkdir()
-    made_once(tmp_path / "key", write("own"))
+    get_or_build(tmp_path / "key", write("own"))
     assert (tmp_path / "key/file").read_text() == "own"
     assert (tmp_path / ".new-key-abc").exists(), "what may still be in use is left alone"
     held.release()
@@ -128,7 +128,7 @@ def test_leftovers_of_dead_makers_go_and_those_of_living_ones_stay(tmp_path: Pat
     (tmp_path / "alive").mkdir()
     living = claim.claim(tmp_path / ".lock-alive")
     assert living is not None
-    made_once(tmp_path / "key", write("x"))
+    get_or_build(tmp_path / "key", write("x"))
     assert sorted(os.listdir(tmp_path)) == [".lock-alive", ".new-alive-cccc", ".new-young", "alive", "key"]
     living.release()
     assert cache.PART == ".new-", "guard: the names above are those that are used"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data import claim as module
-from rmtrain.data.claim import Watch, claim
+from rmtrain.data import cache as module
+from rmtrain.data.cache import Watch, claim
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLDER = """
 import pathlib, sys, time
-from rmtrain.data.claim import claim
+from rmtrain.data.cache import claim
 
 with claim(pathlib.Path(sys.argv[1])) as held:
     held.said = "12 0.5 hh"

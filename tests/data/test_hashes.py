@@ -1,7 +1,6 @@
 import random
 
-from rmtrain.data.comparison import Comparison, TokenizedComparison
-from rmtrain.data.hashes import is_held_out, prompt_hash, response_hashes
+from rmtrain.data.comparison import Comparison, TokenizedComparison, is_held_out, prompt_hash, response_hashes
 
 
 def row(prompt: str, *responses: str) -> Comparison:

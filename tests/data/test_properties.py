@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from rmtrain.data.builder import RowEncoder, RowTask
 from rmtrain.data.comparison import Comparison, Dropped, place_of, rows_of
 from rmtrain.data.rows.loading import load_comparisons, read_batches
-from rmtrain.data.stored.row_encoder import RowEncoder, RowTask
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source

@@ -20,10 +20,10 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import train_step
-from rmtrain.engine.metrics import Meter
 from rmtrain.engine.optim import build_optimizer, learning_rate
-from rmtrain.engine.run import start
-from rmtrain.engine.state import trained_parameters, whole
+from rmtrain.engine.run_log import Meter
+from rmtrain.engine.start import start
+from rmtrain.engine.state_dict import trained_parameters, whole
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.comparisons import costs_of, random_pairs

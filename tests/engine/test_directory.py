@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.engine.directory import HARMLESS, RECORDS, RunDirectory, flat
-from rmtrain.engine.metrics import RunLog
+from rmtrain.engine.run_dir import HARMLESS, RECORDS, RunDirectory, flat
+from rmtrain.engine.run_log import RunLog
 from rmtrain.errors import CheckpointError, RecipeError, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe

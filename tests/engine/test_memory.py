@@ -13,7 +13,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import CPU_TOKENS, Plan
 from rmtrain.commands.train import train
-from rmtrain.engine.memory import rehearse, token_budget
+from rmtrain.engine.memory import token_budget, warmup_largest_batch
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RmtrainError
@@ -108,7 +108,7 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
     assert heaviest.weight_E.sum() == 0
     optimizer = build_optimizer(model, recipe.optimizer)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    rehearse(Strategy(Accelerator(cpu=True)), model, optimizer, loader)
+    warmup_largest_batch(Strategy(Accelerator(cpu=True)), model, optimizer, loader)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not optimizer.state

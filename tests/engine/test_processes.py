@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from rmtrain.engine.processes import LEFT, leave_group
+from rmtrain.engine.distributed import LEFT, leave_group
 
 faulthandler.dump_traceback_later(60, exit=True)
 accelerator, count, until = Accelerator(cpu=True), 0, time.monotonic() + 10

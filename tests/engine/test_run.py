@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
-from rmtrain.engine.run import environment, start
+from rmtrain.engine.start import environment, start
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError
 from tests.runs import tiny_recipe

@@ -11,10 +11,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from rmtrain.engine.directory import RunDirectory
-from rmtrain.engine.metrics import Meter
+from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.saving import Contents, Saver
+from rmtrain.engine.run_dir import RunDirectory
+from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, TryAgain
 from rmtrain.model.build import build_reward_model
@@ -27,26 +27,28 @@ PLAN = {"data": "abc", "seed": 1, "batch_size": 8}
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., Saver]:
+def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
     """Makes savers of one run directory, each with a model of its own, as processes one after the other have them."""
 
-    def build(plan: dict[str, Any] = PLAN, lora: dict[str, Any] | None = None, seed: int = 1, **settings: Any) -> Saver:
+    def build(
+        plan: dict[str, Any] = PLAN, lora: dict[str, Any] | None = None, seed: int = 1, **settings: Any
+    ) -> CheckpointManager:
         recipe = tiny_recipe(tmp_path, lora=lora)
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=seed)
         accelerator, directory = Accelerator(cpu=True), RunDirectory(tmp_path / "run", "ours", continues=True)
         optimizer = build_optimizer(model, recipe.optimizer)
-        meter, contents = Meter(accelerator, 1), Contents.of(model, plan)
-        return Saver(Strategy(accelerator), model, optimizer, meter, directory, Checkpointing(**settings), contents)
+        meter, contents = Meter(accelerator, 1), CheckpointMetadata.of(model, plan)
+        return CheckpointManager(Strategy(accelerator), model, optimizer, meter, directory, Checkpointing(**settings), contents)
 
     return build
 
 
-def steps(saver: Saver) -> list[int]:
+def steps(saver: CheckpointManager) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in saver.checkpoints.directory.glob("step-*"))
 
 
 def test_it_is_time_after_so_many_steps_or_minutes_whatever_the_wall_clock_says(
-    make: Callable[..., Saver], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
@@ -64,7 +66,7 @@ def test_it_is_time_after_so_many_steps_or_minutes_whatever_the_wall_clock_says(
     assert not any(never.is_due(step) for step in range(1, 100))
 
 
-def test_a_step_is_saved_once(make: Callable[..., Saver]) -> None:
+def test_a_step_is_saved_once(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
     saver.save(3, evaluated=False)
     written = (saver.checkpoints.path(3) / "state.json").stat().st_mtime_ns
@@ -81,7 +83,7 @@ def test_a_step_is_saved_once(make: Callable[..., Saver]) -> None:
     ],
 )
 def test_trap_29_the_best_checkpoint_is_kept_by_the_direction_of_its_metric(
-    best: str, values: list[float | None], at: int, make: Callable[..., Saver]
+    best: str, values: list[float | None], at: int, make: Callable[..., CheckpointManager]
 ) -> None:
     saver = make(keep=1, best=best, minutes=None)
     for step, value in enumerate(values, start=1):
@@ -95,14 +97,16 @@ def test_trap_29_the_best_checkpoint_is_kept_by_the_direction_of_its_metric(
     assert resumed.load_best() == at
 
 
-def test_an_evaluation_that_is_best_is_saved_where_nothing_was_due(make: Callable[..., Saver]) -> None:
+def test_an_evaluation_that_is_best_is_saved_where_nothing_was_due(make: Callable[..., CheckpointManager]) -> None:
     saver = make(best="loss", minutes=None)
     saver.note_evaluation(3, {"loss": 0.5})
     saver.note_evaluation(6, {"loss": 0.6})
     assert steps(saver) == [3]
 
 
-def test_trap_29_stale_checkpoints_the_best_and_the_one_resumed_from_survive_rotation(make: Callable[..., Saver]) -> None:
+def test_trap_29_stale_checkpoints_the_best_and_the_one_resumed_from_survive_rotation(
+    make: Callable[..., CheckpointManager],
+) -> None:
     first = make(keep=1, minutes=None)
     first.checkpoints.run_id = "theirs"
     first.save(1000, evaluated=True)
@@ -117,7 +121,7 @@ def test_trap_29_stale_checkpoints_the_best_and_the_one_resumed_from_survive_rot
     assert steps(third) == [2, 3, 6, 1000]
 
 
-def test_the_open_interval_of_the_meter_goes_on(make: Callable[..., Saver]) -> None:
+def test_the_open_interval_of_the_meter_goes_on(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
     sums = Objective(*(torch.tensor(value) for value in (6.0, 1.0, 3.0, 1.0, -2.0, 4.0))).statistics()
     saver.meter.add(sums, 100, torch.tensor(0.25))
@@ -130,7 +134,7 @@ def test_the_open_interval_of_the_meter_goes_on(make: Callable[..., Saver]) -> N
     assert {k: v for k, v in whole.items() if k not in times} == {k: v for k, v in parts.items() if k not in times}
 
 
-def test_a_checkpoint_of_other_data_or_another_base_model_is_refused(make: Callable[..., Saver]) -> None:
+def test_a_checkpoint_of_other_data_or_another_base_model_is_refused(make: Callable[..., CheckpointManager]) -> None:
     make(lora={"rank": 2}).save(4, evaluated=True)
     with pytest.raises(CheckpointError, match="other training data or another order: data was abc, is xyz"):
         make(plan={**PLAN, "data": "xyz"}, lora={"rank": 2}).resume()
@@ -147,7 +151,9 @@ def test_a_checkpoint_of_other_data_or_another_base_model_is_refused(make: Calla
 
 @pytest.mark.parametrize("key", ["position", "plan", "processes", "frozen", "meter", "optimizer"])
 @pytest.mark.parametrize("value", [None, "x"])
-def test_trap_25_a_state_that_lacks_something_is_refused(key: str, value: str | None, make: Callable[..., Saver]) -> None:
+def test_trap_25_a_state_that_lacks_something_is_refused(
+    key: str, value: str | None, make: Callable[..., CheckpointManager]
+) -> None:
     saver = make()
     saver.save(4, evaluated=True)
     found = saver.checkpoints.newest()
@@ -162,7 +168,7 @@ def test_trap_25_a_state_that_lacks_something_is_refused(key: str, value: str | 
         make()._restore(found)
 
 
-def test_another_number_of_processes_is_said(make: Callable[..., Saver], caplog: pytest.LogCaptureFixture) -> None:
+def test_another_number_of_processes_is_said(make: Callable[..., CheckpointManager], caplog: pytest.LogCaptureFixture) -> None:
     saver = make()
     saver.save(4, evaluated=True)
     found = saver.checkpoints.newest()
@@ -172,7 +178,7 @@ def test_another_number_of_processes_is_said(make: Callable[..., Saver], caplog:
     assert "the checkpoint is of 4 processes, there are 1 now: same order and losses within rounding" in caplog.text
 
 
-def test_weights_that_were_best_and_are_gone_leave_the_last_to_be_exported(make: Callable[..., Saver]) -> None:
+def test_weights_that_were_best_and_are_gone_leave_the_last_to_be_exported(make: Callable[..., CheckpointManager]) -> None:
     saver = make(best="loss", minutes=None)
     saver.note_evaluation(3, {"loss": 0.5})
     saver.save(6, evaluated=True)
@@ -183,7 +189,7 @@ def test_weights_that_were_best_and_are_gone_leave_the_last_to_be_exported(make:
 
 
 def test_room_for_a_checkpoint_is_asked_for_before_the_first_step(
-    make: Callable[..., Saver], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CheckpointManager], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saver = make()
     saver.check_room(2.0)
@@ -192,7 +198,7 @@ def test_room_for_a_checkpoint_is_asked_for_before_the_first_step(
         saver.check_room(2.0)
 
 
-def test_what_is_saved_is_tensors_and_plain_json(make: Callable[..., Saver]) -> None:
+def test_what_is_saved_is_tensors_and_plain_json(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
     saver.save(2, evaluated=True)
     path = saver.checkpoints.path(2)

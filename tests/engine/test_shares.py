@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from rmtrain.engine.memory_trace import NAMES, SHARDING, Sizes, Training, moments, share, traced
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.shares import NAMES, SHARDING, Training, moments, share
-from rmtrain.model.tracing import Sizes, traced
 from rmtrain.recipe.schema import Lora, Optimizer
 from tests.model.builders import build, make_batch, make_sequences, make_tokenizer
 

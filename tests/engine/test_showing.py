@@ -13,8 +13,7 @@ from accelerate.tracking import TensorBoardTracker
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rmtrain.engine.metrics import RunLog
-from rmtrain.engine.showing import COLUMNS, pixels, send_pictures, send_samples
+from rmtrain.engine.run_log import COLUMNS, RunLog, pixels, send_pictures, send_samples
 from rmtrain.engine.trackers import Trackers
 
 SAMPLE = {"id": "a:0", "source": "a", "prompt": "p", "chosen": "c", "rejected": "hf_" + "x" * 34, "rewards": [2.0, 0.5]}

@@ -9,9 +9,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.state import (
+from rmtrain.engine.state_dict import (
     frozen_fingerprint,
-    model_tensors,
+    model_state_dict,
     optimizer_state,
     restore_model,
     restore_optimizer,
@@ -56,7 +56,7 @@ def test_weights_and_optimizer_go_on_bit_for_bit_in_another_model(
     ours = build(recipe)
     ours_optimizer = build_optimizer(ours, recipe.optimizer)
     stepped(ours, ours_optimizer)
-    weights, (tensors, values) = model_tensors(ours), optimizer_state(ours_optimizer, ours)
+    weights, (tensors, values) = model_state_dict(ours), optimizer_state(ours_optimizer, ours)
     if lora:
         assert not any(name.endswith("base_layer.weight") for name in weights), "frozen weights are those of the base model"
     other = build(recipe, seed=1 if lora else 2)
@@ -85,11 +85,11 @@ def process_group() -> Iterator[None]:
 @pytest.mark.usefixtures("process_group")
 def test_trap_33_names_are_the_same_whatever_wraps_the_model(tmp_path: Path) -> None:
     model = build(tiny_recipe(tmp_path))
-    plain = model_tensors(model).keys()
+    plain = model_state_dict(model).keys()
     wrapped = DistributedDataParallel(model)
     for other in (torch.compile(model), wrapped, torch.compile(wrapped)):
-        assert model_tensors(other).keys() == plain
-        restore_model(other, model_tensors(model))
+        assert model_state_dict(other).keys() == plain
+        restore_model(other, model_state_dict(model))
         assert other.state_dict().keys() != plain, "guard: it was wrapped"
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in plain)
 
@@ -123,7 +123,7 @@ def test_trap_25_weights_that_are_not_exactly_these_are_named(
     change: Callable[[str, dict[str, torch.Tensor]], None], message: str, tmp_path: Path
 ) -> None:
     model = build(tiny_recipe(tmp_path))
-    tensors = {name: tensor.clone() + 1 for name, tensor in model_tensors(model).items()}
+    tensors = {name: tensor.clone() + 1 for name, tensor in model_state_dict(model).items()}
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     change(next(name for name in tensors if name.endswith("q_proj.weight")), tensors)
     with pytest.raises(CheckpointError, match=message):
@@ -185,11 +185,11 @@ def test_trap_42_embeddings_of_new_tokens_under_adapters_go_on_bit_for_bit(tmp_p
     model, other = (build_reward_model(pretrained, Lora(rank=2), tokenizer, seed=1) for _ in range(2))
     optimizer, other_optimizer = (build_optimizer(one, Optimizer(lr=1e-2)) for one in (model, other))
     stepped(model, optimizer)
-    saved = model_tensors(model)
+    saved = model_state_dict(model)
     assert any("trainable_tokens_delta" in name for name in saved), "guard: the new embedding trains, and is saved"
     restore_model(other, saved)
     restore_optimizer(other_optimizer, other, *optimizer_state(optimizer, model))
     stepped(model, optimizer)
     stepped(other, other_optimizer)
-    after = model_tensors(other)
-    assert all(torch.equal(tensor, after[name]) for name, tensor in model_tensors(model).items())
+    after = model_state_dict(other)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in model_state_dict(model).items())

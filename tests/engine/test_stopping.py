@@ -10,18 +10,18 @@ import time
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.engine.stopping import Stop
+from rmtrain.engine.signals import Stop
 from rmtrain.errors import RmtrainError, Stopped
 from tests.runs import ROOT, environment_of_process
 
 LONG = """
 import os, signal, sys, time
-from rmtrain.engine import stopping
-with stopping.Stop() as stop:
+from rmtrain.engine import signals
+with signals.Stop() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     print("noted", stop.by.name, flush=True)
-    time.sleep(stopping.SAME_SECONDS + 0.1)
+    time.sleep(signals.SAME_SECONDS + 0.1)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(20)
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.engine.together import on_main
+from rmtrain.engine.distributed import run_on_main
 from rmtrain.errors import TryAgain
 from tests.runs import ROOT, environment_of_process, torchrun
 
@@ -14,16 +14,16 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from accelerate import Accelerator
-from rmtrain.engine.together import on_main
+from rmtrain.engine.distributed import run_on_main
 from rmtrain.errors import TryAgain
 
 accelerator, rank_file = Accelerator(cpu=True), Path(sys.argv[1])
 done = []
-first = on_main(accelerator, lambda: done.append(1) or {"answer": 42})
+first = run_on_main(accelerator, lambda: done.append(1) or {"answer": 42})
 def fail():
     raise TryAgain("the disk is full")
 try:
-    on_main(accelerator, fail)
+    run_on_main(accelerator, fail)
 except TryAgain as error:
     said = error.problems
 rank_file.with_suffix(f".{accelerator.process_index}").write_text(f"{first} {said} {len(done)}")
@@ -35,9 +35,9 @@ def test_alone_it_is_a_call() -> None:
     def fail() -> None:
         raise TryAgain("full")
 
-    assert on_main(Accelerator(cpu=True), lambda: 7) == 7
+    assert run_on_main(Accelerator(cpu=True), lambda: 7) == 7
     with pytest.raises(TryAgain, match="full"):
-        on_main(Accelerator(cpu=True), fail)
+        run_on_main(Accelerator(cpu=True), fail)
 
 
 def test_trap_46_an_error_of_the_main_process_reaches_all_and_none_waits(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan, order
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.engine.directory import RunDirectory
+from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.loop import train
-from rmtrain.engine.metrics import Meter, RunLog
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.saving import Contents, Saver
-from rmtrain.engine.stopping import Stop
+from rmtrain.engine.run_dir import RunDirectory
+from rmtrain.engine.run_log import Meter, RunLog
+from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -120,7 +120,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     ours.use_layout(layout)
     plan = Plan(costs_of(rows, layout), BATCH, 150, epochs=1, seed=1, max_steps=STEPS)
     accelerator = Accelerator(cpu=True)
-    strategy, contents = Strategy(accelerator), Contents.of(ours, {})
+    strategy, contents = Strategy(accelerator), CheckpointMetadata.of(ours, {})
     model, optimizer = strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), recipe.optimizer.clip)
     (tmp_path / "ours").mkdir()
     loader, log, meter = (
@@ -129,7 +129,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
         Meter(accelerator, 1),
     )
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
-    saver = Saver(strategy, model, optimizer, meter, directory, recipe.checkpoints, contents)
+    saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, contents)
     train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 

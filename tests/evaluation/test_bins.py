@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.data.checks.intervals import wilson_interval
-from rmtrain.evaluation.bins import ROUND, round_edges, round_width, share_with_interval
+from rmtrain.evaluation.diagnosis import ROUND, round_edges, round_width, share_with_interval
+from rmtrain.intervals import wilson_interval
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: float(np.float32(value)))
 

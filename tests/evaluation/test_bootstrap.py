@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from rmtrain.evaluation.bootstrap import paired_bootstrap
+from rmtrain.intervals import paired_bootstrap
 
 
 def values(count: int = 200) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,7 @@ from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison, write_scores
-from rmtrain.evaluation.settings import read_settings, settings_file, write_settings
+from rmtrain.evaluation.scores_file import ScoredComparison, read_settings, settings_file, write_scores, write_settings
 from tests.evaluation.benchmarks.rows import many, pair
 
 SETTINGS = {"dtype": "float32", "max_length": 2048, "overlong": "cut", "template_sha256": "a" * 64, "rows_sha256": "b" * 64}

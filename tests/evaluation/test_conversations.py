@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.raw.json_reader import Line
+from rmtrain.data.rows.readers import Line
 from rmtrain.errors import DataError
-from rmtrain.evaluation.conversations import answered, read_question
+from rmtrain.evaluation.requests import format_response, read_question
 
 USER, REPLY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 
@@ -57,12 +57,12 @@ def test_lines_that_are_not(row: Any, said: str) -> None:
 
 def test_what_is_written() -> None:
     several = read_question(line({"id": "x", "prompt": "hi", "responses": ["a", "b", "c"]}), 7)
-    assert answered(several, (0.5, 0.75, 0.75), False, best_of=False) == {
+    assert format_response(several, (0.5, 0.75, 0.75), False, best_of=False) == {
         **several.row,
         "rewards": [0.5, 0.75, 0.75],
         "input_line": 7,
     }
-    assert answered(several, (0.5, 0.75, 0.75), True, best_of=True) == {
+    assert format_response(several, (0.5, 0.75, 0.75), True, best_of=True) == {
         "id": "x",
         "prompt": "hi",
         "response": "b",
@@ -73,4 +73,4 @@ def test_what_is_written() -> None:
         "input_line": 7,
     }
     one = read_question(line({"messages": [USER, REPLY]}), 8)
-    assert answered(one, (0.5,), False, best_of=True) == {"messages": [USER, REPLY], "reward": 0.5, "input_line": 8}
+    assert format_response(one, (0.5,), False, best_of=True) == {"messages": [USER, REPLY], "reward": 0.5, "input_line": 8}

@@ -8,16 +8,17 @@ import pytest
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.evaluation.diagnosis import (
+    ScoredEdges,
     accuracy_by_length_difference,
     calibration_curve,
     diagnose,
     margin_histogram,
     reward_by_length,
     reward_histograms,
+    scored_edges,
 )
-from rmtrain.evaluation.edges import ScoredEdges, scored_edges
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison, read_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, read_scores
 from tests.evaluation.test_metrics import pair, random_lists, random_pairs
 
 

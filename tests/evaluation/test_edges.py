@@ -1,8 +1,8 @@
 """Preferences as arrays: those with a winner, in order."""
 
 from rmtrain.data.comparison import Preference
-from rmtrain.evaluation.edges import scored_edges
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.diagnosis import scored_edges
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 TIE = Preference(0, 1, 0.0, 0.5, 1.0)
 

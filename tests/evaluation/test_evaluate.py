@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
-from rmtrain.data.stored.prepare import prepare_evaluation
-from rmtrain.evaluation.evaluate import evaluate
+from rmtrain.data.prepare import prepare_evaluation
+from rmtrain.evaluation.score import evaluate
 from rmtrain.model.load import load_reward_model
 from rmtrain.recipe.schema import PairSource
 from tests.runs import planted_rows, tiny_recipe, write_rows

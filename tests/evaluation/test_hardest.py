@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from rmtrain.data.comparison import PAIR, Preference
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.evaluation.hardest import hardest_errors, hardest_rows
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.samples import hardest_errors, hardest_rows
+from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.test_metrics import pair, random_lists
 from tests.runs import tiny_recipe
 

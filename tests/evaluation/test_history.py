@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rmtrain.evaluation.history import reward_drift, sample_histories
+from rmtrain.evaluation.samples import reward_drift, sample_histories
 
 
 def sample(step: int, name: str, rewards: tuple[float, float], source: str = "s") -> dict[str, Any]:

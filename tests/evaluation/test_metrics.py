@@ -11,11 +11,11 @@ from scipy.stats import binomtest, spearmanr
 from sklearn.calibration import calibration_curve
 
 from rmtrain.batching.layout import lay_out
-from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.intervals import wilson_interval
 from rmtrain.objective import Edges, bradley_terry
 
 

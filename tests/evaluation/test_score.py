@@ -11,11 +11,9 @@ from accelerate import Accelerator
 
 from rmtrain.data.comparison import PAIR
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.rows import Rows
-from rmtrain.evaluation.score import score, scoring_micro_batches
-from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.evaluation.scores import ScoredComparison
-from rmtrain.evaluation.sequences import Asked
+from rmtrain.evaluation.score import Rows, score, scoring_micro_batches
+from rmtrain.evaluation.scorer import RewardScorer, ScoreRequest
+from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.exports import tiny_export
 from tests.helpers import pairs
 from tests.runs import ROOT, environment_of_process, torchrun
@@ -42,7 +40,7 @@ def score_all(model: str, accelerator: Accelerator) -> list[dict[str, Any]]:
     found = []
     for size in SIZES:
         rows = [
-            Asked(
+            ScoreRequest(
                 str(n), message("user", row["prompt"]), tuple(message("assistant", row[side]) for side in ("chosen", "rejected"))
             )
             for n, row in enumerate(pairs(size))

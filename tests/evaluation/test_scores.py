@@ -9,7 +9,7 @@ import pytest
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.scores import ScoredComparison, read_scores, write_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, read_scores, write_scores
 
 
 def float32(values: np.ndarray) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from rmtrain.data.comparison import PAIR, Comparison, TokenizedComparison
 from rmtrain.data.text.tokenize import Encoder
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
-from rmtrain.evaluation.sequences import Asked, Limit, Turns, encode
+from rmtrain.evaluation.scorer import Limit, ScoreRequest, Turns, encode
 from rmtrain.recipe.schema import Data, PairSource
 from tests.helpers import byte_bpe, llama_like
 
@@ -19,8 +19,8 @@ def said(role: str, text: str) -> Turns:
     return ({"role": role, "content": text},)
 
 
-def asked(*responses: str, prompt: str = "What is the capital of France?") -> Asked:
-    return Asked("row 1", said("user", prompt), tuple(said("assistant", response) for response in responses), "src", PAIR)
+def asked(*responses: str, prompt: str = "What is the capital of France?") -> ScoreRequest:
+    return ScoreRequest("row 1", said("user", prompt), tuple(said("assistant", response) for response in responses), "src", PAIR)
 
 
 @pytest.mark.parametrize("made", [lambda: prepared(byte_bpe(), "simple_chat"), lambda: prepared(llama_like(), "tokenizer")])

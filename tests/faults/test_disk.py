@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.engine.metrics import RunLog
+from rmtrain.engine.run_log import RunLog
 from rmtrain.errors import TryAgain
 from tests.engine.test_checkpoint import FILES, delete, flip, truncate
 from tests.faults.nursery import FAST, Nursery

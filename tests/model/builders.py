@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedT
 
 from rmtrain.batching.layout import MicroBatch, lay_out
 from rmtrain.data.comparison import PAIR, TokenizedComparison
-from rmtrain.model.build import build_reward_model
+from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.scratch import scratch_config
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 
 CAUSAL = ("llama", "qwen2", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rmtrain.errors import RecipeError
-from rmtrain.model.build import build_reward_model
+from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.head import outline
-from rmtrain.model.scratch import scratch_config
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_sequences, make_tokenizer, scratch
 

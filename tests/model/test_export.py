@@ -16,13 +16,12 @@ from transformers import AutoTokenizer, Qwen2Tokenizer, pipeline
 
 from rmtrain.errors import CheckpointError, NumericError, RecipeError
 from rmtrain.model import reload_check
-from rmtrain.model.build import build_reward_model
-from rmtrain.model.compatible import old_rope
+from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.export import check_exportable, check_reload, export_model, write_export
+from rmtrain.model.hf_compat import old_rope
 from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating
-from rmtrain.model.scratch import scratch_config
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import (
     CAUSAL,

@@ -15,7 +15,7 @@ from rmtrain.errors import RecipeError
 from rmtrain.model import attention
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.head import find_head, install_head
-from rmtrain.model.parity import choose_layout, probe
+from rmtrain.model.layout_probe import choose_layout, probe
 from rmtrain.model.reward_model import RewardModel, unwrap
 from rmtrain.recipe.schema import BradleyTerry, Lora
 from tests.comparisons import tokenized

@@ -19,12 +19,11 @@ from transformers import (
 )
 
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.model.build import build_reward_model
+from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.export import write_export
 from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.scratch import scratch_config
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, scratch, spread
 

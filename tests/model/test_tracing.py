@@ -9,10 +9,9 @@ from torch import Tensor
 
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.engine.memory_trace import Sizes, meta_model, takes, trace, traced
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.outlined import outlined_model
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.model.tracing import Sizes, takes, trace, traced
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 
 LAYERS = 3
@@ -41,7 +40,7 @@ def real_model(model: ScratchModel, lora: Lora | None, tokenizer: Any, layout: L
 
 
 def outlined_peak(model: ScratchModel, lora: Lora | None, tokenizer: Any, layout: Layout, autocast: bool) -> int:
-    outlined = outlined_model(model, lora, tokenizer)
+    outlined = meta_model(model, lora, tokenizer)
     outlined.autocast = autocast
     return trace(outlined, lay_out(rows(), tokenizer.pad_token_id, layout), layout, on_gpu=False).peak()
 
@@ -116,7 +115,7 @@ def test_a_model_takes_a_layout_without_weights_where_the_probe_of_a_run_tries_i
     taken = {}
     for architecture in ("llama", "bloom", "stablelm", "bert"):
         batch = lay_out(rows(2), tokenizer.pad_token_id, "shared_prefix")
-        outlined = outlined_model(settings(architecture), None, tokenizer)
+        outlined = meta_model(settings(architecture), None, tokenizer)
         taken[architecture] = takes(outlined, batch, "shared_prefix", on_gpu=False, narrow=True)
     assert taken == {"llama": True, "bloom": False, "stablelm": False, "bert": False}
 
@@ -127,7 +126,7 @@ def test_an_outlined_model_has_the_weights_of_the_real_one(tokenizer: Any) -> No
         outlined, built = (
             {name: (parameter.shape, parameter.dtype, parameter.requires_grad) for name, parameter in made.named_parameters()}
             for made in (
-                outlined_model(settings(architecture), lora, tokenizer),
+                meta_model(settings(architecture), lora, tokenizer),
                 build_reward_model(settings(architecture), lora, tokenizer, 1),
             )
         )

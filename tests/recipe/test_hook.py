@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.hook import MAX_BYTES, read_hook
 from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe, parse_recipe
 from rmtrain.recipe.schema import PairSource
+from rmtrain.recipe.sources import MAX_BYTES, read_hook
 from tests.recipe.test_selection import RECIPE, load
 
 CODE = "def rows(row):\n    return row\n"

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.labels import ValueLabel, label_text
 from rmtrain.recipe.load import dump_recipe, parse_recipe
 from rmtrain.recipe.schema import AbSource, Recipe
+from rmtrain.recipe.sources import ValueLabel, label_text
 
 RECIPE = """\
 run: {{name: demo, output_dir: runs/demo}}

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.explain import entries, key_paths
+from rmtrain.recipe.key_aliases import PEERS
 from rmtrain.recipe.load import dump_recipe, load_recipe
-from rmtrain.recipe.peers import PEERS
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.vocabulary import entries, key_paths
 from rmtrain.recipe.yaml import write_yaml
 
 GOOD = """\

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rmtrain.recipe.redact import HIDDEN, asks_for_secret, is_secret, redact
+from rmtrain.redact import HIDDEN, asks_for_secret, is_secret, redact
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from rmtrain.commands.schema import schema
+from rmtrain.recipe.explain import entries, follow, in_words
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import PairSource, Recipe
-from rmtrain.recipe.vocabulary import entries, follow, in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -6,7 +6,7 @@ import pytest
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe, load_recipe
-from rmtrain.recipe.selection import Condition
+from rmtrain.recipe.sources import Condition
 
 RECIPE = """\
 run: {{name: demo, output_dir: runs/demo}}

@@ -6,7 +6,7 @@ from typing import Any
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTION_OF, scores_of
-from rmtrain.report.benchmarks import benchmark_report, difference_report
+from rmtrain.report.tables import benchmark_report, difference_report
 from tests.evaluation.benchmarks.rows import many, pair
 from tests.report.render import render
 

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.comparison import comparison_view
+from rmtrain.report.comparison_view import comparison_view
 from tests.report.render import console, written
 from tests.report.tokenizers import byte_level
 

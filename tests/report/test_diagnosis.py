@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.report.diagnosis import BLOCKS, blocks, diagnosis_view
 from tests.evaluation.test_metrics import pair, random_pairs
 from tests.report.test_diagnosis_figures import CASES

@@ -5,7 +5,7 @@ import pytest
 
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.report.diagnosis_figures import LONGEST_LIST, diagnosis_figures, drift_figure, source_figure
 from tests.evaluation.test_metrics import pair, random_lists, random_pairs
 from tests.report.test_figures import assert_readable

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rmtrain.report.difference import difference, paired_lines
+from rmtrain.report.text_diff import difference, paired_lines
 
 
 def marked(one: str, other: str) -> tuple[int, list[str], list[str]]:

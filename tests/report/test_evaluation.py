@@ -4,8 +4,8 @@ import pytest
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores import ScoredComparison
-from rmtrain.report.evaluation import evaluation_summary
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.report.tables import evaluation_summary
 from tests.report.render import render
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rmtrain.data.checks.audit import KINDS as FAULT_KINDS
 from rmtrain.data.checks.baselines import RULES as RULE_KINDS
-from rmtrain.data.checks.findings import KINDS as FAULT_KINDS
-from rmtrain.report.findings import ADVICE, RULES, baselines_table, findings_notes, findings_report, findings_table
+from rmtrain.report.tables import ADVICE, RULES, baselines_table, findings_notes, findings_report, findings_table
 from tests.report.render import render
 from tests.runs import ROOT
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rmtrain.report.formats import compact, decimal, duration, json_text, percent, revealed
+from rmtrain.report.console import compact, decimal, duration, escape_invisible, json_text, percent
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_a_share_is_never_rounded_to_all_or_nothing() -> None:
 
 
 def test_what_cannot_be_seen_or_moves_the_cursor_is_escaped() -> None:
-    assert revealed("a\x1b[31mb\r\x07\x9b") == "a\\x1b[31mb\\r\\x07\\x9b"
-    assert revealed("zero\u200bwidth \u202eright\u202c \ufeff \u00a0 \u3000 \U000e0041") == (
+    assert escape_invisible("a\x1b[31mb\r\x07\x9b") == "a\\x1b[31mb\\r\\x07\\x9b"
+    assert escape_invisible("zero\u200bwidth \u202eright\u202c \ufeff \u00a0 \u3000 \U000e0041") == (
         "zero\\u200bwidth \\u202eright\\u202c \\ufeff \\xa0 \\u3000 \\U000e0041"
     )
     plain = "naïve 日本 😀 ’ – tab\tline\n"
-    assert revealed(plain) == plain
+    assert escape_invisible(plain) == plain
 
 
 def test_json_is_the_same_data_with_nothing_a_terminal_would_act_on() -> None:

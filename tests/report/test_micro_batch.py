@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.micro_batch import step_view
+from rmtrain.report.step_view import step_view
 from tests.report.render import console, written
 
 

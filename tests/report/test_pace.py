@@ -2,8 +2,8 @@
 
 import pytest
 
-from rmtrain.report import pace
-from rmtrain.report.pace import Pace
+from rmtrain.report import progress as pace
+from rmtrain.report.progress import LinePace as Pace
 from tests.report.render import console, written
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.report.formats import revealed
-from rmtrain.report.passages import LONGEST, PROMPT, Passage, beginning, passages, prompt_end
+from rmtrain.report.console import escape_invisible
+from rmtrain.report.text_diff import LONGEST, PROMPT, Passage, beginning, passages, prompt_end
 
 TEXTS = st.text(alphabet="ab \n,é東", max_size=60)
 
@@ -16,8 +16,8 @@ def joined(pieces: list[Passage]) -> str:
 @given(TEXTS, TEXTS)
 def test_short_texts_are_whole_and_part_at_one_place(one: str, other: str) -> None:
     ours, theirs = passages(one, other)
-    assert joined(ours) == revealed(one)
-    assert joined(theirs) == revealed(other)
+    assert joined(ours) == escape_invisible(one)
+    assert joined(theirs) == escape_invisible(other)
     for pieces in (ours, theirs):
         assert sum(piece.kind == "first" for piece in pieces) <= 1
     if one != other:

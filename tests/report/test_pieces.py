@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rmtrain.report.pieces import special_ids, token_strings
+from rmtrain.report.tokens import special_ids, token_strings
 from tests.report.tokenizers import byte_fallback, byte_level, word_piece
 
 TEXT = "How can I store\n\n  the 🦊 and 日本 in a naïve refrigerator?\ttab"

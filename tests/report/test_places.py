@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rmtrain.report.places import without_places
+from rmtrain.redact import redact_paths
 
 SECRET = "hf_" + "a" * 34
 
@@ -20,7 +20,7 @@ def test_paths_keep_their_last_part_and_secrets_nothing() -> None:
         "seed": 1,
         "none": None,
     }
-    shown = without_places(values)
+    shown = redact_paths(values)
     assert shown["output_dir"] == "…/mine"
     assert [source["path"] for source in shown["data"]] == ["…/rows.jsonl", "owner/pairs", "../rows.jsonl"]
     assert SECRET not in str(shown)

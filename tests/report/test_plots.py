@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.report.plots import COLORS, plot_calibration, plot_lengths, plot_rewards
 from tests.evaluation.test_metrics import random_pairs
 

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.raw_row import dropped_view
+from rmtrain.report.comparison_view import dropped_view
 from tests.report.render import console, written
 
 CELLS: dict[str, Any] = {

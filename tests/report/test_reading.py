@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from rmtrain.data.rows.reading import Reading
-from rmtrain.report.reading import SECONDS_BETWEEN_LINES, ReadingDisplay
+from rmtrain.data.rows.loading import Reading
+from rmtrain.report.progress import SECONDS_BETWEEN_LINES, ReadingDisplay
 
 
 def ticking(step: float) -> Iterator[float]:

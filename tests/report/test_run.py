@@ -1,6 +1,6 @@
 """The beginning and the end of a run."""
 
-from rmtrain.report.run import next_steps, run_header
+from rmtrain.report.tables import next_steps, run_header
 from tests.report.render import render
 
 FACTS = {

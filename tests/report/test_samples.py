@@ -3,7 +3,7 @@
 import pytest
 from rich.cells import cell_len
 
-from rmtrain.report.samples import Excerpt, sample_table
+from rmtrain.report.tables import Excerpt, sample_table
 from tests.report.render import render
 
 SAMPLES = [

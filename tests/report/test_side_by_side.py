@@ -4,7 +4,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.side_by_side import SideBySide
+from rmtrain.report.text_diff import SideBySide
 from tests.report.render import console, written
 
 ONE = "The same start. Then it is good.\nA line both have.\nend"

@@ -4,7 +4,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.token_bar import CHARACTERS, FREE, TokenBar, TokenRun, bar_legend
+from rmtrain.report.step_view import CHARACTERS, FREE, TokenBar, TokenRun, bar_legend
 from tests.report.render import console, render, written
 
 PAIR: list[TokenRun] = [("prefix", 40), ("chosen", 20), ("rejected", 20)]

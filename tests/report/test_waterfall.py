@@ -1,6 +1,6 @@
 """The waterfall table: what was read is what was dropped and what was kept."""
 
-from rmtrain.report.waterfall import total, waterfall_table
+from rmtrain.report.tables import total, waterfall_table
 from tests.report.render import render
 
 WATERFALL = {

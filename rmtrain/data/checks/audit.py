@@ -1,28 +1,198 @@
 """What is wrong with tokenized data, found before a model sees it, once for each artifact."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import errno
+import hashlib
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from rmtrain.data.artifact import Edges, TokenizedData, edges_of, file_hash
 from rmtrain.data.checks.baselines import label_baselines
-from rmtrain.data.checks.benchmarks import benchmark_overlap
-from rmtrain.data.checks.cycles import Cycle, find_cycles
-from rmtrain.data.checks.findings import LIST, Finding, read_findings, summarize_findings, write_findings
-from rmtrain.data.checks.hints import Hint, margin_outliers, short_winners, zero_margins
-from rmtrain.data.checks.likeness import find_near_identical
-from rmtrain.data.checks.repeats import Repeat, find_repeats
-from rmtrain.data.raw.identity import digest
-from rmtrain.data.stored.artifact import TokenizedData, file_hash
-from rmtrain.data.stored.edges import Edges, edges_of
-from rmtrain.data.stored.overlap import named, overlap
-from rmtrain.data.stored.prepare import PreparedData
+from rmtrain.data.checks.contamination import benchmark_overlap
+from rmtrain.data.checks.duplicates import Cycle, Repeat, find_cycles, find_near_identical, find_repeats
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.prepare import PreparedData, named, overlap
+from rmtrain.data.rows.dataset import digest
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
+
+EXAMPLES = 5
+SUMMARY, LIST = "findings.json", "findings.jsonl"
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+KINDS = (
+    "overlap",
+    "benchmark",
+    "contradictory",
+    "cycle",
+    "duplicate",
+    "near_identical",
+    "short_winner",
+    "zero_margin",
+    "margin_outlier",
+)
+"""Kinds of faults, the worst first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A fault: one of `KINDS`, the split and the ids of the rows it is in, each once, and what was found."""
+
+    kind: str
+    split: str
+    ids: tuple[str, ...]
+    detail: str
+
+
+def summarize_findings(findings: Sequence[Finding], comparisons: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """By split and kind, worst kind first, how many faults there are, in how many rows, what share of the split these are, and the first.
+
+    Args:
+        findings: all of them.
+        comparisons: how many each split has.
+
+    Returns:
+        JSON values: `{split: {kind: {"found": n, "rows": n, "share": s, "examples": [{"ids": [...], "detail": ...}]}}}`. An example
+        names at most five rows.
+    """
+    by_kind: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        by_kind[finding.split, finding.kind].append(finding)
+    return {
+        split: {kind: _numbers(by_kind[split, kind], size) for kind in KINDS if (split, kind) in by_kind}
+        for split, size in comparisons.items()
+    }
+
+
+def _numbers(findings: Sequence[Finding], comparisons: int) -> dict[str, Any]:
+    rows = len({row_id for finding in findings for row_id in finding.ids})
+    return {
+        "found": len(findings),
+        "rows": rows,
+        "share": rows / comparisons,
+        "examples": [{"ids": list(finding.ids[:EXAMPLES]), "detail": finding.detail} for finding in findings[:EXAMPLES]],
+    }
+
+
+def write_findings(directory: Path, key: str, findings: Iterable[Finding], summary: Mapping[str, Any]) -> bool:
+    """Write `findings.jsonl`, one object for each fault, and then `findings.json`, the summary; each appears whole or not at all.
+
+    Returns:
+        False when nothing may be written there. A disk that is full is an OSError.
+    """
+    lines = "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
+    document = {"key": key, "list_sha256": hashlib.sha256(lines.encode()).hexdigest(), "summary": summary}
+    try:
+        _write(directory / LIST, lines)
+        _write(directory / SUMMARY, json.dumps({**document, "sha256": _digest(document)}, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        if error.errno in NOT_WRITABLE:
+            return False
+        raise
+    return True
+
+
+def read_findings(directory: Path, key: str) -> dict[str, Any] | None:
+    """The summary that `write_findings` left under this key; None when there is none, or either file is not as it was written."""
+    try:
+        document = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        stored = document.pop("sha256")
+        if (document["key"], stored, document["list_sha256"]) != (key, _digest(document), file_hash(directory / LIST)):
+            return None
+        summary: dict[str, Any] = document["summary"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return summary
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_rankings(rows: Iterable[TokenizedComparison]) -> None:
+    """Refuse comparisons whose edges do not order their responses, as `plackett_luce` needs it.
+
+    Raises:
+        DataError: naming the first such row.
+    """
+    for row in rows:
+        won = Counter(edge.winner for edge in row.preferences)
+        won.subtract(edge.loser for edge in row.preferences)
+        if len({won[response] for response in range(len(row.sequences))}) < len(row.sequences):
+            raise DataError(
+                f"{row.id}: its {len(row.preferences)} preferences do not order its {len(row.sequences)} responses; "
+                "objective.type: plackett_luce needs a ranking, take bradley_terry"
+            )
+
+
+FAR_OUT = 10
+"""Interquartile ranges above the third quartile from which on a margin is an outlier. Tukey calls three "far out", but margins with a
+long tail reach those by the hundred."""
+SHORT, LONG = 3, 60
+"""A winner of at most so many tokens over a loser of at least so many is suspicious; prompt and end token not counted."""
+
+Hint = tuple[int, str]
+"""The number of an edge, and what is odd about it."""
+
+
+def zero_margins(data: TokenizedData, edges: Edges) -> list[Hint]:
+    """Decided edges with margin 0 in a source that has other margins, too."""
+    return [
+        (edge, "its margin is 0")
+        for numbers in _with_margins(data, edges)
+        for edge in numbers[(edges.margins[numbers] == 0) & edges.are_decided[numbers]].tolist()
+    ]
+
+
+def margin_outliers(data: TokenizedData, edges: Edges) -> list[Hint]:
+    """Edges whose margin lies far above those of their source: more than ten interquartile ranges above the third quartile."""
+    found = []
+    for numbers in _with_margins(data, edges):
+        margins = edges.margins[numbers]
+        low, high = np.percentile(margins, (25, 75))
+        limit = high + FAR_OUT * (high - low)
+        if high > low:
+            far = numbers[margins > limit].tolist()
+            found += [(edge, f"its margin is {edges.margins[edge]:g}, half of them lie in {low:g} to {high:g}") for edge in far]
+    return found
+
+
+def short_winners(data: TokenizedData, edges: Edges) -> list[Hint]:
+    """Decided edges whose winner is next to empty and whose loser is long."""
+    winners, losers = (lengths - 1 for lengths in data.preference_lengths())
+    suspicious = np.flatnonzero((winners <= SHORT) & (losers >= LONG) & edges.are_decided)
+    return [(edge, f"a winner of {winners[edge]} tokens over a loser of {losers[edge]}") for edge in suspicious.tolist()]
+
+
+def _with_margins(data: TokenizedData, edges: Edges) -> list[NDArray[np.int64]]:
+    """Numbers of the edges of each source that has margins."""
+    if not edges.margins.any():
+        return []
+    rows: dict[str, list[int]] = defaultdict(list)
+    for number, source in enumerate(data.sources):
+        rows[source].append(number)
+    by_source = (np.flatnonzero(np.isin(edges.comparisons, np.array(numbers))) for numbers in rows.values())
+    return [numbers for numbers in by_source if edges.margins[numbers].any()]
+
 
 AUDIT_VERSION = 2
 """Raise it with every change of what is found or how it is summarized."""

@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.checks.decoded import decoded
-from rmtrain.data.checks.intervals import wilson_interval
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.edges import TIE, edges_of, mix
+from rmtrain.data.artifact import TIE, TokenizedData, edges_of, mix
+from rmtrain.data.decode import decoded_response as decoded
+from rmtrain.intervals import wilson_interval
 
 SAMPLED = 2000
 """Most comparisons whose responses are looked at as text."""

@@ -7,10 +7,9 @@ from itertools import chain
 from typing import Any
 
 from rmtrain.data.comparison import Message
-from rmtrain.data.raw.json_reader import Row
-from rmtrain.data.rows.lookup import require_cell
-from rmtrain.data.rows.messages import BadRow, decoded, is_turns, kind_of, to_messages
-from rmtrain.data.rows.tool_calls import CALL
+from rmtrain.data.rows.cells import require_cell
+from rmtrain.data.rows.messages import CALL, BadRow, decoded, is_turns, kind_of, to_messages
+from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import PairSource, TextSource
 
 Turns = tuple[Message, ...]
@@ -43,7 +42,7 @@ class Opening:
     def conversation(self, side: Side) -> Turns:
         """The whole conversation of a side, ending in its reply; raises BadRow where the side is none."""
         replies = to_messages(side.cell, side.name, self.source.messages, "assistant")
-        if not replies or is_silent(replies[-1]):
+        if not replies or is_empty(replies[-1]):
             raise BadRow("empty_response", f"{side.name} ends with an empty turn")
         asked = self.prompt if self.prompt is not None and is_turns(self.cell) else ()
         if is_turns(side.cell) and max(len(asked), len(replies)) > 1:
@@ -111,7 +110,7 @@ def _prompt(cell: Any, source: TextSource) -> Turns:
     prompt = to_messages(cell, column, source.messages, "user")
     if isinstance(cell, str) and prompt[-1] == {"role": "assistant", "content": ""}:  # a transcript up to "Assistant:"
         prompt = prompt[:-1]
-    if not prompt or is_silent(prompt[-1]):
+    if not prompt or is_empty(prompt[-1]):
         raise BadRow("empty_prompt", f"{column} is empty")
     return prompt
 
@@ -147,7 +146,7 @@ def _starts_with(side: Turns, prompt: Turns) -> bool:
     return len(side) > len(prompt) and all(is_same(ours, theirs) for ours, theirs in zip(prompt, side, strict=False))
 
 
-def is_silent(message: Message) -> bool:
+def is_empty(message: Message) -> bool:
     """Whether a message says nothing: no text, and no call of a tool."""
     return not message["content"].strip() and CALL not in message
 
@@ -202,7 +201,7 @@ def _check_turns(prompt: Turns, response: Turns) -> None:
     roles = [message["role"] for message in turns]
     if roles[0] != first or not all(map(_follows, roles, roles[1:])):
         raise BadRow("role_order", f"expected user and assistant in turn, got {', '.join(roles[:NAMED_ROLES])}")
-    if any(is_silent(message) and message["role"] != "tool" for message in turns):
+    if any(is_empty(message) and message["role"] != "tool" for message in turns):
         raise BadRow("empty_message", "a turn before the last is empty")
 
 

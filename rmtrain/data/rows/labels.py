@@ -1,12 +1,18 @@
 """The label of a row of two candidates: which of them is better, and by how much where it says so."""
 
+import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import groupby, pairwise, product
 from typing import Any, NamedTuple
 
-from rmtrain.data.raw.json_reader import Row
-from rmtrain.data.rows.lookup import find_cell, is_blank, to_number
+from rmtrain.data.comparison import Preference
+from rmtrain.data.rows.cells import find_cell, is_blank, to_number
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.recipe.labels import IndexLabel, Label, OneHotLabel, Outcome, ScoresLabel, SignLabel, ValueLabel, label_text
+from rmtrain.data.rows.readers import Row
+from rmtrain.recipe.schema import RankedSource
+from rmtrain.recipe.sources import IndexLabel, Label, OneHotLabel, Outcome, ScoresLabel, SignLabel, ValueLabel, label_text
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9
@@ -116,3 +122,104 @@ def _absent(*columns: str) -> BadRow:
 
 def _unknown(column: str, cell: Any, expected: str) -> BadRow:
     return BadRow("unknown_label", f"{column} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
+
+
+Levels = list[list[int]]
+"""Responses of equal scores together, the best first."""
+
+
+def preferences(scores: Sequence[float], source: RankedSource, name: str) -> tuple[Preference, ...]:
+    """The preferences that the source's policy makes of scores, those of the best responses first.
+
+    Args:
+        scores: of each response, finite.
+        source: policy, smallest gap, most pairs, and whether margins are differences of scores.
+        name: the row id, by which `max_pairs` draws.
+
+    Raises:
+        BadRow: `tie`: all scores are equal; `below_min_gap`: none differ enough; `bad_margin`: a difference is too large.
+    """
+    levels = _levels(scores, source.lower_is_better)
+    if len(levels) == 1:
+        raise BadRow("tie", f"all {len(scores)} responses have the score {scores[0]:g}")
+    gaps = {pair: _gap(scores, *pair) for pair in _pairs(levels, source)}
+    kept = [pair for pair, gap in gaps.items() if source.min_gap is None or gap >= source.min_gap]
+    if not kept:
+        raise BadRow(
+            "below_min_gap", f"no difference of scores is at least {source.min_gap:g}, the largest is {max(gaps.values()):g}"
+        )
+    if source.margin_from_score and math.inf in gaps.values():
+        raise BadRow("bad_margin", "the difference of two scores is too large")
+    return tuple(
+        Preference(winner, loser, gaps[winner, loser] if source.margin_from_score else 0.0)
+        for winner, loser in _drawn(kept, source.max_pairs, name)
+    )
+
+
+def _levels(scores: Sequence[float], lower_is_better: bool) -> Levels:
+    sign = 1.0 if lower_is_better else -1.0
+    numbers = sorted(range(len(scores)), key=lambda number: sign * scores[number])
+    return [list(level) for _, level in groupby(numbers, key=lambda number: scores[number])]
+
+
+def _pairs(levels: Levels, source: RankedSource) -> Iterator[tuple[int, int]]:
+    """Pairs of responses with different scores, the better one first; of the best, and of the worst, the one that is listed first."""
+    if source.policy == "best_worst":
+        yield levels[0][0], levels[-1][0]
+    elif source.policy == "best_vs_rest":
+        for level in levels[1:]:
+            yield from product(levels[0][:1], level)
+    elif source.policy == "adjacent":
+        for better, worse in pairwise(levels):
+            yield from product(better, worse)
+    else:
+        for place, better in enumerate(levels):
+            for worse in levels[place + 1 :]:
+                yield from product(better, worse)
+
+
+def _gap(scores: Sequence[float], winner: int, loser: int) -> float:
+    return round(abs(scores[winner] - scores[loser]), DIGITS)
+
+
+def _drawn(pairs: list[tuple[int, int]], count: int | None, name: str) -> list[tuple[int, int]]:
+    """At most `count` of the pairs, in their order: those whose hashes, with the name, are the smallest."""
+    if count is None or len(pairs) <= count:
+        return pairs
+    hashes = {pair: blake2b(f"{name} {pair[0]} {pair[1]}".encode()).digest() for pair in pairs}
+    drawn = set(sorted(pairs, key=hashes.__getitem__)[:count])
+    return [pair for pair in pairs if pair in drawn]
+
+
+def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
+    """The margin, finite and not negative; 0 where no column is named.
+
+    Args:
+        row: its columns.
+        columns: none, that of the margin, or the scores of the better side and of the other.
+        default: what it is where a cell is null or not there; None: that is an error.
+
+    Raises:
+        BadRow: `bad_margin`.
+    """
+    if not columns:
+        return 0.0
+    values = [value for value in (_margin_number(row, column) for column in columns) if value is not None]
+    if len(values) < len(columns):
+        if default is None:
+            raise BadRow("bad_margin", f"no number in {' or '.join(columns)}; set margin_default, or remove the row")
+        return default
+    margin = values[0] if len(values) == 1 else values[0] - values[1]
+    if not 0 <= margin < math.inf:
+        raise BadRow("bad_margin", f"expected at least 0, got {margin:g}")
+    return margin
+
+
+def _margin_number(row: Row, column: str) -> float | None:
+    cell = find_cell(row, column)
+    if cell is None:
+        return None
+    number = None if isinstance(cell, str) else to_number(cell)
+    if number is None:
+        raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:40]!r}")
+    return number

@@ -2,23 +2,66 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TypeGuard, TypeVar
+from typing import Self, TypeGuard, TypeVar
 
 import numpy as np
 
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, rows_of
-from rmtrain.data.hashes import is_held_out, prompt_hash, response_hashes
-from rmtrain.data.raw.meter import Meter
-from rmtrain.data.raw.sources import read_rows
-from rmtrain.data.rows.batches import Adapted, RawBatch
-from rmtrain.data.rows.gather import gather
-from rmtrain.data.rows.limits import Limits, Marks, content_key, is_limited
-from rmtrain.data.rows.ranked import grouped
-from rmtrain.data.rows.refusals import check_rows
-from rmtrain.data.rows.select import Selection, drawn, select
+from rmtrain.data.comparison import (
+    Adapted,
+    Comparison,
+    Dropped,
+    TokenizedComparison,
+    is_held_out,
+    prompt_hash,
+    response_hashes,
+    rows_of,
+)
+from rmtrain.data.rows.adapt import RawBatch, check_rows
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.formats import grouped
+from rmtrain.data.rows.readers import Meter
+from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, drawn, gather, is_limited, select
 from rmtrain.recipe.schema import RankedSource, Source, TextSource
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is done of a source.
+
+    source: its tag.
+    rows: how many of its rows are done.
+    share: which share of it that is, from 0 to 1; None: not known.
+    doing: what is done with them; rows are gathered before the first of them is tokenized.
+    elsewhere: whether another process does it, which this one waits for.
+    """
+
+    source: str
+    rows: int
+    share: float | None = None
+    doing: str = "tokenizing"
+    elsewhere: bool = False
+
+    def to_line(self) -> str:
+        """The same in a line that `of_line` reads."""
+        return f"{self.doing} {self.rows} {'?' if self.share is None else f'{self.share:.4f}'} {self.source}"
+
+    def goes_on(self, before: "Reading") -> bool:
+        """Whether it tells of the same work as one before, further on."""
+        same = (self.source, self.doing, self.elsewhere) == (before.source, before.doing, before.elsewhere)
+        return same and self.rows >= before.rows
+
+    @classmethod
+    def of_line(cls, line: str) -> Self | None:
+        """What another process wrote; None: nothing yet."""
+        doing, rows, share, source = [*line.split(" ", 3), "", "", ""][:4]
+        return cls(source, int(rows), None if share == "?" else float(share), doing, elsewhere=True) if source else None
+
+
+Progress = Callable[[Reading], None]
+"""Called after each batch."""
+
 
 BATCH_ROWS = 1000
 Item = TypeVar("Item")

@@ -8,15 +8,167 @@ So `apply_chat_template(conversation, tokenize=True)` of any consumer gives a de
 
 import difflib
 import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import Message
-from rmtrain.data.text.render import render_all
-from rmtrain.data.text.special_tokens import EdgeTokens, edge_tokens
 from rmtrain.errors import DataError, RecipeError
+
+NEW_PAD_TOKEN = "<|pad|>"
+PAD_NAME = re.compile(r"pad", re.IGNORECASE)
+SPARE_NAME = re.compile(r"reserved|unused", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTokens:
+    """The special tokens around a text.
+
+    leading, trailing: ids that `tokenizer(text)` puts before and after the text by itself.
+    end: id of the token that ends every response and where the reward is read.
+    in_template: whether the chat template writes them, as decoder models have it (`<s>` or nothing, then `</s>`); otherwise the
+        tokenizer adds them to the rendered text, as encoder models have it (`[CLS]` and `[SEP]`).
+    """
+
+    leading: tuple[int, ...]
+    trailing: tuple[int, ...]
+    end: int
+    in_template: bool
+
+
+def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> EdgeTokens:
+    """The edge tokens of a tokenizer, found by encoding a word with and without special tokens.
+
+    Raises:
+        RecipeError: the tokenizer has no token that could end a response.
+    """
+    bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    begin = next(start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare)
+    leading, trailing = tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
+    end = trailing[-1] if trailing else tokenizer.eos_token_id
+    if end is None:
+        raise RecipeError(
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no end token; set eos_token in its tokenizer_config.json, "
+            "or take another tokenizer"
+        )
+    return EdgeTokens(leading, trailing, end, in_template=not trailing and leading in ((), (tokenizer.bos_token_id,)))
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, end: int) -> Any:
+    """The token to pad with, never one that ends a response: transformers reads the reward at the last token that is not padding.
+
+    The tokenizer's own where it is another token; else an existing special token made for padding, a reserved or unused one, or the
+    unknown token; else a new `<|pad|>`, for which the model's embeddings must grow.
+    """
+    ends = {end, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token is not None and tokenizer.pad_token_id not in ends:
+        return tokenizer.pad_token
+    spare = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special and index not in ends}
+    for pattern in (PAD_NAME, SPARE_NAME):
+        for name in spare:
+            if pattern.search(name):
+                return name
+    if tokenizer.unk_token is not None and tokenizer.unk_token_id not in ends:
+        return tokenizer.unk_token
+    return NEW_PAD_TOKEN
+
+
+Conversation = Sequence[Message]
+MAX_TEXT_CHARACTERS = 16 * 2**20
+MAX_SECONDS = 60.0
+TEMPLATE_FAILURES = (
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def render(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+    """The text of one conversation; see `render_all`."""
+    return render_all([conversation], tokenizer, ["conversation"], add_generation_prompt)[0]
+
+
+def render_all(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[str],
+    add_generation_prompt: bool = False,
+    seconds: float = MAX_SECONDS,
+) -> list[str]:
+    """The text of each conversation under the tokenizer's chat template.
+
+    Args:
+        conversations: messages, none empty.
+        tokenizer: one whose `chat_template` is set.
+        ids: a row id for each conversation, for errors.
+        add_generation_prompt: end with what announces a reply.
+        seconds: longest time for all of them together; kept in the main thread only, which is where Python delivers alarms.
+
+    Raises:
+        DataError: the template fails on a row, runs for too long or writes too much.
+    """
+    if not conversations:
+        return []
+    with _time_limit(seconds):
+        try:
+            texts = _apply(conversations, tokenizer, add_generation_prompt)
+        except TEMPLATE_FAILURES:
+            texts = [_render_one(*item, tokenizer, add_generation_prompt) for item in zip(conversations, ids, strict=True)]
+    for text, row_id in zip(texts, ids, strict=True):
+        check_size(text, row_id)
+    return texts
+
+
+def check_size(text: str, row_id: str) -> None:
+    """Raise DataError, naming the row, when a template wrote too much."""
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise DataError(f"{row_id}: the chat template wrote {len(text)} characters, more than {MAX_TEXT_CHARACTERS}")
+
+
+def _apply(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> list[str]:
+    listed = [list(conversation) for conversation in conversations]
+    texts: list[str] = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return texts
+
+
+def _render_one(conversation: Conversation, row_id: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> str:
+    try:
+        return _apply([conversation], tokenizer, add_generation_prompt)[0]
+    except TEMPLATE_FAILURES as error:
+        message = " ".join(str(error).split())[:300]
+        raise DataError(f"{row_id}: the chat template failed: {type(error).__name__}: {message}") from error
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise DataError(f"the chat template ran for more than {seconds:g} seconds; does it loop?")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 PROBE_SECONDS = 2.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.benchmark import (
+from rmtrain.evaluation.benchmarks.base import (
     RULES,
     Benchmark,
     Floats,
@@ -21,12 +21,16 @@ from rmtrain.evaluation.benchmarks.benchmark import (
     Scores,
     Units,
     cell,
+    gaps,
+    mean,
+    means,
     number,
+    of_gap,
     parts_of,
+    row_units,
     user,
 )
-from rmtrain.evaluation.benchmarks.credit import gaps, mean, means, of_gap, row_units
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 ORIGINS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
 LABELS = {"A>B": (0, 1), "B>A": (1, 0)}

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.benchmarks.benchmark import RULES, Benchmark, Rule, Scores, Units
+from rmtrain.evaluation.benchmarks.base import RULES, Benchmark, Rule, Scores, Units
 from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.intervals import wilson_interval
 
 MAX_NAMED = 10
 MAX_TIE_SHARE = 0.01

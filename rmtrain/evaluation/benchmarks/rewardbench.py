@@ -11,9 +11,25 @@ from pathlib import Path
 import numpy as np
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.benchmark import RULES, Benchmark, Item, Row, Rule, Scores, Units, cell, number, user
-from rmtrain.evaluation.benchmarks.credit import gaps, mean, means, of_gap, row_units, section_weights
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.benchmarks.base import (
+    RULES,
+    Benchmark,
+    Item,
+    Row,
+    Rule,
+    Scores,
+    Units,
+    cell,
+    gaps,
+    mean,
+    means,
+    number,
+    of_gap,
+    row_units,
+    section_weights,
+    user,
+)
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 LANGUAGES = ("cpp", "go", "java", "js", "python", "rust")
 SECTIONS: Mapping[str, Mapping[str, int]] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmtrain.evaluation.benchmarks.benchmark import (
+from rmtrain.evaluation.benchmarks.base import (
     RULES,
     Benchmark,
     Floats,
@@ -31,12 +31,17 @@ from rmtrain.evaluation.benchmarks.benchmark import (
     better_count,
     cell,
     each_over_each,
+    gaps,
+    mean,
+    means,
     number,
+    of_gap,
+    section_weights,
+    shared_first,
     texts,
     user,
 )
-from rmtrain.evaluation.benchmarks.credit import gaps, mean, means, of_gap, section_weights, shared_first
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 TIES = "Ties"

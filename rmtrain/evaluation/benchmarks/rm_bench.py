@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.evaluation.benchmarks.benchmark import (
+from rmtrain.evaluation.benchmarks.base import (
     RULES,
     Benchmark,
     Floats,
@@ -23,13 +23,16 @@ from rmtrain.evaluation.benchmarks.benchmark import (
     Units,
     cell,
     each_over_each,
+    mean,
     number,
+    of_gap,
     parts_of,
+    row_units,
+    section_weights,
     texts,
     user,
 )
-from rmtrain.evaluation.benchmarks.credit import mean, of_gap, row_units, section_weights
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 DOMAINS = ("chat", "math", "code", "safety")
 FILES = ("safety-refuse", "safety-response", "chat", "math", "code")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rmtrain.data.comparison import PAIR, Message
-from rmtrain.evaluation.benchmarks.benchmark import (
+from rmtrain.evaluation.benchmarks.base import (
     RULES,
     Benchmark,
     Floats,
@@ -23,11 +23,17 @@ from rmtrain.evaluation.benchmarks.benchmark import (
     Units,
     cell,
     each_over_each,
+    gaps,
+    mean,
+    means,
     number,
+    of_gap,
     parts_of,
+    row_units,
+    section_weights,
+    shared_first,
 )
-from rmtrain.evaluation.benchmarks.credit import gaps, mean, means, of_gap, row_units, section_weights, shared_first
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 SECTIONS = ("Helpfulness pairs", "Helpfulness best-of-n", "Harmlessness pairs", "Harmlessness best-of-n")
 SETS = ("pairwise_set", "bon_set")

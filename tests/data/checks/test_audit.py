@@ -10,9 +10,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import audit as module
-from rmtrain.data.checks.audit import audit
-from rmtrain.data.checks.findings import KINDS
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.checks.audit import KINDS, audit
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data, PairSource, TokenizedSource

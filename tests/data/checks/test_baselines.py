@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import baselines
 from rmtrain.data.checks.baselines import RULES, drawn, label_baselines
-from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.data.text.tokenizer import prepared
+from rmtrain.intervals import wilson_interval
 from tests.edges import prepared_rows, row
 from tests.helpers import byte_bpe, pairs
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks.benchmarks import PROMPT_COLUMNS, Contaminated, benchmark_overlap
-from rmtrain.data.stored.artifact import TokenizedData
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.checks.contamination import PROMPT_COLUMNS, Contaminated, benchmark_overlap
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.edges import prepared_rows, row

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.data.checks.cycles import ROUNDS, find_cycles
+from rmtrain.data.checks.duplicates import ROUNDS, find_cycles
 from tests.edges import edges_from
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.checks import findings as module
-from rmtrain.data.checks.findings import KINDS, LIST, SUMMARY, Finding, read_findings, summarize_findings, write_findings
+from rmtrain.data.checks import audit as module
+from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, read_findings, summarize_findings, write_findings
 
 FINDINGS = [
     Finding("duplicate", "train", ("a:1", "a:5"), "the same preference, 2 times"),

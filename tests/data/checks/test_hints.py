@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks.hints import LONG, SHORT, margin_outliers, short_winners, zero_margins
-from rmtrain.data.stored.artifact import TokenizedData
-from rmtrain.data.stored.edges import edges_of
-from rmtrain.data.stored.prepare import prepare
+from rmtrain.data.artifact import TokenizedData, edges_of
+from rmtrain.data.checks.audit import LONG, SHORT, margin_outliers, short_winners, zero_margins
+from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.recipe.schema import PairSource
 from tests.edges import prepared_rows, row

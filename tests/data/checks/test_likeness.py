@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks import likeness
-from rmtrain.data.checks.likeness import find_near_identical
-from rmtrain.data.stored.edges import edges_of
+from rmtrain.data.artifact import edges_of
+from rmtrain.data.checks import duplicates as near_duplicates
+from rmtrain.data.checks.duplicates import find_near_identical
 from rmtrain.data.text.tokenizer import prepared
 from tests.edges import prepared_rows, row
 from tests.helpers import bert_like, byte_bpe, pairs
@@ -76,7 +76,7 @@ def test_only_so_many_are_compared_as_text(
 ) -> None:
     sides = [(f"Yes {number}.", f"yes {number}") for number in range(5)]
     assert len(found(tmp_path / "all", tokenizer, *sides)) == 5
-    monkeypatch.setattr(likeness, "DECODED", 3)
+    monkeypatch.setattr(near_duplicates, "DECODED", 3)
     assert len(found(tmp_path / "three", tokenizer, *sides)) == 3
 
 

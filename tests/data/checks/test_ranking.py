@@ -2,8 +2,7 @@
 
 import pytest
 
-from rmtrain.data.checks.ranking import extremes, ranking, ranks
-from rmtrain.data.comparison import PAIR, Preference
+from rmtrain.data.comparison import PAIR, Preference, extremes, ranking, ranks
 from tests.comparisons import tokenized
 
 SEQUENCES = [[1, 2, 9], [1, 3, 9], [1, 4, 9], [1, 5, 9]]

@@ -5,7 +5,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmtrain.data.checks.repeats import find_repeats
+from rmtrain.data.checks.duplicates import find_repeats
 from tests.edges import edges_from
 
 

@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks.search import Match, decoded, search
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.decode import Match, decoded, search
 from tests.comparisons import tokenized
 from tests.helpers import byte_bpe, unigram_like
 

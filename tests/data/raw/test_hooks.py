@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.raw.hooks import load_function, through_hook
+from rmtrain.data.rows.prepare_hook import load_function, through_hook
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.recipe.hook import read_hook
 from rmtrain.recipe.schema import PairSource
+from rmtrain.recipe.sources import read_hook
 
 CODE = """
 from dataclasses import dataclass

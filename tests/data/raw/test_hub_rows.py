@@ -20,9 +20,9 @@ from tests.hub_server import TOKEN, HubServer, hub_server
 ROOT = Path(__file__).resolve().parents[3]
 READ = """
 import json, sys
-from rmtrain.data.raw.json_reader import Line, parse
-from rmtrain.data.raw.meter import Meter
-from rmtrain.data.raw.sources import fingerprint, read_rows
+from rmtrain.data.rows.readers import Line, parse
+from rmtrain.data.rows.readers import Meter
+from rmtrain.data.rows.dataset import fingerprint, read_rows
 from rmtrain.errors import RmtrainError
 from rmtrain.recipe.schema import PairSource
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from rmtrain.data.raw.identity import digest, source_identity, tokenizer_fingerprint
+from rmtrain.data.rows.dataset import digest, source_identity, tokenizer_fingerprint
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import byte_bpe, llama_like, pairs, write_jsonl
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data.raw import json_reader
-from rmtrain.data.raw.json_reader import Line, Malformed, Row, parse, read_json
+from rmtrain.data.rows import readers as json_reader
+from rmtrain.data.rows.readers import Line, Malformed, Row, parse, read_json
 from rmtrain.errors import DataError
 
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from rmtrain.data.raw.meter import Meter
-from rmtrain.data.raw.sources import read_rows
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.readers import Meter
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import pairs, write_jsonl
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset_builder
 
-from rmtrain.data.raw.json_reader import Line, Malformed, parse
-from rmtrain.data.raw.sources import fingerprint, read_rows
+from rmtrain.data.rows.dataset import fingerprint, read_rows
+from rmtrain.data.rows.readers import Line, Malformed, parse
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import pairs, write_jsonl

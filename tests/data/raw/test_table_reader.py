@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from rmtrain.data.raw.json_reader import Malformed
-from rmtrain.data.raw.table_reader import read_csv, read_dataset, read_parquet
+from rmtrain.data.rows.readers import Malformed, read_csv, read_dataset, read_parquet
 from rmtrain.errors import DataError
 
 CSV = 'prompt,chosen,margin\n"two\nlines, quoted ""so""",yes,0.5\np,,\nq,NA,high\n'

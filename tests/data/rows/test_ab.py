@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from rmtrain.data.comparison import Comparison, Dropped, Preference
-from rmtrain.data.rows.adapters import adapt
+from rmtrain.data.rows.formats import adapt
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import AbSource

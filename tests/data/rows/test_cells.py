@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.cells import cells
-from rmtrain.data.rows.lookup import lookup
+from rmtrain.data.rows.cells import cells, lookup
 
 ROW: dict[str, Any] = {
     "prompt": "a",

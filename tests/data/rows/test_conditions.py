@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.conditions import check_conditions
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.recipe.selection import Condition
+from rmtrain.data.rows.select import check_conditions
+from rmtrain.recipe.sources import Condition
 
 
 def outcome(row: dict[str, Any], **test: Any) -> str:

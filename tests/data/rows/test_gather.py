@@ -1,5 +1,5 @@
 from rmtrain.data.comparison import Comparison, Dropped, Preference, TokenizedComparison, rows_of
-from rmtrain.data.rows.gather import gather
+from rmtrain.data.rows.select import gather
 
 
 def row(number: int, prompt: str, chosen: str, rejected: str, margin: float = 0.0) -> Comparison:

@@ -1,9 +1,9 @@
 import numpy as np
 
 from rmtrain.data.comparison import Preference
-from rmtrain.data.rows.limits import Limits, Marks, content_key, is_limited
+from rmtrain.data.rows.select import Limits, Marks, content_key, is_limited
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.selection import Cap
+from rmtrain.recipe.sources import Cap
 
 
 def marks(contents: list[int], groups: list[int]) -> Marks:

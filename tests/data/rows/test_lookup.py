@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.lookup import find_cell, has_cell, is_blank, lookup, require_cell, to_number
+from rmtrain.data.rows.cells import find_cell, has_cell, is_blank, lookup, require_cell, to_number
 from rmtrain.data.rows.messages import BadRow
 
 

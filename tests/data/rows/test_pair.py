@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from rmtrain.data.comparison import Comparison, Dropped
-from rmtrain.data.rows.adapters import adapt
+from rmtrain.data.rows.formats import adapt
 from rmtrain.recipe.schema import Messages, PairSource
 
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmtrain.data.rows.labels import preferences
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.data.rows.policies import preferences
 from rmtrain.recipe.schema import RankedSource
 
 SCORES = [2.0, 5.0, 3.0, 3.0, 1.0]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rmtrain.data.rows.prefix import common_prefix_length
+from rmtrain.data.comparison import common_prefix_length
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rmtrain.data.rows.quota import Quota
+from rmtrain.data.rows.select import Quota
 
 
 def keys(*values: int) -> np.ndarray:

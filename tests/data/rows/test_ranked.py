@@ -5,9 +5,8 @@ import pytest
 
 from rmtrain.data.comparison import Comparison, Dropped, Preference, rows_of
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.adapters import adapt
+from rmtrain.data.rows.formats import Candidate, adapt
 from rmtrain.data.rows.loading import load_comparisons, read_batches
-from rmtrain.data.rows.ranked import Candidate
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import RankedSource
 from tests.helpers import write_jsonl

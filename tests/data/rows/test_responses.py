@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.comparison import Preference, TokenizedComparison, common_prefix_length
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.data.rows.prefix import common_prefix_length
 from rmtrain.data.rows.responses import merged, without
 
 A, B, C, D = [1, 2, 3, 9], [1, 2, 4, 9], [1, 5, 9], [1, 2, 3, 7, 9]

@@ -3,14 +3,12 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.comparison import Comparison, Dropped
-from rmtrain.data.hashes import HASH_RANGE, is_held_out, prompt_hash
-from rmtrain.data.rows.batches import RawBatch
+from rmtrain.data.comparison import HASH_RANGE, Comparison, Dropped, is_held_out, prompt_hash
+from rmtrain.data.rows.adapt import RawBatch
 from rmtrain.data.rows.select import is_drawn, select
 from rmtrain.errors import DataError
-from rmtrain.recipe.hook import read_hook
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.selection import Cap, Condition
+from rmtrain.recipe.sources import Cap, Condition, read_hook
 from tests.helpers import pairs
 
 

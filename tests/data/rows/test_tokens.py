@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from rmtrain.data.comparison import Dropped, TokenizedComparison
-from rmtrain.data.rows.adapters import adapt
+from rmtrain.data.rows.formats import adapt
 from rmtrain.recipe.schema import TokenizedSource
 
 TOKENS = TokenizedSource(path="tokens.parquet", format="tokenized")

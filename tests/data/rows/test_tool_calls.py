@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.tool_calls import tool_calls
+from rmtrain.data.rows.messages import tool_calls
 
 CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"x": 1, "y": None}}}
 

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
-from rmtrain.data.stored.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.waterfall import Waterfall
 
 RANKED = (Preference(0, 1, 0.5, 0.9, 2.0), Preference(0, 2), Preference(1, 2, margin=0.25))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from rmtrain.data.prepare import prepare
 from rmtrain.data.rows import loading
-from rmtrain.data.stored.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import RmtrainError
 from rmtrain.recipe.load import load_recipe

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.reading import Reading
-from rmtrain.data.stored.prepare import PreparedData, prepare
+from rmtrain.data.rows.loading import Reading
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.recipe.hook import read_hook
 from rmtrain.recipe.schema import Data, PairSource, RankedSource, Source, TokenizedSource
-from rmtrain.recipe.selection import Cap, Condition
+from rmtrain.recipe.sources import Cap, Condition, read_hook
 from tests.helpers import byte_bpe, pairs, write_jsonl
 
 WISHES: dict[str, Any] = {

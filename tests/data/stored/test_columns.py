@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from rmtrain.data.artifact import export_columns
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.data.stored.columns import export_columns
-from rmtrain.data.stored.prepare import prepare, prepare_evaluation
+from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import TokenizedSource

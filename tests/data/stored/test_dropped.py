@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rmtrain.data import prepare as module
 from rmtrain.data.comparison import Dropped
-from rmtrain.data.stored import dropped as module
-from rmtrain.data.stored.dropped import dropped_rows, read_again, sources_of
+from rmtrain.data.prepare import dropped_rows, read_again, sources_of
 from rmtrain.recipe.schema import Data, PairSource
 
 LINES = [

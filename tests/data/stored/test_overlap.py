@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.stored.overlap import Overlap, check_overlap, overlap
-from rmtrain.data.stored.prepare import PreparedData
+from rmtrain.data.prepare import Overlap, PreparedData, check_overlap, overlap
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource

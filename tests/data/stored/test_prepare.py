@@ -11,11 +11,11 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data.artifact import export_columns
 from rmtrain.data.comparison import Preference
+from rmtrain.data.prepare import PreparedData, drop_reason_of, prepare, prepare_evaluation
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.reading import Reading
-from rmtrain.data.stored.columns import export_columns
-from rmtrain.data.stored.prepare import PreparedData, fate, prepare, prepare_evaluation
+from rmtrain.data.rows.loading import Reading
 from rmtrain.data.text.tokenize import Encoder
 from rmtrain.data.text.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
@@ -140,7 +140,7 @@ def test_trap_38_another_version_of_the_tokenizers_tokenizes_again(
 ) -> None:
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
     before = prepare(data, tokenizer).train.key
-    monkeypatch.setattr("rmtrain.data.raw.identity.version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr("rmtrain.data.rows.dataset.version", lambda package: f"{package} of tomorrow")
     assert prepare(data, tokenizer).train.key != before
 
 
@@ -358,7 +358,7 @@ def test_rows_of_a_prompt_are_gathered(tmp_path: Path, tokenizer: PreTrainedToke
     assert listed(made, "gathered.jsonl") == [
         {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (2, 3, 4)
     ]
-    assert fate(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
+    assert drop_reason_of(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
     winners, losers = made.train.preference_lengths()
     lengths = [len(sequence) - first.prompt_length for sequence in first.sequences]
     assert winners.tolist()[:3] == [lengths[0], lengths[2], lengths[1]]
@@ -390,8 +390,8 @@ def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
     counts = made.train.waterfall.sources["rows"]
     assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (7, 2, 1, {"too_long": 4})
     assert [row["id"] for row in listed(made, "dropped.jsonl")] == ["rows:0", "rows:3", "rows:4", "rows:5"]
-    assert str(fate(made.directory, "train", "rows:3")).startswith("it is dropped (too_long): ")
-    assert fate(made.directory, "train", "rows:1") is None
+    assert str(drop_reason_of(made.directory, "train", "rows:3")).startswith("it is dropped (too_long): ")
+    assert drop_reason_of(made.directory, "train", "rows:1") is None
     with pytest.raises(
         DataError, match=r"^data.overlong is error, and rows are too long: rows:0: \d+ tokens, over max_length 60; rows:3"
     ):

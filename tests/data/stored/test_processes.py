@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data.stored.processes import AHEAD, in_order
+from rmtrain.data.builder import AHEAD, in_order
 from rmtrain.errors import DataError, RmtrainError
 from tests.helpers import byte_bpe
 
@@ -134,7 +134,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_not_a_hang(capfd: pytest.Cap
 
 UNGUARDED = """
 from functools import partial
-from rmtrain.data.stored.processes import in_order
+from rmtrain.data.builder import in_order
 from tests.data.stored.test_processes import make_square
 
 print("main")
@@ -155,7 +155,7 @@ def run_script(folder: Path, code: str) -> subprocess.Popen[str]:
 
 ORPHANS = """
 import os, signal
-from rmtrain.data.stored.processes import in_order
+from rmtrain.data.builder import in_order
 from tests.data.stored.test_processes import make_pid_and_parallelism
 
 with in_order(make_pid_and_parallelism, 2) as apply:

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.comparison import Comparison, Dropped
-from rmtrain.data.hashes import is_held_out, prompt_hash
+from rmtrain.data.builder import EncodedRows, RowEncoder, RowTask
+from rmtrain.data.comparison import Comparison, Dropped, is_held_out, prompt_hash
 from rmtrain.data.rows.loading import load_comparisons, read_batches
-from rmtrain.data.stored.row_encoder import EncodedRows, RowEncoder, RowTask
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
@@ -45,6 +44,6 @@ def test_rows_of_which_none_is_kept_are_counted(tmp_path: Path, tokenizer: PreTr
 
 
 def test_a_worker_starts_light() -> None:
-    code = "import sys, rmtrain.data.stored.row_encoder; print([name for name in ('torch', 'datasets', 'pandas') if name in sys.modules])"
+    code = "import sys, rmtrain.data.builder; print([name for name in ('torch', 'datasets', 'pandas') if name in sys.modules])"
     root = Path(__file__).resolve().parents[3]
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout == "[]\n"

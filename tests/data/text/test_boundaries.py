@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import GemmaTokenizer, GPTNeoXTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rmtrain.data.text.boundaries import BEFORE_PUNCTUATION, BEFORE_WORDS, can_be_cut, can_be_cut_in_words
+from rmtrain.data.text.token_pieces import BEFORE_PUNCTUATION, BEFORE_WORDS, can_be_cut, can_be_cut_in_words
 from tests.helpers import bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
 LLAMA_3 = PRETOKENIZE_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")

@@ -2,10 +2,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rmtrain.data.hashes import is_held_out, prompt_hash
-from rmtrain.data.raw.identity import tokenizer_fingerprint
+from rmtrain.data.comparison import is_held_out, prompt_hash
+from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.bpe import trained_tokenizer
+from rmtrain.data.text.tokenizer import trained_tokenizer
 from rmtrain.recipe.schema import Data
 from tests.helpers import data_of, pairs, write_jsonl
 
@@ -19,7 +19,7 @@ def test_training_is_deterministic_across_processes_and_kept(tmp_path: Path) -> 
     here = trained_tokenizer(section(tmp_path, "a"), 320)
     (kept,) = (tmp_path / "a").glob("tokenizer-*/tokenizer.json")
     code = (
-        "from pathlib import Path; from tests.data.text.test_bpe import section; from rmtrain.data.text.bpe import trained_tokenizer;"
+        "from pathlib import Path; from tests.data.text.test_bpe import section; from rmtrain.data.text.tokenizer import trained_tokenizer;"
         f"trained_tokenizer(section(Path({str(tmp_path)!r}), 'b'), 320)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], capture_output=True)

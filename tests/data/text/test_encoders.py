@@ -9,8 +9,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rmtrain.data.text import memo
-from rmtrain.data.text.encoders import PieceEncoder, Texts, WholeTextEncoder, text_encoder
+from rmtrain.data.text import token_pieces as memo
+from rmtrain.data.text.token_pieces import PieceEncoder, Texts, WholeTextEncoder, text_encoder
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
 BITS = [

@@ -3,10 +3,9 @@ import random
 import numpy as np
 import pytest
 
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import TokenizedComparison, common_prefix_length
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.data.rows.prefix import common_prefix_length
-from rmtrain.data.text.lengths import fit_prompt, overlong
+from rmtrain.data.text.tokenize import fit_prompt, overlong
 from rmtrain.recipe.schema import Data
 
 PROMPT, END = [1, 10, 11, 12, 13], 2

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.text import memo
-from rmtrain.data.text.memo import Memo, Ragged
+from rmtrain.data.text import token_pieces as memo
+from rmtrain.data.text.token_pieces import Memo, Ragged
 
 words = st.text("abc", max_size=4)
 

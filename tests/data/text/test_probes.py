@@ -2,7 +2,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.text.probes import PROBES, first_change, probe
+from rmtrain.data.text.tokenizer import PROBES, first_change, probe
 from tests.helpers import bert_like, byte_bpe, llama_like, unigram_like
 
 

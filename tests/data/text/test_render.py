@@ -2,8 +2,8 @@ import threading
 
 import pytest
 
-from rmtrain.data.text import render as render_module
-from rmtrain.data.text.render import render, render_all
+from rmtrain.data.text import templates as render_module
+from rmtrain.data.text.templates import render, render_all
 from rmtrain.errors import DataError
 from tests.helpers import byte_bpe
 

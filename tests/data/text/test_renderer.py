@@ -6,10 +6,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import Comparison, Message
-from rmtrain.data.text import render as render_module
-from rmtrain.data.text.render import render
-from rmtrain.data.text.renderer import Renderer
-from rmtrain.data.text.templates import CHAT_TEMPLATES
+from rmtrain.data.text import templates as render_module
+from rmtrain.data.text.templates import CHAT_TEMPLATES, render
+from rmtrain.data.text.tokenize import Renderer
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like

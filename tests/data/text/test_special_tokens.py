@@ -2,7 +2,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.text.special_tokens import NEW_PAD_TOKEN, choose_pad_token, edge_tokens
+from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens
 from rmtrain.errors import RecipeError
 from tests.helpers import bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.text.render import render
-from rmtrain.data.text.templates import CHAT_TEMPLATES, MAX_TEMPLATE_CHARACTERS, freeze_dates, resolve_template
+from rmtrain.data.text.templates import CHAT_TEMPLATES, MAX_TEMPLATE_CHARACTERS, freeze_dates, render, resolve_template
 from rmtrain.errors import DataError, RecipeError
 from tests.helpers import LLAMA_TEMPLATE, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 

@@ -3,11 +3,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison
-from rmtrain.data.rows.prefix import common_prefix_length
-from rmtrain.data.text.render import render
-from rmtrain.data.text.special_tokens import edge_tokens
-from rmtrain.data.text.templates import CHAT_TEMPLATES
+from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, common_prefix_length
+from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens, render
 from rmtrain.data.text.tokenize import Encoder, encode_comparisons, encode_conversations
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError

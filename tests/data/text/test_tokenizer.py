@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rmtrain.data.raw.identity import tokenizer_fingerprint
+from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.data.text.tokenizer import load_tokenizer, open_tokenizer
 from rmtrain.errors import RecipeError

@@ -1,7 +1,7 @@
 import pytest
 
 from rmtrain.data.text.templates import CHAT_TEMPLATES
-from rmtrain.data.text.verbatim import Form, form_of, marked, writes_contents_as_they_are
+from rmtrain.data.text.tokenize import Form, form_of, marked, writes_contents_as_they_are
 from tests.helpers import LLAMA_TEMPLATE
 
 LOOP = "{% for m in messages %}<BODY>{% endfor %}"

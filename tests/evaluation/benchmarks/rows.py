@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from rmtrain.data.comparison import PAIR, Preference
-from rmtrain.evaluation.benchmarks.benchmark import each_over_each
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.benchmarks.base import each_over_each
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 
 def pair(source: str, better: float, worse: float, name: str = "0", shown: tuple[int, ...] = ()) -> ScoredComparison:

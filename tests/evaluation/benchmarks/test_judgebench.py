@@ -7,8 +7,8 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH, item, scores, units
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.outputs import read_output
-from rmtrain.evaluation.scores import ScoredComparison, read_scores, write_scores
+from rmtrain.evaluation.benchmarks.published import read_output
+from rmtrain.evaluation.scores_file import ScoredComparison, read_scores, write_scores
 from tests.evaluation.benchmarks.rows import pair, weighted_total
 
 A_IS_BETTER, B_IS_BETTER = (0, 1), (1, 0)

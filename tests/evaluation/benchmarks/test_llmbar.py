@@ -7,7 +7,7 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR, files, item, scores, units
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.reading import read_items
+from rmtrain.evaluation.benchmarks.published import read_items
 from tests.evaluation.benchmarks.rows import many, weighted_total
 
 

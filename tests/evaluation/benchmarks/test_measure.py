@@ -8,10 +8,10 @@ import pytest
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.outputs import read_output
+from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH
-from rmtrain.evaluation.scores import write_scores
+from rmtrain.evaluation.scores_file import write_scores
 from tests.evaluation.benchmarks.rows import best_of, many, pair, with_lengths
 
 

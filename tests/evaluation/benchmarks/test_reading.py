@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.evaluation.benchmarks.catalogue import BENCHMARKS, named
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
-from rmtrain.evaluation.benchmarks.reading import find_files, read_items
+from rmtrain.evaluation.benchmarks.published import find_files, read_items
+from rmtrain.evaluation.benchmarks.registry import BENCHMARKS, named
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from tests.helpers import write_jsonl
 

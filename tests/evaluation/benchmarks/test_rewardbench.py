@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data.checks.intervals import wilson_interval
 from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
-from rmtrain.evaluation.benchmarks.outputs import read_output
+from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS, output, scores, scores_of, units
+from rmtrain.intervals import wilson_interval
 from tests.evaluation.benchmarks.rows import many, pair, weighted_total
 
 BEAVER = {

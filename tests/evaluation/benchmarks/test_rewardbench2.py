@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.outputs import read_output
+from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rewardbench2 import REWARDBENCH2, item, scores, units
-from rmtrain.evaluation.scores import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.benchmarks.rows import best_of, weighted_total
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
-from rmtrain.evaluation.benchmarks.outputs import read_output
+from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rmb import RMB, files, item, scores, units
 from tests.evaluation.benchmarks.rows import best_of, pair, weighted_total
 

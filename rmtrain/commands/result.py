@@ -1,0 +1,16 @@
+"""What a verb gives back: a report for people and a document for machines. The command line prints one of them on stdout."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """`report` is what a person reads, `document` the same as JSON values, `commands` what to do next, one command a line."""
+
+    report: RenderableType
+    document: dict[str, Any]
+    commands: Text = field(default_factory=Text)

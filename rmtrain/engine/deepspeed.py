@@ -1,0 +1,158 @@
+"""DeepSpeed ZeRO: the optimizer's state in pieces (stage 1), gradients too (2), weights too (3).
+
+DeepSpeed keeps all that it trains in flat buffers, and `deepspeed.utils` knows which part of them is whose. Whole tensors are asked for
+there, so that checkpoints are those of every other strategy.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from rmtrain.engine.state_dict import (
+    OF_PARAMETER_SHAPE,
+    OptimizerValues,
+    Tensors,
+    check_alike,
+    check_names,
+    check_optimizer,
+    persistent_buffers,
+    trained_parameters,
+)
+from rmtrain.engine.strategy import Strategy, set_lr
+from rmtrain.model.reward_model import RewardModel, unwrap
+
+
+class DeepSpeedStrategy(Strategy):
+    """One of the three stages, over an engine of DeepSpeed's."""
+
+    shards = True
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        unset_hf_deepspeed_config()  # otherwise transformers cuts up the weights of stage 3 while they are loaded
+
+    @property
+    def stage(self) -> int:
+        """1, 2 or 3."""
+        return int(self.accelerator.deepspeed_plugin.zero_stage)
+
+    @property
+    def name(self) -> str:
+        return f"DeepSpeed ZeRO-{self.stage}"
+
+    def prepare(
+        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
+    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+        config = self.accelerator.deepspeed_plugin.deepspeed_config
+        config["gradient_clipping"] = 0.0 if clip is None else clip
+        config["train_micro_batch_size_per_gpu"] = 1  # must be there; losses are sums, and divided by us
+        return super().prepare(model, optimizer, clip)
+
+    def is_wrapped(self, model: Any) -> bool:
+        stage, processes = model.zero_optimization_stage(), model.dp_world_size
+        return bool((stage, processes) == (self.stage, self.accelerator.num_processes))
+
+    @contextmanager
+    def micro_batch(self, model: Any, is_last: bool) -> Iterator[None]:
+        model.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, model: Any, loss: Tensor) -> None:
+        model.backward(loss)
+
+    def update(self, model: Any, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
+        set_lr(optimizer, lr)
+        model.step()
+        norm = torch.as_tensor(model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device)
+        return norm, not model.optimizer.overflow
+
+    def params_without_grad(self, model: nn.Module) -> list[str]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return [name for name, parameter in trained_parameters(model).items() if safe_get_full_grad(parameter) is None]
+
+    def weights(self, model: nn.Module) -> Tensors:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        tensors: Tensors = {}
+        for name, parameter in trained_parameters(model).items():
+            with GatheredParameters([parameter], enabled=self.stage == 3):
+                if self.accelerator.is_main_process:
+                    tensors[name] = parameter.detach().cpu().clone()
+        if self.accelerator.is_main_process:
+            tensors |= {name: buffer.detach().cpu() for name, buffer in persistent_buffers(unwrap(model))}
+        return tensors
+
+    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
+        return self.weights(model), *self._optimizer_state(model)
+
+    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        trained, buffers = trained_parameters(model), dict(persistent_buffers(unwrap(model)))
+        check_names("weights", [*trained, *buffers], tensors)
+        for name, target in (trained | buffers).items():
+            check_alike(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
+        for name, parameter in trained.items():
+            value = tensors[name].to(self.accelerator.device)
+            with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                parameter.copy_(value)
+            safe_set_full_fp32_param(parameter, value.float())
+        for name, buffer in buffers.items():
+            buffer.copy_(tensors[name])
+
+    def restore_optimizer(
+        self, optimizer: torch.optim.Optimizer, model: Any, tensors: Mapping[str, Tensor], values: OptimizerValues
+    ) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        trained = trained_parameters(model)
+        check_optimizer(tensors, values, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
+        if not any(values.values()):
+            return
+        steps = next(tensors[f"{name}/step"] for name, keys in values.items() if "step" in keys)
+        self._blank_state(model, steps)
+        for name, parameter in trained.items():
+            for key in sorted(values[name].keys() & set(OF_PARAMETER_SHAPE)):
+                safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.accelerator.device), key)
+
+    def _optimizer_state(self, model: Any) -> tuple[Tensors, OptimizerValues]:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        tensors: Tensors = {}
+        values: OptimizerValues = {name: {} for name in trained_parameters(model)}
+        flat = model.optimizer.optimizer.state
+        if not flat:
+            return tensors, values
+        self._link_state(model)
+        steps = next(iter(flat.values()))["step"]
+        for name, parameter in trained_parameters(model).items():
+            whole = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+            values[name] = dict.fromkeys(("step", *whole))
+            if self.accelerator.is_main_process:
+                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in {"step": steps, **whole}.items()}
+        return tensors, values if self.accelerator.is_main_process else {}
+
+    def _blank_state(self, model: Any, steps: Tensor) -> None:
+        """State of the flat buffers, which AdamW makes at its first step only."""
+        zero = model.optimizer
+        buffers = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
+        for buffer in buffers:
+            moments = {key: torch.zeros_like(buffer) for key in ("exp_avg", "exp_avg_sq")}
+            zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
+        self._link_state(model)
+
+    def _link_state(self, model: Any) -> None:
+        """Let the parameters of stages 1 and 2 know where their moments are. DeepSpeed does so after the step of the first group alone."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.stage < 3:
+            zero = model.optimizer
+            for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)
