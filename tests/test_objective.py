@@ -15,7 +15,8 @@ def cost(difference: float) -> float:
     return math.log1p(math.exp(-difference))
 
 
-def test_loss_is_the_sum_over_pairs() -> None:
+def test_loss_is_sum_over_pairs() -> None:
+    """The loss of a micro-batch is the sum of -log sigmoid of the reward differences."""
     result = bradley_terry(REWARDS, TWO_PAIRS)
     assert result.loss.item() == pytest.approx(cost(1.25) + cost(-3.0), rel=1e-6)
     assert result.correct.item() == 1
@@ -23,17 +24,20 @@ def test_loss_is_the_sum_over_pairs() -> None:
     assert result.comparisons.item() == 2
 
 
-def test_margin_is_subtracted_inside_the_sigmoid() -> None:
+def test_margin_is_inside_the_sigmoid() -> None:
+    """A margin is subtracted from the reward difference."""
     result = bradley_terry(REWARDS, TWO_PAIRS._replace(margin_E=torch.tensor([0.5, 0.1])))
     assert result.loss.item() == pytest.approx(cost(0.75) + cost(-3.1), rel=1e-6)
 
 
-def test_centering_adds_the_square_of_the_sum() -> None:
+def test_centering_adds_squared_sum() -> None:
+    """`center_rewards` adds the squared sum of winner and loser."""
     result = bradley_terry(REWARDS, TWO_PAIRS, center_rewards=0.1)
     assert result.loss.item() == pytest.approx(cost(1.25) + cost(-3.0) + 0.1 * (1.75**2 + 1.0**2), rel=1e-6)
 
 
-def test_a_tie_label_costs_the_same_from_both_sides_and_is_least_at_equal_rewards() -> None:
+def test_tie_label_is_symmetric() -> None:
+    """A probability of 0.5 costs the same in both directions, and least at equal rewards."""
     half = TWO_PAIRS._replace(probability_E=torch.full((2,), 0.5))
     swapped = half._replace(winner_E=half.loser_E, loser_E=half.winner_E)
     assert bradley_terry(REWARDS, half).loss.item() == pytest.approx(bradley_terry(REWARDS, swapped).loss.item())
@@ -41,19 +45,22 @@ def test_a_tie_label_costs_the_same_from_both_sides_and_is_least_at_equal_reward
     assert bradley_terry(REWARDS, half).loss > bradley_terry(torch.zeros(4), half).loss
 
 
-def test_edges_of_one_comparison_share_its_weight() -> None:
+def test_edges_share_the_weight_of_their_comparison() -> None:
+    """All pairs of one comparison together count as one comparison."""
     edges = Edges(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 2]), torch.zeros(3), torch.ones(3), torch.full((3,), 1 / 3))
     result = bradley_terry(torch.tensor([2.0, 1.0, -1.0]), edges)
     assert result.loss.item() == pytest.approx((cost(1) + cost(3) + cost(2)) / 3, rel=1e-6)
     assert result.comparisons.item() == pytest.approx(1)
 
 
-def test_trap_22_rewards_that_would_broadcast_are_refused() -> None:
+def test_trap_22_broadcasting_rewards_are_refused() -> None:
+    """Rewards of shape [N, 1] would broadcast to a matrix of differences; they are refused."""
     with pytest.raises(AssertionError, match=r"rewards must be \[N\]"):
         bradley_terry(REWARDS[:, None], TWO_PAIRS)
 
 
-def test_equal_rewards_are_not_correct_and_gradients_push_apart() -> None:
+def test_equal_rewards_are_not_correct() -> None:
+    """A tie does not count as correct; its gradient moves winner and loser apart."""
     rewards = torch.zeros(4, requires_grad=True)
     result = bradley_terry(rewards, TWO_PAIRS)
     assert result.correct.item() == 0
@@ -62,19 +69,22 @@ def test_equal_rewards_are_not_correct_and_gradients_push_apart() -> None:
     assert rewards.grad.tolist() == pytest.approx([-0.5, 0.5, -0.5, 0.5])
 
 
-def test_label_smoothing_takes_a_share_of_labels_to_be_flipped() -> None:
+def test_label_smoothing_flips_a_share() -> None:
+    """Smoothing e equals mixing the loss with that of flipped labels, with weight e."""
     smooth = bradley_terry(REWARDS, TWO_PAIRS, label_smoothing=0.1)
     expected = 0.9 * cost(1.25) + 0.1 * cost(-1.25) + 0.9 * cost(-3.0) + 0.1 * cost(3.0)
     assert smooth.loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_weights_leave_a_comparison_out() -> None:
+def test_zero_weight_removes_a_comparison() -> None:
+    """A comparison of weight zero adds nothing to any sum."""
     weighed = bradley_terry(REWARDS, TWO_PAIRS._replace(weight_E=torch.tensor([1.0, 0.0])))
     assert weighed.loss.item() == pytest.approx(cost(1.25), rel=1e-6)
     assert weighed.comparisons.item() == 1
 
 
-def test_plackett_luce_of_pairs_is_bradley_terry_with_the_same_gradients() -> None:
+def test_plackett_luce_of_pairs_is_bradley_terry() -> None:
+    """With two responses, loss, statistics and gradients equal those of Bradley-Terry."""
     comparison_N = torch.tensor([0, 0, 1, 1])
     gradients, losses = [], []
     for objective in (lambda r: bradley_terry(r, TWO_PAIRS, 0.1), lambda r: plackett_luce(r, comparison_N, TWO_PAIRS, 0.1)):
@@ -87,8 +97,8 @@ def test_plackett_luce_of_pairs_is_bradley_terry_with_the_same_gradients() -> No
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
 
 
-def test_plackett_luce_of_rankings_is_the_product_of_choices() -> None:
-    """Comparison 0 ranks its responses 1 > 2 > 0, comparison 1 is a pair."""
+def test_plackett_luce_is_a_product_of_choices() -> None:
+    """The probability of a ranking is the product of softmax choices among the remaining responses."""
     rewards = torch.tensor([0.5, 2.0, -1.0, 0.3, 0.4], requires_grad=True)
     edges = Edges(
         torch.tensor([1, 1, 2, 3]),

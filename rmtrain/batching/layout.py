@@ -1,11 +1,11 @@
-"""Tokens to tensors: how the comparisons of one micro-batch lie in memory.
+"""Tokens to tensors: the memory layout of the comparisons of one micro-batch.
 
-A comparison has the token sequences s_1 .. s_K, whose first p tokens are the same.
+A comparison has the token sequences s_1 .. s_K, whose first p tokens are equal.
 
-1. `shared_prefix`: one run of p + sum(len_k - p) tokens: the prefix at positions 0 .. p-1, then of each response what follows it, at
-   positions p .. len_k-1. Runs lie one after the other in a single row; nothing is padding, and no token is there twice.
-2. `packed`: the same with p = 0: whole sequences, one after the other in a single row.
-3. `padded`: one row per sequence, filled up on the right to the longest.
+1. `shared_prefix`: one run of p + sum(len_k - p) tokens: the prefix at positions 0 .. p-1, then the rest of each response at positions
+   p .. len_k-1. The runs are concatenated into a single row, without padding and without computing a token twice.
+2. `packed`: the same with p = 0: whole sequences, concatenated into a single row.
+3. `padded`: one row per sequence, padded on the right to the longest.
 
 Two pairs, [a b c D] against [a b E F], and [x G] against [x H I], as `shared_prefix`:
 
@@ -32,12 +32,12 @@ Layout = Literal["shared_prefix", "packed", "padded"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segments:
-    """Which tokens of a single row belong together, comparison by comparison; attention reads nothing else.
+    """The boundaries within a single row, comparison by comparison. Attention needs nothing else.
 
     prefixes: length of each comparison's prefix, 0 when nothing is shared.
-    responses: lengths of what follows it, for each response of each comparison.
-    read_at_N: int64, the only tokens that the last layer has to compute; None: all.
-    memo: what attention derives from them; it lives as long as the micro-batch, so that all layers share it.
+    responses: number of tokens after the prefix, for each response of each comparison.
+    read_at_N: int64, the only positions that the last layer has to compute; None: all.
+    memo: values that attention derives from the boundaries, shared by all layers for the lifetime of the micro-batch.
     """
 
     prefixes: tuple[int, ...]
@@ -48,14 +48,15 @@ class Segments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
-    """What the model and the objective need of some comparisons. Responses keep the order of their comparisons.
+    """Input of the model and of the objective for some comparisons. Responses keep the order of their comparisons.
 
-    input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None where there is a single row.
-    segments: of the single row; None when padded.
-    reward_row_N, reward_column_N: int64, where each response's last real token lies.
+    input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None for a single row.
+    segments: boundaries within the single row; None when padded.
+    reward_row_N, reward_column_N: int64, the place of each response's last real token.
     comparison_N: int64, the comparison of each response, numbered from 0.
     winner_E, loser_E: int64, indices into the N responses. margin_E, probability_E: float32.
-    weight_E: float32, the edge's weight over the sum of weights of its comparison, so that each comparison counts once.
+    weight_E: float32, the edge's weight divided by the sum of weights of its comparison, so that each comparison counts once.
+    ids: row ids of the comparisons. response_counts: responses of each comparison. tokens: real tokens that are computed.
     """
 
     input_ids_RT: Tensor
@@ -75,7 +76,7 @@ class MicroBatch:
     tokens: int
 
     def to(self, device: torch.device) -> Self:
-        """The same micro-batch with its tensors on `device`."""
+        """Return the same micro-batch with its tensors on `device`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **{**values, **moved})
@@ -86,11 +87,11 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
 
     Args:
         comparisons: at least one tokenized comparison.
-        pad_token_id: id written after a sequence's last token in the padded layout; never attended.
-        layout: see the module.
+        pad_token_id: id written after a sequence's last token in the padded layout; never attended to.
+        layout: see the module docstring.
 
     Returns:
-        The micro-batch, on the CPU. `tokens` counts the tokens computed that are no padding.
+        The micro-batch, on the CPU. `tokens` counts the computed tokens that are not padding.
     """
     tensors = _padded(comparisons, pad_token_id) if layout == "padded" else _single_row(comparisons, layout == "shared_prefix")
     counts = [len(comparison.sequences) for comparison in comparisons]

@@ -1,10 +1,10 @@
-"""Which comparisons form each step and each micro-batch, for all ranks.
+"""The plan: which comparisons form each step and each micro-batch, for all ranks.
 
 1. `order(seed, epoch, n)` is the order of an epoch: a pure function, so a resumed or rescaled run sees the same rows.
-2. Each step takes the next `batch_size` comparisons of that order; the last step of an epoch takes what is left.
-3. A step is cut into world x m micro-batches, each within `max_tokens` as laid out, m equal on all ranks, costs balanced.
+2. Each step takes the next `batch_size` comparisons of that order; the last step of an epoch takes the rest.
+3. A step is split into world x m micro-batches, each within `max_tokens` as laid out, m equal on all ranks, costs balanced.
 
-Nothing here depends on which rank asks: every rank derives the same plan from the same lengths.
+Nothing here depends on the rank: every rank derives the same plan from the same lengths.
 """
 
 import heapq
@@ -28,7 +28,7 @@ CPU_TOKENS = 8192
 
 
 class Lengths(Protocol):
-    """The lengths of n comparisons, one value each, as `TokenizedData` has them."""
+    """Lengths of n comparisons, one value per comparison, as in `TokenizedData`."""
 
     @property
     def response_counts(self) -> NDArray[np.int32]: ...
@@ -42,11 +42,11 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What comparisons cost in a layout, in tokens.
+    """Cost of each comparison in a layout, in tokens.
 
-    tokens: int64 [n], each one alone; without padding, a micro-batch costs their sum.
-    longest, responses: int32 [n]; with padding, a micro-batch costs its responses times its longest sequence.
-    padded: whether there is padding.
+    tokens: int64 [n], cost of each comparison alone; without padding, a micro-batch costs their sum.
+    longest, responses: int32 [n]; with padding, a micro-batch costs its number of responses times its longest sequence.
+    padded: True if the layout pads.
     """
 
     tokens: NDArray[np.int64]
@@ -56,7 +56,7 @@ class Costs:
 
     @classmethod
     def of(cls, lengths: Lengths, layout: Layout) -> "Costs":
-        """The costs of comparisons in a layout."""
+        """Compute the costs of comparisons in a layout."""
         if layout == "padded":
             tokens = lengths.longest.astype(np.int64) * lengths.response_counts
         else:
@@ -67,7 +67,7 @@ class Costs:
         return len(self.tokens)
 
     def of_micro_batch(self, indices: Indices) -> int:
-        """Tokens of a micro-batch as laid out."""
+        """Return the tokens of a micro-batch as laid out."""
         if self.padded:
             return int(self.longest[indices].max()) * int(self.responses[indices].sum())
         return int(self.tokens[indices].sum())
@@ -75,13 +75,13 @@ class Costs:
 
 @lru_cache(maxsize=2)
 def order(seed: int, epoch: int, n: int) -> Indices:
-    """The permutation of n comparisons in one epoch, int64 [n]; a pure function of its arguments."""
+    """Return the permutation of n comparisons in one epoch, int64 [n]; a pure function of its arguments."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One optimizer step. `micro_batches[rank][i]` holds the comparisons of a micro-batch, none where a rank has fewer."""
+    """One optimizer step. `micro_batches[rank][i]` holds the indices of one micro-batch, empty where a rank has fewer than the others."""
 
     epoch: int
     indices: Indices
@@ -93,10 +93,11 @@ class Plan:
     """The steps of a run.
 
     Args:
-        costs: of all comparisons, in the layout of the run.
+        costs: costs of all comparisons, in the layout of the run.
         batch_size: comparisons per step over all ranks.
         max_tokens: largest micro-batch of one rank, in tokens as laid out.
-        epochs, max_steps, seed, world: as in the recipe, and the number of processes.
+        epochs, max_steps, seed: as in the recipe.
+        world: number of processes.
     """
 
     costs: Costs
@@ -109,7 +110,7 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, costs: Costs, max_tokens: int, world: int) -> "Plan":
-        """The plan of a recipe on `world` processes."""
+        """Plan a recipe on `world` processes."""
         return cls(
             costs=costs,
             batch_size=recipe.training.batch_size,
@@ -122,7 +123,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of one epoch, the last and shorter one included."""
+        """Steps of one epoch, including the last, shorter one."""
         return math.ceil(len(self.costs) / self.batch_size)
 
     @property
@@ -132,7 +133,7 @@ class Plan:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def computed_epoch(self) -> int:
-        """Tokens of an epoch as laid out; of the padded layout, its real tokens in the micro-batches of the first steps, extrapolated."""
+        """Return the tokens of an epoch as laid out. The padded layout is extrapolated from the first steps."""
         if not self.costs.padded:
             return int(self.costs.tokens.sum())
         steps = [self.step(number) for number in range(min(SAMPLED_STEPS, self.steps_per_epoch))]
@@ -142,48 +143,50 @@ class Plan:
         return laid_out * len(self.costs) // sum(len(step.indices) for step in steps)
 
     def padded_epoch(self) -> int:
-        """Tokens of the first epoch, had each step been one batch padded to its longest row."""
+        """Return the tokens of the first epoch if each step were one batch padded to its longest row."""
         starts = np.arange(0, len(self.costs), self.batch_size)
         indices = order(self.seed, 0, len(self.costs))
         longest = np.maximum.reduceat(self.costs.longest[indices], starts).astype(np.int64)
         return int((longest * np.add.reduceat(self.costs.responses[indices], starts)).sum())
 
     def micro_batches_per_step(self) -> float:
-        """Micro-batches of a rank in a step, the mean of the first steps."""
+        """Return the mean number of micro-batches per rank and step, over the first steps."""
         counts = [len(self.step(number).micro_batches[0]) for number in range(min(SAMPLED_STEPS, self.steps_per_epoch))]
         return sum(counts) / len(counts)
 
     def step(self, number: int) -> StepPlan:
-        """The plan of step `number`, counted from 0."""
+        """Plan step `number`, counted from 0."""
         epoch, position = divmod(number, self.steps_per_epoch)
         start = position * self.batch_size
         indices = order(self.seed, epoch, len(self.costs))[start : start + self.batch_size]
-        return StepPlan(epoch, indices, cut(indices, self.costs, self.max_tokens, self.world))
+        return StepPlan(epoch, indices, split_step(indices, self.costs, self.max_tokens, self.world))
 
 
 def cpu_budget(costs: Costs) -> int:
-    """`batching.max_tokens: auto` where there is no GPU."""
+    """Return `batching.max_tokens: auto` for a machine without a GPU."""
     return max(CPU_TOKENS, int(costs.tokens.max()))
 
 
 def check_budget(costs: Costs, ids: Sequence[str], max_tokens: int) -> None:
-    """Raise RecipeError, naming the row, when one comparison alone exceeds the budget of a micro-batch."""
+    """Raise RecipeError, naming the row, if one comparison alone exceeds the budget of a micro-batch."""
     worst = int(costs.tokens.argmax())
     if costs.tokens[worst] > max_tokens:
         raise RecipeError(
-            f"batching.max_tokens: {max_tokens} is below the {costs.tokens[worst]} tokens of comparison {ids[worst]} "
-            f"({costs.responses[worst]} responses of up to {costs.longest[worst]} tokens); raise it, or lower data.max_length"
+            f"batching.max_tokens: comparison {ids[worst]} has {costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to "
+            f"{costs.longest[worst]}), more than {max_tokens}; raise it, or lower data.max_length"
         )
 
 
-def cut(indices: Indices, costs: Costs, max_tokens: int, world: int) -> tuple[tuple[Indices, ...], ...]:
-    """Cut one step into world x m micro-batches within `max_tokens`, m small and equal on all ranks, their costs balanced.
+def split_step(indices: Indices, costs: Costs, max_tokens: int, world: int) -> tuple[tuple[Indices, ...], ...]:
+    """Split one step into world x m micro-batches within `max_tokens`, m small and equal on all ranks, their costs balanced.
 
     Returns:
-        `[rank][micro-batch]` -> indices; an empty array fills up a rank that has fewer.
+        `[rank][micro-batch]` -> indices; an empty array pads a rank that has fewer micro-batches.
     """
     pieces = (
-        _cut_padded(indices, costs, max_tokens, world) if costs.padded else _cut_single_rows(indices, costs, max_tokens, world)
+        _split_padded(indices, costs, max_tokens, world)
+        if costs.padded
+        else _split_single_rows(indices, costs, max_tokens, world)
     )
     per_rank = math.ceil(len(pieces) / world)
     ranks: list[list[Indices]] = [[] for _ in range(world)]
@@ -197,8 +200,11 @@ def cut(indices: Indices, costs: Costs, max_tokens: int, world: int) -> tuple[tu
     return tuple(tuple(mine + [empty] * (per_rank - len(mine))) for mine in ranks)
 
 
-def _cut_single_rows(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
-    """As few bins as the budget allows, filled heaviest first, each comparison into the lightest (longest processing time first)."""
+def _split_single_rows(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
+    """Fill as few bins as the budget allows, the largest comparison first, each into the emptiest bin.
+
+    This is the "longest processing time first" rule (Graham 1969): the fullest bin is at most 4/3 of the optimum.
+    """
     tokens = costs.tokens[indices]
     heaviest_first = np.argsort(-tokens, kind="stable").tolist()
     sizes = tokens.tolist()
@@ -217,10 +223,10 @@ def _cut_single_rows(indices: Indices, costs: Costs, max_tokens: int, world: int
         bins += world
 
 
-def _cut_padded(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
-    """Pieces of the comparisons sorted by length, so that a micro-batch pads little.
+def _split_padded(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
+    """Split the comparisons, sorted by length so that a micro-batch has little padding, at a few places.
 
-    Among the cuts with the smallest number of micro-batches per rank, the one whose largest micro-batch is smallest.
+    Among the splits with the fewest micro-batches per rank, choose the one whose largest micro-batch is smallest, by bisection.
     """
     by_length = np.argsort(-costs.longest[indices], kind="stable")
     sorted_indices = indices[by_length]
@@ -237,7 +243,7 @@ def _cut_padded(indices: Indices, costs: Costs, max_tokens: int, world: int) -> 
 
 
 def _boundaries(lengths: Indices, rows: Indices, max_tokens: int) -> list[int]:
-    """Greedy cut of comparisons sorted by descending length: 0 = first boundary < ... < last boundary = n."""
+    """Split comparisons sorted by descending length greedily; return the boundaries, from 0 to n."""
     edges, first, filled = [0], 0, 0
     for position in range(len(lengths)):
         filled += int(rows[position])

@@ -242,7 +242,7 @@ class Outline:
         """What one process keeps, and the tokens of the largest micro-batch of the plan."""
         largest, micro_batches = _heaviest(loader.plan)
         batch = lay_out(gather(loader.data, largest), self.tokenizer.pad_token_id, loader.layout)
-        heaviest = loader.heaviest()
+        heaviest = loader.largest_micro_batch()
         casts = self.model().autocast
         own = self._trace(batch, loader.layout, narrow)
         training = Training(

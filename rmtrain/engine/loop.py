@@ -68,7 +68,7 @@ def train(
         TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
-    guard = NonFiniteGuard(loader, log)
+    guard = NonFiniteGuard(log)
 
     def evaluate_at(step: int) -> Evaluated | None:
         if evaluate is None:
@@ -88,8 +88,8 @@ def train(
     for number in range(saver.position.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
-        tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
-        guard.watch(number, finite)
+        batch, tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
+        guard.watch(batch, finite)
         display.step(step, tokens)
         if not meter.is_empty and (due(recipe.tracking.log_every, step) or step in (1, last)):
             metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
@@ -118,7 +118,7 @@ def train_step(
     meter: Meter,
     lr: float,
     batch: StepBatch,
-) -> tuple[int, bool]:
+) -> tuple[StepBatch, int, bool]:
     """One optimizer step over all its micro-batches; returns the tokens this process computed, and whether it was a step.
 
     It is none where the gradient is not finite.
@@ -127,7 +127,7 @@ def train_step(
     by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
     """
     accelerator = strategy.accelerator
-    scale, statistics = accelerator.num_processes / batch.comparisons, []
+    scale, statistics = accelerator.num_processes / len(batch.ids), []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
         with strategy.micro_batch(model, is_last=number == len(batch.micro_batches)):
@@ -140,28 +140,27 @@ def train_step(
     tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
     if is_step:
         meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
-    return tokens, is_step
+    return batch, tokens, is_step
 
 
 class NonFiniteGuard:
     """Keeps the ledger, and ends a run whose gradients are no longer finite.
 
     Args:
-        loader: knows the comparisons of a step.
-        log: where their ids go.
+        log: records the row ids of each step.
     """
 
-    def __init__(self, loader: StepLoader, log: RunLog) -> None:
-        self.loader, self.log, self.in_a_row = loader, log, 0
+    def __init__(self, log: RunLog) -> None:
+        self.log, self.in_a_row = log, 0
 
-    def watch(self, number: int, finite: bool) -> None:
-        """Note a step, counted from 0.
+    def watch(self, batch: StepBatch, finite: bool) -> None:
+        """Record a step, and whether its gradient was finite.
 
         Raises:
-            NumericError: it is the third in a row without a finite gradient.
+            NumericError: the gradient is not finite for the third step in a row.
         """
-        step, (epoch, ids) = number + 1, self.loader.rows(number)
-        self.log.rows(step, epoch, ids)
+        step, ids = batch.step + 1, batch.ids
+        self.log.rows(step, batch.epoch, ids)
         if finite:
             self.in_a_row = 0
             return

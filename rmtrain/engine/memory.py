@@ -80,7 +80,7 @@ def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.
         ran_out = False
         try:
             with torch.random.fork_rng(devices=devices), strategy.micro_batch(model, is_last=False):
-                strategy.backward(model, model(loader.heaviest().to(device)).sum() * 0.0)
+                strategy.backward(model, model(loader.largest_micro_batch().to(device)).sum() * 0.0)
         except torch.OutOfMemoryError:
             if strategy.shards:
                 raise _ended(loader) from None

@@ -14,7 +14,7 @@ from torch import nn
 
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.loader import Comparisons, gather
-from rmtrain.batching.plan import Costs, Indices, Lengths, check_budget, cut
+from rmtrain.batching.plan import Costs, Indices, Lengths, check_budget, split_step
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.evaluation.metrics import summarize
@@ -63,7 +63,7 @@ def scoring_micro_batches(data: Scorable, layout: Layout, max_tokens: int) -> tu
     """All comparisons, cut into micro-batches of at most `max_tokens` in a layout; raises RecipeError when one comparison is above."""
     costs = Costs.of(data, layout)
     check_budget(costs, data.ids, max_tokens)
-    (micro_batches,) = cut(np.arange(len(data)), costs, max_tokens, world=1)
+    (micro_batches,) = split_step(np.arange(len(data)), costs, max_tokens, world=1)
     return micro_batches
 
 

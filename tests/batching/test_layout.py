@@ -1,4 +1,4 @@
-"""The padded layout: every token is there once, rewards are read at last real tokens, edges point at their responses."""
+"""Memory layouts: every token appears, rewards are read at last real tokens, edges index the right responses."""
 
 import pytest
 
@@ -21,7 +21,8 @@ TRIPLE = comparison(
 )
 
 
-def test_sequences_come_back_from_rows_and_mask_in_order() -> None:
+def test_padded_rows_hold_every_sequence() -> None:
+    """Reading each row by its mask gives the sequences back, in order."""
     batch = lay_out([PAIR_ROW, TRIPLE], PAD)
     rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids_RT, batch.attention_mask_RT, strict=True)]
     assert rows == [list(s) for row in (PAIR_ROW, TRIPLE) for s in row.sequences]
@@ -32,14 +33,16 @@ def test_sequences_come_back_from_rows_and_mask_in_order() -> None:
     assert batch.response_counts == (2, 3)
 
 
-def test_rewards_are_read_at_the_last_real_token_even_when_it_equals_the_pad_id() -> None:
+def test_reward_position_ignores_pad_id() -> None:
+    """The reward is read at the last real token, even if that token has the id of the padding."""
     batch = lay_out([comparison("s:0", [1, 2, PAD], [1, PAD])], PAD)
     read = batch.input_ids_RT[batch.reward_row_N, batch.reward_column_N]
     assert read.tolist() == [PAD, PAD]
     assert batch.reward_column_N.tolist() == [2, 1]
 
 
-def test_edges_point_into_the_flat_responses_and_weigh_one_per_comparison() -> None:
+def test_edges_index_responses_and_weights_sum_to_one() -> None:
+    """Edges index the flat responses of the micro-batch; the weights of each comparison sum to 1."""
     batch = lay_out([PAIR_ROW, TRIPLE], PAD)
     assert batch.winner_E.tolist() == [0, 4, 2]
     assert batch.loser_E.tolist() == [1, 2, 3]
@@ -49,11 +52,12 @@ def test_edges_point_into_the_flat_responses_and_weigh_one_per_comparison() -> N
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
-def test_loader_gives_each_rank_its_micro_batches_and_fills_up_without_weight(layout: Layout) -> None:
+def test_loader_partitions_a_step_over_ranks(layout: Layout) -> None:
+    """Each comparison is on exactly one rank; a rank that has fewer micro-batches computes fillers of weight zero."""
     data = [comparison(f"s:{i}", [1] * (3 + i), [2] * (2 + i)) for i in range(5)]
     plan = Plan(costs_of(data, layout), batch_size=5, max_tokens=14, epochs=1, seed=0, world=3)
     steps = [StepLoader(data, plan, layout, PAD, rank).step(0) for rank in range(3)]
-    assert [step.comparisons for step in steps] == [5, 5, 5]
+    assert {step.ids for step in steps} == {tuple(f"s:{index}" for index in plan.step(0).indices)}
     batches = [batch for step in steps for batch in step.micro_batches]
     assert sorted(name for batch in batches for name in batch.ids) == [f"s:{i}" for i in range(5)]
     assert sum(batch.weight_E.sum().item() for batch in batches) == pytest.approx(5)
@@ -62,8 +66,8 @@ def test_loader_gives_each_rank_its_micro_batches_and_fills_up_without_weight(la
     assert all(batch.weight_E.sum() == 0 and batch.tokens == 0 for batch in fillers)
 
 
-def test_a_shared_prefix_is_there_once_and_positions_go_on_after_it() -> None:
-    """The example of the module's own page."""
+def test_shared_prefix_is_laid_out_once() -> None:
+    """The example of the module docstring: the prefix appears once, and positions continue after it."""
     a, b, c, d, e, f, x, g, h, i = range(10, 20)
     rows = [tokenized("s:0", [a, b, c, d], [a, b, e, f]), tokenized("s:1", [x, g], [x, h, i])]
     batch = lay_out(rows, PAD, "shared_prefix")
@@ -78,7 +82,8 @@ def test_a_shared_prefix_is_there_once_and_positions_go_on_after_it() -> None:
     assert batch.tokens == 10
 
 
-def test_packed_repeats_the_prefix_and_pads_nothing() -> None:
+def test_packed_repeats_prefix_without_padding() -> None:
+    """Whole sequences are concatenated, each with positions from 0."""
     rows = [tokenized("s:0", [1, 2, 3], [1, 2, 4, 5]), TRIPLE]
     batch = lay_out(rows, PAD, "packed")
     assert batch.input_ids_RT.tolist() == [[token for row in rows for sequence in row.sequences for token in sequence]]

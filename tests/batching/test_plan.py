@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.plan import Costs, Plan, check_budget, cut, order
+from rmtrain.batching.plan import Costs, Plan, check_budget, order, split_step
 from rmtrain.errors import RecipeError
 
 LAYOUTS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")
@@ -33,7 +33,8 @@ def make_plan(layout: Layout = "padded", **changes: Any) -> Plan:
     return Plan(make_costs(103, layout), **settings)
 
 
-def test_order_is_a_pure_function_of_seed_epoch_and_size() -> None:
+def test_order_is_pure() -> None:
+    """The order of an epoch depends on seed, epoch and size alone."""
     first = order(1, 0, 50).copy()
     order(2, 0, 50), order(1, 1, 50), order(1, 0, 51)
     np.random.default_rng(0).random(100)
@@ -43,7 +44,8 @@ def test_order_is_a_pure_function_of_seed_epoch_and_size() -> None:
     assert not (order(1, 1, 50) == first).all()
 
 
-def test_every_comparison_is_seen_once_per_epoch_and_the_last_step_is_shorter() -> None:
+def test_each_epoch_sees_every_comparison_once() -> None:
+    """Every comparison appears once in each epoch; the last step of an epoch is shorter."""
     plan = make_plan()
     for epoch in range(2):
         steps = [plan.step(epoch * plan.steps_per_epoch + s) for s in range(plan.steps_per_epoch)]
@@ -55,9 +57,8 @@ def test_every_comparison_is_seen_once_per_epoch_and_the_last_step_is_shorter() 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("max_tokens", [800, 3000, 10**6])
-def test_micro_batches_partition_the_step_equally_often_on_every_rank_within_the_budget(
-    layout: Layout, world: int, max_tokens: int
-) -> None:
+def test_micro_batches_partition_each_step(layout: Layout, world: int, max_tokens: int) -> None:
+    """The micro-batches of a step hold its comparisons once, stay within the budget, and are equally many on every rank."""
     plan = make_plan(layout, world=world, max_tokens=max_tokens)
     several = filled_up = 0
     for number in range(plan.total_steps):
@@ -76,7 +77,8 @@ def test_micro_batches_partition_the_step_equally_often_on_every_rank_within_the
     assert filled_up or world < 8, "guard: some rank was really filled up"
 
 
-def test_the_rows_of_a_step_do_not_depend_on_world_budget_layout_or_who_asks() -> None:
+def test_rows_of_a_step_are_fixed() -> None:
+    """The comparisons of a step do not depend on the number of processes, the token budget or the layout."""
     reference = make_plan()
     for other in (make_plan(world=4), make_plan(max_tokens=5000), make_plan("shared_prefix")):
         for number in range(reference.total_steps):
@@ -84,15 +86,17 @@ def test_the_rows_of_a_step_do_not_depend_on_world_budget_layout_or_who_asks() -
 
 
 def test_micro_batches_are_few_and_balanced() -> None:
+    """A step is split into as few micro-batches as the budget allows, of similar size."""
     costs = Costs(np.full(12, 20, np.int64), np.full(12, 10, np.int32), np.full(12, 2, np.int32), padded=True)
-    ((*pieces,),) = cut(np.arange(12), costs, max_tokens=100, world=1)
+    ((*pieces,),) = split_step(np.arange(12), costs, max_tokens=100, world=1)
     assert [len(piece) for piece in pieces] == [4, 4, 4], "three are needed; five, five and two would fit too, but not balance"
     single_rows = Costs(np.array([90, 60, 50, 40, 30, 30], np.int64), costs.longest[:6], costs.responses[:6], padded=False)
-    ((*pieces,),) = cut(np.arange(6), single_rows, max_tokens=100, world=1)
+    ((*pieces,),) = split_step(np.arange(6), single_rows, max_tokens=100, world=1)
     assert sorted(int(single_rows.tokens[piece].sum()) for piece in pieces) == [60, 70, 80, 90]
 
 
-def test_the_account_of_an_epoch_is_its_sum() -> None:
+def test_epoch_token_counts() -> None:
+    """The token counts of an epoch equal sums over its steps."""
     plan = make_plan("shared_prefix")
     assert plan.computed_epoch() == int(plan.costs.tokens.sum())
     by_hand = 0
@@ -103,15 +107,16 @@ def test_the_account_of_an_epoch_is_its_sum() -> None:
     assert make_plan("padded").computed_epoch() < by_hand, "micro-batches sorted by length pad less"
 
 
-def test_max_steps_ends_the_plan() -> None:
+def test_max_steps_limits_the_plan() -> None:
+    """`max_steps` shortens a run and never lengthens it."""
     assert make_plan(max_steps=5).total_steps == 5
     assert make_plan(max_steps=10**6).total_steps == make_plan().total_steps == 14
 
 
-def test_a_comparison_above_the_budget_is_an_error_that_names_row_and_key() -> None:
+def test_comparison_above_budget_is_refused() -> None:
+    """The error names the recipe key, the row and its size."""
     costs = Costs(np.array([20, 2100], np.int64), np.array([10, 700], np.int32), np.array([2, 3], np.int32), padded=True)
     check_budget(costs, ["a:0", "a:1"], 2100)
-    with pytest.raises(
-        RecipeError, match=r"batching.max_tokens: 2000 .* 2100 tokens of comparison a:1 \(3 responses of up to 700"
-    ):
+    with pytest.raises(RecipeError, match=r"^batching\.max_tokens: ") as refused:
         check_budget(costs, ["a:0", "a:1"], 2000)
+    assert all(part in str(refused.value) for part in ("a:1", "2100", "2000", "data.max_length"))

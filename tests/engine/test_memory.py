@@ -101,7 +101,7 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
     rows = comparisons(40)
     plan = Plan(costs_of(rows, "shared_prefix"), batch_size=16, max_tokens=200, epochs=1, seed=1)
     loader = StepLoader(rows, plan, "shared_prefix", pad_token_id=1)
-    heaviest = loader.heaviest()
+    heaviest = loader.largest_micro_batch()
     planned = [batch.tokens for number in range(len(loader)) for batch in loader.step(number).micro_batches]
     assert plan.costs.tokens.max() <= heaviest.input_ids_RT.numel() <= 200
     assert heaviest.input_ids_RT.numel() >= 0.7 * max(planned)
@@ -120,7 +120,7 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
 def test_trap_47_the_heaviest_of_several_ranks_is_that_of_their_share(layout: Layout, world: int) -> None:
     rows = comparisons(40)
     plan = Plan(costs_of(rows, layout), batch_size=16, max_tokens=10**6, epochs=1, seed=1, world=world)
-    heaviest = StepLoader(rows, plan, layout, pad_token_id=1).heaviest().input_ids_RT.numel()
+    heaviest = StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch().input_ids_RT.numel()
     loaders = [StepLoader(rows, plan, layout, 1, rank) for rank in range(world)]
     steps = [loader.step(number).micro_batches for loader in loaders for number in range(len(loader))]
     planned = [batch.input_ids_RT.numel() for step in steps for batch in step]
