@@ -50,3 +50,4 @@ bench: install
 docs: install
 	$(BIN)/rmtrain schema > schema/recipe.schema.json
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m tests.messages > tests/golden/messages.txt
