@@ -1,43 +1,87 @@
-"""What all sections of a recipe share: their strictness, and how values that do not go together are told."""
+"""The base of all recipe sections: strict, closed and frozen, with checks between keys."""
 
-from collections.abc import Iterable
-from typing import Annotated, NamedTuple
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe to a value."""
 Share = Annotated[float, Field(ge=0, lt=1)]
+Column = Annotated[str, Field(min_length=1)]
+"""Name of a column; dots reach into nested cells."""
 
 
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values keep their YAML type, nothing changes after loading."""
+class Conflict(NamedTuple):
+    """A value that contradicts another one.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
-
-
-class CrossFieldError(NamedTuple):
-    """A value that does not go with another: the key to change, what is wrong with it, and the key it depends on."""
+    Both paths start at the section that reports the conflict. Where the default of `key` conflicts, errors point to `depends_on`.
+    """
 
     key: KeyPath
     message: str
-    depends_on: KeyPath
+    depends_on: KeyPath = ()
 
 
-def refuse(misfits: Iterable[CrossFieldError]) -> None:
-    """Raise all misfits as one pydantic error, each at its own key, with `depends_on` in its `ctx`.
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values keep their YAML type, and nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Yield the values of this section, or of the sections in it, that contradict each other."""
+        return iter(())
+
+
+def kind(name: str) -> Tag:
+    """Name one kind of a section that has several.
+
+    pydantic inserts the tag into the `loc` of errors; the brackets keep it apart from keys of the same name.
+    """
+    return Tag(f"<{name}>")
+
+
+def kind_by(key: str, default: str | None = None) -> Discriminator:
+    """Choose the kind of a section by the value of `key`, or `default` where the key is missing."""
+
+    def tag(value: Any) -> str | None:
+        name = value.get(key, default) if isinstance(value, dict) else getattr(value, key, None)
+        return f"<{name}>" if isinstance(name, str) else None
+
+    return Discriminator(
+        tag, custom_error_type="kind", custom_error_message="unknown or missing kind", custom_error_context={"key": key}
+    )
+
+
+def raise_conflicts(section: Section) -> None:
+    """Raise all conflicts of a section and of the sections in it as one pydantic error, with `depends_on` in its `ctx`.
+
+    This runs once on the whole recipe, and not in a validator of each section, so that all conflicts are reported together.
 
     Raises:
-        ValidationError: there is a misfit.
+        ValidationError: there is at least one conflict.
     """
     details = [
         InitErrorDetails(
-            type=PydanticCustomError("misfit", "{message}", {"message": misfit.message, "depends_on": misfit.depends_on}),
-            loc=misfit.key,
+            type=PydanticCustomError(
+                "conflict", "{message}", {"message": conflict.message, "depends_on": (*path, *conflict.depends_on)}
+            ),
+            loc=(*path, *conflict.key),
             input=None,
         )
-        for misfit in misfits
+        for path, part in _sections((), section)
+        for conflict in part.conflicts()
     ]
     if details:
-        raise ValidationError.from_exception_data("Recipe", details)
+        raise ValidationError.from_exception_data(type(section).__name__, details)
+
+
+def _sections(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
+    if isinstance(value, Section):
+        yield path, value
+        for name, inner in vars(value).items():
+            yield from _sections((*path, name), inner)
+    elif isinstance(value, tuple):
+        for number, inner in enumerate(value):
+            yield from _sections((*path, number), inner)

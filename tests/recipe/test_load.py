@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import entries, key_paths
-from rmtrain.recipe.key_aliases import PEERS
+from rmtrain.recipe.key_aliases import ALIASES
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml import write_yaml
@@ -465,12 +465,12 @@ def test_every_key_misspelt_by_a_letter_is_named_and_corrected() -> None:
 
 def test_every_name_of_a_peer_leads_to_a_key_of_ours() -> None:
     paths = {path for found in key_paths().values() for path in found}
-    for peer, ours in PEERS.items():
+    for peer, ours in ALIASES.items():
         assert ours in paths, peer
         if "." not in peer:
             (line,) = problems(GOOD + f"{peer}: 1\n")
             assert line == f"recipe.yaml:8:1  {peer}: unknown key; did you mean {'.'.join(map(str, ours))}?"
-    assert len(PEERS) > 100, "guard: the table is there"
+    assert len(ALIASES) > 100, "guard: the table is there"
 
 
 def test_an_error_loads_no_heavy_library() -> None:
@@ -527,7 +527,7 @@ def test_no_mutation_of_a_recipe_gives_anything_but_a_recipe_or_its_errors(draw:
             case "remove":
                 del section[path[-1]]
             case "add" if isinstance(section, dict):
-                section[draw.draw(st.sampled_from([*key_paths(), *PEERS]) | st.text(max_size=6))] = draw.draw(junk)
+                section[draw.draw(st.sampled_from([*key_paths(), *ALIASES]) | st.text(max_size=6))] = draw.draw(junk)
         if not data:
             break
     came = outcome(write_yaml(data))
