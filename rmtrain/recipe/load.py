@@ -114,16 +114,16 @@ def _key_path(data: Any, name: str) -> KeyPath:
 def _set(data: Any, path: KeyPath, value: Any) -> str | None:
     """Set the value at `path` and create missing sections. Return the mistake in the path, if there is one."""
     for depth, part in enumerate(path):
-        last, here = depth == len(path) - 1, dotted(path[:depth])
+        last = depth == len(path) - 1
         if isinstance(data, list):
             if not isinstance(part, int) or part >= len(data):
-                return f"{here} is a list of {len(data)}; expected an index below {len(data)}, got {part}"
+                return f"{dotted(path[:depth])} is a list of {len(data)}; expected an index below {len(data)}, got {part}"
         elif not isinstance(data, dict):
-            return f"{here} is not a section and has no key {part}"
+            return f"{dotted(path[:depth])} is not a section and has no key {part}"
         elif not last and data.get(str(part)) is None:
             if str(path[depth + 1]).isdigit():
-                missing = dotted(path[: depth + 1])
-                return f"{missing} has no entries yet; set the whole list, such as {missing}=[...]"
+                empty = dotted(path[: depth + 1])
+                return f"{empty} has no entries yet; set the whole list, such as {empty}=[...]"
             data[str(part)] = {}
         if last:
             data[part] = value

@@ -169,7 +169,9 @@ class Data(Section):
         evaluated: Placed = [(("eval", number), source) for number, source in enumerate(self.eval)]
         held_out: Placed = [(path, source) for path, source in train if source.holdout]
         # Held-out rows are evaluated next to the evaluation sources, so their tags must differ as well.
-        yield from {conflict.key: conflict for conflict in (*_repeated_tags(train), *_repeated_tags(held_out + evaluated))}.values()
+        yield from {
+            conflict.key: conflict for conflict in (*_repeated_tags(train), *_repeated_tags(held_out + evaluated))
+        }.values()
         for path, source in evaluated:
             if source.holdout is not None:
                 message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
@@ -194,7 +196,8 @@ class Batching(Section):
 
     layout: Literal["auto", "shared_prefix", "packed", "padded"] = "auto"
     """How a micro-batch is stored in memory. `shared_prefix` computes each token once, without padding; `packed` repeats the prompts;
-    `padded` works with every model. `auto` uses the first of the three that gives this model the same rewards as `padded`, and reports it."""
+    `padded` works with every model. `auto` uses the first of the three with which this model gives the
+    same rewards as with `padded`, and reports it."""
     max_tokens: PositiveInt | Literal["auto"] = "auto"
     """Maximum size of a micro-batch of one process, in tokens as laid out. `auto`: an estimate of what fits into the memory of the GPU,
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
