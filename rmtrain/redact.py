@@ -14,7 +14,7 @@ _SECRET_NAME = re.compile(r"(?:.*[_.-])?(?:token|api[_-]?key|secret|password|pas
 # Names that end in "token" and mean a token of text.
 _TEXT_TOKEN = re.compile(r"(?:.*[_.-])?(?:max|pad|eos|bos|unk|sep|cls|mask|image|special)_token", re.IGNORECASE)
 _CREDENTIALS = r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
-# A recipe is refused only for certain secrets; messages hide likely ones as well, since a user may have shortened them.
+# A recipe is refused only for certain secrets; messages also hide likely ones, such as a part of a token.
 _CERTAIN = re.compile(rf"\bhf_[A-Za-z0-9]{{30,}}|(?<![\w-])sk-[\w-]{{30,}}|{_CREDENTIALS}")
 _LIKELY = re.compile(rf"\bhf_[A-Za-z0-9]{{10,}}|(?<![\w-])sk-[\w-]{{10,}}|{_CREDENTIALS}")
 _WANDB_KEY = re.compile(r"(wandb.{0,80}?)\b[0-9a-f]{40}\b", re.IGNORECASE)

@@ -2,17 +2,17 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
-from pydantic import Tag, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
 from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.section import KeyPath, Section
+from rmtrain.recipe.section import Entry, KeyPath, Section, sections_in
 from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
 from rmtrain.redact import asks_for_secret
 
@@ -37,14 +37,6 @@ _EXPECTED = {
 """Own words where pydantic's message is about Python's types, or does not fit after "expected"."""
 
 
-class Entry(NamedTuple):
-    """A section at one of its places. 0 in `path` stands for any index; `kind` is its name if the place has several kinds."""
-
-    path: KeyPath
-    section: type[Section]
-    kind: str | None
-
-
 class Suggestion(NamedTuple):
     """The message for an unknown key, the key that was probably meant, and whether that one chooses the kind of its section."""
 
@@ -55,21 +47,8 @@ class Suggestion(NamedTuple):
 
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return every section at every place it has, parents first, in the order of the schema."""
-    return tuple(_entries((), Recipe))
-
-
-def _entries(path: KeyPath, annotation: Any) -> Iterator[Entry]:
-    annotated = get_origin(annotation) is Annotated
-    kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
-    bare = get_args(annotation)[0] if annotated else annotation
-    if isinstance(bare, type) and issubclass(bare, Section):
-        yield Entry(path, bare, kinds[0] if kinds else None)
-        for name, field in bare.model_fields.items():
-            yield from _entries((*path, name), field.annotation)
-    else:
-        for inner in get_args(bare):
-            yield from _entries((*path, 0) if get_origin(bare) is tuple else path, inner)
+    """Return every section of a recipe at every place it has."""
+    return tuple(sections_in(Recipe))
 
 
 @cache
@@ -107,7 +86,7 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
     for path, group in details.items():
         type_ = group[0]["type"]
         # In a union such as `text | list of texts`, the error within the list says more than "neither text nor a list".
-        nested = any(len(other) > len(path) and other[: len(path)] == path for other in details)
+        nested = type_ != "conflict" and any(len(other) > len(path) and other[: len(path)] == path for other in details)
         known = path in reported and type_ not in ("extra_forbidden", "missing")
         if nested or known or _follows_from_misspelt_key(type_, path, unknown):
             continue

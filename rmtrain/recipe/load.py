@@ -1,5 +1,6 @@
 """A recipe file and its overrides become a `Recipe`, or a `RecipeError` with every mistake; and a `Recipe` becomes YAML again."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,16 +79,17 @@ def _override(document: Document, text: str, order: int) -> None:
     name, equals, written = text.partition("=")
     shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""
     place = Place(order, 0, 0, f"override {shorten(name)}{shown}")
-    if not equals or not all(part.strip() for part in name.split(".")):
+    parts = name.split(".")
+    if not equals or not all(part.strip() for part in parts):
         document.problems.append(Problem(place, (), "expected a key path, =, and a value, such as optimizer.lr=1e-5"))
         return
-    path = _key_path(document.data, name)
     value = parse_yaml(written, lambda _line, _column: place)
-    document.problems.extend(Problem(place, (*path, *problem.path), problem.message) for problem in value.problems)
-    mistake = _set(document.data, path, value.data)
-    if mistake:
-        document.problems.append(Problem(place, path, mistake))
+    try:
+        path = _set(document.data, parts, value.data)
+    except ValueError as error:
+        document.problems.append(Problem(place, tuple(parts), str(error)))
         return
+    document.problems.extend(Problem(place, (*path, *problem.path), problem.message) for problem in value.problems)
     # Errors in the new value, and in sections created for it, are reported at the override.
     for places in (document.keys, document.values):
         for old in [old for old in places if old[: len(path)] == path]:
@@ -97,39 +99,32 @@ def _override(document: Document, text: str, order: int) -> None:
             places.setdefault(path[:depth], place)
 
 
-def _key_path(data: Any, name: str) -> KeyPath:
-    """Split a dotted name; digits are an index where the recipe has a list."""
+def _set(data: Any, parts: Sequence[str], value: Any) -> KeyPath:
+    """Set the value at a dotted name, and create missing sections. Return its path, with a number where the recipe has a list.
+
+    Raises:
+        ValueError: there is no such place in the recipe, in one line.
+    """
     path: list[str | int] = []
-    for part in name.split("."):
-        if isinstance(data, list) and part.isascii() and part.isdigit() and len(part) < 10:
-            index = int(part)
-            path.append(index)
-            data = data[index] if index < len(data) else None
-        else:
-            path.append(part)
-            data = data.get(part) if isinstance(data, dict) else None
-    return tuple(path)
-
-
-def _set(data: Any, path: KeyPath, value: Any) -> str | None:
-    """Set the value at `path` and create missing sections. Return the mistake in the path, if there is one."""
-    for depth, part in enumerate(path):
-        last = depth == len(path) - 1
+    for part, following in zip(parts, (*parts[1:], None), strict=True):
+        key: str | int = part
         if isinstance(data, list):
-            if not isinstance(part, int) or part >= len(data):
-                return f"{dotted(path[:depth])} is a list of {len(data)}; expected an index below {len(data)}, got {part}"
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(data):
+                here = dotted(tuple(path))
+                raise ValueError(f"{here} is a list of {len(data)}; expected an index below {len(data)}, got {shorten(part)}")
+            key = int(part)
         elif not isinstance(data, dict):
-            return f"{dotted(path[:depth])} is not a section and has no key {part}"
-        elif not last and data.get(str(part)) is None:
-            if str(path[depth + 1]).isdigit():
-                empty = dotted(path[: depth + 1])
-                return f"{empty} has no entries yet; set the whole list, such as {empty}=[...]"
-            data[str(part)] = {}
-        if last:
-            data[part] = value
-        else:
-            data = data[part]
-    return None
+            raise ValueError(f"{dotted(tuple(path))} is not a section and has no key {shorten(part)}")
+        path.append(key)
+        if following is None:
+            data[key] = value
+        elif isinstance(data, dict) and data.get(part) is None:
+            if following.isdigit():
+                here = dotted(tuple(path))
+                raise ValueError(f"{here} has no entries yet; set the whole list, such as {here}=[...]")
+            data[part] = {}
+        data = data[key]
+    return tuple(path)
 
 
 def _read_hooks(recipe: Recipe, document: Document, directory: Path | None) -> Iterator[Problem]:

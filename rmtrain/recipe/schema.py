@@ -196,8 +196,8 @@ class Batching(Section):
 
     layout: Literal["auto", "shared_prefix", "packed", "padded"] = "auto"
     """How a micro-batch is stored in memory. `shared_prefix` computes each token once, without padding; `packed` repeats the prompts;
-    `padded` works with every model. `auto` uses the first of the three with which this model gives the
-    same rewards as with `padded`, and reports it."""
+    `padded` works with every model. `auto` uses the first of the three with which this model gives the same rewards as with `padded`, and
+    reports it."""
     max_tokens: PositiveInt | Literal["auto"] = "auto"
     """Maximum size of a micro-batch of one process, in tokens as laid out. `auto`: an estimate of what fits into the memory of the GPU,
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""

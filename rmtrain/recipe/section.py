@@ -1,13 +1,14 @@
-"""The base of all recipe sections: strict, closed and frozen, with checks between keys."""
+"""The base of all recipe sections: strict, closed and frozen, in several kinds where needed, with checks between keys."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe to a value."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Column = Annotated[str, Field(min_length=1)]
 """Name of a column; dots reach into nested cells."""
@@ -54,6 +55,28 @@ def kind_by(key: str, default: str | None = None) -> Discriminator:
     )
 
 
+class Entry(NamedTuple):
+    """A section at one of its places. 0 in `path` stands for any index; `kind` is its name if the place has several kinds."""
+
+    path: KeyPath
+    section: type[Section]
+    kind: str | None
+
+
+def sections_in(annotation: Any, path: KeyPath = ()) -> Iterator[Entry]:
+    """Yield every section in a type at every place it has, parents first, in the order of the schema."""
+    annotated = get_origin(annotation) is Annotated
+    kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
+    bare = get_args(annotation)[0] if annotated else annotation
+    if isinstance(bare, type) and issubclass(bare, Section):
+        yield Entry(path, bare, kinds[0] if kinds else None)
+        for name, field in bare.model_fields.items():
+            yield from sections_in(field.annotation, (*path, name))
+    else:
+        for inner in get_args(bare):
+            yield from sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
+
+
 def raise_conflicts(section: Section) -> None:
     """Raise all conflicts of a section and of the sections in it as one pydantic error, with `depends_on` in its `ctx`.
 
@@ -70,18 +93,18 @@ def raise_conflicts(section: Section) -> None:
             loc=(*path, *conflict.key),
             input=None,
         )
-        for path, part in _sections((), section)
-        for conflict in part.conflicts()
+        for path, inner in _values((), section)
+        for conflict in inner.conflicts()
     ]
     if details:
         raise ValidationError.from_exception_data(type(section).__name__, details)
 
 
-def _sections(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
+def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
     if isinstance(value, Section):
         yield path, value
         for name, inner in vars(value).items():
-            yield from _sections((*path, name), inner)
+            yield from _values((*path, name), inner)
     elif isinstance(value, tuple):
         for number, inner in enumerate(value):
-            yield from _sections((*path, number), inner)
+            yield from _values((*path, number), inner)

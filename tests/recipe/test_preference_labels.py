@@ -27,7 +27,7 @@ BROKEN = [  # the label and further keys of its source, and the key and words of
     ("winner", "", 'label|section|got "winner"'),
     ("{by: value, column: w, values: {1: a}}", "", "label.values|b"),
     ("{by: value, column: w, values: {}}", "", "label.values|a or b"),
-    ("{by: value, column: w, values: {1: a, 0: b, '1.0': b}}", "", 'label.values.1.0|"1"'),
+    ("{by: value, column: w, values: {1: a, '1.0': b}}", "", 'label.values.1.0|"1"'),
     ("{by: value, column: w, values: {1: a, 0: b, 2: neither}}", "", "label.values.2|'a', 'b' or 'tie'|got \"neither\""),
     ("{by: value, column: [w, w], values: {1: a, 0: b}}", "", "label.column|twice"),
     ("{by: value, column: [], values: {1: a, 0: b}}", "", "label.column|list of 0"),
@@ -61,6 +61,13 @@ def test_candidates_need_different_columns_and_a_label() -> None:
 def test_all_mistakes_of_a_source_come_together() -> None:
     lines = problems(ab("{by: value, column: w, values: {1: a, '1': a}}", ", tie: keep, margin_from_label: 3"))
     assert len(lines) == 3
+    lines = problems(ab("{by: value, column: [w, w], values: {1: a, '1.0': a}}", ", margin_from_label: true"))
+    assert {line.split("  ")[1].partition(": ")[0].removeprefix("data.train.0.") for line in lines} == {
+        "label.values",
+        "label.values.1.0",
+        "label.column",
+        "margin_from_label",
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from rmtrain.data.comparison import Preference
 from rmtrain.data.rows.cells import find_cell, is_blank, to_number
 from rmtrain.data.rows.messages import BadRow
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.schema import RankedSource
 from rmtrain.recipe.preference_labels import (
     IndexLabel,
     Label,
@@ -22,6 +21,7 @@ from rmtrain.recipe.preference_labels import (
     ValueLabel,
     label_text,
 )
+from rmtrain.recipe.schema import RankedSource
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9
