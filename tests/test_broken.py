@@ -254,7 +254,7 @@ def test_help_and_errors_import_nothing_heavy(arguments: list[str], code: int, f
     assert not {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"} & set(imported)
 
 
-def test_trap_26_no_is_text_and_exponents_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_trap_26_no_is_text_exponents_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert run(["train", "recipe.yaml", "optimizer.lr=no"], monkeypatch) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "  optimizer.lr: " in line]

@@ -30,7 +30,7 @@ def test_secrets_are_hidden(secret: str) -> None:
     assert HIDDEN in redact(text)
 
 
-def test_a_wandb_key_is_hidden_and_a_commit_is_not() -> None:
+def test_wandb_keys_are_hidden_and_commits_not() -> None:
     hexadecimal = "0123456789abcdef" * 2 + "01234567"
     assert hexadecimal not in redact(f"wandb_api_key: {hexadecimal}")
     assert redact(f"revision: {hexadecimal}") == f"revision: {hexadecimal}"

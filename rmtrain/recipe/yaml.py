@@ -137,7 +137,7 @@ def parse_yaml(text: str, place: Callable[[int, int], Place]) -> Document:
         message = f"character {error.character:#04x} is not allowed in YAML; remove it"
     except yaml.MarkedYAMLError as error:
         at = _mark(error.problem_mark or error.context_mark)
-        message = f"not valid YAML: {error.problem or error.context}"
+        message = f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}"
     except RecursionError:
         at = _mark(loader.get_mark() if loader else None)
         message = f"not valid YAML: nested more than {MAX_DEPTH} levels deep"

@@ -23,9 +23,10 @@ FAILURES: dict[str, Fault] = {
     "fault",
     [pytest.param(fault, id=name, marks=[pytest.mark.long] * (name == "start hangs")) for name, fault in FAILURES.items()],
 )
-def test_trap_44_a_failing_tracker_never_stops_a_run(
+def test_trap_44_failing_tracker_never_stops_a_run(
     fault: Fault, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
+    """A tracker that raises or hangs costs one warning; metrics and weights equal those of an undisturbed run."""
     run = place / f"{fault[0]}-{fault[2]}"
     ended = nursery.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, FAST])
     assert ended.code == 0, ended.stderr
@@ -36,7 +37,8 @@ def test_trap_44_a_failing_tracker_never_stops_a_run(
     assert left(run)["sha256"] == undisturbed["sha256"]
 
 
-def test_trap_s7_a_failed_upload_leaves_a_finished_run(place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_s7_failed_upload_leaves_a_finished_run(place: Path, recipe: Path, nursery: Nursery) -> None:
+    """The model is exported, and the error names the command that repeats the upload."""
     run = place / "upload"
     ended = nursery.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
     assert ended.code == 1, ended.stderr
@@ -60,7 +62,8 @@ def test_trap_s7_rows_and_paths_are_not_uploaded(place: Path, recipe: Path, nurs
 
 
 @pytest.mark.long
-def test_trap_36_weights_do_not_depend_on_hash_seeds(place: Path, recipe: Path, undisturbed: dict[str, Any]) -> None:
+def test_trap_36_weights_are_independent_of_hash_seeds(place: Path, recipe: Path, undisturbed: dict[str, Any]) -> None:
+    """PYTHONHASHSEED and the number of tokenizing processes do not change the order of the data or the weights."""
     for seed in ("1", "2"):
         with Nursery(PYTHONHASHSEED=seed) as other:
             run = place / f"hash-{seed}"
