@@ -73,7 +73,7 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
         error: the error of `Recipe.model_validate(document.data)`.
         document: the recipe as it was read, for the places of its keys.
     """
-    reported = {problem.path for problem in document.problems}
+    reported = {problem.path for problem in document.problems}  # by the YAML reader, which left the value empty or as text
     details: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False)[:MAX_PROBLEMS]:
         details.setdefault(_key_path(detail, document.data), []).append(detail)
@@ -167,7 +167,7 @@ def _wrong_kind(path: KeyPath, section: dict[str, Any], document: Document) -> P
 def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
     value = detail["input"]
     match detail["type"], value:
-        case "literal_error", str():
+        case "literal_error", str():  # pydantic gives the choices as text only
             return _did_you_mean(value, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
         case "int_type" | "float_type", str() if NUMBER.fullmatch(value):
             return "; remove the quotes"

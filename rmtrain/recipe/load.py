@@ -64,7 +64,7 @@ def _recipe(document: Document, overrides: Sequence[str], directory: Path | None
         problems = [*document.problems, *explain(error, document)]
     if problems:
         ordered = sorted(problems, key=lambda problem: problem.place[:3])
-        raise RecipeError(*dict.fromkeys(map(str, ordered)))
+        raise RecipeError(*dict.fromkeys(map(str, ordered)))  # the same override may come twice
     return recipe
 
 

@@ -95,6 +95,7 @@ class ScratchModel(ModelBase):
 
 
 def _model_kind(value: Any) -> str:
+    # No key names the kind: `scratch` is given or not.
     has_scratch = "scratch" in value if isinstance(value, dict) else hasattr(value, "scratch")
     return "<scratch>" if has_scratch else "<pretrained>"
 
@@ -350,6 +351,7 @@ class Recipe(Section):
     hub: Hub = Hub()
     """Upload of the result."""
 
+    # pydantic runs this only when every key is valid by itself.
     @model_validator(mode="after")
     def _check(self) -> Self:
         raise_conflicts(self)

@@ -28,6 +28,8 @@ class Conflict(NamedTuple):
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values keep their YAML type, and nothing changes after loading."""
 
+    # Strict, since YAML has types of its own: "1" is not 1. Frozen, since recipes are hashed and compared with those of older runs.
+    # Tuples are `strict=False` in all sections, since YAML has lists only; their items stay strict.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -103,6 +105,7 @@ def raise_conflicts(section: Section) -> None:
 def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
     if isinstance(value, Section):
         yield path, value
+        # `vars`, since `getattr` would count as a read in the test that every key of the schema is read by a run.
         for name, inner in vars(value).items():
             yield from _values((*path, name), inner)
     elif isinstance(value, tuple):

@@ -57,7 +57,7 @@ def read_hook(name: str, directory: Path | None) -> Hook:
         raise ValueError(f"{file_name} is read from the directory of the recipe file; load this recipe from a file")
     file = directory / file_name
     try:
-        with file.open("rb") as stream:
+        with file.open("rb") as stream:  # at most the limit: the name may lead to a device or a huge file
             code = stream.read(MAX_HOOK_BYTES + 1)
     except OSError as error:
         raise ValueError(f"expected {file_name} next to the recipe; {file}: {error.strerror}") from error
@@ -183,7 +183,7 @@ class SourceBase(Section):
         if self.tag is not None:
             return self.tag
         name = self.path.rstrip("/").rpartition("/")[2] or self.path
-        while name.endswith(DATA_SUFFIXES):
+        while name.endswith(DATA_SUFFIXES):  # `rows.jsonl.gz` has two; `pairs.v2` keeps its version
             name = name.rpartition(".")[0]
         return name or self.path
 
