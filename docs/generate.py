@@ -7,20 +7,29 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rmtrain.recipe.explain import SectionType, entries, field_type, in_words
+from rmtrain.recipe.explain import either, entries
+from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.section import Section
 
 HEADER = """# The recipe
 
 Every section and key. Generated from the schema by `make docs`; edit the docstrings in `rmtrain/recipe/` instead.
 
-A recipe is one YAML file. Keys without a default must be given; `null` turns a key off. Any key can be set on the command
-line too, as `section.key=value`, with list entries by index: `data.train.0.path=rows.jsonl`.
+A recipe is one YAML file. Keys without a default are required; `null` turns a key off. Any key can also be set on the command
+line, as `section.key=value`, with list entries by index: `data.train.0.path=rows.jsonl`.
 """
+BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
+PATTERNS = {
+    r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`",
+    r"^[\w.-]+/[\w.-]+$": "text such as owner/name",
+    r"^[A-Za-z_]\w*:[A-Za-z_]\w*$": "text such as module:function",
+}
+SECTIONS: dict[str, Any] = Recipe.model_json_schema()["$defs"]
 
 
 def recipe_reference() -> str:
     """The text of docs/recipe.md."""
-    places: dict[SectionType, list[str]] = {}
+    places: dict[type[Section], list[str]] = {}
     for entry in entries():
         path = ".".join("N" if part == 0 else str(part) for part in entry.path)
         places.setdefault(entry.section, []).append(f"`{path}`" + (f" ({entry.kind})" if entry.kind else ""))
@@ -28,21 +37,49 @@ def recipe_reference() -> str:
     return "\n".join([HEADER, *sections])
 
 
-def chapter(section: SectionType, heading: str) -> str:
+def chapter(section: type[Section], heading: str) -> str:
     """One section: its docstring, then a table of its keys."""
-    rows = [row(name, field) for name, field in section.model_fields.items()]
+    schemas = SECTIONS[section.__name__]["properties"]
+    rows = [row(name, field, schemas[name]) for name, field in section.model_fields.items()]
     table = ["| key | value | default | meaning |", "|---|---|---|---|", *rows]
     return "\n".join([f"## {heading}\n", f"{one_line(section.__doc__)}\n", *table, ""])
 
 
-def row(name: str, field: FieldInfo) -> str:
+def row(name: str, field: FieldInfo, schema: dict[str, Any]) -> str:
     """One key as a row of the table."""
-    cells = [f"`{name}`", in_words(field_type(field)), default(field), one_line(field.description)]
+    cells = [f"`{name}`", in_words(schema), default(field), one_line(field.description)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
+def in_words(schema: dict[str, Any]) -> str:
+    """The JSON schema of a value in plain words: `a whole number above 0, or null`."""
+    options = schema.get("anyOf") or schema.get("oneOf")
+    if options:
+        return ", or ".join(dict.fromkeys(map(in_words, options)))
+    if "enum" in schema or "const" in schema:
+        return either(schema.get("enum") or [schema["const"]])
+    match schema.get("type", "object"):
+        case "string" if "pattern" in schema:
+            return PATTERNS.get(schema["pattern"], f"text that matches {schema['pattern']}")
+        case "string":
+            return "non-empty text" if schema.get("minLength") else "text"
+        case "array":
+            items = schema.get("prefixItems") or [schema["items"]]
+            size = f" of {len(items)}" if "prefixItems" in schema else ""
+            each = " and ".join(dict.fromkeys(map(in_words, items)))
+            return f"a {'non-empty ' if schema.get('minItems') == 1 else ''}list{size}, each {each}"
+        case "object" if schema.get("additionalProperties"):
+            names = f" from {in_words(schema['propertyNames'])}" if "propertyNames" in schema else ""
+            return f"a mapping{names} to {in_words(schema['additionalProperties'])}"
+        case "integer" | "number" as type_:
+            bounds = " and ".join(f"{words} {schema[bound]}" for bound, words in BOUNDS.items() if bound in schema)
+            return f"{'a whole number' if type_ == 'integer' else 'a number'} {bounds}".strip()
+        case type_:
+            return {"boolean": "true or false", "null": "null"}.get(type_, "a section")
+
+
 def default(field: FieldInfo) -> str:
-    """The default as it is written in YAML, or that the key must be given."""
+    """The default as it is written in YAML, or that the key is required."""
     if field.is_required():
         return "required"
     value: Any = field.default

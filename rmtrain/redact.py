@@ -1,4 +1,4 @@
-"""Secrets stay out of recipes and messages: which names ask for one, which texts look like one, and how a message hides it."""
+"""Secrets and local paths in recipes and messages: recognise them, and hide them."""
 
 import os
 import re
@@ -10,35 +10,37 @@ HIDDEN = "<hidden>"
 ADVICE = "no secrets in a recipe; use `hf auth login` or the HF_TOKEN environment variable"
 WANDB_ADVICE = "no secrets in a recipe; use `wandb login` or the WANDB_API_KEY environment variable"
 
-_NAME = re.compile(r"(?:.*[_.-])?(?:token|api[_-]?key|secret|password|passwd|credentials)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(?:.*[_.-])?(?:token|api[_-]?key|secret|password|passwd|credentials)", re.IGNORECASE)
+# Names that end in "token" and mean a token of text.
 _TEXT_TOKEN = re.compile(r"(?:.*[_.-])?(?:max|pad|eos|bos|unk|sep|cls|mask|image|special)_token", re.IGNORECASE)
 _CREDENTIALS = r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
+# A recipe is refused only for certain secrets; messages also hide likely ones, such as a part of a token.
 _CERTAIN = re.compile(rf"\bhf_[A-Za-z0-9]{{30,}}|(?<![\w-])sk-[\w-]{{30,}}|{_CREDENTIALS}")
 _LIKELY = re.compile(rf"\bhf_[A-Za-z0-9]{{10,}}|(?<![\w-])sk-[\w-]{{10,}}|{_CREDENTIALS}")
 _WANDB_KEY = re.compile(r"(wandb.{0,80}?)\b[0-9a-f]{40}\b", re.IGNORECASE)
 
 
 def asks_for_secret(name: str) -> str | None:
-    """What to do instead, if `name` is what peers call a token, key or password; None otherwise."""
-    if not _NAME.fullmatch(name) or _TEXT_TOKEN.fullmatch(name):
+    """Return the advice for a key that other trainers use for a token, key or password; None for other names."""
+    if not _SECRET_NAME.fullmatch(name) or _TEXT_TOKEN.fullmatch(name):
         return None
     return WANDB_ADVICE if "wandb" in name.lower() else ADVICE
 
 
 def is_secret(text: str) -> bool:
-    """Whether `text` surely holds a token or password: a full `hf_...` or `sk-...` token, or `user:password@` in a URL."""
+    """Return True if `text` certainly contains a secret: a full `hf_...` or `sk-...` token, or `user:password@` in a URL."""
     return _CERTAIN.search(text) is not None
 
 
 def redact(text: str) -> str:
-    """`text` with everything that looks like a token or password replaced by `<hidden>`; rather too much than too little."""
+    """Replace everything in `text` that looks like a token or password by `<hidden>`; when in doubt, hide it."""
     return _WANDB_KEY.sub(rf"\g<1>{HIDDEN}", _LIKELY.sub(HIDDEN, text))
 
 
 def redact_paths(value: Any) -> Any:
-    """JSON values in which secrets are hidden, and each text that is an absolute path is only its last part.
+    """Hide secrets in JSON values, and shorten each absolute path to its last part.
 
-    Within other texts the current directory and the home directory are left out and written `~`.
+    Within other texts, the current directory is removed and the home directory becomes `~`.
     """
     if isinstance(value, Mapping):
         return {key: redact_paths(inner) for key, inner in value.items()}

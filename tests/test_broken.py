@@ -1,4 +1,4 @@
-"""What a user can get wrong: each case has its line and its exit code, none a traceback, and none leaves a run behind."""
+"""Mistakes of users: each gives its line and its exit code, none a traceback, and none leaves a run behind."""
 
 import os
 import re
@@ -10,11 +10,16 @@ from typing import NamedTuple
 import pytest
 
 from rmtrain import cli
+from rmtrain.recipe.load import load_recipe
 from tests.runs import ROOT, planted_rows, tiny_recipe, write_recipe, write_rows
 
 
 class Case(NamedTuple):
-    """A mistake. `{base}` in `arguments` is a good recipe; `line` is a regular expression for one whole line on stderr."""
+    """A mistake.
+
+    `{base}` in `arguments` is a good recipe. `line` is `start|word|word`: one line on stderr starts so and has these words, which are
+    places, keys, values and numbers, never sentences.
+    """
 
     name: str
     arguments: list[str]
@@ -68,217 +73,124 @@ AB = "data.train=[{path: ab.jsonl, format: ab, a: x, b: y, label: {by: value, co
 RANKED = "data.train=[{path: lists.jsonl, format: ranked, responses: answers, response: text, score: s}]"
 
 RECIPES = [
-    Case("no recipe", ["train"], 2, r"expected one recipe, as the first argument or as --recipe; .*"),
-    Case("two recipes", ["train", "{base}", "b.yaml"], 2, r"b\.yaml: expected an override such as optimizer\.lr=1e-5"),
-    Case("recipe twice", ["train", "{base}", "--recipe", "b.yaml"], 2, r"expected one recipe, .*"),
-    Case("missing recipe", ["train", "nothing.yaml"], 2, r"nothing\.yaml  no such file; expected a recipe in YAML"),
-    Case("directory", ["train", "."], 2, r"\.  is a directory; expected a recipe in YAML"),
-    Case("unclosed brace", ["train", "unclosed.yaml"], 2, r"unclosed\.yaml:2:4  not well-formed YAML: a bracket or brace .*"),
-    Case("python tag", ["train", "tag.yaml"], 2, r"tag\.yaml:1:6  run: .*tag.*"),
-    Case("list", ["train", "list.yaml"], 2, r"list\.yaml:1:1  expected sections such as run, data and model, got .*"),
-    Case(
-        "misspelt key",
-        [*TRAIN, "optimizer.learing_rate=1"],
-        2,
-        r"override .*  optimizer\.learing_rate: unknown key; did you mean lr\?",
-    ),
-    Case(
-        "wrong type",
-        [*TRAIN, "optimizer.lr=fast"],
-        2,
-        r"override optimizer\.lr=fast  optimizer\.lr: expected .*number.*, got .*fast.*",
-    ),
-    Case("out of range", [*TRAIN, "training.batch_size=0"], 2, r"override .*  training\.batch_size: expected .*, got 0"),
-    Case("wrong choice", [*TRAIN, "optimizer.schedule=cosin"], 2, r"override .*  optimizer\.schedule: .*cosine.*"),
+    Case("no recipe", ["train"], 2, "|recipe|--recipe"),
+    Case("two recipes", ["train", "{base}", "b.yaml"], 2, "b.yaml: |optimizer.lr=1e-5"),
+    Case("recipe twice", ["train", "{base}", "--recipe", "b.yaml"], 2, "|one recipe"),
+    Case("missing recipe", ["train", "nothing.yaml"], 2, "nothing.yaml  "),
+    Case("directory", ["train", "."], 2, ".  "),
+    Case("unclosed brace", ["train", "unclosed.yaml"], 2, "unclosed.yaml:2:4  |YAML"),
+    Case("python tag", ["train", "tag.yaml"], 2, "tag.yaml:1:6  |os.system"),
+    Case("list", ["train", "list.yaml"], 2, "list.yaml:1:1  |run, data and model|list of 1"),
+    Case("misspelt key", [*TRAIN, "optimizer.learing_rate=1"], 2, "override |  optimizer.learing_rate: |mean lr?"),
+    Case("wrong type", [*TRAIN, "optimizer.lr=fast"], 2, "override optimizer.lr=fast  optimizer.lr: |number|fast"),
+    Case("out of range", [*TRAIN, "training.batch_size=0"], 2, "override |  training.batch_size: |got 0"),
+    Case("wrong choice", [*TRAIN, "optimizer.schedule=cosin"], 2, "override |  optimizer.schedule: |mean cosine?"),
     Case(
         "label kind",
         [*TRAIN, AB.replace("by: value", "by: values")],
         2,
-        r"override .*  data\.train\.0\.label\.by: expected value, index, .*; did you mean value\?",
+        "override |  data.train.0.label.by: |value, index|mean value?",
     ),
     Case(
         "values without b",
         [*TRAIN, AB, "data.train.0.label.values={a: a}"],
         2,
-        r"override .*  data\.train\.0\.label\.values: no value means b; .*",
+        "override |  data.train.0.label.values: | b",
     ),
     Case(
         "list and group",
         [*TRAIN, RANKED, "data.train.0.group_by=prompt"],
         2,
-        r"override .*  data\.train\.0\.group_by: rows hold a list of responses, or are one response each; .*",
+        "override |  data.train.0.group_by: |responses",
     ),
     Case(
         "no list and no group",
         [*TRAIN, "data.train=[{path: lists.jsonl, format: ranked, score: s}]"],
         2,
-        r"override .*  data\.train\.0\.responses: missing; name the column of the list of responses, or set group_by .*",
+        "override |  data.train.0.responses: |missing|group_by",
     ),
     Case(
         "pairs of one",
         [*TRAIN, RANKED, "data.train.0.policy=best_worst", "data.train.0.max_pairs=2"],
         2,
-        r"override .*  data\.train\.0\.max_pairs: no effect: policy best_worst gives one pair; .*",
+        "override |  data.train.0.max_pairs: |best_worst",
     ),
-    Case("no value", [*TRAIN, "optimizer.lr"], 2, r"optimizer\.lr: expected an override such as optimizer\.lr=1e-5"),
-    Case("index", [*TRAIN, "data.train.3.path=x"], 2, r"override .*  data\.train\.3\.path: data\.train is a list of 1; .*"),
-    Case(
-        "budget",
-        [*TRAIN, "batching.max_tokens=90"],
-        2,
-        r"override .*  batching\.max_tokens: expected at least data\.max_length \(96\), got 90",
-    ),
-    Case("positions", [*TRAIN, "data.max_length=512"], 2, r"override .*  data\.max_length: .*max_positions \(128\), got 512"),
-    Case("unknown option", [*TRAIN, "--quick"], 2, r"Error: No such option: --quick"),
-    Case(
-        "tracker",
-        [*TRAIN, "tracking.to=[wandb]"],
-        2,
-        r"tracking\.to: wandb is not installed; install rmtrain\[wandb\] or leave it out",
-    ),
+    Case("no value", [*TRAIN, "optimizer.lr"], 2, "optimizer.lr: |optimizer.lr=1e-5"),
+    Case("index", [*TRAIN, "data.train.3.path=x"], 2, "override |  data.train.3.path: |list of 1"),
+    Case("budget", [*TRAIN, "batching.max_tokens=90"], 2, "override |  batching.max_tokens: |data.max_length (96)|got 90"),
+    Case("positions", [*TRAIN, "data.max_length=512"], 2, "override |  data.max_length: |max_positions (128)|got 512"),
+    Case("unknown option", [*TRAIN, "--quick"], 2, "|--quick"),
+    Case("tracker", [*TRAIN, "tracking.to=[wandb]"], 2, "tracking.to: wandb |rmtrain[wandb]"),
 ]
 DATA = [
-    Case("missing file", reads("none.jsonl"), 3, r"none: none\.jsonl is not there"),
-    Case("unknown kind", reads("notes.txt"), 3, r"notes\.txt: .* is no data file; expected one of \.json, .*"),
-    Case("columns", reads("columns.jsonl"), 3, r'columns: no column "chosen", "rejected"; it has: question, good, bad'),
-    Case("one column", [*TRAIN, "data.train.0.chosen=gut"], 3, r'train: no column "gut"; it has: prompt, chosen, rejected'),
-    Case(
-        "broken line", reads("broken.jsonl"), 3, r"broken: 1 of 3 rows dropped \(33\.3 %\), allowed 5 %: .*broken\.jsonl:3:12: .*"
-    ),
-    Case("broken array", reads("array.json"), 3, r"array\.json:2:12: not JSON: .*"),
-    Case("empty file", reads("empty.jsonl"), 3, r"empty: it has no rows"),
-    Case(
-        "identical", reads("identical.jsonl"), 3, r"identical: .* refused \(identical\): identical:0: the responses are the same"
-    ),
-    Case("a bad row", reads("mixed.jsonl"), 3, r"mixed: 1 of 10 rows dropped \(10\.0 %\), allowed 5 %: .*mixed:9.*"),
-    Case("hh unsaid", reads("hh.jsonl"), 3, r"hh: .*looks like an HH transcript; set messages\.transcript: hh"),
-    Case(
-        "prompt twice",
-        reads("repeats.jsonl"),
-        3,
-        r"repeats: .*both sides start with the text of the prompt; set prompt: implicit, .*",
-    ),
-    Case("roles", reads("roles.jsonl"), 3, r"roles: the first 5 rows are all refused \(role_order\): roles:0: .*"),
-    Case(
-        "tokens unsaid",
-        reads("tokens.jsonl"),
-        3,
-        r'tokens: no column "chosen", "rejected"; .*; rows of tokens need format: tokenized',
-    ),
+    Case("missing file", reads("none.jsonl"), 3, "none: |none.jsonl"),
+    Case("unknown kind", reads("notes.txt"), 3, "notes.txt: |.json"),
+    Case("columns", reads("columns.jsonl"), 3, 'columns: |"chosen", "rejected"|question, good, bad'),
+    Case("one column", [*TRAIN, "data.train.0.chosen=gut"], 3, 'train: |"gut"|prompt, chosen, rejected'),
+    Case("broken line", reads("broken.jsonl"), 3, "broken: 1 of 3 |33.3 %|5 %|broken.jsonl:3:12"),
+    Case("broken array", reads("array.json"), 3, "array.json:2:12: |JSON"),
+    Case("empty file", reads("empty.jsonl"), 3, "empty: |no rows"),
+    Case("identical", reads("identical.jsonl"), 3, "identical: |(identical)|identical:0"),
+    Case("a bad row", reads("mixed.jsonl"), 3, "mixed: 1 of 10 |10.0 %|5 %|mixed:9"),
+    Case("hh unsaid", reads("hh.jsonl"), 3, "hh: |messages.transcript: hh"),
+    Case("prompt twice", reads("repeats.jsonl"), 3, "repeats: |prompt: implicit"),
+    Case("roles", reads("roles.jsonl"), 3, "roles: | 5 |(role_order)|roles:0"),
+    Case("tokens unsaid", reads("tokens.jsonl"), 3, 'tokens: |"chosen", "rejected"|format: tokenized'),
     Case(
         "unknown label",
         [*TRAIN, AB, "data.train.0.label.values={A: a, B: b, both: tie}"],
         3,
-        r"ab: the first 6 rows are all refused \(unknown_label\): ab:0: winner is 'model_a'; expected one of A, B, both, .*",
+        "ab: | 6 |(unknown_label)|ab:0|winner|'model_a'|A, B, both",
     ),
     Case(
         "tie",
         [*TRAIN, AB, "data.train.0.label.values={model_a: a, model_b: b, tie: tie}", "data.train.0.tie=error"],
         3,
-        r"ab: tie is error, and rows are ties: ab:1: the label says that neither is better; ab:3: .*",
+        "ab: |tie|error|ab:1|ab:3",
     ),
-    Case(
-        "no score",
-        [*TRAIN, RANKED],
-        3,
-        r"lists: .*refused \(no_score\): lists:0: s of answers\.1\.text is '\?'; expected a number; .*",
-    ),
-    Case(
-        "unpaired", reads("kto.jsonl"), 3, r'kto: no column "chosen", "rejected"; .*; rows of one completion and a label are .*'
-    ),
-    Case(
-        "calls unshown",
-        reads("calls.jsonl"),
-        3,
-        r"calls: all of its 5 rows are dropped: hidden_by_template 5 \(calls:0: .* tool_calls\)",
-    ),
-    Case(
-        "negative margin",
-        reads("margins.jsonl", "data.train.0.margin=m"),
-        3,
-        r"margins must be .*: margins:3: expected at least 0, got -1",
-    ),
-    Case(
-        "text margin", reads("margins.jsonl", "data.train.0.margin=t"), 3, r"margins must be finite .*: margins:0: .*got 'high'.*"
-    ),
-    Case(
-        "overlap",
-        [*TRAIN, "data.eval.0.path=train.jsonl"],
-        3,
-        r"48 of 48 evaluation rows have a prompt that is also trained on: train:0, .*",
-    ),
-    Case("all too long", [*TRAIN, "data.max_length=8"], 3, r"train: all of its 48 rows are dropped: too_long 48 .*"),
-    Case(
-        "error policy",
-        [*TRAIN, "data.max_length=30", "data.overlong=error"],
-        3,
-        r"data\.overlong is error, and rows are too long: .*",
-    ),
-    Case(
-        "no template",
-        [*TRAIN, "data.chat_template=tokenizer"],
-        2,
-        r"data\.chat_template: .* no chat template; name one: simple_concat, .*",
-    ),
-    Case(
-        "template name",
-        [*TRAIN, "data.chat_template=simple_cat"],
-        2,
-        r'data\.chat_template: "simple_cat" .*; did you mean simple_chat\?',
-    ),
+    Case("no score", [*TRAIN, RANKED], 3, "lists: |(no_score)|lists:0|answers.1.text|'?'|number"),
+    Case("unpaired", reads("kto.jsonl"), 3, 'kto: |"chosen", "rejected"|completion|label'),
+    Case("calls unshown", reads("calls.jsonl"), 3, "calls: | 5 |hidden_by_template 5|calls:0|tool_calls"),
+    Case("negative margin", reads("margins.jsonl", "data.train.0.margin=m"), 3, "|margins:3|got -1"),
+    Case("text margin", reads("margins.jsonl", "data.train.0.margin=t"), 3, "|margins:0|'high'"),
+    Case("overlap", [*TRAIN, "data.eval.0.path=train.jsonl"], 3, "48 of 48 |train:0"),
+    Case("all too long", [*TRAIN, "data.max_length=8"], 3, "train: | 48 |too_long 48"),
+    Case("error policy", [*TRAIN, "data.max_length=30", "data.overlong=error"], 3, "data.overlong |error"),
+    Case("no template", [*TRAIN, "data.chat_template=tokenizer"], 2, "data.chat_template: |simple_concat"),
+    Case("template name", [*TRAIN, "data.chat_template=simple_cat"], 2, 'data.chat_template: |"simple_cat"|mean simple_chat?'),
     Case(
         "template fails",
         [*TRAIN, "data.chat_template='{{ raise_exception(\"no\") }}'"],
         3,
-        r"data\.chat_template: .* failed: .*no",
+        "data.chat_template: |no",
     ),
-    Case(
-        "no reply",
-        [*TRAIN, "data.chat_template='{{ messages[0].content }}'"],
-        3,
-        r"train: all of its 48 rows .*rewritten_by_template 48 .*",
-    ),
+    Case("no reply", [*TRAIN, "data.chat_template='{{ messages[0].content }}'"], 3, "train: | 48 |rewritten_by_template 48"),
 ]
 MODELS = [
-    Case("architecture", [*TRAIN, "model.scratch.architecture=lama"], 2, r".*model\.scratch\.architecture: .*lama.*llama.*"),
-    Case(
-        "heads",
-        [*TRAIN, "model.scratch.heads=3"],
-        2,
-        r"override .*  model\.scratch\.heads: expected a divisor of hidden_size \(32\), got 3",
-    ),
-    Case("no checkpoint", [*TRAIN, "model.head=from_checkpoint"], 2, r"model\.head: from_checkpoint needs model\.path; .*"),
-    Case("adapter target", [*TRAIN, "lora={targets: [nope]}"], 2, r"lora\.targets: .*nope.*"),
-    Case("8 bit", [*TRAIN, "optimizer.name=adamw_8bit"], 2, r"optimizer\.name: adamw_8bit needs bitsandbytes; .*"),
-    Case("no model yet", ["eval", "{base}"], 4, r".*run/model: there is no model; run `rmtrain train .*` first"),
-    Case("no such model", ["eval", "nowhere/none", "--data", "test.jsonl"], 4, r"model: .*nowhere/none.*"),
-    Case("nothing to evaluate", ["eval"], 2, r"expected a recipe, a run directory or a model; .*"),
-    Case(
-        "model without data",
-        ["eval", "nowhere/none"],
-        2,
-        r"nowhere/none: name what to evaluate on, by --data FILE or --recipe RECIPE",
-    ),
-    Case("gate name", ["eval", "{base}", "--fail-under", "acc=1"], 2, r"--fail-under acc=1: expected one of accuracy, .*"),
-    Case("gate value", ["eval", "{base}", "--fail-under", "accuracy=x"], 2, r"--fail-under accuracy=x: expected a number .*"),
-    Case(
-        "scores",
-        ["eval", "--scores", "scores.jsonl"],
-        3,
-        r"scores\.jsonl:2  rewards: expected a list of two or more numbers, got \[1\]",
-    ),
-    Case("row", ["inspect", "{base}", "--row", "99"], 3, r"--row 99: train has 48 kept rows, 0 to 47"),
-    Case("split", ["inspect", "{base}", "--split", "dev"], 2, r"--split dev: expected train or eval"),
-    Case("choices", ["inspect", "{base}", "--row", "0", "--find", "x"], 2, r"--row does not go with --find; it goes with .*"),
-    Case("step", ["inspect", "{base}", "--step", "99"], 2, r"--step 99: the run has 6 steps, 0 to 5"),
-    Case("source", ["inspect", "{base}", "--source", "x"], 2, r"--source x: train has no such source; it has: train"),
+    Case("architecture", [*TRAIN, "model.scratch.architecture=lama"], 2, "|model.scratch.architecture: |lama|llama"),
+    Case("heads", [*TRAIN, "model.scratch.heads=3"], 2, "override |  model.scratch.heads: |hidden_size (32)|got 3"),
+    Case("no checkpoint", [*TRAIN, "model.head=from_checkpoint"], 2, "model.head: |from_checkpoint|model.path"),
+    Case("adapter target", [*TRAIN, "lora={targets: [nope]}"], 2, "lora.targets: |nope"),
+    Case("8 bit", [*TRAIN, "optimizer.name=adamw_8bit"], 2, "optimizer.name: |adamw_8bit|bitsandbytes"),
+    Case("no model yet", ["eval", "{base}"], 4, "|run/model|rmtrain train"),
+    Case("no such model", ["eval", "nowhere/none", "--data", "test.jsonl"], 4, "model: |nowhere/none"),
+    Case("nothing to evaluate", ["eval"], 2, "|recipe|run directory|model"),
+    Case("model without data", ["eval", "nowhere/none"], 2, "nowhere/none: |--data|--recipe"),
+    Case("gate name", ["eval", "{base}", "--fail-under", "acc=1"], 2, "--fail-under acc=1: |accuracy"),
+    Case("gate value", ["eval", "{base}", "--fail-under", "accuracy=x"], 2, "--fail-under accuracy=x: |number"),
+    Case("scores", ["eval", "--scores", "scores.jsonl"], 3, "scores.jsonl:2  rewards: |[1]"),
+    Case("row", ["inspect", "{base}", "--row", "99"], 3, "--row 99: |train|48|0 to 47"),
+    Case("split", ["inspect", "{base}", "--split", "dev"], 2, "--split dev: |train|eval"),
+    Case("choices", ["inspect", "{base}", "--row", "0", "--find", "x"], 2, "--row |--find"),
+    Case("step", ["inspect", "{base}", "--step", "99"], 2, "--step 99: |6|0 to 5"),
+    Case("source", ["inspect", "{base}", "--source", "x"], 2, "--source x: |train"),
 ]
 CASES = RECIPES + DATA + MODELS
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A good recipe and its data, beside everything that is wrong."""
+    """A good recipe and its data, together with all wrong files."""
     place = tmp_path_factory.mktemp("broken")
     write_recipe(place, tiny_recipe(place))
     for name, rows in ROWS.items():
@@ -298,7 +210,7 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
-def test_a_mistake_gets_its_line_and_its_exit_code(
+def test_a_mistake_gets_line_and_exit_code(
     case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)
@@ -308,17 +220,18 @@ def test_a_mistake_gets_its_line_and_its_exit_code(
     )
     stderr = capsys.readouterr().err
     lines = [line.removeprefix("error: ") for line in stderr.splitlines()]
+    start, *words = case.line.split("|")
     assert code == case.code, stderr
-    assert any(re.fullmatch(case.line, line) for line in lines), stderr
+    assert any(line.startswith(start) and all(word in line for word in words) for line in lines), stderr
     assert "Traceback" not in stderr
     assert {path.name for path in folder.iterdir()} - {"cache"} == before - {"cache"}, "nothing is left behind"
 
 
-def test_there_are_forty_of_them_and_none_twice() -> None:
+def test_the_table_is_long_enough() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 40
 
 
-def test_everything_that_is_wrong_with_a_recipe_is_said_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_all_mistakes_of_a_recipe_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(folder)
     text = (folder / "recipe.yaml").read_text()
     (folder / "worse.yaml").write_text(
@@ -328,11 +241,11 @@ def test_everything_that_is_wrong_with_a_recipe_is_said_at_once(folder: Path, mo
     lines = capsys.readouterr().err.splitlines()
     (folder / "worse.yaml").unlink()
     assert len([line for line in lines if line.startswith("error: worse.yaml:")]) >= 4
-    assert any("run.nmae: unknown key; did you mean name?" in line for line in lines)
+    assert any("  run.nmae: " in line and "mean name?" in line for line in lines)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["train", "unclosed.yaml"], 2), (["schema"], 0)])
-def test_help_and_recipe_errors_import_nothing_heavy(arguments: list[str], code: int, folder: Path) -> None:
+def test_help_and_errors_import_nothing_heavy(arguments: list[str], code: int, folder: Path) -> None:
     command = [sys.executable, "-X", "importtime", "-m", "rmtrain", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert result.returncode == code
@@ -341,7 +254,9 @@ def test_help_and_recipe_errors_import_nothing_heavy(arguments: list[str], code:
     assert not {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"} & set(imported)
 
 
-def test_trap_26_no_is_text_and_exponents_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_trap_26_no_is_text_exponents_are_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert run(["train", "recipe.yaml", "optimizer.lr=no"], monkeypatch) == 2
-    assert "expected" in capsys.readouterr().err
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "  optimizer.lr: " in line]
+    assert '"no"' in line, "it is text, not false"
+    assert load_recipe("recipe.yaml", ["optimizer.lr=1e-5"]).optimizer.lr == 1e-5

@@ -8,10 +8,9 @@ from rmtrain.recipe.schema import Recipe
 
 
 def schema() -> str:
-    """JSON Schema (draft 2020-12) of a recipe as text that ends in one newline; docstrings of fields are its descriptions.
+    """Return the JSON Schema (draft 2020-12) of a recipe as text with one newline at its end; docstrings of fields are the descriptions.
 
-    Checks between sections, such as that `heads` divides `hidden_size`, are not part of it.
+    Checks between keys, such as that `heads` divides `hidden_size`, are not part of it.
     """
-    described = Recipe.model_json_schema()
-    described = {"$schema": GenerateJsonSchema.schema_dialect, **described, "title": "rmtrain recipe"}
-    return json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+    document = {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema(), "title": "rmtrain recipe"}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

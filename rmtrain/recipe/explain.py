@@ -1,342 +1,198 @@
-"""pydantic's errors in plain words: where, what was expected, what came, and what to change."""
+"""Mistakes in a recipe, one line each: pydantic's message, the place in the file, and what was probably meant."""
 
 import difflib
-import types
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Tag, TypeAdapter, ValidationError, create_model
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rmtrain.recipe.key_aliases import OPTIONS, PEERS
+from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
+from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.section import KeyPath, Section
-from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, shorten
+from rmtrain.recipe.section import Entry, KeyPath, Section, sections_in
+from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
 from rmtrain.redact import asks_for_secret
 
-SectionType = type[BaseModel]
-JsonSchema = dict[str, Any]
+MAX_PROBLEMS = 100
+KIND_KEYS = ("format", "by", "type")
+"""Keys whose value chooses the kind of their section."""
 
-_BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
-_PATTERNS = {
-    r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`",
-    r"^[A-Za-z_]\w*:[A-Za-z_]\w*$": "text such as module:function",
+_EXPECTED = {
+    "model_type": "a section",
+    "kind": "a section",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "too_short": "at least one entry",
+    "too_long": "at most {max_length} entries",
+    "greater_than": "a number > {gt}",
+    "greater_than_equal": "a number >= {ge}",
+    "less_than": "a number < {lt}",
+    "less_than_equal": "a number <= {le}",
+    "string_too_short": "non-empty text",
+    "string_pattern_mismatch": "text that matches {pattern}",
 }
+"""Own words where pydantic's message is about Python's types, or does not fit after "expected"."""
 
 
-class ErrorLocation(NamedTuple):
-    """Where an error belongs: the key path as a user writes it, the section that holds its last key, and the value's type.
+class Suggestion(NamedTuple):
+    """The message for an unknown key, the key that was probably meant, and whether that one chooses the kind of its section."""
 
-    In a union, `sections` begins with the chosen kind; the other kinds follow.
-    """
-
-    path: KeyPath
-    sections: tuple[SectionType, ...]
-    annotation: Any
+    message: str
+    meant: KeyPath | None = None
+    chooses_kind: bool = False
 
 
-class Entry(NamedTuple):
-    """A section and one place of it. 0 in `path` stands for any index; `kind` names it among the kinds of a union."""
-
-    path: KeyPath
-    section: SectionType
-    kind: str | None
-
-
-def entries() -> Iterator[Entry]:
-    """Every section at every place it has, parents first, in the order of the schema."""
-    return _entries((), Recipe)
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Return every section of a recipe at every place it has."""
+    return tuple(sections_in(Recipe))
 
 
 @cache
 def key_paths() -> dict[str, list[KeyPath]]:
-    """Every key: its name, and its paths in the order of the schema."""
-    found: dict[str, dict[KeyPath, None]] = {}
+    """Return the paths of every key by its name, in the order of the schema."""
+    paths: dict[str, dict[KeyPath, None]] = {}
     for entry in entries():
         for name in entry.section.model_fields:
-            found.setdefault(name, {})[*entry.path, name] = None
-    return {name: list(paths) for name, paths in found.items()}
+            paths.setdefault(name, {})[*entry.path, name] = None
+    return {name: list(found) for name, found in paths.items()}
 
 
-def field_type(field: FieldInfo) -> Any:
-    """The type of a field with its bounds."""
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-
-
-def kinds(annotation: Any) -> dict[str | None, SectionType]:
-    """The sections that a value of this type can be, by the name of their kind; a single section has none."""
-    found = [option for option in _options(annotation) if _is_section(_bare(option))]
-    return {(next(iter(_tags(option)), None) if len(found) > 1 else None): _bare(option) for option in found}
-
-
-def discriminator(annotation: Any) -> str | None:
-    """The key whose value names the kind, such as `format`; None where the kind shows by which keys are given."""
-    named = [(name, field) for section in kinds(annotation).values() for name, field in section.model_fields.items()]
-    return next((name for name, field in named if set(choices(field.annotation)) & set(kinds(annotation))), None)
-
-
-def choices(annotation: Any) -> tuple[str, ...]:
-    """The words that a value of this type may be, if it is a Literal or a union with one."""
-    literals = [_bare(option) for option in _options(annotation)]
-    return tuple(word for literal in literals if get_origin(literal) is Literal for word in get_args(literal))
-
-
-def follow(location: tuple[int | str, ...]) -> ErrorLocation:
-    """Follow pydantic's `loc` through the types. The tags and labels that it inserts for unions are no keys and left out."""
-    path: list[str | int] = []
-    sections: tuple[SectionType, ...] = (Recipe,)
-    annotation: Any = Recipe  # of the value at `path`
-    here: Any = Recipe  # the same after the kinds that `loc` has chosen so far
-    names: Any = None
-    for part in location:
-        options = _options(here)
-        if len(options) > 1:
-            here = next((option for option in options if _is_chosen(option, str(part))), options[0])
-        elif part == "[key]":
-            annotation = names
-        elif not _has_parts(_bare(options[0])):
-            continue
-        else:
-            inside = _bare(options[0])
-            if _is_section(inside):
-                sections = (inside, *(section for section in kinds(annotation).values() if section is not inside))
-            names = get_args(inside)[0] if get_origin(inside) is dict else None
-            path.append(part)
-            here = annotation = _part_type(inside, part)
-    return ErrorLocation(tuple(path), sections, annotation)
-
-
-def in_words(annotation: Any) -> str:
-    """A type in plain words: `a whole number above 0, or null`."""
-    if kinds(annotation):
-        return "a section, or null" if type(None) in _members(annotation) else "a section"
-    schema = TypeAdapter(annotation).json_schema()
-    return _words(schema, schema.get("$defs", {}))
-
-
-def listed(words: Iterable[str], conjunction: str) -> str:
-    """`a, b or c`."""
-    *most, last = words
-    return f"{', '.join(most)} {conjunction} {last}" if most else last
-
-
-def either(words: Iterable[str]) -> str:
-    """`a, b or c`."""
-    return listed(words, "or")
-
-
-def _entries(path: KeyPath, annotation: Any) -> Iterator[Entry]:
-    for option in _options(annotation):
-        if get_origin(_bare(option)) is tuple:
-            yield from _entries((*path, 0), get_args(_bare(option))[0])
-    for kind, section in kinds(annotation).items():
-        yield Entry(path, section, kind)
-        for name, field in section.model_fields.items():
-            yield from _entries((*path, name), field.annotation)
-
-
-def _bare(annotation: Any) -> Any:
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-def _members(annotation: Any) -> tuple[Any, ...]:
-    bare = _bare(annotation)
-    return get_args(bare) if get_origin(bare) in (Union, types.UnionType) else (annotation,)
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    return tuple(member for member in _members(annotation) if member is not type(None))
-
-
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _has_parts(annotation: Any) -> bool:
-    return _is_section(annotation) or get_origin(annotation) in (tuple, dict)
-
-
-def _tags(option: Any) -> list[str]:
-    written = [item.tag for item in get_args(option)[1:] if isinstance(item, Tag)] if get_origin(option) is Annotated else []
-    if written or not _is_section(_bare(option)):
-        return written
-    return [word for field in _bare(option).model_fields.values() for word in choices(field.annotation)]
-
-
-def _is_chosen(option: Any, label: str) -> bool:
-    bare = _bare(option)
-    name = getattr(get_origin(bare) or bare, "__name__", "")
-    return label in _tags(option) or (not _is_section(bare) and label.startswith(name.lower()))
-
-
-def _part_type(annotation: Any, part: str | int) -> Any:
-    if _is_section(annotation):
-        field = annotation.model_fields.get(part)
-        return field_type(field) if field else Any
-    arguments = get_args(annotation)
-    if get_origin(annotation) is dict:
-        return arguments[1]
-    return arguments[0] if arguments[-1] is ... else arguments[min(int(part), len(arguments) - 1)]
-
-
-def _words(schema: JsonSchema, definitions: JsonSchema) -> str:
-    options = schema.get("anyOf") or schema.get("oneOf")
-    if options:
-        return ", or ".join(dict.fromkeys(_words(option, definitions) for option in options))
-    if "$ref" in schema:
-        return _words(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    if "enum" in schema or "const" in schema:
-        return either(schema.get("enum") or [schema["const"]])
-    simple = {"null": "null", "boolean": "true or false"}
-    if schema["type"] in simple:
-        return simple[schema["type"]]
-    return {"string": _text_words, "array": _list_words, "object": _object_words}.get(schema["type"], _number_words)(
-        schema, definitions
-    )
-
-
-def _text_words(schema: JsonSchema, _: JsonSchema) -> str:
-    if "pattern" in schema:
-        return _PATTERNS.get(schema["pattern"], f"text like {schema['pattern']}")
-    return "non-empty text" if schema.get("minLength") else "text"
-
-
-def _number_words(schema: JsonSchema, _: JsonSchema) -> str:
-    bounds = [f"{words} {schema[bound]}" for bound, words in _BOUNDS.items() if bound in schema]
-    return " ".join(["a whole number" if schema["type"] == "integer" else "a number", " and ".join(bounds)]).strip()
-
-
-def _list_words(schema: JsonSchema, definitions: JsonSchema) -> str:
-    items = schema.get("prefixItems") or [schema["items"]]
-    each = " and ".join(dict.fromkeys(_words(item, definitions) for item in items))
-    size = f" of {len(items)}" if "prefixItems" in schema else ""
-    return f"a {'non-empty ' if schema.get('minItems') == 1 else ''}list{size}, each {each}"
-
-
-def _object_words(schema: JsonSchema, definitions: JsonSchema) -> str:
-    values = schema.get("additionalProperties")
-    names = f" from {_words(schema['propertyNames'], definitions)}" if "propertyNames" in schema else ""
-    return f"a mapping{names} to {_words(values, definitions)}" if values else "a section"
-
-
-MERGE_KEY = "<<"
-TRAIN, EVAL = ("data", "train"), ("data", "eval")
-
-
-class Suggestion(NamedTuple):
-    """What to say about an unknown key, and the key that was probably meant."""
-
-    message: str
-    meant: KeyPath | None = None
-
-
-def suggest(path: KeyPath, sections: tuple[SectionType, ...]) -> Suggestion:
-    """Explain the unknown key at `path`; `sections` are the kinds of section it stands in, the chosen one first."""
-    name, where = str(path[-1]), path[:-1]
-    advice = asks_for_secret(name)
-    if advice:
-        return Suggestion(f"unknown key; {advice}")
-    if name == MERGE_KEY:
-        return Suggestion("unknown key; merge keys are not followed, write the keys themselves")
-    if name not in sections[0].model_fields and any(name in section.model_fields for section in sections[1:]):
-        return Suggestion(_of_another_kind(name, sections))
-    plain, here = name.lower().replace("-", "_"), _any_index(where)
-    if plain in OPTIONS:
-        return Suggestion(f"unknown key; {OPTIONS[plain]}")
-    own = list(dict.fromkeys(key for section in sections for key in section.model_fields))
-    everywhere = key_paths()
-    peer = PEERS.get(f"{here[-1]}.{plain}" if here else plain) or PEERS.get(plain)
-    if peer and plain not in own:
-        return _did_you_mean(_of_same_split(peer, here), where)
-    near = near_miss(plain, own, cutoff=0.85)
-    if plain in everywhere and not near:
-        return _belongs_under(everywhere[plain], here)
-    near = near or near_miss(plain, own)
-    if near:
-        return _did_you_mean((*here, near), where)
-    near = near_miss(plain, [*PEERS, *everywhere], cutoff=0.8)
-    if near:
-        return _did_you_mean(PEERS.get(near) or everywhere[near][0], where)
-    return Suggestion(f"unknown key; expected {either(sections[0].model_fields)}")
-
-
-def near_miss(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The most similar of `words`, if one is similar enough, or the first that `word` abbreviates."""
-    similar = difflib.get_close_matches(word, (words := list(words)), n=1, cutoff=cutoff)
-    abbreviated = [longer for longer in words if len(word) >= 3 and longer.startswith(word)]
-    return next(iter([*similar, *abbreviated]), None)
-
-
-def _of_another_kind(name: str, sections: tuple[SectionType, ...]) -> str:
-    kinds = {entry.section: str(entry.kind) for entry in entries()}
-    others = either(kinds[section] for section in sections[1:] if name in section.model_fields)
-    return f"not a key of the kind {kinds[sections[0]]}, only of {others}; remove it"
-
-
-def _any_index(path: KeyPath) -> KeyPath:
-    return tuple(0 if isinstance(part, int) else part for part in path)
-
-
-def _of_same_split(peer: KeyPath, here: KeyPath) -> KeyPath:
-    """Sources have the same keys in `data.eval` as in `data.train`, where the names of peers lead."""
-    return (*here[:2], *peer[2:]) if peer[:2] == TRAIN and here[:2] == EVAL else peer
-
-
-def _did_you_mean(meant: KeyPath, where: KeyPath) -> Suggestion:
-    if meant[:-1] == _any_index(where):
-        return Suggestion(f"unknown key; did you mean {meant[-1]}?", (*where, meant[-1]))
-    return Suggestion(f"unknown key; did you mean {dotted(meant)}?")
-
-
-def _belongs_under(paths: list[KeyPath], here: KeyPath) -> Suggestion:
-    shared = {path: sum(1 for _ in _common(path, here)) for path in paths}
-    nearest = [path[:-1] for path in paths if shared[path] == max(shared.values())]
-    return Suggestion(
-        f"unknown key; it belongs {'under ' + either(map(dotted, nearest)) if all(nearest) else 'at the top level'}"
-    )
-
-
-def _common(path: KeyPath, other: KeyPath) -> Iterable[str | int]:
-    for part, counterpart in zip(path, other, strict=False):
-        if part != counterpart:
-            return
-        yield part
-
-
-MAX_PROBLEMS = 100
-
-_UNKNOWN = "extra_forbidden"
-_MISFIT = "misfit"
-_ANSWERS = {"yes": True, "on": True, "no": False, "off": False}
+def sections_at(path: KeyPath) -> dict[str | None, type[Section]]:
+    """Return the sections that can be at `path`, by the name of their kind."""
+    return {entry.kind: entry.section for entry in entries() if entry.path == _any_index(path)}
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:
-    """One problem for each key that is wrong; what is told already or only follows from another problem is left out.
+    """Return one problem for each wrong key. Errors that only follow from another problem are left out.
 
     Args:
-        error: what `Recipe.model_validate(document.data)` raised.
+        error: the error of `Recipe.model_validate(document.data)`.
         document: the recipe as it was read, for the places of its keys.
     """
-    details = [(detail, _spot(detail)) for detail in error.errors(include_url=False)[:MAX_PROBLEMS]]
-    unknown = {spot.path: (spot, suggest(spot.path, spot.sections)) for detail, spot in details if detail["type"] == _UNKNOWN}
-    reported = {problem.path for problem in document.problems}
-    problems: dict[KeyPath, Problem] = {}
-    for detail, spot in details:
-        told = detail["type"] not in (_UNKNOWN, "missing") and spot.path in reported
-        if told or _follows_from_others(detail, spot, unknown) or any(_inside(other.path, spot.path) for _, other in details):
+    reported = {problem.path for problem in document.problems}  # by the YAML reader, which left the value empty or as text
+    details: dict[KeyPath, list[ErrorDetails]] = {}
+    for detail in error.errors(include_url=False)[:MAX_PROBLEMS]:
+        details.setdefault(_key_path(detail, document.data), []).append(detail)
+    unknown = {
+        path: suggest(path, str(group[0]["loc"][-2]).strip("<>") if path[:-1] else None)
+        for path, group in details.items()
+        if group[0]["type"] == "extra_forbidden"
+    }
+    problems = []
+    for path, group in details.items():
+        type_ = group[0]["type"]
+        # In a union such as `text | list of texts`, the error within the list says more than "neither text nor a list".
+        nested = type_ != "conflict" and any(len(other) > len(path) and other[: len(path)] == path for other in details)
+        known = path in reported and type_ not in ("extra_forbidden", "missing")
+        if nested or known or _follows_from_misspelt_key(type_, path, unknown):
             continue
-        message = unknown[spot.path][1].message if detail["type"] == _UNKNOWN else ""
-        problem = Problem(document.key_place(spot.path), spot.path, message) if message else _explain_one(detail, spot, document)
-        problems.setdefault(problem.path, problem)
+        if path in unknown:
+            problems.append(Problem(document.key_place(path), path, unknown[path].message))
+        else:
+            problems.append(_problem(path, group, document))
     if error.error_count() > MAX_PROBLEMS:
-        problems[()] = Problem(document.keys[()], (), f"and {error.error_count() - MAX_PROBLEMS} more problems")
-    return list(problems.values())
+        problems.append(Problem(document.keys[()], (), f"and {error.error_count() - MAX_PROBLEMS} more problems"))
+    return problems
+
+
+def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
+    """Return the keys in pydantic's `loc`, without the labels that it inserts for unions (`<pair>`, `str`) and keys (`[key]`)."""
+    if detail["type"] == "conflict":
+        return detail["loc"]
+    path: list[str | int] = []
+    for part in detail["loc"]:
+        if isinstance(data, dict) and part in data:
+            data = data[part]
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part] if part < len(data) else None
+        else:
+            continue
+        path.append(part)
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], str):
+        path.append(detail["loc"][-1])
+    if detail["type"] == "kind" and isinstance(data, dict):
+        path.append(detail["ctx"]["key"])
+    return tuple(path)
+
+
+def _follows_from_misspelt_key(type_: str, path: KeyPath, unknown: dict[KeyPath, Suggestion]) -> bool:
+    """A key is missing, or does not fit the kind of its section, because an unknown key of the same section was misspelt."""
+    kinds = sections_at(path[:-1]).values() if type_ in ("missing", "extra_forbidden") else ()
+    is_key = any(path[-1] in section.model_fields for section in kinds)
+    siblings = (suggestion for other, suggestion in unknown.items() if other[:-1] == path[:-1] and other != path)
+    return is_key and any(sibling.meant == path or sibling.chooses_kind for sibling in siblings)
+
+
+def _problem(path: KeyPath, group: list[ErrorDetails], document: Document) -> Problem:
+    """Explain the errors of one key; there are several for a union, one for each of its types."""
+    detail, value = group[0], group[0]["input"]
+    match detail["type"]:
+        case "missing":
+            return Problem(document.key_place(path[:-1]), path, "missing; this key is required")
+        case "conflict":
+            place = document.value_place(path if path in document.values else detail["ctx"]["depends_on"])
+            return Problem(place, path, detail["msg"])
+        case "kind" if isinstance(value, dict):
+            return _wrong_kind(path, value, document)
+    expected = " or ".join(dict.fromkeys(map(_expected, group)))
+    hint = next(filter(None, (_remedy(each, path) for each in group)), "")
+    if detail["loc"][-1] == "[key]":
+        return Problem(document.key_place(path), path, f"unknown key; expected {expected}{hint}")
+    return Problem(document.value_place(path), path, f"expected {expected}, got {show(value)}{hint}")
+
+
+def _expected(detail: ErrorDetails) -> str:
+    own = _EXPECTED.get(detail["type"])
+    return own.format(**detail.get("ctx", {})) if own else detail["msg"].removeprefix("Input should be ")
+
+
+def _wrong_kind(path: KeyPath, section: dict[str, Any], document: Document) -> Problem:
+    key, kinds = str(path[-1]), sections_at(path[:-1])
+    names = [str(name) for name in kinds]
+    if key in section:
+        message = f"expected {either(names)}, got {show(section[key])}{_did_you_mean(section[key], names)}"
+        return Problem(document.value_place(path), path, message)
+    unknown = [name for name in section if not any(name in kind.model_fields for kind in kinds.values())]
+    misspelt = near_miss(key, unknown)
+    if misspelt:
+        path = (*path[:-1], misspelt)
+        return Problem(document.key_place(path), path, f"unknown key; did you mean {key}?")
+    return Problem(document.key_place(path[:-1]), path, f"missing; expected {either(names)}")
+
+
+def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
+    value = detail["input"]
+    match detail["type"], value:
+        case "literal_error", str():  # pydantic gives the choices as text only
+            return _did_you_mean(value, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+        case "int_type" | "float_type", str() if NUMBER.fullmatch(value):
+            return "; remove the quotes"
+        case "int_type", float() if value.is_integer():
+            return f"; write {int(value)}"
+        case "bool_type", "yes" | "on":
+            return "; write true"
+        case "bool_type", "no" | "off":
+            return "; write false"
+        case "string_type", bool() | int() | float():
+            return "; put it in quotes"
+        case "tuple_type", str():
+            return "; put it in a list, between [ and ]"
+        case "model_type" | "kind", str() if any("path" in section.model_fields for section in sections_at(path).values()):
+            return f"; write {{path: {shorten(value)}}}"
+    return ""
+
+
+def _did_you_mean(value: Any, words: Iterable[str]) -> str:
+    near = near_miss(value, words) if isinstance(value, str) else None
+    return f"; did you mean {near}?" if near else ""
 
 
 def show(value: Any) -> str:
-    """A value as it came, short."""
+    """Return a value for a message, shortened."""
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list):
@@ -346,115 +202,74 @@ def show(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def _spot(detail: ErrorDetails) -> ErrorLocation:
-    location = detail["loc"]
-    if detail["type"] == _MISFIT:
-        return ErrorLocation(location, (), None)
-    if detail["type"] == "missing" and isinstance(location[-1], int):  # a list that is too short
-        location = location[:-1]
-    return follow(location)
+def either(words: Iterable[str]) -> str:
+    """Return `a, b or c`."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
 
 
-def _inside(path: KeyPath, container: KeyPath) -> bool:
-    return len(path) > len(container) and path[: len(container)] == container
+def near_miss(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the most similar of `words`, if one is similar enough, or else the first that `word` abbreviates."""
+    candidates = list(words)
+    similar = difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)
+    abbreviated = [longer for longer in candidates if len(word) >= 3 and longer.startswith(word)]
+    return next(iter([*similar, *abbreviated]), None)
 
 
-def _follows_from_others(
-    detail: ErrorDetails, spot: ErrorLocation, unknown: dict[KeyPath, tuple[ErrorLocation, Suggestion]]
-) -> bool:
-    """A key is missing, or belongs to another kind of section, because an unknown key beside it was misspelt."""
-    for other, suggestion in unknown.values():
-        if suggestion.meant is None or other.path[:-1] != spot.path[:-1] or other.path == spot.path:
-            continue
-        chooses_kind = _chooses_kind(str(suggestion.meant[-1]), other)
-        if detail["type"] == "missing" and (chooses_kind or suggestion.meant == spot.path):
-            return True
-        if (
-            detail["type"] == _UNKNOWN
-            and chooses_kind
-            and any(spot.path[-1] in section.model_fields for section in spot.sections)
-        ):
-            return True
-    return False
+def suggest(path: KeyPath, kind: str | None = None) -> Suggestion:
+    """Explain the unknown key at `path`, in a section of the given kind.
+
+    Names of other trainers come before small typing errors, and keys of the same section before those of others.
+    """
+    name, section = str(path[-1]), path[:-1]
+    advice = asks_for_secret(name)
+    if advice:
+        return Suggestion(f"unknown key; {advice}")
+    if name == "<<":
+        return Suggestion("unknown key; YAML merge keys are not supported, write the keys themselves")
+    sections, here = sections_at(section), _any_index(section)
+    owners = [str(other) for other, fields in sections.items() if name in fields.model_fields]
+    if owners:
+        return Suggestion(f"not a key of kind {kind}, only of {either(owners)}; remove it")
+    plain = name.lower().replace("-", "_")
+    if plain in OPTIONS:
+        return Suggestion(f"unknown key; {OPTIONS[plain]}")
+    own = list(dict.fromkeys(key for fields in sections.values() for key in fields.model_fields))
+    alias = ALIASES.get(f"{here[-1]}.{plain}" if here else plain) or ALIASES.get(plain)
+    if alias and plain not in own:
+        # Aliases lead to data.train; in data.eval they mean the same key there.
+        meant = (*here[:2], *alias[2:]) if alias[:2] == ("data", "train") and here[:2] == ("data", "eval") else alias
+        return _suggested(meant, section, kind)
+    near = near_miss(plain, own, cutoff=0.85)
+    if plain in key_paths() and not near:
+        return Suggestion(f"unknown key; {_belongs_under(key_paths()[plain], here)}")
+    near = near or near_miss(plain, own)
+    if near:
+        return _suggested((*here, near), section, kind)
+    near = near_miss(plain, [*ALIASES, *key_paths()], cutoff=0.8)
+    if near:
+        return _suggested(ALIASES.get(near) or key_paths()[near][0], section, kind)
+    chosen = sections.get(kind) or next(iter(sections.values()))
+    return Suggestion(f"unknown key; expected {either(chosen.model_fields)}")
 
 
-def _chooses_kind(name: str, spot: ErrorLocation) -> bool:
-    """Whether a key says which kind of section it stands in: only other kinds have it, or it means another word in each."""
-    words = {choices(section.model_fields[name].annotation) for section in spot.sections if name in section.model_fields}
-    return name not in spot.sections[0].model_fields or len(words) > 1
+def _suggested(meant: KeyPath, section: KeyPath, kind: str | None) -> Suggestion:
+    if meant[:-1] != _any_index(section):
+        return Suggestion(f"unknown key; did you mean {dotted(meant)}?")
+    name, sections = str(meant[-1]), sections_at(section)
+    chooses_kind = (name in KIND_KEYS and len(sections) > 1) or (kind in sections and name not in sections[kind].model_fields)
+    return Suggestion(f"unknown key; did you mean {name}?", (*section, name), chooses_kind)
 
 
-def _explain_one(detail: ErrorDetails, spot: ErrorLocation, document: Document) -> Problem:
-    match detail["type"]:
-        case "missing" if isinstance(detail["loc"][-1], str):
-            return Problem(document.key_place(spot.path[:-1]), spot.path, f"missing; expected {_in_words(spot.annotation)}")
-        case "misfit":
-            written = spot.path if spot.path in document.values else detail["ctx"]["depends_on"]
-            return Problem(document.value_place(written), spot.path, detail["msg"])
-        case "literal_error" if detail["loc"][-1] == "[key]":
-            message = f"unknown key; expected {_in_words(spot.annotation)}{_near_choice(detail['input'], spot.annotation)}"
-            return Problem(document.key_place(spot.path), spot.path, message)
-        case "union_tag_invalid" | "union_tag_not_found" if isinstance(detail["input"], dict):
-            return _wrong_kind(detail["input"], spot, document)
-        case _:
-            value, annotation = detail["input"], spot.annotation
-            hint = _near_choice(value, annotation) or next(_remedies(value, annotation), "")
-            message = f"expected {_in_words(annotation)}, got {show(value)}{hint}"
-            return Problem(document.value_place(spot.path), spot.path, message)
+def _belongs_under(paths: list[KeyPath], here: KeyPath) -> str:
+    """Name the sections that have the key; of several, those that share the longest path with this one."""
+
+    def shared(path: KeyPath) -> int:
+        return next((depth for depth, (a, b) in enumerate(zip(path, here, strict=False)) if a != b), min(len(path), len(here)))
+
+    nearest = [path[:-1] for path in paths if shared(path) == max(map(shared, paths))]
+    return f"it belongs under {either(map(dotted, nearest))}" if all(nearest) else "it belongs at the top level"
 
 
-def _in_words(annotation: Any) -> str:
-    required = [[n for n, field in kind.model_fields.items() if field.is_required()] for kind in kinds(annotation).values()]
-    fewest = [keys for keys in required if keys and not any(set(other) < set(keys) for other in required)]
-    return in_words(annotation) + (f" with {either(dict.fromkeys(listed(keys, 'and') for keys in fewest))}" if fewest else "")
-
-
-def _wrong_kind(value: dict[str, Any], spot: ErrorLocation, document: Document) -> Problem:
-    key, names = discriminator(spot.annotation), [str(name) for name in kinds(spot.annotation)]
-    assert key is not None, spot
-    if key not in value:
-        return _no_kind(value, key, names, spot, document)
-    came = value[key]
-    near = near_miss(came, names) if isinstance(came, str) else None
-    message = f"expected {either(names)}, got {show(came)}{f'; did you mean {near}?' if near else ''}"
-    return Problem(document.value_place((*spot.path, key)), (*spot.path, key), message)
-
-
-def _no_kind(value: dict[str, Any], key: str, names: list[str], spot: ErrorLocation, document: Document) -> Problem:
-    known = {name for section in kinds(spot.annotation).values() for name in section.model_fields}
-    misspelt = near_miss(key, [name for name in value if name not in known])
-    if misspelt:
-        path = (*spot.path, misspelt)
-        return Problem(document.key_place(path), path, f"unknown key; did you mean {key}?")
-    return Problem(document.key_place(spot.path), (*spot.path, key), f"missing; expected {either(names)}")
-
-
-def _near_choice(value: Any, annotation: Any) -> str:
-    near = near_miss(value, choices(annotation)) if isinstance(value, str) else None
-    return f"; did you mean {near}?" if near else ""
-
-
-def _remedies(value: Any, annotation: Any) -> Iterator[str]:
-    """What would make `value` right, the likeliest first."""
-    fits = create_model("Fits", __base__=Section, value=(annotation, ...))
-    for candidate, remedy in _candidates(value):
-        try:
-            fits.model_validate({"value": candidate})
-        except ValidationError:
-            continue
-        yield f"; {remedy}"
-
-
-def _candidates(value: Any) -> Iterator[tuple[Any, str]]:
-    if isinstance(value, str):
-        yield parse_yaml(value, lambda line, column: Place(0, line, column, "")).data, "remove the quotes"
-        if value in _ANSWERS:
-            yield _ANSWERS[value], f"write {show(_ANSWERS[value])}"
-        yield {"path": value}, f"write {{path: {shorten(value)}}}"
-        yield [{"path": value}], f"write [{{path: {shorten(value)}}}]"
-    if isinstance(value, float) and value.is_integer():
-        yield int(value), f"write {int(value)}"
-    if isinstance(value, bool | int | float):
-        yield show(value), "put it in quotes"
-    if value is not None:
-        yield [value], "put it in a list, between [ and ]"
+def _any_index(path: KeyPath) -> KeyPath:
+    return tuple(0 if isinstance(part, int) else part for part in path)

@@ -1,4 +1,4 @@
-"""What other trainers call the keys of a recipe, for people who come from them. Only error messages use it."""
+"""Names of recipe keys in other trainers (TRL, axolotl, LLaMA-Factory, OpenRLHF, ...). Only error messages use them."""
 
 from rmtrain.recipe.section import KeyPath
 
@@ -98,11 +98,11 @@ def _key_path(text: str) -> KeyPath:
     return tuple(int(part) if part.isdigit() else part for part in text.split("."))
 
 
-PEERS: dict[str, KeyPath] = {peer: _key_path(ours) for ours, peers in _NAMES.items() for peer in peers.split()}
-"""A peer's name, or `section.name` where only that section is meant, and the key path of a recipe."""
-RESUME = "the same command goes on from the newest checkpoint; --resume PATH picks one"
-FRESH = "--fresh moves an older run aside and begins anew"
-OPTIONS = dict.fromkeys(("resume_from_checkpoint", "resume", "auto_resume", "resume_ckpt"), RESUME) | dict.fromkeys(
-    ("overwrite_output_dir", "overwrite"), FRESH
+ALIASES: dict[str, KeyPath] = {alias: _key_path(ours) for ours, aliases in _NAMES.items() for alias in aliases.split()}
+"""The key path for each name in another trainer; `section.name` where the name has this meaning in that section only."""
+_RESUME = "the same command resumes from the latest checkpoint; --resume PATH selects another one"
+_FRESH = "--fresh renames an existing run directory and starts from scratch"
+OPTIONS = dict.fromkeys(("resume_from_checkpoint", "resume", "auto_resume", "resume_ckpt"), _RESUME) | dict.fromkeys(
+    ("overwrite_output_dir", "overwrite"), _FRESH
 )
-"""A peer's name of what is no key of a recipe but an option of `rmtrain train`, and what to say."""
+"""Names in other trainers for what is an option of `rmtrain train` and not a key of a recipe, with the advice for them."""

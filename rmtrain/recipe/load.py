@@ -1,5 +1,6 @@
-"""A recipe file and its overrides become a `Recipe`, or a `RecipeError` with everything that is wrong; and back to YAML."""
+"""A recipe file and its overrides become a `Recipe`, or a `RecipeError` with every mistake; and a `Recipe` becomes YAML again."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,81 +16,6 @@ from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, re
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
 
-def apply_override(document: Document, text: str, order: int) -> None:
-    """Set one key of `document`, in place; whatever is wrong with the override is added to its `problems`.
-
-    Args:
-        document: the recipe as read; `document.data` must be a mapping.
-        text: `optimizer.lr=1e-5`, or `data.train.0.path=rows.jsonl` with a list index.
-        order: 1 for the first override, 2 for the second, ...: its errors come in this order, after those of the file.
-    """
-    name, equals, written = text.partition("=")
-    shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""
-    place = Place(order, 0, 0, f"override {shorten(name)}{shown}")
-    path = _key_path(document.data, name)
-    if not equals or path is None:
-        document.problems.append(Problem(place, (), "expected a key path, =, and a value, such as optimizer.lr=1e-5"))
-        return
-    value = parse_yaml(written, lambda _line, _column: place)
-    document.problems.extend(Problem(place, (*path, *problem.path), problem.message) for problem in value.problems)
-    if not value.readable:
-        return
-    complaint = _set(document.data, path, value.data)
-    if complaint:
-        document.problems.append(Problem(place, path, complaint))
-        return
-    _move(document, path, place, value)
-
-
-def _key_path(data: Any, name: str) -> KeyPath | None:
-    """The parts of a dotted name, with a number where the recipe has a list; None if a part is empty."""
-    path: list[str | int] = []
-    for part in name.split("."):
-        if not part.strip():
-            return None
-        index = isinstance(data, list) and part.isascii() and part.isdigit() and len(part) < 10
-        path.append(int(part) if index else part)
-        data = _child(data, path[-1])
-    return tuple(path)
-
-
-def _child(data: Any, part: str | int) -> Any:
-    if isinstance(data, dict):
-        return data.get(part)
-    return data[part] if isinstance(data, list) and isinstance(part, int) and part < len(data) else None
-
-
-def _set(data: Any, path: KeyPath, value: Any) -> str | None:
-    """Set the value at `path`, making the sections that are not there yet. Returns what is wrong, if something is."""
-    for depth, part in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(data, list):
-            if not isinstance(part, int) or part >= len(data):
-                return f"{dotted(path[:depth])} is a list of {len(data)}; expected an index below {len(data)}, got {part}"
-        elif not isinstance(data, dict):
-            return f"{dotted(path[:depth])} is no section and has no key {part}"
-        elif not last and data.get(str(part)) is None:
-            if str(path[depth + 1]).isdigit():
-                return f"{dotted(path[: depth + 1])} has no entries yet; give the whole list, such as {dotted(path[: depth + 1])}=[...]"
-            data[str(part)] = {}
-        if last:
-            data[part] = value
-        else:
-            data = data[part]
-    return None
-
-
-def _move(document: Document, path: KeyPath, place: Place, value: Document) -> None:
-    """Whatever stands at and below `path` now comes from the override, as do sections that it made."""
-    for places in (document.keys, document.values):
-        for old in [old for old in places if old[: len(path)] == path]:
-            del places[old]
-        for new in ((*path, *inner) for inner in value.values):
-            places[new] = place
-        for depth in range(1, len(path)):
-            places.setdefault(path[:depth], place)
-
-
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
@@ -98,73 +24,129 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
 
     Raises:
-        RecipeError: one line per problem, all at once, each with its place: `path:line:column`, or `override a.b=v`.
+        RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    return _overridden(read_yaml(Path(path)), overrides, Path(path).parent)
+    return _recipe(read_yaml(Path(path)), overrides, Path(path).parent)
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML text, as `load_recipe` has it of a file; `name` stands in errors where a path would. `prepare` needs a file."""
-    return _overridden(parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
-
-
-def _overridden(document: Document, overrides: Sequence[str], directory: Path | None) -> Recipe:
-    if not isinstance(document.data, dict):
-        message = (
-            f"expected sections such as run, data and model, got {'nothing' if document.data is None else show(document.data)}"
-        )
-        raise RecipeError(str(Problem(document.keys[()], (), message)))
-    for order, override in enumerate(overrides, start=1):
-        apply_override(document, override, order)
-    return _validate(document, directory)
+    """Validate a recipe given as YAML text, like `load_recipe`; errors show `name` instead of a path. `prepare` needs a file."""
+    return _recipe(parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe, defaults included, as YAML that `load_recipe` reads back to an equal `Recipe`, beside its `hook_files`."""
+    """Return the whole recipe, including defaults, as YAML; with its `hook_files` next to it, `load_recipe` reads an equal `Recipe`."""
     return write_yaml(recipe.model_dump())
 
 
 def hook_files(recipe: Recipe) -> dict[str, bytes]:
-    """The files that must lie beside the recipe for its `prepare` keys, by name."""
+    """Return the files that must be stored next to the recipe for its `prepare` keys, by name."""
     hooks = [source.hook for source in (*recipe.data.train, *recipe.data.eval)]
     return {hook.file.name: hook.code for hook in hooks if hook is not None}
 
 
-def _validate(document: Document, directory: Path | None) -> Recipe:
-    document.problems.extend(_secrets(document))
-    problems, recipe = document.problems, None
+def _recipe(document: Document, overrides: Sequence[str], directory: Path | None) -> Recipe:
+    if not isinstance(document.data, dict):
+        given = "nothing" if document.data is None else show(document.data)
+        message = f"expected sections such as run, data and model, got {given}"
+        malformed = document.problems or [Problem(document.keys[()], (), message)]
+        raise RecipeError(*map(str, malformed))
+    for order, override in enumerate(overrides, start=1):
+        _override(document, override, order)
+    for path, text in _texts(document.data):
+        if is_secret(text):
+            message = f"looks like a password or token; {ADVICE}"
+            document.problems.append(Problem(document.value_place(path), path, message))
     try:
         recipe = Recipe.model_validate(document.data)
-        problems = [*problems, *_hooks(recipe, document, directory)]
+        problems = [*document.problems, *_read_hooks(recipe, document, directory)]
     except ValidationError as error:
-        problems = [*problems, *explain(error, document)]
-    if recipe is None or problems:
-        ordered = sorted(problems, key=lambda problem: (problem.place.order, problem.place.line, problem.place.column))
-        raise RecipeError(*dict.fromkeys(map(str, ordered)))
+        problems = [*document.problems, *explain(error, document)]
+    if problems:
+        ordered = sorted(problems, key=lambda problem: problem.place[:3])
+        raise RecipeError(*dict.fromkeys(map(str, ordered)))  # the same override may come twice
     return recipe
 
 
-def _hooks(recipe: Recipe, document: Document, directory: Path | None) -> Iterator[Problem]:
-    """Give each source with `prepare` its function's file."""
-    for kind, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+def _override(document: Document, text: str, order: int) -> None:
+    """Set one key of `document`, in place; mistakes in the override are added to its `problems`.
+
+    Args:
+        document: the recipe as read; `document.data` must be a mapping.
+        text: `optimizer.lr=1e-5`, or `data.train.0.path=rows.jsonl` with a list index.
+        order: 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
+    """
+    name, equals, written = text.partition("=")
+    shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""
+    place = Place(order, 0, 0, f"override {shorten(name)}{shown}")
+    parts = name.split(".")
+    if not equals or not all(part.strip() for part in parts):
+        document.problems.append(Problem(place, (), "expected a key path, =, and a value, such as optimizer.lr=1e-5"))
+        return
+    value = parse_yaml(written, lambda _line, _column: place)
+    try:
+        path = _set(document.data, parts, value.data)
+    except ValueError as error:
+        document.problems.append(Problem(place, tuple(parts), str(error)))
+        return
+    document.problems.extend(Problem(place, (*path, *problem.path), problem.message) for problem in value.problems)
+    # Errors in the new value, and in sections created for it, are reported at the override.
+    for places in (document.keys, document.values):
+        for old in [old for old in places if old[: len(path)] == path]:
+            del places[old]
+        places.update({(*path, *inner): place for inner in value.values})
+        for depth in range(1, len(path)):
+            places.setdefault(path[:depth], place)
+
+
+def _set(data: Any, parts: Sequence[str], value: Any) -> KeyPath:
+    """Set the value at a dotted name, and create missing sections. Return its path, with a number where the recipe has a list.
+
+    Raises:
+        ValueError: there is no such place in the recipe, in one line.
+    """
+    path: list[str | int] = []
+    for part, following in zip(parts, (*parts[1:], None), strict=True):
+        key: str | int = part
+        if isinstance(data, list):
+            if not re.fullmatch("[0-9]{1,9}", part) or int(part) >= len(data):
+                here = dotted(tuple(path))
+                raise ValueError(f"{here} is a list of {len(data)}; expected an index below {len(data)}, got {shorten(part)}")
+            key = int(part)
+        elif not isinstance(data, dict):
+            raise ValueError(f"{dotted(tuple(path))} is not a section and has no key {shorten(part)}")
+        path.append(key)
+        if following is None:
+            data[key] = value
+        elif isinstance(data, dict) and data.get(part) is None:
+            if following.isdigit():
+                here = dotted(tuple(path))
+                raise ValueError(f"{here} has no entries yet; set the whole list, such as {here}=[...]")
+            data[part] = {}
+        data = data[key]
+    return tuple(path)
+
+
+def _read_hooks(recipe: Recipe, document: Document, directory: Path | None) -> Iterator[Problem]:
+    """Read the file of each `prepare` key into its source."""
+    for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for number, source in enumerate(sources):
-            if source.prepare is not None:
-                key = ("data", kind, number, "prepare")
-                try:
-                    source.take(read_hook(source.prepare, directory))
-                except ValueError as error:
-                    yield Problem(document.value_place(key), key, str(error))
+            if source.prepare is None:
+                continue
+            key = ("data", split, number, "prepare")
+            try:
+                source.take(read_hook(source.prepare, directory))
+            except ValueError as error:
+                yield Problem(document.value_place(key), key, str(error))
 
 
-def _secrets(document: Document) -> Iterator[Problem]:
-    for path, text in _texts((), document.data):
-        if is_secret(text):
-            yield Problem(document.value_place(path), path, f"looks like a password or token; {ADVICE}")
-
-
-def _texts(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, str]]:
-    if isinstance(value, str):
-        yield path, value
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for part, inner in parts:
-        yield from _texts((*path, part), inner)
+def _texts(data: Any) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every text value with its path. No recursion: the path of an override can be deeper than Python's stack."""
+    todo: list[tuple[KeyPath, Any]] = [((), data)]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, str):
+            yield path, value
+        elif isinstance(value, dict | list):
+            parts = value.items() if isinstance(value, dict) else enumerate(value)
+            todo.extend(((*path, part), inner) for part, inner in parts)

@@ -1,15 +1,15 @@
-"""The vocabulary of a recipe: every section and key, with its type, bounds, default and unit.
+"""All keys of a recipe, with their types, bounds, defaults and units.
 
-Sections bear the names of the folders that read them. `None` means off, never "default".
+Sections have the names of the folders that read them. `None` turns a key off; it never means "the default".
 """
 
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, model_validator
 
-from rmtrain.recipe.section import CrossFieldError, Section, Share, refuse
+from rmtrain.recipe.section import Conflict, KeyPath, Section, Share, kind, kind_by, raise_conflicts
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
@@ -17,11 +17,14 @@ from rmtrain.recipe.sources import RankedSource as RankedSource
 from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
-from rmtrain.recipe.sources import sources_misfits
+
+Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
+LOWER_IS_BETTER = frozenset({"loss"})
+"""Metrics that are better when lower; all others are better when higher."""
 
 
 class Architecture(Section):
-    """Sizes of a model built from nothing."""
+    """Architecture and sizes of a model with random weights."""
 
     architecture: str
     """A transformers model type: llama, qwen2, qwen3, gpt_neox, gpt2, bert, ..."""
@@ -32,7 +35,7 @@ class Architecture(Section):
     heads: Annotated[int, Field(gt=0, le=2**12)]
     """Attention heads; divides `hidden_size`."""
     key_value_heads: Annotated[int, Field(gt=0, le=2**12)] | None = None
-    """Key-value heads for grouped-query attention; None: as many as `heads`."""
+    """Key-value heads for grouped-query attention; None: the same number as `heads`."""
     intermediate_size: Annotated[int, Field(gt=0, le=2**20)] | None = None
     """Width of the MLP; None: four times `hidden_size`."""
     vocab_size: Annotated[int, Field(ge=300, le=2**20)] = 8192
@@ -40,21 +43,28 @@ class Architecture(Section):
     max_positions: Annotated[int, Field(gt=0, le=2**24)] = 2048
     """Longest sequence the model takes, in tokens."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        """Heads divide the width, and key-value heads the heads."""
+        if self.hidden_size % self.heads:
+            yield Conflict(("heads",), f"expected a divisor of hidden_size ({self.hidden_size}), got {self.heads}")
+        if self.key_value_heads is not None and self.heads % self.key_value_heads:
+            yield Conflict(("key_value_heads",), f"expected a divisor of heads ({self.heads}), got {self.key_value_heads}")
+
 
 class ModelBase(Section):
-    """What every model takes, whatever it starts from."""
+    """Keys of every model, pretrained or from scratch."""
 
     head: Literal["auto", "new", "from_checkpoint"] = "auto"
-    """Score head: `new` is random from `run.seed`; `auto` takes the checkpoint's where it has one with a single output."""
+    """Score head: `new` is random from `run.seed`; `auto` uses the head of the checkpoint if it has one with a single output."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen weights under LoRA and of all weights otherwise. float32 is the default since
-    AdamW's small updates round to nothing in bfloat16; compute follows `training.precision`."""
+    """Type of the frozen weights under LoRA, and of all weights without it. float32 is the default since AdamW's small updates round to
+    nothing in bfloat16; the type of the computation is `training.precision`."""
     gradient_checkpointing: bool = False
-    """Recompute activations in backward: less memory, about a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     quantization: Literal["nf4"] | None = None
-    """`nf4`: frozen base in 4 bits through bitsandbytes (QLoRA); needs `lora`."""
+    """`nf4`: frozen base weights in 4 bits through bitsandbytes (QLoRA); needs `lora`."""
     dropout: Share = 0.0
-    """Dropout of the base model. Off by default: two sides under different masks are not comparable."""
+    """Dropout of the base model. Off by default, since rewards under different masks are not comparable."""
 
 
 class PretrainedModel(ModelBase):
@@ -67,9 +77,16 @@ class PretrainedModel(ModelBase):
     trust_remote_code: bool = False
     """Run code that comes with the model. Needs `revision` to be a full commit hash."""
 
+    def conflicts(self) -> Iterator[Conflict]:
+        """Code of others is pinned to a commit, since a branch or tag can change after it was reviewed."""
+        if self.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
+            given = "nothing" if self.revision is None else f'"{self.revision}"'
+            message = f"trust_remote_code needs a full commit hash of 40 hexadecimal digits here, got {given}"
+            yield Conflict(("revision",), message, ("trust_remote_code",))
+
 
 class ScratchModel(ModelBase):
-    """A model with random weights; needs no network."""
+    """A model with random weights; works without network access."""
 
     scratch: Architecture
     """Architecture and sizes."""
@@ -78,18 +95,19 @@ class ScratchModel(ModelBase):
 
 
 def _model_kind(value: Any) -> str:
+    # No key names the kind: `scratch` is given or not.
     has_scratch = "scratch" in value if isinstance(value, dict) else hasattr(value, "scratch")
-    return "scratch" if has_scratch else "pretrained"
+    return "<scratch>" if has_scratch else "<pretrained>"
 
 
 Model = Annotated[
-    Annotated[PretrainedModel, Tag("pretrained")] | Annotated[ScratchModel, Tag("scratch")],
+    Annotated[PretrainedModel, kind("pretrained")] | Annotated[ScratchModel, kind("scratch")],
     Discriminator(_model_kind),
 ]
 
 
 class Lora(Section):
-    """Low-rank adapters (arXiv:2106.09685). The head is always trained and saved beside them."""
+    """Low-rank adapters (arXiv:2106.09685). The head is always trained, and saved with the adapters."""
 
     rank: Annotated[int, Field(gt=0, le=2**14)] = 16
     """Rank of the update."""
@@ -105,20 +123,15 @@ class Lora(Section):
     """Weight-decomposed adapters (arXiv:2402.09353)."""
 
 
-Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
-LOWER_IS_BETTER = frozenset({"loss"})
-"""Metrics of which less is better; of all others, more."""
-
-
 class Run(Section):
-    """Where a run lives and the number all its randomness comes from."""
+    """Name, directory and seed of a run."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Name shown in logs, trackers and the model card: letters, digits, `_`, `.` and `-`."""
     output_dir: Annotated[str, Field(min_length=1)]
-    """Directory of everything this run writes. It belongs to one run."""
+    """Directory for everything this run writes; each run needs its own."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
-    """Seed of the data order, of a new head and of random weights, each with its own generator."""
+    """Seed of the data order, of a new head and of random weights; each has its own generator."""
 
 
 class Data(Section):
@@ -127,39 +140,68 @@ class Data(Section):
     train: Annotated[tuple[Source, ...], Field(strict=False, min_length=1)]
     """Sources to train on."""
     eval: Annotated[tuple[Source, ...], Field(strict=False)] = ()
-    """Sources to evaluate on, beside the held-out share of `train`."""
+    """Sources to evaluate on, in addition to the held-out share of `train`."""
     chat_template: Annotated[str, Field(min_length=1)] = "tokenizer"
-    """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for its own, a `.jinja` file, or the template
-    itself."""
+    """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for the tokenizer's own template, a `.jinja`
+    file, or the template itself."""
     max_length: PositiveInt = 1024
-    """Longest response with its prompt, in tokens, end token included."""
+    """Maximum length of a prompt with its response, in tokens, including the end token."""
     max_prompt_length: PositiveInt | None = None
-    """Longest prompt, in tokens."""
+    """Maximum length of a prompt, in tokens."""
     overlong: Literal["drop", "truncate_prompt_left", "error"] = "drop"
-    """What happens to a comparison over a limit. Responses are never cut."""
+    """Treatment of comparisons over a limit. Responses are never truncated."""
     max_drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """Largest share of a source's rows that may be dropped before the data is refused."""
+    """Maximum share of a source's rows that may be dropped; above it the data is refused."""
     allow_rewritten: bool = False
-    """Keep rows whose template changes the response text (such as removed `<think>` blocks)."""
+    """Keep rows whose response text the template changes, for example by removing `<think>` blocks."""
     allow_overlap: bool = False
-    """Go on when a prompt of the evaluation data, or of a benchmark, is also trained on."""
+    """Continue when prompts of the evaluation data, or of a benchmark, are also in the training data."""
     benchmarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Files of benchmarks (json, jsonl, csv, parquet) whose prompts must not be trained on."""
+    """Files of benchmarks (json, jsonl, csv, parquet) whose prompts must not be in the training data."""
     cache_dir: str = "~/.cache/rmtrain"
-    """Directory of tokenized datasets, keyed by the hash of everything that shapes them."""
+    """Directory of tokenized datasets, keyed by a hash of everything that affects them."""
     processes: PositiveInt = 1
-    """Processes that tokenize. The result is the same; each takes seconds to start, so more than one pays from some ten thousand rows."""
+    """Number of processes that tokenize. The result is the same. Each takes seconds to start, so several are worthwhile from about ten
+    thousand rows."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Tags are unique, and evaluation sources are not split again."""
+        train: Placed = [(("train", number), source) for number, source in enumerate(self.train)]
+        evaluated: Placed = [(("eval", number), source) for number, source in enumerate(self.eval)]
+        held_out: Placed = [(path, source) for path, source in train if source.holdout]
+        # Held-out rows are evaluated next to the evaluation sources, so their tags must differ as well.
+        yield from {
+            conflict.key: conflict for conflict in (*_repeated_tags(train), *_repeated_tags(held_out + evaluated))
+        }.values()
+        for path, source in evaluated:
+            if source.holdout is not None:
+                message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
+                yield Conflict((*path, "holdout"), message)
+
+
+Placed = list[tuple[KeyPath, Source]]
+"""Sources with their paths below `data`."""
+
+
+def _repeated_tags(sources: Placed) -> Iterator[Conflict]:
+    first: dict[str, KeyPath] = {}
+    for path, source in sources:
+        owner = first.setdefault(source.title, path)
+        if owner != path:
+            message = f'"{source.title}" is also the tag of data.{owner[0]}.{owner[1]}; give each source its own'
+            yield Conflict((*path, "tag"), message, (*path, "path"))
 
 
 class Batching(Section):
-    """How the comparisons of a step are cut into micro-batches. Changes memory and speed, never the result."""
+    """How the comparisons of a step are split into micro-batches. This changes memory and speed, never the result."""
 
     layout: Literal["auto", "shared_prefix", "packed", "padded"] = "auto"
-    """How a micro-batch lies in memory. `shared_prefix` computes each token once and pads nothing; `packed` repeats the prompts; `padded`
-    is what every model can do. `auto` takes the first of the three in which the model computes what it computes padded, and says which."""
+    """How a micro-batch is stored in memory. `shared_prefix` computes each token once, without padding; `packed` repeats the prompts;
+    `padded` works with every model. `auto` uses the first of the three with which this model gives the same rewards as with `padded`, and
+    reports it."""
     max_tokens: PositiveInt | Literal["auto"] = "auto"
-    """Largest micro-batch of one process, in tokens as laid out. `auto`: what the memory of the GPU is likely to hold, 8192 on a CPU, and
-    at least the largest comparison. Either is halved when memory runs out, and the same step is computed again."""
+    """Maximum size of a micro-batch of one process, in tokens as laid out. `auto`: an estimate of what fits into the memory of the GPU,
+    8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
 
 
 class BradleyTerry(Section):
@@ -168,9 +210,9 @@ class BradleyTerry(Section):
     type: Literal["bradley_terry"] = "bradley_terry"
     """Kind of objective."""
     center_rewards: PositiveFloat | None = None
-    """Coefficient of `(r_winner + r_loser)^2`, which holds rewards around zero (arXiv:2312.09244, eq. 2). TRL's docs suggest 0.01."""
+    """Coefficient of `(r_winner + r_loser)^2`, which keeps rewards near zero (arXiv:2312.09244, eq. 2). TRL's docs suggest 0.01."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of labels taken to be the wrong way round; keeps rewards of noisy comparisons from drifting apart."""
+    """Assumed share of wrong labels; keeps the rewards of noisy comparisons from drifting apart."""
 
 
 class PlackettLuce(Section):
@@ -182,89 +224,90 @@ class PlackettLuce(Section):
     """Coefficient of `(r_winner + r_loser)^2`, averaged over the edges (arXiv:2312.09244, eq. 2)."""
 
 
-def _objective_of(value: Any) -> str | None:
-    kind = value.get("type", "bradley_terry") if isinstance(value, dict) else getattr(value, "type", None)
-    return kind if isinstance(kind, str) else None
-
-
 Objectives = Annotated[
-    Annotated[BradleyTerry, Tag("bradley_terry")] | Annotated[PlackettLuce, Tag("plackett_luce")],
-    Discriminator(_objective_of),
+    Annotated[BradleyTerry, kind("bradley_terry")] | Annotated[PlackettLuce, kind("plackett_luce")],
+    kind_by("type", default="bradley_terry"),
 ]
 
 
 class Optimizer(Section):
-    """AdamW and the learning-rate schedule, a pure function of the step."""
+    """AdamW and the learning-rate schedule, which depends on the step only."""
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` holds its state in 8 bits through bitsandbytes (extra `8bit`)."""
+    """`adamw_8bit` keeps its state in 8 bits through bitsandbytes (extra `8bit`)."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape after warm-up: to zero linearly or by half a cosine, or constant."""
+    """Learning rate after warm-up: linear to zero, half a cosine to zero, or constant."""
     warmup: Share = 0.0
-    """Share of all steps over which the rate rises linearly from zero."""
+    """Share of all steps in which the rate rises linearly from zero."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the first and second moment."""
+    """Decay rates of the first and second moment."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled decay of matrices; biases and norms have none."""
+    """Decoupled weight decay of matrices; biases and norms are not decayed."""
     clip: PositiveFloat | None = 1.0
-    """Largest global gradient norm; None: no clipping."""
+    """Maximum global gradient norm; None: no clipping."""
 
 
 class Training(Section):
-    """How long to train, and how many comparisons make one step."""
+    """Length of the training, size of a step, and precision."""
 
     epochs: PositiveInt = 1
     """Passes over the training data."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps; the schedule ends there too."""
     batch_size: PositiveInt = 32
-    """Comparisons per optimizer step over all processes. Memory does not depend on it."""
+    """Comparisons per optimizer step over all processes. It does not affect memory."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it.
     Head, loss and rewards stay float32."""
     deterministic: bool = False
-    """Only kernels that give the same bits every time: slower on a GPU, and an error where there is none. On a CPU runs repeat anyway."""
+    """Use only kernels that give the same bits every time: slower on a GPU, and an error where no such kernel exists. Runs on a CPU
+    are always repeatable."""
     allow_bfloat16_weights: bool = False
-    """Train weights that are themselves bfloat16, though plain AdamW loses small updates."""
+    """Allow training of bfloat16 weights, although plain AdamW loses small updates."""
 
 
 class Checkpointing(Section):
-    """When the state of a run is saved, so that the same command goes on from there, and what is kept of it."""
+    """When the state of a run is saved, so that the same command resumes it, and which checkpoints are kept."""
 
     every: PositiveInt | None = None
     """Save after this many steps."""
     minutes: PositiveFloat | None = 30.0
-    """Save when this many minutes have passed since the last time; None: only as `every` says, and when a signal ends the run."""
+    """Save when this many minutes have passed since the last checkpoint; None: only by `every`, and when a signal stops the run."""
     keep: PositiveInt = 2
-    """Newest checkpoints that are kept, beside the best one and the one that was resumed from."""
+    """Number of latest checkpoints to keep, in addition to the best one and the one that was resumed from."""
     best: Gate | None = None
-    """Metric of the evaluations by which the best checkpoint is kept."""
+    """Evaluation metric that decides which checkpoint is the best."""
     load_best_at_end: bool = False
-    """Evaluate and export the weights that were best by `best`, not the last ones."""
+    """Evaluate and export the best weights by `best` instead of the last ones."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """The best checkpoint has a metric."""
+        if self.load_best_at_end and self.best is None:
+            yield Conflict(("load_best_at_end",), "needs a metric; set checkpoints.best, such as accuracy")
 
 
-class Evaluation(Section):
-    """When to evaluate, what to show, and what must be reached."""
+class EvaluationSection(Section):
+    """When to evaluate, how many samples to show, and which values the model must reach."""
 
     every: PositiveInt | None = None
-    """Evaluate after this many steps, besides the evaluation at the end."""
+    """Evaluate after this many steps, in addition to the evaluation at the end."""
     samples: Annotated[int, Field(ge=0)] = 4
-    """Comparisons shown with their rewards at each evaluation."""
+    """Number of comparisons to show with their rewards at each evaluation."""
     gates: dict[Gate, float] = Field(default={})
-    """Values the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
+    """Values that the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
 
 
 class Tracking(Section):
-    """Where metrics go besides `metrics.jsonl`."""
+    """Destinations of metrics, in addition to `metrics.jsonl`."""
 
     log_every: PositiveInt = 10
-    """Steps between two log lines."""
+    """Number of steps between log lines."""
     to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
-    """Trackers, each of which must be installed."""
+    """Trackers; each must be installed."""
     project: str = "rmtrain"
     """Project name in the trackers."""
 
@@ -274,23 +317,23 @@ class Hub(Section):
 
     push: bool = False
     """Upload after a successful export."""
-    id: str | None = None
+    id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """Repository, as `owner/name`; None: `run.name` under the logged-in user."""
     public: bool = False
-    """Make the repository public. Private otherwise."""
+    """Make the repository public; it is private by default."""
 
 
 class Recipe(Section):
-    """One run of rmtrain, said completely."""
+    """A complete description of one run."""
 
     run: Run
-    """Where the run lives."""
+    """Name, directory and seed."""
     data: Data
     """Rows to tokens."""
     model: Model
     """Tokens to rewards: `path` for a pretrained model, `scratch` for random weights."""
     lora: Lora | None = None
-    """Low-rank adapters; None: all weights train."""
+    """Low-rank adapters; None: all weights are trained."""
     batching: Batching = Batching()
     """Comparisons to micro-batches."""
     objective: Objectives = BradleyTerry()
@@ -298,100 +341,69 @@ class Recipe(Section):
     optimizer: Optimizer
     """Loss to updates."""
     training: Training = Training()
-    """How long, and how many comparisons a step."""
+    """Length of the training, and comparisons per step."""
     checkpoints: Checkpointing = Checkpointing()
     """When to save."""
-    evaluation: Evaluation = Evaluation()
+    evaluation: EvaluationSection = EvaluationSection()
     """When to evaluate."""
     tracking: Tracking = Tracking()
-    """Where metrics go."""
+    """Destinations of metrics."""
     hub: Hub = Hub()
     """Upload of the result."""
 
+    # pydantic runs this only when every key is valid by itself.
     @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
-        refuse(misfit for check in CROSS_CHECKS for misfit in check(self))
+    def _check(self) -> Self:
+        raise_conflicts(self)
         return self
 
+    def conflicts(self) -> Iterator[Conflict]:
+        """Keys of different sections fit together."""
+        yield from self._weight_conflicts()
+        yield from self._length_conflicts()
+        if isinstance(self.objective, PlackettLuce):
+            for number, source in enumerate(self.data.train):
+                yield from _ranking_conflicts(("data", "train", number), source)
+        if not self.data.eval and not any(source.holdout for source in self.data.train):
+            evaluation, best = self.evaluation, self.checkpoints.best
+            message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
+            for key, value in (
+                (("evaluation", "every"), evaluation.every),
+                (("evaluation", "gates"), evaluation.gates),
+                (("checkpoints", "best"), best),
+            ):
+                if value:
+                    yield Conflict(key, message)
 
-def _weights_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
-    model, frozen = recipe.model, recipe.lora is not None
-    if model.quantization is not None and not frozen:
-        yield CrossFieldError(
-            ("model", "quantization"), f"{model.quantization} weights cannot train; add lora, or set null", ("model",)
-        )
-    if model.dtype == "bfloat16" and not frozen and not recipe.training.allow_bfloat16_weights:
-        message = (
-            "AdamW's small updates round to nothing in bfloat16; take float32, add lora, or set training.allow_bfloat16_weights"
-        )
-        yield CrossFieldError(("model", "dtype"), message, ("model",))
+    def _weight_conflicts(self) -> Iterator[Conflict]:
+        model, training = self.model, self.training
+        if self.lora is not None:
+            return
+        if model.quantization is not None:
+            message = f"{model.quantization} weights cannot be trained; add lora, or set null"
+            yield Conflict(("model", "quantization"), message)
+        if model.dtype == "bfloat16" and not training.allow_bfloat16_weights:
+            message = "AdamW's small updates round to nothing; set float32, add lora, or set training.allow_bfloat16_weights"
+            yield Conflict(("model", "dtype"), message)
 
-
-def _remote_code_is_pinned(recipe: Recipe) -> Iterator[CrossFieldError]:
-    model = recipe.model
-    if isinstance(model, PretrainedModel) and model.trust_remote_code and not re.fullmatch("[0-9a-f]{40}", model.revision or ""):
-        came = "nothing" if model.revision is None else f'"{model.revision}"'
-        message = f"trust_remote_code needs a full commit hash of 40 hexadecimal digits here, got {came}"
-        yield CrossFieldError(("model", "revision"), message, ("model", "trust_remote_code"))
-
-
-def _sizes_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
-    longest, at = recipe.data.max_length, ("model", "scratch")
-    if isinstance(recipe.model, ScratchModel):
-        sizes = recipe.model.scratch
-        if sizes.hidden_size % sizes.heads:
-            message = f"expected a divisor of hidden_size ({sizes.hidden_size}), got {sizes.heads}"
-            yield CrossFieldError((*at, "heads"), message, (*at, "hidden_size"))
-        if sizes.key_value_heads is not None and sizes.heads % sizes.key_value_heads:
-            message = f"expected a divisor of heads ({sizes.heads}), got {sizes.key_value_heads}"
-            yield CrossFieldError((*at, "key_value_heads"), message, (*at, "heads"))
-        if longest > sizes.max_positions:
-            message = f"expected at most model.scratch.max_positions ({sizes.max_positions}), got {longest}"
-            yield CrossFieldError(("data", "max_length"), message, (*at, "max_positions"))
-    if recipe.batching.max_tokens != "auto" and recipe.batching.max_tokens < longest:
-        message = f"expected at least data.max_length ({longest}), got {recipe.batching.max_tokens}"
-        yield CrossFieldError(("batching", "max_tokens"), message, ("data", "max_length"))
-
-
-def _sources_fit(recipe: Recipe) -> Iterator[CrossFieldError]:
-    yield from sources_misfits(recipe.data.train, recipe.data.eval, isinstance(recipe.objective, PlackettLuce))
+    def _length_conflicts(self) -> Iterator[Conflict]:
+        longest, max_tokens = self.data.max_length, self.batching.max_tokens
+        if isinstance(self.model, ScratchModel) and longest > self.model.scratch.max_positions:
+            message = f"expected at most model.scratch.max_positions ({self.model.scratch.max_positions}), got {longest}"
+            yield Conflict(("data", "max_length"), message, ("model", "scratch", "max_positions"))
+        if max_tokens != "auto" and max_tokens < longest:
+            message = f"expected at least data.max_length ({longest}), got {max_tokens}"
+            yield Conflict(("batching", "max_tokens"), message, ("data", "max_length"))
 
 
-def _evaluation_has_data(recipe: Recipe) -> Iterator[CrossFieldError]:
-    for i, source in enumerate(recipe.data.eval):
-        if source.holdout is not None:
-            message = "all of an evaluation source is evaluated already; remove it, or move the source to data.train"
-            yield CrossFieldError(("data", "eval", i, "holdout"), message, ("data", "eval", i))
-    if recipe.data.eval or any(source.holdout for source in recipe.data.train):
-        return
-    evaluation, best = recipe.evaluation, recipe.checkpoints.best
-    for section, name, value in (
-        ("evaluation", "every", evaluation.every),
-        ("evaluation", "gates", evaluation.gates),
-        ("checkpoints", "best", best),
-    ):
-        if value:
-            message = "there is nothing to evaluate; add data.eval, or holdout to a source of data.train"
-            yield CrossFieldError((section, name), message, (section,))
-
-
-def _best_is_known(recipe: Recipe) -> Iterator[CrossFieldError]:
-    if recipe.checkpoints.load_best_at_end and recipe.checkpoints.best is None:
-        message = "nothing says which checkpoint is best; set checkpoints.best, such as accuracy"
-        yield CrossFieldError(("checkpoints", "load_best_at_end"), message, ("checkpoints",))
-
-
-def _repository_has_owner(recipe: Recipe) -> Iterator[CrossFieldError]:
-    if recipe.hub.id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.id):
-        yield CrossFieldError(("hub", "id"), f'expected owner/name, got "{recipe.hub.id}"', ("hub",))
-
-
-CROSS_CHECKS = (
-    _weights_fit,
-    _remote_code_is_pinned,
-    _sizes_fit,
-    _sources_fit,
-    _evaluation_has_data,
-    _best_is_known,
-    _repository_has_owner,
-)
+def _ranking_conflicts(at: KeyPath, source: Source) -> Iterator[Conflict]:
+    margins = ("margin", "margin_from_label", "margin_from_score")
+    margin = next((key for key in margins if getattr(source, key, None)), None)
+    if margin is not None:
+        yield Conflict((*at, margin), "plackett_luce has no margins; remove it, or use bradley_terry")
+    if isinstance(source, AbSource) and source.tie == "half":
+        yield Conflict((*at, "tie"), "plackett_luce has no half preferences; set drop, or use bradley_terry")
+    if isinstance(source, RankedSource) and source.policy in ("best_vs_rest", "adjacent"):
+        yield Conflict((*at, "policy"), "plackett_luce learns whole rankings; set all, or use bradley_terry")
+    if isinstance(source, RankedSource) and source.max_pairs is not None:
+        yield Conflict((*at, "max_pairs"), "plackett_luce learns whole rankings; remove it, or use bradley_terry")

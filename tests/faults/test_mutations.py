@@ -1,4 +1,4 @@
-"""Strangers' recipes: whatever stands in one, there is no traceback, nothing runs, and nothing is written but where the recipe says.
+"""Hostile recipes: no traceback, no code runs, and nothing is written outside the directories that the recipe names.
 
 Each mutated recipe is run by the command line up to its first step. An audit hook sees every file that Python opens for writing,
 renames or removes, and every program that is started.
@@ -24,7 +24,7 @@ from rmtrain import cli
 from rmtrain.errors import RecipeError, Stopped
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.yaml import write_yaml
-from tests.recipe.test_load import every_path
+from tests.recipe.recipes import every_path
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
 STAGES = [*["data"] * 8, "model", "step"]
@@ -69,13 +69,13 @@ values = st.one_of(
     st.text(max_size=6),
 )
 PLANTED = ("theirs", "link", "evil.py", "bytes.jsonl", "pickled", "remote", "train.jsonl", "test.jsonl", "recipe.yaml", "cache")
-"""What lies in the current directory before a recipe is run."""
+"""Files in the current directory before a recipe is run."""
 DIRECTORY = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 2}
-"""Which argument of an event is the open directory that its path begins in; -1: the current one."""
+"""Index of the argument of an event that is the open directory of a relative path; the value -1 means the current directory."""
 
 
 def like(value: Any) -> st.SearchStrategy[Any]:
-    """Values of the type of another, so that many mutated recipes are good enough to be run."""
+    """Values of the same type, so that many mutated recipes are good enough to be run."""
     if isinstance(value, str):
         return st.sampled_from(HOSTILE)
     if isinstance(value, int | float):
@@ -86,16 +86,16 @@ def like(value: Any) -> st.SearchStrategy[Any]:
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
-class Watch:
-    """What this process does to files and processes while it is on."""
+class AuditLog:
+    """Records what this process does to files and processes while it is on."""
 
     def __init__(self) -> None:
         self.on = False
         self.written: list[Path] = []
         self.started: list[str] = []
-        sys.addaudithook(self.hear)
+        sys.addaudithook(self.record)
 
-    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def record(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
         if event == "open" and isinstance(arguments[0], str) and isinstance(arguments[2], int) and arguments[2] & WRITING:
@@ -111,13 +111,13 @@ class Watch:
 
 
 @pytest.fixture(scope="module")
-def watch() -> Watch:
-    """One hook for all recipes: hooks cannot be removed."""
-    return Watch()
+def audit() -> AuditLog:
+    """One hook for all recipes, since audit hooks cannot be removed."""
+    return AuditLog()
 
 
 class Canary:
-    """What a pickle would run."""
+    """An object whose unpickling runs a command."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch CANARY",)
@@ -125,7 +125,7 @@ class Canary:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home, and in it the current directory with what a stranger could have laid there."""
+    """A home directory, and in it the current directory with hostile files."""
     home = tmp_path_factory.mktemp("home")
     here = home / "here"
     (here / "theirs").mkdir(parents=True)
@@ -157,7 +157,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def base(here: Path) -> dict[str, Any]:
-    """A good recipe with most of its sections written out, of paths below the current directory."""
+    """A good recipe with most of its sections written out; its paths are below the current directory."""
     recipe = tiny_recipe(here, lora={"rank": 2}, training={"batch_size": 4, "precision": "float32"})
     data = recipe.model_dump(mode="json")
     data["run"]["output_dir"], data["data"]["cache_dir"] = "runs/mine", "cache"
@@ -168,7 +168,7 @@ def base(here: Path) -> dict[str, Any]:
 
 
 def below(section: Any, part: str | int) -> Any:
-    """What stands at a key or an index; None where an earlier change has put something else there."""
+    """The value at a key or an index; None where an earlier change has replaced it."""
     if isinstance(section, dict):
         return section.get(part)
     return section[part] if isinstance(section, list) and isinstance(part, int) and part < len(section) else None
@@ -191,7 +191,7 @@ def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
 
 
 class Stops:
-    """Ends a run at the stage it was told: when the data is read, when the model is built, or at its first step."""
+    """Ends a run at a stage: when the data is read, when the model is built, or at its first step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stage = "step"
@@ -202,40 +202,42 @@ class Stops:
         monkeypatch.setattr("rmtrain.engine.loop.train_step", partial(self.stop_or, "step", None))
 
     def stop_or(self, stage: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """End the run here, or do what stood here."""
+        """End the run at this stage, or call the original function."""
         if self.stage == stage or original is None:
             raise Stopped(15)
         return original(*args, **kwargs)
 
 
-def run(recipe: Path, watch: Watch) -> int:
-    """Train as the command line does, to the first step; returns the exit code."""
-    watch.written, watch.started, watch.on = [], [], True
+def run(recipe: Path, audit: AuditLog) -> int:
+    """Train by the command line up to the first step, and return the exit code."""
+    audit.written, audit.started, audit.on = [], [], True
     try:
         cli.main()
     except SystemExit as ending:
         return ending.code if isinstance(ending.code, int) else 0 if ending.code is None else 1
     finally:
-        watch.on = False
+        audit.on = False
     pytest.fail(f"{recipe} ended without an exit code")
 
 
 def clear_away(here: Path) -> None:
-    """Delete what earlier recipes made, so that each one is the first: `--fresh` would move their runs aside."""
+    """Delete the files of earlier recipes, since `--fresh` would rename their runs."""
     made = [path for path in here.parent.iterdir() if path.name not in ("here", "tmp")]
     for path in [*made, *(path for path in here.iterdir() if path.name not in PLANTED)]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], stops: Stops, outcomes: dict[int, int]) -> None:
+def check(
+    draw: st.DataObject, here: Path, audit: AuditLog, whole: dict[str, Any], stops: Stops, outcomes: dict[int, int]
+) -> None:
     text, stops.stage = mutated(draw, whole), draw.draw(st.sampled_from(STAGES))
     file = here / "recipe.yaml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     clear_away(here)
-    code = run(file, watch)
+    code = run(file, audit)
     outcomes[code] = outcomes.get(code, 0) + 1
     assert code in CODES, code
-    assert not watch.started
+    assert not audit.started
     assert not list(here.parent.rglob("CANARY"))
     allowed = [here.parent / "tmp", Path(os.devnull)]
     try:
@@ -244,20 +246,20 @@ def check(draw: st.DataObject, here: Path, watch: Watch, whole: dict[str, Any], 
         pass
     else:
         allowed += [Path(name).expanduser().resolve() for name in (recipe.run.output_dir, recipe.data.cache_dir)]
-    outside = [path for path in watch.written if not any(path.resolve().is_relative_to(place) for place in allowed)]
+    outside = [path for path in audit.written if not any(path.resolve().is_relative_to(place) for place in allowed)]
     made_on_the_way = [path for path in outside if any(place.is_relative_to(path) for place in allowed)]
     assert set(outside) <= set(made_on_the_way), set(outside) - set(made_on_the_way)
     assert (here / "theirs/notes.txt").read_text() == "mine"
 
 
-def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+def mutate(count: int, here: Path, audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
     outcomes: dict[int, int] = {}
     stops, whole = Stops(monkeypatch), base(here)
     monkeypatch.setattr(sys, "argv", ["rmtrain", "train", "recipe.yaml", "--fresh"])
 
     @settings(
         max_examples=count,
-        derandomize=count < 1000,  # new ones are for `make faults`
+        derandomize=count < 1000,  # `make faults` tries new ones
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -265,23 +267,23 @@ def mutate(count: int, here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
     )
     @given(draw=st.data())
     def every_recipe(draw: st.DataObject) -> None:
-        check(draw, here, watch, whole, stops, outcomes)
+        check(draw, here, audit, whole, stops, outcomes)
 
     every_recipe()
     return outcomes
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_no_recipe_of_a_stranger_harms(here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = mutate(100, here, watch, monkeypatch)
+def test_no_hostile_recipe_does_harm(here: Path, audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = mutate(100, here, audit, monkeypatch)
     assert sum(outcomes.values()) >= 100
     assert {2, 143} <= outcomes.keys(), "guard: some were refused, and some good enough to begin training"
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_none_of_ten_thousand_recipes_of_strangers_harms(here: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = mutate(10_000, here, watch, monkeypatch)
+def test_none_of_ten_thousand_recipes_does_harm(here: Path, audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = mutate(10_000, here, audit, monkeypatch)
     print({f"exit {code}": number for code, number in sorted(outcomes.items())})
     assert sum(outcomes.values()) >= 10_000
     assert outcomes[143] > 500, "guard: many were good enough to begin training"

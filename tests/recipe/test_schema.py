@@ -1,4 +1,4 @@
-"""What is generated from the schema is fresh, what we ship loads, and every key is described."""
+"""Generated files are fresh, shipped recipes load, every key is described, and values of different sections fit together."""
 
 import json
 import subprocess
@@ -10,9 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from rmtrain.commands.schema import schema
-from rmtrain.recipe.explain import entries, follow, in_words
+from rmtrain.recipe.explain import entries
 from rmtrain.recipe.load import dump_recipe, load_recipe
-from rmtrain.recipe.schema import PairSource, Recipe
+from rmtrain.recipe.schema import Recipe
+from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -32,7 +33,7 @@ def test_the_reference_is_fresh(tmp_path: Path) -> None:
         assert all(f"| `{name}` |" in fresh for name in entry.section.model_fields), entry
 
 
-def test_the_json_schema_closes_every_section_and_describes_every_key() -> None:
+def test_the_json_schema_is_closed_and_described() -> None:
     document = json.loads(schema())
     assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert document["title"] == "rmtrain recipe"
@@ -48,7 +49,7 @@ def test_the_json_schema_closes_every_section_and_describes_every_key() -> None:
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
-def test_every_recipe_we_ship_loads_and_survives_a_dump(file: Path, tmp_path: Path) -> None:
+def test_shipped_recipes_load_and_survive_dumps(file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file)
     copy = tmp_path / "recipe.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")
@@ -57,7 +58,7 @@ def test_every_recipe_we_ship_loads_and_survives_a_dump(file: Path, tmp_path: Pa
     assert first == "# yaml-language-server: $schema=../schema/recipe.schema.json"
 
 
-def test_the_sentiment_recipe_says_what_the_seed_command_says() -> None:
+def test_the_sentiment_recipe_equals_the_seed_command() -> None:
     recipe = load_recipe(ROOT / "recipes/sentiment_pythia1b.yaml")
     (train,), (evaluated,) = recipe.data.train, recipe.data.eval
     assert (train.path, train.split) == ("trl-internal-testing/sentiment-trl-style", "train")
@@ -73,25 +74,59 @@ def test_the_sentiment_recipe_says_what_the_seed_command_says() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "title"),
-    [
-        ("trl-internal-testing/sentiment-trl-style", "sentiment-trl-style"),
-        ("data/hh_harmless.jsonl.gz", "hh_harmless"),
-        ("a/b/pairs.json", "pairs"),
-        ("pairs.v2.parquet", "pairs.v2"),
-        ("org/model-v0.2", "model-v0.2"),
-        ("some/folder/", "folder"),
-        (".", "."),
-        ("/", "/"),
-    ],
-)
-def test_the_title_of_a_source_is_its_tag_or_the_end_of_its_path(path: str, title: str) -> None:
-    assert PairSource(path=path).title == title
-    assert PairSource(path=path, tag="mine").title == "mine"
+# What to replace in GOOD, by what, and the problems: `line:column|key|words of the message`.
+CONFLICTS: list[tuple[str, str, list[str]]] = [
+    (
+        "some/model}",
+        "some/model, quantization: nf4, dtype: bfloat16, trust_remote_code: true}",
+        [
+            "5:41|model.quantization|nf4|lora|null",
+            "5:53|model.dtype|float32|lora|training.allow_bfloat16_weights",
+            "5:82|model.revision|trust_remote_code|40|nothing",
+        ],
+    ),
+    ("some/model}", "some/model, trust_remote_code: true, revision: main}", ['5:62|model.revision|40|"main"']),
+    (
+        "model: {path: some/model}",
+        SCRATCH.replace("heads: 4", "heads: 6, key_value_heads: 4, max_positions: 512"),
+        [
+            "5:75|model.scratch.heads|hidden_size (64)|got 6",
+            "5:95|model.scratch.key_value_heads|heads (6)|got 4",
+            "5:113|data.max_length|model.scratch.max_positions (512)|got 1024",
+        ],
+    ),
+    (
+        "    - path: pairs.jsonl",
+        "    - {path: a/pairs.jsonl.gz, holdout: 0.1}\n    - {path: b/pairs.csv}\n"
+        "  eval: [{path: c/pairs, holdout: 0.5}]\n  max_length: 10000\nbatching: {max_tokens: 9000}",
+        [
+            '5:14|data.train.1.tag|"pairs"|data.train.0',
+            '6:17|data.eval.0.tag|"pairs"|data.train.0',
+            "6:35|data.eval.0.holdout|data.train",
+            "8:24|batching.max_tokens|data.max_length (10000)|got 9000",
+        ],
+    ),
+    (
+        "optimizer:",
+        "evaluation: {every: 100, gates: {accuracy: 0.7}}\ncheckpoints: {best: loss}\noptimizer:",
+        [
+            "6:21|evaluation.every|data.eval|holdout",
+            "6:33|evaluation.gates|data.eval|holdout",
+            "7:21|checkpoints.best|data.eval|holdout",
+        ],
+    ),
+    ("optimizer:", "checkpoints: {load_best_at_end: true}\noptimizer:", ["6:33|checkpoints.load_best_at_end|checkpoints.best"]),
+]
 
 
-def test_checks_between_sections_hold_in_python_too() -> None:
+@pytest.mark.parametrize(("old", "new", "expected"), CONFLICTS)
+def test_conflicts_between_keys_come_together(old: str, new: str, expected: list[str]) -> None:
+    """Each is at the key to change, or, where that key has its default, at the key that it depends on."""
+    assert GOOD.count(old) == 1, "guard: the recipe is changed in one place"
+    assert_problems(problems(GOOD.replace(old, new)), [f"recipe.yaml:{line}" for line in expected])
+
+
+def test_conflicts_are_refused_in_python_as_well() -> None:
     values: dict[str, Any] = {
         "run": {"name": "a", "output_dir": "b"},
         "data": {"train": [{"path": "x"}], "max_length": 9000},
@@ -119,7 +154,7 @@ ALLOWED = [
 
 
 @pytest.mark.parametrize("sections", ALLOWED)
-def test_checks_between_sections_allow_what_is_right(sections: dict[str, Any]) -> None:
+def test_right_combinations_are_allowed(sections: dict[str, Any]) -> None:
     base = {
         "run": {"name": "a", "output_dir": "b"},
         "data": {"train": [{"path": "x"}]},
@@ -127,45 +162,3 @@ def test_checks_between_sections_allow_what_is_right(sections: dict[str, Any]) -
         "optimizer": {"lr": 1e-5},
     }
     assert Recipe.model_validate(base | sections)
-
-
-@pytest.mark.parametrize(
-    ("location", "path", "words"),
-    [
-        (("data", "train", 0, "pair", "data_files", "tuple[str, ...]", 0), "data.train.0.data_files.0", "text"),
-        (("data", "train", 0, "pair", "margin", "str"), "data.train.0.margin", "a list of 2, each text, or text, or null"),
-        (("data", "train", 0, "tokenized", "margin"), "data.train.0.margin", "text, or null"),
-        (("data", "train", 0, "ab", "label", "value", "values", "1"), "data.train.0.label.values.1", "a, b or tie"),
-        (
-            ("data", "train", 0, "ab", "label", "value", "column", "tuple[str, ...]", 0),
-            "data.train.0.label.column.0",
-            "non-empty text",
-        ),
-        (
-            ("data", "train", 0, "ab", "label", "index", "first"),
-            "data.train.0.label.first",
-            "a whole number at least 0 and at most 1",
-        ),
-        (
-            ("data", "train", 0, "ranked", "score", "dict[str,float]"),
-            "data.train.0.score",
-            "a mapping to a number, or non-empty text",
-        ),
-        (("model", "scratch", "scratch", "layers"), "model.scratch.layers", "a whole number above 0 and at most 1024"),
-        (("model", "scratch", "dtype"), "model.dtype", "float32 or bfloat16"),
-        (("model", "pretrained"), "model", "a section"),
-        (("lora",), "lora", "a section, or null"),
-        (("lora", "targets", "tuple[str, ...]", 0), "lora.targets.0", "text"),
-        (("optimizer", "betas", 1), "optimizer.betas.1", "a number at least 0 and below 1"),
-        (("evaluation", "gates", "loss"), "evaluation.gates.loss", "a number"),
-        (
-            ("data", "train", 0, "pair", "messages", "roles", "bot"),
-            "data.train.0.messages.roles.bot",
-            "system, user, assistant or tool",
-        ),
-    ],
-)
-def test_the_tags_and_labels_of_unions_are_no_keys(location: tuple[str | int, ...], path: str, words: str) -> None:
-    spot = follow(location)
-    assert ".".join(map(str, spot.path)) == path
-    assert in_words(spot.annotation) == words

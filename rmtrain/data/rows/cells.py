@@ -7,7 +7,7 @@ from typing import Any
 
 from rmtrain.data.rows.messages import BadRow
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.sources import NUMBER
+from rmtrain.recipe.preference_labels import NUMBER
 
 
 def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

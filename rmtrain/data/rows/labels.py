@@ -11,8 +11,17 @@ from rmtrain.data.comparison import Preference
 from rmtrain.data.rows.cells import find_cell, is_blank, to_number
 from rmtrain.data.rows.messages import BadRow
 from rmtrain.data.rows.readers import Row
+from rmtrain.recipe.preference_labels import (
+    IndexLabel,
+    Label,
+    OneHotLabel,
+    Outcome,
+    ScoresLabel,
+    SignLabel,
+    ValueLabel,
+    label_text,
+)
 from rmtrain.recipe.schema import RankedSource
-from rmtrain.recipe.sources import IndexLabel, Label, OneHotLabel, Outcome, ScoresLabel, SignLabel, ValueLabel, label_text
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9

@@ -5,7 +5,7 @@ from pydantic import TypeAdapter
 
 from rmtrain.data.rows.labels import judge
 from rmtrain.data.rows.messages import BadRow
-from rmtrain.recipe.sources import Label
+from rmtrain.recipe.preference_labels import Label
 
 LABELS: TypeAdapter[Any] = TypeAdapter(Label)
 SHP = {"by": "value", "column": "labels", "values": {1: "a", 0: "b"}}

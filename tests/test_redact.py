@@ -1,4 +1,4 @@
-"""What asks for a secret is known by its name, what looks like one is hidden, and ordinary words are left alone."""
+"""Secret keys are known by their names, secrets are hidden, and ordinary words are unchanged."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_names_that_ask_for_a_secret(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["tokenizer", "max_tokens", "max_token", "pad_token", "data.eos_token", "key", "secretary", "monkey"]
 )
-def test_names_that_do_not(name: str) -> None:
+def test_names_that_ask_for_no_secret(name: str) -> None:
     assert asks_for_secret(name) is None
 
 
@@ -30,7 +30,7 @@ def test_secrets_are_hidden(secret: str) -> None:
     assert HIDDEN in redact(text)
 
 
-def test_a_wandb_key_is_hidden_and_a_commit_is_not() -> None:
+def test_wandb_keys_are_hidden_and_commits_not() -> None:
     hexadecimal = "0123456789abcdef" * 2 + "01234567"
     assert hexadecimal not in redact(f"wandb_api_key: {hexadecimal}")
     assert redact(f"revision: {hexadecimal}") == f"revision: {hexadecimal}"
@@ -39,6 +39,6 @@ def test_a_wandb_key_is_hidden_and_a_commit_is_not() -> None:
 @pytest.mark.parametrize(
     "text", ["task-specific-and-long-name", "hf_model", "https://host/a:b@c", "org/hf_internal", "risk-" + "a" * 40]
 )
-def test_ordinary_words_are_left_alone(text: str) -> None:
+def test_ordinary_words_are_unchanged(text: str) -> None:
     assert redact(text) == text
     assert not is_secret(text)
