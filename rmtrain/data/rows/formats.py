@@ -18,12 +18,12 @@ from rmtrain.data.comparison import (
     common_prefix_length,
     dropped,
 )
-from rmtrain.data.rows.cells import find_cell, require_cell, to_number
+from rmtrain.data.rows.cells import MISSING, find_cell, require_cell, to_number
 from rmtrain.data.rows.conversation import ResponseCell, read_prompt, read_response
 from rmtrain.data.rows.labels import DIGITS, judge, margin_of, preferences
 from rmtrain.data.rows.messages import decode_cell, kind_of
 from rmtrain.data.rows.readers import Row
-from rmtrain.data.rows.responses import Parts, assemble, response_key
+from rmtrain.data.rows.responses import Parts, assemble, in_groups, response_key
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
 TIE = "tie"
@@ -31,7 +31,6 @@ TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
     ("chosen_ids", "rejected_ids", None, None),
 )
-_MISSING = object()
 
 
 def adapt(row: Row, row_id: str, source: Source) -> Adapted:
@@ -153,8 +152,8 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
     if source.response is None:
         return ResponseCell(name, item)
     where = source.response if source.responses is None else f"{name}.{source.response}"
-    cell = find_cell(item, source.response, _MISSING)
-    if cell is _MISSING:
+    cell = find_cell(item, source.response, MISSING)
+    if cell is MISSING:
         raise BadRow("missing_column", f"{where} is missing")
     return ResponseCell(where, cell)
 
@@ -170,8 +169,8 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
     """
     total = 0.0
     for path, weight in ({source.score: 1.0} if isinstance(source.score, str) else source.score).items():
-        cell = find_cell(item, path, _MISSING)
-        if cell is _MISSING:
+        cell = find_cell(item, path, MISSING)
+        if cell is MISSING:
             column, (number, count) = decode_cell(find_cell(row, path), path, source.messages), place
             cell = column[number] if isinstance(column, list) and len(column) == count > 0 else None
         score = to_number(cell)
@@ -240,21 +239,9 @@ def grouped(rows: Iterable[Adapted], source: RankedSource) -> Iterator[Adapted]:
         rows: candidates, and anything else, which is passed through. All are held in memory.
         source: its policy and so on.
     """
-    groups: dict[str, list[Candidate]] = {}
-    in_order: list[list[Candidate] | Adapted] = []
-    for row in rows:
-        if isinstance(row, Candidate) and row.group in groups:
-            groups[row.group].append(row)
-        elif isinstance(row, Candidate):
-            groups[row.group] = [row]
-            in_order.append(groups[row.group])
-        else:
-            in_order.append(row)
-    for item in in_order:
-        if isinstance(item, list):
-            yield from _compare(item, source)
-        else:
-            yield item
+    for group in in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
+        candidates = [row for row in group if isinstance(row, Candidate)]
+        yield from _compare(candidates, source) if candidates else group
 
 
 def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Comparison | Dropped]:

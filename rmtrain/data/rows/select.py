@@ -25,7 +25,7 @@ from rmtrain.data.rows.conversation import text_of
 from rmtrain.data.rows.formats import Candidate
 from rmtrain.data.rows.prepare_hook import Number, through_hook
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
-from rmtrain.data.rows.responses import merged
+from rmtrain.data.rows.responses import in_groups, merged
 from rmtrain.recipe.schema import Source
 from rmtrain.recipe.sources import Condition, Criterion
 
@@ -234,17 +234,9 @@ def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
     Args:
         rows: comparisons, and anything else, which is passed through. All are held in memory: the last row may belong to the first.
     """
-    groups: dict[Any, list[Comparison]] = {}
-    in_order: list[list[Comparison] | Adapted] = []
-    for row in rows:
-        if not isinstance(row, Comparison) or not row.prompt:
-            in_order.append(row)
-        elif (key := _exact_key(row.prompt)) in groups:
-            groups[key].append(row)
-        else:
-            groups[key] = [row]
-            in_order.append(groups[key])
-    return (_one_of(item) if isinstance(item, list) else item for item in in_order)
+    for group in in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
+        comparisons = [row for row in group if isinstance(row, Comparison)]
+        yield _one_of(comparisons) if comparisons else group[0]
 
 
 def _one_of(rows: Sequence[Comparison]) -> Comparison:

@@ -1,10 +1,14 @@
+from itertools import combinations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from rmtrain.data.rows.labels import judge
-from rmtrain.data.rows.messages import BadRow
+from rmtrain.data.comparison import BadRow
+from rmtrain.data.rows.labels import judge, preferences
+from rmtrain.recipe.schema import RankedSource
 from rmtrain.recipe.sources import Label
 
 LABELS: TypeAdapter[Any] = TypeAdapter(Label)
@@ -66,11 +70,11 @@ def votes(*values: Any) -> dict[str, Any]:
         (SCORES | {"lower_is_better": True}, {"score_0": 1, "score_1": 4}, "a"),
     ],
 )
-def test_every_kind_of_label_names_the_better_side(label: dict[str, Any], row: dict[str, Any], outcome: str) -> None:
+def test_each_label_kind_names_the_better(label: dict[str, Any], row: dict[str, Any], outcome: str) -> None:
     assert judge(row, LABELS.validate_python(label)).outcome == outcome
 
 
-def test_signed_numbers_and_scores_say_by_how_much() -> None:
+def test_sign_and_scores_have_strength() -> None:
     found = [judge(row, LABELS.validate_python(SIGN)).strength for row in ({"overall_preference": -3}, {"overall_preference": 0})]
     assert found == [3.0, 0.0]
     assert judge({"score_0": 0.3, "score_1": 0.1}, LABELS.validate_python(SCORES)).strength == 0.2
@@ -104,9 +108,88 @@ def test_signed_numbers_and_scores_say_by_how_much() -> None:
         (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", "expected a finite number"),
     ],
 )
-def test_a_label_that_is_missing_or_unknown_is_told(label: dict[str, Any], row: dict[str, Any], reason: str, words: str) -> None:
+def test_missing_or_unknown_label_has_reason(label: dict[str, Any], row: dict[str, Any], reason: str, words: str) -> None:
     with pytest.raises(BadRow) as problem:
         judge(row, LABELS.validate_python(label))
     assert problem.value.reason == reason
     assert words in problem.value.detail
     assert len(problem.value.detail) < 200, "the row's text is not repeated"
+
+
+FIVE_SCORES = [2.0, 5.0, 3.0, 3.0, 1.0]
+
+
+def source(**keys: Any) -> RankedSource:
+    return RankedSource(**{"path": "x", "format": "ranked", "responses": "r", "score": "s", **keys})
+
+
+def pairs(scores: list[float], name: str = "x:0", **keys: Any) -> list[tuple[int, int]]:
+    return [(edge.winner, edge.loser) for edge in preferences(scores, source(**keys), name)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("best_worst", [(1, 4)]),
+        ("best_vs_rest", [(1, 2), (1, 3), (1, 0), (1, 4)]),
+        ("adjacent", [(1, 2), (1, 3), (2, 0), (3, 0), (0, 4)]),
+        ("all", [(1, 2), (1, 3), (1, 0), (1, 4), (2, 0), (3, 0), (2, 4), (3, 4), (0, 4)]),
+    ],
+)
+def test_policy_selects_pairs(policy: str, expected: list[tuple[int, int]]) -> None:
+    assert pairs(FIVE_SCORES, policy=policy) == expected
+    ranks = [6 - score for score in FIVE_SCORES]
+    assert pairs(ranks, policy=policy, lower_is_better=True) == expected
+
+
+def test_first_of_equal_bests_is_used() -> None:
+    assert pairs([1.0, 4.0, 4.0, 1.0], policy="best_worst") == [(1, 0)]
+    assert pairs([1.0, 4.0, 4.0, 1.0], policy="best_vs_rest") == [(1, 0), (1, 3)]
+
+
+def test_min_gap_excludes_small_differences() -> None:
+    assert pairs([0.7, 0.4, 0.1], min_gap=0.3) == [(0, 1), (0, 2), (1, 2)], "0.7 - 0.4 is 0.3"
+    assert pairs([0.7, 0.4, 0.1], min_gap=0.31) == [(0, 2)]
+    with pytest.raises(BadRow, match=r"^below_min_gap: no difference of scores is at least 5, the largest is 4$"):
+        pairs(FIVE_SCORES, min_gap=5.0)
+    with pytest.raises(BadRow, match=r"^tie: all 2 responses have the score 3$"):
+        pairs([3.0, 3.0])
+
+
+def test_margin_from_score_is_the_difference() -> None:
+    edges = preferences([0.3, 0.1, 0.2], source(margin_from_score=True), "x:0")
+    assert [(edge.winner, edge.loser, edge.margin) for edge in edges] == [(0, 2, 0.1), (0, 1, 0.2), (2, 1, 0.1)]
+    assert {edge.margin for edge in preferences([0.3, 0.1, 0.2], source(), "x:0")} == {0.0}
+    with pytest.raises(BadRow, match=r"^bad_margin: "):
+        preferences([-1.7e308, 1.7e308], source(margin_from_score=True), "x:0")
+
+
+def test_max_pairs_draws_by_row_id() -> None:
+    """`max_pairs` draws by the row id alone, keeps the order of the pairs, and draws each pair sometimes."""
+    whole = pairs(FIVE_SCORES)
+    drawn = {name: pairs(FIVE_SCORES, name=name, max_pairs=3) for name in (f"x:{number}" for number in range(200))}
+    assert all(len(some) == 3 and [pair for pair in whole if pair in some] == some for some in drawn.values())
+    assert drawn["x:7"] == pairs(FIVE_SCORES, name="x:7", max_pairs=3)
+    chosen = [pair for some in drawn.values() for pair in some]
+    counts = {pair: chosen.count(pair) for pair in whole}
+    assert min(counts.values()) > 30, "guard: every pair is drawn sometimes; 67 times in the mean"
+    assert pairs(FIVE_SCORES, max_pairs=9) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    scores=st.lists(st.integers(0, 4).map(float), min_size=2, max_size=7),
+    policy=st.sampled_from(["all", "best_vs_rest", "best_worst", "adjacent"]),
+    lower=st.booleans(),
+)
+def test_preferences_are_ordered_and_unique(scores: list[float], policy: str, lower: bool) -> None:
+    """Each preference has the better score first, and no pair is repeated."""
+    if len(set(scores)) == 1:
+        with pytest.raises(BadRow, match=r"^tie: "):
+            pairs(scores, policy=policy, lower_is_better=lower)
+        return
+    found = pairs(scores, policy=policy, lower_is_better=lower)
+    assert len(set(found)) == len(found) > 0
+    assert all((scores[winner] < scores[loser]) is lower and scores[winner] != scores[loser] for winner, loser in found)
+    if policy == "all":
+        assert len(found) == sum(scores[one] != scores[other] for one, other in combinations(range(len(scores)), 2))

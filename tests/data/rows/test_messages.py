@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.messages import BadRow, decoded, split_transcript, to_messages
+from rmtrain.data.comparison import BadRow
+from rmtrain.data.rows.messages import decode_cell, split_transcript, to_messages, tool_calls
 from rmtrain.recipe.schema import Messages
 
 PLAIN = Messages()
@@ -54,11 +55,11 @@ def read(cell: Any, settings: Messages = PLAIN) -> list[dict[str, str]]:
         ),
     ],
 )
-def test_every_usual_spelling_of_messages_is_understood(cell: Any, expected: list[dict[str, str]]) -> None:
+def test_usual_spellings_of_messages_are_read(cell: Any, expected: list[dict[str, str]]) -> None:
     assert read(cell) == expected
 
 
-def test_key_names_and_role_names_follow_the_recipe() -> None:
+def test_recipe_names_keys_and_roles() -> None:
     settings = Messages(role_key="speaker", content_key="text", roles={"Narrator": "system", "bot": "user"})
     cell = [{"speaker": "Narrator", "text": "s"}, {"speaker": "bot", "text": "q"}, {"speaker": "assistant", "text": "a"}]
     assert [message["role"] for message in read(cell, settings)] == ["system", "user", "assistant"]
@@ -93,7 +94,8 @@ def test_key_names_and_role_names_follow_the_recipe() -> None:
         ("\n\nHuman: q\n\nAssistant: a", "transcript", "chosen looks like an HH transcript; set messages.transcript: hh"),
     ],
 )
-def test_what_is_no_message_is_told_by_reason_and_column(cell: Any, reason: str, words: str) -> None:
+def test_cell_without_messages_has_reason(cell: Any, reason: str, words: str) -> None:
+    """A cell that does not hold messages is refused with a reason; the detail names the column and what it holds."""
     with pytest.raises(BadRow) as problem:
         read(cell)
     assert problem.value.reason == reason
@@ -101,7 +103,7 @@ def test_what_is_no_message_is_told_by_reason_and_column(cell: Any, reason: str,
     assert "chosen" in problem.value.detail
 
 
-def test_a_transcript_becomes_its_turns() -> None:
+def test_transcript_is_split_into_turns() -> None:
     text = "\n\nHuman: one\n\ntwo\n\nAssistant: three Human: x\n\nHuman:\n\nAssistant: "
     turns = [("user", "one\n\ntwo"), ("assistant", "three Human: x"), ("user", ""), ("assistant", "")]
     expected = [{"role": role, "content": content} for role, content in turns]
@@ -114,16 +116,50 @@ def test_a_transcript_becomes_its_turns() -> None:
     ("text", "value"),
     [('["a", null]', ["a", None]), ('[{"role": "user"}]', [{"role": "user"}]), ('"a"', "a"), ("", None), (" ", None)],
 )
-def test_text_cells_are_decoded_where_the_recipe_says_so(text: str, value: Any) -> None:
-    assert decoded(text, "prompt", Messages(decode_json=True)) == value
-    assert decoded(text, "prompt", PLAIN) == text
-    assert decoded([text], "prompt", Messages(decode_json=True)) == [text], "only cells that are text"
+def test_decode_json_decodes_text_cells(text: str, value: Any) -> None:
+    assert decode_cell(text, "prompt", Messages(decode_json=True)) == value
+    assert decode_cell(text, "prompt", PLAIN) == text
+    assert decode_cell([text], "prompt", Messages(decode_json=True)) == [text], "only cells that are text"
 
 
 @pytest.mark.parametrize("text", ["[", "hello", "NaN", "[1] 2", '["\\ud83d"]', "[" * 100_000, "{'a': 1}"])
-def test_text_that_is_no_json_is_told(text: str) -> None:
+def test_invalid_json_cell_is_refused(text: str) -> None:
     with pytest.raises(BadRow) as problem:
-        decoded(text, "prompt", Messages(decode_json=True))
+        decode_cell(text, "prompt", Messages(decode_json=True))
     assert problem.value.reason == "not_json"
     assert problem.value.detail.startswith("prompt")
     assert len(problem.value.detail) < 150
+
+
+DECODED_CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"x": 1, "y": None}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"x": 1}, {"x": 1}),
+        ('{"x": 1}', {"x": 1}),
+        ("x=1", "x=1"),
+        ("[1]", "[1]"),
+        ('{"x": "\\ud83d"}', '{"x": "\\ud83d"}'),
+        (None, {}),
+        ("{" * 100_000, "{" * 100_000),
+    ],
+)
+def test_tool_call_arguments_become_objects(arguments: Any, expected: Any) -> None:
+    """Arguments as JSON text are decoded where the text is an object; other text is kept."""
+    (call,) = tool_calls([{"function": {"name": "add", "arguments": arguments}}])
+    assert call == {"function": {"name": "add", "arguments": expected}}
+    assert tool_calls([{"name": "add", "arguments": arguments}]) == [{"name": "add", "arguments": expected}], "without `function`"
+
+
+def test_other_keys_of_calls_stay() -> None:
+    assert tool_calls([DECODED_CALL, DECODED_CALL]) == [DECODED_CALL, DECODED_CALL]
+
+
+@pytest.mark.parametrize(
+    "calls", ["add", {"name": "add"}, [None], ["add"], [{}], [{"name": 3}], [{"function": "add"}], [{"function": {}}]]
+)
+def test_invalid_tool_calls_are_refused(calls: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected|no name"):
+        tool_calls(calls)

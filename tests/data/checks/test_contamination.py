@@ -57,13 +57,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["bench.jsonl", "bench.json", "bench.csv", "bench.parquet"])
-def test_trap_12_a_prompt_of_a_benchmark_is_found_in_every_kind_of_file(name: str, tmp_path: Path, train: TokenizedData) -> None:
+def test_trap_12_benchmark_prompt_in_any_file_format(name: str, tmp_path: Path, train: TokenizedData) -> None:
+    """A prompt of a benchmark is found in every file format, in any case and spacing."""
     file = write(tmp_path / name, [{"id": 1, "prompt": "Other?"}, {"id": 2, "prompt": f"  {QUESTION.upper()}\n"}])
     assert benchmark_overlap(train, [file]) == [Contaminated(1, f"{name}:1")]
 
 
 @pytest.mark.parametrize("column", PROMPT_COLUMNS)
-def test_the_prompt_is_found_under_its_usual_names(column: str, tmp_path: Path, train: TokenizedData) -> None:
+def test_prompt_column_has_usual_names(column: str, tmp_path: Path, train: TokenizedData) -> None:
     file = write(tmp_path / "bench.jsonl", [{"id": "x", column: QUESTION, "chosen": "Paris"}])
     assert benchmark_overlap(train, [file]) == [Contaminated(1, "bench.jsonl:0")]
 
@@ -89,7 +90,7 @@ def test_prompts_of_every_shape_are_compared(
     assert [one.row for one in benchmark_overlap(train, [file])] == found
 
 
-def test_several_files_are_told_apart_and_none_is_nothing(tmp_path: Path, train: TokenizedData) -> None:
+def test_several_benchmark_files_or_none(tmp_path: Path, train: TokenizedData) -> None:
     files = [write(tmp_path / "a.jsonl", [{"prompt": "What is bread?"}]), write(tmp_path / "b.json", [{"question": QUESTION}])]
     assert benchmark_overlap(train, files) == [Contaminated(0, "a.jsonl:0"), Contaminated(1, "b.json:0")]
     assert benchmark_overlap(train, []) == []
@@ -107,7 +108,7 @@ def test_several_files_are_told_apart_and_none_is_nothing(tmp_path: Path, train:
         ("odd.jsonl", '{"prompt": 7}', r"^data\.benchmarks: odd\.jsonl:0: prompt is a number; expected text"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_an_error(
+def test_unreadable_benchmark_file_is_an_error(
     name: str, content: str | None, message: str, tmp_path: Path, train: TokenizedData
 ) -> None:
     if content is not None:

@@ -25,12 +25,14 @@ from tests.helpers import pairs, write_jsonl
         ([{"chosen": 1, "rejected": 2}], {}, r"^rows: its only row is refused \(not_messages\): rows:0: chosen is a number"),
     ],
 )  # fmt: skip
-def test_what_would_drop_every_row_is_refused_at_once(tmp_path: Path, rows: list[Any], keys: dict[str, Any], words: str) -> None:
+def test_sources_without_usable_rows_are_refused(tmp_path: Path, rows: list[Any], keys: dict[str, Any], words: str) -> None:
+    """A missing column, or a first batch that is dropped as a whole for one reason, is an error at once."""
     with pytest.raises(DataError, match=words):
         load(write_jsonl(tmp_path / "rows.jsonl", rows), **keys)
 
 
-def test_trap_22_bad_margins_are_an_error_that_names_the_rows(tmp_path: Path) -> None:
+def test_trap_22_bad_margins_name_the_rows(tmp_path: Path) -> None:
+    """Bad margins are one error that names the first five rows and counts the others."""
     rows: list[dict[str, Any]] = [row | {"margin": 0.1} for row in pairs(20)]
     for number in (2, 3, 5, 8, 13, 15, 19):
         rows[number]["margin"] = ["high", -1, None][number % 3]
@@ -43,7 +45,7 @@ def test_trap_22_bad_margins_are_an_error_that_names_the_rows(tmp_path: Path) ->
     assert "\n" not in message
 
 
-def test_trap_22_a_nan_margin_in_a_table_is_an_error(tmp_path: Path) -> None:
+def test_trap_22_nan_margin_in_csv(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nq,a,b,nan\nq,a,b,inf\n")
     with pytest.raises(DataError, match=r"rows:1: margin: expected a finite number, got 'nan'; rows:2: .* got 'inf'"):

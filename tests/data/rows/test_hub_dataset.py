@@ -21,13 +21,13 @@ ROOT = Path(__file__).resolve().parents[3]
 READ = """
 import json, sys
 from rmtrain.data.rows.readers import Line, parse
-from rmtrain.data.rows.readers import Meter
+from rmtrain.data.rows.readers import ReadMeter
 from rmtrain.data.rows.dataset import fingerprint, read_rows
 from rmtrain.errors import RmtrainError
 from rmtrain.recipe.schema import PairSource
 
 for keys in json.loads(sys.argv[1]):
-    source, meter = PairSource(**keys), Meter()
+    source, meter = PairSource(**keys), ReadMeter()
     try:
         key = fingerprint(source)
         rows = [row for number, row in read_rows(source, meter)]
@@ -71,7 +71,7 @@ def large(count: int) -> list[dict[str, str]]:
     return [{**row, "chosen": row["chosen"] + rng.randbytes(2500).hex()} for row in pairs(count)]
 
 
-def test_a_dataset_is_downloaded_and_then_found_without_network(hub: HubServer, tmp_path: Path) -> None:
+def test_download_then_offline(hub: HubServer, tmp_path: Path) -> None:
     hub.add("dataset", "owner/pairs", {"train.jsonl": lines(pairs(6)), "test.jsonl": lines(pairs(2)), "README.md": b"# pairs\n"})
     train, test, unsaid = read(hub, tmp_path, {"split": "train"}, {"split": "test"}, {})
     assert train["rows"] == pairs(6)
@@ -89,7 +89,7 @@ def shards(rows: list[dict[str, str]]) -> dict[str, bytes]:
     return {f"data/train-{n:05d}-of-00004.parquet": parquet(rows[quarter * n :][:quarter], 100) for n in range(4)}
 
 
-def test_streaming_downloads_no_more_than_the_limit_asks_for(hub: HubServer, tmp_path: Path) -> None:
+def test_streaming_downloads_only_the_limit(hub: HubServer, tmp_path: Path) -> None:
     rows = large(2000)
     content = shards(rows)
     size = sum(map(len, content.values()))
@@ -103,7 +103,7 @@ def test_streaming_downloads_no_more_than_the_limit_asks_for(hub: HubServer, tmp
     assert more["rows"] == rows[:700], "guard: and as much as it asks for"
 
 
-def test_streamed_and_downloaded_rows_are_the_same(hub: HubServer, tmp_path: Path) -> None:
+def test_streamed_rows_equal_downloaded_rows(hub: HubServer, tmp_path: Path) -> None:
     rows = [{**row, "meta": {"n": number} if number % 2 else {"m": "x"}} for number, row in enumerate(pairs(30))]
     hub.add("dataset", "owner/pairs", {"train.jsonl": lines(rows)})
     stream = {"streaming": True, "limit": 20}
@@ -121,7 +121,7 @@ def test_streamed_and_downloaded_rows_are_the_same(hub: HubServer, tmp_path: Pat
     assert "Bad split: dev" in absent["error"]
 
 
-def test_any_revision_is_read_and_known_by_its_commit(hub: HubServer, tmp_path: Path) -> None:
+def test_revisions_are_read_by_commit(hub: HubServer, tmp_path: Path) -> None:
     hub.add("dataset", "owner/pairs", {"train.jsonl": lines(pairs(3))})
     hub.add("dataset", "owner/pairs", {"train.jsonl": lines(pairs(4))}, revision="v1.0")
     converted = {"default/train/0000.parquet": parquet(pairs(5), 5), "default/test/0000.parquet": parquet(pairs(2), 5)}
@@ -140,7 +140,7 @@ def test_any_revision_is_read_and_known_by_its_commit(hub: HubServer, tmp_path: 
     assert changed["key"] != plain["key"], "a new commit is new data"
 
 
-def test_a_private_dataset_needs_a_token_and_an_unknown_one_is_told_in_one_line(hub: HubServer, tmp_path: Path) -> None:
+def test_private_and_unknown_datasets_are_refused(hub: HubServer, tmp_path: Path) -> None:
     hub.add("dataset", "owner/pairs", {"train.jsonl": lines(pairs(3))}, private=True)
     (found,) = read(hub, tmp_path, {}, token=TOKEN)
     assert found["rows"] == pairs(3)
@@ -154,7 +154,7 @@ def test_a_private_dataset_needs_a_token_and_an_unknown_one_is_told_in_one_line(
         assert TOKEN not in refused["error"]
 
 
-def test_a_stream_that_breaks_is_an_error_of_the_data(hub: HubServer, tmp_path: Path) -> None:
+def test_broken_stream_is_a_data_error(hub: HubServer, tmp_path: Path) -> None:
     content = shards(large(400))
     hub.add("dataset", "owner/pairs", content)
     hub.fail_after = int(1.5 * len(content["data/train-00000-of-00004.parquet"]))
@@ -164,7 +164,7 @@ def test_a_stream_that_breaks_is_an_error_of_the_data(hub: HubServer, tmp_path: 
     assert "\n" not in broken["error"]
 
 
-def test_a_local_file_is_streamed_anyway(hub: HubServer, tmp_path: Path) -> None:
+def test_streaming_a_local_file_is_refused(hub: HubServer, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(lines(pairs(3)))
     (refused,) = read(hub, tmp_path, {"path": str(tmp_path / "rows.jsonl"), "streaming": True, "limit": 2})
     assert refused == {
