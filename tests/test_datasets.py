@@ -87,8 +87,8 @@ def test_unusable_dataset_gives_documented_error(name: str, tmp_path: Path) -> N
     with pytest.raises(DataError) as error:
         read(local(name, REFUSED[name], tmp_path))
     after = DOCUMENT.partition(f"path: {name},")[2].partition("```\n")[2]
-    (told,) = re.findall(r"\A`(.+)`$", after, re.MULTILINE)
-    assert told in str(error.value)
+    (documented,) = re.findall(r"\A`(.+)`$", after, re.MULTILINE)
+    assert documented in str(error.value)
     assert str(error.value).startswith(f"{name.rpartition('/')[2]}: ")
 
 

@@ -26,7 +26,9 @@ def test_gathered_rows_are_not_lost() -> None:
     counts.of("hh").add(kept=0, gathered=9)
     assert (counts.of("hh").read, counts.of("hh").kept, counts.of("hh").gathered) == (20, 10, 9)
     assert counts.problems(0.05) == []
-    assert counts.problems(0.04)[0].startswith("hh: 1 of 20 rows dropped (5.0 %), allowed 4 %")
+    (problem,) = counts.problems(0.04)
+    assert problem.startswith("hh: 1 of 20 ")
+    assert all(part in problem for part in ("5.0 %", "allowed 4 %"))
 
 
 def test_waterfall_survives_json() -> None:
@@ -40,10 +42,10 @@ def test_trap_18_excess_loss_names_source_and_reasons() -> None:
     """Losing more than the allowed share is an error with source, numbers and reasons, the most frequent first."""
     counts = waterfall(1680, empty_response=10, too_long=110)
     assert counts.problems(0.07) == []
-    assert counts.problems(0.05) == [
-        "hh: 120 of 1800 rows dropped (6.7 %), allowed 5 %: too_long 110 (hh:0: why), empty_response 10 (hh:0: why); "
-        "raise data.max_drop_fraction, or repair the rows"
-    ]
+    (problem,) = counts.problems(0.05)
+    assert problem.startswith("hh: 120 of 1800 ")
+    assert all(part in problem for part in ("6.7 %", "allowed 5 %", "data.max_drop_fraction"))
+    assert "too_long 110 (hh:0: why), empty_response 10 (hh:0: why)" in problem
 
 
 def test_intentional_drops_do_not_count() -> None:
@@ -51,16 +53,20 @@ def test_intentional_drops_do_not_count() -> None:
     counts = waterfall(90, filtered=700, not_drawn=100, capped=50, duplicate=30, tie=10, prepared_away=10, too_long=10)
     assert counts.of("hh").asked_for == 900
     assert counts.problems(0.1) == []
-    assert counts.problems(0.09) == [
-        "hh: 10 of 100 rows dropped (10.0 %), beside the 900 that the recipe leaves out, allowed 9 %: too_long 10 (hh:0: why); "
-        "raise data.max_drop_fraction, or repair the rows"
-    ]
-    assert waterfall(0, filtered=3).problems(1.0) == ["hh: all of its 3 rows are dropped: filtered 3 (hh:0: why)"]
+    (problem,) = counts.problems(0.09)
+    assert problem.startswith("hh: 10 of 100 ")
+    assert all(part in problem for part in ("10.0 %", "900", "allowed 9 %", "too_long 10 (hh:0: why)"))
+    assert "filtered" not in problem
+    (problem,) = waterfall(0, filtered=3).problems(1.0)
+    assert problem.endswith("filtered 3 (hh:0: why)")
 
 
 def test_source_without_rows_is_refused() -> None:
     """A source without rows, or without a kept row, is refused even if all rows may be lost."""
-    assert waterfall(0, too_long=3).problems(1.0) == ["hh: all of its 3 rows are dropped: too_long 3 (hh:0: why)"]
+    (problem,) = waterfall(0, too_long=3).problems(1.0)
+    assert problem.startswith("hh: ")
+    assert problem.endswith("too_long 3 (hh:0: why)")
     counts = Waterfall()
     counts.of("empty")
-    assert counts.problems(1.0) == ["empty: it has no rows"]
+    (problem,) = counts.problems(1.0)
+    assert problem.startswith("empty: ")

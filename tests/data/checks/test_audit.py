@@ -110,11 +110,11 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     assert len({fault["reason"] for fault in dropped}) >= 10, "guard: reasons to drop were planted"
     assert "Seine" not in json.dumps(listed), "no text of rows is kept"
     details = {fault["kind"]: fault["detail"] for fault in listed}
-    assert details["overlap"] == "the prompt of training row rows:3, but for case and spacing"
-    assert details["benchmark"] == "prompt of bench.jsonl:1"
+    assert "rows:3" in details["overlap"]
+    assert "bench.jsonl:1" in details["benchmark"]
     first, second = expected()["contradictory"]
-    assert details["contradictory"] == f"1 one way: {first}; 1 the other way: {second}"
-    assert details["cycle"] == "3 responses that win over one another in a circle"
+    assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
+    assert details["cycle"].startswith("3 responses ")
 
 
 def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -194,19 +194,18 @@ def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer
         audit(made, data.model_copy(update={"allow_overlap": False}), tokenizer)
     row_id = expected()["benchmark"][0]
     assert error.value.exit_code == 3
-    assert str(error.value) == (
-        f"1 of {len(made.train)} training rows have a prompt of data.benchmarks: {row_id} (prompt of bench.jsonl:1); "
-        "remove them, or set data.allow_overlap"
-    )
+    message = str(error.value)
+    assert message.startswith(f"1 of {len(made.train)} ")
+    assert all(part in message for part in ("data.benchmarks", row_id, "bench.jsonl:1", "data.allow_overlap"))
     assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is there to look at"
-    with pytest.raises(DataError, match=r"no data file"):
+    with pytest.raises(DataError, match=r"^data\.benchmarks: .*none\.jsonl"):
         audit(made, data.model_copy(update={"benchmarks": (str(tmp_path / "none.jsonl"),)}), tokenizer)
 
 
 def test_contamination_error_names_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     bench = write_jsonl(tmp_path / "bench.jsonl", [{"prompt": one["prompt"]} for one in pairs(9)])
     made, data = prepared_rows(tmp_path, tokenizer, pairs(12), benchmarks=[str(bench)])
-    with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*; all are in .*findings\.jsonl$"):
+    with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*findings\.jsonl\b"):
         audit(made, data, tokenizer)
 
 
@@ -215,13 +214,13 @@ def test_audit_is_cached_until_damaged(
 ) -> None:
     """The audit runs once for an artifact and its benchmarks, and again when its files are damaged."""
     made, data = planted(tmp_path, tokenizer)
-    inner, calls = module._findings, []
+    inner, calls = module.find_all, []
 
     def counting(*arguments: Any) -> Any:
         calls.append(1)
         return inner(*arguments)
 
-    monkeypatch.setattr(module, "_findings", counting)
+    monkeypatch.setattr(module, "find_all", counting)
     first = audit(made, data, tokenizer)
     assert audit(made, data, tokenizer) == first
     assert len(calls) == 1
@@ -338,9 +337,9 @@ def test_read_only_disk_and_full_disk(number: int, raises: bool, tmp_path: Path,
     def refuse(file: Path, text: str) -> Any:
         raise OSError(number, "no")
 
-    monkeypatch.setattr(module, "_write", refuse)
+    monkeypatch.setattr(module, "write_text", refuse)
     if raises:
-        with pytest.raises(OSError, match="no"):
+        with pytest.raises(OSError, match=r"no$"):
             write_findings(tmp_path, "key", [], {})
     else:
         assert not write_findings(tmp_path, "key", [], {})

@@ -97,23 +97,23 @@ def test_several_benchmark_files_or_none(tmp_path: Path, train: TokenizedData) -
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "place"),
     [
-        ("none.jsonl", None, r"^data\.benchmarks: .*none\.jsonl is no data file; expected one of \.json, "),
-        ("notes.txt", "text", r"^data\.benchmarks: .*notes\.txt is no data file; "),
-        ("empty.jsonl", "", r"^data\.benchmarks: .*empty\.jsonl has no rows"),
-        ("broken.jsonl", '{"prompt": "a"}\n{oops\n', r"^data\.benchmarks: broken\.jsonl:1 cannot be read: broken\.jsonl:2:"),
-        ("broken.json", '[{"prompt" 1}]', r"^data\.benchmarks: .*broken\.json:1:12: not JSON"),
-        ("other.jsonl", '{"id": 1, "answer": "a"}', r"^data\.benchmarks: other\.jsonl:0 has no prompt; .*; it has: id, answer"),
-        ("odd.jsonl", '{"prompt": 7}', r"^data\.benchmarks: odd\.jsonl:0: prompt is a number; expected text"),
+        ("none.jsonl", None, r"none\.jsonl .* \.json, \.jsonl, "),
+        ("notes.txt", "text", r"notes\.txt "),
+        ("empty.jsonl", "", r"empty\.jsonl "),
+        ("broken.jsonl", '{"prompt": "a"}\n{oops\n', r"broken\.jsonl:1 .* broken\.jsonl:2:"),
+        ("broken.json", '[{"prompt" 1}]', r"broken\.json:1:12: "),
+        ("other.jsonl", '{"id": 1, "answer": "a"}', r"other\.jsonl:0 .* id, answer$"),
+        ("odd.jsonl", '{"prompt": 7}', r"odd\.jsonl:0: prompt "),
     ],
 )
 def test_unreadable_benchmark_file_is_an_error(
-    name: str, content: str | None, message: str, tmp_path: Path, train: TokenizedData
+    name: str, content: str | None, place: str, tmp_path: Path, train: TokenizedData
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=r"^data\.benchmarks: .*" + place) as error:
         benchmark_overlap(train, [str(tmp_path / name)])
     assert len(error.value.problems) == 1
 

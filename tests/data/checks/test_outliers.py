@@ -1,5 +1,6 @@
 """Odd margins and winners that say next to nothing."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def with_margins(folder: Path, tokenizer: PreTrainedTokenizerFast, *margins: flo
 
 def test_zero_margin_among_other_margins(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = with_margins(tmp_path / "some", tokenizer, 1.0, 0.0, 2.0)
-    assert zero_margins(data, edges_of(data)) == [(1, "its margin is 0")]
+    assert [edge for edge, _ in zero_margins(data, edges_of(data))] == [1]
     for name, margins in (("none", (0.0, 0.0, 0.0)), ("all", (1.0, 2.0, 1.0))):
         data = with_margins(tmp_path / name, tokenizer, *margins)
         assert zero_margins(data, edges_of(data)) == []
@@ -36,7 +37,9 @@ def test_zero_margin_among_other_margins(tmp_path: Path, tokenizer: PreTrainedTo
 def test_margin_far_above_others_is_outlier(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     usual = [1.0, 2.0, 3.0, 4.0] * 5
     data = with_margins(tmp_path / "far", tokenizer, *usual, 100.0)
-    assert margin_outliers(data, edges_of(data)) == [(20, "its margin is 100, half of them lie in 2 to 4")]
+    ((edge, detail),) = margin_outliers(data, edges_of(data))
+    assert edge == 20
+    assert all(number in detail for number in ("100", "2 to 4"))
     data = with_margins(tmp_path / "near", tokenizer, *usual, 20.0)
     assert margin_outliers(data, edges_of(data)) == []
     data = with_margins(tmp_path / "equal", tokenizer, *([1.0] * 20), 100.0)
@@ -61,5 +64,5 @@ def test_short_winner_over_long_loser(tmp_path: Path, tokenizer: PreTrainedToken
     data = prepared_rows(tmp_path, tokenizer, rows)[0].train
     ((edge, detail),) = short_winners(data, edges_of(data))
     assert edge == 0
-    assert detail == f"a winner of 1 tokens over a loser of {data.lengths[1] - data.prompt_lengths[0] - 1}"
+    assert re.findall(r"\d+", detail) == ["1", str(data.lengths[1] - data.prompt_lengths[0] - 1)]
     assert data.lengths[1] > LONG > SHORT

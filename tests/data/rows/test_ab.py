@@ -62,7 +62,7 @@ def test_conversations_split_where_they_differ() -> None:
 def test_ties_are_dropped_or_half() -> None:
     """A tie is dropped or, with `tie: half`, kept with probability 0.5 and without a margin."""
     tie = ROW | {"winner": "both"}
-    assert (dropped(tie).reason, dropped(tie).detail) == ("tie", "the label says that neither is better")
+    assert dropped(tie).reason == "tie"
     half = compared(tie, tie="half", margin="m")
     assert texts(half) == ["left", "right"]
     assert half.preferences == (Preference(0, 1, margin=0.0, probability=0.5),)
@@ -73,7 +73,7 @@ def test_trap_20_tie_error_names_rows(tmp_path: Path) -> None:
     """With `tie: error`, ties are an error that names the first rows and counts the others."""
     rows = [ROW | {"prompt": f"q{number}", "winner": "both" if number % 2 else "a"} for number in range(14)]
     file = write_jsonl(tmp_path / "ab.jsonl", rows)
-    with pytest.raises(DataError, match=r"^ab: tie is error, and rows are ties: ab:1: the label says .*; ab:9: .* and 2 more$"):
+    with pytest.raises(DataError, match=r"^ab: .*tie: error.* ab:1: .*; ab:9: .* 2 more$"):
         list(load_comparisons(source(path=str(file), tie="error")))
     (batch,) = load_comparisons(source(path=str(file)))
     assert [isinstance(row, Dropped) for row in batch] == [False, True] * 7
@@ -86,7 +86,8 @@ def test_margin_from_column_scores_or_label() -> None:
     scores = {"by": "scores", "a": "sx", "b": "sy"}
     assert compared(ROW, label=scores, margin_from_label=True).preferences[0].margin == 3.5
     against = dropped(ROW | {"winner": "a"}, margin=["sx", "sy"])
-    assert (against.reason, against.detail) == ("bad_margin", "expected at least 0, got -3.5")
+    assert against.reason == "bad_margin"
+    assert against.detail.endswith("-3.5")
     assert compared(ROW | {"m": None}, margin="m", margin_default=0.5).preferences[0].margin == 0.5
     wide = ROW | {"sx": -1.7e308, "sy": 1.7e308}
     assert dropped(wide, label=scores, margin_from_label=True).reason == "bad_margin"
@@ -111,8 +112,7 @@ def test_unusable_ab_row_is_dropped(reason: str, row: dict[str, Any]) -> None:
 def test_only_unknown_labels_are_refused(tmp_path: Path) -> None:
     """A first batch with unknown labels only is an error; one with ties only is not."""
     file = write_jsonl(tmp_path / "ab.jsonl", [ROW | {"winner": "model_a"}] * 4)
-    words = r"^ab: the first 4 rows are all refused \(unknown_label\): ab:0: winner is 'model_a'; expected one of a, b, both, "
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=r"^ab: .*\b4 .*\(unknown_label\): ab:0: winner .*'model_a'.* a, b, both"):
         list(load_comparisons(source(path=str(file))))
     write_jsonl(file, [ROW | {"winner": "both"}] * 4)
     (batch,) = load_comparisons(source(path=str(file)))

@@ -85,9 +85,9 @@ def test_split_is_file_name_or_folder(tmp_path: Path, names: list[str]) -> None:
     write(tmp_path / next(name for name in names if "test" in name), ROWS[:1])
     assert read(tmp_path, split="train") == ROWS
     assert read(tmp_path, split="test") == ROWS[:1]
-    with pytest.raises(DataError, match=r"has 2 splits; set `split` to one of: test, train"):
+    with pytest.raises(DataError, match=r"\b2 splits; .*`split`.* test, train$"):
         read(tmp_path)
-    with pytest.raises(DataError, match=r'no split "validation" in .*; it has: test, train'):
+    with pytest.raises(DataError, match=r'"validation" .* test, train$'):
         read(tmp_path, split="validation")
 
 
@@ -104,9 +104,9 @@ def test_data_dir_and_data_files_narrow_directory(tmp_path: Path) -> None:
     assert read(tmp_path, data_files=["helpful/train.jsonl", "harmless/train.jsonl"]) == [*ROWS, ROWS[0]]
     assert read(tmp_path, split="train") == [*ROWS, ROWS[0]]
     assert read(tmp_path, data_files=["more/*", "helpful/*"]) == [ROWS[0], ROWS[0]], "named files are one split"
-    with pytest.raises(DataError, match=r"no data file in .*; expected \*\.csv"):
+    with pytest.raises(DataError, match=r"\*\.csv$"):
         read(tmp_path, data_files="*.csv")
-    with pytest.raises(DataError, match=r"harmful is not there"):
+    with pytest.raises(DataError, match=r"/harmful "):
         read(tmp_path, data_dir="harmful")
 
 
@@ -115,43 +115,42 @@ def test_save_to_disk_directories_are_read(tmp_path: Path) -> None:
     DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:2])).save_to_disk(str(tmp_path / "two"))
     assert read(tmp_path / "one") == ROWS
     assert read(tmp_path / "two", split="test") == ROWS[:2]
-    with pytest.raises(DataError, match=r"has 2 splits; set `split` to one of: train, test"):
+    with pytest.raises(DataError, match=r"\b2 splits; .*`split`.* train, test$"):
         read(tmp_path / "two")
-    with pytest.raises(DataError, match=r'no split "dev" in .*; it has: train, test'):
+    with pytest.raises(DataError, match=r'"dev" .* train, test$'):
         read(tmp_path / "two", split="dev")
-    with pytest.raises(DataError, match=r'no split "test" in .*one'):
+    with pytest.raises(DataError, match=r'"test" .*/one; '):
         read(tmp_path / "one", split="test")
 
 
 @pytest.mark.parametrize(
-    ("path", "keys", "error", "words"),
+    ("path", "keys", "error", "problem"),
     [
-        ("./missing.jsonl", {}, DataError, r"^missing: ./missing.jsonl is not there$"),
-        ("missing.parquet", {}, DataError, r"is not there$"),
-        ("a/b/c", {}, DataError, r"is not there$"),
-        ("rows.jsonl", {"name": "x"}, RecipeError, r"`name` does not go with the local path"),
-        ("rows.jsonl", {"revision": "main"}, RecipeError, r"`revision` does not go with the local path"),
-        ("rows.jsonl", {"data_files": "x"}, RecipeError, r"`data_files` does not go with the local path"),
-        ("rows.jsonl", {"split": "test"}, DataError, r'it has no split "test"; leave `split` out'),
-        ("rows.txt", {}, DataError, r"is no data file; expected one of .json, "),
+        ("./missing.jsonl", {}, DataError, r"^missing: \./missing\.jsonl "),
+        ("missing.parquet", {}, DataError, r"^missing: missing\.parquet "),
+        ("a/b/c", {}, DataError, r"^c: a/b/c "),
+        ("rows.jsonl", {"streaming": True, "limit": 2}, RecipeError, r"^rows: `streaming` .* rows\.jsonl "),
+        ("rows.jsonl", {"name": "x"}, RecipeError, r"^rows: `name` .* rows\.jsonl; remove"),
+        ("rows.jsonl", {"revision": "main"}, RecipeError, r"^rows: `revision` .* rows\.jsonl; remove"),
+        ("rows.jsonl", {"data_files": "x"}, RecipeError, r"^rows: `data_files` .* rows\.jsonl; remove"),
+        ("rows.jsonl", {"split": "test"}, DataError, r'^rows: .*"test"; .*`split`'),
+        ("rows.txt", {}, DataError, r"^rows\.txt: rows\.txt .* \.json, \.jsonl, "),
     ],
 )
 def test_missing_paths_and_wrong_keys_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, keys: dict[str, Any], error: type[Exception], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, keys: dict[str, Any], error: type[Exception], problem: str
 ) -> None:
     """A missing path, or a key that does not apply to a local file, is an error in one line that names it."""
     write(tmp_path / "rows.jsonl")
     (tmp_path / "rows.txt").write_text("text")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=words) as raised:
+    with pytest.raises(error, match=problem) as raised:
         read(path, **keys)
     assert "\n" not in str(raised.value)
 
 
 def test_unreachable_hub_id_is_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"^set: nobody/set is no local file, and the Hub did not give it: Couldn't reach"
-    ) as error:
+    with pytest.raises(DataError, match=r"^set: nobody/set .*Couldn't reach") as error:
         read("nobody/set")
     assert "\n" not in str(error.value)
 
@@ -176,9 +175,9 @@ def test_cached_hub_dataset_is_read_offline(cached_on_hub: str) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert read("owner/pairs", split="train") == ROWS
     assert read("owner/pairs", split="test", revision=cached_on_hub) == ROWS[:2]
-    with pytest.raises(DataError, match=r"owner/pairs has 2 splits; set `split` to one of: train, test"):
+    with pytest.raises(DataError, match=r"owner/pairs .*\b2 splits; .*`split`.* train, test$"):
         read("owner/pairs")
-    with pytest.raises(DataError, match=r'Unknown split "dev". Should be one of \[\'train\', \'test\'\]'):
+    with pytest.raises(DataError, match=r'"dev".*train.*test'):
         read("owner/pairs", split="dev")
     with pytest.raises(DataError, match=r"for config 'harmless'"):
         read("owner/pairs", name="harmless", split="train")
@@ -188,7 +187,7 @@ def test_cached_hub_dataset_is_read_offline(cached_on_hub: str) -> None:
 
 def test_pinned_revision_is_not_replaced_offline(cached_on_hub: str) -> None:
     """Offline, another revision than the cached one is an error that names the cached one."""
-    with pytest.raises(DataError, match=rf"revision v1.0 cannot be known; .* name the cached one: {cached_on_hub}"):
+    with pytest.raises(DataError, match=rf"^pairs: .*owner/pairs .*\bv1\.0; .*{cached_on_hub}$"):
         read("owner/pairs", split="train", revision="v1.0")
 
 

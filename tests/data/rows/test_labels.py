@@ -82,37 +82,37 @@ def test_sign_and_scores_have_strength() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "row", "reason", "words"),
+    ("label", "row", "reason", "parts"),
     [
-        (SHP, {}, "no_label", "labels is null, empty or not there"),
-        (SHP, {"labels": None}, "no_label", "labels is null"),
-        (SHP, {"labels": ""}, "no_label", "labels is null"),
-        (SHP, {"labels": float("nan")}, "no_label", "labels is null"),
-        (SHP, {"labels": 2}, "unknown_label", "labels is '2'; expected one of 1, 0, as label.values has it"),
-        (SHP, {"labels": True}, "unknown_label", "labels is 'True'; expected one of 1, 0"),
-        (SHP, {"labels": ["x" * 99]}, "unknown_label", "expected one of 1, 0"),
-        (PANDALM, votes(None, None, None), "no_label", "annotator1 and annotator2 and annotator3 are null"),
-        (PANDALM, votes(1, 1, 7), "unknown_label", "annotator3 is '7'"),
-        (INDEX, {"choice": 2}, "unknown_label", "choice is '2'; expected 0 or 1"),
-        (INDEX, {"choice": None}, "no_label", "choice is null"),
-        (INDEX, {"choice": True}, "unknown_label", "choice is 'True'; expected 0 or 1"),
-        (ONE_HOT, hot(0, 0, 0), "no_label", "none of winner_model_a, winner_model_b, winner_tie is set"),
-        (ONE_HOT, {}, "no_label", "none of"),
-        (ONE_HOT, hot(1, 1, 0), "unknown_label", "winner_model_a and winner_model_b are set; expected one"),
-        (ONE_HOT, hot(2, 0, 0), "unknown_label", "winner_model_a is '2'; expected 0, 1, true or false"),
-        (SIGN, {"overall_preference": "better"}, "unknown_label", "overall_preference is 'better'; expected a finite number"),
-        (SIGN, {"overall_preference": float("inf")}, "unknown_label", "expected a finite number"),
-        (SIGN, {"overall_preference": None}, "no_label", "overall_preference is null"),
-        (SCORES, {"score_0": 1}, "no_label", "score_1 is null"),
-        (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", "score_0 is 'N/A'"),
-        (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", "expected a finite number"),
+        (SHP, {}, "no_label", ["labels"]),
+        (SHP, {"labels": None}, "no_label", ["labels"]),
+        (SHP, {"labels": ""}, "no_label", ["labels"]),
+        (SHP, {"labels": float("nan")}, "no_label", ["labels"]),
+        (SHP, {"labels": 2}, "unknown_label", ["labels", "'2'", "1, 0", "label.values"]),
+        (SHP, {"labels": True}, "unknown_label", ["labels", "'True'", "1, 0"]),
+        (SHP, {"labels": ["x" * 99]}, "unknown_label", ["labels", "1, 0"]),
+        (PANDALM, votes(None, None, None), "no_label", ["annotator1", "annotator2", "annotator3"]),
+        (PANDALM, votes(1, 1, 7), "unknown_label", ["annotator3", "'7'"]),
+        (INDEX, {"choice": 2}, "unknown_label", ["choice", "'2'", "0 or 1"]),
+        (INDEX, {"choice": None}, "no_label", ["choice"]),
+        (INDEX, {"choice": True}, "unknown_label", ["choice", "'True'", "0 or 1"]),
+        (ONE_HOT, hot(0, 0, 0), "no_label", ["winner_model_a", "winner_model_b", "winner_tie"]),
+        (ONE_HOT, {}, "no_label", ["winner_model_a"]),
+        (ONE_HOT, hot(1, 1, 0), "unknown_label", ["winner_model_a and winner_model_b"]),
+        (ONE_HOT, hot(2, 0, 0), "unknown_label", ["winner_model_a", "'2'", "true or false"]),
+        (SIGN, {"overall_preference": "better"}, "unknown_label", ["overall_preference", "'better'"]),
+        (SIGN, {"overall_preference": float("inf")}, "unknown_label", ["'inf'"]),
+        (SIGN, {"overall_preference": None}, "no_label", ["overall_preference"]),
+        (SCORES, {"score_0": 1}, "no_label", ["score_1"]),
+        (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", ["score_0", "'N/A'"]),
+        (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", ["score_0", "'1000"]),
     ],
 )
-def test_missing_or_unknown_label_has_reason(label: dict[str, Any], row: dict[str, Any], reason: str, words: str) -> None:
+def test_missing_or_unknown_label_has_reason(label: dict[str, Any], row: dict[str, Any], reason: str, parts: list[str]) -> None:
     with pytest.raises(BadRow) as problem:
         judge(row, LABELS.validate_python(label))
     assert problem.value.reason == reason
-    assert words in problem.value.detail
+    assert all(part in problem.value.detail for part in parts)
     assert len(problem.value.detail) < 200, "the row's text is not repeated"
 
 
@@ -150,9 +150,9 @@ def test_first_of_equal_bests_is_used() -> None:
 def test_min_gap_excludes_small_differences() -> None:
     assert pairs([0.7, 0.4, 0.1], min_gap=0.3) == [(0, 1), (0, 2), (1, 2)], "0.7 - 0.4 is 0.3"
     assert pairs([0.7, 0.4, 0.1], min_gap=0.31) == [(0, 2)]
-    with pytest.raises(BadRow, match=r"^below_min_gap: no difference of scores is at least 5, the largest is 4$"):
+    with pytest.raises(BadRow, match=r"^below_min_gap: .*\b4\b.*\b5$"):
         pairs(FIVE_SCORES, min_gap=5.0)
-    with pytest.raises(BadRow, match=r"^tie: all 2 responses have the score 3$"):
+    with pytest.raises(BadRow, match=r"^tie: .*\b2\b.*\b3$"):
         pairs([3.0, 3.0])
 
 

@@ -141,7 +141,10 @@ def test_unusable_pair_is_dropped_with_reason(reason: str, row: dict[str, Any], 
 
 
 def test_missing_column_lists_existing_ones() -> None:
-    assert dropped({"prompt": "q", "best": "a", "rejected": "b"}).detail == 'no column "chosen"; it has: prompt, best, rejected'
+    problem = dropped({"prompt": "q", "best": "a", "rejected": "b"})
+    assert problem.reason == "missing_column"
+    assert '"chosen"' in problem.detail
+    assert problem.detail.endswith("prompt, best, rejected")
 
 
 def test_trap_37_responses_repeating_prompt_are_dropped() -> None:
@@ -173,23 +176,23 @@ def test_trap_22_margin_from_columns_or_default(cells: dict[str, Any], keys: dic
 
 
 @pytest.mark.parametrize(
-    ("cells", "keys", "words"),
+    ("cells", "keys", "value"),
     [
-        ({"margin": "high"}, {}, "expected a finite number, got 'high'"),
-        ({"margin": "0.5"}, {}, "expected a finite number, got '0.5'"),
-        ({"margin": float("nan")}, {}, "got 'nan'"),
-        ({"margin": float("inf")}, {"margin_default": 0.0}, "got 'inf'"),
-        ({"margin": True}, {}, "got 'True'"),
-        ({"margin": -0.5}, {}, "expected at least 0, got -0.5"),
-        ({"margin": None}, {}, "no number in margin; set margin_default, or remove the row"),
-        ({}, {}, "no number in margin"),
-        ({"c": 1, "r": 2}, {"margin": ["c", "r"]}, "expected at least 0, got -1"),
+        ({"margin": "high"}, {}, "'high'"),
+        ({"margin": "0.5"}, {}, "'0.5'"),
+        ({"margin": float("nan")}, {}, "'nan'"),
+        ({"margin": float("inf")}, {"margin_default": 0.0}, "'inf'"),
+        ({"margin": True}, {}, "'True'"),
+        ({"margin": -0.5}, {}, "-0.5"),
+        ({"margin": None}, {}, "margin_default"),
+        ({}, {}, "margin_default"),
+        ({"c": 1, "r": 2}, {"margin": ["c", "r"]}, "-1"),
     ],
 )
-def test_trap_22_invalid_margin_is_bad_margin(cells: dict[str, Any], keys: dict[str, Any], words: str) -> None:
+def test_trap_22_invalid_margin_is_bad_margin(cells: dict[str, Any], keys: dict[str, Any], value: str) -> None:
     result = dropped({"prompt": "q", "chosen": "a", "rejected": "b"} | cells, **({"margin": "margin"} | keys))
     assert result.reason == "bad_margin"
-    assert words in result.detail
+    assert value in result.detail
 
 
 def test_lists_of_texts_are_alternating_turns() -> None:
@@ -198,7 +201,7 @@ def test_lists_of_texts_are_alternating_turns() -> None:
     assert list(result.prompt) == [Q, A, Q2]
     assert [response[0]["content"] for response in result.responses] == ["c", "d"]
     part = comparison(row | {"rejected": ["b", "d"]})
-    assert list(part.prompt) == [Q], "the sides part at their first replies"
+    assert list(part.prompt) == [Q], "the conversations differ from their first replies on"
     assert part.responses[1] == (B, Q2, {"role": "assistant", "content": "d"})
     encoded = {"prompt": '["q", "q2"]', "chosen": '["a", "c"]', "rejected": '["a", "d"]'}
     assert comparison(encoded, messages=JSON) == result
@@ -233,10 +236,10 @@ def test_equal_responses_of_lists_are_merged() -> None:
     assert texts(result) == ["a", "b"]
     assert [(edge.winner, edge.loser, edge.weight) for edge in result.preferences] == [(0, 1, 2.0)]
     assert dropped({"prompt": "q", "chosen": ["a"], "rejected": ["a", "a "]}, lists=True).reason == "identical"
-    assert dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True).detail == "chosen is an empty list"
-    assert (
-        dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True).detail == "chosen.1 ends with an empty turn"
-    )
+    empty = dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True)
+    assert (empty.reason, empty.detail.split()[0]) == ("empty_cell", "chosen")
+    blank = dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True)
+    assert (blank.reason, blank.detail.split()[0]) == ("empty_response", "chosen.1")
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]}
@@ -254,4 +257,5 @@ def test_tool_calls_between_assistant_turns() -> None:
     assert dropped({"prompt": [Q], "chosen": [CALL], "rejected": [CALL]}).reason == "identical"
     assert dropped({"chosen": [Q, RESULT, A], "rejected": [Q, RESULT, B]}).reason == "role_order"
     twice = {"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, RESULT, B]}
-    assert dropped(twice).detail == "the sides part at a turn of the tool"
+    assert dropped(twice).reason == "different_prompts"
+    assert "tool" in dropped(twice).detail

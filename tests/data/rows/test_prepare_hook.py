@@ -68,14 +68,15 @@ def test_failure_names_row_file_and_line(tmp_path: Path) -> None:
     source = source_with(tmp_path)
     line = CODE.splitlines().index('    return row["absent"]["x"]') + 1
     expected = {
-        "fail": f"pairs:12: {tmp_path}/mine.py:{line}: rows: KeyError: 'absent'",
-        "number": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got an int",
-        "numbers": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got a list with an int",
+        "fail": (f"pairs:12: {tmp_path}/mine.py:{line}: rows: ", "KeyError: 'absent'"),
+        "number": (f"pairs:12: {tmp_path}/mine.py: rows: ", "got int"),
+        "numbers": (f"pairs:12: {tmp_path}/mine.py: rows: ", "list with int"),
     }
-    for kind, message in expected.items():
+    for kind, (place, problem) in expected.items():
         with pytest.raises(DataError) as raised:
             through(source, kind=kind)
-        assert str(raised.value) == message
+        assert str(raised.value).startswith(place)
+        assert str(raised.value).endswith(problem)
 
 
 def test_long_errors_are_cut_to_one_line(tmp_path: Path) -> None:
@@ -87,17 +88,17 @@ def test_long_errors_are_cut_to_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "words"),
+    ("code", "name", "problem"),
     [
         ("def rows(row:\n", "mine:rows", r"^prepare: .*/mine.py:1: SyntaxError: "),
         ("x = 1\ny = x / 0\n", "mine:rows", r"^prepare: .*/mine.py:2: ZeroDivisionError: division by zero$"),
         ("import nothing_of_this_name\n", "mine:rows", r"^prepare: .*/mine.py:1: ModuleNotFoundError: "),
-        (CODE, "mine:absent", r"^prepare: .*/mine.py has no function absent$"),
-        (CODE, "mine:constant", r"^prepare: .*/mine.py has no function constant$"),
+        (CODE, "mine:absent", r"^prepare: .*/mine.py .*\babsent$"),
+        (CODE, "mine:constant", r"^prepare: .*/mine.py .*\bconstant$"),
     ],
 )
-def test_file_without_working_function_is_refused(tmp_path: Path, code: str, name: str, words: str) -> None:
-    with pytest.raises(RecipeError, match=words) as raised:
+def test_file_without_working_function_is_refused(tmp_path: Path, code: str, name: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem) as raised:
         through(source_with(tmp_path, code, name), kind="keep")
     assert "\n" not in str(raised.value)
 
@@ -110,7 +111,7 @@ def test_bytes_read_with_recipe_run(tmp_path: Path) -> None:
     assert through(source) == [(12, {"version": 1})]
     assert through(source_with(tmp_path, "def rows(row):\n    return {'version': 2}\n")) == [(12, {"version": 2})]
     assert sys.path == before
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file beside the recipe"
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file next to the recipe"
     assert source.hook is not None
     assert load_function(source.hook) is load_function(source.hook), "loaded once"
 
@@ -122,5 +123,5 @@ def test_prints_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_prepare_needs_recipe_file() -> None:
-    with pytest.raises(RecipeError, match=r"^pairs: prepare: its file lies beside the recipe; load the recipe from its file"):
+    with pytest.raises(RecipeError, match=r"^pairs: prepare: .*load_recipe"):
         through(PairSource(path="pairs.jsonl", prepare="mine:rows"))
