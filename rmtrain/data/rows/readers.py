@@ -1,4 +1,4 @@
-"""Readers of each kind of file: JSON lines, JSON arrays, CSV, Parquet and datasets of the `datasets` library, each as a stream of rows."""
+"""Readers of each kind of file: JSON lines, JSON arrays, CSV and Parquet, each as a stream of rows."""
 
 import csv
 import gzip
@@ -17,7 +17,6 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
 
 from rmtrain.errors import DataError
 
@@ -245,22 +244,13 @@ def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
     """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
     try:
         with pq.ParquetFile(path) as file:
-            yield from _flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+            yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
     except pa.ArrowException as error:
         raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
 
 
-def read_dataset(dataset: Dataset | IterableDataset, meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
-    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
-    if "Json(" in repr(
-        dataset.features
-    ):  # cells of different shapes, which `datasets` stores as text and decodes only row by row
-        return _flatten(([row] for row in dataset), count, meter)
-    tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-    return _flatten((table.to_pylist() for table in tables), count, meter)
-
-
-def _flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
+def flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
+    """Yield the rows of pages that Arrow made, without the keys that it added; `count` is the number of all rows, for `meter`."""
     done = 0
     if meter is not None and count is not None:
         meter.position = lambda: done / count if count else 1.0
