@@ -65,9 +65,9 @@ def test_match_gives_the_place(rows: list[TokenizedComparison], tokenizer: PreTr
 
 
 def test_search_stops_at_the_limit(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
-    told: list[int] = []
-    result = search(rows, [3, 0, 2, 1], tokenizer, "chicken", 1, told.append)
-    assert ([match.row for match in result.matches], result.searched, told) == ([3], 1, [1])
+    progress: list[int] = []
+    result = search(rows, [3, 0, 2, 1], tokenizer, "chicken", 1, progress.append)
+    assert ([match.row for match in result.matches], result.searched, progress) == ([3], 1, [1])
     assert search(rows, [3, 0, 2, 1], tokenizer, "chicken", 2).searched == 3
     everything = search(rows, range(4), tokenizer, "chicken", 3)
     assert (len(everything.matches), everything.searched) == (2, 4), "guard: the limit was not reached"

@@ -9,7 +9,7 @@ from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.sources import NUMBER
 
-INDEX_DIGITS = 9
+INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
 MISSING = object()
 """Default of `find_cell` that no cell is equal to."""
 

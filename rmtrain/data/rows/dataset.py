@@ -129,9 +129,8 @@ def _hub_errors(source: Source) -> Iterator[None]:
 
 def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
     """Read a dataset; `count` is its number of rows, where known, for `meter`."""
-    if "Json(" in repr(
-        dataset.features
-    ):  # cells of different shapes, which `datasets` stores as text and decodes only row by row
+    # cells of different shapes, which `datasets` stores as text and decodes only row by row
+    if "Json(" in repr(dataset.features):
         return flatten(([row] for row in dataset), count, meter)
     tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
     return flatten((table.to_pylist() for table in tables), count, meter)

@@ -133,6 +133,7 @@ def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
             usable.append(ScoredConversation(prompt.conversation(cell), score))
         except BadRow as problem:
             problems.append(problem)
+    # equal responses may have different scores; the first one counts
     different: dict[tuple[tuple[str, str], ...], ScoredConversation] = {}
     for response in usable:
         different.setdefault(response_key(response.turns), response)
@@ -188,6 +189,7 @@ def _best_first(responses: Sequence[ScoredConversation], edges: Sequence[Prefere
     """Return the parts of a comparison of the responses that have a preference, the best first."""
     used = {number for edge in edges for number in (edge.winner, edge.loser)}
     sign = 1.0 if source.lower_is_better else -1.0
+    # response 0 is the best one, as in a pair
     order = sorted(used, key=lambda number: (sign * responses[number].score, number))
     place = {number: rank for rank, number in enumerate(order)}
     moved = [replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges]
@@ -224,7 +226,7 @@ def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     cell = _response_in(row, source.response or "", source)
     score = _score(row, row, source, cell.name, (0, 0))
     *before, reply = prompt.conversation(cell)
-    key = json.dumps(group, sort_keys=True, default=str)
+    key = json.dumps(group, sort_keys=True, default=str)  # cells may be lists or objects, which cannot be keys
     return Candidate(
         row_id, source.title, tuple(before), ((reply,),), (), group=key, score=score, named_prompt=prompt.turns or ()
     )

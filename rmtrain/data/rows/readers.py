@@ -113,7 +113,7 @@ def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
         number += 1
         where = f"{path.name}:{number}"
         if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):  # skip it in blocks, without holding all of it
                 line = stream.readline(MAX_LINE_BYTES)
             yield Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
         elif content := (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip():
@@ -224,7 +224,7 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
         except ValueError:
             return cell
 
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:

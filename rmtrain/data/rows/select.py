@@ -84,7 +84,7 @@ def select(batch: RawBatch) -> Selection:
             lost.append(dropped(row_id, title, problem))
         else:
             kept.append((number, row))
-    adapted = adapt_batch(replace(batch, rows=kept)) if kept else []
+    adapted = adapt_batch(replace(batch, rows=kept)) if kept else []  # what is filtered may be of any shape
     return Selection([*lost, *drawn(adapted, source)], groups)
 
 
@@ -155,6 +155,7 @@ def drawn(rows: Sequence[Adapted], source: Source) -> list[Adapted]:
 
 def is_drawn(hash_of_prompt: int, fraction: float | None) -> bool:
     """Return whether a prompt belongs to the share that is used; this is independent of whether it is held out."""
+    # hashed again: with the same hash, a fraction of 0.1 would be the prompts that holdout: 0.1 takes
     return fraction is None or _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
 
 
@@ -172,7 +173,7 @@ class Marks:
 class Limits:
     """Drops comparisons with the content of an earlier one, then those whose value of the `cap` column has its full number of rows.
 
-    The held-out split is counted on its own. A key takes about 100 bytes of memory: 1 GB for ten million rows.
+    A key takes about 100 bytes of memory: 1 GB for ten million rows.
 
     Args:
         source: the source whose `dedup` and `cap` apply.
@@ -191,6 +192,7 @@ class Limits:
             ids: their row ids.
             marks: the keys of each.
         """
+        # by split, so that a held-out row does not take the place of one that is trained on
         source, contents, groups = self.source, self._contents[split], self._groups[split]
         refused: list[Dropped] = []
         for row_id, content, group in zip(ids, marks.contents, marks.groups, strict=True):

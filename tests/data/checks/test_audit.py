@@ -197,7 +197,7 @@ def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer
     message = str(error.value)
     assert message.startswith(f"1 of {len(made.train)} ")
     assert all(part in message for part in ("data.benchmarks", row_id, "bench.jsonl:1", "data.allow_overlap"))
-    assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is there to look at"
+    assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is written all the same"
     with pytest.raises(DataError, match=r"^data\.benchmarks: .*none\.jsonl"):
         audit(made, data.model_copy(update={"benchmarks": (str(tmp_path / "none.jsonl"),)}), tokenizer)
 

@@ -67,8 +67,8 @@ def test_repeats_equal_a_dictionary(edges: list[tuple[int, int, int, int, float]
     repeats = find_repeats(edges_from(*edges))
     assert [repeat.edges for repeat in repeats] == expected
     for repeat in repeats:
-        said = {(edges[number][2], edges[number][3]) if edges[number][4] > 0.5 else "tie" for number in repeat.edges}
-        assert repeat.is_contradictory == (len(said) > 1)
+        ways = {(edges[number][2], edges[number][3]) if edges[number][4] > 0.5 else "tie" for number in repeat.edges}
+        assert repeat.is_contradictory == (len(ways) > 1)
 
 
 def circles(*edges: tuple[float, ...], without: tuple[int, ...] = ()) -> list[tuple[tuple[int, ...], int]]:
