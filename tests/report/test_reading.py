@@ -47,6 +47,11 @@ def test_without_a_known_whole_there_is_no_share_and_no_end() -> None:
     assert "rows/s" in lines[0]
 
 
+def test_work_of_another_process_is_said_to_be_its() -> None:
+    lines = in_pipe([Reading("hh", number, 0.5, elsewhere=True) for number in range(40)], step=1.0)
+    assert lines[0].startswith("another process is tokenizing hh: ")
+
+
 def test_a_terminal_gets_a_bar(monkeypatch) -> None:
     for name in ("CI", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)

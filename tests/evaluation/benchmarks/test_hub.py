@@ -123,5 +123,5 @@ def test_a_benchmark_that_the_hub_does_not_give_is_told_in_a_line(folder: Path, 
     with hub_server() as empty:
         result = rmtrain("eval", folder / "model", "--benchmark", "rm_bench", **empty.environment(tmp_path))
     assert result.returncode == 3, result.stderr
-    assert "THU-KEG/RM-Bench is not a local file" in " ".join(result.stderr.split())
+    assert "THU-KEG/RM-Bench is no local file, and the Hub did not give it" in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
