@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Indices
-from rmtrain.data.comparison import Message, Preference, TokenizedComparison, common_prefix_length
-from rmtrain.data.rows.messages import BadRow, to_messages
+from rmtrain.data.comparison import BadRow, Message, Preference, TokenizedComparison, common_prefix_length
+from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.text.templates import edge_tokens
 from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.data.text.tokenizer import prepared
