@@ -12,7 +12,7 @@ import pytest
 from rmtrain.data.checks.baselines import RULES
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.report.page import Evidence, page, waterfall_rows, write_page
+from rmtrain.report.page import ReportData, page, write_page
 from tests.chromium import PROGRAM, Browser, chromium
 from tests.evaluation.test_metrics import random_pairs
 
@@ -26,7 +26,7 @@ def row(step: int, name: str = "a:0") -> dict[str, Any]:
     return {"step": step, "id": name, "source": "a", "rewards": [step / 10, 1.0], **texts}
 
 
-def evidence() -> Evidence:
+def evidence() -> ReportData:
     scored = random_pairs(200)
     summary = summarize(scored)
     curves = [
@@ -40,7 +40,7 @@ def evidence() -> Evidence:
     baseline = {"wins": 60, "losses": 40, "ties": 0, "share": 0.6, "low": 0.5, "high": 0.7}
     fault = {"found": 3, "rows": 3, "share": 0.01, "examples": [{"ids": [NASTY], "detail": NASTY}]}
     counts = {"read": 1000, "dropped": {"too_long": 30, "filtered": 100}, "gathered": 20, "kept": 850}
-    return Evidence(
+    return ReportData(
         name="run " + NASTY,
         summary={**summary, "warnings": [NASTY]},
         diagnosis=diagnose(scored),
@@ -158,10 +158,10 @@ def test_it_says_what_counts(written: str) -> None:
 
 
 def test_a_page_of_hardly_anything_is_well_formed() -> None:
-    for few in (Evidence("x"), Evidence("x", summary=summarize(random_pairs(1))), Evidence("x", samples=[row(3)])):
+    for few in (ReportData("x"), ReportData("x", summary=summarize(random_pairs(1))), ReportData("x", samples=[row(3)])):
         assert not Reader(page(few)).open
     scored = random_pairs(5)
-    assert "Diagnosis" in page(replace(Evidence("x"), summary=summarize(scored), diagnosis=diagnose(scored)))
+    assert "Diagnosis" in page(replace(ReportData("x"), summary=summarize(scored), diagnosis=diagnose(scored)))
 
 
 def test_bars_of_the_waterfall_add_up() -> None:
