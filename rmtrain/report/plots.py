@@ -1,7 +1,6 @@
 """Every picture of a run, drawn once with matplotlib: as SVG in the report, as PNG next to it, and in trackers.
 
-A plot is as wide as a phone, in CSS pixels that are points of matplotlib, so that its letters keep their size on any screen. Nothing is
-drawn through pyplot or a style sheet, which are global state: trackers draw in a thread of their own.
+Nothing is drawn through pyplot or a style sheet, which are global state: trackers draw in a thread of their own.
 """
 
 import io
@@ -10,49 +9,46 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
 from numpy.typing import NDArray
-from rich.cells import cell_len
 
 from rmtrain.files import atomic_write
 from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import calibration_table, difference_words, length_difference_table, source_table
 from rmtrain.report.lengths import PERCENTILES
+from rmtrain.report.panel import (
+    COLORS,
+    DASHES,
+    FONT_SIZE,
+    HEIGHT,
+    WIDTH,
+    Canvas,
+    add_panel,
+    add_rows,
+    label_above,
+    label_right,
+    round_range,
+    rows_height,
+    scientific,
+    text_width,
+)
 from rmtrain.report.tables import Column, Numbers, Row, Table
 
-WIDTH, HEIGHT = 360.0, 210.0
-TOP, BOTTOM = 22.0, 38.0
 TITLE_HEIGHT = 22.0
-FONT_SIZE = 11.0
-LINE_HEIGHT = FONT_SIZE + 3
 PNG_DPI = 200
-COLORS = {
-    "accent": "#0b63b5",
-    "neutral": "#6f7782",
-    "ink": "#1a1f26",
-    "dim": "#55606d",
-    "rule": "#dfe3e8",
-    "paper": "#ffffff",
-}
-"""The light theme of `page.css`; in an SVG each is replaced by the CSS variable of that name, so that the dark theme applies."""
 LENGTH_COLORS = ("#0b63b5", "#2f8f5b", "#c4473a")
-DASHES = (0, (4, 3))
 
 MAX_POINTS = 150
 """Points of a curve that are drawn."""
 MAX_SOURCES = 30
-NAME_CELLS = 16
 
-Canvas = Figure | SubFigure
 Point = tuple[float, float]
 
 
@@ -83,12 +79,8 @@ class Plot:
             figure.savefig(buffer, format="svg", metadata=no_metadata)
         text = buffer.getvalue()
         inside = text[text.index("</defs>") + len("</defs>") : text.rindex("</svg>")]  # the first <defs> styles the whole page
-        used = set(re.findall(r'#([\w.-]+)[")]', inside))
-        inside = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", inside)
-        inside = re.sub(r'font-size: 11px; font-family: [^;]*; | transform="rotate\(-0 [^"]*"', "", inside)
-        inside = re.sub(r"\s+", " ", re.sub(r">\s+<", "><", inside))
-        for name, color in COLORS.items():
-            inside = inside.replace(color, f"var(--{name})")
+        ids = set(re.findall(r'(?:url\(|href=")#([^")]+)', inside))
+        inside = re.sub("<[^>]*>", lambda tag: _page_tag(tag[0], ids), re.sub(r">\s+<", "><", inside))
         return Markup(
             '<svg viewBox="0 0 {:.0f} {:.0f}" role="img" aria-labelledby="{name}-title {name}-text">'
             '<title id="{name}-title">{}</title><desc id="{name}-text">{}</desc>{}</svg>'
@@ -100,6 +92,15 @@ class Plot:
             Markup(inside),
             name=escape(self.name),
         )
+
+
+def _page_tag(tag: str, ids: set[str]) -> str:
+    """Return a tag of an SVG for a page with several: with the ids that are referred to, and the fonts and colours of the page."""
+    tag = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in ids else "", " ".join(tag.split()))
+    tag = re.sub(r'font-size: 11px; font-family: [^;]*; | transform="rotate\(-0 [^"]*"', "", tag)
+    for name, color in COLORS.items():
+        tag = tag.replace(color, f"var(--{name})")
+    return tag
 
 
 def stacked(plots: Sequence[Plot]) -> Figure:
@@ -174,12 +175,7 @@ def curve_plot(
             width = 2.0 if curve.color == "accent" else 1.6
             color = COLORS[curve.color]
             panel.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=marker, markersize=5, clip_on=False)
-        height = HEIGHT - TOP - BOTTOM
-        ends = [(points[-1][1] - y_range[0]) / (y_range[1] - y_range[0]) * height for _, points in shown]
-        places = spread_labels(ends, [LINE_HEIGHT] * len(ends), 0, height + 8)
-        for (curve, _), label, place in zip(shown, labels, places, strict=True):
-            style: dict[str, Any] = {"color": COLORS[curve.color], "weight": "bold", "size": FONT_SIZE, "va": "center"}
-            panel.annotate(label, (1, place / height), (6, 0), xycoords="axes fraction", textcoords="offset points", **style)
+        label_right(panel, [(points[-1][1], label, curve.color) for (curve, points), label in zip(shown, labels, strict=True)])
 
     parts = []
     for curve, points in shown:
@@ -201,41 +197,29 @@ def share_plot(name: str, title: str, shares: Sequence[tuple[str, Numbers, float
     Args:
         shares: a name, `accuracy`, `accuracy_low` and `accuracy_high`, and the place of the diamond.
     """
-    names = [_short_name(share_name) for share_name, _, _ in shares]
     bounds = [numbers[key] for _, numbers, _ in shares for key in ("accuracy_low", "accuracy_high")]
-    low, high = round_range([value for value in (0.5, *bounds, *(mark for _, _, mark in shares)) if value is not None], bins=10)
-    low, high = max(0.0, low), min(1.0, high)
-    height = 24.0 * len(shares) + 12 + BOTTOM - LINE_HEIGHT
+    values = [value for value in (0.5, *bounds, *(mark for _, _, mark in shares)) if value is not None]
+    low, high = round_range(values, bins=10)
 
     def draw(figure: Canvas) -> None:
-        left, right, total = 14 + max(map(text_width, names)), 14 + text_width("0.000"), height_of(figure)
-        bottom = BOTTOM - LINE_HEIGHT
-        box = (left / WIDTH, bottom / total, (WIDTH - left - right) / WIDTH, 24.0 * len(shares) / total)
-        panel = figure.add_axes(box, xlim=(low, high), ylim=(len(shares) - 0.5, -0.5), frameon=False)
-        values = fitting_ticks(low, high, WIDTH - left - right)
-        panel.set_xticks(values, tick_labels(values), size=FONT_SIZE, color=COLORS["dim"])
-        panel.set_yticks(range(len(shares)), names, size=FONT_SIZE, color=COLORS["ink"], parse_math=False)
-        panel.tick_params(length=0, pad=5)
-        panel.grid(axis="x", color=COLORS["rule"], linewidth=1, clip_on=False)
-        panel.set_axisbelow(True)
-        if low <= 0.5 <= high:
-            panel.axvline(0.5, color=COLORS["dim"], linewidth=1, linestyle=DASHES)
-        accent = COLORS["accent"]
+        panel = add_rows(figure, [share_name for share_name, _, _ in shares], (max(0.0, low), min(1.0, high)))
+        panel.axvline(0.5, color=COLORS["dim"], linewidth=1, linestyle=DASHES)
+        style: dict[str, Any] = {"color": COLORS["accent"], "clip_on": False}
+        value_style: dict[str, Any] = {"weight": "bold", "size": FONT_SIZE, "ha": "right", "va": "center_baseline"}
+        end = (WIDTH - 2) / WIDTH  # of the figure, whose rows are those of the panel
+        place = blended_transform_factory(figure.transSubfigure, panel.transData)
         for row, (_, numbers, mark) in enumerate(shares):
             if mark is not None:
                 edge, inside = COLORS["neutral"], COLORS["paper"]
                 panel.plot(mark, row, "D", color=inside, markeredgecolor=edge, markeredgewidth=1.6, markersize=6, clip_on=False)
             if numbers["accuracy"] is not None:
                 interval = (numbers["accuracy_low"], numbers["accuracy_high"])
-                panel.plot(interval, (row, row), color=accent, linewidth=2, solid_capstyle="round", clip_on=False)
-                panel.plot(numbers["accuracy"], row, "o", color=accent, markersize=8, clip_on=False)
-            value = decimal(numbers["accuracy"], 3)
-            place = (1 + (right - 4) / (WIDTH - left - right), row)
-            style: dict[str, Any] = {"color": accent, "weight": "bold", "size": FONT_SIZE, "ha": "right", "va": "center_baseline"}
-            panel.text(*place, value, transform=panel.get_yaxis_transform(), **style)
+                panel.plot(interval, (row, row), linewidth=2, solid_capstyle="round", **style)
+                panel.plot(numbers["accuracy"], row, "o", markersize=8, **style)
+            panel.text(end, row, decimal(numbers["accuracy"], 3), transform=place, **value_style, **style)
 
     description = "; ".join(f"{share_name} {decimal(numbers['accuracy'])}" for share_name, numbers, _ in shares)
-    return Plot(name, title, description, note, table, draw, height)
+    return Plot(name, title, description, note, table, draw, rows_height(len(shares)))
 
 
 CURVES = (
@@ -418,123 +402,6 @@ def calibration_plot(curve: Numbers) -> Plot:
     return Plot("calibration", f"Calibration, error {error}", description, note, calibration_table(curve), draw)
 
 
-def add_panel(
-    figure: Canvas,
-    x_range: tuple[float, float],
-    y_range: tuple[float, float],
-    x_name: str,
-    *,
-    right: float = 10.0,
-    integer: bool = False,
-) -> Axes:
-    """Add axes that fill a figure, with thin lines at round values; their labels have room and do not touch.
-
-    Args:
-        x_range, y_range: values at the edges.
-        x_name: label of the horizontal axis.
-        right: room for labels on the right, in points.
-        integer: whether only whole numbers are labelled on the horizontal axis.
-    """
-    total = height_of(figure)
-    y_values = ticks(*y_range, 5)
-    y_labels = tick_labels(y_values)
-    left = 8 + max(map(text_width, y_labels))
-    x_values = fitting_ticks(*x_range, WIDTH - left - right - 30, integer)
-    x_labels = tick_labels(x_values)
-    right = max(right, text_width(x_labels[-1]) / 2 + 2)
-    box = (left / WIDTH, BOTTOM / total, (WIDTH - left - right) / WIDTH, (HEIGHT - TOP - BOTTOM) / total)
-    panel = figure.add_axes(box, xlim=x_range, ylim=y_range)
-    panel.patch.set_visible(False)
-    panel.set_yticks(y_values, y_labels, size=FONT_SIZE, color=COLORS["dim"])
-    panel.set_xticks(x_values, x_labels, size=FONT_SIZE, color=COLORS["dim"])
-    panel.tick_params(axis="y", length=0, pad=5)
-    panel.tick_params(axis="x", length=3, pad=3, color=COLORS["dim"])
-    panel.grid(axis="y", color=COLORS["rule"], linewidth=1, clip_on=False)
-    panel.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        panel.spines[side].set_visible(False)
-    panel.spines["bottom"].set_color(COLORS["dim"])
-    panel.set_xlabel(x_name, size=FONT_SIZE, color=COLORS["dim"], labelpad=2)
-    return panel
-
-
-def height_of(figure: Canvas) -> float:
-    """Return the height of a figure, or of a part of one, in points."""
-    return 72 * float(figure.bbox.height) / float(figure.dpi)
-
-
-def label_above(figure: Canvas, panel: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write words above a panel, near their value on the horizontal axis, never touching: each a value, a text and a colour."""
-    box, (low, high) = panel.get_position(), panel.get_xlim()
-    places = [WIDTH * (box.x0 + (x - low) / (high - low) * box.width) for x, _, _ in labels]
-    widths = [text_width(label) + 10 for _, label, _ in labels]
-    height = (HEIGHT - TOP + 8) / height_of(figure)
-    for place, (_, label, color) in zip(spread_labels(places, widths, 0, WIDTH), labels, strict=True):
-        figure.text(place / WIDTH, height, label, size=FONT_SIZE, weight="bold", color=COLORS[color], ha="center")
-
-
-def spread_labels(centers: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Move labels of these sizes apart as little as possible, in their order, so that none touch and all are within `low` and `high`."""
-    order = sorted(range(len(centers)), key=lambda number: centers[number])
-    placed, edge = list(centers), low
-    for number in order:
-        placed[number] = max(placed[number], edge + sizes[number] / 2)
-        edge = placed[number] + sizes[number] / 2
-    edge = high
-    for number in reversed(order):
-        placed[number] = min(placed[number], edge - sizes[number] / 2)
-        edge = placed[number] - sizes[number] / 2
-    return placed
-
-
-def text_width(text: str) -> float:
-    """Estimate the width of a text in points, for the widest usual fonts; a Chinese or Japanese character counts twice."""
-    return 0.65 * FONT_SIZE * cell_len(text)
-
-
-def ticks(low: float, high: float, most: int, integer: bool = False) -> list[float]:
-    """Return at most `most` multiples of a round number within `low` and `high`, and at least one value."""
-    locator = MaxNLocator(max(1, most - 1), steps=[1, 2, 2.5, 5, 10], integer=integer)
-    slack = 1e-9 * (high - low)
-    inside = [float(value) for value in locator.tick_values(low, high) if low - slack <= value <= high + slack]
-    return inside or [low]
-
-
-def fitting_ticks(low: float, high: float, width: float, integer: bool = False) -> list[float]:
-    """Return as many ticks as have room for their labels side by side in `width` points, up to seven."""
-    for most in range(7, 1, -1):
-        values = ticks(low, high, most, integer)
-        widest = max(map(text_width, tick_labels(values)))
-        if len(values) > 1 and (values[1] - values[0]) / (high - low) * width >= widest + 10:
-            return values
-    return ticks(low, high, 2, integer)[:1]
-
-
-def round_range(values: Sequence[float], bins: int = 5) -> tuple[float, float]:
-    """Return the smallest range between multiples of a round number that contains all values; of equal values, a range around them."""
-    low, high = min(values), max(values)
-    if low == high:
-        room = abs(low) / 2 or 1.0
-        low, high = low - room, high + room
-    edges = MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
-    return float(edges[0]), float(edges[-1])
-
-
-def tick_labels(values: Sequence[float]) -> list[str]:
-    """Write each value with just the digits that tell it from the next: 0.25, 12k, 5e−6."""
-    largest = max(abs(value) for value in values)
-    step = min((abs(b - a) for a, b in pairwise(values)), default=largest or 1.0)
-    if 0 < largest < 1e-3:
-        labels = [_scientific(value) if value else "0" for value in values]
-    elif step >= 1000:
-        powers = [2 if abs(value) >= 1e6 else 1 if value else 0 for value in values]
-        labels = [f"{value / 1000**power:,.6g}{('', 'k', 'M')[power]}" for value, power in zip(values, powers, strict=True)]
-    else:
-        digits = next((digits for digits in range(7) if abs(step * 10**digits - round(step * 10**digits)) < 1e-6), 7)
-        labels = [f"{value + 0.0:,.{digits}f}" for value in values]
-    return [label.replace("-", "−") for label in labels]
-
-
 def downsample(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     """Return at most `most` points, each the mean of as many neighbours."""
     size = max(1, -(-len(points) // most))
@@ -546,24 +413,11 @@ def _number(value: float, digits: int) -> str:
     """Write a value with fixed digits, or with two or three significant ones where those would be too few or too many."""
     if not value or 5 * 10**-digits <= abs(value) < 1e6:
         return decimal(value, digits)
-    return (f"{value:.2g}" if 1e-3 <= abs(value) < 1 else _scientific(value)).replace("-", "−")
-
-
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return (f"{value:.2g}" if 1e-3 <= abs(value) < 1 else scientific(value)).replace("-", "−")
 
 
 def _bin(edges: Sequence[float], number: int) -> str:
     return f"{decimal(edges[number], 3)} to {decimal(edges[number + 1], 3)}"
-
-
-def _short_name(name: str) -> str:
-    """Cut the start of a long name; its end distinguishes files."""
-    word = escape_invisible(name).replace("\n", " ")
-    while cell_len(word) > NAME_CELLS:
-        word = "…" + word[2:]
-    return word
 
 
 FARTHEST_LIMIT = 3
