@@ -218,7 +218,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], title: str = "samples") -
             Row(("  rejected", decimal(rejected, 3, sign=True), Excerpt(sample["rejected"]))),
         ]
     right = sum(sample["rewards"][0] > sample["rewards"][1] for sample in samples)
-    table = Table(title, (Column(), Column(), Column("", "left")), rows)
+    table = Table(title, (Column("", "left"), Column(), Column("", "left")), rows)
     return Group(Text.assemble((title, "bold"), f"  {right} of {len(samples)} right"), table)
 
 

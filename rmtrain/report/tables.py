@@ -93,7 +93,8 @@ class Column:
 class Row:
     """Cells of a `Table`, and their `kind`, which selects the style in a terminal and is the CSS class in HTML.
 
-    A cell is text, styled text, a `Bar`, or, in tables for the terminal alone, any rich renderable. `first` rows begin a group.
+    A cell is a string, styled text without invisible characters, a `Bar`, or, in a table for the terminal alone, any rich renderable.
+    A `first` row starts a group.
     """
 
     cells: tuple[Any, ...]
