@@ -104,10 +104,8 @@ class _TextColumn(ProgressColumn):
         return Text(self.text_of(task))
 
 
-def _eta(task: Task) -> list[str]:
-    if not task.speed or task.remaining is None:
-        return []
-    return [f"eta {duration(task.remaining / task.speed)}"]
+def _eta(task: Task, speed: float | None) -> list[str]:
+    return [f"eta {duration(task.remaining / speed)}"] if speed and task.remaining is not None else []
 
 
 class TrainingProgress(ProgressLine):
@@ -130,8 +128,13 @@ class TrainingProgress(ProgressLine):
 
     def facts(self, task: Task) -> list[str]:
         """Return loss and accuracy of the last log line, tokens per second of all processes, and the time to the last step."""
-        speed = f"{compact(task.speed * self.tokens / self.steps * self.processes)} tok/s" if task.speed and self.steps else ""
-        return [fact for fact in (*self._losses(), speed, *_eta(task)) if fact]
+        speed = self._speed(task)
+        tokens = [f"{compact(speed * self.tokens / self.steps * self.processes)} tok/s"] if speed else []
+        return [*self._losses(), *tokens, *_eta(task, speed)]
+
+    def _speed(self, task: Task) -> float | None:
+        """Return steps per second; after the first step rich does not know it yet."""
+        return task.speed or (self.steps / task.elapsed if task.elapsed else None)
 
     def _losses(self) -> list[str]:
         named = (("loss", "train/loss"), ("acc", "train/accuracy"))
@@ -152,7 +155,7 @@ class TrainingProgress(ProgressLine):
             parts.append(f"lr {metrics['train/learning_rate']:.1e}")
         if "train/tokens_per_second" in metrics:
             parts.append(f"{compact(metrics['train/tokens_per_second'])} tok/s")
-        self.notice("  ".join([*parts, *_eta(self.task)]))
+        self.notice("  ".join([*parts, *_eta(self.task, self._speed(self.task))]))
 
 
 class ReadingProgress(ProgressLine):
@@ -171,7 +174,7 @@ class ReadingProgress(ProgressLine):
             facts.append(percent(share, 1.0))
         if task.speed and task.completed:
             facts.append(f"{compact(task.speed * rows / task.completed)} rows/s")
-        return [*facts, *_eta(task)]
+        return [*facts, *_eta(task, task.speed)]
 
     def __call__(self, reading: Reading) -> None:
         """Note how much of a source is done."""
@@ -206,7 +209,7 @@ class ScoringProgress(ProgressLine):
             else f"{task.completed:,.0f} of {task.total:,.0f} {self.unit}"
         )
         speed = task.speed or 0.0
-        return [done, *([f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []), *_eta(task)]
+        return [done, *([f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []), *_eta(task, speed)]
 
     def step(self, count: int = 1) -> None:
         """Note that `count` more units are done; the last step of several processes may go beyond the total."""

@@ -86,7 +86,7 @@ def test_scores_alone_give_a_report(run: Path, tmp_path: Path) -> None:
 
 def test_pictures_of_trackers_are_drawn_when_called() -> None:
     scored = random_pairs(50)
-    drawn = {name: pixels(draw()) for name, draw in pictures(Evaluation(summarize(scored), scored, 1.0, 1)).items()}
+    drawn = {name: pixels(draw()) for name, draw in pictures(Evaluation(scored, summarize(scored), 1.0, 1)).items()}
     assert list(drawn) == ["eval/rewards", "eval/calibration"]
     for picture in drawn.values():
         assert picture.ndim == 3

@@ -186,7 +186,8 @@ MEASURE = {
         .map(([b]) => a + ' / ' + b)) })""",
     "paper": "getComputedStyle(document.body).backgroundColor",
     "curve": "getComputedStyle(document.querySelector('#training svg path[style*=accent]')).stroke",
-    "smallest": "Math.min(...[...document.querySelectorAll('svg text')].map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))",
+    "smallest": """Math.min(...[...document.querySelectorAll('svg text')]
+        .map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""",
 }
 
 

@@ -164,7 +164,7 @@ def test_svg_is_reproducible_and_belongs_in_a_page() -> None:
     ids, other_ids = (set(re.findall(r' id="([^"]*)"', str(plot.svg()))) for plot in (one, other))
     assert ids
     assert not ids & other_ids, "two pictures in a page share no id"
-    assert {reference for reference in re.findall(r'"#([^"]*)"', svg)} <= ids
+    assert set(re.findall(r'"#([^"]*)"', svg)) <= ids
     assert "var(--accent)" in svg
     assert not re.search(r"#[0-9a-f]{6}|http|font-family|<style|<metadata", svg)
 
