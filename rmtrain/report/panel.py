@@ -54,6 +54,7 @@ def add_panel(
         integer: whether only whole numbers are labelled on the horizontal axis.
     """
     total = height_of(figure)
+    # margins are computed here, not by matplotlib's layout engines: those measure fonts that the reader may not have
     y_values = ticks(*y_range, 5)
     y_labels = tick_labels(y_values)
     left = 8 + max(map(text_width, y_labels))
@@ -147,6 +148,7 @@ def spread_labels(centers: Sequence[float], sizes: Sequence[float], low: float, 
 
 def text_width(text: str) -> float:
     """Estimate the width of a text in points, for the widest usual fonts; a Chinese or Japanese character counts twice."""
+    # DejaVu Sans, which matplotlib and many browsers on Linux use, has digits of 0.64 of the font size; others are narrower
     return 0.65 * FONT_SIZE * cell_len(text)
 
 
@@ -179,7 +181,7 @@ def round_range(values: Sequence[float], bins: int = 5) -> tuple[float, float]:
 
 
 def tick_labels(values: Sequence[float]) -> list[str]:
-    """Write each value with just the digits that tell it from the next: 0.25, 12k, 5e−6."""
+    """Write each value with just the digits that distinguish it from the next: 0.25, 12k, 5e−6."""
     largest = max(abs(value) for value in values)
     step = min((abs(b - a) for a, b in pairwise(values)), default=largest or 1.0)
     if 0 < largest < 1e-3:

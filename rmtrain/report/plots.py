@@ -73,6 +73,7 @@ class Plot:
         figure = Figure(figsize=(WIDTH / 72, self.height / 72), dpi=72, frameon=False)
         self.draw(figure)
         buffer = io.StringIO()
+        # ids are salted with the name, so that no two pictures of a page share one; a date would change the bytes
         no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's fonts draw the text
@@ -110,9 +111,7 @@ def stacked(plots: Sequence[Plot]) -> Figure:
     parts = figure.subfigures(len(plots), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, plot in zip(parts, plots, strict=True):
         part.set_facecolor(COLORS["paper"])
-        part.text(
-            6 / WIDTH, 1 - 8 / (plot.height + TITLE_HEIGHT), plot.title, va="top", size=13, weight="bold", color=COLORS["ink"]
-        )
+        part.text(6 / WIDTH, 1 - 8 / (plot.height + TITLE_HEIGHT), plot.title, va="top", size=13, weight="bold")
         plot.draw(part)
     return figure
 
@@ -142,7 +141,6 @@ def curve_plot(
     note: str,
     reference: float | None = None,
     include: Sequence[float] = (),
-    digits: int = 3,
     table: Table | None = None,
 ) -> Plot:
     """Plot curves over a common axis of whole numbers, each with its name and last value at its end; one without a name has neither.
@@ -150,7 +148,6 @@ def curve_plot(
     Args:
         reference: value of a dashed line, drawn where it is within reach of the curves.
         include: values that the vertical axis must reach.
-        digits: of the values in words.
         table: the numbers; None: about twenty points of each curve.
     """
     shown = [(curve, downsample(curve.points)) for curve in curves if curve.points]
@@ -163,7 +160,7 @@ def curve_plot(
             y_range = round_range([*values, *include, reference])
     xs = [x for _, points in shown for x, _ in points]
     x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) - 1, max(xs) + 1)
-    labels = [f"{curve.name} {_number(points[-1][1], digits)}" if curve.name else "" for curve, points in shown]
+    labels = [f"{curve.name} {_number(points[-1][1])}" if curve.name else "" for curve, points in shown]
 
     def draw(figure: Canvas) -> None:
         right = 14 + max(text_width(label) for label in labels)
@@ -171,6 +168,7 @@ def curve_plot(
         if reference is not None and y_range[0] <= reference <= y_range[1]:
             panel.axhline(reference, color=COLORS["dim"], linewidth=1, linestyle=DASHES)
         for curve, points in shown:
+            # not clipped: dots at the edges would be halved
             marker = "o" if curve.dots or len(points) == 1 else ""
             width = 2.0 if curve.color == "accent" else 1.6
             color = COLORS[curve.color]
@@ -180,10 +178,10 @@ def curve_plot(
     parts = []
     for curve, points in shown:
         ys = [y for _, y in points]
-        start, end, low, high = (_number(y, digits) for y in (ys[0], ys[-1], min(ys), max(ys)))
+        start, end, low, high = (_number(y) for y in (ys[0], ys[-1], min(ys), max(ys)))
         parts.append(f"{curve.name or 'it'} starts at {start} and ends at {end}, minimum {low}, maximum {high}")
     rows = [
-        Row((curve.name or title, f"{x:,.6g}", _number(y, digits)))
+        Row((curve.name or title, f"{x:,.6g}", _number(y)))
         for curve, _ in shown
         for x, y in list(curve.points)[:: -max(1, -(-len(curve.points) // 20))][::-1]
     ]
@@ -329,6 +327,7 @@ def margin_plot(margins: Numbers) -> Plot:
 
     def draw(figure: Canvas) -> None:
         panel = add_panel(figure, (edges[0], edges[-1]), (0, max(counts)), "reward of chosen − reward of rejected", right=14)
+        # the edge at zero has a rounding error
         colors = [COLORS["accent"] if low >= -1e-12 else COLORS["neutral"] for low in edges[:-1]]
         panel.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors, edgecolor=COLORS["paper"], linewidth=1)
         panel.axvline(0, color=COLORS["dim"], linewidth=1)
@@ -359,17 +358,10 @@ def reward_length_plot(bins: Sequence[Numbers], summary: Numbers) -> Plot:
         f"Rank correlation of reward and length: {within} within a prompt, {overall} over all responses; 0 means no length bias."
     )
     columns = (Column("tokens"), Column("responses"), Column("mean reward"), Column("deviation"))
-    rows = [
-        Row(
-            (
-                f"{row['low']:,} to {row['high']:,}",
-                f"{row['responses']:,}",
-                decimal(row["reward"], 3),
-                decimal(row["deviation"], 3),
-            )
-        )
-        for row in bins
-    ]
+    rows = []
+    for row in bins:
+        tokens, responses = f"{row['low']:,} to {row['high']:,}", f"{row['responses']:,}"
+        rows.append(Row((tokens, responses, decimal(row["reward"], 3), decimal(row["deviation"], 3))))
     title = "Reward by length"
     curves = [Curve("", [((row["low"] + row["high"]) / 2, row["reward"]) for row in bins], "accent", dots=True)]
     table = Table(title, columns, rows)
@@ -409,10 +401,10 @@ def downsample(points: Sequence[Point], most: int = MAX_POINTS) -> list[Point]:
     return [(sum(x for x, _ in block) / len(block), sum(y for _, y in block) / len(block)) for block in blocks]
 
 
-def _number(value: float, digits: int) -> str:
-    """Write a value with fixed digits, or with two or three significant ones where those would be too few or too many."""
-    if not value or 5 * 10**-digits <= abs(value) < 1e6:
-        return decimal(value, digits)
+def _number(value: float) -> str:
+    """Write a value with three digits, or with two or three significant ones where those would be too few or too many."""
+    if not value or 5e-3 <= abs(value) < 1e6:
+        return decimal(value, 3)
     return (f"{value:.2g}" if 1e-3 <= abs(value) < 1 else scientific(value)).replace("-", "−")
 
 

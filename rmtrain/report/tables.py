@@ -28,18 +28,18 @@ Numbers = Mapping[str, Any]
 class Bar:
     """A part of a whole, drawn to scale: both ends from 0 to 1, and where there is one the `dot` of an estimate between them."""
 
-    begin: float
+    start: float
     end: float
     dot: float | None = None
 
     def text(self, style: str) -> Text:
         """Draw it with characters. A bar that is not empty shows; an interval with a dot also has a mark at one half."""
         if self.dot is None:
-            first, last = int(BAR_WIDTH * self.begin + 1e-9), int(BAR_WIDTH * self.end + 1e-9)
-            return Text(" " * first + "━" * max(last - first, int(self.end > self.begin)), style=style)
-        begin, dot, end = (round(BAR_WIDTH * place) for place in (self.begin, self.dot, self.end))
+            first, last = int(BAR_WIDTH * self.start + 1e-9), int(BAR_WIDTH * self.end + 1e-9)
+            return Text(" " * first + "━" * max(last - first, int(self.end > self.start)), style=style)
+        start, dot, end = (round(BAR_WIDTH * place) for place in (self.start, self.dot, self.end))
         cells = [" "] * (BAR_WIDTH + 1)
-        cells[begin : end + 1] = "─" * (end + 1 - begin)
+        cells[start : end + 1] = "─" * (end + 1 - start)
         cells[BAR_WIDTH // 2] = "┃"
         cells[dot] = "●"
         return Text("".join(cells).rstrip(), style=style)
@@ -112,18 +112,18 @@ class Table:
     gap: int = 2
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        shown = list(range(len(self.columns)))
+        shown, gap = list(range(len(self.columns))), self.gap
         optional = [number for number in shown if self.columns[number].optional]
-        grid = self._grid(shown, self.gap)
+        grid = self._grid(shown, gap)
         # no number is ever cut: a narrow terminal first loses space between columns, then the optional columns from the right
-        while Measurement.get(console, options.update(max_width=WIDEST), grid).minimum > options.max_width:
-            if len(grid.columns) == len(shown) and grid.padding != (0, 1, 0, 0):
-                grid = self._grid(shown, 1)
-            elif optional:
-                shown.remove(optional.pop())
-                grid = self._grid(shown, 1)
+        while (gap > 1 or optional) and Measurement.get(
+            console, options.update(max_width=WIDEST), grid
+        ).minimum > options.max_width:
+            if gap > 1:
+                gap = 1
             else:
-                break
+                shown.remove(optional.pop())
+            grid = self._grid(shown, gap)
         yield grid
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
@@ -229,7 +229,7 @@ def next_steps(commands: Sequence[tuple[str, str]], title: str = "next") -> Text
 def waterfall_table(waterfall: Mapping[str, Numbers]) -> Table:
     """Return each source's rows from read to kept, with a bar for what each reason took away; the sum of several sources is last.
 
-    What the recipe itself leaves out comes first, marked `as asked`; faults follow.
+    Rows that the recipe itself leaves out come first, marked `as asked`; faults follow.
 
     Args:
         waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and `left_out`, responses
@@ -256,8 +256,8 @@ def with_total(waterfall: Mapping[str, Numbers]) -> dict[str, Numbers]:
 def _source_rows(source: str, counts: Numbers) -> list[Row]:
     read, kept, gathered = counts["read"], counts["kept"], counts["gathered"]
 
-    def row(name: str, kind: str, count: int, begin: int) -> Row:
-        bar = Bar(begin / read, (begin + count) / read) if read else Bar(0.0, 0.0)
+    def row(name: str, kind: str, count: int, start: int) -> Row:
+        bar = Bar(start / read, (start + count) / read) if read else Bar(0.0, 0.0)
         return Row((name, f"{count:,}", percent(count, read), bar), kind)
 
     rows = [Row((Text(escape_invisible(source), "bold"), f"{read:,}", "", Bar(0.0, float(read > 0))), "source", first=True)]

@@ -96,7 +96,7 @@ def test_waterfall_of_one_source() -> None:
 def test_waterfall_bars_add_up() -> None:
     (bars,) = [[row.cells[3] for row in waterfall_table({"hh": counts}).rows] for counts in [WATERFALL["hh"]]]
     assert bars[0] == Bar(0.0, 1.0)
-    assert [bar.begin for bar in bars[1:-1]] == [bar.end for bar in bars[2:-1]] + [bars[-1].end]
+    assert [bar.start for bar in bars[1:-1]] == [bar.end for bar in bars[2:-1]] + [bars[-1].end]
     assert bars[1].end == 1.0
 
 
