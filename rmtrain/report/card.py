@@ -177,7 +177,7 @@ def _data(waterfall: Mapping[str, Mapping[str, Any]]) -> str:
         dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["dropped"].items())
         used = percent(counts["kept"] + counts["gathered"], counts["read"])
         rows.append(Row((source, f"{counts['read']:,}", dropped or "none", f"{counts['kept']:,}", used)))
-    return Table("Data", (Column("source", "left"), *map(Column, names)), rows).markdown()
+    return Table("Data", (Column("source", "text"), *map(Column, names)), rows).markdown()
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:

@@ -52,7 +52,7 @@ def interval(numbers: Numbers, digits: int = 3) -> str:
 
 
 def _headline(title: str, lines: Sequence[tuple[str, str, str]]) -> Table:
-    columns = (Column("", "left", "cyan"), Column("", "right", "bold"), Column("", "left"))
+    columns = (Column("", "text", "cyan"), Column("", "number", "bold"), Column("", "text"))
     return Table(title, columns, [Row(line) for line in lines])
 
 
@@ -80,7 +80,7 @@ def source_table(summary: Numbers, digits: int = 3) -> Table:
     """
     sources = summary["sources"]
     columns = (
-        Column("source", "left"),
+        Column("source", "text"),
         Column("n"),
         Column("accuracy", style="bold"),
         Column("95 % interval"),
@@ -136,7 +136,7 @@ def _histograms(rewards: Numbers, margins: Numbers) -> Table:
     bars = Text.assemble((drawn[:zero], "red"), "│", (drawn[zero:], "blue"))
     shares = f"right {percent(margins['right'], 1)}, wrong {percent(margins['wrong'], 1)}"
     rows.append(Row(("margin", decimal(edges[0], 1), bars, f"{decimal(edges[-1], 1)}   {shares}")))
-    columns = (Column("", "left", "cyan"), Column(), Column("", "left"), Column("", "left"))
+    columns = (Column("", "text", "cyan"), Column(), Column("", "bar"), Column("", "text"))
     return Table("histograms", columns, rows)
 
 
@@ -181,7 +181,7 @@ def share_table(heading: str, rows: Sequence[tuple[str, Numbers]]) -> Table:
         Column("n"),
         Column("accuracy"),
         Column("95 % interval"),
-        Column(SHARE_SCALE, "left", optional=True),
+        Column(SHARE_SCALE, "bar"),
     )
     cells = [
         (
@@ -218,7 +218,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], title: str = "samples") -
             Row(("  rejected", decimal(rejected, 3, sign=True), Excerpt(sample["rejected"]))),
         ]
     right = sum(sample["rewards"][0] > sample["rewards"][1] for sample in samples)
-    table = Table(title, (Column("", "left"), Column(), Column("", "left")), rows)
+    table = Table(title, (Column("", "text"), Column(), Column("", "text")), rows)
     return Group(Text.assemble((title, "bold"), f"  {right} of {len(samples)} right"), table)
 
 
@@ -252,7 +252,7 @@ def benchmark_table(numbers: Numbers) -> Table:
     texts = {name: [text(row) for _, row, _ in values] for name, text in BENCHMARK_COLUMNS.items()}
     shown = [name for name, cells in texts.items() if any(cells) and (name != "strict" or cells != texts["score"])]
     rows = [Row((title, *(texts[name][number] for name in shown)), kind) for number, (title, _, kind) in enumerate(values)]
-    return Table(numbers["title"], (Column(numbers["title"], "left"), *map(Column, shown)), rows)
+    return Table(numbers["title"], (Column(numbers["title"], "text"), *map(Column, shown)), rows)
 
 
 def _sections(numbers: Numbers) -> Iterator[tuple[str, Numbers, str]]:

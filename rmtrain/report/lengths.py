@@ -24,7 +24,7 @@ Lengths = Mapping[str, NDArray[Any]]
 
 def length_table(lengths: Lengths) -> Table:
     """Return mean, median, p90, p99 and maximum of each named array of lengths, in tokens."""
-    columns = (Column("tokens", "left"), *map(Column, ("mean", *(f"p{percentile}" for percentile in PERCENTILES), "max")))
+    columns = (Column("tokens", "text"), *map(Column, ("mean", *(f"p{percentile}" for percentile in PERCENTILES), "max")))
     rows = []
     for number, (name, values) in enumerate(lengths.items()):
         statistics = [f"{value:,}" for value in length_statistics(values).values()]

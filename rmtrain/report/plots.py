@@ -185,7 +185,7 @@ def curve_plot(
         for curve, _ in shown
         for x, y in list(curve.points)[:: -max(1, -(-len(curve.points) // 20))][::-1]
     ]
-    numbers = table or Table(title, (Column("line", "left"), Column(x_name), Column("value")), rows)
+    numbers = table or Table(title, (Column("line", "text"), Column(x_name), Column("value")), rows)
     return Plot(name, title, "; ".join(parts), note, numbers, draw)
 
 

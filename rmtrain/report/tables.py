@@ -12,10 +12,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
-from rmtrain.report.console import WIDEST, KeyValues, compact, escape_invisible, percent
+from rmtrain.report.console import KeyValues, compact, escape_invisible, percent
 
 BAR_WIDTH = 24
 """Characters of a bar in a terminal."""
+LEAST_TEXT = 10
+"""Characters of a folded text that a narrow terminal shows at least."""
 SHARE_SCALE = f"0{'50':>{BAR_WIDTH // 2}}{'100 %':>{BAR_WIDTH // 2}}"
 """Heading of a column of bars that are shares from 0 to 100 %."""
 ROW_STYLES = {"kept": "green", "left_out": "dim", "undecided": "dim", "total": "bold", "subset": "dim"}
@@ -77,14 +79,14 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a `Table`: its heading, the side its cells are set against, and the rich style of its cells in a terminal.
+    """A column of a `Table`: its heading, the kind of its cells, and their rich style in a terminal.
 
-    Cells on the left are text and may be folded. Cells on the right are numbers and stay whole. An `optional` column is left out in a
-    terminal that is too narrow for it.
+    Text is on the left and may be folded; numbers are on the right and stay whole; bars are on the left and stay whole. A column of bars
+    and an `optional` one are left out in a terminal that is too narrow for them.
     """
 
     name: str = ""
-    align: Literal["left", "right"] = "right"
+    kind: Literal["text", "number", "bar"] = "number"
     style: str = ""
     optional: bool = False
 
@@ -113,18 +115,27 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         shown, gap = list(range(len(self.columns))), self.gap
-        optional = [number for number in shown if self.columns[number].optional]
-        grid = self._grid(shown, gap)
+        optional = [number for number in shown if self.columns[number].optional or self.columns[number].kind == "bar"]
         # no number is ever cut: a narrow terminal first loses space between columns, then the optional columns from the right
-        while (gap > 1 or optional) and Measurement.get(
-            console, options.update(max_width=WIDEST), grid
-        ).minimum > options.max_width:
+        while (gap > 1 or optional) and self._least_width(shown, gap) > options.max_width:
             if gap > 1:
                 gap = 1
             else:
                 shown.remove(optional.pop())
-            grid = self._grid(shown, gap)
-        yield grid
+        yield self._grid(shown, gap)
+
+    def _least_width(self, shown: Sequence[int], gap: int) -> int:
+        """Return the characters of a line that leaves numbers and bars whole, and of each text a few characters."""
+        total = gap * (len(shown) - 1)
+        for number in shown:
+            cells = [self.columns[number].name, *(row.cells[number] for row in self.rows)]
+            widths = [
+                BAR_WIDTH + 1 if isinstance(cell, Bar) else cell_len(plain(cell))
+                for cell in cells
+                if isinstance(cell, Bar | str | Text)
+            ]
+            total += min(max(widths), LEAST_TEXT) if self.columns[number].kind == "text" else max(widths)
+        return total
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement.get(console, options, self._grid(range(len(self.columns)), self.gap))
@@ -133,9 +144,9 @@ class Table:
         has_header = any(column.name for column in self.columns)
         grid = RichTable(box=None, show_header=has_header, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
         for column in (self.columns[number] for number in shown):
-            is_number = column.align == "right"
+            side: Literal["left", "right"] = "right" if column.kind == "number" else "left"
             heading = Text(escape_invisible(column.name))
-            grid.add_column(heading, justify=column.align, style=column.style, no_wrap=is_number, overflow="fold")
+            grid.add_column(heading, justify=side, style=column.style, no_wrap=column.kind != "text", overflow="fold")
         for row in self.rows:
             if row.first and grid.row_count:
                 grid.add_row()
@@ -147,11 +158,11 @@ class Table:
 
     def markdown(self) -> str:
         """Return a Markdown table without the columns of bars."""
-        shown = [n for n in range(len(self.columns)) if not any(isinstance(row.cells[n], Bar) for row in self.rows)]
+        shown = [number for number, column in enumerate(self.columns) if column.kind != "bar"]
         lines = [
-            [self.columns[n].name for n in shown],
-            ["---:" if self.columns[n].align == "right" else "---" for n in shown],
-            *([plain(row.cells[n]) for n in shown] for row in self.rows),
+            [self.columns[number].name for number in shown],
+            ["---:" if self.columns[number].kind == "number" else "---" for number in shown],
+            *([plain(row.cells[number]) for number in shown] for row in self.rows),
         ]
         return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -169,7 +180,7 @@ def plain(cell: str | Text) -> str:
 
 def warning_lines(warnings: Sequence[str]) -> Table:
     """Return warnings, each behind a red exclamation mark."""
-    return Table("warnings", (Column("", "left", "bold red"), Column("", "left")), [Row(("!", line)) for line in warnings], gap=1)
+    return Table("warnings", (Column("", "text", "bold red"), Column("", "text")), [Row(("!", line)) for line in warnings], gap=1)
 
 
 def run_header(
@@ -235,7 +246,7 @@ def waterfall_table(waterfall: Mapping[str, Numbers]) -> Table:
         waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and `left_out`, responses
             by reason, where there are any.
     """
-    columns = (Column("data", "left"), Column("rows"), Column("share"), Column("", "left", optional=True))
+    columns = (Column("data", "text"), Column("rows"), Column("share"), Column("", "bar"))
     return Table(
         "rows", columns, [row for source, counts in with_total(waterfall).items() for row in _source_rows(source, counts)]
     )
@@ -309,10 +320,10 @@ def findings_table(found: Mapping[str, Numbers]) -> Table:
         found: by kind, as `summarize_findings` returns it for a split.
     """
     columns = (
-        Column("look at", "left", "yellow"),
+        Column("look at", "text", "yellow"),
         Column("found"),
         Column("of rows"),
-        Column("the first, and what to do", "left"),
+        Column("the first, and what to do", "text"),
     )
     rows = []
     for kind, numbers in found.items():
@@ -333,8 +344,8 @@ def baselines_table(baselines: Mapping[str, Numbers]) -> Table:
     Args:
         baselines: by rule, as `label_baselines` returns them.
     """
-    bar = Column(SHARE_SCALE, "left", optional=True)
-    columns = (Column("the winner", "left"), Column("share"), Column("95 % interval"), Column("of"), bar)
+    bar = Column(SHARE_SCALE, "bar")
+    columns = (Column("the winner", "text"), Column("share"), Column("95 % interval"), Column("of"), bar)
     rows = []
     for rule, numbers in baselines.items():
         decided = numbers["wins"] + numbers["losses"]

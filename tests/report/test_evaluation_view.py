@@ -112,6 +112,7 @@ def test_diagnosis_fits_any_width(scored: list[ScoredComparison], width: int) ->
     assert len(lines) >= 3
     assert max(map(len, lines)) <= width
     assert not any("nan" in line or "…" in line for line in lines)
+    assert all("[" in line for line in lines if "●" in line), "no bar is folded"
     for row in [*(diagnosis["length_difference"] or []), *diagnosis["calibration"]["bins"]]:
         interval = f"[{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]"
         assert any(interval in line and f"{row['accuracy']:.3f}" in line for line in lines), "no number is cut"

@@ -28,7 +28,7 @@ from tests.runs import ROOT
 
 TABLE = Table(
     "numbers",
-    (Column("name", "left"), Column("count"), Column("share"), Column("", "left", optional=True)),
+    (Column("name", "text"), Column("count"), Column("share"), Column("", "bar")),
     [
         Row(("a [b] " * 6, "1,234,567", "99.5 %", Bar(0.5, 1.0)), "kept", first=True),
         Row(("c|d\x1b[31m", Text("7", "bold"), "0.5 %", Bar(0.0, 0.25)), first=True),
