@@ -27,7 +27,7 @@ Clock = Callable[[], float]
 
 
 def is_watched(console: Console) -> bool:
-    """Tell whether a person looks at a terminal that can redraw a line."""
+    """Return whether a person looks at a terminal that can redraw a line."""
     can_redraw = console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not console.is_jupyter
     # with FORCE_COLOR rich takes a file for a terminal, so the file itself is asked as well
     return bool(can_redraw and not console.quiet and console.file.isatty() and not os.environ.get("CI"))
@@ -178,13 +178,13 @@ class ReadingProgress(ProgressLine):
 
     def __call__(self, reading: Reading) -> None:
         """Note how much of a source is done."""
-        if self.last is None or not reading.goes_on(self.last):
+        name = f"{'another process is ' if reading.elsewhere else ''}{reading.doing} {reading.source}"
+        is_new = self.last is None or name != self.task.description or reading.rows < self.last.rows
+        self.last = reading
+        if is_new:
             for task_id in self.progress.task_ids:
                 self.progress.remove_task(task_id)
-            self.last = reading
-            name = f"{'another process is ' if reading.elsewhere else ''}{reading.doing} {reading.source}"
             self.progress.add_task(name, total=None if reading.share is None else 1.0)
-        self.last = reading
         self.update(completed=reading.rows if reading.share is None else reading.share)
 
 
@@ -203,13 +203,10 @@ class ScoringProgress(ProgressLine):
 
     def facts(self, task: Task) -> list[str]:
         """Return the units that are done, units per second, and the time to the end, as far as they are known."""
-        done = (
-            f"{task.completed:,.0f} {self.unit}"
-            if task.total is None
-            else f"{task.completed:,.0f} of {task.total:,.0f} {self.unit}"
-        )
+        total = "" if task.total is None else f" of {task.total:,.0f}"
         speed = task.speed or 0.0
-        return [done, *([f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []), *_eta(task, speed)]
+        pace = [f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []
+        return [f"{task.completed:,.0f}{total} {self.unit}", *pace, *_eta(task, speed)]
 
     def step(self, count: int = 1) -> None:
         """Note that `count` more units are done; the last step of several processes may go beyond the total."""

@@ -360,7 +360,7 @@ def baselines_table(baselines: Mapping[str, Numbers]) -> Table:
 
 
 def is_extreme(numbers: Numbers) -> bool:
-    """Tell whether a rule, or its opposite, is right in at least nine of ten preferences, beyond its interval."""
+    """Return whether a rule, or its opposite, is right in at least nine of ten preferences, beyond its interval."""
     return numbers["share"] is not None and bool(numbers["low"] >= EXTREME or numbers["high"] <= 1 - EXTREME)
 
 
