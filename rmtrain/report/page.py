@@ -115,7 +115,7 @@ def write_report(
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment and environment.is_file() else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_page(path, data)
+    write_text(path, page(data), OWNER_ONLY)
     written = [path]
     if evaluation is not None:
         for key, draw in pictures(evaluation).items():
@@ -158,11 +158,6 @@ def _read_lines(run: Path | None, name: str) -> list[dict[str, Any]]:
         return []
     with (run / name).open(encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
-
-
-def write_page(path: Path, data: ReportData) -> None:
-    """Write the page, whole or not at all."""
-    write_text(path, page(data), OWNER_ONLY)
 
 
 def page(data: ReportData) -> str:

@@ -12,7 +12,7 @@ import pytest
 from rmtrain.data.checks.baselines import RULES
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.report.page import ReportData, page, write_page
+from rmtrain.report.page import ReportData, page, write_report
 from rmtrain.report.tables import ADVICE
 from rmtrain.report.tables import RULES as RULE_WORDS
 from tests.chromium import PROGRAM, Browser, chromium
@@ -171,7 +171,7 @@ def test_page_with_few_parts_is_well_formed() -> None:
 
 
 def test_trap_s8_only_the_owner_can_read(tmp_path: Path) -> None:
-    write_page(tmp_path / "report.html", evidence())
+    write_report(tmp_path / "report.html", "x", None, gates={})
     assert (tmp_path / "report.html").stat().st_mode & 0o777 == 0o600
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
