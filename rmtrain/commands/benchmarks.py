@@ -24,8 +24,8 @@ from rmtrain.evaluation.scorer import Precision, RewardScorer, ScoreRequest
 from rmtrain.evaluation.scores_file import TIES, ScoredComparison, digest_of, read_settings, write_scores, write_settings
 from rmtrain.recipe.load import load_recipe
 from rmtrain.report.console import compact
-from rmtrain.report.progress import LinePace as Pace
-from rmtrain.report.tables import benchmark_report
+from rmtrain.report.evaluation_view import benchmark_report
+from rmtrain.report.progress import ScoringProgress
 
 PACKAGES = ("rmtrain", "torch", "transformers")
 
@@ -146,12 +146,11 @@ def _score(
     layout, data, micro_batches = scorer.micro_batches(comparisons)
     tokens = compact(int(Costs.of(data, layout).tokens.sum()))
     console.print(f"scoring {benchmark.title}: {len(data):,} rows, {tokens} tokens as {layout}", highlight=False)
-    pace = Pace(console, "micro-batches", len(micro_batches))
-    with stopping(accelerator) as stop:
+    with stopping(accelerator) as stop, ScoringProgress(console, "micro-batches", len(micro_batches)) as progress:
 
         def check() -> None:
             stop.check(accelerator)
-            pace.step(accelerator.num_processes)
+            progress.step(accelerator.num_processes)
 
         scored = score(scorer.model, data, micro_batches, layout, accelerator, scorer.pad_token_id, check)
     settings = {

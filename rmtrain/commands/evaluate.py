@@ -31,10 +31,9 @@ from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.recipe.load import load_recipe, parse_recipe
 from rmtrain.recipe.schema import Gate, Recipe
-from rmtrain.report.diagnosis import diagnosis_view
+from rmtrain.report.evaluation_view import diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
-from rmtrain.report.progress import ReadingDisplay
-from rmtrain.report.tables import difference_report, evaluation_summary
+from rmtrain.report.progress import ReadingProgress
 
 PACKAGES = ("rmtrain", "torch", "transformers")
 
@@ -106,7 +105,7 @@ def _tokenizer(model: str, recipe: Recipe, trained_template: str | None, allow_t
 
 
 def _evaluation_data(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, console: Console) -> TokenizedData:
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):
             data = prepare(recipe.data, tokenizer, progress).eval
         else:

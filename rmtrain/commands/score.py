@@ -35,7 +35,7 @@ from rmtrain.evaluation.score import Rows
 from rmtrain.evaluation.score import score as score_rows
 from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer, finite
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
-from rmtrain.report.progress import LinePace as Pace
+from rmtrain.report.progress import ScoringProgress, is_watched
 
 CHUNK = 256
 """Lines of the input that are scored together and written at once. What a line gets depends on its chunk alone, wherever a run begins."""
@@ -360,9 +360,11 @@ def score(wanted: ScoreOptions, console: Console) -> CommandResult:
     with (
         stopping(accelerator) as stop,
         shared_files(accelerator, stop, wanted.source, wanted.target, settings, wanted.fresh) as files,
+        # rewards on stdout would be written into the live line
+        ScoringProgress(console, "lines", live=is_watched(console) and wanted.target != STANDARD) as progress,
     ):
         count.before = files.done.lines
-        work = Work(accelerator, scorer, wanted, files, count, Pace(console, "lines"))
+        work = Work(accelerator, scorer, wanted, files, count, progress)
         for chunks in files.turns():
             work.turn(chunks)
         if not count.written:
@@ -408,7 +410,7 @@ class Work:
     wanted: ScoreOptions
     files: Files
     count: Count
-    pace: Pace
+    progress: ScoringProgress
 
     def turn(self, chunks: Sequence[Chunk]) -> None:
         """Score some chunks of the input, and write those that are not done; called on all processes.
@@ -456,7 +458,7 @@ class Work:
         for chunk in chunks:
             self.count.written += len(chunk)
             self.count.cut += sum(is_cut for _, _, is_cut in chunk)
-            self.pace.step(len(chunk))
+            self.progress.step(len(chunk))
 
     def _rewards(self, chunks: Sequence[Sequence[TokenizedComparison]]) -> list[list[tuple[float, ...]]]:
         """The rewards of the lines of each chunk, whose micro-batches are its own: what a line gets depends on its chunk alone."""

@@ -50,9 +50,10 @@ from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.card import card_of
 from rmtrain.report.console import compact
+from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import pictures, with_errors, write_report
-from rmtrain.report.progress import ReadingDisplay, make_display
-from rmtrain.report.tables import evaluation_summary, findings_notes, next_steps, run_header, sample_table, waterfall_table
+from rmtrain.report.progress import ReadingProgress, TrainingProgress
+from rmtrain.report.tables import findings_notes, next_steps, run_header, waterfall_table
 
 logger = logging.getLogger("rmtrain")
 
@@ -80,7 +81,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     directory = run_on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     findings = audit(prepared, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
@@ -95,7 +96,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
     run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
-    display = make_display(console, len(loader), accelerator.num_processes)
+    display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
         try:
@@ -231,7 +232,7 @@ class Running:
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
-            log.pictures(step, pictures(evaluation.scored))
+            log.pictures(step, pictures(evaluation))
             display.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
             if samples:
                 display.show(sample_table(samples))
