@@ -235,11 +235,6 @@ def test_next_source_starts_its_own_pace() -> None:
     assert "5.00k rows/s" in fast
 
 
-def test_reading_of_another_process_is_named() -> None:
-    lines = lines_of([Reading("hh", number, 0.5, elsewhere=True) for number in range(40)], step=1.0)
-    assert lines[0].startswith("another process is tokenizing hh: ")
-
-
 def test_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     with terminal() as (file, screen):
