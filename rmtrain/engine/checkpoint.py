@@ -128,7 +128,10 @@ class Checkpoints:
             CheckpointError: all checkpoints of this run are damaged.
         """
         problems: list[str] = []
-        for path in self._newest_first():
+        for path in self._all():
+            if _owner(path) not in (self.run_id, None):  # reported: damage to a manifest can look like this
+                logger.warning("%s: ignored, since it belongs to another run", path)
+                continue
             try:
                 checkpoint = self.read(path)
             except CheckpointError as error:
@@ -164,15 +167,15 @@ class Checkpoints:
 
     def rotate(self, keep: int, protected: Collection[int]) -> None:
         """Delete all checkpoints of this run except the newest `keep` and those of the `protected` steps."""
-        certainly_ours = [path for path in self._newest_first() if _owner(path) == self.run_id]
-        for path in certainly_ours[keep:]:
+        ours = [path for path in self._all() if _owner(path) == self.run_id]
+        for path in ours[keep:]:
             if _step_of(path) not in protected:
                 self._discard(path)
 
     def set_aside_after(self, step: int) -> None:
         """Rename all checkpoints after a step: the run resumes from there, and they no longer belong to its history."""
-        for path in self._newest_first():
-            if _step_of(path) > step:
+        for path in self._all():
+            if _step_of(path) > step and _owner(path) in (self.run_id, None):  # a damaged one is most likely ours
                 _move_aside(path)
 
     def clean(self) -> None:
@@ -180,10 +183,10 @@ class Checkpoints:
         for path in self.directory.glob(f"{TEMPORARY}*"):
             self._discard(path)
 
-    def _newest_first(self) -> list[Path]:
-        """List the checkpoints of this run. One whose manifest is unreadable counts as ours: it must be reported, not skipped."""
+    def _all(self) -> list[Path]:
+        """List all checkpoints, those of other runs included, newest first."""
         paths = [path for path in self.directory.glob("step-*") if STEP.fullmatch(path.name) and not path.is_symlink()]
-        return [path for path in sorted(paths, key=_step_of, reverse=True) if _owner(path) in (self.run_id, None)]
+        return sorted(paths, key=_step_of, reverse=True)
 
     def _discard(self, path: Path) -> None:
         """Delete our files of a checkpoint. A failure is only a warning: no run ends because an old checkpoint cannot be deleted."""
