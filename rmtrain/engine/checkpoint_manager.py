@@ -59,35 +59,31 @@ class CheckpointMetadata:
         return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
 
 
+@dataclass
 class CheckpointManager:
     """Saves the checkpoints of a run, and resumes it from one.
 
-    Args:
-        strategy: how the processes share the model; the main process writes.
-        model, optimizer: prepared by the strategy.
-        meter: its open log interval is saved as well.
-        directory: the run directory.
-        settings: when to save, and what to keep.
-        metadata: checkpoints with another plan or other frozen weights are refused.
+    strategy: how the processes share the model; the main process writes.
+    model, optimizer: prepared by the strategy.
+    meter: its open log interval is saved as well.
+    directory: the run directory.
+    settings: when to save, and what to keep.
+    metadata: checkpoints with another plan or other frozen weights are refused.
     """
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        meter: Meter,
-        directory: RunDirectory,
-        settings: Checkpointing,
-        metadata: CheckpointMetadata,
-    ) -> None:
-        self.strategy, self.accelerator = strategy, strategy.accelerator
-        self.model, self.optimizer, self.meter = model, optimizer, meter
-        self.directory, self.checkpoints, self.settings, self.metadata = directory, directory.checkpoints, settings, metadata
-        self.state = TrainState()
+    strategy: Strategy
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: Meter
+    directory: RunDirectory
+    settings: Checkpointing
+    metadata: CheckpointMetadata
+
+    def __post_init__(self) -> None:
+        self.accelerator, self.checkpoints = self.strategy.accelerator, self.directory.checkpoints
+        self.state, self.last_save_time = TrainState(), time.monotonic()
         self.resumed_from: int | None = None
         self.saved_step: int | None = None
-        self.last_save_time = time.monotonic()
 
     def is_due(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, the same on every rank. Called on all ranks."""
@@ -180,38 +176,29 @@ class CheckpointManager:
         self.directory.rewind(self.state.step, self.state.last_evaluated_step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
         try:
-            self._check_plan_and_base(checkpoint.state)
+            plan, processes = state["plan"], state["processes"]
+            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.metadata.plan.items() if plan.get(key) != now]
+            if changed:
+                raise CheckpointError(f"checkpoint was made with different data or data order: {', '.join(changed)}")
+            check_frozen(state, self.metadata.frozen)
             self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
-            values = checkpoint.state["optimizer"]
-            self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), values)
-            self._restore_rng(checkpoint)
-            self.meter.restore(checkpoint.state["meter"])
-            self.state = TrainState(**checkpoint.state["train_state"])
+            self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), state["optimizer"])
+            if self.accelerator.process_index < processes:
+                restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
+            self.meter.restore(state["meter"])
+            self.state = TrainState(**state["train_state"])
         except CheckpointError as error:
             raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: not the state of a run: {error}") from error
-
-    def _check_plan_and_base(self, state: Mapping[str, Any]) -> None:
-        saved = state["plan"]
-        changed = [
-            f"{key} was {saved.get(key)}, is {value}" for key, value in self.metadata.plan.items() if saved.get(key) != value
-        ]
-        if changed:
-            raise CheckpointError(f"checkpoint was made with different data or data order: {', '.join(changed)}")
-        check_frozen(state, self.metadata.frozen)
-
-    def _restore_rng(self, checkpoint: Checkpoint) -> None:
-        saved, now, rank = checkpoint.state["processes"], self.accelerator.num_processes, self.accelerator.process_index
-        if saved != now and self.accelerator.is_main_process:
+        if processes != self.accelerator.num_processes and self.accelerator.is_main_process:
             logger.warning(
                 "checkpoint was saved with %d processes, now running %d: data order is unchanged, dropout masks will differ",
-                saved,
-                now,
+                processes,
+                self.accelerator.num_processes,
             )
-        if rank < saved:
-            restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{rank}"))
 
     def load_best(self) -> int | None:
         """Load the weights of the best evaluation; returns its step, or None if they are the current ones. Called on all ranks.

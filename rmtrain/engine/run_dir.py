@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,7 +67,9 @@ class RunDirectory:
         """
         path = check_output_dir(recipe, fresh, resume)
         if fresh and (path / MARKER).exists():
-            _move_aside(path)
+            number = next(number for number in count(1) if not path.with_name(f"{path.name}.old-{number}").exists())
+            aside = path.rename(path.with_name(f"{path.name}.old-{number}"))
+            logger.info("renamed the older run in %s to %s", path, aside)
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         try:
@@ -166,8 +169,8 @@ def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = 
         raise RecipeError(f"run.output_dir: {parent} is not writable; choose another directory")
     has_run = (path / MARKER).exists()
     if has_run:
-        _lock(path).release()
-    if not (fresh and has_run):
+        _lock(path).release()  # reports a process that is training there
+    if not (has_run and fresh):
         _unfinished_run(path, recipe, resume)
     return path
 
@@ -234,17 +237,6 @@ def _changes(older: Recipe, recipe: Recipe) -> list[str]:
     if hook_files(older) != hook_files(recipe):
         changes.append(f"the code of {', '.join(hook_files(recipe)) or 'prepare'} changed")
     return changes
-
-
-def _move_aside(path: Path) -> None:
-    lock, number = _lock(path), 1
-    try:
-        while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-            number += 1
-        path.rename(aside)
-    finally:
-        lock.release()
-    logger.info("renamed the older run in %s to %s", path, aside)
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool | None]]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,12 @@ class RunLog:
         """Record sample comparisons with their rewards at this step."""
         self._append("samples.jsonl", [{"step": step, **sample} for sample in samples])
         if self.trackers is not None and samples:
-            self.trackers.each(send_samples, step, list(samples))
+            self.trackers.each(partial(send_samples, step, list(samples)))
 
     def pictures(self, step: int, pictures: Mapping[str, Draw]) -> None:
         """Send pictures by name to the trackers that show them; they are drawn in the trackers' thread."""
         if self.trackers is not None:
-            self.trackers.each(send_pictures, step, dict(pictures))
+            self.trackers.each(partial(send_pictures, step, dict(pictures)))
 
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self.accelerator.is_main_process:

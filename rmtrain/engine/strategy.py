@@ -101,15 +101,16 @@ class Strategy:
 
         Only the main process gets tensors.
         """
-        keep = self.accelerator.is_main_process
-        return model_state_dict(model, keep), *optimizer_state(optimizer, model, keep)
+        return self.weights(model), *optimizer_state(optimizer, model, self.accelerator.is_main_process)
 
     def weights(self, model: nn.Module) -> Tensors:
         """Return full trained weights and buffers on the main process, an empty dict elsewhere. Called on all ranks."""
+        reshard(model)
         return model_state_dict(model, self.accelerator.is_main_process)
 
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Load full weights; raises CheckpointError as `restore_model`. Called on all ranks."""
+        reshard(model)
         restore_model(model, tensors)
 
     def restore_optimizer(
@@ -145,18 +146,6 @@ class Fsdp2(Strategy):
 
     def is_wrapped(self, model: nn.Module) -> bool:
         return all(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        reshard(model)
-        return super().state(model, optimizer)
-
-    def weights(self, model: nn.Module) -> Tensors:
-        reshard(model)
-        return super().weights(model)
-
-    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        reshard(model)
-        super().restore_weights(model, tensors)
 
 
 def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:

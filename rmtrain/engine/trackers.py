@@ -54,14 +54,15 @@ class Trackers:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue the metrics of a step for every tracker."""
-        self.each(_log, dict(metrics), step)
+        values = dict(metrics)
+        self.each(lambda tracker: tracker.log(values, step=step))
 
-    def each(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Queue a call of a function, such as `send_samples`, with each tracker and these arguments."""
+    def each(self, call: Callable[[Tracker], Any]) -> None:
+        """Queue a call, such as of `send_samples`, for every tracker."""
         if not self.thread.is_alive():
             return
         try:
-            self.calls.put_nowait(lambda tracker: function(tracker, *arguments))
+            self.calls.put_nowait(call)
         except queue.Full:
             self._warn("", "trackers are slower than the run; some lines are not sent")
 
@@ -108,11 +109,7 @@ class Trackers:
             logger.warning("trackers: %s. Training continues, and metrics.jsonl has every line", problem)
 
 
-def _log(tracker: Tracker, metrics: Mapping[str, float], step: int) -> None:
-    tracker.log(metrics, step=step)
-
-
-def send_samples(tracker: Tracker, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
+def send_samples(step: int, samples: Sequence[Mapping[str, Any]], tracker: Tracker) -> None:
     """Send sample comparisons with their rewards to a tracker that shows tables: wandb and trackio."""
     rows = []
     for sample in samples:
@@ -126,7 +123,7 @@ def send_samples(tracker: Tracker, step: int, samples: Sequence[Mapping[str, Any
         tracker.log({SAMPLES: import_module("trackio").Table(**table)}, step=step)
 
 
-def send_pictures(tracker: Tracker, step: int, pictures: Mapping[str, Draw]) -> None:
+def send_pictures(step: int, pictures: Mapping[str, Draw], tracker: Tracker) -> None:
     """Send pictures by name; they are drawn only if the tracker shows them."""
     if tracker.name == "wandb":
         tracker.log_images({name: [pixels(draw())] for name, draw in pictures.items()}, step=step)

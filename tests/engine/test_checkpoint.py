@@ -273,7 +273,7 @@ def kill_while_safetensors_writes(folder: Path) -> None:
     process.wait()
 
 
-def test_trap_28_leftovers_of_a_killed_save_are_deleted(tmp_path: Path) -> None:
+def test_trap_28_leftovers_of_killed_saves_are_deleted(tmp_path: Path) -> None:
     """A process that was killed while safetensors, or `write_text`, wrote a file leaves nothing behind after the next start."""
     checkpoints = saved(tmp_path, 10)
     partial, tries = tmp_path / f"{TEMPORARY}step-00000020", 0

@@ -8,7 +8,7 @@ from rmtrain.engine.optim import build_optimizer, learning_rate, warn_of_lost_up
 from rmtrain.recipe.schema import Optimizer, Training
 
 
-def test_trap_11_the_rate_depends_only_on_the_step() -> None:
+def test_trap_11_rates_depend_only_on_the_step() -> None:
     rate = learning_rate(Optimizer(lr=1.0), total_steps=10)
     assert [rate(step) for step in range(10)] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     assert [rate(step) for step in (7, 3, 7)] == pytest.approx([0.3, 0.7, 0.3]), "in any order of steps"

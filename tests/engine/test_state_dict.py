@@ -178,7 +178,7 @@ def test_trap_25_random_generators_are_restored() -> None:
         restore_rng(device, {})
 
 
-def test_trap_42_new_token_embeddings_resume_bit_for_bit(tmp_path: Path) -> None:
+def test_trap_42_new_token_embeddings_resume_exactly(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     base = make_base(tmp_path / "base", tokenizer)
     tokenizer.add_tokens(["<turn>"], special_tokens=True)

@@ -165,7 +165,7 @@ def trackio(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_are_sent_as_tables(trackio: None) -> None:
     shown = [MediaRecorder(name) for name in ("wandb", "trackio", "tensorboard", "mlflow")]
     for tracker in shown:
-        send_samples(tracker, 7, [SAMPLE])
+        send_samples(7, [SAMPLE], tracker)
     assert [len(tracker.calls) for tracker in shown] == [1, 1, 0, 0]
     ((table, columns, rows, step),) = shown[0].calls
     assert (table, tuple(columns), step) == ("eval/samples", COLUMNS, 7)
@@ -176,7 +176,7 @@ def test_samples_are_sent_as_tables(trackio: None) -> None:
 def test_pictures_are_sent_in_each_trackers_form(trackio: None) -> None:
     shown = [MediaRecorder(name) for name in ("wandb", "tensorboard", "mlflow", "trackio")]
     for tracker in shown:
-        send_pictures(tracker, 3, {"eval/rewards": draw})
+        send_pictures(3, {"eval/rewards": draw}, tracker)
     wandb, board, mlflow, other = (tracker.calls for tracker in shown)
     shape = pixels(draw()).shape
     assert wandb[0][0]["eval/rewards"][0].shape == shape

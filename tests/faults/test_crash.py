@@ -84,7 +84,7 @@ def test_trap_28_kills_at_every_point_lose_nothing(
 
 @pytest.mark.long
 @pytest.mark.parametrize("faults", POINTS, ids=lambda faults: f"{faults[0][0]}-{faults[0][1]}")
-def test_trap_28_repeated_kills_at_one_point_lose_nothing(
+def test_trap_28_repeated_kills_lose_nothing(
     faults: list[Fault], place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"point-{faults[0][0]}-{faults[0][1]}"

@@ -44,7 +44,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_trap_28_a_small_disk_is_reported_before_training(disk: Disk, recipe: Path, nursery: Nursery) -> None:
+def test_trap_28_small_disks_are_reported_before_training(disk: Disk, recipe: Path, nursery: Nursery) -> None:
     disk.fill(300_000)
     ended = nursery.run(*in_directory(recipe, disk.path / "run"))
     assert ended.code == 75, ended.stderr
@@ -54,7 +54,7 @@ def test_trap_28_a_small_disk_is_reported_before_training(disk: Disk, recipe: Pa
     assert not (disk.path / "run/ledger.jsonl").exists()
 
 
-def test_trap_28_a_disk_that_fills_up_keeps_checkpoints(
+def test_trap_28_disks_that_fill_up_keep_checkpoints(
     disk: Disk, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
     """The run ends with 75 in the middle, and once there is room the same command finishes it."""

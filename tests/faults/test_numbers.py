@@ -32,7 +32,7 @@ def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, nursery: 
 
 
 @pytest.mark.parametrize("first", [1, 6])
-def test_trap_21_the_third_nan_in_a_row_stops(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
     run = place / f"three-{first}"
     ended = nursery.run(*in_directory(recipe, run), faults=nan_in(first, first + 1, first + 2))
     assert ended.code == 5, ended.stderr

@@ -1,4 +1,4 @@
-"""Failures of trackers, the Hub and other machines do not stop a run, and never lose its model."""
+"""What strangers' trackers, hubs and machines do to a run: they do not stop it, and never lose its model."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ FAILURES: dict[str, Fault] = {
     "fault",
     [pytest.param(fault, id=name, marks=[pytest.mark.long] * (name == "start hangs")) for name, fault in FAILURES.items()],
 )
-def test_trap_44_trackers_never_stop_a_run(
+def test_trap_44_a_tracker_that_fails_or_hangs_never_stops_a_run(
     fault: Fault, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"{fault[0]}-{fault[2]}"
@@ -31,20 +31,21 @@ def test_trap_44_trackers_never_stop_a_run(
     assert ended.code == 0, ended.stderr
     (warning,) = [line for line in ended.stderr.splitlines() if "trackers:" in line]
     assert "metrics.jsonl" in warning
-    assert "hf_" not in ended.stderr, "the error of the tracker contains a token"
+    assert "hf_" not in ended.stderr, "what it raised held a token"
     assert left(run)["metrics"] == undisturbed["metrics"]
     assert left(run)["sha256"] == undisturbed["sha256"]
 
 
-def test_trap_s7_a_failed_upload_keeps_the_run(place: Path, recipe: Path, nursery: Nursery) -> None:
-    """The run is finished, and the message has the command that repeats the upload."""
+def test_trap_s7_an_upload_that_fails_leaves_a_finished_run_and_the_command_to_repeat_it(
+    place: Path, recipe: Path, nursery: Nursery
+) -> None:
     run = place / "upload"
     ended = nursery.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
     assert ended.code == 1, ended.stderr
-    assert "hub: nobody/nothing " in ended.stderr
-    assert f"rmtrain export {run} --push" in ended.stderr
+    assert "hub: nobody/nothing was not uploaded: " in ended.stderr
+    assert f"Retry: rmtrain export {run} --push" in ended.stderr
     assert (run / "model/model.safetensors").is_file()
-    assert nursery.run(*in_directory(recipe, run)).code == 4, "the run is finished"
+    assert nursery.run(*in_directory(recipe, run)).code == 4, "it is finished"
 
 
 def test_trap_s7_neither_rows_nor_paths_are_uploaded(place: Path, recipe: Path, nursery: Nursery) -> None:
@@ -61,7 +62,9 @@ def test_trap_s7_neither_rows_nor_paths_are_uploaded(place: Path, recipe: Path, 
 
 
 @pytest.mark.long
-def test_trap_36_weights_do_not_depend_on_hash_seeds(place: Path, recipe: Path, undisturbed: dict[str, Any]) -> None:
+def test_trap_36_the_same_recipe_gives_the_same_weights_whatever_python_hashes(
+    place: Path, recipe: Path, undisturbed: dict[str, Any]
+) -> None:
     for seed in ("1", "2"):
         with Nursery(PYTHONHASHSEED=seed) as other:
             run = place / f"hash-{seed}"
