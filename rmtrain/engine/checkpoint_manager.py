@@ -181,7 +181,7 @@ class CheckpointManager:
             plan, processes = state["plan"], state["processes"]
             changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.metadata.plan.items() if plan.get(key) != now]
             if changed:
-                raise CheckpointError(f"checkpoint was made with different data or data order: {', '.join(changed)}")
+                raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
             check_frozen(state, self.metadata.frozen)
             self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
             self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), state["optimizer"])
@@ -221,4 +221,4 @@ class CheckpointManager:
 def check_frozen(state: Mapping[str, Any], frozen: str | None) -> None:
     """Raise CheckpointError when the state of a checkpoint names other frozen weights than those with this fingerprint."""
     if state["frozen"] != frozen:
-        raise CheckpointError("the frozen weights of the base model differ from those of the checkpoint")
+        raise CheckpointError("the frozen weights of the base model have changed; use the same base model")
