@@ -30,8 +30,8 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import warmup_largest_batch
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe

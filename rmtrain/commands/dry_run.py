@@ -21,8 +21,8 @@ from rmtrain.engine.launch import Launch, read
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import gpu_budget, warmup_largest_batch
 from rmtrain.engine.memory_trace import NAMES, SHARDING, Name, Share, Sizes, Trace, Training, meta_model, share, takes, trace
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.errors import RecipeError
 from rmtrain.model.layout_probe import FALLBACKS, choose_layout, probing_comparisons

@@ -12,8 +12,9 @@ from rmtrain.batching.layout import MicroBatch
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import learning_rate
-from rmtrain.engine.run_log import Display, Meter, RunLog
+from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
@@ -35,6 +36,14 @@ class Evaluation(Protocol):
 Evaluated = TypeVar("Evaluated", bound=Evaluation)
 
 
+class Display(Protocol):
+    """Shows a running run to a person."""
+
+    def step(self, step: int, tokens: int) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def show(self, renderable: Any) -> None: ...
+
+
 def train(
     recipe: Recipe,
     strategy: Strategy,
@@ -48,7 +57,7 @@ def train(
     saver: CheckpointManager,
     stop: Stop,
 ) -> Evaluated | None:
-    """Train from where the saver's position is to the last step.
+    """Train from the step of the saver's state to the last step.
 
     Args:
         recipe: what to do.
@@ -70,6 +79,9 @@ def train(
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
     guard = NonFiniteGuard(log)
 
+    def evaluation_is_due(step: int) -> bool:
+        return evaluate is not None and step != last and due(recipe.evaluation.every, step)
+
     def evaluate_at(step: int) -> Evaluated | None:
         if evaluate is None:
             return None
@@ -77,15 +89,15 @@ def train(
             with meter.paused():
                 evaluation = evaluate(step)
         except Stopped:
-            saver.save(step, evaluated=False)
+            saver.save(step)
             raise
-        saver.note_evaluation(step, evaluation.summary)
+        saver.update_best(step, evaluation.summary)
         return evaluation
 
     warmup_largest_batch(strategy, model, optimizer, loader)
-    if not saver.position.evaluated and saver.position.step != last:
-        evaluate_at(saver.position.step)
-    for number in range(saver.position.step, last):
+    if evaluation_is_due(saver.state.step) and saver.state.last_evaluated_step < saver.state.step:
+        evaluate_at(saver.state.step)  # the run was stopped between this step and its evaluation
+    for number in range(saver.state.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
         batch, tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
@@ -95,13 +107,12 @@ def train(
             metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
             log.metrics(step, metrics)
             display.log(step, metrics)
-        evaluates = step != last and evaluate is not None and due(recipe.evaluation.every, step)
         if step == last or saver.is_due(step):
-            saver.save(step, evaluated=step != last and not evaluates)
-        saver.end_if_asked(stop, step, evaluated=step != last and not evaluates)
-        if evaluates:
+            saver.save(step)
+        saver.save_and_stop_if_signaled(stop, step)
+        if evaluation_is_due(step):
             evaluate_at(step)
-            saver.end_if_asked(stop, step, evaluated=True)
+            saver.save_and_stop_if_signaled(stop, step)
     return evaluate_at(last)
 
 

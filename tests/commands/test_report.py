@@ -10,7 +10,7 @@ from rich.console import Console
 from rmtrain.commands.evaluate import eval_command
 from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import train
-from rmtrain.engine.run_log import pixels
+from rmtrain.engine.trackers import pixels
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import Evaluation
 from rmtrain.report.page import HARDEST, pictures

@@ -1,4 +1,4 @@
-"""Every strategy gives the gradients and the losses of one process, whatever is trained and however steps are cut."""
+"""Every strategy gives the gradients and the losses of one process, for each kind of model, layout and cut of a step."""
 
 import json
 import os
@@ -21,12 +21,11 @@ STRATEGIES = {
     "zero3": "DeepSpeed ZeRO-3",
 }
 TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 0.1}
-"""Largest relative difference; in float32 it is that of the order in which numbers are added, in bfloat16 that of its 8 bits, which
-under FSDP2 also hold what passes from layer to layer."""
+"""Largest relative difference: in float32 from the order of sums, in bfloat16 from its 8 bits, to which FSDP2 also rounds activations."""
 
 
 def run(name: str, processes: int, folder: Path) -> Path:
-    """The files that the ranks of a strategy leave."""
+    """Run the ranks of a strategy and return the folder of their results."""
     starter = torchrun(processes) if processes > 1 else [sys.executable]
     command = [*starter, "-m", "tests.engine.ranks", name, str(folder / name)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=400)
@@ -40,7 +39,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def largest_difference(one: Path, other: Path, case: Case) -> float:
-    """Of the gradients of the first step, relative to the largest of each parameter, and of the losses and norms of all steps."""
+    """Compare the gradients of the first step, relative to the largest of each parameter, and the losses and norms of all steps."""
     gradients = [load_file(folder / f"{case.name}.safetensors") for folder in (one, other)]
     curves = [json.loads((folder / f"{case.name}.json").read_text()) for folder in (one, other)]
     assert gradients[0].keys() == gradients[1].keys()
@@ -57,31 +56,31 @@ def largest_difference(one: Path, other: Path, case: Case) -> float:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_trap_17_and_48_two_processes_of_every_strategy_give_the_gradients_and_losses_of_one(
-    name: str, alone: Path, tmp_path: Path
-) -> None:
+def test_trap_17_and_48_strategies_equal_one_process(name: str, alone: Path, tmp_path: Path) -> None:
     folder, found = run(name, 2, tmp_path), {}
     for case in cases_of(name):
         found[case.name] = largest_difference(alone, folder, case)
         assert json.loads((folder / f"{case.name}.json").read_text())["strategy"] == STRATEGIES[name]
-    assert json.loads((folder / "no_number").read_text()) == {"steps": True, "unchanged": True, "moved": True}
+    assert json.loads((folder / "not_finite.json").read_text()) == {"steps": True, "unchanged": True, "moved": True}
     in_bfloat16 = json.loads((folder / "full-shared_prefix-bfloat16.json").read_text())
     assert in_bfloat16["off_grid"] > 0.9, "the head and the rewards are float32"
     print(name, {case: f"{difference:.1e}" for case, difference in found.items()})
     for case in cases_of(name):
         assert found[case.name] < TOLERANCE[case.dtype], case.name
-    assert len(found) >= 6, "guard: whole models and adapters, two layouts, gradient checkpointing, bfloat16"
+    assert len(found) >= 6, "guard: full models and adapters, two layouts, gradient checkpointing, bfloat16"
 
 
 def micro_batches(plan: Plan) -> list[list[int]]:
-    """Comparisons in each micro-batch of both ranks, step by step."""
-    return [[len(piece) for rank in plan.step(number).micro_batches for piece in rank] for number in range(STEPS)]
+    """Count the comparisons in each micro-batch of both ranks, step by step."""
+    return [[len(indices) for rank in plan.step(number).micro_batches for indices in rank] for number in range(STEPS)]
 
 
-def test_the_steps_compared_differ_in_number_and_size_of_micro_batches() -> None:
+def test_compared_steps_have_different_micro_batches() -> None:
     for case in CASES:
-        pieces = micro_batches(plan_of(case, world=2))
-        assert len({len(step) for step in pieces}) > 1, "steps of different numbers"
-        assert len({count for step in pieces for count in step}) > 2, "micro-batches of different sizes"
-    assert any(0 in step for case in CASES for step in micro_batches(plan_of(case, world=2))), "a rank that had fewer filled up"
-    assert os.environ.keys().isdisjoint(SHARDING["fsdp2"]), "guard: this process itself is of no strategy"
+        steps = micro_batches(plan_of(case, world=2))
+        assert len({len(step) for step in steps}) > 1, "steps with different numbers of micro-batches"
+        assert len({count for step in steps for count in step}) > 2, "micro-batches of different sizes"
+    assert any(0 in step for case in CASES for step in micro_batches(plan_of(case, world=2))), (
+        "some rank had fewer and was filled up"
+    )
+    assert os.environ.keys().isdisjoint(SHARDING["fsdp2"]), "guard: this process itself has no strategy"

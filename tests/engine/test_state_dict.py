@@ -1,4 +1,4 @@
-"""State by name, without pickle: what is saved is all there is, what is put back is exactly that, anything else is named."""
+"""State by name, without pickle: everything is saved, exactly that is restored, and any difference is reported."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +32,7 @@ def build(recipe: Recipe, seed: int = 1) -> RewardModel:
 
 
 def stepped(model: RewardModel, optimizer: torch.optim.Optimizer, steps: int = 3) -> None:
-    """A few optimizer steps with gradients that any other model of this shape gets, too."""
+    """Take a few optimizer steps; models of the same shape get the same gradients."""
     generator = torch.Generator().manual_seed(5)
     for _ in range(steps):
         for parameter in model.parameters():
@@ -45,20 +45,21 @@ LORA = {"full": None, "lora": {"rank": 2}, "dora": {"rank": 2, "dora": True}}
 
 
 @pytest.mark.parametrize(("kind", "name"), [*((kind, "adamw") for kind in LORA), ("full", "adamw_8bit"), ("lora", "adamw_8bit")])
-def test_weights_and_optimizer_go_on_bit_for_bit_in_another_model(
-    kind: str, name: Literal["adamw", "adamw_8bit"], tmp_path: Path
-) -> None:
+def test_another_model_resumes_bit_for_bit(kind: str, name: Literal["adamw", "adamw_8bit"], tmp_path: Path) -> None:
     if name == "adamw_8bit":
         pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
     lora = LORA[kind]
-    sizes = {**tiny_recipe(tmp_path).model.model_dump()["scratch"], "hidden_size": 64}  # from 4096 values on the state has 8 bits
+    sizes = {
+        **tiny_recipe(tmp_path).model.model_dump()["scratch"],
+        "hidden_size": 64,
+    }  # 8-bit optimizer state from 4096 values on
     recipe = tiny_recipe(tmp_path, lora=lora, model={"scratch": sizes}, optimizer={"lr": 1e-3, "name": name})
     ours = build(recipe)
     ours_optimizer = build_optimizer(ours, recipe.optimizer)
     stepped(ours, ours_optimizer)
     weights, (tensors, values) = model_state_dict(ours), optimizer_state(ours_optimizer, ours)
     if lora:
-        assert not any(name.endswith("base_layer.weight") for name in weights), "frozen weights are those of the base model"
+        assert not any(name.endswith("base_layer.weight") for name in weights), "frozen weights are not saved"
     other = build(recipe, seed=1 if lora else 2)
     other_optimizer = build_optimizer(other, Optimizer(lr=0.9, name=name))
     restore_model(other, {name: tensor.clone() for name, tensor in weights.items()})
@@ -83,7 +84,7 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_trap_33_names_are_the_same_whatever_wraps_the_model(tmp_path: Path) -> None:
+def test_trap_33_names_do_not_depend_on_wrappers(tmp_path: Path) -> None:
     model = build(tiny_recipe(tmp_path))
     plain = model_state_dict(model).keys()
     wrapped = DistributedDataParallel(model)
@@ -113,13 +114,13 @@ def retype(name: str, tensors: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop, r"weights: 1 missing, such as .*q_proj\.weight"),
-        (add, r"weights: 1 not known, such as .*q_proj\.weight\.more"),
-        (reshape, r"weights: .*q_proj\.weight: expected \(32, 32\) torch\.float32, got \(1023,\) torch\.float32"),
-        (retype, r"weights: .*q_proj\.weight: expected \(32, 32\) torch\.float32, got \(32, 32\) torch\.float64"),
+        (drop, r"^weights: 1 missing.* \S*q_proj\.weight$"),
+        (add, r"^weights: 1 unknown.* \S*q_proj\.weight\.more$"),
+        (reshape, r"^weights: .*q_proj\.weight: .*\(32, 32\) torch\.float32.*\(1023,\) torch\.float32"),
+        (retype, r"^weights: .*q_proj\.weight: .*\(32, 32\) torch\.float32.*\(32, 32\) torch\.float64"),
     ],
 )
-def test_trap_25_weights_that_are_not_exactly_these_are_named(
+def test_trap_25_other_weights_are_reported(
     change: Callable[[str, dict[str, torch.Tensor]], None], message: str, tmp_path: Path
 ) -> None:
     model = build(tiny_recipe(tmp_path))
@@ -131,7 +132,7 @@ def test_trap_25_weights_that_are_not_exactly_these_are_named(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "nothing was changed"
 
 
-def test_trap_25_optimizer_state_that_is_not_exactly_this_is_named(tmp_path: Path) -> None:
+def test_trap_25_other_optimizer_state_is_reported(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     model = build(recipe)
     optimizer = build_optimizer(model, recipe.optimizer)
@@ -139,16 +140,16 @@ def test_trap_25_optimizer_state_that_is_not_exactly_this_is_named(tmp_path: Pat
     tensors, values = optimizer_state(optimizer, model)
     name = next(iter(values))
     without = {key: tensor for key, tensor in tensors.items() if key != f"{name}/exp_avg"}
-    with pytest.raises(CheckpointError, match=rf"optimizer state: 1 missing, such as {name}/exp_avg"):
+    with pytest.raises(CheckpointError, match=rf"^optimizer state: 1 missing.* {name}/exp_avg$"):
         restore_optimizer(optimizer, model, without, values)
-    with pytest.raises(CheckpointError, match=rf"optimizer state: 1 missing, such as {name}"):
+    with pytest.raises(CheckpointError, match=rf"^optimizer state: 1 missing.* {name}$"):
         restore_optimizer(optimizer, model, tensors, {key: value for key, value in values.items() if key != name})
     short = tensors | {f"{name}/exp_avg": torch.zeros(3)}
-    with pytest.raises(CheckpointError, match=rf"{name}/exp_avg: expected \(.*\), got \(3,\)"):
+    with pytest.raises(CheckpointError, match=rf"{name}/exp_avg: .*\(3,\)"):
         restore_optimizer(optimizer, model, short, values)
 
 
-def test_an_optimizer_that_has_done_nothing_yet_has_a_state_that_comes_back(tmp_path: Path) -> None:
+def test_an_unused_optimizer_is_restored(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     model = build(recipe)
     optimizer = build_optimizer(model, recipe.optimizer)
@@ -158,26 +159,26 @@ def test_an_optimizer_that_has_done_nothing_yet_has_a_state_that_comes_back(tmp_
     assert not optimizer.state
 
 
-def test_another_base_model_has_another_fingerprint(tmp_path: Path) -> None:
+def test_fingerprints_identify_the_base_model(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, lora={"rank": 2})
     model, same, other = build(recipe), build(recipe), build(recipe, seed=2)
     stepped(model, build_optimizer(model, recipe.optimizer))
-    assert frozen_fingerprint(model) == frozen_fingerprint(same), "training changes nothing that is frozen"
+    assert frozen_fingerprint(model) == frozen_fingerprint(same), "training does not change frozen weights"
     assert frozen_fingerprint(model) != frozen_fingerprint(other)
     assert frozen_fingerprint(build(tiny_recipe(tmp_path))) is None
 
 
-def test_trap_25_random_generators_come_back_and_missing_ones_are_named() -> None:
+def test_trap_25_random_generators_are_restored() -> None:
     device = torch.device("cpu")
     saved = rng_tensors(device)
     first = torch.rand(5)
     restore_rng(device, saved)
     assert torch.equal(torch.rand(5), first)
-    with pytest.raises(CheckpointError, match="random generators: 1 missing, such as cpu"):
+    with pytest.raises(CheckpointError, match=r"^random generators: 1 missing.* cpu$"):
         restore_rng(device, {})
 
 
-def test_trap_42_embeddings_of_new_tokens_under_adapters_go_on_bit_for_bit(tmp_path: Path) -> None:
+def test_trap_42_new_token_embeddings_resume_exactly(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     base = make_base(tmp_path / "base", tokenizer)
     tokenizer.add_tokens(["<turn>"], special_tokens=True)
@@ -186,7 +187,7 @@ def test_trap_42_embeddings_of_new_tokens_under_adapters_go_on_bit_for_bit(tmp_p
     optimizer, other_optimizer = (build_optimizer(one, Optimizer(lr=1e-2)) for one in (model, other))
     stepped(model, optimizer)
     saved = model_state_dict(model)
-    assert any("trainable_tokens_delta" in name for name in saved), "guard: the new embedding trains, and is saved"
+    assert any("trainable_tokens_delta" in name for name in saved), "guard: the new embedding is trained and saved"
     restore_model(other, saved)
     restore_optimizer(other_optimizer, other, *optimizer_state(optimizer, model))
     stepped(model, optimizer)
