@@ -23,7 +23,7 @@ AT_A_TIME = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class PairedDifference:
     """A difference of two numbers, its 95 % interval, and the share of resamples on the less likely side of 0, twice (at most 1)."""
 
     value: float
@@ -39,7 +39,7 @@ def paired_bootstrap(
     strata: Sequence[str],
     seed: int = 0,
     resamples: int = RESAMPLES,
-) -> Difference:
+) -> PairedDifference:
     """The weighted mean of the second minus that of the first, with the percentile interval of the paired bootstrap (Efron, 1979).
 
     Units are drawn with replacement within their stratum, each with both its values, so that what they share cancels.
@@ -62,4 +62,4 @@ def paired_bootstrap(
             found_S[begin : begin + len(drawn)] += values[drawn].sum(axis=1)
     low, high = np.quantile(found_S, (0.025, 0.975))
     beyond = min(float(np.mean(found_S <= 0)), float(np.mean(found_S >= 0)))
-    return Difference(float(weighted_U.sum()), float(low), float(high), min(1.0, 2 * beyond))
+    return PairedDifference(float(weighted_U.sum()), float(low), float(high), min(1.0, 2 * beyond))

@@ -13,10 +13,10 @@ from rmtrain.batching.layout import lay_out
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.engine.loop import compute_objective
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
+from rmtrain.objective import compute_objective
 from rmtrain.recipe import schema
 from rmtrain.recipe.section import Section
 from tests.comparisons import tokenized

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.evaluation import EvaluationRecipe
 from rmtrain.recipe.explain import explain, show
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.section import KeyPath
+from rmtrain.recipe.section import KeyPath, Section
 from rmtrain.recipe.sources import read_hook
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
@@ -100,15 +101,25 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one line per problem, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    return _overridden(read_yaml(Path(path)), overrides, Path(path).parent)
+    return _overridden(Recipe, read_yaml(Path(path)), overrides, Path(path).parent)
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML text, as `load_recipe` has it of a file; `name` stands in errors where a path would. `prepare` needs a file."""
-    return _overridden(parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
+    return _overridden(Recipe, parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
 
 
-def _overridden(document: Document, overrides: Sequence[str], directory: Path | None) -> Recipe:
+def evaluation_recipe(data: str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Return a recipe that evaluates on a file, directory or Hub dataset; raises RecipeError like `load_recipe`."""
+    sources = [{"path": data}]
+    text = write_yaml({"data": {"train": sources, "eval": sources}})  # `data.train` is required; nothing reads it
+    return _overridden(EvaluationRecipe, parse_yaml(text, lambda line, column: Place(0, line, column, "--data")), overrides, None)
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Section)
+
+
+def _overridden(schema: type[AnyRecipe], document: Document, overrides: Sequence[str], directory: Path | None) -> AnyRecipe:
     if not isinstance(document.data, dict):
         message = (
             f"expected sections such as run, data and model, got {'nothing' if document.data is None else show(document.data)}"
@@ -116,7 +127,7 @@ def _overridden(document: Document, overrides: Sequence[str], directory: Path | 
         raise RecipeError(str(Problem(document.keys[()], (), message)))
     for order, override in enumerate(overrides, start=1):
         apply_override(document, override, order)
-    return _validate(document, directory)
+    return _validate(schema, document, directory)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -130,21 +141,20 @@ def hook_files(recipe: Recipe) -> dict[str, bytes]:
     return {hook.file.name: hook.code for hook in hooks if hook is not None}
 
 
-def _validate(document: Document, directory: Path | None) -> Recipe:
+def _validate(schema: type[AnyRecipe], document: Document, directory: Path | None) -> AnyRecipe:
     document.problems.extend(_secrets(document))
-    problems, recipe = document.problems, None
     try:
-        recipe = Recipe.model_validate(document.data)
-        problems = [*problems, *_hooks(recipe, document, directory)]
+        recipe = schema.model_validate(document.data)
+        problems = [*document.problems, *_hooks(recipe, document, directory)]
+        if not problems:
+            return recipe
     except ValidationError as error:
-        problems = [*problems, *explain(error, document)]
-    if recipe is None or problems:
-        ordered = sorted(problems, key=lambda problem: (problem.place.order, problem.place.line, problem.place.column))
-        raise RecipeError(*dict.fromkeys(map(str, ordered)))
-    return recipe
+        problems = [*document.problems, *explain(error, document)]
+    ordered = sorted(problems, key=lambda problem: (problem.place.order, problem.place.line, problem.place.column))
+    raise RecipeError(*dict.fromkeys(map(str, ordered)))
 
 
-def _hooks(recipe: Recipe, document: Document, directory: Path | None) -> Iterator[Problem]:
+def _hooks(recipe: Any, document: Document, directory: Path | None) -> Iterator[Problem]:
     """Give each source with `prepare` its function's file."""
     for kind, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
         for number, source in enumerate(sources):

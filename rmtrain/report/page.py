@@ -19,8 +19,9 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.samples import Row, hardest_rows, reward_drift, sample_histories
-from rmtrain.evaluation.score import Evaluation
 from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.recipe.evaluation import EvaluationRecipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact, redact_paths
@@ -253,10 +254,10 @@ HARDEST = 12
 def write_report(
     path: Path,
     name: str,
-    evaluation: Evaluation | None,
+    evaluation: EvaluationResult | None,
     *,
     gates: Mapping[str, Mapping[str, Any]],
-    recipe: Recipe | None = None,
+    recipe: Recipe | EvaluationRecipe | None = None,
     run: Path | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     findings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -301,7 +302,7 @@ def write_report(
     return [path, *pictures]
 
 
-def with_errors(evaluation: Evaluation, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
     """An evaluation with its hardest errors as text, for a report.
 
     Args:

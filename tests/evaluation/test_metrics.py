@@ -16,7 +16,7 @@ from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
-from rmtrain.objective import Edges, bradley_terry
+from rmtrain.objective import bradley_terry
 
 
 def pair(

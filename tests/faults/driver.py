@@ -32,7 +32,7 @@ POINTS = {
     "step": "rmtrain.engine.loop:train_step",
     "backward": "accelerate:Accelerator.backward",
     "record": "rmtrain.engine.run_log:RunLog._append",
-    "evaluate": "rmtrain.evaluation.score:lay_out",
+    "evaluate": "rmtrain.evaluation.scoring:lay_out",
     "save": "rmtrain.engine.checkpoint:Checkpoints.save",
     "tensors": "rmtrain.engine.checkpoint:_write_tensors",
     "json": "rmtrain.engine.checkpoint:_write_json",
