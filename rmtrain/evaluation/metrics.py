@@ -101,7 +101,7 @@ def summarize(scored: Sequence[ScoredComparison], objective: Objectives | None =
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
 
     Raises:
-        DataError: nothing to summarize, or `objective` is a ranking and a comparison has none.
+        DataError: nothing to summarize.
         NumericError: a reward is not finite. It would compare as lost and look like an error of the model.
     """
     if not scored:
@@ -151,20 +151,17 @@ def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[
     }
 
 
-def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) -> float:
+def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) -> float | None:
     """Return the mean over comparisons of the objective that trains, in float64 from the float32 rewards.
 
-    It has all terms of the objective: margins, label smoothing and centering are part of `train/loss` too, and both mean the same.
-
-    Raises:
-        DataError: `objective` is a ranking, and the preferences of a comparison do not order its responses.
+    It has all terms of the objective, so that it means the same as `train/loss`, of which margins, label smoothing and centering are
+    part. None for `plackett_luce` where the preferences of a comparison do not order its responses.
     """
+    if isinstance(objective, PlackettLuce) and not all(map(_is_ranking, scored)):
+        return None
     sums = []
     for begin in range(0, len(scored), LOSS_CHUNK):
         rows = scored[begin : begin + LOSS_CHUNK]
-        if isinstance(objective, PlackettLuce):
-            for row in rows:
-                _check_ranking(row)
         first = np.cumsum([0, *(len(row.rewards) for row in rows)])
         totals = [sum(edge.weight for edge in row.preferences) for row in rows]
         edges = [(number, edge) for number, row in enumerate(rows) for edge in row.preferences]
@@ -185,14 +182,10 @@ def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) ->
     return math.fsum(sums) / len(scored)
 
 
-def _check_ranking(row: ScoredComparison) -> None:
-    wins = Counter(edge.winner for edge in row.preferences)
-    wins.subtract(edge.loser for edge in row.preferences)
-    if len({wins[response] for response in range(len(row.rewards))}) < len(row.rewards):
-        raise DataError(
-            f"{row.id}: its preferences do not order its {len(row.rewards)} responses, so that plackett_luce has no loss; "
-            "set objective.type to bradley_terry"
-        )
+def _is_ranking(row: ScoredComparison) -> bool:
+    balance = Counter(edge.winner for edge in row.preferences)
+    balance.subtract(edge.loser for edge in row.preferences)
+    return len({balance[response] for response in range(len(row.rewards))}) == len(row.rewards)
 
 
 def share_with_interval(right_E: NDArray[Any], comparison_E: Integers) -> dict[str, Any]:
@@ -290,10 +283,12 @@ def shorten(names: Sequence[str]) -> str:
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    if summary["loss"] is None:
+        warnings.append("no loss: plackett_luce needs comparisons whose preferences order all responses; set objective.type to bradley_terry")
     decided = summary["preferences"] - summary["soft_ties"]
     if not decided:
-        return ["every preference is a tie (target probability 0.5): there is no accuracy"]
-    warnings = []
+        return [*warnings, "every preference is a tie (target probability 0.5): there is no accuracy"]
     if summary["ties"] > MAX_TIE_SHARE * decided:
         warnings.append(
             f"{summary['ties']:,} of {decided:,} preferences are ties ({100 * summary['ties'] / decided:.1f} %): "

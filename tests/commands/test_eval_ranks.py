@@ -21,7 +21,7 @@ from rmtrain.commands.score import CHUNK, ScoreOptions, score
 from rmtrain.engine.distributed import SHARDING
 from rmtrain.evaluation.scores_file import read_scores
 from tests.commands.ranks import SIZES
-from tests.commands.test_eval_benchmarks import reward_bench_rows, rm_bench_rows
+from tests.commands.test_evaluate import reward_bench_rows, rm_bench_rows
 from tests.commands.test_score import rows
 from tests.exports import tiny_export
 from tests.helpers import pairs, write_jsonl
