@@ -131,7 +131,9 @@ def test_interval_counts_each_comparison_once() -> None:
     assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson_interval(125 / 150, 25)
 
 
-@pytest.mark.parametrize("objective", [BradleyTerry(), BradleyTerry(center_rewards=0.1, label_smoothing=0.2)], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "objective", [BradleyTerry(), BradleyTerry(center_rewards=0.1, label_smoothing=0.2)], ids=["plain", "all"]
+)
 @pytest.mark.parametrize("rows", [random_pairs(1200), random_lists(600)], ids=["pairs", "lists"])
 def test_loss_is_the_training_objective(rows: list[ScoredComparison], objective: BradleyTerry) -> None:
     """The loss is that of a training step over the same rows, and plain Bradley-Terry where no objective is given."""

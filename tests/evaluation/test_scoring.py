@@ -110,7 +110,8 @@ def test_trap_20_swapped_pairs_swap_their_rewards(model: str) -> None:
     scorer = RewardScorer(model, device="cpu")
     generator = np.random.default_rng(5)
     rows = [
-        {"prompt": f"p {n}", "chosen": f"{a} is so", "rejected": f"{b} or not"} for n, (a, b) in enumerate(generator.random((33, 2)))
+        {"prompt": f"p {n}", "chosen": f"{a} is so", "rejected": f"{b} or not"}
+        for n, (a, b) in enumerate(generator.random((33, 2)))
     ]
     turned = [{"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     straight, swapped = (
