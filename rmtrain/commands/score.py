@@ -295,7 +295,8 @@ class ScoreFiles:
         if not self.options.fresh:
             self._read_output(path)
         if not self._rows:
-            self._output.truncate(0)
+            self._output.seek(0)
+            self._output.truncate()
             write_settings(path, self.settings)
         return max(0, self._last_line - 1) // CHUNK, self._rows
 
@@ -354,8 +355,8 @@ class ScoreFiles:
                 if computed.get(number) != stored:
                     raise self._other_input(number)
                 del self._unconfirmed[number]
-            self._output.truncate(self._end)
             self._output.seek(self._end)
+            self._output.truncate()  # a last line that was cut off
         new = [text for number, text in lines if number > self._last_line]
         self._output.write("".join(new).encode())
         self._output.flush()
