@@ -100,7 +100,8 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         "chunk": CHUNK,
         "best_of": options.best_of,
     }
-    pace = Pace(console if accelerator.is_main_process else Console(quiet=True), "lines")
+    console = console if accelerator.is_main_process else Console(quiet=True)
+    pace = Pace(console, "lines")
     read = cut = 0
     problems: list[str] = []
     with stopping(accelerator) as stop, ExitStack() as stack:
@@ -137,7 +138,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         raise DataError(f"{_name(options.source, 'stdin')}: no line to score")
 
     for problem in problems:
-        pace.console.print(f"skipped: {problem}", highlight=False, markup=False)
+        console.print(f"skipped: {problem}", highlight=False, markup=False)
     document = {
         "rows": rows,
         "resumed_after": resumed,

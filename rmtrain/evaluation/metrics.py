@@ -285,7 +285,7 @@ def shorten(names: Sequence[str]) -> str:
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     warnings = []
     if summary["loss"] is None:
-        warnings.append("no loss: plackett_luce needs comparisons whose preferences order all responses; set objective.type to bradley_terry")
+        warnings.append("no loss: plackett_luce needs preferences that order all responses; set objective.type to bradley_terry")
     decided = summary["preferences"] - summary["soft_ties"]
     if not decided:
         return [*warnings, "every preference is a tie (target probability 0.5): there is no accuracy"]

@@ -176,7 +176,7 @@ def test_cli_gates_and_compares_benchmarks(folder: Path) -> None:
         ({"compare": (Path("a"), Path("b")), "scores": Path("s")}, "--scores: "),
         ({"target": "m", "max_length": 512}, "--max-length: "),
         ({"target": "m", "precision": "bfloat16"}, "--precision: "),
-        ({"benchmark": "rm_bench", "precision": "half"}, "--precision half: "),
+        ({"benchmark": "rm_bench", "precision": "half"}, "--precision"),
         ({"target": "m", "fail_under": ("speed=1",)}, "--fail-under speed=1: "),
     ],
 )
