@@ -60,14 +60,13 @@ class Scores:
 class Units:
     """The independent draws of a benchmark: rows, or several rows that only count together. Arrays over U units.
 
-    ids, subsets, sections: of each unit.
+    subsets, sections: of each unit.
     weights_U: weights in the total; they sum to 1.
     credits: for each rule, [U] in [0, 1]; the weighted sum is the total.
     decisions_U: how often its rule compares two rewards, or the best of several with the others; ties_U: how many of these are ties.
     rows_U: rows of the unit.
     """
 
-    ids: tuple[str, ...]
     subsets: tuple[str, ...]
     sections: tuple[str, ...]
     weights_U: Floats
@@ -197,7 +196,6 @@ def row_units(
         decisions: of each row.
     """
     return Units(
-        ids=tuple(f"{row.source}/{row.id}" for row in scored),
         subsets=tuple(subsets),
         sections=tuple(sections),
         weights_U=weights / weights.sum(),

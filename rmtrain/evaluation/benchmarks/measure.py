@@ -50,7 +50,7 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
     except (KeyError, ValueError, IndexError) as error:  # from looking up a subset, or from the shape of the rewards
         raise DataError(f"{benchmark.name}: these are not its rows: {type(error).__name__}: {error}") from error
 
-    everything = np.ones(len(units.ids), np.bool_)
+    everything = np.ones(len(units.subsets), np.bool_)
     section_of = dict(zip(units.subsets, units.sections, strict=True))
     official = scores["official"]
     sections = {

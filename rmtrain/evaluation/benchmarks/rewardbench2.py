@@ -80,7 +80,6 @@ def units(scored: Sequence[ScoredComparison]) -> Units:
     weights = section_weights(subsets, subsets)
     tied = np.asarray(prompts.ref_B == 0, np.int64) + np.asarray(prompts.tied_B == 0, np.int64)
     return Units(
-        ids=(*(f"{row.source}/{row.id}" for row in rows), *(f"{TIES}/{number}" for number in prompts.both)),
         subsets=tuple(subsets),
         sections=tuple(subsets),
         weights_U=weights / weights.sum(),
