@@ -39,9 +39,10 @@ from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat
 from rmtrain.engine.state_dict import Tensors, restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.metrics import check_gates
 from rmtrain.evaluation.samples import sample_rows
-from rmtrain.evaluation.score import Evaluation, check_gates, evaluate
-from rmtrain.evaluation.scores_file import write_scores
+from rmtrain.evaluation.scores_file import pair_settings, write_scores, write_settings
+from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export import check_exportable, golden_texts
 from rmtrain.model.hub import push
@@ -232,11 +233,12 @@ class Running:
         if not len(data):
             return None
 
-        budget = agreed_budget(recipe, data, self.layout, self.model, self.accelerator)
+        costs = Costs.of(data, self.layout)
+        budget = run_on_main(self.accelerator, partial(token_budget, recipe.batching.max_tokens, costs, self.model))
+        scoring = ScoringPlan.of(data, self.layout, costs, budget, self.tokenizer.pad_token_id)
 
-        def evaluate_at(step: int) -> Evaluation:
-            check = partial(stop.check, self.accelerator)
-            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget, check)
+        def evaluate_at(step: int) -> EvaluationResult:
+            evaluation = evaluate(model, scoring, self.accelerator, recipe.objective, partial(stop.check, self.accelerator))
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
@@ -248,7 +250,7 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> CommandResult:
+    def finish(self, last: EvaluationResult | None, evaluator: Any, stop: Stop) -> CommandResult:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
         recipe, path, done = self.recipe, self.directory.path, self.saver.state.step
         best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
@@ -284,16 +286,20 @@ class Running:
         restore_model(whole, gathered)
         return whole
 
-    def _leave(self, model: RewardModel, last: Evaluation | None, summary: dict[str, Any] | None, step: int) -> None:
+    def _leave(self, model: RewardModel, last: EvaluationResult | None, summary: dict[str, Any] | None, step: int) -> None:
         recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
+            dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
+            exported, template = str(self.directory.model), template_hash(self.tokenizer)
+            settings = pair_settings(exported, self.prepared.eval, recipe.data, recipe.objective, dtype, template)
+            write_settings(path / "scores.jsonl", settings)
         data, waterfall = self.prepared.train.key, self.prepared.train.waterfall.to_json()
         export_with_card(model, self.tokenizer, recipe, self.directory.model, data, step, waterfall=waterfall, evaluation=summary)
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         self._report(last)
 
-    def _report(self, last: Evaluation | None) -> None:
+    def _report(self, last: EvaluationResult | None) -> None:
         recipe, path, prepared = self.recipe, self.directory.path, self.prepared
         splits = {"train": prepared.train, "eval": prepared.eval}
         write_report(

@@ -6,9 +6,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rmtrain.batching.layout import MicroBatch
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
@@ -18,8 +17,8 @@ from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
-from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
-from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
+from rmtrain.objective import compute_objective
+from rmtrain.recipe.schema import Recipe
 
 logger = logging.getLogger("rmtrain")
 
@@ -184,14 +183,6 @@ class NonFiniteGuard:
                 f"Rows: {named} (all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
             )
         logger.warning("step %d: the gradient is not finite, so there was no update; its rows: %s", step, named)
-
-
-def compute_objective(objective: Objectives, rewards_N: Tensor, batch: MicroBatch) -> Objective:
-    """The objective of a recipe on the rewards of a micro-batch."""
-    edges = Edges(batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
-    if isinstance(objective, PlackettLuce):
-        return plackett_luce(rewards_N, batch.comparison_N, edges, objective.center_rewards)
-    return bradley_terry(rewards_N, edges, objective.center_rewards, objective.label_smoothing)
 
 
 def check_gradients(strategy: Strategy, model: nn.Module) -> None:

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.samples import Row, hardest_rows, reward_drift, sample_histories
-from rmtrain.evaluation.score import Evaluation
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.files import write_text
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact, redact_paths
 from rmtrain.report.console import decimal, escape_invisible, percent
@@ -77,10 +77,10 @@ class ReportData:
 def write_report(
     path: Path,
     name: str,
-    evaluation: Evaluation | None,
+    evaluation: EvaluationResult | None,
     *,
     gates: Mapping[str, Mapping[str, Any]],
-    recipe: Recipe | None = None,
+    recipe: Recipe | EvaluationRecipe | None = None,
     run: Path | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     findings: Mapping[str, Mapping[str, Any]] | None = None,
@@ -124,7 +124,7 @@ def write_report(
     return written
 
 
-def pictures(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
+def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
     """Return functions that draw the pictures of an evaluation, under the names that trackers show.
 
     Nothing is drawn before one is called. There are none if no preference has a winner.
@@ -143,7 +143,7 @@ def pictures(evaluation: Evaluation) -> dict[str, Callable[[], Figure]]:
     }
 
 
-def with_errors(evaluation: Evaluation, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> Evaluation:
+def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
     """Return an evaluation with the text of its hardest errors, for a report.
 
     Args:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.evaluate import eval_command
+from rmtrain.commands.evaluate import run_eval
+from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import train
 from rmtrain.engine.trackers import pixels
@@ -20,20 +21,10 @@ from tests.runs import planted_rows, tiny_recipe, write_rows
 
 MARKUP = "<script>1</script>"
 PICTURES = {"report_rewards.png", "report_calibration.png"}
-NOTHING: dict[str, Any] = {
-    "target": None,
-    "recipe_path": None,
-    "overrides": (),
-    "data": None,
-    "output": None,
-    "scores": None,
-    "gates": {},
-    "allow_template_change": False,
-}
 
 
-def evaluated(**options: Any) -> CommandResult:
-    return eval_command(Console(quiet=True), **{**NOTHING, **options})
+def evaluated(**asked: Any) -> CommandResult:
+    return run_eval(EvalOptions(**asked), Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

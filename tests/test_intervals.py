@@ -1,4 +1,4 @@
-"""The paired bootstrap against scipy's, and what pairing is for."""
+"""The paired bootstrap against scipy's, and the narrower intervals that pairing gives."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_one_stratum_is_the_ordinary_paired_bootstrap() -> None:
     assert ours.low <= ours.value <= ours.high
 
 
-def test_the_seed_decides_and_pairing_narrows() -> None:
+def test_seed_decides_and_pairing_narrows() -> None:
     one, other = values()
     weights, strata = np.full(200, 1 / 200), ["a"] * 120 + ["b"] * 80
     first, again, seeded = (paired_bootstrap(one, other, weights, strata, seed) for seed in (0, 0, 1))
@@ -32,7 +32,8 @@ def test_the_seed_decides_and_pairing_narrows() -> None:
     assert unpaired.high - unpaired.low > 1.5 * (first.high - first.low)
 
 
-def test_what_is_equal_differs_by_nothing_and_a_stratum_of_its_own_does_not_vary() -> None:
+def test_equal_values_do_not_differ() -> None:
+    """A stratum of one unit does not vary."""
     one, _ = values()
     weights = np.full(200, 1 / 200)
     same = paired_bootstrap(one, one, weights, ["a"] * 200)
