@@ -86,7 +86,10 @@ def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
     )
 
 
-def summarize(scored: Sequence[ScoredComparison], objective: Objectives | None = None) -> dict[str, Any]:
+PLAIN = BradleyTerry()
+
+
+def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:
     """Compute every number of an evaluation, JSON-ready; `RULES` defines each.
 
     `n` counts comparisons and `preferences` their edges. All other numbers except `loss` are over the edges that have a winner
@@ -95,7 +98,7 @@ def summarize(scored: Sequence[ScoredComparison], objective: Objectives | None =
 
     Args:
         scored: comparisons with finite rewards.
-        objective: the objective of the model's training, for `loss`; None: Bradley-Terry.
+        objective: the objective of the model's training, for `loss`; by default plain Bradley-Terry.
 
     Returns:
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
@@ -112,7 +115,6 @@ def summarize(scored: Sequence[ScoredComparison], objective: Objectives | None =
             f"{len(bad):,} of {len(scored):,} comparisons have a reward that is not finite: {shorten(bad)}; "
             "inspect one with `rmtrain inspect --row`, and score in float32"
         )
-    objective = objective or BradleyTerry()
     by_source: dict[str, list[ScoredComparison]] = defaultdict(list)
     for row in scored:
         by_source[row.source].append(row)
