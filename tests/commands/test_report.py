@@ -13,7 +13,7 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import train
 from rmtrain.engine.trackers import pixels
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.score import Evaluation
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.report.page import HARDEST, pictures
 from tests.evaluation.test_metrics import random_pairs
 from tests.report.test_page import SECTIONS, Reader
@@ -77,7 +77,7 @@ def test_scores_alone_give_a_report(run: Path, tmp_path: Path) -> None:
 
 def test_pictures_of_trackers_are_drawn_when_called() -> None:
     scored = random_pairs(50)
-    drawn = {name: pixels(draw()) for name, draw in pictures(Evaluation(scored, summarize(scored), 1.0, 1)).items()}
+    drawn = {name: pixels(draw()) for name, draw in pictures(EvaluationResult(scored, summarize(scored), 1.0, 1)).items()}
     assert list(drawn) == ["eval/rewards", "eval/calibration"]
     for picture in drawn.values():
         assert picture.ndim == 3
