@@ -150,7 +150,7 @@ def _score(
     with stopping(accelerator) as stop:
 
         def check() -> None:
-            stop.check(accelerator)
+            stop.check()
             pace.step(accelerator.num_processes)
 
         scored = score(scorer.model, data, micro_batches, layout, accelerator, scorer.pad_token_id, check)

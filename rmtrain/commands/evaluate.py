@@ -89,8 +89,7 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     max_tokens, costs = recipe.batching.max_tokens, Costs.of(data, layout)
     budget = run_on_main(accelerator, partial(token_budget, max_tokens, costs, reward_model))  # each GPU has other memory free
     with stopping(accelerator) as stop:
-        check = partial(stop.check, accelerator)
-        evaluation = evaluate_model(reward_model, data, layout, accelerator, tokenizer.pad_token_id, budget, check)
+        evaluation = evaluate_model(reward_model, data, layout, accelerator, tokenizer.pad_token_id, budget, stop.check)
     settings = pair_settings(model, recipe, data, template_hash(encoder))
     return replace(with_errors(evaluation, data, tokenizer), settings=settings)
 

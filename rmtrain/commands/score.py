@@ -28,7 +28,7 @@ from rmtrain.data.cache import NO_LOCKS
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.errors import DataError, RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.requests import WRITTEN, Question, format_response, read_question
 from rmtrain.evaluation.score import Rows
@@ -229,7 +229,7 @@ class Files:
         stack: closes the files.
     """
 
-    def __init__(self, accelerator: Accelerator, stop: Stop, stack: ExitStack) -> None:
+    def __init__(self, accelerator: Accelerator, stop: GracefulShutdown, stack: ExitStack) -> None:
         self.accelerator, self.stop, self.stack = accelerator, stop, stack
         self.done = Done()
         self._chunks: Iterator[Chunk] = iter(())
@@ -250,15 +250,15 @@ class Files:
         """The chunks of the input, as many at a time as there are processes: of one there may be too few micro-batches for all."""
         while chunks := run_on_main(self.accelerator, self._next):
             yield chunks
-        self.stop.check(self.accelerator)
+        self.stop.check()
 
     def _next(self) -> list[Chunk]:
         """The next chunks; none where the input ends, or where a signal came while it kept silent."""
         try:
-            with self.stop.at_once():
+            with self.stop.raise_immediately():
                 return list(itertools.islice(self._chunks, self.accelerator.num_processes))
         except Stopped:
-            if self.stop.by is None:
+            if self.stop.received is None:
                 raise
             return []
 
@@ -279,7 +279,7 @@ class Files:
 
 @contextmanager
 def shared_files(
-    accelerator: Accelerator, stop: Stop, source: str, target: str, settings: Mapping[str, Any], fresh: bool
+    accelerator: Accelerator, stop: GracefulShutdown, source: str, target: str, settings: Mapping[str, Any], fresh: bool
 ) -> Iterator[Files]:
     """The files, open until the block ends; see `output` for the arguments and errors."""
     with until_closed() if target == STANDARD else nullcontext(), ExitStack() as stack:
@@ -469,7 +469,7 @@ class Work:
                 rows += chunk
         if not rows:
             return [[] for _ in chunks]
-        scorer, check = self.scorer, partial(self.files.stop.check, self.accelerator)
+        scorer, check = self.scorer, self.files.stop.check
         scored = score_rows(scorer.model, Rows(rows), micro_batches, layout, self.accelerator, scorer.pad_token_id, check)
         found = (row.rewards for row in scored)
         return [list(itertools.islice(found, len(chunk))) for chunk in chunks]

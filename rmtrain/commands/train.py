@@ -26,13 +26,13 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.distributed import leave_group, model_device, run_on_main
+from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Display, Meter, RunLog
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16, versions
 from rmtrain.engine.state_dict import Tensors, restore_model
 from rmtrain.engine.strategy import Strategy
@@ -96,7 +96,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
     run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
     display = make_display(console, len(loader), accelerator.num_processes)
-    with run.opened(console, plan, resume) as log, display, Stop() as stop:
+    with run.opened(console, plan, resume) as log, display, graceful_shutdown(accelerator) as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
         try:
             last = run_loop(recipe, strategy, prepared_model, optimizer, loader, meter, log, display, evaluator, saver, stop)
@@ -217,7 +217,7 @@ class Running:
             return f"{by} before its first step was saved; the same command begins it anew"
         return f"{by} after step {self.saver.saved_step}, which is saved in {path}; the same command goes on from there"
 
-    def evaluator(self, model: Any, log: RunLog, display: Display, stop: Stop) -> Any:
+    def evaluator(self, model: Any, log: RunLog, display: Display, stop: GracefulShutdown) -> Any:
         """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
         data, recipe = self.prepared.eval, self.recipe
         if not len(data):
@@ -226,8 +226,7 @@ class Running:
         budget = agreed_budget(recipe, data, self.layout, self.model, self.accelerator)
 
         def evaluate_at(step: int) -> Evaluation:
-            check = partial(stop.check, self.accelerator)
-            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget, check)
+            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget, stop.check)
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
@@ -239,7 +238,7 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> CommandResult:
+    def finish(self, last: Evaluation | None, evaluator: Any, stop: GracefulShutdown) -> CommandResult:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
         recipe, path, done = self.recipe, self.directory.path, self.saver.position.step
         best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
@@ -251,7 +250,7 @@ class Running:
         gathered, peaks = self.strategy.weights(self.saver.model) if self.strategy.shards else None, peak_memory(self.accelerator)
         leave_group(self.accelerator)  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
-            with stop.at_once():
+            with stop.raise_immediately():
                 self._leave(self._exported(gathered), last, summary, done if best is None else best)
                 self.directory.finish()
                 url, problem = push_if_asked(recipe, self.directory.model)

@@ -16,7 +16,7 @@ from rmtrain.engine.checkpoint import Checkpoint, size_of
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Meter
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
@@ -124,11 +124,11 @@ class CheckpointManager:
         run_on_main(self.accelerator, partial(self._write, files, state))
         self.saved_step, self.since = step, time.monotonic()
 
-    def end_if_asked(self, stop: Stop, step: int, evaluated: bool) -> None:
+    def end_if_asked(self, stop: GracefulShutdown, step: int, evaluated: bool) -> None:
         """Where a signal came to any process, save as `save` does, then raise Stopped. Called on all ranks."""
-        if stop.is_wanted(self.accelerator):
+        if stop.requested():
             self.save(step, evaluated)
-            stop.end()
+            stop.stop()
 
     def note_evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
         """After an evaluation: when it is the best so far, keep the weights that it is of. Called on all ranks."""

@@ -14,7 +14,7 @@ from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.optim import learning_rate
 from rmtrain.engine.run_log import Display, Meter, RunLog
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
 from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
@@ -46,7 +46,7 @@ def train(
     display: Display,
     evaluate: Callable[[int], Evaluated] | None,
     saver: CheckpointManager,
-    stop: Stop,
+    stop: GracefulShutdown,
 ) -> Evaluated | None:
     """Train from where the saver's position is to the last step.
 
