@@ -82,7 +82,7 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     if not isinstance(error, OSError):
         return None
     if error.errno in DISK_FULL:
-        return TryAgain(f"the disk is full: {error.filename or error.strerror}; free some space and run the same command again")
+        return TryAgain(f"the disk is full: {error.filename or error.strerror}; make room and run the same command again")
     if error.errno in REFUSALS and error.filename is not None:
         return RmtrainError(f"{error.filename}: {error.strerror}")
     return None

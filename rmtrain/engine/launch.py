@@ -98,6 +98,8 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
         except ChildFailedError as failed:
             return first_failure(read_reports(reports), failed.failures)
         except SignalException as ended:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # the ranks have ended
             stopped = RankReport(0, 128 + ended.sigval, [f"error: stopped by {ended.sigval.name}"], True, time.time())
             return min(read_reports(reports), key=lambda report: report.time, default=stopped)
         except (ValueError, ConnectionError) as error:

