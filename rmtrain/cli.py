@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rmtrain.commands.options import EvalOptions, checked_precision
-from rmtrain.engine.rank import is_one_of_several, rank_number, watch_launcher
+from rmtrain.commands.options import EvalOptions, InspectOptions, checked_precision
+from rmtrain.engine.rank import is_one_of_several, is_started_by_rmtrain, rank_number, watch_launcher
 from rmtrain.engine.signals import raise_on_signal
 from rmtrain.errors import RecipeError
 from rmtrain.exits import exit_process, exit_with_error, fail_on_missed
@@ -32,9 +32,7 @@ Arguments = Annotated[
 ]
 RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe file, if it is not the first argument.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
-MaxLengthOption = Annotated[
-    int | None, typer.Option(min=8, help="Maximum sequence length in tokens (default: the limit of the model).")
-]
+MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
 PrecisionOption = Annotated[str, typer.Option(help="Precision of the model: auto, float32 or bfloat16.")]
 TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
 ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
@@ -68,12 +66,8 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Directory to also write the tokenized pairs to, as columns input_ids_chosen, ...")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="File for the plot of token lengths, as PNG (default: next to the tokenized data).")
-    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Also write the tokenized pairs to this directory, as Parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the token lengths (default: next to the cached data).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Tokenize, check and cache the data. Reports the rows kept and dropped, lengths and findings."""
@@ -92,14 +86,10 @@ def inspect(
     recipe: RecipeOption = None,
     row: Annotated[str | None, typer.Option(help="Number or id of the row to show (default: the first kept row).")] = None,
     find: Annotated[str | None, typer.Option(metavar="TEXT", help="Show rows that contain this text; case is ignored.")] = None,
-    dropped: Annotated[
-        str | None, typer.Option(metavar="REASON", help="Show rows dropped for this reason; all: for any reason.")
-    ] = None,
+    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this reason.")] = None,
     longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False,
     random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False,
-    step: Annotated[
-        int | None, typer.Option(help="Show the rows of this optimizer step, counted from 0, and how they are packed.")
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None,
     source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None,
     split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Maximum number of rows to show.")] = None,
@@ -113,8 +103,6 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show rows as the model sees them. Also shows dropped rows and the contents of an optimizer step."""
-    from rmtrain.commands.options import InspectOptions
-
     query = InspectOptions(
         row=row,
         find=find,
@@ -144,23 +132,16 @@ def inspect(
 def train(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start from scratch; an existing run in run.output_dir is renamed.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from scratch; an existing run is renamed.")] = False,
     resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the latest valid one).")] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Make runs reproducible bit for bit; same as training.deterministic=true.")
-    ] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same as training.deterministic=true.")] = False,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and memory estimate without training.")] = False,
     gpu_memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: that of this machine)."),
+        float | None, typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: this machine's).")
     ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="With --dry-run: also time one training step on this machine.")
-    ] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one training step here.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint."""
@@ -193,15 +174,9 @@ def export(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="Run directory or one of its checkpoints.")
     ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory for the export (default: inside the run).")
-    ] = None,
-    adapter: Annotated[
-        bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights and the adapter.")
-    ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Type of the weights: float32, bfloat16 or float16 (default: that of the run).")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: that of the run).")] = None,
     push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -279,16 +254,12 @@ def evaluate(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")],
-    source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="JSON Lines file of conversations (optionally .gz), or - for stdin.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")],
     best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best response of each line.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and count them.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite an existing output.")] = False,
-    cut: Annotated[
-        bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long, instead of stopping.")
-    ] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long.")] = False,
     max_length: MaxLengthOption = None,
     precision: PrecisionOption = "auto",
     allow_template_change: TemplateOption = False,
@@ -350,8 +321,8 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
 
 
 def start_processes(processes: int | None, config: str | None) -> None:
-    """If several processes are requested, launch them, wait, and exit as they do; otherwise return."""
-    if processes is None and config is None:
+    """If several processes are requested, launch them with the same command line, wait, and exit as they do."""
+    if (processes is None and config is None) or is_started_by_rmtrain():
         return
     from rmtrain.engine.launch import launch
 

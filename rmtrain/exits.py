@@ -90,7 +90,7 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
 
 def _has_lost_peer(error: BaseException) -> bool:
     """Return whether a collective failed: gloo raises a RuntimeError with its name, NCCL and the store raise a Dist...Error."""
-    return isinstance(error, RuntimeError) and ("gloo" in str(error) or type(error).__name__.startswith("Dist"))
+    return isinstance(error, RuntimeError) and ("gloo/transport" in str(error) or type(error).__name__.startswith("Dist"))
 
 
 def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:

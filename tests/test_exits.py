@@ -20,7 +20,7 @@ ERRORS = {
     "a full disk": (f'OSError({errno.ENOSPC}, "no space", "/data/x")', 75, ["/data/x"]),
     "a file that is not ours": (f'OSError({errno.EACCES}, "Permission denied", "/data/x")', 1, ["/data/x: Permission denied"]),
 }
-"""What is raised; the exit code, and what the lines have in them."""
+"""Errors by name: the expression, the exit code, and a part of each line."""
 BUGS = ['KeyError("nobody foresaw this")', f'OSError({errno.ENOENT}, "No such file", "/data/x")', 'RuntimeError("shape")']
 LOST = ['RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer")', 'DistBackendError("NCCL error")']
 
@@ -88,7 +88,7 @@ def test_bug_shows_its_traceback(error: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", LOST)
 def test_lost_peer_is_no_bug(error: str, tmp_path: Path) -> None:
-    """A collective that fails because another rank ended is told apart from a bug, and may be retried."""
+    """A collective that fails because another rank ended is not reported as a bug, and may be retried."""
     ended = exits(error, **rank(0, tmp_path))
     assert ended.returncode == 75
     (line,) = read(tmp_path, 0)["lines"]

@@ -27,7 +27,6 @@ from rmtrain.engine.signals import SIGNALS
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
-OPTIONS = ("--processes", "--accelerate-config")
 SECONDS_TO_SAVE = 3600
 """Time that ranks have, after a signal, to finish their step and save, before they are killed."""
 CAUSE_SECONDS = 10.0
@@ -81,7 +80,9 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
         RecipeError: there is no such configuration, this machine cannot run it, or this process is a rank already.
     """
     if "RANK" in os.environ:
-        raise RecipeError(f"{' and '.join(OPTIONS)}: a launcher already started this process; set the process count there")
+        raise RecipeError(
+            "--processes and --accelerate-config: a launcher already started this process; set the process count there"
+        )
     job = read(processes, config)
     if job is None:
         return None
@@ -90,7 +91,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
     arguments = [f"--config_file={job.config}", f"--num_processes={job.processes}"]
     if job.machines == 1:
         arguments.append(f"--main_process_port={_free_port()}")  # jobs on one machine must not share the default one
-    arguments += ["-m", "rmtrain", *without_options(sys.argv[1:])]
+    arguments += ["-m", "rmtrain", *sys.argv[1:]]
     with reports_folder() as reports:
         os.environ |= _rank_environment(job)
         try:
@@ -140,19 +141,6 @@ def find_config(config: str) -> Path:
 def config_names() -> list[str]:
     """Return the names of the built-in configurations."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-
-
-def without_options(arguments: Sequence[str]) -> list[str]:
-    """Remove the launcher's own options from a command line."""
-    left, skip = [], False
-    for argument in arguments:
-        if skip or argument.startswith(tuple(f"{option}=" for option in OPTIONS)):
-            skip = False
-        elif argument in OPTIONS:
-            skip = True
-        else:
-            left.append(argument)
-    return left
 
 
 def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessFailure]) -> RankReport:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rmtrain.engine.signals import REPEAT_SECONDS, SIGNALS, raise_stopped
+from rmtrain.engine.signals import HANDLED, REPEAT_SECONDS, SIGNALS, raise_stopped
 from rmtrain.errors import TryAgain
 
 LAUNCHER = "RMTRAIN_LAUNCHER"
@@ -37,6 +37,11 @@ def rank_number() -> int:
 def is_one_of_several() -> bool:
     """Return whether a launcher started this process together with others."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_started_by_rmtrain() -> bool:
+    """Return whether `--processes` started this process."""
+    return LAUNCHER in os.environ
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,9 @@ def _watch(parent: int, signals: int) -> None:
             first = first or last
         if not number:
             continue
-        # With the handler of `raise_on_signal` still in place there is nothing to save, and the main thread has had its time.
-        is_stuck = signal.getsignal(number) is raise_stopped and time.monotonic() - first > STUCK_SECONDS
-        if is_stuck or last - first > REPEAT_SECONDS:
+        # A rank that has work to save has another handler than `raise_stopped`, and all the time it needs.
+        is_stuck = not HANDLED.is_set() and signal.getsignal(number) is raise_stopped
+        if (is_stuck and time.monotonic() - first > STUCK_SECONDS) or last - first > REPEAT_SECONDS:
             os._exit(128 + number)
     if rank_number() == 0:
         print("error: the launcher died; run the same command again to resume", file=sys.stderr, flush=True)

@@ -19,21 +19,28 @@ REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
 
 
+HANDLED = threading.Event()
+"""Set when the main thread has handled a signal."""
+_raised_at: float | None = None
+
+
 def raise_on_signal() -> None:
     """Make SIGTERM and SIGINT raise `Stopped` in the main thread, so that they end a command as an error does."""
+    global _raised_at
+    _raised_at = None
     for number in SIGNALS:
         signal.signal(number, raise_stopped)
 
 
 def raise_stopped(number: int, _: FrameType | None) -> None:
-    """Handle a signal by raising `Stopped`, unless it repeats one that is being handled."""
-    global _last_raised
-    before, _last_raised = _last_raised, time.monotonic()
-    if _last_raised - before > REPEAT_SECONDS:
+    """Handle the first signal by raising `Stopped`; a second one interrupts the clean-up and exits."""
+    global _raised_at
+    HANDLED.set()
+    if _raised_at is None:
+        _raised_at = time.monotonic()
         raise Stopped(number)
-
-
-_last_raised = float("-inf")
+    if time.monotonic() - _raised_at > REPEAT_SECONDS:
+        os._exit(128 + number)
 
 
 class GracefulShutdown:
@@ -92,6 +99,7 @@ class GracefulShutdown:
         raise Stopped(self.received)
 
     def _note(self, number: int) -> None:
+        HANDLED.set()
         self.received, self._received_at = signal.Signals(number), time.monotonic()
 
     def _handle(self, number: int, _: FrameType | None) -> None:

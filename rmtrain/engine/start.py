@@ -52,17 +52,24 @@ def start(recipe: Recipe) -> Strategy:
         RecipeError: a tracker is not installed, or the strategy does not support a setting of the recipe or of accelerate.
         RmtrainError: accelerate runs another number of processes, or another strategy, than was launched.
     """
-    missing = [name for name in recipe.tracking.to if not TRACKERS[name]()]
-    if missing:
-        raise RecipeError(
-            *(f"tracking.to: {name} is not installed; install rmtrain[{name}] or remove it from the list" for name in missing)
-        )
+    missing = {
+        f"{name} is not installed; install rmtrain[{name}] or leave it out": not TRACKERS[name]() for name in recipe.tracking.to
+    }
+    _refuse("tracking.to: ", missing)
     if recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     plugin = _sharding_plugin()
     if plugin is not None:
-        _check_sharding(recipe)
+        problems = {
+            "optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration": (
+                recipe.optimizer.name == "adamw_8bit"
+            ),
+            "model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration": (
+                recipe.model.quantization is not None
+            ),
+        }
+        _refuse("", problems)
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -113,7 +120,7 @@ def _sharding_plugin() -> Plugin | None:
             "fsdp_cpu_ram_efficient_loading: set false": fsdp.cpu_ram_efficient_loading,
             "fsdp_activation_checkpointing: set false, and model.gradient_checkpointing in the recipe": fsdp.activation_checkpointing,
         }
-        _refuse(problems)
+        _refuse("accelerate configuration: ", problems)
         return fsdp
     if not is_set(SHARDING["DeepSpeed"]):
         return None
@@ -129,24 +136,14 @@ def _sharding_plugin() -> Plugin | None:
         "zero3_init_flag: set false": bool(deepspeed.zero3_init_flag),
         **{f"{key}_device: set none": True for key in offloaded},
     }
-    _refuse(problems)
+    _refuse("accelerate configuration: ", problems)
     return deepspeed
 
 
-def _refuse(problems: dict[str, bool]) -> None:
+def _refuse(place: str, problems: dict[str, bool]) -> None:
     wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
     if wrong:
-        raise RecipeError(*(f"accelerate configuration: {problem}" for problem in wrong))
-
-
-def _check_sharding(recipe: Recipe) -> None:
-    problems = []
-    if recipe.optimizer.name == "adamw_8bit":
-        problems.append("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
-    if recipe.model.quantization is not None:
-        problems.append("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
-    if problems:
-        raise RecipeError(*problems)
+        raise RecipeError(*(f"{place}{problem}" for problem in wrong))
 
 
 def uses_bfloat16(precision: str) -> bool:

@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from rmtrain.engine.launch import CONFIGS, Launch, config_names, first_failure, launch, read, without_options
+from rmtrain.engine.launch import CONFIGS, Launch, config_names, first_failure, launch, read
 from rmtrain.engine.rank import RankReport
 from rmtrain.errors import RecipeError
 from tests.runs import ROOT, environment_of_process, metrics_of, rmtrain, tiny_recipe, write_recipe
@@ -30,7 +30,7 @@ STRATEGIES = {
 }
 """The strategy of each configuration for one machine and several processes."""
 LONG = ("cpu", "deepspeed_zero1", "deepspeed_zero2")
-"""Configurations that `make faults` tries, too: `--processes` alone means the first, and the others differ from ZeRO-3 in a number."""
+"""Configurations that only `make faults` tries: `--processes` alone means the first, and the others differ from ZeRO-3 in a number."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def free_port() -> str:
 
 
 def test_several_machines_train_as_one(recipe: Path, alone: Path) -> None:
-    """Two launchers that meet over the network stand for two machines."""
+    """Two launchers that meet over the network play two machines."""
     run, port = recipe.parent / "machines", free_port()
     config = str(ROOT / "configs/accelerate/multi_node.yaml")
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
@@ -224,15 +224,6 @@ def test_more_processes_than_gpus_are_refused() -> None:
     assert refused.value.problems[0].startswith("--processes:")
     assert {str(count), str(count + 1)} <= set(refused.value.problems[0].replace(",", "").split())
     replace(job, on_cpu=True).check()
-
-
-def test_options_are_removed_from_the_command() -> None:
-    rest = ["train", "recipe.yaml", "training.epochs=2", "--json"]
-    for options in (["--processes", "2"], ["--processes=2"], ["--accelerate-config", "ddp"], ["--accelerate-config=x/y.yaml"]):
-        for place in range(1, len(rest) + 1):
-            assert without_options([*rest[:place], *options, *rest[place:]]) == rest
-    both = ["--accelerate-config", "fsdp2", "--processes", "8"]
-    assert without_options([*both, *rest]) == rest != [*both, *rest], "guard: there was something to take out"
 
 
 def test_configurations_ship_with_the_package() -> None:

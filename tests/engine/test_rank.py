@@ -32,6 +32,22 @@ watch_launcher()
 """
 NOTHING_TO_SAVE = RANK + "hang()\n"
 SAVES = RANK + "with GracefulShutdown():\n    hang()\n"
+CLOSES = (
+    RANK
+    + """
+import time
+from rmtrain.errors import Stopped
+try:
+    with GracefulShutdown() as shutdown:
+        print(os.getpid(), flush=True)
+        while True:
+            shutdown.check()
+            time.sleep(0.1)
+except Stopped:
+    time.sleep(5)  # as a tracker that is slow to close
+    os._exit(42)
+"""
+)
 
 
 @pytest.fixture
@@ -68,6 +84,12 @@ def test_only_second_signal_ends_a_working_rank(hanging: subprocess.Popen[str]) 
     assert hanging.wait(SECONDS) == 130
 
 
+@pytest.mark.parametrize("hanging", [CLOSES], indirect=True)
+def test_rank_that_stops_may_clean_up(hanging: subprocess.Popen[str]) -> None:
+    hanging.send_signal(signal.SIGTERM)
+    assert hanging.wait(SECONDS) == 42
+
+
 LAUNCHER_SCRIPT = """
 import os, subprocess, sys
 from rmtrain.engine.rank import reports_folder
@@ -98,12 +120,12 @@ def test_ranks_end_when_their_launcher_dies(tmp_path: Path) -> None:
     launcher.communicate()
     wait_until(lambda: not any(is_alive(pid) for pid in pids), SECONDS)
     lines = [(tmp_path / f"stderr-{rank}").read_text().splitlines() for rank in "01"]
-    assert [len(found) for found in lines] == [1, 0]
+    assert [len(printed) for printed in lines] == [1, 0]
     assert lines[0][0].startswith("error: ")
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has exited and was not waited for does not."""
+    """Return whether a process runs; one that has exited and was not waited for does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):

@@ -108,14 +108,14 @@ class Place:
 
     def left(self) -> list[list[str]]:
         """Command lines of our processes that are still alive."""
-        found = []
+        alive = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get("MARK") == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process.cmdline())
+                    alive.append(process.cmdline())
             except psutil.Error:
                 continue
-        return found
+        return alive
 
 
 @pytest.fixture
