@@ -43,7 +43,7 @@ from rmtrain.engine.distributed import LEFT_GROUPS, leave_group
 
 faulthandler.dump_traceback_later(60, exit=True)
 accelerator = Accelerator(cpu=True)
-for _ in range(200):
+for _ in range(400):
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     model = DistributedDataParallel(torch.nn.Linear(2, 2))
     model(torch.ones(1, 2)).sum().backward()
@@ -51,7 +51,7 @@ for _ in range(200):
     distributed.all_gather(gathered, torch.ones(4))
     leave_group(accelerator)
     del gathered, model
-assert not distributed.is_initialized() and len(LEFT_GROUPS) == 200, "guard: each time"
+assert not distributed.is_initialized() and len(LEFT_GROUPS) == 400, "guard: each time"
 print("done", flush=True)
 os._exit(0)
 """
@@ -87,4 +87,4 @@ def test_process_that_left_its_group_ends() -> None:
     environment = environment_of_process(ACCELERATE_USE_CPU="true")
     result = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "done\n", "guard: a group that is not kept hangs after a few"
+    assert result.stdout == "done\n", "guard: a group that is not kept hangs, most often within a hundred"
