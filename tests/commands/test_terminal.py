@@ -18,7 +18,7 @@ from tests.runs import ROOT, planted_rows, rmtrain, tiny_recipe, write_recipe, w
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def in_terminal(*arguments: str, cwd: Path, columns: int = 100, seconds: float = 120) -> str:
+def in_terminal(*arguments: str, cwd: Path, columns: int = 100, seconds: float = 300) -> str:
     """Everything the command line writes to a terminal of this width, control sequences included."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")}
     environment |= {
