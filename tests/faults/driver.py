@@ -28,7 +28,7 @@ POINTS = {
     "write": "rmtrain.engine.run_dir:RunDirectory._write",
     "resume": "rmtrain.engine.checkpoint_manager:CheckpointManager.resume",
     "rewind": "rmtrain.engine.run_dir:RunDirectory.rewind",
-    "rehearse": "rmtrain.engine.loop:rehearse",
+    "rehearse": "rmtrain.engine.loop:warmup_largest_batch",
     "step": "rmtrain.engine.loop:train_step",
     "backward": "accelerate:Accelerator.backward",
     "record": "rmtrain.engine.run_log:RunLog._append",
