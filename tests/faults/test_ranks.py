@@ -327,7 +327,7 @@ def test_trap_43_ranks_prepare_data_once(tmp_path: Path) -> None:
     text = dump_recipe(recipe).replace("prepare: null", "prepare: slow:rows", 1)
     (tmp_path / "recipe.yaml").write_text(text)
     (tmp_path / "slow.py").write_text(SLOW)
-    environment = environment_of_process(ACCELERATE_USE_CPU="true", TRACE=str(tmp_path / "trace"))
+    environment = environment_of_process(ACCELERATE_USE_CPU="true", TRACE=str(tmp_path / "trace"), COLUMNS="1000")
     command = [*torchrun(2), "-m", "rmtrain", "train", str(tmp_path / "recipe.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
     assert result.returncode == 0, result.stderr
