@@ -16,7 +16,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """The Python way to the verbs, imported on first use so that the command line starts without torch."""
+    """Import public names on first use, so that the command line starts without torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'rmtrain' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_HOMES[name]), name)

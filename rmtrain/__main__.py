@@ -1,4 +1,4 @@
-"""`python -m rmtrain`, which is how `accelerate launch -m rmtrain` starts a process."""
+"""`python -m rmtrain`, which launchers use to start a rank."""
 
 from rmtrain.cli import main
 

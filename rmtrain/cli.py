@@ -1,6 +1,6 @@
-"""The command line: parses, hands over to one function of `commands/`, prints, and turns errors into exit codes.
+"""The command line: each verb parses its options, calls one function of `commands/` and prints the result.
 
-Heavy modules are imported inside the verbs: `--help` and a wrong recipe need neither torch nor transformers.
+Heavy modules are imported inside the verbs: `--help` and errors in a recipe need neither torch nor transformers.
 """
 
 import logging
@@ -15,44 +15,48 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from rmtrain import exits
-from rmtrain.commands.options import EvalOptions, checked_precision
+from rmtrain.commands.options import EvalOptions, InspectOptions, checked_precision
+from rmtrain.engine.rank import is_one_of_several, is_started_by_rmtrain, rank_number, watch_launcher
+from rmtrain.engine.signals import raise_on_signal
 from rmtrain.errors import RecipeError
-from rmtrain.exits import fail_on_missed
+from rmtrain.exits import exit_process, exit_with_error, fail_on_missed
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import json_text
 
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="A recipe, then overrides of its keys.")
-]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="The recipe, when it is not the first argument.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
-MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Longest sequence in tokens; else what the model holds.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16")]
-TemplateOption = Annotated[bool, typer.Option(help="Score with another chat template than the model was trained on.")]
-ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Start so many processes of this machine, one for each GPU.")]
-ConfigOption = Annotated[
-    str | None, typer.Option("--accelerate-config", metavar="NAME|FILE", help="How they share the work, such as ddp or fsdp2.")
-]
-BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
-DataOption = Annotated[str | None, typer.Option("--data", help="Evaluate on this file, directory or Hub dataset.")]
-
-
 if TYPE_CHECKING:
     from rmtrain.commands.result import CommandResult
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, followed by overrides of its keys.")
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe file, if it is not the first argument.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
+PrecisionOption = Annotated[str, typer.Option(help="Precision of the model: auto, float32 or bfloat16.")]
+TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
+ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config", metavar="NAME|FILE", help="Accelerate configuration: a built-in name (ddp, fsdp2, ...) or a file."
+    ),
+]
+BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
+DataOption = Annotated[str | None, typer.Option("--data", help="File, directory or Hub dataset to evaluate on.")]
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=", re.ASCII)
 
 
 @app.callback(invoke_without_command=True)
-def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
     """Train, inspect and evaluate reward models from one YAML recipe."""
     if show_version:
         print(f"rmtrain {version('rmtrain')}")
@@ -62,15 +66,11 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    export: Annotated[
-        Path | None, typer.Option(help="Also write the tokenized pairs as columns input_ids_chosen, ... here.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Where the PNG of token lengths goes; else beside the tokenized data.")
-    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Also write the tokenized pairs to this directory, as Parquet.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for the token lengths (default: next to the cached data).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read, check and tokenize the data, report what was kept, and cache the result."""
+    """Tokenize, check and cache the data. Reports the rows kept and dropped, lengths and findings."""
     loaded = read_recipe(arguments, recipe)
     console = start_console()
     from rmtrain.commands.preprocess import preprocess as run
@@ -84,29 +84,25 @@ def preprocess(
 def inspect(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    row: Annotated[str | None, typer.Option(help="Number of a kept row, or its id; else the first.")] = None,
-    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Kept rows with this text, whatever its case.")] = None,
-    dropped: Annotated[str | None, typer.Option(metavar="REASON", help="Rows dropped for this reason; all: for any.")] = None,
-    longest: Annotated[bool, typer.Option("--longest", help="The longest rows first.")] = False,
-    random: Annotated[bool, typer.Option("--random", help="Rows in random order.")] = False,
-    step: Annotated[
-        int | None, typer.Option(help="What this optimizer step holds, counted from 0, and how it is packed.")
-    ] = None,
-    source: Annotated[str | None, typer.Option(metavar="TAG", help="Only rows of this source.")] = None,
-    split: Annotated[str, typer.Option(help="train or eval")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Show so many rows.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of --random; else a new one, which is printed.")] = None,
-    world_size: Annotated[int | None, typer.Option(help="Processes that share the --step; else 1.")] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    row: Annotated[str | None, typer.Option(help="Number or id of the row to show (default: the first kept row).")] = None,
+    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Show rows that contain this text; case is ignored.")] = None,
+    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this reason.")] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False,
+    random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False,
+    step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None,
+    source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None,
+    split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows to show.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed for --random (default: a new one, which is printed).")] = None,
+    world_size: Annotated[int | None, typer.Option(help="Number of processes that share the --step (default: 1).")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Also show token ids.")] = False,
     side_by_side: Annotated[
         bool | None,
-        typer.Option("--side-by-side/--stacked", help="Responses in columns; else where the terminal is wide enough."),
+        typer.Option("--side-by-side/--stacked", help="Show responses in columns (default: if the terminal is wide enough)."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show comparisons as the model sees them, rows that were dropped, or what an optimizer step holds."""
-    from rmtrain.commands.options import InspectOptions
-
+    """Show rows as the model sees them. Also shows dropped rows and the contents of an optimizer step."""
     query = InspectOptions(
         row=row,
         find=find,
@@ -136,25 +132,23 @@ def inspect(
 def train(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Move an older run in run.output_dir aside and begin anew.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Checkpoint to go on from; else the newest that is undamaged.")] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Same recipe, same weights, bit for bit: training.deterministic=true.")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from scratch; an existing run is renamed.")] = False,
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the latest valid one).")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same as training.deterministic=true.")] = False,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what a run would do, and whether it fits; start none.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and memory estimate without training.")] = False,
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=1, help="Of each GPU that a --dry-run is about; else of this machine.")
+        float | None, typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: this machine's).")
     ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="Let a --dry-run compute a step here, and say how long.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one training step here.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train, evaluate and export a reward model; an interrupted run goes on from its last checkpoint."""
+    """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint."""
     if dry_run and (fresh or resume is not None):
-        raise RecipeError("--dry-run begins nothing and goes on with nothing; leave out --fresh and --resume")
+        raise RecipeError("--dry-run cannot be combined with --fresh or --resume")
     if not dry_run and (measure or gpu_memory is not None):
-        raise RecipeError("--measure and --gpu-memory are for a --dry-run; add it or leave them out")
+        raise RecipeError("--measure and --gpu-memory need --dry-run")
     loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
     if dry_run:
         console = start_console()
@@ -178,18 +172,18 @@ def train(
 @app.command()
 def export(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="A run or one of its checkpoints.")
+        list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="Run directory or one of its checkpoints.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory of the export; else in the run.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="The adapter alone, or merged weights beside it.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; else that of the run.")] = None,
-    push: Annotated[bool, typer.Option("--push", help="Upload it, private unless hub.public=true.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: that of the run).")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Export a run's model, or any of its checkpoints, reload it and compare rewards, and upload it if asked."""
+    """Export the model of a run or checkpoint. The export is reloaded, its rewards are compared, and --push uploads it."""
     target, overrides = split_arguments(arguments)
     if target is None:
-        raise RecipeError("expected a run or a checkpoint; see `rmtrain export --help`")
+        raise RecipeError("expected a run directory or a checkpoint; see `rmtrain export --help`")
     start_console()
     from rmtrain.commands.export import ExportOptions
     from rmtrain.commands.export import export as run
@@ -203,23 +197,23 @@ def export(
 def evaluate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="A recipe, run directory or model, then overrides."),
+        typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="Recipe, run directory or model, followed by overrides."),
     ] = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
-    output: Annotated[Path | None, typer.Option(help="Directory of scores.jsonl; else beside the model.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Compute the numbers from this scores.jsonl alone.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as one HTML file here.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: next to the model).")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Compute the metrics from this scores.jsonl, without a model.")] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(help="A gate such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8; exit code 6 when missed."),
+        typer.Option(help="Exit with code 6 below this value, such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8."),
     ] = None,
-    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Of {BENCHMARKS}.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the benchmarks' official files; else from the Hub.")] = None,
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Benchmarks to run: {BENCHMARKS}.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Two files of scores: is the second model better?")
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether scores file B is better than scores file A.")
     ] = None,
-    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare go on where settings differ.")] = False,
+    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare run although settings differ.")] = False,
     max_length: MaxLengthOption = None,
     precision: PrecisionOption = "auto",
     allow_template_change: TemplateOption = False,
@@ -227,7 +221,7 @@ def evaluate(
     accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a reward model on pairs, or on public benchmarks: accuracy with interval, ties, loss, baselines, per source."""
+    """Evaluate a model on pairs or benchmarks. Reports accuracy with its interval, ties, loss and baselines, per source."""
     target, overrides = split_arguments(arguments)
     request = EvalOptions(
         target=target,
@@ -260,14 +254,12 @@ def evaluate(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations, .gz or not; - for stdin.")],
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="Where the rewards go; - for stdout. Gone on with if it was begun.")
-    ],
-    best_of: Annotated[bool, typer.Option("--best-of", help="Write the best response of each line, rather than all.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out lines that cannot be scored, and count them.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite what the output holds.")] = False,
-    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of what is too long, rather than stop.")] = False,
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")],
+    best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best response of each line.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and count them.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite an existing output.")] = False,
+    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long.")] = False,
     max_length: MaxLengthOption = None,
     precision: PrecisionOption = "auto",
     allow_template_change: TemplateOption = False,
@@ -275,9 +267,9 @@ def score(
     accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score conversations, or the responses to prompts: lines of `messages`, or of `prompt` and `response` or `responses`."""
+    """Score a file of conversations. A line has `messages`, or `prompt` and `response` or `responses`."""
     if output == "-" and as_json:
-        raise RecipeError("--json writes to stdout, and so does -o -; name a file")
+        raise RecipeError("--json and -o - both write to stdout; set -o to a file")
     computed = checked_precision(precision)
     start_processes(processes, accelerate_config)
     console = start_console()
@@ -301,17 +293,17 @@ def score(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of a recipe, for editors."""
+    """Print the JSON Schema of the recipe, for editors."""
     from rmtrain.commands.schema import schema as run
 
     print(run(), end="")
 
 
 def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]:
-    """The first argument that is no override, and the overrides.
+    """Split arguments into the one that is not an override, if any, and the overrides.
 
     Raises:
-        RecipeError: more than one argument is no override.
+        RecipeError: more than one argument is not an override.
     """
     overrides = [argument for argument in arguments or [] if OVERRIDE.match(argument)]
     others = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
@@ -321,7 +313,7 @@ def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]
 
 
 def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
-    """The recipe named as argument or by `--recipe`, with the overrides that follow it."""
+    """Load the recipe named as argument or by `--recipe`, with the overrides that follow it."""
     target, overrides = split_arguments(arguments)
     if (target is None) == (option is None):
         raise RecipeError("expected one recipe, as the first argument or as --recipe; see `rmtrain --help`")
@@ -329,32 +321,41 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
 
 
 def start_processes(processes: int | None, config: str | None) -> None:
-    """Where several processes are asked for, be their launcher, and end as they do; else return."""
-    if processes is None and config is None:
+    """If several processes are requested, launch them with the same command line, wait, and exit as they do."""
+    if (processes is None and config is None) or is_started_by_rmtrain():
         return
     from rmtrain.engine.launch import launch
 
-    code = launch(processes, config)
-    if code is not None:
-        exits.leave(code)
+    ended = launch(processes, config)
+    if ended is not None:
+        exit_process(ended.code, ended.lines)
+
+
+class Notices(logging.Handler):
+    """Print log records of rmtrain as lines that begin with `note:` or `warning:`."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        level = "warning" if record.levelno >= logging.WARNING else "note"
+        self.console.print(f"{level}: {record.getMessage()}", highlight=False)
 
 
 def start_console() -> Console:
-    """The console of everything that is not a result: stderr. Libraries keep quiet, notices of ours become lines.
+    """Return the console for everything but the result, on stderr, and silence libraries.
 
-    What a library prints all the same is no result either: verbs run with stdout redirected there.
+    A library that prints all the same must not spoil the result either: verbs run with stdout redirected to stderr.
     """
+    if is_one_of_several():
+        watch_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     console = Console(stderr=True)
-    exits.watch_others()
-
-    class Notices(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            console.print(f"{'warning' if record.levelno >= logging.WARNING else 'note'}: {record.getMessage()}", highlight=False)
-
     logger = logging.getLogger("rmtrain")
-    logger.handlers = [Notices()]
-    logger.setLevel(logging.WARNING if exits.is_other_rank() else logging.INFO)
+    logger.handlers = [Notices(console)]
+    logger.setLevel(logging.WARNING if rank_number() else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     import datasets
     import transformers
@@ -366,11 +367,14 @@ def start_console() -> Console:
 
 
 def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> None:
-    """Print the result: for people on stdout, or there for machines and for people on stderr, as where stdout is taken by rewards.
+    """Print the result on rank 0: the report on stdout, or with `--json` the document on stdout and the report on stderr.
 
-    Of several processes one prints.
+    Args:
+        outcome: the result.
+        as_json: print the document.
+        is_taken: stdout holds rewards, so that the report goes to stderr.
     """
-    if exits.is_other_rank():
+    if rank_number():
         return
     console = Console(stderr=as_json or is_taken)
     console.print(outcome.report, crop=console.is_terminal)
@@ -383,10 +387,10 @@ def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> N
 
 def main() -> None:
     """Run the command line."""
-    exits.take_signals()
+    raise_on_signal()
     try:
         app()
     except SystemExit as exiting:
-        exits.leave(exiting.code)
+        exit_process(exiting.code)
     except BaseException as error:
-        exits.end(error)
+        exit_with_error(error)

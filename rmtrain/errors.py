@@ -1,35 +1,35 @@
-"""The few error types of rmtrain. Each line says where, what was expected, what came, and what to change."""
+"""The error types of rmtrain and their exit codes. A problem is one line: place, what is wrong, what to change."""
 
 import errno
 import signal
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the machine says of a disk, or a share of one, that has no more room."""
+"""Error numbers of a full disk, and of an exceeded quota."""
 
 
 class RmtrainError(Exception):
-    """A failure that the user can act on: one line per problem, ended by `cli.py` with `exit_code` and no traceback.
+    """A failure that the user can act on. The command line prints its problems and exits with its code, without a traceback.
 
     Args:
-        problems: one line, or several when several things are wrong at once.
+        problems: one line for each.
     """
 
     exit_code = 1
 
     def __init__(self, *problems: str) -> None:
-        assert problems, "an error must say what is wrong"
+        assert problems, "an error needs a problem"
         self.problems = problems
         super().__init__("\n".join(problems))
 
 
 class RecipeError(RmtrainError):
-    """The recipe, an override or the command line is wrong."""
+    """The recipe, an override or the command line is invalid."""
 
     exit_code = 2
 
 
 class DataError(RmtrainError):
-    """The data was refused: unreadable, malformed, empty, or losing more rows than allowed."""
+    """The data was refused: it is unreadable, malformed or empty, or loses more rows than allowed."""
 
     exit_code = 3
 
@@ -47,23 +47,23 @@ class NumericError(RmtrainError):
 
 
 class GateMissed(RmtrainError):
-    """The model was evaluated, and a required value was not reached."""
+    """The model was evaluated and missed a required value."""
 
     exit_code = 6
 
 
 class TryAgain(RmtrainError):
-    """A condition outside the run, such as a full disk; the same command works once it is gone."""
+    """A condition outside the run, such as a full disk; the same command works once the condition is gone."""
 
     exit_code = 75
 
 
 class Stopped(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt it is no Exception, so that no library takes it for an error of its own.
+    """A signal ended the command. Like KeyboardInterrupt it is not an Exception, so that no library catches it as one of its errors.
 
     Args:
         number: the signal.
-        problems: what was saved, and how to go on.
+        problems: what was saved, and how to resume.
     """
 
     def __init__(self, number: int, *problems: str) -> None:

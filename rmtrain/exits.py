@@ -1,4 +1,4 @@
-"""Gates that were missed end a command, after everything else is done."""
+"""The end of a command: what is printed for an error, and which exit code it has."""
 
 import errno
 import os
@@ -7,101 +7,78 @@ import sys
 import threading
 import time
 import traceback
-import warnings
-from functools import cache
-from types import FrameType
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from rmtrain.engine.rank import REPORTS, RankReport, is_one_of_several, rank_number
+from rmtrain.engine.signals import SIGNALS
 from rmtrain.engine.trackers import THREAD as TRACKERS
-from rmtrain.engine.watch import SAME_SECONDS, SIGNALS, Watch, tell
 from rmtrain.errors import DISK_FULL, GateMissed, RmtrainError, Stopped, TryAgain
 
 REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
+"""Errors of the file system that the user can act on. ENOENT is not one: a file that is missing is reported where it is opened."""
+RANK_0_SECONDS = 1.0
 
 
-@cache
-def watch() -> Watch | None:
-    """The watch of this rank; None where there is one process, or ranks were started in a way that does not say where they meet."""
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Watch() if several and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() else None
-
-
-def is_other_rank() -> bool:
-    """Whether this process is one of several, and not the main one."""
-    return os.environ.get("RANK", "0") != "0"
-
-
-def watch_others() -> None:
-    """Begin to watch where this process is one of several ranks. Of what is told the reason by us, torch and its store keep quiet."""
-    watching = watch()
-    if watching is not None:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        watching.start()
-
-
-def take_signals() -> None:
-    """Let SIGINT and SIGTERM end the process as an error does: what is begun is undone on the way out."""
-    last = 0.0
-
-    def stop(number: int, _: FrameType | None) -> None:
-        nonlocal last
-        before, last = last, time.monotonic()
-        if not before or last - before > SAME_SECONDS:
-            raise Stopped(number)
-
-    for number in SIGNALS:
-        signal.signal(number, stop)
-
-
-def end(error: BaseException) -> NoReturn:
-    """Say what is wrong, a line per problem, and exit with its code; of a bug, its traceback."""
+def exit_with_error(error: BaseException) -> NoReturn:
+    """Print an error, one line per problem, and exit with its code. A bug shows its traceback, with code 1."""
     known = _known(error)
-    watching = watch()
-    if watching is None:
+    if not is_one_of_several():
         if known is None:
             raise error
-        tell([f"error: {problem}" for problem in known.problems])
-        leave(known.exit_code)
+        exit_process(known.exit_code, [f"error: {problem}" for problem in known.problems])
+    rank, is_stop = rank_number(), isinstance(known, Stopped)
+    prefix = "error: " if rank == 0 or is_stop else f"error: rank {rank}: "
+    if known is None:
+        traceback_lines = "".join(traceback.format_exception(error)).splitlines()
+        code, lines = 1, [f"{prefix}unexpected {type(error).__name__}; this is a bug", *traceback_lines]
+    else:
+        code, lines = known.exit_code, [prefix + problem for problem in known.problems]
+    report = RankReport(rank, code, lines, is_stop or _has_lost_peer(error), time.time())
+    if rank and not report.may_follow:
+        # What all ranks find wrong, rank 0 reports: when it exits, its launcher stops this one here.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(RANK_0_SECONDS)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    stopped = isinstance(known, Stopped)
-    rank = f"rank {watching.rank}: " if watching.rank and not stopped else ""
-    if known is None:
-        lines = [f"error: {rank}a bug, or a failure that nobody foresaw", *traceback.format_exception(error)]
-        _exit(watching.end(1, [line.rstrip("\n") for line in lines], may_follow=isinstance(error, RuntimeError)))
-    _exit(watching.end(known.exit_code, [f"error: {rank}{problem}" for problem in known.problems], stopped=stopped))
+    if REPORTS in os.environ:
+        report.write(Path(os.environ[REPORTS]))
+        lines = []
+    elif is_stop and rank:
+        lines = []
+    exit_process(code, lines)
 
 
-def leave(code: str | int | None) -> NoReturn:
-    """Exit. A tracker that hangs would keep its library, which waits at the exit, from letting the process go; and of several
-    processes one whose threads of gloo still run would abort there, and end those that still export.
+def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
+    """Print lines on stderr and exit.
+
+    Args:
+        code: as of SystemExit.
+        lines: to print.
     """
-    number = code if isinstance(code, int) else int(code is not None)
-    watching = watch()
-    if watching is not None:
-        if number:
-            number = watching.end(number, [])
-        else:
-            watching.done()
-    if watching is not None or any(thread.name == TRACKERS for thread in threading.enumerate()):
-        _exit(number)
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
+    # for its network.
+    if is_one_of_several() or any(thread.name == TRACKERS for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
     sys.exit(code)
 
 
-def _exit(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
 def _known(error: BaseException) -> RmtrainError | Stopped | None:
-    """An error that has a line; what the machine refuses gets one."""
+    """Return an error that the user can act on, made from one of the machine where needed; None for a bug."""
     if isinstance(error, RmtrainError | Stopped):
         return error
+    if is_one_of_several() and _has_lost_peer(error):
+        return TryAgain(
+            f"lost the connection to another rank ({str(error).splitlines()[0]}); run the same command again to resume"
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno in DISK_FULL:
@@ -111,12 +88,14 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     return None
 
 
-def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
-    """Raise GateMissed with a line per gate that was missed, saying by how much; RmtrainError where only the upload failed.
+def _has_lost_peer(error: BaseException) -> bool:
+    """Return whether a collective failed: gloo raises a RuntimeError with its name, NCCL and the store raise a Dist...Error."""
+    return isinstance(error, RuntimeError) and ("gloo/transport" in str(error) or type(error).__name__.startswith("Dist"))
 
-    Of several ranks the main one does: the others are done by then.
-    """
-    if is_other_rank():
+
+def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
+    """Raise GateMissed with a line for each gate that was missed, or RmtrainError if only the upload failed. Only rank 0 raises."""
+    if rank_number():
         return
     missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
     problems = [*missed, *([hub_problem] if hub_problem else [])]
@@ -126,5 +105,5 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
 
 def _missed(name: str, required: float, value: float | None, passed: bool) -> str:
     if value is None:
-        return f"gate {name}: required {required}, but there was nothing to compute it from"
+        return f"gate {name}: required {required}, but there is no value to compare"
     return f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}"

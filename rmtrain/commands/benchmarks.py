@@ -88,7 +88,7 @@ def _score(
     with stopping(accelerator) as stop, ScoringProgress(console, "micro-batches", len(plan.micro_batches)) as progress:
 
         def check() -> None:
-            stop.check(accelerator)
+            stop.check()
             progress.step(accelerator.num_processes)
 
         scored = score(scorer.model, plan, accelerator, check)

@@ -187,7 +187,7 @@ def evaluate(
     budget = run_on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, costs, reward_model))
     plan = ScoringPlan.of(data, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
-        result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, partial(stop.check, accelerator))
+        result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
     dtype = "bfloat16" if reward_model.autocast else "float32"
     settings = pair_settings(model, data, recipe.data, recipe.objective, dtype, template)
     return replace(with_errors(result, data, tokenizer), settings=settings)

@@ -1,4 +1,4 @@
-"""What `rmtrain inspect` is asked to show, and which options go together."""
+"""The options of `rmtrain eval` and `rmtrain inspect`, and which of them go together. Checked before anything heavy is imported."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,12 +16,12 @@ NOT_WITH: Mapping[Kind, tuple[str, ...]] = {
     "benchmarks": ("overrides", "data", "report"),
     "pairs": ("data_dir", "max_length"),
 }
-"""For each kind, the options that it has no use for."""
-WHAT = {
-    "compare": "--compare, which computes from two files alone",
-    "scores": "--scores, which computes from the file alone",
-    "benchmarks": "--benchmark",
-    "pairs": "an evaluation on pairs; set it in the recipe, as data.max_length=2048, or name a --benchmark",
+"""Options that each kind of evaluation cannot use."""
+REASONS: Mapping[Kind, str] = {
+    "compare": "cannot be combined with --compare, which needs only the two files",
+    "scores": "cannot be combined with --scores, which needs only the file",
+    "benchmarks": "cannot be combined with --benchmark",
+    "pairs": "needs --benchmark; for pairs, set it in the recipe, as in data.max_length=2048",
 }
 
 
@@ -29,8 +29,8 @@ WHAT = {
 class EvalOptions:
     """The options of `rmtrain eval`, each under its name.
 
-    target, overrides: the recipe, run or model, and what follows it.
-    fail_under: gates as they were written.
+    target, overrides: recipe, run or model, and the overrides that follow it.
+    fail_under: gates as typed, such as `accuracy=0.7`.
     compare: two files of scores.
     """
 
@@ -52,7 +52,7 @@ class EvalOptions:
 
     @property
     def kind(self) -> Kind:
-        """What is done."""
+        """The kind of evaluation that these options mean."""
         if self.compare is not None:
             return "compare"
         if self.scores is not None:
@@ -60,23 +60,22 @@ class EvalOptions:
         return "pairs" if self.benchmark is None else "benchmarks"
 
     def check(self) -> None:
-        """Raise RecipeError for options that do not go together, and for gates on pairs that are none."""
-        given = [name for name in NOT_WITH[self.kind] if getattr(self, name)]
+        """Raise RecipeError for options that cannot be combined, and for invalid values."""
         names = {"target": "a model or recipe", "overrides": "an override"}
-        if given:
-            said = ", ".join(names.get(name, f"--{name.replace('_', '-')}") for name in given)
-            raise RecipeError(f"{said}: not with {WHAT[self.kind]}")
+        unused = [names.get(name, _option(name)) for name in NOT_WITH[self.kind] if getattr(self, name)]
+        if unused:
+            raise RecipeError(f"{', '.join(unused)}: {REASONS[self.kind]}")
         checked_precision(self.precision)
         if self.precision != "auto" and self.kind != "benchmarks":
-            raise RecipeError("--precision: only with --benchmark; of pairs, set training.precision")
+            raise RecipeError("--precision: needs --benchmark; for pairs, set training.precision in the recipe")
         if self.kind == "pairs":
             parse_gates(self.fail_under)
 
 
 def checked_precision(precision: str) -> Precision:
-    """`--precision`, if it is one; raises RecipeError."""
+    """Return `--precision` if it is valid; raise RecipeError otherwise."""
     if precision not in get_args(Precision):
-        raise RecipeError(f"--precision {precision}: expected auto, float32 or bfloat16")
+        raise RecipeError(f"--precision: expected auto, float32 or bfloat16, got {precision}")
     return cast(Precision, precision)
 
 

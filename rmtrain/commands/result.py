@@ -1,4 +1,4 @@
-"""What a verb gives back: a report for people and a document for machines. The command line prints one of them on stdout."""
+"""The result of a verb: a report for people and a document for machines. The command line prints one of them on stdout."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,12 @@ from rich.text import Text
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """`report` is what a person reads, `document` the same as JSON values, `commands` what to do next, one command a line."""
+    """A result.
+
+    report: for people.
+    document: the same as JSON values.
+    commands: next commands to run, one a line.
+    """
 
     report: RenderableType
     document: dict[str, Any]

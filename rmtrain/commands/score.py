@@ -25,7 +25,7 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
 from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer
@@ -121,7 +121,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
                 scorer.choose_layout([row.tokens for row in encoded])
             mine = [lines for number, lines in chunks[accelerator.process_index :][:1] if number >= resume_chunk]
             results: list[ScoredChunk] = gather_object([score_chunk(lines, scorer, options, stop) for lines in mine])
-            stop.check(accelerator)
+            stop.check()
 
             complete = list(itertools.takewhile(lambda result: result.error is None, results))
             rows += run_on_main(accelerator, partial(files.write, [result.lines for result in complete]))
@@ -133,7 +133,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
                 error = results[len(complete)].error
                 assert error is not None, "only an error ends the complete chunks"
                 raise error
-        stop.check(accelerator)
+        stop.check()
         run_on_main(accelerator, files.finish)
     if not rows:
         raise DataError(f"{_name(options.source, 'stdin')}: no line to score")
@@ -213,12 +213,12 @@ class ScoredChunk:
     error: DataError | NumericError | None = None
 
 
-def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreOptions, stop: Stop) -> ScoredChunk:
+def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreOptions, stop: GracefulShutdown) -> ScoredChunk:
     """Score the lines of a chunk on this process alone. Without a result after a signal, which all processes then find by `stop`."""
 
     def check() -> None:
-        if stop.by is not None:
-            raise Stopped(stop.by)
+        if stop.received is not None:
+            raise Stopped(stop.received)
 
     encoded, bad = encode(lines, scorer)
     if bad and not options.skip_bad:
@@ -228,7 +228,7 @@ def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreO
     except NumericError as error:
         return ScoredChunk(error=error)
     except Stopped:
-        if stop.by is None:  # a single process: its handler raises at once
+        if stop.received is None:  # a single process: its handler raises at once
             raise
         return ScoredChunk()
     written = [
@@ -334,13 +334,13 @@ class ScoreFiles:
         chunk = (self._last_line - 1) // CHUNK
         self._unconfirmed = {n: row for n, row in self._unconfirmed.items() if (n - 1) // CHUNK == chunk}
 
-    def next_chunks(self, count: int, stop: Stop) -> list[Chunk]:
+    def next_chunks(self, count: int, stop: GracefulShutdown) -> list[Chunk]:
         """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent."""
         try:
-            with stop.at_once():
+            with stop.raise_immediately():
                 return list(itertools.islice(self._chunks, count))
         except Stopped:
-            if stop.by is None:
+            if stop.received is None:
                 raise
             return []
 

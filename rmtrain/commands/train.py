@@ -26,7 +26,7 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.distributed import leave_group, model_device, run_on_main
+from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
 from rmtrain.engine.loop import Display
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
@@ -34,7 +34,7 @@ from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run_dir import RunDirectory, check_output_dir
 from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16
 from rmtrain.engine.state_dict import Tensors, restore_model
 from rmtrain.engine.strategy import Strategy
@@ -99,7 +99,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
     run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
-    with run.opened(console, plan, resume) as log, display, Stop() as stop:
+    with run.opened(console, plan, resume) as log, display, graceful_shutdown(accelerator) as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
         try:
             last = run_loop(recipe, strategy, prepared_model, optimizer, loader, meter, log, display, evaluator, saver, stop)
@@ -227,7 +227,7 @@ class Running:
             return f"{by} before its first step was saved; the same command begins it anew"
         return f"{by} after step {self.saver.saved_step}, which is saved in {path}; the same command goes on from there"
 
-    def evaluator(self, model: Any, log: RunLog, display: Display, stop: Stop) -> Any:
+    def evaluator(self, model: Any, log: RunLog, display: Display, stop: GracefulShutdown) -> Any:
         """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
         data, recipe = self.prepared.eval, self.recipe
         if not len(data):
@@ -238,7 +238,7 @@ class Running:
         scoring = ScoringPlan.of(data, self.layout, costs, budget, self.tokenizer.pad_token_id)
 
         def evaluate_at(step: int) -> EvaluationResult:
-            evaluation = evaluate(model, scoring, self.accelerator, recipe.objective, partial(stop.check, self.accelerator))
+            evaluation = evaluate(model, scoring, self.accelerator, recipe.objective, stop.check)
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
@@ -250,7 +250,7 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: EvaluationResult | None, evaluator: Any, stop: Stop) -> CommandResult:
+    def finish(self, last: EvaluationResult | None, evaluator: Any, stop: GracefulShutdown) -> CommandResult:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
         recipe, path, done = self.recipe, self.directory.path, self.saver.state.step
         best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
@@ -262,7 +262,7 @@ class Running:
         gathered, peaks = self.strategy.weights(self.saver.model) if self.strategy.shards else None, peak_memory(self.accelerator)
         leave_group(self.accelerator)  # the others are done; nobody waits for the export
         if self.accelerator.is_main_process:
-            with stop.at_once():
+            with stop.raise_immediately():
                 self._leave(self._exported(gathered), last, summary, done if best is None else best)
                 self.directory.finish()
                 url, problem = push_if_asked(recipe, self.directory.model)

@@ -16,7 +16,7 @@ from rmtrain.engine.checkpoint import Checkpoint, size_of
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.meter import Meter
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
@@ -127,11 +127,11 @@ class CheckpointManager:
         protected = (self.state.step, self.state.best_step, self.resumed_from)
         self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
 
-    def save_and_stop_if_signaled(self, stop: Stop, step: int) -> None:
+    def save_and_stop_if_signaled(self, stop: GracefulShutdown, step: int) -> None:
         """If any process received a signal, save and raise Stopped. Called on all ranks."""
-        if stop.is_wanted(self.accelerator):
+        if stop.requested():
             self.save(step)
-            stop.end()
+            stop.stop()
 
     def update_best(self, step: int, summary: Mapping[str, Any]) -> None:
         """Note that a step was evaluated; if its evaluation is the best so far, save its weights. Called on all ranks."""

@@ -1,38 +1,39 @@
-"""What all processes do together: the main one's work, whose outcome each learns, and a question that each answers."""
+"""Work that all ranks of a job share: joining the job, rank 0's work whose outcome each rank gets, and questions that all answer."""
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.errors import RecipeError, RmtrainError
 
 SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-"""What `accelerate launch` sets for the processes of a strategy that holds a model in pieces."""
-WAIT = timedelta(days=30)
-"""Whoever writes to standard input may be slow, and all wait for its lines."""
-LEFT: list[Any] = []
-"""Groups that this process has left. The end of one of gloo waits for its threads, and such a thread may wait for Python at that moment."""
+"""Variables that `accelerate launch` sets for the ranks of a strategy that shards the model."""
+EVALUATION_TIMEOUT = timedelta(days=30)
+"""All ranks wait for the lines of standard input, which may come slowly."""
+LEFT_GROUPS: list[Any] = []
+"""Groups that this process has left, kept alive: the destructor of one of gloo joins threads that may be waiting for the GIL."""
 
 
 def launched(**options: Any) -> Accelerator:
-    """The processes as they were launched, one or several.
+    """Return the accelerator of this job, for one process or several.
 
     Args:
         options: of the Accelerator.
 
     Raises:
-        RmtrainError: accelerate runs fewer of them.
+        RmtrainError: accelerate runs another number of processes than were launched.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
-        mixed_precision="no",  # the model computes in bfloat16 by itself, the same in every strategy
+        mixed_precision="no",  # the model runs in bfloat16 by itself, the same way under every strategy
         cpu=count > 1 and not torch.cuda.is_available(),
         **options,
     )
@@ -43,59 +44,50 @@ def launched(**options: Any) -> Accelerator:
 
 
 def start_evaluation() -> Accelerator:
-    """The processes of an evaluation.
+    """Return the accelerator of an evaluation, in which every process holds the whole model.
 
     Raises:
-        RecipeError: they were launched for a strategy that holds a model in pieces. RmtrainError: as `launched` says.
+        RecipeError: the job was launched with a strategy that shards the model.
+        RmtrainError: see `launched`.
     """
-    pieces = [name for name, variable in SHARDING.items() if is_set(variable)]
-    if pieces:
-        raise RecipeError(
-            f"{pieces[0]} holds a model in pieces to train it; to score, each process holds all of it: use the ddp configuration"
-        )
-    return launched(kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=WAIT)])
+    sharding = [name for name, variable in SHARDING.items() if is_set(variable)]
+    if sharding:
+        raise RecipeError(f"scoring needs the full model on every process; use the ddp configuration instead of {sharding[0]}")
+    return launched(kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=EVALUATION_TIMEOUT)])
+
+
+def is_set(variable: str) -> bool:
+    """Return whether `accelerate launch` switched something on."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def model_device(accelerator: Accelerator) -> torch.device:
-    """Where a process holds its model.
+    """Return the device for a rank's model.
 
-    accelerate calls the CPU of one of several `cpu:0`, and moving weights there copies them: every process would have its own, and at other
-    addresses, where sums round otherwise.
+    accelerate calls the CPU of one rank of several `cpu:0`. Moving weights there copies them, to addresses that are aligned
+    differently, so that sums round differently from those of a single process.
     """
     return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
 
 
 def leave_group(accelerator: Accelerator) -> None:
-    """Have nothing more to do with the other processes, which need not wait for what this one still does."""
+    """Leave the other ranks, which then need not wait for what this one still does."""
     if torch.distributed.is_initialized():
-        LEFT.append(torch.distributed.group.WORLD)
+        LEFT_GROUPS.append(torch.distributed.group.WORLD)
     accelerator.state.destroy_process_group()
-
-
-def is_set(variable: str) -> bool:
-    """Whether `accelerate launch` switched something on."""
-    return os.environ.get(variable, "false").lower() == "true"
-
-
-@contextmanager
-def stopping(accelerator: Accelerator) -> Iterator[Stop]:
-    """Signals while processes score: several end together where they ask for it; one ends at once, as ever."""
-    stop = Stop()
-    with stop if accelerator.num_processes > 1 else nullcontext():
-        yield stop
 
 
 T = TypeVar("T")
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do work on the main process alone. Called on all of them.
+    """Do work on rank 0 alone. A collective.
 
     Returns:
-        What the work gave, on every process.
+        The result of the work, on every rank.
 
     Raises:
-        RmtrainError, OSError: the error of the work, on every process: none is left waiting for the others.
+        RmtrainError, OSError: the error of the work, on every rank, so that none waits for the others.
     """
     if accelerator.num_processes == 1:
         return work()
@@ -112,9 +104,26 @@ def run_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     return result
 
 
-def any_rank(accelerator: Accelerator, is_so: bool) -> bool:
-    """Whether something is so on any process. Called on all of them, and the same answer on each."""
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """Return whether the flag is set on any rank. A collective."""
+    return bool(largest_on_any_rank(accelerator, int(flag)))
+
+
+def largest_on_any_rank(accelerator: Accelerator, number: int) -> int:
+    """Return the largest of the numbers that the ranks pass. A collective."""
     if accelerator.num_processes == 1:
-        return is_so
-    count = accelerator.reduce(torch.tensor(int(is_so), device=accelerator.device), reduction="sum")
-    return bool(count.item())
+        return number
+    return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max().item())
+
+
+def graceful_shutdown(accelerator: Accelerator) -> GracefulShutdown:
+    """Return the shutdown of a job, on which all its ranks agree."""
+    return GracefulShutdown(partial(largest_on_any_rank, accelerator))
+
+
+@contextmanager
+def stopping(accelerator: Accelerator) -> Iterator[GracefulShutdown]:
+    """Stop together when ranks that score get a signal. A single process, which has nothing to save, still stops at once."""
+    shutdown = graceful_shutdown(accelerator)
+    with shutdown if accelerator.num_processes > 1 else nullcontext():
+        yield shutdown

@@ -1,14 +1,16 @@
-"""`--processes` and `--accelerate-config`: the same command as several ranks, started through `accelerate launch`.
+"""`--processes` and `--accelerate-config`: start the same command line as several ranks, through `accelerate launch`.
 
-The launcher runs in this process, which so stays what the user started: it waits for the ranks, passes signals on to them, gives them all
-the time they need to save, and ends with the exit code of the first that failed.
+The launcher runs in this process, which stays the one that the user sees: it waits for the ranks, forwards signals to them, gives them
+time to save, stops them all when one fails, and exits with the code of the first that failed.
 """
 
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +20,29 @@ import torch
 import yaml
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rmtrain.engine.watch import LAUNCHER, SIGNALS, killed_line
+from rmtrain.engine.rank import RankReport, read_reports, reports_folder
+from rmtrain.engine.signals import SIGNALS
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
-OPTIONS = ("--processes", "--accelerate-config")
-TIME_TO_SAVE = 3600
-"""Seconds that ranks have, after a signal, to finish their step and save, before they are killed."""
+SECONDS_TO_SAVE = 3600
+"""Time that ranks have, after a signal, to finish their step and save, before they are killed."""
+CAUSE_SECONDS = 10.0
+"""A rank whose peer was killed notices up to this much earlier than the launcher."""
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is to be started.
+    """A job of several ranks.
 
-    config: a file of configs/accelerate, or the user's own.
-    processes: of this machine and all others.
-    machines: how many there are.
-    on_cpu: whether GPUs are left alone, or there are none.
-    needs: the module that its strategy needs, beside torch; None: none.
-    content: what the file says.
+    config: file of accelerate's form, one of configs/accelerate or the user's.
+    processes: ranks on all machines together.
+    machines: number of machines.
+    on_cpu: GPUs are not used, or there are none.
+    needs: module that the strategy needs in addition to torch, or None.
+    content: parsed content of the file.
     """
 
     config: Path
@@ -50,133 +54,135 @@ class Launch:
 
     @property
     def local(self) -> int:
-        """Processes of this machine."""
+        """Ranks on this machine."""
         return self.processes // self.machines
 
     def check(self) -> None:
-        """Raise RecipeError for what cannot be started here."""
+        """Raise RecipeError if this machine cannot run the job."""
         gpus = torch.cuda.device_count()
         if not self.on_cpu and gpus < self.local:
-            raise RecipeError(f"--processes: {self.local} on this machine, which has {gpus} GPUs; start {gpus}, one for each")
+            raise RecipeError(f"--processes: expected at most {gpus}, one for each GPU of this machine, got {self.local}")
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
-            raise RecipeError(f"{self.config.name} needs {self.needs}, which is not installed; install rmtrain[{self.needs}]")
+            raise RecipeError(f"{self.config.name}: {self.needs} is not installed; install rmtrain[{self.needs}]")
 
 
-def launch(processes: int | None, config: str | None) -> int | None:
+def launch(processes: int | None, config: str | None) -> RankReport | None:
     """Start this command line as several ranks and wait for them.
 
     Args:
-        processes: how many; None: as many as the configuration says.
-        config: name of a file in configs/accelerate, or a file of accelerate's own form; None: DDP, of CPUs where there is no GPU.
+        processes: number of ranks; None: that of the configuration.
+        config: name of a file in configs/accelerate, or a path; None: DDP, on CPUs where there is no GPU.
 
     Returns:
-        The exit code of the first rank that failed, 0 where none did; None where one process is all that is asked for: it is this one.
+        How the job ended: the report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
 
     Raises:
-        RecipeError: no such configuration, or one that this machine cannot run; or this process is a rank already.
+        RecipeError: there is no such configuration, this machine cannot run it, or this process is a rank already.
     """
     if "RANK" in os.environ:
-        raise RecipeError(f"{' and '.join(OPTIONS)}: this process is one of a launched job; say there how many there are")
-    found = read(processes, config)
-    if found is None:
+        raise RecipeError(
+            "--processes and --accelerate-config: a launcher already started this process; set the process count there"
+        )
+    job = read(processes, config)
+    if job is None:
         return None
-    found.check()
-    logging.disable()  # what the launcher has to say, its ranks have said
-    os.environ.update(environment(found))
-    arguments = [f"--config_file={found.config}", f"--num_processes={found.processes}"]
-    arguments += [f"--main_process_port={free_port()}"] if found.machines == 1 else []
-    try:
-        launch_command(launch_command_parser().parse_args([*arguments, "-m", "rmtrain", *without_options(sys.argv[1:])]))
-    except ChildFailedError as failed:
-        return code_of(failed)
-    except SignalException as ended:
-        return 128 + int(ended.sigval)
-    except (ValueError, ConnectionError) as error:
-        raise RecipeError(f"{found.config}: {error}") from error
-    return 0
+    job.check()
+    logging.disable()  # torch's agent logs what we print ourselves
+    arguments = [f"--config_file={job.config}", f"--num_processes={job.processes}"]
+    if job.machines == 1:
+        arguments.append(f"--main_process_port={_free_port()}")  # jobs on one machine must not share the default one
+    arguments += ["-m", "rmtrain", *sys.argv[1:]]
+    with reports_folder() as reports:
+        os.environ |= _rank_environment(job)
+        try:
+            launch_command(launch_command_parser().parse_args(arguments))
+        except ChildFailedError as failed:
+            return first_failure(read_reports(reports), failed.failures)
+        except SignalException as ended:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)  # the ranks have ended
+            stopped = RankReport(0, 128 + ended.sigval, [f"error: stopped by {ended.sigval.name}"], True, time.time())
+            return min(read_reports(reports), key=lambda report: report.time, default=stopped)
+        except (ValueError, ConnectionError) as error:
+            raise RecipeError(f"{job.config}: {error}") from error
+    return RankReport(0, 0, [], False, time.time())
 
 
 def read(processes: int | None, config: str | None) -> Launch | None:
-    """What the options say; None where it is one process without a strategy."""
+    """Read a configuration; see `launch`. Return None if it means one process without a strategy."""
     default = "ddp" if torch.cuda.is_available() else "cpu"
-    path = find(config or default)
+    path = find_config(config or default)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind, machines = str(content["distributed_type"]), int(content.get("num_machines", 1))
         count = processes or int(content["num_processes"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecipeError(f"{path}: no configuration of accelerate; take one of {', '.join(names())} as a pattern") from error
+        raise RecipeError(f"{path}: not an accelerate configuration; start from one of {', '.join(config_names())}") from error
     if machines > 1 and path.parent == CONFIGS:
-        raise RecipeError(f"{path.stem} does not know your machines: copy it and say which they are, or see docs/several.md")
+        raise RecipeError(f"--accelerate-config {path.stem}: this is a template; copy it and fill in your machines")
     if count % machines:
-        raise RecipeError(f"--processes: {count} are not the same number on each of {machines} machines")
+        raise RecipeError(f"--processes: {count} cannot be split evenly over {machines} machines")
     if count == 1 and kind in ("NO", "MULTI_GPU"):
         return None
     if kind not in ("MULTI_GPU", "FSDP", "DEEPSPEED"):
-        raise RecipeError(f"{path}: distributed_type {kind}: expected MULTI_GPU, also without a GPU, FSDP or DEEPSPEED")
+        raise RecipeError(f"{path}: distributed_type: expected MULTI_GPU (with or without GPUs), FSDP or DEEPSPEED, got {kind}")
     on_cpu = bool(content.get("use_cpu")) or not torch.cuda.is_available()
     return Launch(path, count, machines, on_cpu, "deepspeed" if kind == "DEEPSPEED" else None, content)
 
 
-def find(config: str) -> Path:
-    """The file of a configuration."""
-    path = CONFIGS / f"{config}.yaml" if config in names() else Path(config).expanduser()
+def find_config(config: str) -> Path:
+    """Return the file of a built-in configuration, or of the user's; raise RecipeError if there is none."""
+    path = CONFIGS / f"{config}.yaml" if config in config_names() else Path(config).expanduser()
     if not path.is_file():
-        raise RecipeError(f"--accelerate-config {config}: neither a file nor one of {', '.join(names())}")
+        raise RecipeError(f"--accelerate-config {config}: not found; expected a file or one of {', '.join(config_names())}")
     return path
 
 
-def names() -> list[str]:
-    """The configurations that come with rmtrain."""
+def config_names() -> list[str]:
+    """Return the names of the built-in configurations."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def environment(found: Launch) -> dict[str, str]:
-    """What the ranks are told beside what accelerate tells them: who started them, their threads, and where CPUs are meant, that."""
-    told = {"PET_SHUTDOWN_TIMEOUT": str(TIME_TO_SAVE), LAUNCHER: str(os.getpid())}
-    if found.on_cpu:
-        told |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    if "OMP_NUM_THREADS" not in os.environ:
-        told["OMP_NUM_THREADS"] = str(max(1, cores() // found.local))
+def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessFailure]) -> RankReport:
+    """Return the failure that ended the others.
+
+    Args:
+        reports: left by the ranks themselves; one that was killed leaves none.
+        failures: exit codes and times of failed ranks, as torch's agent saw them, by rank.
+    """
+    ends = [(report.time + CAUSE_SECONDS * report.may_follow, report) for report in reports]
+    for rank, failure in failures.items():
+        number = -failure.exitcode
+        if number > 0 and number not in SIGNALS:
+            hint = " (out of memory?)" if number == signal.SIGKILL else ""
+            killed = f"error: rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{hint}"
+            line = f"{killed}; run the same command again to resume"
+            time_ = failure.timestamp + 1.0  # whole seconds, rounded down: not before a report of the same second
+            ends.append((time_, RankReport(rank, TryAgain.exit_code, [line], False, time_)))
+    if ends:
+        return min(ends, key=lambda end: end[0])[1]
+    rank, failure = min(failures.items(), key=lambda item: item[1].timestamp)
+    code = failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
+    return RankReport(rank, code, [f"error: rank {rank} exited with code {code}"], False, failure.timestamp)
+
+
+def _rank_environment(job: Launch) -> dict[str, str]:
+    """Return what the ranks need in their environment in addition to what accelerate sets."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {
+        "PET_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # after a signal; where a rank fails, torch gives the others 30 seconds
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # stack traces of a peer that is gone
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // job.local))),
+    }
+    if job.on_cpu:
+        environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     if not {"", os.getcwd()} & set(sys.path):
-        told["PYTHONSAFEPATH"] = "1"  # `python -m` would look for modules where the user is, which this command does not
-    return told
+        environment["PYTHONSAFEPATH"] = "1"  # `python -m` would import from the working directory, which this command does not
+    return environment
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_port() -> int:
-    """A port where the ranks can meet: two runs on a machine must not share one."""
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
-
-
-def without_options(arguments: Sequence[str]) -> list[str]:
-    """A command line without the options that brought us here."""
-    left, skip = [], False
-    for argument in arguments:
-        if skip or argument.startswith(tuple(f"{option}=" for option in OPTIONS)):
-            skip = False
-        elif argument in OPTIONS:
-            skip = True
-        else:
-            left.append(argument)
-    return left
-
-
-def code_of(failed: ChildFailedError) -> int:
-    """The exit code of the first rank that ended by itself; where all were killed before they could say so, it is said here."""
-    failures: list[tuple[int, Any]] = sorted(failed.failures.items(), key=lambda item: item[1].timestamp)
-    killed = [(rank, failure.pid) for rank, failure in failures if failure.exitcode < 0 and -failure.exitcode not in SIGNALS]
-    codes = [failure.exitcode for _, failure in failures if failure.exitcode > 0]
-    told = [code for code in codes if not killed or code - 128 not in SIGNALS]
-    if told:
-        return int(told[0])
-    if killed:
-        raise TryAgain(killed_line(*killed[0]))
-    return 128 + max(-int(failure.exitcode) for _, failure in failures)

@@ -14,7 +14,7 @@ from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import learning_rate
 from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
 from rmtrain.objective import compute_objective
@@ -54,7 +54,7 @@ def train(
     display: Display,
     evaluate: Callable[[int], Evaluated] | None,
     saver: CheckpointManager,
-    stop: Stop,
+    stop: GracefulShutdown,
 ) -> Evaluated | None:
     """Train from the step of the saver's state to the last step.
 

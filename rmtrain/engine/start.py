@@ -1,10 +1,10 @@
-"""The start of a run: the accelerator really in force, its trackers, and the record of what made it."""
+"""The start of a run: its accelerator and strategy, its trackers, and the record of what it depends on."""
 
 import os
 import platform
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -28,28 +28,15 @@ from rmtrain.engine.run_dir import RunDirectory, flat
 from rmtrain.engine.strategy import Fsdp2, Strategy
 from rmtrain.engine.trackers import Trackers
 from rmtrain.errors import RecipeError, RmtrainError
-from rmtrain.recipe.schema import Recipe, Tracking
+from rmtrain.recipe.schema import Recipe
 
-
-def kind_of(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin) -> DistributedType:
-    """What accelerate calls the strategy of a plugin."""
-    return DistributedType.FSDP if isinstance(plugin, FullyShardedDataParallelPlugin) else DistributedType.DEEPSPEED
-
-
-def force_distributed_type(plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin) -> None:
-    """Make the accelerator that there is, which was made for CPU processes, one of the plugin's strategy."""
-    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
-        shared["distributed_type"] = kind_of(plugin)
-    if isinstance(plugin, FullyShardedDataParallelPlugin):
-        AcceleratorState._shared_state["fsdp_plugin"] = plugin
-        return
-    AcceleratorState._shared_state["deepspeed_plugins"] = {"default": plugin}
-    plugin.select(_from_accelerator_state=True)
-
-
+Plugin: TypeAlias = FullyShardedDataParallelPlugin | DeepSpeedPlugin
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
-PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-SHARDED = {DistributedType.FSDP: Fsdp2, DistributedType.DEEPSPEED: DeepSpeedStrategy}
+STRATEGIES: dict[DistributedType, type[Strategy]] = {
+    **dict.fromkeys((DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU), Strategy),
+    DistributedType.FSDP: Fsdp2,
+    DistributedType.DEEPSPEED: DeepSpeedStrategy,
+}
 TRACKERS = {
     "wandb": is_wandb_available,
     "tensorboard": is_tensorboard_available,
@@ -59,19 +46,30 @@ TRACKERS = {
 
 
 def start(recipe: Recipe) -> Strategy:
-    """The processes of a run as they were launched: device and strategy are what really is in force.
+    """Join the job as it was launched, and return the strategy that accelerate really runs.
 
     Raises:
-        RecipeError: a tracker that is not installed, or what the strategy cannot do.
-        RmtrainError: fewer processes than were launched, or another strategy than was asked for.
+        RecipeError: a tracker is not installed, or the strategy does not support a setting of the recipe or of accelerate.
+        RmtrainError: accelerate runs another number of processes, or another strategy, than was launched.
     """
-    _check_trackers(recipe.tracking)
+    missing = {
+        f"{name} is not installed; install rmtrain[{name}] or leave it out": not TRACKERS[name]() for name in recipe.tracking.to
+    }
+    _refuse("tracking.to: ", missing)
     if recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    plugin = _plugin()
+    plugin = _sharding_plugin()
     if plugin is not None:
-        _check_sharding(recipe)
+        problems = {
+            "optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration": (
+                recipe.optimizer.name == "adamw_8bit"
+            ),
+            "model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration": (
+                recipe.model.quantization is not None
+            ),
+        }
+        _refuse("", problems)
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -79,88 +77,86 @@ def start(recipe: Recipe) -> Strategy:
     )
     if plugin is not None and not torch.cuda.is_available():
         force_distributed_type(plugin)
-    return _in_force(accelerator, plugin)
+    # accelerate falls back to another strategy without a word, as where a plugin is not supported on the device
+    running, strategy = accelerator.distributed_type, STRATEGIES.get(accelerator.distributed_type)
+    expected = Strategy if plugin is None else STRATEGIES[distributed_type(plugin)]
+    if strategy is not expected:
+        requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
+        raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
+    return expected(accelerator)
 
 
-def _plugin() -> FullyShardedDataParallelPlugin | DeepSpeedPlugin | None:
-    """What `accelerate launch` was told about sharding, which it passes on in the environment.
+def distributed_type(plugin: Plugin) -> DistributedType:
+    """Return accelerate's name for the strategy of a plugin."""
+    return DistributedType.FSDP if isinstance(plugin, FullyShardedDataParallelPlugin) else DistributedType.DEEPSPEED
+
+
+def force_distributed_type(plugin: Plugin) -> None:
+    """Switch an accelerator of CPU processes to the strategy of a plugin.
+
+    accelerate ignores its FSDP and DeepSpeed plugins on CPUs, though torch and DeepSpeed run there over gloo. Its state is private, and
+    writing it is the price for testing every strategy in CI without a GPU, on the code that runs on GPUs.
+    """
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = distributed_type(plugin)
+    if isinstance(plugin, FullyShardedDataParallelPlugin):
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+        return
+    AcceleratorState._shared_state["deepspeed_plugins"] = {"default": plugin}
+    plugin.select(_from_accelerator_state=True)
+
+
+def _sharding_plugin() -> Plugin | None:
+    """Return the sharding that `accelerate launch` set up in the environment, or None.
 
     Raises:
-        RecipeError: a setting that rmtrain has in its recipe, or does not support.
+        RecipeError: a setting that belongs into the recipe, or that rmtrain does not support.
     """
     if is_set(SHARDING["FSDP"]):
         fsdp = FullyShardedDataParallelPlugin()
-        wrong = {
-            f"fsdp_version {fsdp.fsdp_version}: set 2": fsdp.fsdp_version != 2,
-            "fsdp_offload_params true: set false": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
-            "fsdp_cpu_ram_efficient_loading true: set false": fsdp.cpu_ram_efficient_loading,
-            "fsdp_activation_checkpointing true: set false, and model.gradient_checkpointing in the recipe": (
-                fsdp.activation_checkpointing
-            ),
+        problems = {
+            f"fsdp_version: expected 2, got {fsdp.fsdp_version}": fsdp.fsdp_version != 2,
+            "fsdp_offload_params: set false": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
+            "fsdp_cpu_ram_efficient_loading: set false": fsdp.cpu_ram_efficient_loading,
+            "fsdp_activation_checkpointing: set false, and model.gradient_checkpointing in the recipe": fsdp.activation_checkpointing,
         }
-        _refuse([text for text, is_wrong in wrong.items() if is_wrong])
+        _refuse("accelerate configuration: ", problems)
         return fsdp
     if not is_set(SHARDING["DeepSpeed"]):
         return None
     if not is_deepspeed_available():
-        raise RecipeError("accelerate's configuration asks for DeepSpeed, which is not installed; install rmtrain[deepspeed]")
+        raise RecipeError("accelerate configuration: deepspeed is not installed; install rmtrain[deepspeed]")
     deepspeed = DeepSpeedPlugin()
     config = deepspeed.deepspeed_config["zero_optimization"]
     offloaded = [key for key in ("offload_optimizer", "offload_param") if config.get(key, {}).get("device", "none") != "none"]
     accumulates = deepspeed.deepspeed_config.get("gradient_accumulation_steps", 1) not in (1, "auto")
-    wrong = {
-        f"zero_stage {deepspeed.zero_stage}: set 1, 2 or 3, or use the ddp configuration": deepspeed.zero_stage not in (1, 2, 3),
-        "gradient_accumulation_steps: set 1; batching.max_tokens says how steps are cut": accumulates,
-        "zero3_init_flag true: set false": bool(deepspeed.zero3_init_flag),
-        **{f"{key}: set none": True for key in offloaded},
+    problems = {
+        f"zero_stage: expected 1, 2 or 3, got {deepspeed.zero_stage}; or use ddp": deepspeed.zero_stage not in (1, 2, 3),
+        "gradient_accumulation_steps: set 1; batching.max_tokens sets the size of micro-batches": accumulates,
+        "zero3_init_flag: set false": bool(deepspeed.zero3_init_flag),
+        **{f"{key}_device: set none": True for key in offloaded},
     }
-    _refuse([text for text, is_wrong in wrong.items() if is_wrong])
+    _refuse("accelerate configuration: ", problems)
     return deepspeed
 
 
-def _refuse(problems: list[str]) -> None:
-    if problems:
-        raise RecipeError(*(f"accelerate's configuration has {problem}" for problem in problems))
-
-
-def _check_sharding(recipe: Recipe) -> None:
-    problems = []
-    if recipe.optimizer.name == "adamw_8bit":
-        problems.append("optimizer.name: adamw_8bit does not work on pieces of weights; use adamw, or the ddp configuration")
-    if recipe.model.quantization is not None:
-        problems.append("model.quantization: 4-bit weights are not cut into pieces; set null, or use the ddp configuration")
-    if problems:
-        raise RecipeError(*problems)
-
-
-def _in_force(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | DeepSpeedPlugin | None) -> Strategy:
-    """The strategy that accelerate really runs; raises RmtrainError when it is not the one that was asked for."""
-    kind = accelerator.distributed_type
-    if kind not in (PLAIN if plugin is None else (kind_of(plugin),)):
-        expected = "one process or DDP" if plugin is None else kind_of(plugin).value
-        raise RmtrainError(
-            f"{expected} was asked for, but accelerate runs {kind.value}; use a configuration of configs/accelerate"
-        )
-    return SHARDED.get(kind, Strategy)(accelerator)
+def _refuse(place: str, problems: dict[str, bool]) -> None:
+    wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise RecipeError(*(f"{place}{problem}" for problem in wrong))
 
 
 def uses_bfloat16(precision: str) -> bool:
-    """Whether matrix products run in bfloat16 under this `training.precision` on this machine."""
+    """Return whether matrix products run in bfloat16 under this `training.precision` on this machine."""
     if precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
 
 
-def _check_trackers(tracking: Tracking) -> None:
-    missing = [name for name in tracking.to if not TRACKERS[name]()]
-    if missing:
-        raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
-
-
 def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Trackers | None:
-    """The recipe's trackers, started with its settings as `section.key` on the main process; None where there are none.
+    """Start the recipe's trackers on rank 0, with its settings as `section.key`; return None if there are none.
 
-    wandb and trackio go on with the run that they had before.
+    wandb and trackio continue the run that they had before.
     """
     if not recipe.tracking.to or not accelerator.is_main_process:
         return None
@@ -179,7 +175,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirec
 
 
 def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:
-    """Versions, hardware and hashes that a result depends on; no host or user name, no path."""
+    """Return the versions, hardware and hashes that a result depends on, without host name, user name or path."""
     accelerator = strategy.accelerator
     on_gpu = accelerator.device.type == "cuda"
     return {
@@ -196,5 +192,5 @@ def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> d
 
 
 def versions() -> dict[str, str]:
-    """Those of Python and of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}

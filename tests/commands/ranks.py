@@ -1,7 +1,7 @@
-"""What one rank of `rmtrain eval` and `score` does, for tests: `python -m tests.commands.ranks FOLDER`, alone or under torchrun.
+"""One rank of `rmtrain eval` and `score`, for tests: `python -m tests.commands.ranks FOLDER`, alone or under torchrun.
 
-Every case goes through what the command line calls. Results lie in FOLDER by relative paths, so that folders compare byte for byte;
-a file has the documents of each rank, what it opened to write and which directories it made, and rewards that it computes on its own.
+Every case calls what the command line calls. Results go to FOLDER, under relative paths, so that folders compare byte for byte. A file
+for each rank has its documents, what it opened for writing, the directories it made, and rewards that it computes on its own.
 """
 
 import json
@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from rmtrain import exits
 from rmtrain.cli import finish
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.result import CommandResult
 from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer
+from rmtrain.exits import exit_process
 
 SIZES = (1, 7, 8, 9)
 SMALL = 100
@@ -27,7 +27,7 @@ SMALL = 100
 
 
 def cases(inputs: Path) -> Iterator[tuple[str, EvalOptions | ScoreOptions]]:
-    """What is done, by the name of where it goes."""
+    """Options by the name of where the result goes."""
     model, other = str(inputs / "model"), str(inputs / "other")
     settings = (f"data.cache_dir={inputs / 'cache'}", f"batching.max_tokens={SMALL}", "data.max_length=96")
     for name, path, size in [*(("a", model, size) for size in SIZES), ("b", other, SIZES[-1])]:
@@ -72,7 +72,6 @@ def main(inputs: Path) -> None:
             if path.is_relative_to(Path.cwd()):
                 made.append(f"{event} {path.relative_to(Path.cwd())}")
 
-    exits.watch_others()
     sys.addaudithook(notice)
     for name, wanted in cases(inputs):
         outcome = do(wanted)
@@ -80,10 +79,10 @@ def main(inputs: Path) -> None:
         finish(outcome, as_json=True)
         sys.stdout.flush()
     replies = [[{"role": "user", "content": "p"}, {"role": "assistant", "content": f"reply {n}"}] for n in range(int(rank) + 1)]
-    found = {"documents": documents, "made": made, "own": RewardScorer(str(inputs / "model"), device="cpu").score(replies)}
-    (inputs / f"rank-{rank}-of-{os.environ.get('WORLD_SIZE', '1')}.json").write_text(json.dumps(found))
+    record = {"documents": documents, "made": made, "own": RewardScorer(str(inputs / "model"), device="cpu").score(replies)}
+    (inputs / f"rank-{rank}-of-{os.environ.get('WORLD_SIZE', '1')}.json").write_text(json.dumps(record))
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    exits.leave(0)
+    exit_process(0)

@@ -20,7 +20,7 @@ from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import Stop
+from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -128,7 +128,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     log = RunLog(accelerator, tmp_path / "ours")
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
     saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, metadata)
-    train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
+    train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, GracefulShutdown())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]

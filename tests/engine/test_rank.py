@@ -1,0 +1,153 @@
+"""One rank: it ends with its launcher, and at signals that its main thread does not handle. Real processes, without torch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmtrain.engine.rank import LAUNCHER, REPORTS, STUCK_SECONDS, RankReport, read_reports, reports_folder
+from rmtrain.engine.signals import REPEAT_SECONDS
+from tests.faults.runs import wait_until
+from tests.runs import ROOT, environment_of_process
+
+SECONDS = 20
+RANK = """
+import ctypes, os
+from rmtrain.engine.rank import watch_launcher
+from rmtrain.engine.signals import GracefulShutdown, raise_on_signal
+
+def hang():  # as in a collective: Python runs no signal handler in the main thread
+    mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
+    print(os.getpid(), flush=True)
+    lock(mutex)  # not interrupted by signals, other than a sleep
+
+raise_on_signal()
+watch_launcher()
+"""
+NOTHING_TO_SAVE = RANK + "hang()\n"
+SAVES = RANK + "with GracefulShutdown():\n    hang()\n"
+CLOSES = (
+    RANK
+    + """
+import time
+from rmtrain.errors import Stopped
+try:
+    with GracefulShutdown() as shutdown:
+        print(os.getpid(), flush=True)
+        while True:
+            shutdown.check()
+            time.sleep(0.1)
+except Stopped:
+    time.sleep(5)  # as a tracker that is slow to close
+    os._exit(42)
+"""
+)
+
+
+@pytest.fixture
+def hanging(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A rank that hangs in C code."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", request.param], stdout=subprocess.PIPE, cwd=ROOT, env=environment_of_process(), text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline(), "guard: it started"
+    time.sleep(0.5)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("hanging", [NOTHING_TO_SAVE], indirect=True)
+def test_signal_ends_a_stuck_rank_without_work(hanging: subprocess.Popen[str]) -> None:
+    """A rank with nothing to save, which waits for the others to start, gets a few seconds."""
+    before = time.monotonic()
+    hanging.send_signal(signal.SIGTERM)
+    assert hanging.wait(SECONDS) == 143
+    assert time.monotonic() - before > STUCK_SECONDS, "guard: its main thread had time to answer"
+
+
+@pytest.mark.parametrize("hanging", [SAVES], indirect=True)
+def test_only_second_signal_ends_a_working_rank(hanging: subprocess.Popen[str]) -> None:
+    """A rank that has work to save waits for the end of its collective, unless there is a second signal."""
+    hanging.send_signal(signal.SIGTERM)
+    hanging.send_signal(signal.SIGTERM)
+    time.sleep(STUCK_SECONDS + REPEAT_SECONDS + 1.5)
+    assert hanging.poll() is None, "it waits"
+    hanging.send_signal(signal.SIGINT)
+    assert hanging.wait(SECONDS) == 130
+
+
+@pytest.mark.parametrize("hanging", [CLOSES], indirect=True)
+def test_rank_that_stops_may_clean_up(hanging: subprocess.Popen[str]) -> None:
+    hanging.send_signal(signal.SIGTERM)
+    assert hanging.wait(SECONDS) == 42
+
+
+LAUNCHER_SCRIPT = """
+import os, subprocess, sys
+from rmtrain.engine.rank import reports_folder
+
+with reports_folder():
+    for rank in "01":
+        with open(f"stderr-{rank}", "w") as file:
+            subprocess.Popen([sys.executable, "-c", sys.argv[1]], env={**os.environ, "RANK": rank}, stderr=file)
+    input()
+"""
+
+
+def test_ranks_end_when_their_launcher_dies(tmp_path: Path) -> None:
+    """Both exit, one of them prints why."""
+    environment = environment_of_process()
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER_SCRIPT, NOTHING_TO_SAVE],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert launcher.stdout is not None
+    pids = [int(launcher.stdout.readline()) for _ in range(2)]
+    assert all(Path(f"/proc/{pid}").exists() for pid in pids), "guard: they run"
+    launcher.kill()
+    launcher.communicate()
+    wait_until(lambda: not any(is_alive(pid) for pid in pids), SECONDS)
+    lines = [(tmp_path / f"stderr-{rank}").read_text().splitlines() for rank in "01"]
+    assert [len(printed) for printed in lines] == [1, 0]
+    assert lines[0][0].startswith("error: ")
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; one that has exited and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_rank_ends_if_launcher_died_before(tmp_path: Path) -> None:
+    """The launcher's id comes with the environment: a rank that starts late finds another parent."""
+    environment = environment_of_process(**{LAUNCHER: "1"})
+    result = subprocess.run([sys.executable, "-c", NOTHING_TO_SAVE], env=environment, cwd=ROOT, capture_output=True, timeout=60)
+    assert result.returncode == 75
+
+
+def test_reports_of_ranks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(LAUNCHER, "")
+    monkeypatch.setenv(REPORTS, "")
+    written = [RankReport(rank, 3, [f"error: {rank}", "a\x1b[31m"], may_follow=bool(rank), time=1.5) for rank in range(2)]
+    with reports_folder() as folder:
+        assert (os.environ[LAUNCHER], os.environ[REPORTS]) == (str(os.getpid()), str(folder))
+        assert read_reports(folder) == []
+        for report in written:
+            report.write(folder)
+        (folder / "2.json").write_text('{"rank": 2, "co')  # its rank was killed meanwhile
+        assert read_reports(folder) == written
+    assert not folder.exists()
