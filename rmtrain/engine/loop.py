@@ -1,9 +1,9 @@
-"""The run itself: `train` says when, `train_step` says how."""
+"""The training loop: `train` says when, `train_step` says how."""
 
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -25,22 +25,14 @@ logger = logging.getLogger("rmtrain")
 NAMED_ROWS, MAX_NONFINITE_STEPS = 5, 3
 
 
-class Evaluation(Protocol):
-    """What an evaluation gives: numbers by name."""
+class Summarized(Protocol):
+    """The result of an evaluation: metrics by name."""
 
     @property
     def summary(self) -> Mapping[str, Any]: ...
 
 
-Evaluated = TypeVar("Evaluated", bound=Evaluation)
-
-
-class Display(Protocol):
-    """Shows a running run to a person."""
-
-    def step(self, step: int, tokens: int) -> None: ...
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def show(self, renderable: Any) -> None: ...
+Evaluated = TypeVar("Evaluated", bound=Summarized)
 
 
 def train(
@@ -51,35 +43,35 @@ def train(
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
-    display: Display,
     evaluate: Callable[[int], Evaluated] | None,
-    saver: CheckpointManager,
-    stop: GracefulShutdown,
+    checkpoints: CheckpointManager,
+    shutdown: GracefulShutdown,
 ) -> Evaluated | None:
-    """Train from the step of the saver's state to the last step.
+    """Train from the step of `checkpoints.state` to the last step.
 
     Args:
-        recipe: what to do.
-        strategy: how the processes share the model; `model` and `optimizer` are prepared by it.
+        recipe: objective, optimizer, and how often to log, evaluate and save.
+        strategy: how the processes share the model; it has prepared `model` and `optimizer`.
         loader: every micro-batch of every step, for this rank.
-        meter, log, display: where statistics, log lines and what a person sees go.
-        evaluate: evaluates and logs at a given step; also called after the last one. None: there is nothing to evaluate on.
-        saver: writes checkpoints.
-        stop: whether a signal came.
+        meter: statistics of the steps since the last log line.
+        log: records, trackers and display.
+        evaluate: evaluates and logs at a given step; called last after the last step. None: there is no evaluation data.
+        checkpoints: writes checkpoints.
+        shutdown: knows if a signal was received.
 
     Returns:
         The last evaluation.
 
     Raises:
-        Stopped: a signal came; a checkpoint is saved.
-        NumericError: the gradients of some steps in a row are not finite.
+        Stopped: a signal was received; a checkpoint is saved.
+        NumericError: the gradients of several steps in a row are not finite.
         TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
     guard = NonFiniteGuard(log)
 
     def evaluation_is_due(step: int) -> bool:
-        return evaluate is not None and step != last and due(recipe.evaluation.every, step)
+        return evaluate is not None and step != last and is_due(recipe.evaluation.every, step)
 
     def evaluate_at(step: int) -> Evaluated | None:
         if evaluate is None:
@@ -88,36 +80,50 @@ def train(
             with meter.paused():
                 evaluation = evaluate(step)
         except Stopped:
-            saver.save(step)
+            checkpoints.save(step)
             raise
-        saver.update_best(step, evaluation.summary)
+        checkpoints.update_best(step, evaluation.summary)
         return evaluation
 
     warmup_largest_batch(strategy, model, optimizer, loader)
-    if evaluation_is_due(saver.state.step) and saver.state.last_evaluated_step < saver.state.step:
-        evaluate_at(saver.state.step)  # the run was stopped between this step and its evaluation
-    for number in range(saver.state.step, last):
+    state = checkpoints.state
+    if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
+        evaluate_at(state.step)  # the run was stopped between this step and its evaluation
+
+    for number in range(state.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
-        batch, tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
-        guard.watch(batch, finite)
-        display.step(step, tokens)
-        if not meter.is_empty and (due(recipe.tracking.log_every, step) or step in (1, last)):
-            metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
-            log.metrics(step, metrics)
-            display.log(step, metrics)
-        if step == last or saver.is_due(step):
-            saver.save(step)
-        saver.save_and_stop_if_signaled(stop, step)
+        result = retry_on_oom(compute, number, strategy, optimizer, loader)
+        guard.watch(result)
+        log.step(step, result.tokens)
+
+        if not meter.is_empty and (is_due(recipe.tracking.log_every, step) or step in (1, last)):
+            log.train_metrics(step, meter.report(step, step / loader.plan.steps_per_epoch, lr))
+        if step == last or checkpoints.is_due(step):
+            checkpoints.save(step)
+        checkpoints.save_and_stop_if_signaled(shutdown, step)
         if evaluation_is_due(step):
             evaluate_at(step)
-            saver.save_and_stop_if_signaled(stop, step)
+            checkpoints.save_and_stop_if_signaled(shutdown, step)
     return evaluate_at(last)
 
 
-def due(every: int | None, step: int) -> bool:
-    """Whether a job that is done every so many steps is due after this one."""
+def is_due(every: int | None, step: int) -> bool:
+    """Return whether something that happens every `every` steps happens after this one."""
     return every is not None and step % every == 0
+
+
+class StepResult(NamedTuple):
+    """The outcome of one optimizer step.
+
+    batch: the step, with the row ids of all its comparisons.
+    tokens: tokens that this process computed.
+    is_finite: False if the gradient was not finite, in which case the weights are unchanged.
+    """
+
+    batch: StepBatch
+    tokens: int
+    is_finite: bool
 
 
 def train_step(
@@ -128,13 +134,11 @@ def train_step(
     meter: Meter,
     lr: float,
     batch: StepBatch,
-) -> tuple[StepBatch, int, bool]:
-    """One optimizer step over all its micro-batches; returns the tokens this process computed, and whether it was a step.
-
-    It is none where the gradient is not finite.
+) -> StepResult:
+    """Compute one optimizer step over all its micro-batches.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
-    by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was cut.
+    by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was split.
     """
     accelerator = strategy.accelerator
     scale, statistics = accelerator.num_processes / len(batch.ids), []
@@ -146,32 +150,32 @@ def train_step(
         statistics.append(result.statistics())
     if batch.step == 0:
         check_gradients(strategy, model)
-    grad_norm, is_step = strategy.update(model, optimizer, lr, recipe.optimizer.clip)
+    grad_norm, is_finite = strategy.update(model, optimizer, lr, recipe.optimizer.clip)
     tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
-    if is_step:
+    if is_finite:
         meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
-    return batch, tokens, is_step
+    return StepResult(batch, tokens, is_finite)
 
 
 class NonFiniteGuard:
-    """Keeps the ledger, and ends a run whose gradients are no longer finite.
+    """Records the rows of every step, and ends a run whose gradients stay non-finite.
 
     Args:
-        log: records the row ids of each step.
+        log: the records of the run.
     """
 
     def __init__(self, log: RunLog) -> None:
         self.log, self.in_a_row = log, 0
 
-    def watch(self, batch: StepBatch, finite: bool) -> None:
-        """Record a step, and whether its gradient was finite.
+    def watch(self, result: StepResult) -> None:
+        """Record a step.
 
         Raises:
             NumericError: the gradient is not finite for the third step in a row.
         """
-        step, ids = batch.step + 1, batch.ids
-        self.log.rows(step, batch.epoch, ids)
-        if finite:
+        step, ids = result.batch.step + 1, result.batch.ids
+        self.log.rows(step, result.batch.epoch, ids)
+        if result.is_finite:
             self.in_a_row = 0
             return
         self.in_a_row += 1
@@ -179,18 +183,18 @@ class NonFiniteGuard:
         named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
         if self.in_a_row == MAX_NONFINITE_STEPS:
             raise NumericError(
-                f"step {step}: the gradient is not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are as before them. "
-                f"Rows: {named} (all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
+                f"step {step}: gradient not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are unchanged since then. "
+                f"Lower optimizer.lr, or look at the rows with `rmtrain inspect`: {named} (all are in nonfinite.jsonl)"
             )
-        logger.warning("step %d: the gradient is not finite, so there was no update; its rows: %s", step, named)
+        logger.warning("step %d: gradient not finite, update skipped; rows: %s", step, named)
 
 
 def check_gradients(strategy: Strategy, model: nn.Module) -> None:
-    """Raise RmtrainError when, after the first backward, a trainable parameter has no gradient: it would never train.
+    """Raise RmtrainError if a trainable parameter has no gradient after the first backward: it would never train.
 
     Frozen inputs under gradient checkpointing, or a head left out of the graph, show up here and nowhere else.
     """
     missing = strategy.params_without_grad(model)
     if missing:
         named = ", ".join(missing[:3])
-        raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, among them {named}")
+        raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, such as {named}")

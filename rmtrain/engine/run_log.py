@@ -1,11 +1,11 @@
-"""The records of a run: every number is written to a file of the run directory before it goes to a tracker."""
+"""The records of a run: every number is written to a file of the run directory before it goes to trackers and display."""
 
 import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate import Accelerator
 
@@ -13,19 +13,46 @@ from rmtrain.engine.run_dir import disk_errors
 from rmtrain.engine.trackers import Draw, Trackers, send_pictures, send_samples
 
 
-class RunLog:
-    """Appends lines to the records of a run, and sends copies to the trackers. Only the main process writes.
+class Display(Protocol):
+    """Shows the progress of a run to a person."""
 
-    Each method raises TryAgain when the disk is full or fails.
+    def step(self, step: int, tokens: int) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def show(self, renderable: Any) -> None: ...
+
+
+class RunLog:
+    """Writes the records of a run, and passes them on to the trackers and the display. Only the main process writes.
+
+    Each method that writes raises TryAgain when the disk is full or fails.
 
     Args:
         accelerator: knows which process is the main one.
         directory: the run directory.
-        trackers: where copies go; None for no trackers.
+        trackers: get copies; None for no trackers.
+        display: shows progress; None for none.
     """
 
-    def __init__(self, accelerator: Accelerator, directory: Path, trackers: Trackers | None = None) -> None:
-        self.accelerator, self.directory, self.trackers = accelerator, directory, trackers
+    def __init__(
+        self, accelerator: Accelerator, directory: Path, trackers: Trackers | None = None, display: Display | None = None
+    ) -> None:
+        self.accelerator, self.directory, self.trackers, self.display = accelerator, directory, trackers, display
+
+    def step(self, step: int, tokens: int) -> None:
+        """Show that a step is done, in which this process computed `tokens` tokens."""
+        if self.display is not None:
+            self.display.step(step, tokens)
+
+    def show(self, renderable: Any) -> None:
+        """Show a table or a text."""
+        if self.display is not None:
+            self.display.show(renderable)
+
+    def train_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one line of training metrics, and show it."""
+        self.metrics(step, metrics)
+        if self.display is not None:
+            self.display.log(step, metrics)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record one line of metrics."""

@@ -130,7 +130,7 @@ class Trained:
             self.rate(number),
             self.loader.step(number),
         )
-        return train_step(*arguments)[2]
+        return train_step(*arguments).is_finite
 
 
 def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

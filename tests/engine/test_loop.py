@@ -1,4 +1,4 @@
-"""The step: what is computed does not depend on how it is cut, modes are restored, and what cannot train is said."""
+"""The optimizer step: results do not depend on micro-batches, modes are restored, and parameters that cannot train are named."""
 
 import copy
 import math
@@ -49,7 +49,8 @@ def gradients_of_first_step(
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 @pytest.mark.parametrize("count", [13, 16])
-def test_trap_17_gradients_do_not_depend_on_how_a_step_is_cut(count: int, layout: Layout, tmp_path: Path) -> None:
+def test_trap_17_gradients_do_not_depend_on_micro_batches(count: int, layout: Layout, tmp_path: Path) -> None:
+    """Loss and gradients of a step are the same however it is split into micro-batches."""
     recipe = tiny_recipe(tmp_path, objective={"center_rewards": 0.1}, optimizer={"lr": 1e-3, "clip": None})
     model = build_reward_model(recipe.model, None, byte_bpe(), seed=1)
     rows = comparisons(count)
@@ -64,7 +65,8 @@ def test_trap_17_gradients_do_not_depend_on_how_a_step_is_cut(count: int, layout
             assert ((cut[name] - gradient).abs().max() / scale).item() < 1e-5, name
 
 
-def test_trap_17_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+def test_trap_17_two_processes_equal_one(tmp_path: Path) -> None:
+    """Every logged metric of two processes equals that of one."""
     recipe = tiny_recipe(tmp_path, rows=44, run={"output_dir": str(tmp_path / "one")}, batching={"max_tokens": 400})
     path = write_recipe(tmp_path, recipe)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -82,7 +84,8 @@ def test_trap_17_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     assert 44 % 8, "guard: the last step was shorter"
 
 
-def test_trap_34_evaluation_turns_dropout_off_and_puts_every_module_back(tmp_path: Path) -> None:
+def test_trap_34_evaluation_restores_module_modes(tmp_path: Path) -> None:
+    """Evaluation switches dropout off, and afterwards every module has the mode it had before."""
     model = build_reward_model(tiny_recipe(tmp_path, lora={"dropout": 0.5}).model, None, byte_bpe(), seed=1)
     model.hf.eval()
     modes = {name: module.training for name, module in model.named_modules()}
@@ -92,23 +95,26 @@ def test_trap_34_evaluation_turns_dropout_off_and_puts_every_module_back(tmp_pat
     assert len(set(modes.values())) == 2, "guard: modes differed"
 
 
-def test_trap_24_a_trainable_parameter_without_gradient_is_named() -> None:
+def test_trap_24_parameter_without_gradient_is_named() -> None:
+    """A trainable parameter without gradient is an error that names it; a frozen one is not."""
     strategy = Strategy(Accelerator(cpu=True))
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
     model["used"](torch.ones(1, 2)).sum().backward()
-    with pytest.raises(RmtrainError, match=r"2 trainable parameters got no gradient .* forgotten\.weight, forgotten\.bias"):
+    with pytest.raises(RmtrainError, match=r"^2 .*forgotten\.weight, forgotten\.bias"):
         check_gradients(strategy, model)
     model["forgotten"].requires_grad_(False)
     check_gradients(strategy, model)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+def test_nonfinite_loss_ends_the_run() -> None:
+    """A metric that is NaN is named with its step."""
     check_finite(3, {"train/loss": 0.5})
-    with pytest.raises(NumericError, match="step 3: train/loss is nan"):
+    with pytest.raises(NumericError, match=r"^step 3: .*train/loss.*nan"):
         check_finite(3, {"train/loss": math.nan})
 
 
-def test_the_meter_reports_means_over_comparisons_and_starts_again() -> None:
+def test_meter_reports_means_over_comparisons() -> None:
+    """Means are over comparisons, not over micro-batches; a report starts a new interval."""
     meter = Meter(Accelerator(cpu=True), flos_per_token=10)
     for loss, comparisons in ((6.0, 4), (2.0, 1)):
         sums = [torch.tensor(float(value)) for value in (loss, 1, 3.0, 1.0, -2.0, comparisons)]

@@ -31,12 +31,6 @@ STEPS, BATCH = 10, 8
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 512, "max_positions": 128}
 
 
-class Silent:
-    """A display that shows nothing."""
-
-    def step(self, step: int, tokens: int) -> None: ...
-    def log(self, step: int, metrics: object) -> None: ...
-    def show(self, renderable: object) -> None: ...
 
 
 def recipe_for(architecture: str, center_rewards: float | None, output_dir: Path) -> Recipe:
@@ -128,7 +122,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     log = RunLog(accelerator, tmp_path / "ours")
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
     saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, metadata)
-    train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, GracefulShutdown())
+    train(recipe, strategy, model, optimizer, loader, meter, log, None, saver, GracefulShutdown())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]
