@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
@@ -58,17 +57,8 @@ class StepLoader:
         return step.epoch, [row.id for row in gather(self.data, step.indices)]
 
     def heaviest(self) -> MicroBatch:
-        """A micro-batch as heavy as any the plan can give: the largest comparisons, as many as the budget holds. It weighs nothing.
-
-        Of several ranks each has its share of a step, and never more than one comparison beyond.
-        """
-        costs = self.plan.costs
-        largest = np.argsort(-costs.tokens, kind="stable")[: self.plan.batch_size]
-        share = costs.of_micro_batch(largest) // self.plan.world + int(costs.tokens.max())
-        most, count = min(self.plan.max_tokens, share), 1
-        while count < len(largest) and costs.of_micro_batch(largest[: count + 1]) <= most:
-            count += 1
-        return _weightless(lay_out(gather(self.data, largest[:count]), self.pad_token_id, self.layout))
+        """Lay out the heaviest micro-batch that the plan can give, with a weight of zero."""
+        return _weightless(lay_out(gather(self.data, self.plan.heaviest()), self.pad_token_id, self.layout))
 
     def halve_budget(self) -> bool:
         """Cut from now on into micro-batches of half the tokens, but no less than the largest comparison; False when that is reached."""

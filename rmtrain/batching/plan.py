@@ -160,6 +160,19 @@ class Plan:
         indices = order(self.seed, epoch, len(self.costs))[start : start + self.batch_size]
         return StepPlan(epoch, indices, cut(indices, self.costs, self.max_tokens, self.world))
 
+    def heaviest(self) -> Indices:
+        """The comparisons of a micro-batch as heavy as any of the plan: the largest ones, as many as the budget holds.
+
+        Of several ranks each has its share of a step, and never more than one comparison beyond it.
+        """
+        costs = self.costs
+        largest = np.argsort(-costs.tokens, kind="stable")[: self.batch_size]
+        share = costs.of_micro_batch(largest) // self.world + int(costs.tokens.max())
+        most, count = min(self.max_tokens, share), 1
+        while count < len(largest) and costs.of_micro_batch(largest[: count + 1]) <= most:
+            count += 1
+        return largest[:count]
+
 
 def cpu_budget(costs: Costs) -> int:
     """`batching.max_tokens: auto` where there is no GPU."""

@@ -17,7 +17,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.memory import token_budget
+from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.start import uses_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.registry import named
@@ -86,8 +86,7 @@ def evaluate(model: str, recipe: Recipe, console: Console | None = None, *, allo
     encoder = _tokenizer(model, recipe, template_hash(tokenizer), allow_template_change)
     data = _evaluation_data(recipe, encoder, console)
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
-    max_tokens, costs = recipe.batching.max_tokens, Costs.of(data, layout)
-    budget = run_on_main(accelerator, partial(token_budget, max_tokens, costs, reward_model))  # each GPU has other memory free
+    budget = scoring_budget(recipe.batching.max_tokens, Costs.of(data, layout))
     with stopping(accelerator) as stop:
         check = partial(stop.check, accelerator)
         evaluation = evaluate_model(reward_model, data, layout, accelerator, tokenizer.pad_token_id, budget, check)

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rmtrain.engine.memory_estimate import StrategyKind
 from rmtrain.engine.state_dict import (
     OptimizerValues,
     Tensors,
@@ -42,6 +43,11 @@ class Strategy:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+
+    @property
+    def kind(self) -> StrategyKind:
+        """Its key in memory estimates and in the JSON of a dry run."""
+        return "ddp" if self.accelerator.num_processes > 1 else "single"
 
     @property
     def name(self) -> str:
@@ -125,6 +131,7 @@ class Fsdp2(Strategy):
     The gradients of every micro-batch are reduced: to keep them whole until the last one would take back the memory that pieces save.
     """
 
+    kind: StrategyKind = "fsdp2"
     name = "FSDP2"
     shards = True
 

@@ -98,7 +98,7 @@ def attend(
         key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
     plain = softcap is None and s_aux is None
     if plain and query_1HTD.is_cuda and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
-        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
+        return attend_varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
     drop = dropout if module.training else 0.0
     kernel = partial(_scaled_dot_product, scaling=scaling, dropout=drop)
     if not plain:
@@ -184,7 +184,7 @@ def _explicit(
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
-def _varlen(
+def attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, last: bool
 ) -> Tensor:
     """One kernel call for the whole row: each response's queries against its prefix and itself, gathered."""
