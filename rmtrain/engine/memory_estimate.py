@@ -15,6 +15,7 @@ micro-batch needs less), a micro-batch counts as copies of the largest compariso
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 from weakref import finalize
 
@@ -28,11 +29,11 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.masking_utils import AttentionMaskInterface
 
-from rmtrain.batching.layout import Layout, MicroBatch, Segments, lay_out
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.batching.plan import Costs
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
-from rmtrain.model.attention import VARLEN_TYPES, KeysWanted, LastTokens, attend, attend_varlen
+from rmtrain.model.attention import attend
 from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
 from rmtrain.model.head import find_head, install_head, outline
 from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
@@ -248,6 +249,11 @@ def optimizer_bytes(sizes: ModelSizes, optimizer: Optimizer) -> int:
     return math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
 
 
+GPU_ATTENTION = "rmtrain_segments_as_on_gpu"
+AttentionInterface.register(GPU_ATTENTION, partial(attend, as_on_gpu=True))
+AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
+
+
 def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: bool, on_gpu: bool) -> MemoryTrace:
     """Run a micro-batch forward and backward on fake tensors.
 
@@ -266,7 +272,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
     # torch without CUDA aborts in the backward of a fake CUDA tensor, so fake CPU tensors stand for those of a GPU elsewhere.
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu and has_gpu else "cpu")
-    with FakeTensorMode(allow_non_fake_inputs=True):  # type: ignore[no-untyped-call] # constants of kernels are real
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of kernels are real
         _materialize(model, device)
         model.use_layout(layout, narrow)
         if on_gpu and not has_gpu and layout != "padded":
@@ -292,7 +298,7 @@ def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     ledger = _Ledger(model)
-    hooks = [parameter.register_hook(ledger.note_gradient) for parameter in trained]
+    hooks = [parameter.register_hook(ledger.note_gradient) for parameter in trained]  # type: ignore[no-untyped-call]
     with ledger:
         model(batch).sum().backward()
     for hook in hooks:
@@ -376,35 +382,6 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device=device)
-
-
-GPU_ATTENTION = "rmtrain_segments_of_gpu"
-
-
-def _attend_as_on_gpu(
-    module: nn.Module,
-    query_1HTD: Tensor,
-    key_1HTD: Tensor,
-    value_1HTD: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    segments: Segments | KeysWanted | LastTokens | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """Attend with the kernel that `attend` takes on a GPU; its fake form runs on any device."""
-    plain = options.get("softcap") is None and options.get("s_aux") is None and not (module.training and options.get("dropout"))
-    if not plain or not isinstance(segments, Segments | LastTokens) or query_1HTD.dtype not in VARLEN_TYPES:
-        options |= {"scaling": scaling, "sliding_window": sliding_window, "segments": segments}
-        return attend(module, query_1HTD, key_1HTD, value_1HTD, attention_mask, **options)
-    last = isinstance(segments, LastTokens)
-    if isinstance(segments, LastTokens):
-        key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
-    return attend_varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
-
-
-AttentionInterface.register(GPU_ATTENTION, _attend_as_on_gpu)
-AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
 
 
 def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:

@@ -68,7 +68,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
 def _table(document: Mapping[str, Any]) -> Table:
     """The parts of each strategy, rounded first and then added, so that a reader who adds them gets the total."""
     strategies = document["strategies"]
-    digits = _digits(max(one["total"] for one in strategies))
+    digits = max(1, _digits(max(one["total"] for one in strategies)))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("GB a process", no_wrap=True)
     for part in PARTS:
