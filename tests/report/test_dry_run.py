@@ -1,14 +1,16 @@
-"""What a dry run says, to the letter, at 80 columns."""
+"""The report of a dry run: its table, its conclusion, and their width."""
 
 from typing import Any
 
-from rmtrain.report.dry_run import dry_run_report
+import pytest
+
+from rmtrain.report.dry_run import PARTS, dry_run_report
 from tests.report.render import render
 
 GIGABYTE = 10**9
 
 
-def share(name: str, processes: int, total: float, *, fits: bool) -> dict[str, Any]:
+def strategy(name: str, processes: int, total: float, *, fits: bool) -> dict[str, Any]:
     parts = {"weights": 26.0, "gradients": 26.0, "optimizer": 52.0, "buffers": 0.0}
     scale = (total - 4) / sum(parts.values())
     made = {key: round(value * scale * GIGABYTE) for key, value in parts.items()}
@@ -38,10 +40,10 @@ DOCUMENT: dict[str, Any] = {
     "device": "cuda",
     "computing": "bfloat16",
     "strategies": [
-        share("single", 1, 108, fits=False),
-        share("ddp", 8, 134, fits=False),
-        share("fsdp2", 8, 24.5, fits=True),
-        share("zero2", 8, 61, fits=True),
+        strategy("single", 1, 108, fits=False),
+        strategy("ddp", 8, 134, fits=False),
+        strategy("fsdp2", 8, 24.5, fits=True),
+        strategy("zero2", 8, 61, fits=True),
     ],
     "fits": False,
     "seconds": None,
@@ -49,36 +51,63 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def test_what_does_not_fit_is_said_with_what_would() -> None:
+def cells(text: str, title: str) -> list[str]:
+    """The numbers and the verdict of a line of the table."""
+    (line,) = (line for line in text.splitlines() if line.startswith(title))
+    return line.removeprefix(title).split()
+
+
+def test_a_line_for_each_strategy() -> None:
+    """Numbers of the document are there, in lines of 80 columns."""
     text = render(dry_run_report(DOCUMENT))
-    assert text.startswith(
-        "rmtrain rm_7b  a dry run: nothing is trained or written\n"
-        "model          llama from scratch, 6.48B parameters, all train\n"
-        "steps          1,911 of 32 comparisons, 61,135 an epoch\n"
-    )
-    assert text.endswith(
-        "DDP on 8 does not fit: at most 134 of 80.0 GB; FSDP2 and ZeRO-2 would:\n--processes 8 --accelerate-config fsdp2\n"
-    )
-    assert all(len(line) <= 80 for line in text.splitlines())
-    (line,) = (line for line in text.splitlines() if line.startswith("FSDP2"))
-    assert line.split()[-4:] == ["0.00", "4.00", "24.5", "fits"], "guard: the table has a line for each strategy"
+    lines = text.splitlines()
+    assert "rm_7b" in lines[0]
+    assert all(value in text for value in ("6.48B", "1,911", "61,135", "13.2M", "8,117", "8,192", "5.4 times", "bfloat16"))
+    assert all(len(line) <= 80 for line in lines)
+    assert cells(text, "FSDP2 × 8")[-4:] == ["0.0", "4.0", "24.5", "fits"]
+    assert "fits" not in cells(text, "DDP × 8")
 
 
-def test_what_fits_is_one_line_and_a_start_that_takes_more_is_said() -> None:
-    started = {**share("fsdp2", 8, 24.5, fits=True), "total": 30 * GIGABYTE}
-    text = render(dry_run_report({**DOCUMENT, "strategy": "fsdp2", "strategies": [started]}))
-    assert text.splitlines()[-1] == "FSDP2 on 8 fits: at most 30.0 of 80.0 GB, before the first step; 24.5 in a step"
+def test_table_adds_up_as_printed() -> None:
+    """Parts are rounded before they are added, so that a reader who adds them gets the total."""
+    parts = {part: 1_250_000_000 + 40_000_000 * number for number, part in enumerate(PARTS)}
+    row = {
+        **strategy("single", 1, 24.5, fits=True),
+        **parts,
+        "total": sum(parts.values()) + 9 * GIGABYTE,
+        "optimizer": 10_290_000_000,
+    }
+    *numbers, verdict = cells(render(dry_run_report({**DOCUMENT, "strategy": "single", "strategies": [row]})), "one process ")
+    assert verdict == "fits"
+    values = list(map(float, numbers))
+    assert values[-1] == pytest.approx(sum(values[:-1]), abs=1e-9)
+    assert len(values) == len(PARTS) + 1, "guard: all parts are there"
 
 
-def test_where_nothing_fits_it_says_what_to_lower() -> None:
-    text = render(dry_run_report({**DOCUMENT, "strategies": [share("ddp", 8, 134, fits=False)]}), width=200)
-    what = "lower batching.max_tokens, set model.gradient_checkpointing, or train with lora"
-    assert text.splitlines()[-1].endswith(f"nor does any other; {what}")
+def test_conclusion_names_what_would_fit() -> None:
+    conclusion = " ".join(render(dry_run_report(DOCUMENT)).partition("too much")[2].splitlines()[-2:])
+    for value in ("DDP × 8", "134", "80.0", "FSDP2 × 8", "ZeRO-2 × 8", "--processes 8 --accelerate-config fsdp2"):
+        assert value in conclusion
 
 
-def test_a_measured_time_says_what_it_leaves_out() -> None:
+def test_start_counts_where_it_is_more() -> None:
+    """Sharding the whole model can take more than a step; then the conclusion has both numbers."""
+    row = {**strategy("fsdp2", 8, 24.5, fits=True), "start": 30 * GIGABYTE}
+    document = {**DOCUMENT, "strategy": "fsdp2", "strategies": [row]}
+    last = render(dry_run_report(document), width=200).splitlines()[-1]
+    assert all(value in last for value in ("FSDP2 × 8", "24.5", "80.0", "30.0"))
+    document["strategies"] = [{**row, "start": 10 * GIGABYTE}]
+    assert "10.0" not in render(dry_run_report(document), width=200), "guard: a smaller start is not worth a word"
+
+
+def test_where_nothing_fits_keys_are_named() -> None:
+    text = render(dry_run_report({**DOCUMENT, "strategies": [strategy("ddp", 8, 134, fits=False)]}), width=200)
+    assert all(key in text.splitlines()[-1] for key in ("batching.max_tokens", "model.gradient_checkpointing", "lora"))
+
+
+def test_time_only_where_it_was_measured() -> None:
     text = render(dry_run_report({**DOCUMENT, "seconds": 5400.0, "tokens_per_second": 305.5}), width=160)
-    assert (
-        "about 1h30m without evaluations: 306 tokens a second, measured in one process here; communication comes on top" in text
-    )
+    (line,) = (line for line in text.splitlines() if line.startswith("time "))
+    assert "1h30m" in line
+    assert "306" in line
     assert "time" not in render(dry_run_report(DOCUMENT)).split(), "guard: without a measurement there is no time"
