@@ -66,51 +66,48 @@ def _facts(document: Mapping[str, Any]) -> Table:
 
 
 def _table(document: Mapping[str, Any]) -> Table:
-    """The parts of each strategy, rounded first and then added, so that a reader who adds them gets the total."""
-    strategies = document["strategies"]
-    digits = max(1, _digits(max(one["total"] for one in strategies)))
+    digits = _digits(document)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("GB a process", no_wrap=True)
     for part in PARTS:
         table.add_column(part, justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True, style="bold")
     table.add_column("", no_wrap=True)
-    for one in strategies:
-        cells = [round(one[part] / GIGABYTE, digits) for part in PARTS]
+    for one in document["strategies"]:
         verdict = Text("fits", "green") if one["fits"] else Text("too much", "red")
         style = "bold" if one["name"] == document["strategy"] else ""
-        table.add_row(Text(_title(one), style), *(f"{cell:.{digits}f}" for cell in (*cells, sum(cells))), verdict)
+        table.add_row(Text(_title(one), style), *_gigabytes(one, digits), verdict)
     return table
+
+
+def _conclusion(document: Mapping[str, Any]) -> Text:
+    digits, strategies = _digits(document), document["strategies"]
+    one = next(row for row in strategies if row["name"] == document["strategy"])
+    numbers = f"{_gigabytes(one, digits)[-1]} of {one['memory'] / GIGABYTE:.{digits}f} GB"
+    if one["start"] > one["total"]:
+        numbers += f", and {one['start'] / GIGABYTE:.{digits}f} at the start, to shard the whole model"
+    if one["fits"]:
+        return Text.assemble((f"{_title(one)} fits", "bold green"), f": {numbers}")
+    others = [row for row in strategies if row["fits"]]
+    advice = "no other strategy fits; lower batching.max_tokens, set model.gradient_checkpointing, or train with lora"
+    if others:
+        advice = f"{', '.join(map(_title, others))} would fit"
+        if others[0]["processes"] > 1:
+            advice += f": --processes {others[0]['processes']} --accelerate-config {CONFIGS[others[0]['name']]}"
+    return Text.assemble((f"{_title(one)} does not fit", "bold red"), f": {numbers}; {advice}")
 
 
 def _title(one: Mapping[str, Any]) -> str:
     return TITLES[one["name"]] + (f" × {one['processes']}" if one["processes"] > 1 else "")
 
 
-def _conclusion(document: Mapping[str, Any]) -> Text:
-    strategies = document["strategies"]
-    one = next(row for row in strategies if row["name"] == document["strategy"])
-    numbers = f"{gigabytes(one['total'])} of {gigabytes(one['memory'])} GB"
-    if one["start"] > one["total"]:
-        numbers += f", and {gigabytes(one['start'])} at the start, to shard the whole model"
-    if one["fits"]:
-        return Text.assemble((f"{_title(one)} fits", "bold green"), f": {numbers}")
-    others = [row for row in strategies if row["fits"]]
-    advice = "no other strategy fits; lower batching.max_tokens, set model.gradient_checkpointing, or train with lora"
-    if others:
-        first = others[0]
-        config = (
-            f": --processes {first['processes']} --accelerate-config {CONFIGS[first['name']]}" if first["processes"] > 1 else ""
-        )
-        advice = f"would fit: {', '.join(map(_title, others))}{config}"
-    return Text.assemble((f"{_title(one)} does not fit", "bold red"), f": {numbers}; {advice}")
+def _digits(document: Mapping[str, Any]) -> int:
+    """Decimals of all numbers of gigabytes: three significant digits of the largest, but at least one decimal."""
+    largest = max(one["total"] for one in document["strategies"]) / GIGABYTE
+    return 3 if largest < 0.0995 else 2 if largest < 9.995 else 1
 
 
-def gigabytes(count: int) -> str:
-    """Return bytes as gigabytes with about three digits."""
-    return f"{count / GIGABYTE:,.{_digits(count)}f}"
-
-
-def _digits(count: int) -> int:
-    value = count / GIGABYTE
-    return 3 if value < 0.0995 else 2 if value < 9.995 else 1 if value < 99.95 else 0
+def _gigabytes(one: Mapping[str, Any], digits: int) -> list[str]:
+    """The parts and their total. Parts are rounded before they are added, so that a reader who adds them gets the total."""
+    parts = [round(one[part] / GIGABYTE, digits) for part in PARTS]
+    return [f"{value:.{digits}f}" for value in (*parts, sum(parts))]

@@ -53,7 +53,7 @@ DOCUMENT: dict[str, Any] = {
 
 def cells(text: str, title: str) -> list[str]:
     """The numbers and the verdict of a line of the table."""
-    (line,) = (line for line in text.splitlines() if line.startswith(title))
+    line = next(line for line in text.splitlines() if line.startswith(title))
     return line.removeprefix(title).split()
 
 
@@ -62,9 +62,10 @@ def test_a_line_for_each_strategy() -> None:
     text = render(dry_run_report(DOCUMENT))
     lines = text.splitlines()
     assert "rm_7b" in lines[0]
-    assert all(value in text for value in ("6.48B", "1,911", "61,135", "13.2M", "8,117", "8,192", "5.4 times", "bfloat16"))
+    for value in ("6.48B", "1,911", "61,135", "13.2M", "8,117", "8,192", "5.4 times", "bfloat16"):
+        assert value in text
     assert all(len(line) <= 80 for line in lines)
-    assert cells(text, "FSDP2 × 8")[-4:] == ["0.0", "4.0", "24.5", "fits"]
+    assert cells(text, "FSDP2 × 8")[-4:] == ["0.0", "4.0", "24.4", "fits"]
     assert "fits" not in cells(text, "DDP × 8")
 
 
@@ -81,11 +82,12 @@ def test_table_adds_up_as_printed() -> None:
     assert verdict == "fits"
     values = list(map(float, numbers))
     assert values[-1] == pytest.approx(sum(values[:-1]), abs=1e-9)
+    assert numbers[-1] in render(dry_run_report({**DOCUMENT, "strategy": "single", "strategies": [row]})).splitlines()[-1]
     assert len(values) == len(PARTS) + 1, "guard: all parts are there"
 
 
 def test_conclusion_names_what_would_fit() -> None:
-    conclusion = " ".join(render(dry_run_report(DOCUMENT)).partition("too much")[2].splitlines()[-2:])
+    conclusion = " ".join(render(dry_run_report(DOCUMENT)).splitlines()[-2:])
     for value in ("DDP × 8", "134", "80.0", "FSDP2 × 8", "ZeRO-2 × 8", "--processes 8 --accelerate-config fsdp2"):
         assert value in conclusion
 
@@ -95,7 +97,7 @@ def test_start_counts_where_it_is_more() -> None:
     row = {**strategy("fsdp2", 8, 24.5, fits=True), "start": 30 * GIGABYTE}
     document = {**DOCUMENT, "strategy": "fsdp2", "strategies": [row]}
     last = render(dry_run_report(document), width=200).splitlines()[-1]
-    assert all(value in last for value in ("FSDP2 × 8", "24.5", "80.0", "30.0"))
+    assert all(value in last for value in ("FSDP2 × 8", "24.4", "80.0", "30.0"))
     document["strategies"] = [{**row, "start": 10 * GIGABYTE}]
     assert "10.0" not in render(dry_run_report(document), width=200), "guard: a smaller start is not worth a word"
 
