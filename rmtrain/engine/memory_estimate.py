@@ -9,7 +9,7 @@ Activations are traced: a micro-batch runs forward and backward on fake tensors,
 So no formula of an architecture is needed, and LoRA, gradient checkpointing and the narrow last layer count as they run.
 
 The estimate is an upper bound on purpose, because "fits" must not turn out to be wrong: gradients are always held (a step of a single
-micro-batch needs less), a micro-batch counts as copies of the largest comparison, and activations get a margin. It only grows with tokens.
+micro-batch needs less), micro-batches are made of the largest comparisons, and activations get a margin. It only grows with tokens.
 """
 
 import math
@@ -30,6 +30,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedTokeniz
 from transformers.masking_utils import AttentionMaskInterface
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.batching.loader import gather
 from rmtrain.batching.plan import Costs
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
@@ -51,8 +52,10 @@ ZERO_STAGES: dict[int, StrategyKind] = {1: "zero1", 2: "zero2", 3: "zero3"}
 
 USABLE = 0.9
 """Share of a memory that tensors may take; the rest is for CUDA, for NCCL and for gaps between tensors."""
-MARGIN = 1.1
+MARGIN = 1.05
 """Factor on traced activations, for what a trace does not see: workspaces of kernels, and sizes that allocators round up."""
+TRACED_COMPARISONS = 4
+"""The largest ones, from which a micro-batch of any size is scaled. On a CPU each costs time, being attended to by itself."""
 MOST_TOKENS = 2**17
 """Largest budget that `auto` gives: larger micro-batches are no faster, and kernels that index with 32 bits reach their limit."""
 FLOAT32 = 4
@@ -64,8 +67,8 @@ FSDP2_LAYERS = 3
 """Layers that FSDP2 holds gathered: the one that computes, the next one, and the buffer in which it arrives."""
 ZERO_BUCKET = 500_000_000
 """Gradients that DeepSpeed collects before it reduces them (`reduce_bucket_size`). On a GPU the bucket is allocated whole."""
-ZERO3_GATHERED = 1_050_000_000
-"""Weights that ZeRO-3 keeps gathered or fetches ahead (`stage3_max_live_parameters` + `stage3_prefetch_bucket_size`)."""
+ZERO3_LIVE, ZERO3_PREFETCHED = 1_000_000_000, 50_000_000
+"""Weights that ZeRO-3 keeps gathered (`stage3_max_live_parameters`), and those that arrive (`stage3_prefetch_bucket_size`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,7 @@ class MemoryModel:
         layout: Layout | Literal["auto"],
         on_gpu: bool,
     ) -> Self:
-        """Trace the model of a recipe with the largest comparison.
+        """Trace the model of a recipe with the largest comparisons.
 
         Args:
             data: the comparisons to train on.
@@ -190,8 +193,8 @@ class MemoryModel:
         """
         autocast = on_gpu if recipe.training.precision == "auto" else recipe.training.precision == "bfloat16"
         for candidate in FALLBACKS if layout == "auto" else (layout,):
-            largest = data[int(Costs.of(data, candidate).tokens.argmax())]
-            batch = lay_out([largest], tokenizer.pad_token_id, candidate)
+            largest = np.argsort(-Costs.of(data, candidate).tokens, kind="stable")[:TRACED_COMPARISONS]
+            batch = lay_out(gather(data, largest), tokenizer.pad_token_id, candidate)
             for narrow in (True, False):
                 model = meta_model(recipe.model, recipe.lora, tokenizer)
                 model.autocast = autocast
@@ -225,7 +228,8 @@ class MemoryModel:
             shard = -(-FLOAT32 * sizes.trained // processes)
             buffers = FLOAT32 * (min(ZERO_BUCKET, sizes.trained) if on_cpu else ZERO_BUCKET)
             if strategy == "zero3":
-                buffers += sizes.weight_bytes * min(sizes.weights, ZERO3_GATHERED) // sizes.weights
+                gathered = min(sizes.weights, ZERO3_LIVE) + min(sizes.weights, ZERO3_PREFETCHED)
+                buffers += gathered * sizes.weight_bytes // sizes.weights
                 weights = -(-weights // processes)
             weights, optimizer = weights + shard, 2 * shard
             gradients = gradients if strategy == "zero1" else shard
@@ -309,8 +313,8 @@ def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
 class _Ledger(TorchDispatchMode):
     """Notes each storage from its first tensor to its end, except those that the model had before.
 
-    `torch.distributed._tools.mem_tracker.MemTracker` does the same with 950 lines. It is private, wraps every module in hooks, and keeps
-    peaks per module in place of moments, from which no other size follows.
+    `torch.distributed._tools.mem_tracker.MemTracker` finds the same peak, but it is private, takes three times as long, and keeps the peak
+    alone: without the moments next to it, nothing follows for another number of tokens.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -345,7 +349,7 @@ class _Ledger(TorchDispatchMode):
         self.events.append((self.numbers.pop(key), -size))  # the next storage may have the same address
 
     def note_gradient(self, gradient: Tensor) -> None:
-        """Count the storage of a gradient as one from its beginning, which was noted before anybody knew."""
+        """Count a storage as a gradient from its beginning, which was noted when that was not known yet."""
         number = self.numbers.get(_storage_key(gradient), -1)
         if number >= 0:
             self.kinds[number] = 2

@@ -67,14 +67,14 @@ def _facts(document: Mapping[str, Any]) -> Table:
 
 def _table(document: Mapping[str, Any]) -> Table:
     digits = _digits(document)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # with padding it is wider than 80 columns
     table.add_column("GB a process", no_wrap=True)
     for part in PARTS:
         table.add_column(part, justify="right", no_wrap=True)
     table.add_column("total", justify="right", no_wrap=True, style="bold")
     table.add_column("", no_wrap=True)
     for one in document["strategies"]:
-        verdict = Text("fits", "green") if one["fits"] else Text("too much", "red")
+        verdict = Text(" fits", "green") if one["fits"] else Text(" too much", "red")
         style = "bold" if one["name"] == document["strategy"] else ""
         table.add_row(Text(_title(one), style), *_gigabytes(one, digits), verdict)
     return table

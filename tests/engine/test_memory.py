@@ -150,10 +150,10 @@ def budget_of(recipe: Recipe, data: Any, device: str) -> int:
 
 def test_auto_on_a_cpu_is_constant(tmp_path: Path) -> None:
     """It is never below the largest comparison, and scoring takes the same."""
-    auto, fixed = (tiny_recipe(tmp_path, batching={"max_tokens": value}) for value in ("auto", 77))
+    auto, fixed = (tiny_recipe(tmp_path, batching={"max_tokens": value}) for value in ("auto", 777))
     rows = comparisons(10)
     assert budget_of(auto, data_of(rows), "cpu") == CPU_TOKENS == scoring_budget("auto", costs_of(rows, "shared_prefix"))
-    assert budget_of(fixed, data_of(rows), "cpu") == 77 == scoring_budget(77, costs_of(rows, "shared_prefix"))
+    assert budget_of(fixed, data_of(rows), "cpu") == 777 == scoring_budget(777, costs_of(rows, "shared_prefix"))
     larger = data_of(rows, factor=1000)
     assert budget_of(auto, larger, "cpu") == larger.unique_tokens.max() > CPU_TOKENS
 
