@@ -26,12 +26,12 @@ from rmtrain.engine.start import start
 from rmtrain.errors import RecipeError
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.recipe.schema import PretrainedModel, Recipe
-from rmtrain.report.dry_run import dry_run_report
+from rmtrain.report.dry_run_report import dry_run_report
 from rmtrain.report.progress import ReadingDisplay
 
 GIGABYTE = 10**9
 COMPARED_GPUS = 8
-"""Processes with which strategies are compared where one process is asked for and this machine has fewer GPUs."""
+"""Processes for the other strategies where one process is requested and this machine has fewer GPUs."""
 SEARCHED_STEPS = 1000
 """Steps in which the largest micro-batch is looked for; millions of them would take minutes."""
 
@@ -119,7 +119,7 @@ def launch_of(options: DryRunOptions) -> tuple[StrategyKind, int, int]:
 
 
 def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: DryRunOptions) -> list[tuple[StrategyKind, int]]:
-    """The strategy that is asked for, and all others that the recipe allows, with their processes."""
+    """The requested strategy and all others that the recipe allows, with their processes."""
     several = processes
     if processes == 1:
         several = max(COMPARED_GPUS if options.on_gpu else 2, torch.cuda.device_count())

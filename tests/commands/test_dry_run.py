@@ -74,7 +74,7 @@ def test_json_names_what_would_fit(tmp_path: Path) -> None:
     result = rmtrain("train", str(file), *options, "ddp", "--json")
     document = json.loads(result.stdout)
     rows = by_name(document)
-    assert result.returncode == 0, "a report is no gate"
+    assert result.returncode == 0, "a report does not gate"
     assert (document["strategy"], document["processes"], document["fits"]) == ("ddp", 4, False)
     assert not rows["ddp"]["fits"]
     assert rows["fsdp2"]["fits"]
@@ -93,8 +93,6 @@ def test_json_names_what_would_fit(tmp_path: Path) -> None:
     [
         (("--measure",), ("--measure", "--dry-run")),
         (("--dry-run", "--fresh"), ("--dry-run", "--fresh", "--resume")),
-        (("--dry-run", "--gpu-memory", "80", "--measure"), ("--measure:", "--gpu-memory")),
-        (("--dry-run", "--accelerate-config", "nowhere"), ("--accelerate-config", "nowhere", "fsdp2")),
     ],
 )
 def test_conflicting_options_are_refused(recipe: Recipe, tmp_path: Path, options: Any, named: Any) -> None:
@@ -108,6 +106,21 @@ def test_conflicting_options_are_refused(recipe: Recipe, tmp_path: Path, options
     assert all(name in errors[0] for name in named)
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the refusal is for machines without a GPU")
+def test_measuring_needs_the_device(recipe: Recipe) -> None:
+    """Steps are computed here, so they say nothing about a GPU elsewhere."""
+    with pytest.raises(RecipeError) as refused:
+        document_of(recipe, gpu_memory=80.0, measure=True)
+    assert refused.value.problems[0].startswith("--measure:")
+    assert "--gpu-memory" in refused.value.problems[0]
+
+
+def test_unknown_configurations_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError) as refused:
+        document_of(recipe, config="nowhere")
+    assert all(name in refused.value.problems[0] for name in ("--accelerate-config", "nowhere", "fsdp2"))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
@@ -166,8 +179,8 @@ def test_layout_is_chosen_as_in_a_run(tmp_path: Path) -> None:
     scratch = {"architecture": "stablelm", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300}
     recipe = tiny_recipe(tmp_path, model={"scratch": scratch})
     assert document_of(recipe)["layout"] == "padded"
-    asked = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": "shared_prefix"})})
+    explicit = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": "shared_prefix"})})
     with pytest.raises(RecipeError) as refused:
-        document_of(asked)
+        document_of(explicit)
     assert refused.value.problems[0].startswith("batching.layout: shared_prefix ")
     assert document_of(tiny_recipe(tmp_path))["layout"] == "shared_prefix", "guard: most models take it"

@@ -160,11 +160,11 @@ def test_auto_on_a_cpu_is_constant(tmp_path: Path) -> None:
 
 def test_auto_on_a_gpu_counts_usable_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory and what this process already holds; all of it in deterministic runs; a constant for a model that cannot be traced."""
-    asked: list[int] = []
+    memories: list[int] = []
 
     class Model:
         def budget(self, strategy: str, processes: int, memory: int, costs: Costs) -> int:
-            asked.append(memory)
+            memories.append(memory)
             return 5
 
     monkeypatch.setattr(MemoryModel, "of", lambda *_, **__: Model())
@@ -174,7 +174,7 @@ def test_auto_on_a_gpu_counts_usable_memory(tmp_path: Path, monkeypatch: pytest.
     assert budget_of(recipe, data, "cuda") == 5
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert budget_of(recipe, data, "cuda") == 5
-    assert asked == [630, 1000]
+    assert memories == [630, 1000]
 
     def untraceable(*_: Any, **__: Any) -> Model:
         raise RecipeError("model: it looks at values")

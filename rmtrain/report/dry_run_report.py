@@ -32,9 +32,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
     parameters, trainable = document["parameters"], document["trainable"]
     share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
     times = document["padded_tokens_per_epoch"] / document["tokens_per_epoch"]
-    assumed = (
-        " (a run checks that the model is right in it)" if document["layout_is_auto"] and document["layout"] != "padded" else ""
-    )
+    assumed = " (a run verifies it)" if document["layout_is_auto"] and document["layout"] != "padded" else ""
     auto = " (auto)" if document["max_tokens_is_auto"] else ""
     device = "GPU" if document["device"] == "cuda" else "CPU"
     where = f"one process on a {device}"
@@ -51,7 +49,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
             f"about {document['micro_batches_per_step']:.1f} a step and process, the largest of "
             f"{document['largest_micro_batch']:,} tokens; at most {document['max_tokens']:,}{auto}"
         ),
-        "computing": f"in {document['computing']}, in {where}",
+        "computing": f"{document['computing']}, {where}",
     }
     if document["seconds"] is not None:
         rate = f"{compact(document['tokens_per_second'])} tokens a second, measured in one process here"
