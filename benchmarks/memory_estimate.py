@@ -4,7 +4,7 @@ Each measurement is a process of its own that does what a run does: the heaviest
 the most that tensors took there (`torch.cuda.max_memory_allocated`). On a CPU it is resident memory at its peak minus resident memory
 before the model is built. The C library must return each block at once, since what it keeps is not a tensor; and the libraries that
 PyTorch loads at its first matrix product are loaded before. In float32: for bfloat16 on CPUs oneDNN keeps memory of its own for each
-shape of a product. Steps consist of several micro-batches, as the estimate assumes. Needs Linux.
+shape of a product. Where all weights train, steps consist of several micro-batches, as the estimate assumes. Needs Linux.
 """
 
 import json
@@ -57,14 +57,14 @@ MODELS: dict[str, dict[str, Any]] = {
         "scratch": {"architecture": "qwen2", **WIDE, "key_value_heads": 4},
         "lora": {"rank": 16},
         "batching": {"layout": "packed", "max_tokens": 4096},
-        "training": {"batch_size": 32},
+        "training": {"batch_size": 8},
     },
     "the same, recomputed in backward": {
         "scratch": {"architecture": "qwen2", **WIDE, "key_value_heads": 4},
         "model": {"gradient_checkpointing": True},
         "lora": {"rank": 16},
         "batching": {"layout": "packed", "max_tokens": 4096},
-        "training": {"batch_size": 32},
+        "training": {"batch_size": 8},
     },
     "padded: bert, 5M, 8,192 tokens": {
         "scratch": {"architecture": "bert", **NARROW},

@@ -32,7 +32,7 @@ from rmtrain.recipe.schema import Architecture, Lora, Optimizer, Recipe, Scratch
 from tests.model.builders import build, make_batch, make_sequences, make_tokenizer
 from tests.runs import tiny_recipe
 
-LAYERS = 3
+LAYERS = 2
 TOKENIZER = make_tokenizer()
 PAD: int = TOKENIZER.pad_token_id
 BATCH = make_batch(make_sequences(TOKENIZER), PAD)
@@ -48,8 +48,8 @@ def rows(count: int = 4) -> list[TokenizedComparison]:
     return made
 
 
-def scratch(architecture: str, **model: Any) -> ScratchModel:
-    sizes = Architecture(architecture=architecture, hidden_size=64, layers=LAYERS, heads=4, max_positions=128)
+def scratch(architecture: str, layers: int = LAYERS, **model: Any) -> ScratchModel:
+    sizes = Architecture(architecture=architecture, hidden_size=64, layers=layers, heads=4, max_positions=128)
     return ScratchModel(scratch=sizes, **model)
 
 
@@ -90,7 +90,7 @@ def test_gradient_checkpointing_is_traced(architecture: str, lora: Lora | None) 
     layout: Layout = "shared_prefix" if architecture == "llama" else "padded"
     peaks = {}
     for checkpointing in (False, True):
-        model = scratch(architecture, gradient_checkpointing=checkpointing)
+        model = scratch(architecture, layers=3, gradient_checkpointing=checkpointing)
         peaks[checkpointing] = peak(traced(model, lay_out(rows(), PAD, layout), layout, lora=lora))
         assert peaks[checkpointing] == pytest.approx(peak(recorded(model, layout, lora=lora)), rel=0.05)
     assert peaks[True] < 0.8 * peaks[False], "guard: checkpointing was in force"
@@ -98,14 +98,14 @@ def test_gradient_checkpointing_is_traced(architecture: str, lora: Lora | None) 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
-@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_one_comparison_predicts_larger_micro_batches(architecture: str, layout: Layout, autocast: bool) -> None:
-    """The trace of one comparison, scaled, is the trace of eight of them: hardly more, and never less."""
-    one, eight = (lay_out(rows()[-1:] * count, PAD, layout) for count in (1, 8))
-    tokens = eight.input_ids_RT.numel()
+    """The trace of one comparison, scaled, is the trace of five of them: hardly more, and never less."""
+    one, five = (lay_out(rows()[-1:] * count, PAD, layout) for count in (1, 5))
+    tokens = five.input_ids_RT.numel()
     scaled = traced(scratch(architecture), one, layout, autocast).peak(tokens)
-    assert 0.999 < scaled / traced(scratch(architecture), eight, layout, autocast).peak(tokens) < 1.05
-    assert tokens == 8 * one.input_ids_RT.numel()
+    assert 0.999 < scaled / traced(scratch(architecture), five, layout, autocast).peak(tokens) < 1.05
+    assert tokens == 5 * one.input_ids_RT.numel()
 
 
 def saved_bytes(model: RewardModel, batch: MicroBatch) -> int:
@@ -159,7 +159,7 @@ def test_a_gpu_takes_its_own_kernel() -> None:
         ]
         grown[on_gpu] = moments[1] - moments[0]
     assert grown[True] < 20, "the index of the keys is gathered once, for all layers"
-    assert grown[False] > 100, "guard: more responses, more calls"
+    assert grown[False] > 60, "guard: more responses, more calls"
 
 
 def test_a_meta_model_has_the_real_weights() -> None:
