@@ -1,8 +1,8 @@
 """Peak memory of training against the number of comparisons in a step, at one token budget, and TRL's at batch 32.
 
-Every measurement is a process of its own: resident memory at its peak less resident memory before the model is built, so that libraries
-and data do not count. Weights, gradients and AdamW's state do; they are the same for both, 16 bytes a parameter. The C library is told to
-give large blocks back at once: left alone it keeps what was freed, the more the longer a process runs, on either side. Needs Linux.
+Every measurement is a process of its own: resident memory at its peak minus resident memory before the model is built, so that libraries
+and data do not count. Weights, gradients and AdamW's state do; they are the same for both, 16 bytes a parameter. The C library must
+return large blocks at once: by default it keeps what was freed, the more the longer a process runs, on either side. Needs Linux.
 """
 
 import json
@@ -29,7 +29,7 @@ MEGABYTE = 10**6
 
 
 def measure_here(side: str, batch: int, arguments: Namespace) -> dict[str, int]:
-    """Train a few steps in this process and return the bytes its memory grew by, and those of weights, gradients, optimizer state."""
+    """Train a few steps in this process; return the growth of its memory, and the bytes of weights, gradients and optimizer state."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file, _ = hh_rows(arguments.data, folder)
@@ -52,7 +52,7 @@ def measure_here(side: str, batch: int, arguments: Namespace) -> dict[str, int]:
 
 
 def measure(side: str, batch: int, arguments: Namespace) -> list[dict[str, int]]:
-    """The same in fresh processes."""
+    """Measure in fresh processes."""
     names = ("data", "hidden", "layout", "max_tokens", "comparisons")
     options = [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
     command = [sys.executable, __file__, f"--child={side}:{batch}", *options]
@@ -60,16 +60,16 @@ def measure(side: str, batch: int, arguments: Namespace) -> list[dict[str, int]]
 
 
 def main() -> None:
-    """Measure, print, write; or be the process that is measured."""
+    """Measure, print and write; or be the process that is measured."""
     made = parser(__doc__)
-    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
+    made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; pairs are generated where it is missing")
     made.add_argument("--hidden", type=int, default=256, help="width of the llama")
     made.add_argument("--layout", default="shared_prefix", help="our layout")
-    made.add_argument("--max-tokens", type=int, default=4096, help="our budget of a micro-batch")
-    made.add_argument("--comparisons", type=int, default=128, help="comparisons that each process trains on")
+    made.add_argument("--max-tokens", type=int, default=4096, help="our token budget of a micro-batch")
+    made.add_argument("--comparisons", type=int, default=128, help="comparisons to train on in each process")
     made.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 32, 128], help="comparisons of one of our steps")
-    made.add_argument("--repeats", type=int, default=3, help="processes for each line; the median counts")
-    made.add_argument("--child", help="side:batch, for the processes that are measured")
+    made.add_argument("--repeats", type=int, default=3, help="processes for each line, of which the median counts")
+    made.add_argument("--child", help="side:batch to measure in this process")
     arguments = made.parse_args()
     if arguments.child:
         side, _, batch = arguments.child.partition(":")

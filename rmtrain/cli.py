@@ -152,11 +152,11 @@ def train(
     loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
     if dry_run:
         console = start_console()
-        from rmtrain.commands.dry_run import Request
+        from rmtrain.commands.dry_run import DryRunOptions
         from rmtrain.commands.dry_run import dry_run as plan
 
         with redirect_stdout(sys.stderr):
-            outcome = plan(loaded, console, Request(processes, accelerate_config, gpu_memory, measure))
+            outcome = plan(loaded, console, DryRunOptions(processes, accelerate_config, gpu_memory, measure))
         finish(outcome, as_json)
         return
     start_processes(processes, accelerate_config)

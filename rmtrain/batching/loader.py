@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
@@ -67,17 +66,8 @@ class StepLoader:
         return StepBatch(number, step.epoch, tuple(row.id for row in rows.values()), tuple(micro_batches))
 
     def largest_micro_batch(self) -> MicroBatch:
-        """Lay out a micro-batch at least as large as any in the plan, with weight zero: the largest comparisons that fit the budget.
-
-        With several ranks, each gets at most its share of a step plus one comparison.
-        """
-        costs = self.plan.costs
-        largest = np.argsort(-costs.tokens, kind="stable")[: self.plan.batch_size]
-        share = costs.of_micro_batch(largest) // self.plan.world + int(costs.tokens.max())
-        most, count = min(self.plan.max_tokens, share), 1
-        while count < len(largest) and costs.of_micro_batch(largest[: count + 1]) <= most:
-            count += 1
-        return zero_weight(lay_out(gather(self.data, largest[:count]), self.pad_token_id, self.layout))
+        """Lay out a micro-batch at least as large as any in the plan, with weight zero."""
+        return zero_weight(lay_out(gather(self.data, self.plan.largest_micro_batch()), self.pad_token_id, self.layout))
 
     def halve_budget(self) -> bool:
         """Halve `max_tokens` for all later steps, down to the largest comparison. Return False when it cannot be lowered."""

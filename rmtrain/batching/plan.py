@@ -161,6 +161,19 @@ class Plan:
         indices = order(self.seed, epoch, len(self.costs))[start : start + self.batch_size]
         return StepPlan(epoch, indices, split_step(indices, self.costs, self.max_tokens, self.world))
 
+    def largest_micro_batch(self) -> Indices:
+        """Return the comparisons of a micro-batch at least as large as any in the plan: the largest ones, as many as fit the budget.
+
+        With several ranks, each gets at most its share of a step plus one comparison.
+        """
+        costs = self.costs
+        largest = np.argsort(-costs.tokens, kind="stable")[: self.batch_size]
+        share = costs.of_micro_batch(largest) // self.world + int(costs.tokens.max())
+        most, count = min(self.max_tokens, share), 1
+        while count < len(largest) and costs.of_micro_batch(largest[: count + 1]) <= most:
+            count += 1
+        return largest[:count]
+
 
 def cpu_budget(costs: Costs) -> int:
     """Return `batching.max_tokens: auto` for a machine without a GPU."""

@@ -17,7 +17,7 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.memory import token_budget
+from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.start import uses_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.registry import only
@@ -183,8 +183,7 @@ def evaluate(
 
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
     costs = Costs.of(data, layout)
-    # By the main process for all: each GPU may have a different amount of memory free.
-    budget = run_on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, costs, reward_model))
+    budget = scoring_budget(recipe.batching.max_tokens, costs)
     plan = ScoringPlan.of(data, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
         result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)

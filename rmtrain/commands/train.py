@@ -20,7 +20,6 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
 from rmtrain.commands.export import export_with_card
 from rmtrain.commands.result import CommandResult
-from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
@@ -29,7 +28,7 @@ from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetad
 from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
 from rmtrain.engine.loop import Display
 from rmtrain.engine.loop import train as run_loop
-from rmtrain.engine.memory import peak_memory, token_budget
+from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
 from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.run_dir import RunDirectory, check_output_dir
@@ -89,7 +88,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
         console.print(Text(f"note: {note}"))
     model = build_model(recipe, tokenizer, accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
-    budget = agreed_budget(recipe, prepared.train, layout, model, accelerator)
+    budget = token_budget(recipe, prepared.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     meter, metadata = Meter(accelerator, flos_per_token(model)), CheckpointMetadata.of(model, order_facts(recipe, prepared))
@@ -136,11 +135,6 @@ def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
         "epochs": training.epochs,
         "max_steps": training.max_steps,
     }
-
-
-def agreed_budget(recipe: Recipe, data: TokenizedData, layout: Layout, model: RewardModel, accelerator: Accelerator) -> int:
-    """The tokens of a micro-batch, for all processes those of the main one: each GPU has other memory free."""
-    return run_on_main(accelerator, partial(token_budget, recipe.batching.max_tokens, Costs.of(data, layout), model))
 
 
 def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens: int, world: int) -> Plan:
@@ -234,7 +228,7 @@ class Running:
             return None
 
         costs = Costs.of(data, self.layout)
-        budget = run_on_main(self.accelerator, partial(token_budget, recipe.batching.max_tokens, costs, self.model))
+        budget = scoring_budget(recipe.batching.max_tokens, costs)
         scoring = ScoringPlan.of(data, self.layout, costs, budget, self.tokenizer.pad_token_id)
 
         def evaluate_at(step: int) -> EvaluationResult:

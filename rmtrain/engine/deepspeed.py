@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from rmtrain.engine.memory_estimate import ZERO_STAGES, StrategyKind
 from rmtrain.engine.state_dict import (
     PARAMETER_SHAPED,
     OptimizerValues,
@@ -40,6 +41,10 @@ class DeepSpeedStrategy(Strategy):
     def stage(self) -> int:
         """The ZeRO stage: 1, 2 or 3."""
         return int(self.accelerator.deepspeed_plugin.zero_stage)
+
+    @property
+    def kind(self) -> StrategyKind:
+        return ZERO_STAGES[self.stage]
 
     @property
     def name(self) -> str:

@@ -1,50 +1,73 @@
-"""Memory by budget: how large micro-batches may be, found out before the first step, and lowered when it was too much."""
+"""Memory by budget: choose the size of micro-batches before the first step, and lower it when memory runs out."""
 
 import logging
 import resource
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.batching.plan import Costs, cpu_budget
-from rmtrain.engine.distributed import any_rank
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.engine.distributed import any_rank, run_on_main
+from rmtrain.engine.memory_estimate import MemoryModel
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import RmtrainError
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.errors import RecipeError, RmtrainError
+from rmtrain.recipe.schema import Recipe
 
 logger = logging.getLogger("rmtrain")
-
-ACTIVATIONS_PER_TOKEN = 34
-"""Values of hidden size that a block keeps for backward, for each token (Korthikanti et al., arXiv:2205.05198, section 4.1)."""
-SHARE_OF_FREE_MEMORY = 0.6
 
 T = TypeVar("T")
 
 
-def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardModel) -> int:
-    """`batching.max_tokens` as a number.
+def token_budget(
+    recipe: Recipe, data: TokenizedData, layout: Layout, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
+) -> int:
+    """Return `batching.max_tokens` as a number, the same on all ranks.
 
-    `auto` on a GPU: 60 % of the free memory over two bytes for each activation that backward needs; an out-of-memory error lowers it.
-    What is free changes from run to run, and with the budget the rounding: under deterministic algorithms 60 % of all memory counts.
+    `auto` on a GPU is the largest micro-batch with which the estimate of `--dry-run` fits. Ranks take the number of the main one, because
+    each GPU may have other memory free. Called on all ranks, with the model on the device.
     """
+    max_tokens, costs = recipe.batching.max_tokens, Costs.of(data, layout)
     if max_tokens != "auto":
         return max_tokens
-    if model.device.type != "cuda":
+    if strategy.accelerator.device.type != "cuda":
         return cpu_budget(costs)
-    free, total = torch.cuda.mem_get_info(model.device)
-    return gpu_budget(total if torch.are_deterministic_algorithms_enabled() else free, costs, model)
+    return run_on_main(strategy.accelerator, partial(_gpu_budget, recipe, data, layout, tokenizer, strategy))
 
 
-def gpu_budget(usable: int, costs: Costs, model: RewardModel) -> int:
-    """What `auto` gives on a GPU with so many bytes."""
-    config = model.core.config.get_text_config()
-    per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
-    return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))
+def _gpu_budget(
+    recipe: Recipe, data: TokenizedData, layout: Layout, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
+) -> int:
+    device, processes = strategy.accelerator.device, strategy.accelerator.num_processes
+    free, memory = torch.cuda.mem_get_info(device)
+    if not torch.are_deterministic_algorithms_enabled():
+        # Free memory changes from run to run, and the rounding of losses with the budget: deterministic runs count all of it.
+        memory = free + torch.cuda.memory_allocated(device)
+    costs = Costs.of(data, layout)
+    try:
+        model = MemoryModel.of(recipe, tokenizer, data, layout, on_gpu=True)
+    except RecipeError as error:
+        budget = cpu_budget(costs)
+        logger.warning("%s; trying batching.max_tokens %d", error, budget)
+        return budget
+    return model.budget(strategy.kind, processes, memory, costs)
+
+
+def scoring_budget(max_tokens: int | Literal["auto"], costs: Costs) -> int:
+    """Return the tokens of a micro-batch that is only scored, on any device.
+
+    `auto` is the budget of a CPU: without backward a layer's activations are gone when the next one starts, so that it fits wherever the
+    model trains, and all GPUs are busy with it.
+    """
+    return cpu_budget(costs) if max_tokens == "auto" else max_tokens
 
 
 def retry_on_oom(
@@ -52,7 +75,7 @@ def retry_on_oom(
 ) -> T:
     """Compute a step; when memory runs out, halve the budget and compute the same step again, from the same weights.
 
-    Of several processes, one that runs out cannot call the others back from what they are reducing: it ends the run.
+    With several processes the run ends instead: a rank without memory cannot call the others back from what they are reducing.
 
     Raises:
         RmtrainError: memory runs out with one comparison a micro-batch, or on one of several processes.
@@ -62,17 +85,17 @@ def retry_on_oom(
             return compute(loader.step(number))
         except torch.OutOfMemoryError:
             if strategy.accelerator.num_processes > 1:
-                raise _ended(loader) from None
+                raise _out_of_memory(loader) from None
             _lower_budget(optimizer, loader)
 
 
 def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
     """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
 
-    Its loss is weighed by zero; weights, optimizer and random generators are afterwards what they were.
+    Its loss has a weight of zero; weights, optimizer and random generators are unchanged afterwards.
 
     Raises:
-        RmtrainError: memory runs out with one comparison a micro-batch, or where weights are in pieces.
+        RmtrainError: memory runs out with one comparison a micro-batch, or where weights are sharded.
     """
     device = strategy.accelerator.device
     devices = [device] if device.type == "cuda" else []
@@ -83,7 +106,7 @@ def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.
                 strategy.backward(model, model(loader.largest_micro_batch().to(device)).sum() * 0.0)
         except torch.OutOfMemoryError:
             if strategy.shards:
-                raise _ended(loader) from None
+                raise _out_of_memory(loader) from None
             ran_out = True
         if not any_rank(strategy.accelerator, ran_out):
             optimizer.zero_grad()
@@ -92,18 +115,18 @@ def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.
 
 
 def peak_memory(accelerator: Accelerator) -> list[int]:
-    """Bytes that each rank held at most: tensors on its GPU, or the whole process where there is none. Called on all ranks."""
+    """Return the most bytes that each rank held: tensors on its GPU, or the whole process on a CPU. Called on all ranks."""
     if accelerator.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(accelerator.device)
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
     return [int(bytes_) for bytes_ in gather_object([peak])]
 
 
-def _ended(loader: StepLoader) -> RmtrainError:
+def _out_of_memory(loader: StepLoader) -> RmtrainError:
     budget = loader.plan.max_tokens
     return RmtrainError(
-        f"out of memory with micro-batches of {budget} tokens; the same command with batching.max_tokens={budget // 2} goes on "
+        f"out of memory with micro-batches of {budget} tokens; run the same command with batching.max_tokens={budget // 2}: it resumes "
         "from the last checkpoint, with the same losses"
     )
 
@@ -119,4 +142,4 @@ def _lower_budget(optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
             f"out of memory with batching.max_tokens {before}, the tokens of comparison {loader.data[largest].id} alone; lower "
             "data.max_length, set model.gradient_checkpointing, or train with lora"
         )
-    logger.warning("out of memory with micro-batches of %d tokens; going on with %d", before, loader.plan.max_tokens)
+    logger.warning("out of memory with micro-batches of %d tokens; continuing with %d", before, loader.plan.max_tokens)

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from rmtrain.engine.memory_estimate import StrategyKind
 from rmtrain.engine.state_dict import (
     OptimizerValues,
     Tensors,
@@ -42,6 +43,11 @@ class Strategy:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+
+    @property
+    def kind(self) -> StrategyKind:
+        """Its key in memory estimates and in the JSON of a dry run."""
+        return "ddp" if self.accelerator.num_processes > 1 else "single"
 
     @property
     def name(self) -> str:
@@ -123,6 +129,7 @@ class Strategy:
 class Fsdp2(Strategy):
     """Weights, gradients and optimizer state are sharded over the processes; a layer is gathered only while it computes."""
 
+    kind: StrategyKind = "fsdp2"
     name = "FSDP2"
     shards = True
 

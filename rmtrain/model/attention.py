@@ -71,6 +71,7 @@ def attend(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     segments: Segments | KeysWanted | LastTokens | None = None,
+    as_on_gpu: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one row by segments, as transformers calls it.
@@ -81,6 +82,7 @@ def attend(
         sliding_window: keys a query sees, itself included; None: all.
         softcap: bound of the scores, `softcap * tanh(score / softcap)` (gemma 2).
         s_aux: a logit per head that takes its share of the softmax and no value (attention sinks of gpt-oss).
+        as_on_gpu: choose the kernel that a GPU would get, for fake tensors that stand for its own.
 
     Returns:
         [1, T, H, D], and no weights.
@@ -97,7 +99,7 @@ def attend(
     if isinstance(segments, LastTokens):
         key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
     plain = softcap is None and s_aux is None
-    if plain and query_1HTD.is_cuda and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
+    if plain and (query_1HTD.is_cuda or as_on_gpu) and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
         return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
     drop = dropout if module.training else 0.0
     kernel = partial(_scaled_dot_product, scaling=scaling, dropout=drop)

@@ -1,16 +1,19 @@
-"""`train --dry-run`: its plan is that of the run, it starts, reads and writes nothing of a run, and it says what would fit."""
+"""`train --dry-run`: it has the plan of the run, starts and writes nothing, and reports which strategies would fit."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
-from rmtrain.commands.dry_run import Request, dry_run, strategy_of
+from rmtrain.commands.dry_run import DryRunOptions, dry_run, launch_of
 from rmtrain.commands.train import make_plan
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.memory import token_budget
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import Recipe
@@ -21,8 +24,8 @@ QUIET = Console(quiet=True)
 LARGE = {"scratch": {"architecture": "llama", "hidden_size": 2048, "layers": 8, "heads": 16, "vocab_size": 300}}
 
 
-def document_of(recipe: Recipe, **request: Any) -> dict[str, Any]:
-    return dry_run(recipe, QUIET, Request(**request)).document
+def document_of(recipe: Recipe, **options: Any) -> dict[str, Any]:
+    return dry_run(recipe, QUIET, DryRunOptions(**options)).document
 
 
 def by_name(document: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +39,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.mark.parametrize(("layout", "world"), [("shared_prefix", 1), ("padded", 1), ("padded", 3)])
-def test_its_numbers_are_those_of_the_plan_that_a_run_follows(recipe: Recipe, layout: Any, world: int) -> None:
+def test_numbers_are_those_of_the_plan(recipe: Recipe, layout: Any, world: int) -> None:
+    """Steps, tokens and micro-batches are those that a run would follow."""
     changed = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": layout, "max_tokens": 200})})
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     prepared = prepare(recipe.data, tokenizer)
@@ -50,7 +54,8 @@ def test_its_numbers_are_those_of_the_plan_that_a_run_follows(recipe: Recipe, la
     assert document["micro_batches_per_step"] == plan.micro_batches_per_step() > 1, "guard: steps were cut"
 
 
-def test_nothing_is_written_and_of_a_pretrained_model_its_configuration_is_all_that_is_read(tmp_path: Path) -> None:
+def test_only_the_configuration_is_read(tmp_path: Path) -> None:
+    """A pretrained model needs no weights for a dry run, which writes nothing."""
     base = make_base(tmp_path / "base", make_tokenizer())
     weights = base / "model.safetensors"
     size, _ = weights.stat().st_size, weights.unlink()
@@ -61,70 +66,99 @@ def test_nothing_is_written_and_of_a_pretrained_model_its_configuration_is_all_t
     assert 0.5 < document["parameters"] * 4 / size < 1.5, "guard: the weights that were there are those that were counted"
 
 
-def test_the_command_line_prints_one_document_starts_no_process_and_names_what_would_fit(tmp_path: Path) -> None:
+def test_json_names_what_would_fit(tmp_path: Path) -> None:
+    """The command prints one document, starts no process, and ends with 0 also where nothing fits."""
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(tiny_recipe(tmp_path, model=LARGE, optimizer={"lr": 1e-4})))
-    options = ("--dry-run", "--gpu-memory", "8", "--processes", "4", "--accelerate-config")
+    options = ("--dry-run", "--gpu-memory", "9", "--processes", "4", "--accelerate-config")
     result = rmtrain("train", str(file), *options, "ddp", "--json")
     document = json.loads(result.stdout)
-    shares = by_name(document)
-    assert result.returncode == 0, "a report is no gate"
+    rows = by_name(document)
+    assert result.returncode == 0, "a report does not gate"
     assert (document["strategy"], document["processes"], document["fits"]) == ("ddp", 4, False)
-    assert shares["fsdp2"]["fits"]
-    assert shares["fsdp2"]["processes"] == 4
-    assert "DDP on 4 does not fit" in result.stderr
+    assert not rows["ddp"]["fits"]
+    assert rows["fsdp2"]["fits"]
+    assert rows["fsdp2"]["processes"] == 4
     assert "--processes 4 --accelerate-config fsdp2" in " ".join(result.stderr.split())
     assert "joined" not in result.stderr
     assert not (tmp_path / "run").exists()
-    assert all(share["memory"] == 8 * 10**9 for share in shares.values())
+    assert all(row["memory"] == 9 * 10**9 for row in rows.values())
+    for row in rows.values():
+        assert row["total"] == sum(row[key] for key in ("weights", "gradients", "optimizer", "buffers", "activations"))
+        assert row["fits"] == (max(row["total"], row["start"]) <= 0.9 * row["memory"])
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "named"),
     [
-        (("--measure",), "--measure and --gpu-memory"),
-        (("--dry-run", "--fresh"), "--dry-run"),
-        (("--dry-run", "--gpu-memory", "80", "--measure"), "which has no GPU"),
-        (("--dry-run", "--accelerate-config", "nowhere"), "--accelerate-config nowhere:"),
+        (("--measure",), ("--measure", "--dry-run")),
+        (("--dry-run", "--fresh"), ("--dry-run", "--fresh", "--resume")),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line_and_exit_2(recipe: Recipe, tmp_path: Path, options: Any, said: str) -> None:
+def test_conflicting_options_are_refused(recipe: Recipe, tmp_path: Path, options: Any, named: Any) -> None:
+    """One line that names them, and exit code 2."""
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_recipe(recipe))
     result = rmtrain("train", str(file), *options)
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode == 2
     assert len(errors) == 1
-    assert said in errors[0]
+    assert all(name in errors[0] for name in named)
     assert "Traceback" not in result.stderr
     assert not result.stdout
 
 
+def test_measuring_needs_the_device(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are computed here, so they show nothing about a GPU elsewhere."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RecipeError) as refused:
+        document_of(recipe, gpu_memory=80.0, measure=True)
+    assert refused.value.problems[0].startswith("--measure:")
+    assert "--gpu-memory" in refused.value.problems[0]
+
+
+def test_unknown_configurations_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError) as refused:
+        document_of(recipe, config="nowhere")
+    assert all(name in refused.value.problems[0] for name in ("--accelerate-config", "nowhere", "fsdp2"))
+
+
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
 def test_each_configuration_means_its_strategy(name: str) -> None:
-    strategy = strategy_of(Request(processes=2, config=name))
-    assert (strategy.name, strategy.processes) == (name.removeprefix("deepspeed_"), 2)
+    assert launch_of(DryRunOptions(processes=2, config=name)) == (name.removeprefix("deepspeed_"), 2, 1)
 
 
-def test_auto_is_halved_until_it_fits_as_a_run_would(tmp_path: Path) -> None:
-    recipe = tiny_recipe(tmp_path, rows=400, model=LARGE, training={"batch_size": 400}, batching={"max_tokens": "auto"})
-    roomy, tight = (document_of(recipe, gpu_memory=size) for size in (40.0, 10.5))
+def test_auto_is_what_the_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget is the largest that fits, on a GPU with the same memory as in a run; more memory gives more tokens."""
+    recipe = tiny_recipe(
+        tmp_path, rows=400, model=LARGE, training={"batch_size": 400, "precision": "auto"}, batching={"max_tokens": "auto"}
+    )
+    roomy, tight = (document_of(recipe, gpu_memory=size) for size in (40.0, 12.5))
+    assert roomy["max_tokens"] > 2 * tight["max_tokens"]
     assert roomy["fits"]
-    assert tight["max_tokens"] < roomy["max_tokens"]
     assert tight["fits"], f"weights and AdamW leave room: {by_name(tight)['single']}"
+    assert tight["largest_micro_batch"] > 0.8 * tight["max_tokens"], "guard: the budget is what limits a micro-batch"
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    data = prepare(recipe.data, tokenizer).train
+    strategy: Any = SimpleNamespace(kind="single", accelerator=SimpleNamespace(device=torch.device("cuda"), num_processes=1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 10**9, 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10_500_000_000)
+    assert token_budget(recipe, data, tight["layout"], tokenizer, strategy) == tight["max_tokens"]
 
 
-def test_with_lora_only_adapters_have_gradients_and_moments_and_8_bits_are_not_cut(tmp_path: Path) -> None:
+def test_lora_holds_gradients_of_adapters_only(tmp_path: Path) -> None:
+    """And strategies that refuse the recipe, here for its 8-bit optimizer, are not offered."""
     whole = by_name(document_of(tiny_recipe(tmp_path)))["single"]
     recipe = tiny_recipe(tmp_path, lora={"rank": 2}, optimizer={"lr": 1e-4, "name": "adamw_8bit"})
     document = document_of(recipe)
     adapted = by_name(document)["single"]
     assert adapted["gradients"] == 4 * document["trainable"] < whole["gradients"] / 2
     assert adapted["weights"] > whole["weights"]
-    assert set(by_name(document)) == {"single", "ddp"}, "the strategies that refuse this recipe are not offered"
+    assert set(by_name(document)) == {"single", "ddp"}
 
 
-def test_a_measured_step_gives_a_time_and_leaves_nothing(recipe: Recipe) -> None:
+def test_measured_steps_give_a_time(recipe: Recipe) -> None:
+    """And leave no file behind."""
     document = document_of(recipe, measure=True)
     assert document["seconds"] == pytest.approx(document["tokens"] / document["tokens_per_second"])
     assert 0 < document["seconds"] < 60
@@ -134,15 +168,19 @@ def test_a_measured_step_gives_a_time_and_leaves_nothing(recipe: Recipe) -> None
 
 def test_a_rank_of_a_launched_job_refuses(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(RecipeError, match="say --processes"):
+    with pytest.raises(RecipeError) as refused:
         document_of(recipe)
+    assert refused.value.problems[0].startswith("--dry-run:")
+    assert "--processes" in refused.value.problems[0]
 
 
-def test_a_layout_is_that_which_a_run_would_choose_or_refuse(tmp_path: Path) -> None:
+def test_layout_is_chosen_as_in_a_run(tmp_path: Path) -> None:
+    """`auto` falls back to padded where the model needs it; a layout that the recipe names is refused as by a run."""
     scratch = {"architecture": "stablelm", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300}
     recipe = tiny_recipe(tmp_path, model={"scratch": scratch})
     assert document_of(recipe)["layout"] == "padded"
-    asked = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": "shared_prefix"})})
-    with pytest.raises(RecipeError, match=r"batching\.layout: shared_prefix is not for this model; set auto, or padded"):
-        document_of(asked)
+    explicit = recipe.model_copy(update={"batching": recipe.batching.model_copy(update={"layout": "shared_prefix"})})
+    with pytest.raises(RecipeError) as refused:
+        document_of(explicit)
+    assert refused.value.problems[0].startswith("batching.layout: shared_prefix ")
     assert document_of(tiny_recipe(tmp_path))["layout"] == "shared_prefix", "guard: most models take it"

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from rmtrain.commands.inspect import inspect_step, step_plan
 from rmtrain.commands.options import InspectOptions
-from rmtrain.commands.train import agreed_budget, make_plan
+from rmtrain.commands.train import make_plan
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.memory import token_budget
+from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError
-from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.report.render import console, written
 from tests.runs import planted_rows, tiny_recipe, write_rows
@@ -78,9 +79,8 @@ def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: Token
 def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: TokenizedData) -> None:
     auto = with_batching(recipe, max_tokens="auto")
     tokenizer = load_tokenizer(auto.model, auto.data)
-    model = build_reward_model(auto.model, None, tokenizer, auto.run.seed)
     prepared = prepare(auto.data, tokenizer)
-    budget = agreed_budget(auto, prepared.train, "shared_prefix", model, Accelerator(cpu=True))
+    budget = token_budget(auto, prepared.train, "shared_prefix", tokenizer, Strategy(Accelerator(cpu=True)))
     theirs = make_plan(auto, prepared, "shared_prefix", budget, world=2)
     ours = step_plan(auto, data, "shared_prefix", world=2)
     assert (ours.total_steps, ours.max_tokens) == (theirs.total_steps, theirs.max_tokens) == (11, 8192)

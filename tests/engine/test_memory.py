@@ -1,6 +1,9 @@
-"""Memory by budget: the result does not depend on it, running out of it halves it, and the heaviest micro-batch comes first."""
+"""Memory by budget: results do not depend on it, running out of memory halves it, and the heaviest micro-batch comes first."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,14 +14,17 @@ from rich.console import Console
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import CPU_TOKENS, Plan
+from rmtrain.batching.plan import CPU_TOKENS, Costs, Plan
 from rmtrain.commands.train import train
-from rmtrain.engine.memory import token_budget, warmup_largest_batch
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.engine.memory import scoring_budget, token_budget, warmup_largest_batch
+from rmtrain.engine.memory_estimate import MemoryModel
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import RmtrainError
+from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.recipe.schema import Recipe
 from tests.comparisons import costs_of
 from tests.engine.test_loop import comparisons
 from tests.helpers import byte_bpe
@@ -39,7 +45,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Micro-batches of more than 150 tokens run out of memory, as a GPU's allocator says it; returns the tokens of those that did."""
+    """Micro-batches of more than 150 tokens run out of memory as on a GPU; the list holds the tokens of those that did."""
     failed: list[int] = []
     forward = RewardModel.forward
 
@@ -54,7 +60,8 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return failed
 
 
-def test_budgets_and_layouts_and_running_out_of_memory_give_the_same_losses_and_weights(tmp_path: Path, request: Any) -> None:
+def test_results_do_not_depend_on_the_budget(tmp_path: Path, request: Any) -> None:
+    """Any budget, any layout, and running out of memory on the way give the same losses and weights."""
     runs = {
         "small": {"layout": "shared_prefix", "max_tokens": 250},
         "large": {"layout": "shared_prefix", "max_tokens": 16000},
@@ -81,20 +88,20 @@ def test_budgets_and_layouts_and_running_out_of_memory_give_the_same_losses_and_
     assert all(tokens <= 600 for tokens in failed)
 
 
-def test_running_out_of_memory_with_one_comparison_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oom_with_one_comparison_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(self: RewardModel, batch: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(RewardModel, "forward", never)
     recipe = tiny_recipe(tmp_path, batching={"layout": "shared_prefix", "max_tokens": 800})
     monkeypatch.setattr("rmtrain.commands.train.choose_layout", lambda *_: "shared_prefix")
-    with pytest.raises(
-        RmtrainError, match=r"out of memory with batching.max_tokens \d+, the tokens of comparison train:\d+ alone; lower"
-    ):
+    with pytest.raises(RmtrainError) as ended:
         train(recipe, QUIET)
+    assert re.search(r"batching\.max_tokens \d+\b.* train:\d+ ", ended.value.problems[0])
 
 
-def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_trap_47_warmup_changes_nothing(tmp_path: Path) -> None:
+    """The heaviest micro-batch comes first, as heavy as any planned one; weights, gradients, optimizer and random state are unchanged."""
     recipe = tiny_recipe(tmp_path)
     model = build_reward_model(recipe.model, None, byte_bpe(), seed=1)
     model.use_layout("shared_prefix")
@@ -117,7 +124,8 @@ def test_trap_47_the_heaviest_micro_batch_comes_first_and_leaves_everything_as_i
 
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
 @pytest.mark.parametrize("world", [2, 4])
-def test_trap_47_the_heaviest_of_several_ranks_is_that_of_their_share(layout: Layout, world: int) -> None:
+def test_trap_47_ranks_warm_up_with_their_share(layout: Layout, world: int) -> None:
+    """The heaviest micro-batch of several ranks is as heavy as any of a rank, and not a whole step."""
     rows = comparisons(40)
     plan = Plan(costs_of(rows, layout), batch_size=16, max_tokens=10**6, epochs=1, seed=1, world=world)
     heaviest = StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch().input_ids_RT.numel()
@@ -128,10 +136,48 @@ def test_trap_47_the_heaviest_of_several_ranks_is_that_of_their_share(layout: La
     assert 0.7 * max(planned) <= heaviest < 0.8 * whole, "guard: no rank computes a whole step"
 
 
-def test_auto_on_a_cpu_is_a_constant_but_never_below_the_largest_comparison(tmp_path: Path) -> None:
-    model = build_reward_model(tiny_recipe(tmp_path).model, None, byte_bpe(), seed=1)
-    costs = costs_of(comparisons(10), "shared_prefix")
-    assert token_budget("auto", costs, model) == CPU_TOKENS
-    assert token_budget(77, costs, model) == 77
-    larger = costs.__class__(costs.tokens * 1000, costs.longest, costs.responses, padded=False)
-    assert token_budget("auto", larger, model) == int(larger.tokens.max())
+def data_of(rows: Sequence[TokenizedComparison], factor: int = 1) -> Any:
+    """What a budget reads of training data; each comparison counts as `factor` times as long."""
+    costs = costs_of(rows, "shared_prefix")
+    return SimpleNamespace(unique_tokens=costs.tokens * factor, longest=costs.longest, response_counts=costs.responses)
+
+
+def budget_of(recipe: Recipe, data: Any, device: str) -> int:
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=1)
+    strategy: Any = SimpleNamespace(accelerator=accelerator, kind="single")
+    return token_budget(recipe, data, "shared_prefix", byte_bpe(), strategy)
+
+
+def test_auto_on_a_cpu_is_constant(tmp_path: Path) -> None:
+    """It is never below the largest comparison, and scoring takes the same."""
+    auto, fixed = (tiny_recipe(tmp_path, batching={"max_tokens": value}) for value in ("auto", 777))
+    rows = comparisons(10)
+    assert budget_of(auto, data_of(rows), "cpu") == CPU_TOKENS == scoring_budget("auto", costs_of(rows, "shared_prefix"))
+    assert budget_of(fixed, data_of(rows), "cpu") == 777 == scoring_budget(777, costs_of(rows, "shared_prefix"))
+    larger = data_of(rows, factor=1000)
+    assert budget_of(auto, larger, "cpu") == larger.unique_tokens.max() > CPU_TOKENS
+
+
+def test_auto_on_a_gpu_counts_usable_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory and what this process already holds; all of it in deterministic runs; a constant for a model that cannot be traced."""
+    memories: list[int] = []
+
+    class Model:
+        def budget(self, strategy: str, processes: int, memory: int, costs: Costs) -> int:
+            memories.append(memory)
+            return 5
+
+    monkeypatch.setattr(MemoryModel, "of", lambda *_, **__: Model())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (600, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 30)
+    recipe, data = tiny_recipe(tmp_path, batching={"max_tokens": "auto"}), data_of(comparisons(10))
+    assert budget_of(recipe, data, "cuda") == 5
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert budget_of(recipe, data, "cuda") == 5
+    assert memories == [630, 1000]
+
+    def untraceable(*_: Any, **__: Any) -> Model:
+        raise RecipeError("model: it looks at values")
+
+    monkeypatch.setattr(MemoryModel, "of", untraceable)
+    assert budget_of(recipe, data, "cuda") == CPU_TOKENS

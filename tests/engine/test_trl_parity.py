@@ -31,8 +31,6 @@ STEPS, BATCH = 10, 8
 SIZES = {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 512, "max_positions": 128}
 
 
-
-
 def recipe_for(architecture: str, center_rewards: float | None, output_dir: Path) -> Recipe:
     return Recipe.model_validate(
         {

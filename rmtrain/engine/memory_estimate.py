@@ -1,0 +1,429 @@
+"""The memory that one process needs to train, estimated before anything is allocated.
+
+One estimate serves `rmtrain train --dry-run` and `batching.max_tokens: auto`:
+
+    total = weights + gradients + optimizer + buffers + activations
+
+The first four are arithmetic: what a strategy shards is divided by the number of processes, and `buffers` is what it gathers and collects.
+Activations are traced: a micro-batch runs forward and backward on fake tensors, which have a shape, a type and a lifetime but no memory.
+So no formula of an architecture is needed, and LoRA, gradient checkpointing and the narrow last layer count as they run.
+
+The estimate is an upper bound on purpose, because "fits" must not turn out to be wrong: gradients are always held (a step of a single
+micro-batch needs less), micro-batches are made of the largest comparisons, and activations get a margin. It only grows with tokens.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
+from weakref import finalize
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.masking_utils import AttentionMaskInterface
+
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.batching.loader import gather
+from rmtrain.batching.plan import Costs
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.errors import RecipeError
+from rmtrain.model.attention import attend
+from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
+from rmtrain.model.head import find_head, install_head, outline
+from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
+from rmtrain.model.last_layer import layers_of
+from rmtrain.model.layout_probe import FALLBACKS, NOT_NARROWED, NOT_TAKEN
+from rmtrain.model.lora import attach_lora
+from rmtrain.model.pretrained import Backbone, ModelRef, load_config
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
+
+StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
+STRATEGIES: tuple[StrategyKind, ...] = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
+SHARDED: tuple[StrategyKind, ...] = ("fsdp2", "zero1", "zero2", "zero3")
+ZERO_STAGES: dict[int, StrategyKind] = {1: "zero1", 2: "zero2", 3: "zero3"}
+
+USABLE = 0.9
+"""Share of a memory that tensors may take; the rest is for CUDA, for NCCL and for gaps between tensors."""
+MARGIN = 1.05
+"""Factor on traced activations, for what a trace does not see: workspaces of kernels, and sizes that allocators round up."""
+TRACED_COMPARISONS = 4
+"""The largest ones, from which a micro-batch of any size is scaled. On a CPU each costs time, being attended to by itself."""
+MOST_TOKENS = 2**17
+"""Largest budget that `auto` gives: larger micro-batches are no faster, and kernels that index with 32 bits reach their limit."""
+FLOAT32 = 4
+PACKED_TYPE = torch.bfloat16
+"""The type that 4-bit weights are computed in; a meta model holds them in it."""
+PACKED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes of a 4-bit weight: itself, and the scale of 64 weights, which is quantized again (arXiv:2305.14314, section 3)."""
+FSDP2_LAYERS = 3
+"""Layers that FSDP2 holds gathered: the one that computes, the next one, and the buffer in which it arrives."""
+ZERO_BUCKET = 500_000_000
+"""Gradients that DeepSpeed collects before it reduces them (`reduce_bucket_size`). On a GPU the bucket is allocated whole."""
+ZERO3_LIVE, ZERO3_PREFETCHED = 1_000_000_000, 50_000_000
+"""Weights that ZeRO-3 keeps gathered (`stage3_max_live_parameters`), and those that arrive (`stage3_prefetch_bucket_size`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of one process.
+
+    buffers: weights that the strategy gathers in order to compute, and gradients that it collects in order to reduce them.
+    activations: what a micro-batch adds, including copies of weights in the type that they are computed in.
+    start: the most before the first step, while the strategy shards the whole model.
+    """
+
+    name: StrategyKind
+    processes: int
+    weights: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    activations: int
+    start: int
+
+    @property
+    def total(self) -> int:
+        """The most that the process holds in a step: the sum of its parts."""
+        return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
+
+    def fits(self, memory: int) -> bool:
+        """Return whether the process can start and train within `memory` bytes."""
+        return max(self.total, self.start) <= USABLE * memory
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """Numbers of weights, and bytes as they are held.
+
+    layer, outside: weights of the largest layer, and of everything outside of layers (embeddings, last norm, head).
+    unpacked: bytes of the largest 4-bit tensor while it computes; 0 without quantization.
+    """
+
+    weights: int
+    trained: int
+    weight_bytes: int
+    trained_bytes: int
+    layer: int
+    outside: int
+    unpacked: int
+
+    @classmethod
+    def of(cls, model: RewardModel, packed: bool) -> Self:
+        """Count the parameters of a model; `packed`: of a meta model whose bfloat16 weights stand for 4-bit ones."""
+        parameters = list(model.parameters())
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        quantized = [parameter for parameter in parameters if packed and parameter.dtype == PACKED_TYPE]
+        layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model.core)]
+        weights = sum(parameter.numel() for parameter in parameters)
+        saved = sum(parameter.numel() for parameter in quantized) * (PACKED_TYPE.itemsize - PACKED_BYTES)
+        return cls(
+            weights=weights,
+            trained=sum(parameter.numel() for parameter in trained),
+            weight_bytes=sum(parameter.nbytes for parameter in parameters) - int(saved),
+            trained_bytes=sum(parameter.nbytes for parameter in trained),
+            layer=max(layers, default=0),
+            outside=weights - sum(layers),
+            unpacked=max((parameter.nbytes for parameter in quantized), default=0),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemoryTrace:
+    """Bytes alive in a forward and backward of one micro-batch, at each moment when a tensor is made or ends.
+
+    tokens: of the micro-batch. Weights, and gradients that were in place before, do not count.
+    activations_M, casts_M, gradients_M: int64. Casts are weights in the type that they are computed in. Gradients are those of single
+    weights on their way into the ones in place.
+    """
+
+    tokens: int
+    activations_M: NDArray[np.int64]
+    casts_M: NDArray[np.int64]
+    gradients_M: NDArray[np.int64]
+
+    def peak(self, tokens: int, activations_only: bool = False) -> int:
+        """Return the most bytes alive at once in a micro-batch of `tokens` tokens.
+
+        Activations grow with the tokens and the rest does not, so one small trace gives all sizes, whichever moment is the peak of each.
+        """
+        fixed_M = 0 if activations_only else self.casts_M + self.gradients_M
+        return math.ceil(float(np.max(fixed_M + self.activations_M * (tokens / self.tokens))))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryModel:
+    """What the memory of a process depends on, in addition to its strategy.
+
+    autocast: matrix products run in bfloat16, whatever the type of the weights.
+    """
+
+    layout: Layout
+    autocast: bool
+    sizes: ModelSizes
+    trace: MemoryTrace
+    optimizer: Optimizer
+    on_gpu: bool
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase,
+        data: TokenizedData,
+        layout: Layout | Literal["auto"],
+        on_gpu: bool,
+    ) -> Self:
+        """Trace the model of a recipe with the largest comparisons.
+
+        Args:
+            data: the comparisons to train on.
+            layout: of micro-batches; `auto`: the first that the model accepts (a run also compares rewards, which needs weights).
+            on_gpu: a GPU is meant, of this machine or another.
+
+        Raises:
+            RecipeError: a wrong model section, a layout that the model refuses, or control flow that depends on values.
+        """
+        autocast = on_gpu if recipe.training.precision == "auto" else recipe.training.precision == "bfloat16"
+        for candidate in FALLBACKS if layout == "auto" else (layout,):
+            largest = np.argsort(-Costs.of(data, candidate).tokens, kind="stable")[:TRACED_COMPARISONS]
+            batch = lay_out(gather(data, largest), tokenizer.pad_token_id, candidate)
+            for narrow in (True, False):
+                model = meta_model(recipe.model, recipe.lora, tokenizer)
+                model.autocast = autocast
+                sizes = ModelSizes.of(model, packed=recipe.model.quantization is not None)
+                try:
+                    trace = trace_memory(model, batch, candidate, narrow, on_gpu)
+                except NOT_NARROWED if narrow else NOT_TAKEN:  # noqa: B030 - a tuple of classes either way
+                    continue
+                return cls(candidate, autocast, sizes, trace, recipe.optimizer, on_gpu)
+        raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
+
+    def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
+        """Estimate one of `processes` processes under a strategy, with micro-batches of at most `tokens` tokens."""
+        sizes, on_cpu = self.sizes, not self.on_gpu
+        weights, gradients, optimizer = sizes.weight_bytes, sizes.trained_bytes, optimizer_bytes(sizes, self.optimizer)
+        buffers, start = 0, weights
+        activations = math.ceil(MARGIN * self.trace.peak(tokens)) + sizes.unpacked
+        if strategy == "ddp":
+            buffers = gradients  # DDP reduces gradients in buckets, and adds micro-batches up next to them
+        elif strategy == "fsdp2":
+            # Layers are gathered in the type that they compute in, so nothing casts them; gradients are as computed, and as reduced.
+            width = min(weights // sizes.weights, 2 if self.autocast else FLOAT32)
+            buffers = width * (sizes.outside + FSDP2_LAYERS * sizes.layer)
+            buffers += (width + FLOAT32) * min(sizes.trained, max(sizes.layer, sizes.outside))
+            activations = math.ceil(MARGIN * self.trace.peak(tokens, activations_only=True))
+            weights, gradients, optimizer = (-(-whole // processes) for whole in (weights, gradients, optimizer))
+            start += weights
+        elif strategy != "single":
+            # DeepSpeed updates a float32 copy of its shard, and has the shard's gradients once more while it does; torch's AdamW
+            # on a CPU adds two temporary tensors of that size.
+            shard = -(-FLOAT32 * sizes.trained // processes)
+            buffers = FLOAT32 * (min(ZERO_BUCKET, sizes.trained) if on_cpu else ZERO_BUCKET)
+            if strategy == "zero3":
+                gathered = min(sizes.weights, ZERO3_LIVE) + min(sizes.weights, ZERO3_PREFETCHED)
+                buffers += gathered * sizes.weight_bytes // sizes.weights
+                weights = -(-weights // processes)
+            weights, optimizer = weights + shard, 2 * shard
+            gradients = gradients if strategy == "zero1" else shard
+            activations = max(activations, 3 * shard if on_cpu else shard)
+            start += weights
+        return MemoryEstimate(strategy, processes, weights, gradients, optimizer, buffers, activations, start)
+
+    def budget(self, strategy: StrategyKind, processes: int, memory: int, costs: Costs) -> int:
+        """Return the most tokens with which a process fits into `memory` bytes, or those of the largest comparison if they are more."""
+        low, high = int(costs.tokens.max()), MOST_TOKENS + 1  # `low` fits, or is the least there can be; `high` does not
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.estimate(strategy, processes, middle).fits(memory) else (low, middle)
+        return low
+
+
+def optimizer_bytes(sizes: ModelSizes, optimizer: Optimizer) -> int:
+    """Return the bytes of AdamW's two moments; in 8 bits there is a float32 scale for each 256 values."""
+    if optimizer.name == "adamw":
+        return 2 * sizes.trained_bytes
+    return math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
+
+
+GPU_ATTENTION = "rmtrain_segments_as_on_gpu"
+AttentionInterface.register(GPU_ATTENTION, partial(attend, as_on_gpu=True))
+AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
+
+
+def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: bool, on_gpu: bool) -> MemoryTrace:
+    """Run a micro-batch forward and backward on fake tensors.
+
+    Args:
+        model: a meta model; it is left with fake tensors.
+        batch: on the CPU, in `layout`; only its sizes count.
+        narrow: as in `RewardModel.use_layout`.
+        on_gpu: take the path of a GPU through attention, also where torch has none.
+
+    Raises:
+        RecipeError: the model has control flow that depends on values.
+        Exception: one of NOT_TAKEN or, with `narrow`, of NOT_NARROWED: the model refuses the layout.
+    """
+    if layout != "padded" and not model.pools_last_token:
+        raise ValueError("an encoder looks both ways")
+    # torch without CUDA aborts in the backward of a fake CUDA tensor, so fake CPU tensors stand for those of a GPU elsewhere.
+    has_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu and has_gpu else "cpu")
+    with FakeTensorMode(allow_non_fake_inputs=True):  # constants of kernels are real
+        _materialize(model, device)
+        model.use_layout(layout, narrow)
+        if on_gpu and not has_gpu and layout != "padded":
+            model.core.set_attn_implementation(GPU_ATTENTION)
+        try:
+            return record_memory(model, batch.to(device))
+        except RuntimeError as error:
+            if narrow:
+                raise
+            reason = str(error).partition("\n")[0].rstrip(".")
+            raise RecipeError(
+                f"model: {type(model.core).__name__} has data-dependent control flow; its memory cannot be estimated without running it "
+                f"({reason})"
+            ) from error
+
+
+def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
+    """Record the memory of a forward and backward, of fake tensors or real ones.
+
+    Gradients are in place before, as for all but the first micro-batch of a step.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    ledger = _Ledger(model)
+    hooks = [parameter.register_hook(ledger.note_gradient) for parameter in trained]  # type: ignore[no-untyped-call]
+    with ledger:
+        model(batch).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    return ledger.trace(batch.input_ids_RT.numel())
+
+
+class _Ledger(TorchDispatchMode):
+    """Notes each storage from its first tensor to its end, except those that the model had before.
+
+    `torch.distributed._tools.mem_tracker.MemTracker` finds the same peak, but it is private, takes three times as long, and keeps the peak
+    alone: without the moments next to it, nothing follows for another number of tokens.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self.weights = {_storage_key(parameter) for parameter in model.parameters()}
+        self.numbers = dict.fromkeys(map(_storage_key, (*model.parameters(), *model.buffers(), *gradients)), -1)
+        self.kinds: list[int] = []  # of each storage: an activation, a cast of a weight, or the gradient of one
+        self.events: list[tuple[int, int]] = []  # a storage, and its bytes: negative where it ends
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default and isinstance(args[0], FakeTensor):
+            result = _grouped_product(*args[:3])
+        else:
+            result = func(*args, **(kwargs or {}))
+        is_cast = func is torch.ops.aten._to_copy.default and _storage_key(args[0]) in self.weights
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor, int(is_cast))
+        return result
+
+    def _note(self, tensor: Tensor, kind: int) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.numbers and size:
+            self.numbers[key] = len(self.kinds)
+            self.kinds.append(kind)
+            self.events.append((self.numbers[key], size))
+            finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self.events.append((self.numbers.pop(key), -size))  # the next storage may have the same address
+
+    def note_gradient(self, gradient: Tensor) -> None:
+        """Count a storage as a gradient from its beginning, which was noted when that was not known yet."""
+        number = self.numbers.get(_storage_key(gradient), -1)
+        if number >= 0:
+            self.kinds[number] = 2
+
+    def trace(self, tokens: int) -> MemoryTrace:
+        """Return what was alive after each event, by kind."""
+        numbers, sizes = np.array(self.events, dtype=np.int64).T
+        kinds = np.array(self.kinds)[numbers]
+        return MemoryTrace(tokens, *(np.cumsum(np.where(kinds == kind, sizes, 0)) for kind in range(3)))
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _grouped_product(left: Tensor, right: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """The product of a mixture of experts: torch computes it in any type, but knows its fake result in bfloat16 alone."""
+    groups: tuple[int, ...] = ()
+    if left.ndim == right.ndim:
+        groups = (len(offsets),) if left.ndim == 2 and offsets is not None else tuple(left.shape[:1])
+    return left.new_empty(*groups, left.shape[-2], right.shape[-1])
+
+
+def _materialize(model: nn.Module, device: torch.device) -> None:
+    """Replace meta tensors by empty ones on the device; parameters that are tied stay tied."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in made:
+                    blank = torch.empty_like(parameter, device=device, requires_grad=False)
+                    made[id(parameter)] = nn.Parameter(blank, parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
+
+
+def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    """Return the model of a recipe in training mode, as `build_reward_model` makes it but without memory for its weights.
+
+    4-bit weights are held in bfloat16, in which they compute, and everything else of such a model in float32.
+
+    Raises:
+        RecipeError: no such model, no `config.json`, sizes that do not fit together, or a LoRA target that is not a linear layer.
+    """
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    with quiet_transformers():
+        hf = outline(_config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code)
+    head = find_head(hf, RecipeError)
+    set_module_dropout(hf, model.dropout)
+    for parameter in hf.parameters():
+        parameter.data = parameter.data.to(dtype if model.quantization is None else torch.float32)
+    for name, module in hf.named_modules():
+        is_packed = model.quantization is not None and isinstance(module, nn.Linear)
+        if is_packed and not any(re.fullmatch(pattern, part) for pattern in UNQUANTIZED for part in name.split(".")):
+            module.weight.data = module.weight.data.to(PACKED_TYPE)
+    install_head(hf, head, None, None, 0)
+    if head.pools_last_token:
+        hf.config.pad_token_id = None  # or transformers looks for it among token ids, which have no values here
+    backbone = Backbone(hf, head, new_head=True, new_modules=(), new_tokens=range(0))
+    if model.gradient_checkpointing:
+        checkpoint_gradients(backbone, frozen_inputs=lora is not None)
+    return RewardModel(hf if lora is None else attach_lora(backbone, lora, None, 0), head, None, dtype).train()
+
+
+def _config(model: PretrainedModel | ScratchModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    if isinstance(model, ScratchModel):
+        config = scratch_config(model.scratch, tokenizer)
+    else:
+        origin = ModelRef(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code)
+        config = load_config(origin.checked())
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, len(tokenizer))
+    set_single_output(config)
+    set_dropout(config, model.dropout)
+    return config

@@ -1,0 +1,111 @@
+"""The report of `rmtrain train --dry-run`: steps and tokens, the memory of a process under each strategy, and a conclusion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rmtrain.report.console import compact, duration, percent
+
+GIGABYTE = 10**9
+TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
+CONFIGS = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2", "zero3": "deepspeed_zero3"}
+PARTS = ("weights", "gradients", "optimizer", "buffers", "activations")
+
+
+def dry_run_report(document: Mapping[str, Any]) -> RenderableType:
+    """Return the whole report; `document`: the JSON values of `rmtrain.commands.dry_run`."""
+    return Group(
+        Text.assemble(("rmtrain ", "bold cyan"), (document["name"], "bold"), "  dry run: nothing is trained or written"),
+        _facts(document),
+        Text(),
+        _table(document),
+        Text(),
+        _conclusion(document),
+    )
+
+
+def _facts(document: Mapping[str, Any]) -> Table:
+    parameters, trainable = document["parameters"], document["trainable"]
+    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
+    times = document["padded_tokens_per_epoch"] / document["tokens_per_epoch"]
+    assumed = " (a run verifies it)" if document["layout_is_auto"] and document["layout"] != "padded" else ""
+    auto = " (auto)" if document["max_tokens_is_auto"] else ""
+    device = "GPU" if document["device"] == "cuda" else "CPU"
+    where = f"one process on a {device}"
+    if document["processes"] > 1:
+        where = f"{document['processes']} processes on {device}s, {TITLES[document['strategy']]}"
+    facts = {
+        "model": f"{document['model']}, {compact(parameters)} parameters, {share}",
+        "steps": f"{document['steps']:,} of {document['batch_size']:,} comparisons, {document['comparisons']:,} an epoch",
+        "tokens": (
+            f"{compact(document['tokens'])}, {compact(document['tokens_per_epoch'])} an epoch; "
+            f"{document['layout']}{assumed}, {times:.1f} times fewer than padded batches"
+        ),
+        "micro-batches": (
+            f"about {document['micro_batches_per_step']:.1f} a step and process, the largest of "
+            f"{document['largest_micro_batch']:,} tokens; at most {document['max_tokens']:,}{auto}"
+        ),
+        "computing": f"{document['computing']}, {where}",
+    }
+    if document["seconds"] is not None:
+        rate = f"{compact(document['tokens_per_second'])} tokens a second, measured in one process here"
+        several = "; communication comes on top" if document["processes"] > 1 else ""
+        facts["time"] = f"about {duration(document['seconds'])} without evaluations: {rate}{several}"
+    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    grid.add_column(style="cyan", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for key, value in facts.items():
+        grid.add_row(Text(key), Text(value))
+    return grid
+
+
+def _table(document: Mapping[str, Any]) -> Table:
+    digits = _digits(document)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # with padding it is wider than 80 columns
+    table.add_column("GB a process", no_wrap=True)
+    for part in PARTS:
+        table.add_column(part, justify="right", no_wrap=True)
+    table.add_column("total", justify="right", no_wrap=True, style="bold")
+    table.add_column("", no_wrap=True)
+    for one in document["strategies"]:
+        verdict = Text(" fits", "green") if one["fits"] else Text(" too much", "red")
+        style = "bold" if one["name"] == document["strategy"] else ""
+        table.add_row(Text(_title(one), style), *_gigabytes(one, digits), verdict)
+    return table
+
+
+def _conclusion(document: Mapping[str, Any]) -> Text:
+    digits, strategies = _digits(document), document["strategies"]
+    one = next(row for row in strategies if row["name"] == document["strategy"])
+    numbers = f"{_gigabytes(one, digits)[-1]} of {one['memory'] / GIGABYTE:.{digits}f} GB"
+    if one["start"] > one["total"]:
+        numbers += f", and {one['start'] / GIGABYTE:.{digits}f} at the start, to shard the whole model"
+    if one["fits"]:
+        return Text.assemble((f"{_title(one)} fits", "bold green"), f": {numbers}")
+    others = [row for row in strategies if row["fits"]]
+    advice = "no other strategy fits; lower batching.max_tokens, set model.gradient_checkpointing, or train with lora"
+    if others:
+        advice = f"{', '.join(map(_title, others))} would fit"
+        if others[0]["processes"] > 1:
+            advice += f": --processes {others[0]['processes']} --accelerate-config {CONFIGS[others[0]['name']]}"
+    return Text.assemble((f"{_title(one)} does not fit", "bold red"), f": {numbers}; {advice}")
+
+
+def _title(one: Mapping[str, Any]) -> str:
+    return TITLES[one["name"]] + (f" × {one['processes']}" if one["processes"] > 1 else "")
+
+
+def _digits(document: Mapping[str, Any]) -> int:
+    """Decimals of all numbers of gigabytes: three significant digits of the largest, but at least one decimal."""
+    largest = max(one["total"] for one in document["strategies"]) / GIGABYTE
+    return 3 if largest < 0.0995 else 2 if largest < 9.995 else 1
+
+
+def _gigabytes(one: Mapping[str, Any], digits: int) -> list[str]:
+    """The parts and their total. Parts are rounded before they are added, so that a reader who adds them gets the total."""
+    parts = [round(one[part] / GIGABYTE, digits) for part in PARTS]
+    return [f"{value:.{digits}f}" for value in (*parts, sum(parts))]

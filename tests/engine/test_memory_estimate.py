@@ -1,0 +1,278 @@
+"""Memory estimates: the trace against the same model with memory, and the arithmetic of strategies."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.batching.plan import Costs
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.prepare import PreparedData, prepare
+from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.memory_estimate import (
+    SHARDED,
+    STRATEGIES,
+    MemoryModel,
+    MemoryTrace,
+    ModelSizes,
+    meta_model,
+    optimizer_bytes,
+    record_memory,
+    trace_memory,
+)
+from rmtrain.engine.optim import build_optimizer
+from rmtrain.errors import RecipeError
+from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import RewardModel
+from rmtrain.recipe.schema import Architecture, Lora, Optimizer, Recipe, ScratchModel
+from tests.model.builders import build, make_batch, make_sequences, make_tokenizer
+from tests.runs import tiny_recipe
+
+LAYERS = 2
+TOKENIZER = make_tokenizer()
+PAD: int = TOKENIZER.pad_token_id
+BATCH = make_batch(make_sequences(TOKENIZER), PAD)
+
+
+def rows(count: int = 4) -> list[TokenizedComparison]:
+    """Pairs with prompts and responses of different lengths."""
+    made = []
+    for number in range(count):
+        prompt = [5] * (20 + number)
+        sequences = (prompt + [6] * 30, prompt + [7] * (25 + 3 * number))
+        made.append(TokenizedComparison(str(number), "test", sequences, len(prompt), len(prompt)))
+    return made
+
+
+def scratch(architecture: str, layers: int = LAYERS, **model: Any) -> ScratchModel:
+    sizes = Architecture(architecture=architecture, hidden_size=64, layers=layers, heads=4, max_positions=128)
+    return ScratchModel(scratch=sizes, **model)
+
+
+def recorded(model: ScratchModel, layout: Layout, autocast: bool = False, lora: Lora | None = None) -> MemoryTrace:
+    """The real model's memory."""
+    built = build_reward_model(model, lora, TOKENIZER, 1)
+    built.autocast = autocast
+    built.use_layout(layout)
+    return record_memory(built, lay_out(rows(), PAD, layout))
+
+
+def traced(
+    model: ScratchModel, batch: MicroBatch, layout: Layout, autocast: bool = False, lora: Lora | None = None, on_gpu: bool = False
+) -> MemoryTrace:
+    meta = meta_model(model, lora, TOKENIZER)
+    meta.autocast = autocast
+    return trace_memory(meta, batch, layout, narrow=True, on_gpu=on_gpu)
+
+
+def peak(trace: MemoryTrace) -> int:
+    return trace.peak(trace.tokens)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox", "gpt2", "gemma2", "mixtral"])
+def test_a_trace_equals_the_real_model(architecture: str, layout: Layout, autocast: bool) -> None:
+    """A forward and backward on fake tensors has the peak of the same model with memory."""
+    model, batch = scratch(architecture), lay_out(rows(), PAD, layout)
+    real = peak(recorded(model, layout, autocast))
+    assert peak(traced(model, batch, layout, autocast)) == pytest.approx(real, rel=0.001 if layout == "padded" else 0.01)
+    assert real > 20 * batch.input_ids_RT.numel() * 64 * 2, "guard: activations of several layers were counted"
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_gradient_checkpointing_is_traced(architecture: str, lora: Lora | None) -> None:
+    layout: Layout = "shared_prefix" if architecture == "llama" else "padded"
+    peaks = {}
+    for checkpointing in (False, True):
+        model = scratch(architecture, layers=3, gradient_checkpointing=checkpointing)
+        peaks[checkpointing] = peak(traced(model, lay_out(rows(), PAD, layout), layout, lora=lora))
+        assert peaks[checkpointing] == pytest.approx(peak(recorded(model, layout, lora=lora)), rel=0.05)
+    assert peaks[True] < 0.8 * peaks[False], "guard: checkpointing was in force"
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_one_comparison_predicts_larger_micro_batches(architecture: str, layout: Layout, autocast: bool) -> None:
+    """The trace of one comparison, scaled, is the trace of five of them: hardly more, and never less."""
+    one, five = (lay_out(rows()[-1:] * count, PAD, layout) for count in (1, 5))
+    tokens = five.input_ids_RT.numel()
+    scaled = traced(scratch(architecture), one, layout, autocast).peak(tokens)
+    assert 0.999 < scaled / traced(scratch(architecture), five, layout, autocast).peak(tokens) < 1.05
+    assert tokens == 5 * one.input_ids_RT.numel()
+
+
+def saved_bytes(model: RewardModel, batch: MicroBatch) -> int:
+    """Bytes that autograd keeps of a forward, each storage once and weights not at all."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        rewards = model(batch)
+    assert rewards.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in weights)
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+def test_a_record_holds_what_autograd_saves(autocast: bool) -> None:
+    """The forward's own results and one layer of backward come on top, and little more."""
+    model = build_reward_model(scratch("llama"), None, TOKENIZER, 1)
+    model.autocast = autocast
+    model.use_layout("shared_prefix")
+    batch = lay_out(rows(), PAD, "shared_prefix")
+    saved = saved_bytes(model, batch)
+    assert saved <= peak(record_memory(model, batch)) < 1.25 * saved
+    assert saved > 100_000, "guard: something was saved"
+
+
+def test_casts_and_gradients_are_counted_apart() -> None:
+    """Casts are those of all matrices; each trained weight has one gradient on its way; at the end all are gone."""
+    in_bfloat16, in_float32 = (recorded(scratch("llama"), "shared_prefix", autocast) for autocast in (True, False))
+    sizes = ModelSizes.of(build_reward_model(scratch("llama"), None, TOKENIZER, 1), packed=False)
+    matrices = LAYERS * sizes.layer
+    assert 0.95 * 2 * matrices < in_bfloat16.casts_M.max() < 1.05 * 2 * matrices
+    assert in_float32.casts_M.max() == 0
+    for trace in (in_bfloat16, in_float32):
+        assert np.diff(trace.gradients_M, prepend=0).clip(min=0).sum() == sizes.trained_bytes
+        assert trace.gradients_M.max() < sizes.trained_bytes
+        assert trace.casts_M[-1] == trace.gradients_M[-1] == 0
+    assert in_bfloat16.activations_M.max() < in_float32.activations_M.max(), "guard: activations are narrower in bfloat16"
+
+
+def test_a_gpu_takes_its_own_kernel() -> None:
+    """On a GPU in half precision one kernel attends for the whole row; on a CPU each response is a call of its own in every layer."""
+    model, grown = scratch("llama", dtype="bfloat16"), {}
+    for on_gpu in (True, False):
+        moments = [
+            len(traced(model, lay_out(rows(count), PAD, "shared_prefix"), "shared_prefix", on_gpu=on_gpu).activations_M)
+            for count in (2, 4)
+        ]
+        grown[on_gpu] = moments[1] - moments[0]
+    assert grown[True] < 20, "the index of the keys is gathered once, for all layers"
+    assert grown[False] > 60, "guard: more responses, more calls"
+
+
+def test_a_meta_model_has_the_real_weights() -> None:
+    """Names, shapes, types and what trains are those of the built model."""
+    for architecture, lora in [(name, lora) for name in ("llama", "gpt2", "bert") for lora in (None, Lora(rank=4))]:
+        meta, built = (
+            {name: (parameter.shape, parameter.dtype, parameter.requires_grad) for name, parameter in made.named_parameters()}
+            for made in (
+                meta_model(scratch(architecture), lora, TOKENIZER),
+                build_reward_model(scratch(architecture), lora, TOKENIZER, 1),
+            )
+        )
+        assert meta == built
+        assert any(trains for _, _, trains in built.values()), "guard: something trains"
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_optimizer_bytes_are_those_after_a_step(lora: Lora | None, dtype: str) -> None:
+    model = build("llama", TOKENIZER, lora=lora, dtype=dtype)
+    optimizer = build_optimizer(model, Optimizer(lr=1e-4))
+    model(BATCH).sum().backward()
+    optimizer.step()
+    made = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert optimizer_bytes(ModelSizes.of(model, packed=False), Optimizer(lr=1e-4)) == sum(value.nbytes for value in made) > 0
+
+
+def test_eight_bit_moments_take_a_quarter() -> None:
+    sizes = ModelSizes.of(build("llama", TOKENIZER, hidden_size=256), packed=False)
+    whole, small = (optimizer_bytes(sizes, Optimizer(lr=1e-4, name=name)) for name in ("adamw", "adamw_8bit"))
+    assert 0.25 < small / whole < 0.27
+
+
+@pytest.fixture(scope="module")
+def memory() -> MemoryModel:
+    """Of a small llama on a GPU."""
+    model = build("llama", TOKENIZER, hidden_size=64)
+    sizes = ModelSizes.of(model, packed=False)
+    return MemoryModel("padded", False, sizes, record_memory(model, BATCH), Optimizer(lr=1e-4), on_gpu=True)
+
+
+def test_shards_add_up_over_processes(memory: MemoryModel) -> None:
+    """Each stage of ZeRO keeps no more than the one before; DeepSpeed also holds a float32 copy of its shard."""
+    estimates = {name: memory.estimate(name, 4, 100) for name in STRATEGIES}
+    whole = estimates["single"]
+    for name, copies in (("fsdp2", 1), ("zero3", 2)):
+        assert 0 <= 4 * estimates[name].weights - copies * whole.weights < 8, name
+    for name in SHARDED:
+        assert 0 <= 4 * estimates[name].optimizer - whole.optimizer < 8, name
+    assert estimates["zero1"].gradients > estimates["zero2"].gradients == estimates["zero3"].gradients == whole.gradients / 4
+    assert estimates["zero1"].weights == estimates["zero2"].weights > estimates["zero3"].weights
+    assert estimates["ddp"].buffers == whole.gradients, "gradients that accumulate are held next to their buckets"
+    assert whole.buffers == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_more_tokens_never_cost_less(memory: MemoryModel, strategy: Any) -> None:
+    """Parts add up to the total, which grows with the tokens and not with the processes."""
+    estimates = [memory.estimate(strategy, 4, tokens) for tokens in (10, 100, 1000, 10**4, 10**5, 10**6)]
+    for one in estimates:
+        parts = dataclasses.asdict(one)
+        assert one.total == sum(parts[key] for key in ("weights", "gradients", "optimizer", "buffers", "activations"))
+        assert memory.estimate(strategy, 8, 100).total <= memory.estimate(strategy, 4, 100).total
+    totals = [one.total for one in estimates]
+    assert totals == sorted(totals)
+    assert totals[-1] > totals[0], "guard: tokens count"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_budget_is_the_largest_that_fits(memory: MemoryModel, strategy: Any) -> None:
+    costs = Costs(np.array([50, 70]), np.array([30, 40]), np.array([2, 2]), padded=True)
+    size = round(memory.estimate(strategy, 4, 5000).total / 0.9)
+    budget = memory.budget(strategy, 4, size, costs)
+    assert abs(budget - 5000) <= 1
+    assert memory.estimate(strategy, 4, budget).fits(size)
+    assert not memory.estimate(strategy, 4, budget + 2).fits(size)
+    assert memory.budget(strategy, 4, size // 100, costs) == 70, "the largest comparison is the least there can be"
+    assert memory.budget(strategy, 4, 10**15, costs) == 2**17
+
+
+def test_sharding_needs_the_whole_model_first(memory: MemoryModel) -> None:
+    """Each process builds the whole model and shards it, which can take more than a step does."""
+    estimate = memory.estimate("fsdp2", 1000, 1)
+    small = dataclasses.replace(estimate, buffers=0, activations=0)
+    assert estimate.start >= memory.sizes.weight_bytes
+    assert small.start > small.total
+    assert not small.fits(small.total * 2)
+    assert small.fits(small.start * 2)
+
+
+def test_zero_allocates_whole_buckets_on_gpus(memory: MemoryModel) -> None:
+    """On a GPU DeepSpeed's bucket counts whole; on a CPU only what is written to."""
+    on_gpu, on_cpu = (dataclasses.replace(memory, on_gpu=is_gpu).estimate("zero2", 2, 100) for is_gpu in (True, False))
+    assert on_gpu.buffers == 4 * 500_000_000
+    assert on_cpu.buffers == 2 * on_gpu.gradients > 0, "guard: there are gradients, those of two shards"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Any, PreparedData]:
+    recipe = tiny_recipe(tmp_path_factory.mktemp("prepared"))
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    return recipe, tokenizer, prepare(recipe.data, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layout"), [("llama", "shared_prefix"), ("bloom", "padded"), ("stablelm", "padded"), ("bert", "padded")]
+)
+def test_auto_layout_is_one_the_model_accepts(prepared: Any, architecture: str, layout: Layout) -> None:
+    """The layout that a run's probe would try; a layout that the recipe names is refused with its place."""
+    recipe, tokenizer, data = prepared
+    recipe = recipe.model_copy(update={"model": scratch(architecture)})
+    assert MemoryModel.of(recipe, tokenizer, data.train, "auto", on_gpu=False).layout == layout
+    if layout == "padded":
+        with pytest.raises(RecipeError) as refused:
+            MemoryModel.of(recipe, tokenizer, data.train, "shared_prefix", on_gpu=False)
+        assert refused.value.problems[0].startswith("batching.layout: shared_prefix ")
