@@ -28,7 +28,7 @@ from rmtrain.evaluation.score import Evaluation, check_gates
 from rmtrain.evaluation.score import evaluate as evaluate_model
 from rmtrain.evaluation.scores_file import TIES, digest_of, read_scores, write_scores, write_settings
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.load import load_reward_model, template_hash
+from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.load import load_recipe, parse_recipe
 from rmtrain.recipe.schema import Gate, Recipe
 from rmtrain.report.diagnosis import diagnosis_view

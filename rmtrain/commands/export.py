@@ -22,10 +22,10 @@ from rmtrain.engine.start import PACKAGES
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_reload, export_adapter, export_model, golden_texts
+from rmtrain.model.export_dir import check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import push
-from rmtrain.model.load import FACTS
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saved_model import FACTS
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.card import card_of

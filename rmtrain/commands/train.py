@@ -41,11 +41,11 @@ from rmtrain.evaluation.samples import sample_rows
 from rmtrain.evaluation.score import Evaluation, check_gates, evaluate
 from rmtrain.evaluation.scores_file import write_scores
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_exportable, export_model, golden_texts
+from rmtrain.model.export_dir import check_exportable, export_model, golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.load import template_hash
 from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
+from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.card import card_of
@@ -149,15 +149,17 @@ def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: 
         RecipeError: `data.max_length` is more than the model has positions for, or as `check_exportable` says.
     """
     max_length = recipe.data.max_length
-    if model.longest is not None and max_length > model.longest:
-        raise RecipeError(f"data.max_length: expected at most {model.longest}, the positions of the model, got {max_length}")
+    if model.max_positions is not None and max_length > model.max_positions:
+        raise RecipeError(
+            f"data.max_length: expected at most {model.max_positions}, the positions of the model, got {max_length}"
+        )
     check_exportable(model, tokenizer, golden_texts(tokenizer, max_length))
     warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
 
 
 def flos_per_token(model: RewardModel) -> int:
     """Floating-point operations of a token, forward and backward: 6 for each parameter that is no embedding (arXiv:2001.08361, 2.1)."""
-    return 6 * int(model.core.num_parameters(exclude_embeddings=True))
+    return 6 * int(model.backbone.num_parameters(exclude_embeddings=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def token_budget(max_tokens: int | Literal["auto"], costs: Costs, model: RewardM
 
 def gpu_budget(usable: int, costs: Costs, model: RewardModel) -> int:
     """What `auto` gives on a GPU with so many bytes."""
-    config = model.core.config.get_text_config()
+    config = model.backbone.config.get_text_config()
     per_token = 2 * ACTIVATIONS_PER_TOKEN * config.hidden_size * config.num_hidden_layers
     return max(int(SHARE_OF_FREE_MEMORY * usable / per_token), int(costs.tokens.max()))
 

@@ -26,17 +26,17 @@ from rmtrain.batching.layout import Layout, MicroBatch, Segments
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import VARLEN_TYPES, KeysWanted, LastTokens, attend
 from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
-from rmtrain.model.head import find_head, install_head, outline
+from rmtrain.model.head import find_head, install_head, meta_classifier
 from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
 from rmtrain.model.last_layer import layers_of
-from rmtrain.model.layout_probe import NOT_NARROWED, NOT_TAKEN
+from rmtrain.model.layout_probe import LAST_TOKEN_ERRORS, LAYOUT_ERRORS
 from rmtrain.model.lora import attach_lora
-from rmtrain.model.pretrained import Backbone, ModelRef, load_config
+from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, ScratchModel
 
 PACKED_TYPE = torch.bfloat16
-"""What 4-bit weights compute in; an outline has them in it."""
+"""What 4-bit weights compute in; a model without memory has them in it."""
 
 
 def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -49,14 +49,16 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
     with quiet_transformers():
-        hf = outline(_config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code)
+        hf = meta_classifier(
+            _config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code
+        )
     place = find_head(hf, RecipeError)
     set_module_dropout(hf, model.dropout)
     _set_types(hf, dtype, packed=model.quantization is not None)
     install_head(hf, place, None, None, 0)
     if place.pools_last_token:
         hf.config.pad_token_id = None  # else transformers looks for it among token ids, which have no values here
-    backbone = Backbone(hf, place, new_head=True, new_modules=(), new_tokens=range(0))
+    backbone = LoadedModel(hf, place, new_head=True, new_modules=(), new_tokens=range(0))
     if model.gradient_checkpointing:
         checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     return RewardModel(hf if lora is None else attach_lora(backbone, lora, None, 0), place, None, dtype).train()
@@ -138,7 +140,7 @@ class Sizes:
     def of(cls, model: RewardModel, packed: bool) -> Self:
         """Count the parameters of a model, outlined or not."""
         parameters = list(model.parameters())
-        layers = [list(layer.parameters()) for layer in layers_of(model.core)]
+        layers = [list(layer.parameters()) for layer in layers_of(model.backbone)]
         inside = {id(parameter) for layer in layers for parameter in layer}
         trained = [parameter.numel() for parameter in parameters if parameter.requires_grad]
         return cls(
@@ -199,7 +201,7 @@ def takes(model: RewardModel, batch: MicroBatch, layout: Layout, on_gpu: bool, n
     """Whether a model runs in a layout. Arguments are those of `trace`, raises as it does."""
     if layout != "padded" and not model.pools_last_token:
         return False  # an encoder looks both ways
-    refusals = NOT_NARROWED if narrow else NOT_TAKEN
+    refusals = LAST_TOKEN_ERRORS if narrow else LAYOUT_ERRORS
     with _without_values(model, layout, on_gpu, None, narrow) as device, torch.no_grad():
         try:
             model(batch.to(device))
@@ -219,15 +221,15 @@ def _without_values(
         materialize(model, device, weights)
         model.use_layout(layout, narrow)
         if layout != "padded":
-            model.core.set_attn_implementation(OUTLINED_GPU if on_gpu else OUTLINED_CPU)
+            model.backbone.set_attn_implementation(OUTLINED_GPU if on_gpu else OUTLINED_CPU)
         try:
             yield device
-        except NOT_TAKEN as error:
+        except LAYOUT_ERRORS as error:
             raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded") from error
         except RuntimeError as error:
             reason = str(error).partition("\n")[0].rstrip(".")
             raise RecipeError(
-                f"--dry-run: {type(model.core).__name__} looks at values to choose what it computes, so that its activations cannot be "
+                f"--dry-run: {type(model.backbone).__name__} looks at values to choose what it computes, so that its activations cannot be "
                 f"known without a run ({reason})"
             ) from error
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rmtrain.commands.train import train
 from rmtrain.data.prepare import prepare_evaluation
 from rmtrain.evaluation.score import evaluate
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import PairSource
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
@@ -20,7 +20,7 @@ def test_trap_20_swapping_the_sides_of_every_pair_turns_wins_into_losses_and_lea
     train(recipe, Console(quiet=True))
     model, tokenizer = load_reward_model(str(tmp_path / "run/model"), torch.device("cpu"))
     one, other = (tokenizer.encode(letter, add_special_tokens=False)[-1] for letter in ("#", "%"))
-    embeddings = model.core.get_input_embeddings().weight
+    embeddings = model.backbone.get_input_embeddings().weight
     with torch.no_grad():
         embeddings[other] = embeddings[one]  # two tokens that mean the same to the model: the tied pairs differ by them alone
     rows = planted_rows(33, seed=5, shuffled=True)

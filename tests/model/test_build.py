@@ -9,7 +9,7 @@ import torch
 
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.head import outline
+from rmtrain.model.head import meta_classifier
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_sequences, make_tokenizer, scratch
 
@@ -17,9 +17,9 @@ from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_seque
 @pytest.mark.parametrize("architecture", CAUSAL + ENCODERS)
 def test_scratch_models_are_finite_float32_and_of_the_sizes_asked_for(architecture: str, tokenizer: Any) -> None:
     model = build(architecture, tokenizer)
-    config = model.core.config
+    config = model.backbone.config
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
-    assert config.vocab_size == len(tokenizer) == model.core.get_input_embeddings().weight.shape[0]
+    assert config.vocab_size == len(tokenizer) == model.backbone.get_input_embeddings().weight.shape[0]
     assert config.num_labels == 1
     assert config.id2label == {0: "reward"}
     assert (config.pad_token_id, config.eos_token_id) == (tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -32,7 +32,7 @@ def test_grouped_query_attention_and_mlp_width(tokenizer: Any) -> None:
     sizes = Architecture(
         architecture="llama", hidden_size=32, layers=1, heads=4, key_value_heads=2, intermediate_size=48, max_positions=64
     )
-    layer = build_reward_model(ScratchModel(scratch=sizes), None, tokenizer, 1).core.model.layers[0]
+    layer = build_reward_model(ScratchModel(scratch=sizes), None, tokenizer, 1).backbone.model.layers[0]
     assert layer.self_attn.k_proj.weight.shape == (16, 32)
     assert layer.mlp.up_proj.weight.shape == (48, 32)
 
@@ -94,7 +94,7 @@ def test_trap_23_a_new_head_has_the_deviation_it_should(tokenizer: Any) -> None:
     head_1H = build("llama", tokenizer, hidden_size=1024).head_weight_1H.detach()
     assert float(head_1H.std()) == pytest.approx(1 / 1025**0.5, rel=0.1)
     assert abs(float(head_1H.mean())) < 0.005
-    assert not bool(build("bert", tokenizer).core.classifier.bias.any()), "a new bias is zero"
+    assert not bool(build("bert", tokenizer).backbone.classifier.bias.any()), "a new bias is zero"
 
 
 def test_a_new_head_is_said_with_its_seed(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +109,7 @@ def test_trap_24_gradient_checkpointing_changes_no_gradient(architecture: str, l
     gradients = []
     for checkpointing in (False, True):
         model = build(architecture, tokenizer, lora=lora, gradient_checkpointing=checkpointing)
-        assert model.core.is_gradient_checkpointing is checkpointing
+        assert model.backbone.is_gradient_checkpointing is checkpointing
         model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     plain, recomputed = gradients
@@ -122,15 +122,15 @@ def test_trap_24_gradient_checkpointing_changes_no_gradient(architecture: str, l
 def test_each_model_has_a_configuration_of_its_own(tokenizer: Any) -> None:
     recipe = scratch("llama")
     first, second = (build_reward_model(recipe, None, tokenizer, 1) for _ in range(2))
-    first.core.set_attn_implementation("eager")
-    assert second.core.config._attn_implementation == "sdpa"
+    first.backbone.set_attn_implementation("eager")
+    assert second.backbone.config._attn_implementation == "sdpa"
 
 
 def test_dropout_reaches_configurations_within_configurations(tokenizer: Any) -> None:
     config = scratch_config(scratch("gpt2").scratch, tokenizer)
     assert config.attn_pdrop == 0.1, "guard: gpt2 comes with dropout"
-    assert outline(config, RecipeError).transformer.h[0].attn.attn_dropout.p == 0.1
-    assert build("gpt2", tokenizer).core.transformer.h[0].attn.attn_dropout.p == 0.0
+    assert meta_classifier(config, RecipeError).transformer.h[0].attn.attn_dropout.p == 0.1
+    assert build("gpt2", tokenizer).backbone.transformer.h[0].attn.attn_dropout.p == 0.0
 
 
 def test_pad_tokens_that_cannot_work_are_refused() -> None:

@@ -40,7 +40,7 @@ SCORE = """
 import json, sys
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.saved_model import load_reward_model
 model, tokenizer = load_reward_model(sys.argv[1], "cpu")
 rows = [TokenizedComparison("r", "r", (ids,), 0, 0, ()) for ids in json.loads(sys.argv[2])]
 print(json.dumps([float(model(lay_out([row], tokenizer.pad_token_id))) for row in rows]))

@@ -18,7 +18,7 @@ from tests.model.test_layouts import CHOSEN, EXACT, PAD, SPECIAL, amplified, com
 
 def rows_through(model: RewardModel, layer: int) -> list[int]:
     """Tokens that each matrix and norm of a layer gets in one forward, in the order of calls; not those of experts."""
-    layers = next(module for module in model.core.base_model.modules() if isinstance(module, nn.ModuleList))
+    layers = next(module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList))
     seen: list[int] = []
 
     def note(module: nn.Module, args: Any, _: Any) -> None:
@@ -70,8 +70,8 @@ class PutsTokensFirst(nn.Module):
 def test_a_layer_that_needs_all_tokens_gets_them_and_the_run_says_so(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
     plain = amplified(build("llama", tokenizer, hidden_size=64)).eval()
     stubborn = copy.deepcopy(plain)
-    stubborn.core.base_model.layers[-1] = PutsTokensFirst(stubborn.core.base_model.layers[-1])
-    wrapped = RewardModel(stubborn.core, stubborn.head, None, torch.float32)
+    stubborn.backbone.base_model.layers[-1] = PutsTokensFirst(stubborn.backbone.base_model.layers[-1])
+    wrapped = RewardModel(stubborn.backbone, stubborn.head, None, torch.float32)
     rows = comparisons(len(tokenizer))
     with caplog.at_level(logging.INFO, logger="rmtrain"):
         assert choose_layout(wrapped, "auto", rows, PAD) == "shared_prefix"
@@ -86,7 +86,7 @@ def test_a_copy_of_a_model_computes_with_its_own_last_layer(tokenizer: Any) -> N
     model = amplified(build("llama", tokenizer, hidden_size=64)).eval()
     other = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in other.core.base_model.layers[-1].parameters():
+        for parameter in other.backbone.base_model.layers[-1].parameters():
             parameter.mul_(1.5)
     batch = lay_out(comparisons(len(tokenizer)), PAD, "shared_prefix")
     rewards = {}

@@ -183,10 +183,10 @@ def test_a_wrong_mask_fails_the_probe(broken_attention: str, tokenizer: Any) -> 
 def test_the_probe_leaves_mode_attention_and_weights_as_they_were(tokenizer: Any) -> None:
     model = build("llama", tokenizer, hidden_size=64).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    own = model.core.config._attn_implementation
+    own = model.backbone.config._attn_implementation
     assert probe(model, "shared_prefix", comparisons(len(tokenizer)), PAD) is None
     assert model.training
-    assert model.core.config._attn_implementation == own
+    assert model.backbone.config._attn_implementation == own
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -226,4 +226,4 @@ def test_unwrapping_and_moving_keep_segments(tokenizer: Any) -> None:
     batch = lay_out(comparisons(len(tokenizer)), PAD, "shared_prefix")
     moved: MicroBatch = batch.to(torch.device("cpu"))
     assert moved.segments is batch.segments
-    assert unwrap(build("llama", tokenizer)).longest is None
+    assert unwrap(build("llama", tokenizer)).max_positions is None

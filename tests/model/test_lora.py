@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, spread
 
@@ -76,7 +76,7 @@ def test_trap_09_the_head_trains_is_saved_and_survives_the_merge(form: str, tmp_
 )
 def test_trap_09_all_linear_adapts_every_layer_but_never_the_head(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
     model = from_base(make_base(tmp_path / "base", tokenizer, architecture), tokenizer, Lora(rank=2))
-    adapted = [name for name, module in model.core.named_modules() if isinstance(module, LoraLayer)]
+    adapted = [name for name, module in model.backbone.named_modules() if isinstance(module, LoraLayer)]
     assert not [name for name in adapted if name.split(".")[0] == model.head.root]
     assert len(adapted) >= 4
     train_a_little(model, tokenizer)
@@ -93,7 +93,7 @@ def test_trap_09_all_linear_adapts_every_layer_but_never_the_head(architecture: 
 def test_new_layers_before_the_head_train_and_are_saved(tmp_path: Path, tokenizer: Any) -> None:
     base = make_base(tmp_path / "base", tokenizer, "bert")  # a language model: no pooler
     model = from_base(base, tokenizer, Lora(rank=2))
-    trained = {name for name, parameter in model.core.named_parameters() if parameter.requires_grad}
+    trained = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
     assert any("pooler" in name for name in trained)
     train_a_little(model, tokenizer)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})

@@ -20,10 +20,10 @@ from transformers import (
 
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, scratch, spread
 
@@ -75,7 +75,7 @@ def test_trap_13_a_base_model_gets_a_new_head_and_says_so(
     assert "new head, seed 5" in caplog.text
     assert torch.equal(first.head_weight_1H, second.head_weight_1H)
     weights = load_file(base / "model.safetensors")
-    assert torch.equal(first.core.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    assert torch.equal(first.backbone.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
 def test_trap_13_training_from_a_reward_model_starts_at_its_rewards(
@@ -260,10 +260,10 @@ def test_a_larger_tokenizer_gets_embeddings_that_are_the_mean_of_the_others(tmp_
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<new pad>"})
     model = load(base, tokenizer)
-    embeddings = model.core.get_input_embeddings().weight
-    assert embeddings.shape[0] == model.core.config.vocab_size == rows + 1
+    embeddings = model.backbone.get_input_embeddings().weight
+    assert embeddings.shape[0] == model.backbone.config.vocab_size == rows + 1
     torch.testing.assert_close(embeddings[rows], embeddings[:rows].mean(dim=0))
-    assert model.core.config.pad_token_id == rows
+    assert model.backbone.config.pad_token_id == rows
     with torch.no_grad():
         rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
     assert spread(rewards_N) > 1e-3

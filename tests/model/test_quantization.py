@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import trainable_summary
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import make_base, make_batch, make_golden, make_sequences
 from tests.model.test_lora import rewards, train_a_little
@@ -27,7 +27,7 @@ def test_trap_41_the_head_is_whole_and_the_export_is_too(
     base = make_base(tmp_path / "base", tokenizer, architecture, hidden_size=128)
     recipe = PretrainedModel(path=str(base), dtype="bfloat16", quantization="nf4", gradient_checkpointing=checkpointing)
     model = build_reward_model(recipe, Lora(rank=4), tokenizer, 1)
-    quantized = [name for name, module in model.core.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    quantized = [name for name, module in model.backbone.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
     assert quantized, "guard: the base is quantized"
     assert not [name for name in quantized if name.split(".")[0] in ("score", "classifier") or "pooler" in name]
     assert model.head_weight_1H.dtype == torch.float32

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
 from rmtrain.model.reload_check import check
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import edit_json, make_base, make_golden
 
@@ -62,8 +62,8 @@ def snapshot(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_trap_31_a_hub_model_is_recorded_with_the_commit_it_was(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
     model = build_reward_model(PretrainedModel(path="owner/name"), Lora(rank=2), tokenizer, 1)
-    assert model.origin is not None
-    assert (model.origin.path, model.origin.revision) == ("owner/name", COMMIT)
+    assert model.base_ref is not None
+    assert (model.base_ref.path, model.base_ref.revision) == ("owner/name", COMMIT)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     assert json.loads((tmp_path / "model/rmtrain.json").read_text())["base"] == {"path": "owner/name", "revision": COMMIT}
     adapter = json.loads((tmp_path / "model/adapter/adapter_config.json").read_text())
@@ -90,7 +90,7 @@ def test_security_code_of_a_hub_model_runs_only_with_permission_and_a_commit(
     pinned = PretrainedModel(path="owner/name", trust_remote_code=True, revision=COMMIT)
     for lora in (None, Lora(rank=2)):
         model = build_reward_model(pinned, lora, tokenizer, 1)
-        assert type(model.core).__name__ == "MineForSequenceClassification"
+        assert type(model.backbone).__name__ == "MineForSequenceClassification"
         directory = tmp_path / ("lora" if lora else "full")
         write_export(model, tokenizer, directory, make_golden(tokenizer), {})
         assert check(str(directory), COMMIT)["ok"]

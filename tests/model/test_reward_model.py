@@ -96,7 +96,7 @@ def test_trap_34_without_dropout_training_mode_scores_twice_alike(architecture: 
 
 def test_trap_34_dropout_is_on_where_asked_for_and_modes_come_back(tokenizer: Any) -> None:
     model = build("gpt2", tokenizer, dropout=0.3)
-    model.core.transformer.h[0].eval()
+    model.backbone.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_trap_34_dropout_is_on_where_asked_for_and_modes_come_back(tokenizer: An
         assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == modes
     assert len(set(modes)) == 2, "guard: there were both modes"
-    assert model.core.config.attn_pdrop == model.core.config.resid_pdrop == model.core.config.embd_pdrop == 0.3
+    assert model.backbone.config.attn_pdrop == model.backbone.config.resid_pdrop == model.backbone.config.embd_pdrop == 0.3
 
 
 def test_weights_of_two_types_compute_under_autocast(tokenizer: Any) -> None:
@@ -126,7 +126,7 @@ def test_weights_of_two_types_compute_under_autocast(tokenizer: Any) -> None:
 )
 def test_longest_counts_the_tokens_that_position_embeddings_hold(architecture: str, longest: int | None, tokenizer: Any) -> None:
     model = build(architecture, tokenizer).eval()
-    assert model.longest == longest
+    assert model.max_positions == longest
     if longest is not None:
         with torch.no_grad():
             model(make_batch([[5] * longest, [6]], tokenizer.pad_token_id))

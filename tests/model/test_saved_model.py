@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rmtrain.errors import CheckpointError
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
+from rmtrain.model.saved_model import load_reward_model
 from tests.model.builders import build, edit_json, make_base, make_batch, make_golden, make_sequences, spread
 
 

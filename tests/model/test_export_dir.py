@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, Qwen2Tokenizer, pipeline
 from rmtrain.errors import CheckpointError, NumericError, RecipeError
 from rmtrain.model import reload_check
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.export import check_exportable, check_reload, export_model, write_export
+from rmtrain.model.export_dir import check_exportable, check_reload, export_model, write_export
 from rmtrain.model.hf_compat import old_rope
-from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import (
     CAUSAL,
@@ -71,7 +71,7 @@ def test_trap_31_a_fresh_process_verifies_an_export_before_it_replaces_an_earlie
     assert json.loads((exported / "rmtrain.json").read_text())["seed"] == 2
     before = (exported / "model.safetensors").read_bytes()
     with torch.no_grad():
-        model.core.model.norm.weight[0] = float("nan")
+        model.backbone.model.norm.weight[0] = float("nan")
     with pytest.raises(NumericError, match="golden rewards are not finite"):
         export_model(model, tokenizer, tmp_path / "run/model", golden, {})
     assert (exported / "model.safetensors").read_bytes() == before, "an export that fails leaves the earlier one alone"
@@ -190,8 +190,8 @@ def test_both_spellings_together_load_as_one(architecture: str, rope: dict[str, 
     model = build_reward_model(PretrainedModel(path=str(tmp_path / "base")), None, tokenizer, 1)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     exported, _ = load_reward_model(str(tmp_path / "model"), "cpu")
-    assert exported.core.config.rope_parameters == model.core.config.rope_parameters
-    assert exported.core.config.rope_parameters["rope_theta"] == rope["rope_theta"]
+    assert exported.backbone.config.rope_parameters == model.backbone.config.rope_parameters
+    assert exported.backbone.config.rope_parameters["rope_theta"] == rope["rope_theta"]
     assert check(str(tmp_path / "model"))["ok"]
 
 
@@ -210,13 +210,13 @@ def test_trap_33_wrappers_leave_no_trace_in_the_names(wrapper: str, tmp_path: Pa
         if "ddp" in wrapper:
             torch.distributed.destroy_process_group()
     weights = load_file(tmp_path / "model/model.safetensors")
-    assert set(weights) == set(model.core.state_dict())
+    assert set(weights) == set(model.backbone.state_dict())
     assert (wrapped is model) is (wrapper == "plain"), "guard: it was wrapped"
 
 
 def test_trap_33_a_wrapper_within_the_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:
     model = build("llama", tokenizer)
-    model.core.model.layers[0] = torch.compile(model.core.model.layers[0])
+    model.backbone.model.layers[0] = torch.compile(model.backbone.model.layers[0])
     with pytest.raises(CheckpointError, match=r"model.layers.0._orig_mod\..* bears the name of a wrapper"):
         write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
 
