@@ -1,4 +1,4 @@
-"""QLoRA: a frozen base in 4 bits, a head in float32, merged for export into the base as it was before. Needs the extra 8bit."""
+"""QLoRA: a frozen base in 4 bits, a head in float32, merged for export into the unquantized base. Needs the extra 8bit."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes: p
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_trap_41_the_head_is_whole_and_the_export_is_too(
+def test_trap_41_head_and_export_are_not_quantized(
     architecture: str, checkpointing: bool, tmp_path: Path, tokenizer: Any
 ) -> None:
     base = make_base(tmp_path / "base", tokenizer, architecture, hidden_size=128)

@@ -1,4 +1,4 @@
-"""Models of the Hub, from a cache made by the test: found offline, pinned, and their own code run only when all of it is allowed."""
+"""Models of the Hub, from a cache made by the test: found offline, pinned, and their own code runs only with permission."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ class MineForSequenceClassification(LlamaPreTrainedModel):
 
 @pytest.fixture
 def snapshot(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A base model `owner/name` in a Hub cache of the test's own."""
+    """Write a base model `owner/name` into a Hub cache of the test."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     repository = tmp_path / "hub/models--owner--name"
@@ -60,7 +60,8 @@ def snapshot(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) ->
     return make_base(repository / "snapshots" / COMMIT, tokenizer)
 
 
-def test_trap_31_a_hub_model_is_recorded_with_the_commit_it_was(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_31_hub_model_is_recorded_with_commit(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """rmtrain.json and the adapter name the commit that was loaded."""
     model = build_reward_model(PretrainedModel(path="owner/name"), Lora(rank=2), tokenizer, 1)
     assert model.base_ref is not None
     assert (model.base_ref.path, model.base_ref.revision) == ("owner/name", COMMIT)
@@ -68,13 +69,11 @@ def test_trap_31_a_hub_model_is_recorded_with_the_commit_it_was(snapshot: Path, 
     assert json.loads((tmp_path / "model/rmtrain.json").read_text())["base"] == {"path": "owner/name", "revision": COMMIT}
     adapter = json.loads((tmp_path / "model/adapter/adapter_config.json").read_text())
     assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("owner/name", COMMIT)
-    with pytest.raises(CheckpointError, match="no score head: owner/name is a base model"):
+    with pytest.raises(CheckpointError, match=r"^model: .*owner/name"):
         load_reward_model("owner/name", "cpu")
 
 
-def test_security_code_of_a_hub_model_runs_only_with_permission_and_a_commit(
-    snapshot: Path, tmp_path: Path, tokenizer: Any
-) -> None:
+def test_security_hub_code_needs_permission_and_commit(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
     canary = tmp_path / "canary"
     (snapshot / "modeling_mine.py").write_text(CODE.format(canary=str(canary)))
     classes = {
@@ -82,9 +81,9 @@ def test_security_code_of_a_hub_model_runs_only_with_permission_and_a_commit(
         for name in ("AutoConfig", "AutoModelForSequenceClassification")
     }
     edit_json(snapshot / "config.json", model_type="mine", auto_map=classes)
-    with pytest.raises(RecipeError, match=r"comes with code of its own \(auto_map\), which is not run"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.trust_remote_code"):
         build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)
-    with pytest.raises(RecipeError, match="full commit hash"):
+    with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code .*revision"):
         build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True), None, tokenizer, 1)
     assert not canary.exists()
     pinned = PretrainedModel(path="owner/name", trust_remote_code=True, revision=COMMIT)
@@ -95,15 +94,13 @@ def test_security_code_of_a_hub_model_runs_only_with_permission_and_a_commit(
         write_export(model, tokenizer, directory, make_golden(tokenizer), {})
         assert check(str(directory), COMMIT)["ok"]
         assert torch.isfinite(model.head_weight_1H).all()
-    assert canary.exists(), "guard: the code runs when it may"
+    assert canary.exists(), "guard: the code runs when it is allowed"
 
 
-def test_an_architecture_without_sequence_classification_is_said(snapshot: Path, tokenizer: Any) -> None:
+def test_architecture_without_classifier_is_refused(snapshot: Path, tokenizer: Any) -> None:
     from transformers import MambaConfig
 
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
-    with pytest.raises(
-        RecipeError, match="transformers has no sequence-classification model for mamba; choose another architecture"
-    ):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*mamba"):
         build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)
