@@ -116,11 +116,7 @@ def _check_padding(encoder: PreTrainedModel, tokenizer: Any) -> None:
 
 
 def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
-    """Recompute activations in backward to save memory. Raises RecipeError if the model cannot.
-
-    Args:
-        frozen_inputs: embeddings do not train, so that their outputs must be marked as needing a gradient.
-    """
+    """Recompute activations in backward to save memory; raises RecipeError if the model cannot."""
     model = loaded.model
     if not model.supports_gradient_checkpointing:
         raise RecipeError(f"model.gradient_checkpointing: {type(model).__name__} cannot recompute activations; set it to false")
@@ -128,7 +124,7 @@ def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not loaded.head.pools_last_token and getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # encoders would warn about it; causal models get it as an argument of each forward
-    if frozen_inputs:
+    if frozen_inputs:  # without an input that needs a gradient, nothing would be recomputed for the adapters
         model.enable_input_require_grads()
 
 
@@ -163,8 +159,7 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
 def scratch_config(sizes: Architecture, tokenizer: Any) -> PretrainedConfig:
     """Return the configuration of an architecture with these sizes, under the names that the architecture gives them.
 
-    Raises:
-        RecipeError: the architecture is unknown, or does not have these sizes.
+    Raises RecipeError if the architecture is unknown, or does not have these sizes.
     """
     name = sizes.architecture
     if name not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:

@@ -34,8 +34,8 @@ from rmtrain.files import sync
 from rmtrain.model import reload_check
 from rmtrain.model.head import HeadSpec, head_of
 from rmtrain.model.hf_compat import write_config, write_json, write_tokenizer
-from rmtrain.model.hf_setup import quiet_transformers
-from rmtrain.model.lora import copy_base, merge_saved_adapter
+from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.lora import copy_base
 from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_pretrained
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
@@ -71,10 +71,9 @@ def golden_texts(tokenizer: Any, max_length: int) -> list[tuple[str, list[int]]]
 
 
 def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None:
-    """Before training, refuse a tokenizer that consumers could not load: transformers picks its class by architecture.
+    """Before training, raise RecipeError if the tokenizer, saved and loaded again, gives other ids for a golden text.
 
-    Raises:
-        RecipeError: the tokenizer, saved and loaded again, gives other ids for a golden text.
+    transformers picks the tokenizer's class by the architecture of the model.
     """
     model_type = model.backbone.config.model_type
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +225,7 @@ def check_reload(directory: Path, code_revision: str | None = None) -> dict[str,
         return report
     complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     problem = json.loads(last_line)["problem"] if last_line.startswith("{") else complaint[-1]
-    raise CheckpointError(f"{directory} does not load as it was saved: {problem}")
+    raise CheckpointError(f"{directory} does not reload: {problem}")
 
 
 def _trusted_revision(model: RewardModel) -> str | None:
@@ -262,10 +261,14 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     ref = ModelRef(str(adapter), None, "export", CheckpointError)
     _check_head_equal(model, find_weights(ref, "adapter_model"), f"base_model.model.{model.head.weight}")
     if getattr(model.backbone, "hf_quantizer", None) is None:
-        return merge_saved_adapter(copy_base(model.hf, model.head, model.dtype), adapter)
-    # Merging into 4-bit weights would round the adapter away: merge into the base before it was quantized.
-    assert model.base_ref is not None, "quantized weights come from a checkpoint"
-    return merge_saved_adapter(load_pretrained(model.base_ref, tokenizer, "new", dtype=model.dtype).model, adapter)
+        base = copy_base(model.hf, model.head, model.dtype)
+    else:
+        # Merging into 4-bit weights would round the adapter away, so it is merged into the base before quantization.
+        assert model.base_ref is not None, "quantized weights come from a checkpoint"
+        base = load_pretrained(model.base_ref, tokenizer, "new", dtype=model.dtype).model
+    with quiet_transformers(), seeded(0, "overwritten"):
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
+    return merged
 
 
 def _cast(model: PreTrainedModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:

@@ -57,8 +57,7 @@ def meta_classifier(
 ) -> PreTrainedModel:
     """Return the sequence-classification model of a configuration on the meta device, without memory for its weights.
 
-    Raises:
-        error(reason): transformers has no such model for the architecture, and the checkpoint brings none that is trusted.
+    Raises `error(reason)` if transformers has no such model for the architecture, and the checkpoint brings none that is trusted.
     """
     has_own_code = trust_remote_code and AutoModelForSequenceClassification.__name__ in getattr(config, "auto_map", {})
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_own_code:
@@ -70,8 +69,7 @@ def meta_classifier(
 def find_head(model: PreTrainedModel, error: Callable[[str], RmtrainError]) -> HeadSpec:
     """Find the score layer: `score` of causal models, `classifier` or `classifier.out_proj` of encoders.
 
-    Raises:
-        error(reason): the model has no known head, or reads its reward in an unknown way.
+    Raises `error(reason)` if the model has no known head, or pools its tokens in an unknown way.
     """
     kind = type(model).__name__
     if model.config.is_encoder_decoder:

@@ -3,7 +3,6 @@
 import copy
 import difflib
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -78,13 +77,6 @@ def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[
             raise RecipeError(f"lora.targets: no linear layer is named {target}; {hint}expected some of {', '.join(known)}")
         chosen |= matching
     return sorted(chosen)
-
-
-def merge_saved_adapter(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    """Merge a saved adapter into its base. Reading it from its file shows that the file is complete."""
-    with quiet_transformers(), seeded(0, "overwritten"):
-        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
-    return merged
 
 
 def copy_base(adapted: PeftModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:

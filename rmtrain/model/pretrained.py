@@ -17,7 +17,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
@@ -94,14 +94,16 @@ class ModelRef:
     def find(self, name: str, required: bool = False) -> Path | None:
         """Return the path of a file, downloaded if needed, or None if the model has no such file.
 
-        Raises:
-            error: no such repository, no connection, or a required file is missing on the Hub.
+        Raises `error` if there is no such repository, no connection, or a required file is missing.
         """
+        # Only the Hub's error for a missing file says more than that it is missing.
         strict = required and not self.is_directory
         try:
             file = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
         except OSError as error:
             raise self.error(f"cannot read {name} of {self.path}: {error}") from error
+        if file is None and required:
+            raise self.error(f"{self.path} has no {name}")
         return None if file is None else Path(file)
 
     def read_json(self, name: str, required: bool = False) -> dict[str, Any] | None:
@@ -121,12 +123,9 @@ class ModelRef:
 def load_config(ref: ModelRef) -> PretrainedConfig:
     """Load a model's configuration, with classes of transformers unless the model's own code is trusted.
 
-    Raises:
-        ref.error: `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own.
+    Raises `ref.error` if `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own.
     """
-    raw = ref.read_json("config.json", required=True)
-    if raw is None:
-        raise ref.error(f"{ref.path} has no config.json; expected a transformers model")
+    raw = ref.read_json("config.json", required=True) or {}
     model_type = raw.get("model_type")
     if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
         raise ref.error(f"{ref.path} has model_type {model_type!r}, which transformers {transformers_version} does not know")
@@ -156,19 +155,17 @@ class Weights:
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor, on the CPU, in the dtype it was saved in."""
-        file = self.ref.find(self.files[name])
-        if file is None:
-            raise self.ref.error(f"{self.files[name]} of {self.ref.path} is missing, but its index names it")
+        file = self.ref.find(self.files[name], required=True)
+        assert file is not None, "a required file is found, or an error is raised"
         with _open(self.ref, file) as reader:
             tensor: Tensor = reader.get_tensor(name)
         return tensor
 
 
 def find_weights(ref: ModelRef, stem: str = "model") -> Weights:
-    """Find `stem.safetensors`, or the shards that its index names. Pickles are never opened: they can run code.
+    """Find `stem.safetensors`, or the shards that its index names; raises `ref.error` if they are missing or damaged.
 
-    Raises:
-        ref.error: there are no safetensors files, or they are damaged.
+    Pickles are never opened: they can run code.
     """
     name, index_name = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     single = ref.find(name)
@@ -221,7 +218,7 @@ def load_pretrained(
     dtype: torch.dtype,
     dropout: float = 0.0,
     seed: int = 0,
-    quantization: Any = None,
+    quantization: BitsAndBytesConfig | None = None,
 ) -> LoadedModel:
     """Load a checkpoint as a sequence-classification model with one output.
 
@@ -242,7 +239,12 @@ def load_pretrained(
     spec = find_head_of(ref, config)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
     saved_head = None if head == "new" else read_head(weights, spec.name, required=head == "from_checkpoint")
-    model, new_names = _load_weights(ref, config, weights, spec, dtype, quantization, seed, with_head=saved_head is not None)
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if quantization is not None:  # 4-bit weights are packed on the device where they stay
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
+    with seeded(seed, "weights"):
+        model, new_names = _load_weights(ref, weights, spec, saved_head is not None, options)
     set_module_dropout(model, dropout)
     weight_1H, bias_1 = saved_head or (None, None)
     install_head(model, spec, weight_1H, bias_1, seed)
@@ -259,11 +261,9 @@ def load_pretrained(
 
 
 def read_head(weights: Weights, name: str, required: bool) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight [1, H] and bias of a saved head in float32, or None if there is no head with one output.
+    """Return weight [1, H] and bias of the saved head module `name` in float32.
 
-    Args:
-        name: the head's module in the state dict.
-        required: raise the reference's error instead of returning None.
+    If it does not have one output, raises the reference's error if the head is `required`, and otherwise returns None.
     """
     key, bias, path = f"{name}.weight", f"{name}.bias", weights.ref.path
     weight = weights.tensor(key).float() if key in weights.files else None
@@ -278,49 +278,33 @@ def read_head(weights: Weights, name: str, required: bool) -> tuple[Tensor, Tens
 
 
 def _load_weights(
-    ref: ModelRef,
-    config: PretrainedConfig,
-    weights: Weights,
-    head: HeadSpec,
-    dtype: torch.dtype,
-    quantization: Any,
-    seed: int,
-    with_head: bool,
+    ref: ModelRef, weights: Weights, head: HeadSpec, with_head: bool, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the model, and the names of its parameters that the checkpoint lacks."""
-    placement = {}
-    if quantization is not None:  # 4-bit weights are packed on the device where they stay
-        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
-        placement = {"quantization_config": quantization, "device_map": {"": device}}
+    options |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True, **ref.loading}
     try:
-        with quiet_transformers(), seeded(seed, "weights"):
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                ref.path,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **placement,
-                **ref.loading,
-            )
+        with quiet_transformers():
+            model, report = AutoModelForSequenceClassification.from_pretrained(ref.path, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise ref.error(f"cannot load {ref.path}: {error}") from error
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     prefix = f"{model.base_model_prefix}."
 
+    def is_head(name: str) -> bool:
+        return name.partition(".")[0] == head.root
+
     def may_lack(name: str) -> bool:
         """Between the last layer and the score a checkpoint of another task has no parameter, or one of another shape."""
         is_after_layers = not name.startswith(prefix) or "pooler" in name.split(".")
-        return not with_head and is_after_layers and (name not in mismatched or _is_in(name, head.root))
+        return not with_head and is_after_layers and (name not in mismatched or is_head(name))
 
     _check_names(ref, "lacks", [name for name in missing if not may_lack(name)])
     has_prefix = any(name.startswith(prefix) for name in weights.files)  # a checkpoint of the base model alone has none
 
     def must_fit(name: str) -> bool:
         """Tensors of the layers and of the wanted head must have a place in the model; a head of another task has none."""
-        if with_head and _is_in(name, head.root):
+        if with_head and is_head(name):
             return True
         if has_prefix:
             return name.startswith(prefix)
@@ -328,10 +312,6 @@ def _load_weights(
 
     _check_names(ref, "has unexpected", [name for name in report["unexpected_keys"] if must_fit(name)])
     return model, missing
-
-
-def _is_in(name: str, root: str) -> bool:
-    return name.partition(".")[0] == root
 
 
 def _check_names(ref: ModelRef, problem: str, names: Collection[str]) -> None:

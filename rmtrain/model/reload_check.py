@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 
 TOLERANCE = 1e-5
 
@@ -56,7 +57,7 @@ def _reward_problem(model: Any, pad: int, golden: list[dict[str, Any]], mode: st
     """Return the largest error, and the first reward that is not reproduced."""
     sequences = [entry["ids"] for entry in golden]
     batches = [[ids] for ids in sequences] if mode == "single" else [sequences]
-    rewards = [reward for batch in batches for reward in _rewards(model, pad, batch, left=mode == "left")]
+    rewards = [reward for batch in batches for reward in _rewards(model, pad, batch, mode)]
     largest = 0.0
     for number, (reward, entry) in enumerate(zip(rewards, golden, strict=True)):
         expected = entry["reward"]
@@ -67,13 +68,12 @@ def _reward_problem(model: Any, pad: int, golden: list[dict[str, Any]], mode: st
     return largest, None
 
 
-def _rewards(model: Any, pad: int, batch: list[list[int]], left: bool) -> list[float]:
-    longest = max(map(len, batch))
-    fill = [longest - len(ids) for ids in batch]
-    input_ids = torch.tensor([[pad] * n * left + ids + [pad] * n * (not left) for n, ids in zip(fill, batch, strict=True)])
-    mask = torch.tensor([[0] * n * left + [1] * len(ids) + [0] * n * (not left) for n, ids in zip(fill, batch, strict=True)])
-    arguments = {"input_ids": input_ids, "attention_mask": mask}
-    if left and "position_ids" in inspect.signature(model.forward).parameters:
+def _rewards(model: Any, pad: int, batch: list[list[int]], mode: str) -> list[float]:
+    side = "left" if mode == "left" else "right"
+    padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True, padding_value=-1, padding_side=side)
+    mask = (padded != -1).long()
+    arguments = {"input_ids": padded.where(mask.bool(), pad), "attention_mask": mask}
+    if mode == "left" and "position_ids" in inspect.signature(model.forward).parameters:
         arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = model(**arguments).logits
