@@ -181,6 +181,8 @@ def write_export(
     """Write an export and verify it in this process. Arguments and errors are those of `export_model`."""
     reward_model = unwrap(model)
     reward_model.use_layout("padded")
+    if reward_model.pools_last_token and head_of(reward_model.backbone, reward_model.head).bias is not None:
+        raise CheckpointError(f"export: {reward_model.head.name} has a bias, which consumers of causal models ignore")
     entries = _golden_entries(tokenizer, golden)
     directory.mkdir(parents=True)
     merged = _merge(reward_model, tokenizer, directory / ADAPTER)

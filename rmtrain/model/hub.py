@@ -12,22 +12,10 @@ from rmtrain.recipe.schema import Hub
 from rmtrain.redact import redact
 
 ALLOWED = (
-    "README.md",
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "golden.json",
-    "rmtrain.json",
+    *("README.md", "config.json", "golden.json", "rmtrain.json", "chat_template.jinja"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),
 )
 """Names of the files to upload, from the export and its `adapter/`."""
 ADAPTER_ALLOWED = (*ALLOWED, "adapter_config.json", "adapter_model.safetensors")
