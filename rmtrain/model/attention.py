@@ -48,15 +48,10 @@ class LastTokens:
     """Passed in place of segments: the queries are the last tokens of all responses; keys and values of all `tokens` are given."""
 
     segments: Segments
+    read_at_N: Tensor
     key_1HTD: Tensor
     value_1HTD: Tensor
     tokens: int
-
-    @property
-    def read_at_N(self) -> Tensor:
-        """Columns of the last tokens, int64."""
-        assert self.segments.read_at_N is not None
-        return self.segments.read_at_N
 
 
 def attend(

@@ -48,7 +48,7 @@ def _select_tokens(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         layer.forward(*args, **{**kwargs, "segments": KeysWanted()})
     except KeysFound as found:
-        last = LastTokens(segments, found.key, found.value, hidden_1TH.shape[1])
+        last = LastTokens(segments, segments.read_at_N, found.key, found.value, hidden_1TH.shape[1])
     selected = {name: _select(value, last) for name, value in kwargs.items()}
     return _select(args, last), {**selected, "segments": last}
 

@@ -42,9 +42,8 @@ def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[Tokeniz
     Raises:
         RecipeError: the model is wrong in the requested layout, or does not support it.
     """
-    candidates = FALLBACKS if wanted == "auto" else (wanted,)
     for layout in FALLBACKS:
-        if layout not in candidates:
+        if wanted not in ("auto", layout):
             continue
         # Two probes, because the layout and the restricted last layer can fail independently: a model may support the layout but
         # have a last layer that needs all tokens, and only then must the layout be kept and the restriction dropped.
