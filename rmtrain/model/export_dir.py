@@ -32,7 +32,7 @@ from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.files import sync
 from rmtrain.model import reload_check
-from rmtrain.model.head import HeadSpec, head_of
+from rmtrain.model.head import head_of
 from rmtrain.model.hf_compat import write_config, write_json, write_tokenizer
 from rmtrain.model.hf_setup import quiet_transformers, seeded
 from rmtrain.model.lora import copy_base
@@ -188,7 +188,10 @@ def write_export(
     merged = _merge(reward_model, tokenizer, directory / ADAPTER)
     saved_dtype = dtype or reward_model.dtype
     if saved_dtype != reward_model.dtype:
-        merged = _cast(merged, reward_model.head, saved_dtype)
+        float_head = head_of(merged, reward_model.head)
+        merged = copy.deepcopy(merged).to(saved_dtype)
+        head_of(merged, reward_model.head).float().load_state_dict(float_head.state_dict())
+        merged.config.dtype = saved_dtype
     with quiet_transformers():
         merged.save_pretrained(directory)
     write_config(directory, tokenizer.pad_token_id)
@@ -199,7 +202,7 @@ def write_export(
     ref = ModelRef(str(directory), revision, "export", CheckpointError, trust_remote_code=revision is not None)
     # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
     exported, _ = load_from(ref, "cpu", torch.float32)
-    _check_head_equal(reward_model, find_weights(ref), reward_model.head.weight)
+    _check_head_equal(reward_model, find_weights(ref))
     saved = _rewards(exported, tokenizer, golden)
     _check_rewards(reward_model, saved_dtype, _rewards(reward_model, tokenizer, golden), saved)
     write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, saved, strict=True)])
@@ -261,7 +264,7 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
     write_tokenizer(tokenizer, adapter, model.pools_last_token)
     ref = ModelRef(str(adapter), None, "export", CheckpointError)
-    _check_head_equal(model, find_weights(ref, "adapter_model"), f"base_model.model.{model.head.weight}")
+    _check_head_equal(model, find_weights(ref, "adapter_model"), "base_model.model.")
     if getattr(model.backbone, "hf_quantizer", None) is None:
         base = copy_base(model.hf, model.head, model.dtype)
     else:
@@ -273,16 +276,8 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     return merged
 
 
-def _cast(model: PreTrainedModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a copy of a model in another dtype, with the head still in float32."""
-    cast = copy.deepcopy(model).to(dtype)
-    head_of(cast, head).float().load_state_dict(head_of(model, head).state_dict())
-    cast.config.dtype = dtype
-    return cast
-
-
-def _check_head_equal(model: RewardModel, weights: Weights, name: str) -> None:
-    saved = weights.tensor(name)
+def _check_head_equal(model: RewardModel, weights: Weights, prefix: str = "") -> None:
+    saved = weights.tensor(f"{prefix}{model.head.name}.weight")
     if saved.dtype != torch.float32 or not torch.equal(saved, model.head_weight_1H.detach().cpu()):
         raise weights.ref.error(f"the head in {weights.ref.path} is not the one in memory")
 
@@ -320,7 +315,7 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "base": base,
-        "head": model.head.weight,
+        "head": f"{model.head.name}.weight",
         "reads": "last token" if model.pools_last_token else "encoder head",
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": trainable_summary(model)["total"],

@@ -42,11 +42,6 @@ class HeadSpec:
     pools_last_token: bool
 
     @property
-    def weight(self) -> str:
-        """The head's key in a state dict."""
-        return f"{self.name}.weight"
-
-    @property
     def root(self) -> str:
         """The model attribute that contains the head."""
         return self.name.partition(".")[0]

@@ -60,11 +60,6 @@ class ModelRef:
         return self.error_type(f"{self.label}: {' '.join(reason.split())}")
 
     @property
-    def is_directory(self) -> bool:
-        """True for a local directory, False for a Hub id."""
-        return Path(self.path).is_dir()
-
-    @property
     def loading(self) -> dict[str, Any]:
         """Arguments for every `from_pretrained`."""
         code = {"code_revision": self.revision} if self.trust_remote_code else {}
@@ -86,10 +81,11 @@ class ModelRef:
 
     def pinned(self) -> Self:
         """Return the reference with its branch or tag resolved to the current commit; a directory is returned unchanged."""
-        file = None if self.is_directory else self.find("config.json", required=True)
+        if Path(self.path).is_dir():
+            return self
         # The Hub cache stores a file in snapshots/COMMIT/, so that no request is needed to learn the commit.
-        commit = "" if file is None else file.parent.name
-        return replace(self, revision=commit) if COMMIT.fullmatch(commit) else self
+        file = self.find("config.json", required=True)
+        return replace(self, revision=file.parent.name) if file and COMMIT.fullmatch(file.parent.name) else self
 
     def find(self, name: str, required: bool = False) -> Path | None:
         """Return the path of a file, downloaded if needed, or None if the model has no such file.
@@ -97,7 +93,7 @@ class ModelRef:
         Raises `error` if there is no such repository, no connection, or a required file is missing.
         """
         # Only the Hub's error for a missing file says more than that it is missing.
-        strict = required and not self.is_directory
+        strict = required and not Path(self.path).is_dir()
         try:
             file = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
         except OSError as error:
@@ -138,12 +134,6 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
         return AutoConfig.from_pretrained(ref.path, **ref.loading)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise ref.error(f"config.json of {ref.path}: {error}") from error
-
-
-def find_head_of(ref: ModelRef, config: PretrainedConfig) -> HeadSpec:
-    """Find the head of a configuration's sequence-classification model, without loading weights; raises the reference's error."""
-    with quiet_transformers():
-        return find_head(meta_classifier(config, ref.error, ref.trust_remote_code), ref.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +226,8 @@ def load_pretrained(
     weights = find_weights(ref)
     set_single_output(config)
     set_dropout(config, dropout)
-    spec = find_head_of(ref, config)
+    with quiet_transformers():
+        spec = find_head(meta_classifier(config, ref.error, ref.trust_remote_code), ref.error)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
     saved_head = None if head == "new" else read_head(weights, spec.name, required=head == "from_checkpoint")
     options: dict[str, Any] = {"config": config, "dtype": dtype}

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from rmtrain.errors import CheckpointError
 from rmtrain.model.hf_setup import quiet_transformers, seeded
-from rmtrain.model.pretrained import ModelRef, find_head_of, find_weights, load_config, load_pretrained, read_head
+from rmtrain.model.pretrained import LoadedModel, ModelRef, find_weights, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
@@ -57,21 +57,15 @@ def load_from(
     adapter = ref.read_json("adapter_config.json")
     base = ref if adapter is None else _base_of(ref, adapter)
     config = load_config(base)
-    head = find_head_of(base, config)
-    if adapter is None:
-        read_head(find_weights(ref), head.name, required=True)
-    else:
-        read_head(find_weights(ref, "adapter_model"), f"base_model.model.{head.name}", required=True)
     tokenizer = _load_tokenizer(ref if adapter is None or ref.find("tokenizer_config.json") else base)
     _check_template_and_tokens(ref, tokenizer, allow_template_change)
-    _check_pad_token(ref, tokenizer, head.pools_last_token, config if adapter is None else None)
-    if adapter is not None:
-        return _load_adapter(ref, base, tokenizer, dtype).to(device).eval(), tokenizer
-    loaded = load_pretrained(ref, tokenizer, "from_checkpoint", dtype=dtype)
-    if loaded.new_tokens:
+    loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=dtype)
+    _check_pad_token(ref, tokenizer, loaded.head.pools_last_token, config if adapter is None else None)
+    if adapter is None and loaded.new_tokens:
         rows = loaded.new_tokens.start
         raise ref.error(f"the tokenizer of {ref.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
-    return RewardModel(loaded.model, head, ref, dtype).to(device).eval(), tokenizer
+    hf = loaded.model if adapter is None else _add_adapter(ref, loaded)
+    return RewardModel(hf, loaded.head, base, dtype).to(device).eval(), tokenizer
 
 
 def template_hash(tokenizer: Any) -> str | None:
@@ -139,15 +133,15 @@ def _check_pad_token(ref: ModelRef, tokenizer: Any, pools_last_token: bool, conf
         raise ref.error(f"{problem}; set pad_token to another token, and pad_token_id in config.json to its id")
 
 
-def _load_adapter(ref: ModelRef, base: ModelRef, tokenizer: Any, dtype: torch.dtype) -> RewardModel:
-    loaded = load_pretrained(base, tokenizer, "new", dtype=dtype)
+def _add_adapter(ref: ModelRef, base: LoadedModel) -> PeftModel:
+    weights = find_weights(ref, "adapter_model")
+    read_head(weights, f"base_model.model.{base.head.name}", required=True)
     with quiet_transformers(), seeded(0, "overwritten"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
-        adapted = PeftModel.from_pretrained(loaded.model, ref.path, revision=ref.revision, torch_device="cpu")
-    weights = find_weights(ref, "adapter_model")
+        adapted = PeftModel.from_pretrained(base.model, ref.path, revision=ref.revision, torch_device="cpu")
     missing = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - weights.files.keys())
     if missing:
         raise ref.error(
             f"the adapter {ref.path} lacks {', '.join(missing[:3])}; expected the weights its adapter_config.json names"
         )
-    return RewardModel(adapted, loaded.head, base, dtype)
+    return adapted

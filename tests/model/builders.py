@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rmtrain.batching.layout import MicroBatch, lay_out
 from rmtrain.data.comparison import PAIR, TokenizedComparison
+from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
@@ -91,11 +93,27 @@ def make_base(
     return directory
 
 
+def make_reward_model(directory: Path, tokenizer: Any, architecture: str = "llama", labels: int = 1) -> Path:
+    """Write a sequence-classification model, without a tokenizer."""
+    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    config.num_labels = labels
+    torch.manual_seed(4)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    return directory
+
+
 def edit_json(file: Path, **values: Any) -> None:
     """Set keys of a JSON file; `...` removes one."""
     content = json.loads(file.read_text())
     content.update(values)
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+
+
+def only_problem(refusal: pytest.ExceptionInfo[RmtrainError]) -> str:
+    """Return the only problem of an error, which must be one line."""
+    (problem,) = refusal.value.problems
+    assert "\n" not in problem
+    return problem
 
 
 def spread(rewards: torch.Tensor) -> float:

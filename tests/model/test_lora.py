@@ -17,7 +17,16 @@ from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary
 from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
-from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, spread
+from tests.model.builders import (
+    edit_json,
+    make_base,
+    make_batch,
+    make_golden,
+    make_sequences,
+    make_tokenizer,
+    only_problem,
+    spread,
+)
 
 FORMS = {
     "all-linear": Lora(rank=4),
@@ -159,8 +168,9 @@ def test_unknown_lora_targets_are_refused(
 ) -> None:
     with pytest.raises(RecipeError) as refusal:
         from_base(make_base(tmp_path / "base", tokenizer), tokenizer, Lora(targets=targets))
-    assert refusal.value.problems[0].startswith("lora.targets: ")
-    assert all(word in refusal.value.problems[0] for word in expected)
+    problem = only_problem(refusal)
+    assert problem.startswith("lora.targets: ")
+    assert all(word in problem for word in expected)
 
 
 def test_adapter_dropout_does_not_change_the_base(tmp_path: Path, tokenizer: Any) -> None:
@@ -206,9 +216,7 @@ def test_damaged_adapters_are_refused_in_one_line(damage: str, expected: str, tm
     spoil(tmp_path / "model/adapter", damage)
     with pytest.raises(CheckpointError) as refusal:
         load_reward_model(str(tmp_path / "model/adapter"), "cpu")
-    assert len(refusal.value.problems) == 1
-    assert expected in refusal.value.problems[0]
-    assert "\n" not in refusal.value.problems[0]
+    assert expected in only_problem(refusal)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
@@ -236,7 +244,7 @@ def test_trap_41_head_and_export_are_not_quantized(
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     weights = load_file(tmp_path / "model/model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16, torch.float32}, "nothing is quantized in the export"
-    assert torch.equal(weights[model.head.weight], model.head_weight_1H)
+    assert torch.equal(weights[f"{model.head.name}.weight"], model.head_weight_1H)
     assert check(str(tmp_path / "model"))["ok"]
     exported, _ = load_reward_model(str(tmp_path / "model"), "cpu")
     torch.testing.assert_close(rewards(exported, tokenizer), rewards(model, tokenizer), rtol=0.3, atol=0.3)

@@ -9,7 +9,17 @@ import torch
 from rmtrain.errors import CheckpointError
 from rmtrain.model.export_dir import write_export
 from rmtrain.model.saved_model import load_reward_model
-from tests.model.builders import build, edit_json, make_base, make_batch, make_golden, make_sequences, spread
+from tests.model.builders import (
+    build,
+    edit_json,
+    make_base,
+    make_batch,
+    make_golden,
+    make_reward_model,
+    make_sequences,
+    only_problem,
+    spread,
+)
 
 
 @pytest.fixture
@@ -21,9 +31,7 @@ def exported(tmp_path: Path, tokenizer: Any) -> Path:
 def refusal_of(path: Path, **options: Any) -> str:
     with pytest.raises(CheckpointError) as refusal:
         load_reward_model(str(path), "cpu", **options)
-    (problem,) = refusal.value.problems
-    assert "\n" not in problem
-    return problem
+    return only_problem(refusal)
 
 
 def test_export_loads_with_its_rewards(exported: Path, tokenizer: Any) -> None:
@@ -42,23 +50,24 @@ def test_export_loads_with_its_rewards(exported: Path, tokenizer: Any) -> None:
 def test_trap_13_base_models_are_not_scored(tmp_path: Path, tokenizer: Any) -> None:
     """A base model has no head; a random one would give meaningless rewards."""
     base = make_base(tmp_path, tokenizer)
-    assert refusal_of(base).startswith(f"model: no score head: {base} ")
+    problem = refusal_of(base)
+    assert problem.startswith("model: ")
+    assert str(base) in problem
 
 
 def test_trap_13_two_outputs_are_refused(tmp_path: Path, tokenizer: Any) -> None:
-    from tests.model.test_pretrained import make_reward_model
-
     saved = make_reward_model(tmp_path, tokenizer, labels=2)
     tokenizer.save_pretrained(saved)
     assert "[2, 32]" in refusal_of(saved)
 
 
-@pytest.mark.parametrize(("pad", "found"), [(..., "no pad_token_id"), (7, "pad_token_id 7")])
+@pytest.mark.parametrize(("pad", "found"), [(..., "no pad_token_id"), (7, "7")])
 def test_trap_01_wrong_pad_id_is_refused(pad: Any, found: str, exported: Path, tokenizer: Any) -> None:
     """The message has both pad ids, and the line to write into config.json."""
     edit_json(exported / "config.json", pad_token_id=pad)
     problem = refusal_of(exported)
-    assert problem.startswith(f"model: config.json of {exported} has {found}")
+    assert problem.startswith("model: config.json of ")
+    assert found in problem
     assert "'<pad>'" in problem
     assert f'set "pad_token_id": {tokenizer.pad_token_id} in config.json' in problem
 
