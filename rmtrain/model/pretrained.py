@@ -272,10 +272,10 @@ def _load_weights(
     ref: ModelRef, weights: Weights, head: HeadSpec, with_head: bool, options: dict[str, Any]
 ) -> tuple[PreTrainedModel, set[str]]:
     """Return the model, and the names of its parameters that the checkpoint lacks."""
-    options |= {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True, **ref.loading}
+    checks = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         with quiet_transformers():
-            model, report = AutoModelForSequenceClassification.from_pretrained(ref.path, **options)
+            model, report = AutoModelForSequenceClassification.from_pretrained(ref.path, **options, **checks, **ref.loading)
     except (OSError, ValueError, SafetensorError) as error:
         raise ref.error(f"cannot load {ref.path}: {error}") from error
     mismatched = {name for name, *_ in report["mismatched_keys"]}
