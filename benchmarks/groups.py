@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import figure, finish, machine, median_ratio, now, parser, show, take_turns
 from benchmarks.pairs import HH, RMBENCH, encode, groups_of_six, hh_rows, llama, recipe_for, stored, unique_tokens
+from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.evaluation.score import score, scoring_micro_batches
+from rmtrain.evaluation.scoring import ScoringPlan, score
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
 
@@ -41,11 +42,11 @@ Rewards = list[tuple[float, ...]]
 def score_ours(
     model: RewardModel, data: PreparedData, pad: int, max_tokens: int, accelerator: Accelerator
 ) -> tuple[float, Rewards]:
-    """Seconds and rewards of `rmtrain.evaluation.score` in the shared_prefix layout."""
+    """Seconds and rewards of `rmtrain.evaluation.scoring` in the shared_prefix layout."""
     model.use_layout("shared_prefix")
     start = now()
-    micro_batches = scoring_micro_batches(data.train, "shared_prefix", max_tokens)
-    scored = score(model, data.train, micro_batches, "shared_prefix", accelerator, pad)
+    costs = Costs.of(data.train, "shared_prefix")
+    scored = score(model, ScoringPlan.of(data.train, "shared_prefix", costs, max_tokens, pad), accelerator)
     return now() - start, [row.rewards for row in scored]
 
 

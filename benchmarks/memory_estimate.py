@@ -30,12 +30,12 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import warmup_largest_batch
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.progress import ReadingDisplay
+from rmtrain.report.progress import ReadingProgress
 
 MEGABYTE = 10**6
 TOLERANCE = 0.2
@@ -78,7 +78,7 @@ def measure_here(name: str, arguments: Namespace) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = _recipe(MODELS[name], arguments, Path(folder))
         tokenizer = load_tokenizer(recipe.model, recipe.data)
-        with ReadingDisplay(Console(quiet=True)) as progress:
+        with ReadingProgress(Console(quiet=True)) as progress:
             prepared = prepare(recipe.data, tokenizer, progress)
         measured = _train(recipe, prepared, tokenizer)
         document = dry_run(recipe, Console(quiet=True), Request()).document

@@ -15,8 +15,8 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import warmup_largest_batch
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import uses_bfloat16
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model

@@ -147,7 +147,7 @@ def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:
             if batch:
                 file.write_batch(record_batch(batch))
     train, evaluation = (TokenizedData(folder / f"{split}.arrow", "benchmark", Waterfall()) for split in ("train", "eval"))
-    return PreparedData(train, evaluation, folder)
+    return PreparedData(train, evaluation, folder, ())
 
 
 def visible_pairs(row: TokenizedComparison) -> int:

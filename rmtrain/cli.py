@@ -249,10 +249,10 @@ def evaluate(
     request.check()
     start_processes(processes, accelerate_config)
     console = start_console()
-    from rmtrain.commands.eval_choice import run
+    from rmtrain.commands.evaluate import run_eval
 
     with redirect_stdout(sys.stderr):
-        outcome = run(request, console)
+        outcome = run_eval(request, console)
     finish(outcome, as_json)
     fail_on_missed(outcome.document["gates"])
 

@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, spoken to over a pipe: what a page logs, asks for and looks like.
+"""A headless Chromium for tests, controlled through a pipe: the messages of a page, its requests and a screenshot.
 
 with chromium(tmp_path) as browser:
     seen = browser.visit(page, width=390, scheme="dark")
@@ -22,7 +22,7 @@ SECONDS = 30.0
 
 @dataclass
 class Visit:
-    """What happened while a page was open."""
+    """Events while a page was open."""
 
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of a method of the devtools protocol; what happens meanwhile is kept in `events`."""
+        """Return the result of a method of the devtools protocol; events that arrive meanwhile are kept in `events`."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         message |= {"sessionId": self.session} if self.session else {}
@@ -57,16 +57,16 @@ class Browser:
     def _read(self) -> dict[str, Any]:
         text = bytearray()
         while (byte := self.answers.read(1)) != b"\0":
-            assert byte, "the browser has gone"
+            assert byte, "the browser has ended"
             text += byte
         message: dict[str, Any] = json.loads(text)
         return message
 
     def visit(self, page: Path, width: int, scheme: str, *, measure: Mapping[str, str] | None = None, most: int = 16000) -> Visit:
-        """Open a file at a width in CSS pixels, in the light or dark scheme; the picture shows all of it down to `most` pixels.
+        """Open a file at a width in CSS pixels, in the light or dark scheme; the screenshot has the first `most` pixels of its height.
 
         Args:
-            measure: JavaScript expressions whose values are wanted, by name.
+            measure: JavaScript expressions to evaluate, by name.
         """
         self.events.clear()
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -82,7 +82,7 @@ class Browser:
         return Visit(self._complaints(), self._requests(), picture, values)
 
     def value(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
+        """Return the value of a JavaScript expression in the page."""
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def _size(self, width: int, height: int) -> None:
@@ -98,7 +98,7 @@ class Browser:
 
 @contextmanager
 def chromium(home: Path) -> Iterator[Browser]:
-    """A browser with its profile under `home`."""
+    """Start a browser with its profile under `home`."""
     assert PROGRAM is not None
     from_us, to_browser = os.pipe()
     from_browser, to_us = os.pipe()
@@ -110,7 +110,7 @@ def chromium(home: Path) -> Iterator[Browser]:
         "--no-first-run",
         "--disable-dev-shm-usage",
     )
-    # the pipe of the protocol is file descriptors 3 and 4 of the browser
+    # the browser reads the protocol from file descriptor 3 and writes it to 4
     script = f'exec "$@" 3<&{from_us} 4>&{to_us}'
     command = ["bash", "-c", script, "bash", PROGRAM, *options, f"--user-data-dir={home / 'profile'}", "--remote-debugging-pipe"]
     process = subprocess.Popen(command, pass_fds=(from_us, to_us), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

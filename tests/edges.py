@@ -1,4 +1,4 @@
-"""Preferences written by hand as the arrays that checks work on, and small prepared data, for tests."""
+"""Hand-written preferences as the arrays that checks use, and small prepared data, for tests."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from tests.helpers import data_of, write_jsonl
 
 
 class Edge(NamedTuple):
-    """Row `row` prefers response `winner` to `loser` of a prompt; all by number."""
+    """Row `row` prefers response `winner` to `loser` of a prompt; all are numbers."""
 
     row: int
     prompt: int
@@ -23,7 +23,7 @@ class Edge(NamedTuple):
 
 
 def edges_from(*edges: tuple[Any, ...]) -> Edges:
-    """The arrays of edges in this order."""
+    """Return edges as arrays, in this order."""
     rows = [Edge(*edge) for edge in edges]
     prompts, winners, losers = (np.array([row[place] for row in rows], np.uint64) for place in (1, 2, 3))
     return Edges(
@@ -38,14 +38,14 @@ def edges_from(*edges: tuple[Any, ...]) -> Edges:
 
 
 def row(prompt: str, chosen: str, rejected: str, **columns: Any) -> dict[str, Any]:
-    """A pair."""
+    """Return a pair as a row."""
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **columns}
 
 
 def prepared_rows(
     folder: Path, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], **settings: Any
 ) -> tuple[PreparedData, Data]:
-    """The rows, as a training file of their own, prepared; and the data section that was prepared."""
+    """Write rows to a training file, prepare it, and return the prepared data and its recipe section."""
     folder.mkdir(parents=True, exist_ok=True)
     data = data_of(write_jsonl(folder / "rows.jsonl", rows), folder / "cache", **settings)
     return prepare(data, tokenizer), data

@@ -1,4 +1,4 @@
-"""Small reward models as they lie on a disk, without a training run."""
+"""Small exported reward models, without a training run."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ LONGEST = 256
 def tiny_export(
     directory: Path, architecture: str = "llama", seed: int = 1, template: str = "simple_chat", spread: float = 4.0
 ) -> Path:
-    """An export of a model of random weights whose rewards are far enough apart to tell texts from each other."""
+    """Export a model with random weights, scaled up so that rewards of different texts differ clearly."""
     torch.set_num_threads(1)
     tokenizer: Any = prepared(byte_bpe(), template)
     sizes = Architecture(architecture=architecture, hidden_size=32, layers=2, heads=2, vocab_size=512, max_positions=LONGEST)

@@ -1,6 +1,6 @@
 """Every text that a person can read in a terminal, collected from the source: errors, log lines, help texts, labels of tables.
 
-`python -m tests.messages` prints them; `make docs` writes them to tests/golden/messages.txt, where a reviewer reads a change of words as a diff.
+`python -m tests.messages` prints them; `make docs` writes tests/golden/messages.txt, where a reviewer reads each change of words.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""docs/EVALUATION.md names what is there: benchmarks, options, exit codes, a workflow that is one."""
+"""docs/EVALUATION.md agrees with the code: benchmarks, formats, options, gates, and a workflow that parses."""
 
 import re
 import shlex
@@ -8,7 +8,8 @@ import yaml
 from typer.main import get_command
 
 from rmtrain.cli import app
-from rmtrain.commands.benchmarks import parse_gates
+from rmtrain.commands.benchmarks import gate_names
+from rmtrain.commands.options import parse_gates
 from rmtrain.commands.score import CHUNK
 from rmtrain.evaluation.benchmarks.registry import BENCHMARKS, named
 from rmtrain.intervals import RESAMPLES
@@ -18,7 +19,7 @@ DOC = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", DOC, re.MULTILINE | re.DOTALL)
 
 
-def test_every_benchmark_and_format_is_described() -> None:
+def test_benchmarks_and_formats_are_described() -> None:
     rows = set(re.findall(r"^\| `(\w+)` \|", DOC, re.MULTILINE))
     assert rows == set(BENCHMARKS)
     formats = re.findall(r"^\| `(\w+)` \| [^|]*\|$", DOC, re.MULTILINE)
@@ -27,7 +28,7 @@ def test_every_benchmark_and_format_is_described() -> None:
     assert f"{CHUNK} lines are scored" in DOC
 
 
-def test_every_option_and_gate_of_the_document_exists() -> None:
+def test_options_and_gates_of_document_exist() -> None:
     (workflow,) = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
     steps = [step["run"] for step in workflow["jobs"]["train"]["steps"] if "run" in step]
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
@@ -41,6 +42,6 @@ def test_every_option_and_gate_of_the_document_exists() -> None:
             gates += [gate for option, gate in pairwise(arguments) if option == "--fail-under"]
             checked += 1
     assert checked >= 9, "guard: the commands were found"
-    assert len(parse_gates(gates, named("rm_bench,rewardbench2"))) == 2
+    assert len(parse_gates(gates, gate_names(named("rm_bench,rewardbench2")))) == 2
     for option in re.findall(r"`(--[a-z-]+)`", DOC):
         assert any(option in options for options in verbs.values()) or option == "--single_game", option

@@ -14,12 +14,12 @@ GUIDE = (ROOT / "docs/SELECTION.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
-    assert found is not None
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    assert match is not None
+    return match[1]
 
 
-def test_the_source_and_the_function_of_the_guide_work(tmp_path: Path) -> None:
+def test_guide_source_and_function_work(tmp_path: Path) -> None:
     rows = [
         {
             "post": f"Question {number}?",
@@ -49,7 +49,7 @@ def test_the_source_and_the_function_of_the_guide_work(tmp_path: Path) -> None:
     assert {rows[int(post)]["status"] for post in posts} == {"won"}
 
 
-def test_the_reasons_of_the_guide_are_those_that_are_asked_for() -> None:
+def test_guide_lists_intentional_drops() -> None:
     named = set(re.findall(r"\| `(\w+)` \|\n", GUIDE))
     assert named <= INTENTIONAL_DROPS
     assert len(named) == 5

@@ -10,14 +10,16 @@ import torch
 from rich.console import Console
 
 from rmtrain.batching.layout import lay_out
+from rmtrain.commands.evaluate import evaluate
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.engine.loop import compute_objective
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
+from rmtrain.objective import compute_objective
 from rmtrain.recipe import schema
+from rmtrain.recipe.load import evaluation_recipe
 from rmtrain.recipe.section import Section
 from tests.comparisons import tokenized
 from tests.helpers import byte_bpe
@@ -90,6 +92,10 @@ def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads:
         evaluation={"gates": {"accuracy": 0.0}},
     )
     train(recipe, QUIET)
+    without_recipe = evaluation_recipe(
+        str(tmp_path / "test.jsonl"), [f"data.cache_dir={tmp_path / 'cache'}", "data.max_length=96"]
+    )
+    evaluate(str(tmp_path / "run/model"), without_recipe, QUIET)
     tokens = [{"chosen_ids": [5, 9, 0], "rejected_ids": [6, 8, 0], "m": None}] * 3
     write_rows(tmp_path / "tokens.jsonl", tokens)
     source = {"path": str(tmp_path / "tokens.jsonl"), "format": "tokenized", "margin": "m", "margin_default": 0.0}

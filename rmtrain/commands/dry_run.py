@@ -21,15 +21,15 @@ from rmtrain.engine.launch import Launch, read
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import gpu_budget, warmup_largest_batch
 from rmtrain.engine.memory_trace import NAMES, SHARDING, Name, Share, Sizes, Trace, Training, meta_model, share, takes, trace
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.errors import RecipeError
 from rmtrain.model.layout_probe import FALLBACKS, choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import PretrainedModel, Recipe, ScratchModel
 from rmtrain.report.dry_run import dry_run_report
-from rmtrain.report.progress import ReadingDisplay
+from rmtrain.report.progress import ReadingProgress
 
 GIGABYTE = 10**9
 USABLE = 0.9
@@ -92,7 +92,7 @@ def dry_run(recipe: Recipe, console: Console, request: Request) -> CommandResult
         raise RecipeError("--measure: computes on this machine, which has no GPU; leave out --gpu-memory or --measure")
     asked = strategy_of(request)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     estimate = Estimate.of(recipe, prepared, tokenizer, asked, request)
     seconds_per_token = measure(recipe, prepared, tokenizer) if request.measure else None

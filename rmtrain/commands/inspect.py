@@ -31,7 +31,7 @@ from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Recipe
 from rmtrain.report.comparison_view import comparison_view, dropped_view
 from rmtrain.report.console import WrapText
-from rmtrain.report.progress import ReadingDisplay
+from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.step_view import step_view
 from rmtrain.report.tokens import token_strings
 
@@ -373,7 +373,7 @@ def inspect_step(recipe: Recipe, console: Console, query: InspectOptions = FIRST
     """
     query.check()
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         data = prepare(recipe.data, tokenizer, progress).train
     document = step_document(recipe, data, tokenizer, query.step or 0, query.world_size or 1)
     return CommandResult(step_view(document, query.limit), document)
@@ -502,7 +502,7 @@ def inspect(recipe: Recipe, console: Console, query: InspectOptions = FIRST_ROW)
         return inspect_step(recipe, console, query)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     read = prepare if query.dropped is None else prepare_unchecked
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         prepared = read(recipe.data, tokenizer, progress)
     if query.dropped is not None:
         return inspect_dropped(recipe.data, prepared, query, query.dropped)

@@ -1,6 +1,6 @@
 """What `rmtrain inspect` is asked to show, and which options go together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -80,17 +80,17 @@ def checked_precision(precision: str) -> Precision:
     return cast(Precision, precision)
 
 
-def parse_gates(values: tuple[str, ...] | list[str]) -> dict[Gate, float]:
-    """`accuracy=0.7` -> `{"accuracy": 0.7}`, checked by name and value like `evaluation.gates`; raises RecipeError."""
-    gates: dict[Gate, float] = {}
+def parse_gates(values: Sequence[str], names: Collection[str] = get_args(Gate)) -> dict[str, float]:
+    """Parse gates such as `accuracy=0.7`; raises RecipeError for an unknown name, or where the value is not a number."""
+    gates: dict[str, float] = {}
     for value in values:
         name, _, bound = value.partition("=")
-        if name not in get_args(Gate):
-            raise RecipeError(f"--fail-under {value}: expected one of {', '.join(get_args(Gate))}, as accuracy=0.7")
+        if name not in names:
+            raise RecipeError(f"--fail-under {value}: expected one of {', '.join(names)}, such as {next(iter(names))}=0.7")
         try:
-            gates[cast(Gate, name)] = float(bound)
+            gates[name] = float(bound)
         except ValueError:
-            raise RecipeError(f"--fail-under {value}: expected a number after {name}=, as {name}=0.7") from None
+            raise RecipeError(f"--fail-under {value}: expected a number after {name}=, such as {name}=0.7") from None
     return gates
 
 

@@ -17,7 +17,7 @@ from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
 from rmtrain.report.plots import plot_lengths
-from rmtrain.report.progress import ReadingDisplay
+from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.tables import findings_report, waterfall_table
 
 
@@ -34,7 +34,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         RecipeError, DataError, TryAgain: as `prepare` and `audit` say.
     """
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     findings = audit(prepared, recipe.data, tokenizer)
     splits = {name: data for name, data in (("train", prepared.train), ("eval", prepared.eval)) if len(data)}

@@ -1,6 +1,5 @@
-"""`rmtrain score`: rewards for a file of conversations, streaming, and going on where it was interrupted."""
+"""`rmtrain score`: rewards for a file of conversations, streamed in chunks of lines, resumed where an earlier run stopped."""
 
-import fcntl
 import gzip
 import hashlib
 import itertools
@@ -11,296 +10,48 @@ import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
+from filelock import lock_descriptor
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.batching.plan import Indices
 from rmtrain.commands.result import CommandResult
-from rmtrain.data.cache import NO_LOCKS
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.signals import Stop
-from rmtrain.errors import DataError, RecipeError, Stopped, TryAgain
-from rmtrain.evaluation.requests import WRITTEN, Question, format_response, read_question
-from rmtrain.evaluation.score import Rows
-from rmtrain.evaluation.score import score as score_rows
-from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer, finite
+from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
+from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
+from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
-from rmtrain.report.progress import LinePace as Pace
+from rmtrain.files import NO_LOCKS
+from rmtrain.report.progress import ScoringProgress, is_watched
 
 CHUNK = 256
-"""Lines of the input that are scored together and written at once. What a line gets depends on its chunk alone, wherever a run begins."""
+"""Lines that are scored together and written at once. A reward depends, in its last bits, on its chunk and nothing else: not on where a
+run was resumed, nor on the number of processes."""
 STANDARD = "-"
+MAX_NAMED = 10
+
 Numbered = tuple[int, Line]
 Chunk = tuple[int, list[Numbered]]
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What an output holds: the number of its first chunk that may not be whole, and the lines of that; the lines before, and their end."""
-
-    chunk: int = 0
-    lines: int = 0
-    end: int = 0
-    tail: tuple[bytes, ...] = ()
-
-
-class Sink:
-    """Where lines are written, after those that are `done`.
-
-    Args:
-        path: what errors call it.
-        stream: where; it is cut when the first lines come, and no sooner.
-        done: what it holds.
-    """
-
-    def __init__(self, path: str, stream: IO[bytes], done: Done) -> None:
-        self.path, self.stream, self.done = path, stream, done
-        self._begun = False
-
-    def write(self, lines: Sequence[str]) -> None:
-        """Write the lines of a chunk; raises DataError where the first ones are not those that the output has already."""
-        if not self._begun and self.done.tail:
-            self._go_on(lines)
-        self._begun = True
-        self.stream.write("".join(lines).encode())
-        self.stream.flush()
-
-    def _go_on(self, lines: Sequence[str]) -> None:
-        for number, (before, now) in enumerate(zip(self.done.tail, lines, strict=False), self.done.lines + 1):
-            if _said(before) != _said(now):
-                raise DataError(
-                    f"{self.path}:{number}: it is of another line than the input has; is it the input that it was begun with?"
-                )
-        self.stream.truncate(self.done.end)
-        self.stream.seek(self.done.end)
-
-
-def _said(line: str | bytes) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(line).items() if key not in WRITTEN}
-
-
-@contextmanager
-def opened(source: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, or of standard input."""
-    if source == STANDARD:
-        yield sys.stdin.buffer
-        return
-    with open_bytes(Path(source).expanduser()) as stream:
-        yield stream
-
-
-def read_lines(stream: IO[bytes], source: str) -> Iterator[Numbered]:
-    """Lines that are not empty with their numbers, counted from 1; of one that is too long no more than its beginning is read.
-
-    Raises:
-        DataError: a damaged archive.
-    """
-    for number in itertools.count(1):
-        try:
-            content = stream.readline(MAX_LINE_BYTES + 1)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{name_of(source)}: damaged archive: {error}") from error
-        if not content:
-            return
-        while len(content) > MAX_LINE_BYTES and not content.endswith(b"\n"):
-            rest = stream.readline(MAX_LINE_BYTES)
-            if not rest or rest.endswith(b"\n"):
-                break
-        if number == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
-        if content.strip():
-            yield number, Line(f"{name_of(source)}:{number}", content.rstrip())
-
-
-def in_chunks(lines: Iterator[Numbered]) -> Iterator[Chunk]:
-    """Lines by the number of their chunk."""
-    for number, group in itertools.groupby(lines, lambda numbered: (numbered[0] - 1) // CHUNK):
-        yield number, list(group)
-
-
-@contextmanager
-def output(target: str, settings: Mapping[str, Any], fresh: bool) -> Iterator[Sink]:
-    """The output, at the place where writing goes on, with what it holds; its settings are beside it.
-
-    Raises:
-        RecipeError: a file that something else wrote, or that was begun with other settings, unless `fresh`.
-        TryAgain: another process writes to it.
-    """
-    if target == STANDARD:
-        yield Sink("stdout", sys.stdout.buffer, Done())
-        return
-    path = Path(target).expanduser()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as stream:
-            yield Sink(target, stream, Done())
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    with path.open("r+b") as stream:
-        _lock(stream, target)
-        done = Done() if fresh else _done(path, settings)
-        if not done.tail:
-            stream.truncate(0)
-            write_settings(path, settings)
-        yield Sink(target, stream, done)
-        os.fsync(stream.fileno())
-
-
-def _lock(stream: IO[bytes], target: str) -> None:
-    """Hold the output until it is closed, where the file system has locks."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TryAgain(f"{target}: another process writes to it; wait for it, or name another file") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-
-
-@contextmanager
-def until_closed() -> Iterator[None]:
-    """Whoever reads standard output may go away, as `head` does."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Stopped(signal.SIGPIPE, "nobody reads the output any more") from None
-
-
-def _done(path: Path, settings: Mapping[str, Any]) -> Done:
-    """How far an output got. Its last chunk counts as not whole."""
-    if not path.stat().st_size:
-        return Done()
-    before = read_settings(path)
-    if before is None:
-        raise RecipeError(
-            f"{path} exists, and was not begun by rmtrain score ({settings_file(path).name} is not there); "
-            "name another file, or give --fresh to overwrite it"
-        )
-    differing = differences(before, settings, list(settings))
-    if differing:
-        raise RecipeError(
-            f"{path} was begun with other settings: {'; '.join(differing)}; use the same, or give --fresh to overwrite it"
-        )
-    last: deque[tuple[int, int, bytes]] = deque(maxlen=CHUNK + 1)
-    with path.open("rb") as stream:
-        end = 0
-        for index, line in enumerate(stream):
-            if line.endswith(b"\n"):
-                last.append((index, end, line))
-            end += len(line)
-    if not last:
-        return Done()
-    numbers = [_line_number(path, index, line) for index, _, line in last]
-    chunk = (numbers[-1] - 1) // CHUNK
-    first = next(place for place, number in enumerate(numbers) if (number - 1) // CHUNK == chunk)
-    index, begin, _ = last[first]
-    return Done(chunk, index, begin, tuple(line for _, _, line in list(last)[first:]))
-
-
-def _line_number(path: Path, index: int, line: bytes) -> int:
-    try:
-        return int(json.loads(line)["input_line"])
-    except (ValueError, KeyError, TypeError):
-        raise RecipeError(f"{path}:{index + 1}: no line that rmtrain score wrote; name another file, or give --fresh") from None
-
-
-def name_of(path: str, standard: str = "stdin") -> str:
-    """The name of a file, and what standard input or output is called."""
-    return standard if path == STANDARD else Path(path).name
-
-
-class Files:
-    """An input and an output, of which only the main process has any. All of it is called on all processes.
-
-    Args:
-        accelerator: the processes.
-        stop: whether a signal came to them.
-        stack: closes the files.
-    """
-
-    def __init__(self, accelerator: Accelerator, stop: Stop, stack: ExitStack) -> None:
-        self.accelerator, self.stop, self.stack = accelerator, stop, stack
-        self.done = Done()
-        self._chunks: Iterator[Chunk] = iter(())
-        self._sink: Sink | None = None
-
-    def open(self, source: str, target: str, settings: Mapping[str, Any], fresh: bool) -> None:
-        """Open both; raises what `output` raises."""
-
-        def opening() -> Done:
-            stream = self.stack.enter_context(opened(source))
-            self._chunks = in_chunks(read_lines(stream, source))
-            self._sink = self.stack.enter_context(output(target, settings, fresh))
-            return self._sink.done
-
-        self.done = run_on_main(self.accelerator, opening)
-
-    def turns(self) -> Iterator[list[Chunk]]:
-        """The chunks of the input, as many at a time as there are processes: of one there may be too few micro-batches for all."""
-        while chunks := run_on_main(self.accelerator, self._next):
-            yield chunks
-        self.stop.check(self.accelerator)
-
-    def _next(self) -> list[Chunk]:
-        """The next chunks; none where the input ends, or where a signal came while it kept silent."""
-        try:
-            with self.stop.at_once():
-                return list(itertools.islice(self._chunks, self.accelerator.num_processes))
-        except Stopped:
-            if self.stop.by is None:
-                raise
-            return []
-
-    def write(self, chunks: Iterator[Sequence[str]]) -> None:
-        """Write the lines of chunks, which are made by the main process alone; raises what making and writing them raises."""
-
-        def writing() -> None:
-            assert self._sink is not None, "the output is open"
-            for lines in chunks:
-                self._sink.write(lines)
-
-        run_on_main(self.accelerator, writing)
-
-    def close(self) -> None:
-        """Close both; raises OSError where the last lines do not get to the disk."""
-        run_on_main(self.accelerator, self.stack.close)
-
-
-@contextmanager
-def shared_files(
-    accelerator: Accelerator, stop: Stop, source: str, target: str, settings: Mapping[str, Any], fresh: bool
-) -> Iterator[Files]:
-    """The files, open until the block ends; see `output` for the arguments and errors."""
-    with until_closed() if target == STANDARD else nullcontext(), ExitStack() as stack:
-        files = Files(accelerator, stop, stack)
-        files.open(source, target, settings, fresh)
-        yield files
-        files.close()
-
-
-MAX_NAMED = 10
-Ready = tuple[Question, TokenizedComparison, bool]
+"""The number of a chunk, and its lines with their line numbers, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What is scored, and how.
+    """The options of `rmtrain score`.
 
     source, target: JSON Lines, `-` for standard input and output; the source may end in `.gz`.
-    best_of: write the best response of each line rather than all.
-    skip_bad: leave out lines that cannot be scored, rather than stop.
-    fresh: begin anew, whatever the output holds.
+    best_of: write the best response of each line instead of all.
+    skip_bad: skip lines that cannot be scored instead of stopping.
+    fresh: overwrite the output instead of resuming it.
     """
 
     model: str
@@ -316,210 +67,349 @@ class ScoreOptions:
     allow_template_change: bool = False
 
 
-@dataclass(slots=True)
-class Count:
-    """Lines that were read, written by this run and by those before, and cut; what was wrong with the first that were left out."""
+def score(options: ScoreOptions, console: Console) -> CommandResult:
+    """Score the lines of a file in their order; see `parse_input` for the lines, and `format_response` for the output.
 
-    read: int = 0
-    written: int = 0
-    before: int = 0
-    cut: int = 0
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def skipped(self) -> int:
-        """Lines that were left out."""
-        return self.read - self.before - self.written
-
-
-def score(wanted: ScoreOptions, console: Console) -> CommandResult:
-    """Score the lines of a file in their order; see `read_question` for what a line may be and `format_response` for what is written.
-
-    A file that was begun with the same model and settings is gone on with: its last chunk is computed again, and the result is byte for
-    byte that of a run that was not interrupted. Processes that are launched together share the work, and the result is that of one.
+    A partial output with the same model and settings is resumed; the result is byte for byte that of an uninterrupted run. Processes that
+    are launched together score a chunk each, and the result is that of one process.
 
     Raises:
-        RecipeError: a source that is not there, or an output that something else wrote.
-        DataError: a line that cannot be scored, without `skip_bad`, or no lines at all. Lines before its chunk are written.
-        CheckpointError: no model, or no score head. NumericError: a reward that is not finite. Lines before its chunk are written.
-        Stopped: a signal, of several processes.
+        RecipeError: the source is missing, or something else wrote the output.
+        DataError: a line cannot be scored, without `skip_bad`, or there are no lines at all. The lines before its chunk are written.
+        CheckpointError: no model, or no score head. NumericError: a reward is not finite. The lines before its chunk are written.
+        TryAgain: another process is writing the output.
+        Stopped: a signal came to one of several processes.
     """
     accelerator = start_evaluation()
-    run_on_main(accelerator, partial(_check, wanted))
+    run_on_main(accelerator, partial(_check_paths, options.source, options.target))
     scorer = RewardScorer(
-        wanted.model,
+        options.model,
         device=model_device(accelerator),
-        precision=wanted.precision,
-        max_length=wanted.max_length,
-        overlong=wanted.overlong,
-        max_tokens=wanted.max_tokens,
-        allow_template_change=wanted.allow_template_change,
+        precision=options.precision,
+        max_length=options.max_length,
+        overlong=options.overlong,
+        max_tokens=options.max_tokens,
+        allow_template_change=options.allow_template_change,
     )
-    settings, count = _settings(scorer, wanted), Count()
-    console = console if accelerator.is_main_process else Console(quiet=True)
-    with (
-        stopping(accelerator) as stop,
-        shared_files(accelerator, stop, wanted.source, wanted.target, settings, wanted.fresh) as files,
-    ):
-        count.before = files.done.lines
-        work = Work(accelerator, scorer, wanted, files, count, Pace(console, "lines"))
-        for chunks in files.turns():
-            work.turn(chunks)
-        if not count.written:
-            raise DataError(f"{name_of(wanted.source)}: {_nothing(files.done, wanted.target)}")
-    for problem in count.problems[:MAX_NAMED]:
-        console.print(f"skipped: {problem}", highlight=False, markup=False)
-    return _outcome(wanted, settings, count)
-
-
-def _nothing(done: Done, target: str) -> str:
-    if not done.end and not done.tail:
-        return "no line to score"
-    return f"it ends before the lines that {target} holds; is it the input that it was begun with?"
-
-
-def _check(wanted: ScoreOptions) -> None:
-    if wanted.source != STANDARD and not Path(wanted.source).expanduser().is_file():
-        raise RecipeError(f"{wanted.source}: there is no such file")
-    if wanted.target != STANDARD and wanted.source != STANDARD:
-        source, target = (Path(path).expanduser().resolve() for path in (wanted.source, wanted.target))
-        if source == target:
-            raise RecipeError(f"{wanted.target}: the output is the input; name another file")
-
-
-def _settings(scorer: RewardScorer, wanted: ScoreOptions) -> dict[str, Any]:
     head = scorer.model.head_weight_1H.detach().float().cpu().numpy().tobytes()
-    return {
-        "model": wanted.model,
+    settings = {
+        "model": options.model,
         **scorer.settings,
         "head_sha256": hashlib.sha256(head).hexdigest(),
         "max_tokens": scorer.max_tokens,
         "chunk": CHUNK,
-        "best_of": wanted.best_of,
+        "best_of": options.best_of,
     }
+    console = console if accelerator.is_main_process else Console(quiet=True)
+    read = cut = 0
+    problems: list[str] = []
+    # Rewards on stdout would be written into the live line.
+    live = is_watched(console) and options.target != STANDARD
+    with stopping(accelerator) as stop, ScoringProgress(console, "lines", live=live) as progress, ExitStack() as stack:
+        if options.target == STANDARD:
+            stack.enter_context(until_closed())
+        files = ScoreFiles(options, settings, stack)
+        resume_chunk, resumed = run_on_main(accelerator, files.open)
+        rows = resumed
+
+        # Each turn reads as many chunks as there are processes; each process scores one of them.
+        while chunks := run_on_main(accelerator, partial(files.next_chunks, accelerator.num_processes, stop)):
+            read += sum(len(lines) for _, lines in chunks)
+            if scorer.layout is None:
+                # By the first chunk of the input on all processes, and also when it is already scored: rewards depend on the layout.
+                encoded, _ = encode(chunks[0][1], scorer)
+                scorer.choose_layout([row.tokens for row in encoded])
+            mine = [lines for number, lines in chunks[accelerator.process_index :][:1] if number >= resume_chunk]
+            results: list[ScoredChunk] = gather_object([score_chunk(lines, scorer, options, stop) for lines in mine])
+            stop.check(accelerator)
+
+            complete = list(itertools.takewhile(lambda result: result.error is None, results))
+            rows += run_on_main(accelerator, partial(files.write, [result.lines for result in complete]))
+            for result in complete:
+                cut += result.cut
+                problems += result.problems[: MAX_NAMED - len(problems)]
+                progress.step(len(result.lines))
+            if len(complete) < len(results):
+                error = results[len(complete)].error
+                assert error is not None, "only an error ends the complete chunks"
+                raise error
+        stop.check(accelerator)
+        run_on_main(accelerator, files.finish)
+    if not rows:
+        raise DataError(f"{_name(options.source, 'stdin')}: no line to score")
+
+    for problem in problems:
+        console.print(f"skipped: {problem}", highlight=False, markup=False)
+    document = {
+        "rows": rows,
+        "resumed_after": resumed,
+        "skipped": read - rows,
+        "cut": cut,
+        "output": options.target,
+        "settings": settings,
+    }
+    report = [f"scored        {rows:,} lines" + (f", {resumed:,} of them earlier" if resumed else "")]
+    if read > rows:
+        report.append(f"skipped       {read - rows:,} lines that cannot be scored")
+    if cut:
+        report.append(f"cut           {cut:,} lines longer than {settings['max_length']:,} tokens, at their beginning")
+    return CommandResult(Text("\n".join([*report, f"output        {_name(options.target, 'stdout')}"])), document)
+
+
+def _check_paths(source: str, target: str) -> None:
+    if source == STANDARD:
+        return
+    if not Path(source).expanduser().is_file():
+        raise RecipeError(f"{source}: no such file")
+    if target != STANDARD and Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise RecipeError(f"{target}: the output is the input; name another file")
+
+
+def _name(path: str, standard: str) -> str:
+    return standard if path == STANDARD else Path(path).name
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What processes share: the lines of some chunks are encoded, then their micro-batches scored, each by one of them."""
+class EncodedRow:
+    """A line of the input with its tokens. `is_cut`: some of its sequences were cut."""
 
-    accelerator: Accelerator
-    scorer: RewardScorer
-    wanted: ScoreOptions
-    files: Files
-    count: Count
-    pace: Pace
-
-    def turn(self, chunks: Sequence[Chunk]) -> None:
-        """Score some chunks of the input, and write those that are not done; called on all processes.
-
-        Raises:
-            DataError, NumericError: a line that cannot be scored; the chunks before its own are written.
-        """
-        self.count.read += sum(len(lines) for _, lines in chunks)
-        is_first, done = self.scorer.layout is None, self.files.done.chunk
-        needed = [chunk for place, chunk in enumerate(chunks) if chunk[0] >= done or (is_first and place == 0)]
-        found = self._encoded([line for _, lines in needed for line in lines])
-        ready: list[list[Ready]] = []
-        problem: DataError | None = None
-        for number, lines in needed:
-            try:
-                kept = self._kept([found[line] for line, _ in lines])
-            except DataError as refused:
-                problem = refused
-                break
-            self.scorer.choose_layout([comparison for _, comparison, _ in kept])
-            if number >= done:
-                ready.append(kept)
-        self._write(ready)
-        if problem is not None:
-            raise problem
-
-    def _encoded(self, lines: Sequence[Numbered]) -> dict[int, Ready | DataError]:
-        """The tokens of each line, or what is wrong with it, by its number."""
-        mine = lines[self.accelerator.process_index :: self.accelerator.num_processes]
-        return dict(gather_object(encoded(mine, self.scorer)))
-
-    def _kept(self, found: Sequence[Ready | DataError]) -> list[Ready]:
-        """Lines without those that cannot be scored: they are left out and counted, or end the work."""
-        for problem in found:
-            if isinstance(problem, DataError):
-                if not self.wanted.skip_bad:
-                    raise problem
-                if len(self.count.problems) < MAX_NAMED:
-                    self.count.problems += problem.problems
-        return [one for one in found if not isinstance(one, DataError)]
-
-    def _write(self, chunks: Sequence[Sequence[Ready]]) -> None:
-        rewards = self._rewards([[comparison for _, comparison, _ in chunk] for chunk in chunks])
-        self.files.write(self._lines(chunk, found) for chunk, found in zip(chunks, rewards, strict=True))
-        for chunk in chunks:
-            self.count.written += len(chunk)
-            self.count.cut += sum(is_cut for _, _, is_cut in chunk)
-            self.pace.step(len(chunk))
-
-    def _rewards(self, chunks: Sequence[Sequence[TokenizedComparison]]) -> list[list[tuple[float, ...]]]:
-        """The rewards of the lines of each chunk, whose micro-batches are its own: what a line gets depends on its chunk alone."""
-        rows: list[TokenizedComparison] = []
-        micro_batches: list[Indices] = []
-        for chunk in chunks:
-            if chunk:
-                layout, _, cut = self.scorer.micro_batches(chunk)
-                micro_batches += [indices + len(rows) for indices in cut]
-                rows += chunk
-        if not rows:
-            return [[] for _ in chunks]
-        scorer, check = self.scorer, partial(self.files.stop.check, self.accelerator)
-        scored = score_rows(scorer.model, Rows(rows), micro_batches, layout, self.accelerator, scorer.pad_token_id, check)
-        found = (row.rewards for row in scored)
-        return [list(itertools.islice(found, len(chunk))) for chunk in chunks]
-
-    def _lines(self, chunk: Sequence[Ready], rewards: list[tuple[float, ...]]) -> list[str]:
-        return [
-            json.dumps(format_response(question, found, is_cut, self.wanted.best_of), ensure_ascii=False, allow_nan=False) + "\n"
-            for (question, _, is_cut), found in zip(chunk, finite([row.id for _, row, _ in chunk], rewards), strict=True)
-        ]
+    line: InputRow
+    tokens: TokenizedComparison
+    is_cut: bool
 
 
-def encoded(lines: Sequence[Numbered], scorer: RewardScorer) -> list[tuple[int, Ready | DataError]]:
-    """The tokens of each line, or what is wrong with it, with its number."""
-    questions: list[Question] = []
-    found: list[tuple[int, Ready | DataError]] = []
+def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[EncodedRow], list[DataError]]:
+    """Return the tokens of the lines that can be scored, and the problems of the others, both in order."""
+    inputs: list[InputRow] = []
+    problems: dict[int, DataError] = {}
     for number, line in lines:
         try:
-            questions.append(read_question(line, number))
+            inputs.append(parse_input(line, number))
         except DataError as problem:
-            found.append((number, problem))
+            problems[number] = problem
     try:
-        comparisons, were_cut = scorer.encode([question.asked for question in questions])
-        ready = zip(questions, comparisons, were_cut, strict=True)
-        return [*found, *((one[0].number, one) for one in ready)]
-    except DataError:
-        return [*found, *((question.number, _encoded_alone(question, scorer)) for question in questions)]
+        encoded = [*map(EncodedRow, inputs, *scorer.encode([row.request for row in inputs]))]
+    except DataError:  # names one line only; encode each alone to know about all
+        encoded = []
+        for row in inputs:
+            try:
+                (tokens,), (is_cut,) = scorer.encode([row.request])
+                encoded.append(EncodedRow(row, tokens, is_cut))
+            except DataError as problem:
+                problems[row.number] = problem
+    return encoded, [problems[number] for number in sorted(problems)]
 
 
-def _encoded_alone(question: Question, scorer: RewardScorer) -> Ready | DataError:
+@dataclass(frozen=True, slots=True)
+class ScoredChunk:
+    """Lines of the output with their line numbers in the input.
+
+    cut: lines that were cut. problems: the first lines that were skipped. error: ends the run; nothing of the chunk is written.
+    """
+
+    lines: list[tuple[int, str]] = field(default_factory=list)
+    cut: int = 0
+    problems: list[str] = field(default_factory=list)
+    error: DataError | NumericError | None = None
+
+
+def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreOptions, stop: Stop) -> ScoredChunk:
+    """Score the lines of a chunk on this process alone. Without a result after a signal, which all processes then find by `stop`."""
+
+    def check() -> None:
+        if stop.by is not None:
+            raise Stopped(stop.by)
+
+    encoded, bad = encode(lines, scorer)
+    if bad and not options.skip_bad:
+        return ScoredChunk(error=bad[0])
     try:
-        comparisons, were_cut = scorer.encode([question.asked])
-    except DataError as problem:
-        return problem
-    return question, comparisons[0], were_cut[0]
-
-
-def _outcome(wanted: ScoreOptions, settings: dict[str, Any], count: Count) -> CommandResult:
-    document = {
-        "rows": count.before + count.written,
-        "resumed_after": count.before,
-        "skipped": count.skipped,
-        "cut": count.cut,
-        "output": wanted.target,
-        "settings": settings,
-    }
-    lines = [
-        f"scored        {count.before + count.written:,} lines" + (f", {count.before:,} of them before" if count.before else "")
+        rewards = scorer.rewards([row.tokens for row in encoded], check)
+    except NumericError as error:
+        return ScoredChunk(error=error)
+    except Stopped:
+        if stop.by is None:  # a single process: its handler raises at once
+            raise
+        return ScoredChunk()
+    written = [
+        (row.line.number, _dump(format_response(row.line, of_row, row.is_cut, options.best_of)))
+        for row, of_row in zip(encoded, rewards, strict=True)
     ]
-    if count.skipped:
-        lines.append(f"skipped       {count.skipped:,} lines that cannot be scored")
-    if count.cut:
-        lines.append(f"cut           {count.cut:,} lines longer than {settings['max_length']:,} tokens, at their beginning")
-    return CommandResult(Text("\n".join([*lines, f"output        {name_of(wanted.target, 'stdout')}"])), document)
+    problems = [line for problem in bad[:MAX_NAMED] for line in problem.problems]
+    return ScoredChunk(written, sum(row.is_cut for row in encoded), problems)
+
+
+def _dump(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class ScoreFiles:
+    """The input and the output of `rmtrain score`. Only the main process opens and uses them.
+
+    Args:
+        options: source, target and fresh.
+        settings: everything rewards depend on; stored next to the output, and compared when it is resumed.
+        stack: closes both.
+    """
+
+    def __init__(self, options: ScoreOptions, settings: Mapping[str, Any], stack: ExitStack) -> None:
+        self.options, self.settings, self.stack = options, settings, stack
+        self._chunks: Iterator[Chunk] = iter(())
+        self._output: IO[bytes] = sys.stdout.buffer
+        # The complete lines of the output: how many, where they end, the input line of the last, and those of its chunk by input line.
+        self._rows = self._end = self._last_line = 0
+        self._unconfirmed: dict[int, dict[str, Any]] = {}
+
+    def open(self) -> tuple[int, int]:
+        """Open both.
+
+        Returns:
+            The first chunk to score, and the complete lines that the output already has.
+
+        Raises:
+            RecipeError: something else wrote the output, or it has other settings, unless `fresh`.
+            TryAgain: another process is writing it.
+        """
+        source, target = self.options.source, self.options.target
+        stream = sys.stdin.buffer
+        if source != STANDARD:
+            stream = self.stack.enter_context(open_bytes(Path(source).expanduser()))
+        lines = read_lines(stream, _name(source, "stdin"))
+        # By line number, not by count, so that skipped and empty lines do not shift the chunks.
+        self._chunks = ((n, list(group)) for n, group in itertools.groupby(lines, lambda line: (line[0] - 1) // CHUNK))
+        if target == STANDARD:
+            return 0, 0
+
+        path = Path(target).expanduser()
+        if path.exists() and not path.is_file():  # such as /dev/null, or a named pipe
+            self._output = self.stack.enter_context(path.open("wb"))
+            return 0, 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._output = self.stack.enter_context(path.open("r+b"))
+        self.stack.callback(os.fsync, self._output.fileno())
+        try:
+            if not lock_descriptor(self._output.fileno(), blocking=False):
+                raise TryAgain(f"{target}: another process is writing it; wait for it, or name another file")
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not self.options.fresh:
+            self._read_output(path)
+        if not self._rows:
+            self._output.seek(0)
+            self._output.truncate()
+            write_settings(path, self.settings)
+        return max(0, self._last_line - 1) // CHUNK, self._rows
+
+    def _read_output(self, path: Path) -> None:
+        """Note the complete lines of the output. Those of the last chunk are computed again, to confirm that the input is the same."""
+        if not path.stat().st_size:
+            return
+        before = read_settings(path)
+        if before is None:
+            raise RecipeError(
+                f"{path}: exists, and {settings_file(path).name}, which rmtrain score writes, does not; "
+                "name another file, or pass --fresh to overwrite it"
+            )
+        differing = differences(before, self.settings, list(self.settings))
+        if differing:
+            raise RecipeError(
+                f"{path}: has other settings: {'; '.join(differing)}; use the same, or pass --fresh to overwrite it"
+            )
+        last: deque[tuple[int, bytes]] = deque(maxlen=CHUNK)
+        for line in self._output:
+            if line.endswith(b"\n"):
+                self._rows, self._end = self._rows + 1, self._end + len(line)
+                last.append((self._rows, line))
+        for place, line in last:
+            try:
+                row = json.loads(line)
+                self._last_line = int(row["input_line"])
+            except (ValueError, KeyError, TypeError):
+                raise RecipeError(
+                    f"{path}:{place}: not a line of rmtrain score; name another file, or pass --fresh to overwrite it"
+                ) from None
+            self._unconfirmed[self._last_line] = _without_scores(row)
+        chunk = (self._last_line - 1) // CHUNK
+        self._unconfirmed = {n: row for n, row in self._unconfirmed.items() if (n - 1) // CHUNK == chunk}
+
+    def next_chunks(self, count: int, stop: Stop) -> list[Chunk]:
+        """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent."""
+        try:
+            with stop.at_once():
+                return list(itertools.islice(self._chunks, count))
+        except Stopped:
+            if stop.by is None:
+                raise
+            return []
+
+    def write(self, chunks: Sequence[Sequence[tuple[int, str]]]) -> int:
+        """Write the lines of chunks that the output does not have yet; returns their number.
+
+        Raises:
+            DataError: lines of the output are not those of the input.
+        """
+        lines = [line for chunk in chunks for line in chunk]
+        if self._unconfirmed and chunks:
+            computed = {number: _without_scores(json.loads(text)) for number, text in chunks[0]}
+            for number, stored in list(self._unconfirmed.items()):
+                if computed.get(number) != stored:
+                    raise self._other_input(number)
+                del self._unconfirmed[number]
+            self._output.seek(self._end)
+            self._output.truncate()  # a last line that was cut off
+        new = [text for number, text in lines if number > self._last_line]
+        self._output.write("".join(new).encode())
+        self._output.flush()
+        return len(new)
+
+    def finish(self) -> None:
+        """Flush the output to the disk and close both; raises DataError where the output has lines that the input does not have."""
+        for number in self._unconfirmed:
+            raise self._other_input(number)
+        self.stack.close()
+
+    def _other_input(self, number: int) -> DataError:
+        place, source = f"{self.options.target}:{self._rows - len(self._unconfirmed) + 1}", _name(self.options.source, "stdin")
+        return DataError(
+            f"{place}: not the reward of line {number} of {source}; pass the same input, or --fresh to overwrite the output"
+        )
+
+
+def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in WRITTEN}
+
+
+def read_lines(stream: IO[bytes], name: str) -> Iterator[Numbered]:
+    """Yield the lines that are not empty with their numbers, counted from 1.
+
+    A line that is too long is cut, which makes it malformed, so that it takes no more memory than others.
+
+    Raises:
+        DataError: a damaged archive.
+    """
+    for number in itertools.count(1):
+        try:
+            content = stream.readline(MAX_LINE_BYTES + 1)
+            if not content:
+                return
+            rest = content
+            while len(rest) >= MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                rest = stream.readline(MAX_LINE_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{name}: damaged archive: {error}") from error
+        if number == 1:
+            content = content.removeprefix(b"\xef\xbb\xbf")
+        if content.strip():
+            yield number, Line(f"{name}:{number}", content.rstrip())
+
+
+@contextmanager
+def until_closed() -> Iterator[None]:
+    """End as by SIGPIPE when the reader of standard output, such as `head`, goes away."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes stdout at exit
+        raise Stopped(signal.SIGPIPE, "standard output was closed by its reader") from None

@@ -1,6 +1,5 @@
 """`rmtrain train`: the whole run, read from top to bottom."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, check_budget
+from rmtrain.commands.export import export_with_card
 from rmtrain.commands.result import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.audit import audit, check_rankings
@@ -27,32 +27,34 @@ from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.distributed import leave_group, model_device, run_on_main
+from rmtrain.engine.loop import Display
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, token_budget
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
-from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.run_log import Display, Meter, RunLog
+from rmtrain.engine.run_dir import RunDirectory, check_output_dir
+from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import Stop
-from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16, versions
+from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16
 from rmtrain.engine.state_dict import Tensors, restore_model
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
+from rmtrain.errors import RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.metrics import check_gates
 from rmtrain.evaluation.samples import sample_rows
-from rmtrain.evaluation.score import Evaluation, check_gates, evaluate
-from rmtrain.evaluation.scores_file import write_scores
+from rmtrain.evaluation.scores_file import pair_settings, write_scores, write_settings
+from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export_dir import check_exportable, export_model, golden_texts
+from rmtrain.model.export_dir import check_exportable, golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
 from rmtrain.model.saved_model import template_hash
-from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
-from rmtrain.report.card import card_of
 from rmtrain.report.console import compact
+from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import pictures, with_errors, write_report
-from rmtrain.report.progress import ReadingDisplay, make_display
-from rmtrain.report.tables import evaluation_summary, findings_notes, next_steps, run_header, sample_table, waterfall_table
+from rmtrain.report.progress import ReadingProgress, TrainingProgress
+from rmtrain.report.tables import findings_notes, next_steps, run_header, waterfall_table
 
 logger = logging.getLogger("rmtrain")
 
@@ -78,9 +80,9 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     strategy = start(recipe)
     accelerator = strategy.accelerator
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
-    directory = run_on_main(accelerator, partial(RunDirectory.claim, recipe, fresh))
+    run_on_main(accelerator, partial(check_output_dir, recipe, fresh, resume))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingDisplay(console) as progress:
+    with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     findings = audit(prepared, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
@@ -90,12 +92,13 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     budget = agreed_budget(recipe, prepared.train, layout, model, accelerator)
     plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
-    meter, contents = Meter(accelerator, flos_per_token(model)), CheckpointMetadata.of(model, order_facts(recipe, prepared))
+    meter, metadata = Meter(accelerator, flos_per_token(model)), CheckpointMetadata.of(model, order_facts(recipe, prepared))
     parameters = trainable_summary(model)
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, contents)
+    directory = open_directory(recipe, strategy, tokenizer, prepared, fresh, resume)
+    saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
     run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
-    display = make_display(console, len(loader), accelerator.num_processes)
+    display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, Stop() as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
         try:
@@ -103,6 +106,24 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
             return run.finish(last, evaluator, stop)
         except Stopped as stopped:
             raise Stopped(stopped.signal, run.how_to_go_on(stopped)) from None
+
+
+def open_directory(
+    recipe: Recipe,
+    strategy: Strategy,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: PreparedData,
+    fresh: bool,
+    resume: Path | None,
+) -> RunDirectory:
+    """Open the run directory on the main process and record what the run is made of. Called on all ranks."""
+    hashes = {
+        "data": prepared.train.key,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": str(template_hash(tokenizer)),
+    }
+    record = environment(strategy, recipe.training.precision, hashes)
+    return run_on_main(strategy.accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
 
 
 def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
@@ -150,9 +171,7 @@ def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: 
     """
     max_length = recipe.data.max_length
     if model.max_positions is not None and max_length > model.max_positions:
-        raise RecipeError(
-            f"data.max_length: expected at most {model.max_positions}, the positions of the model, got {max_length}"
-        )
+        raise RecipeError(f"data.max_length: expected at most {model.max_positions}, the positions of the model, got {max_length}")
     check_exportable(model, tokenizer, golden_texts(tokenizer, max_length))
     warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
 
@@ -184,24 +203,13 @@ class Running:
 
     @contextmanager
     def opened(self, console: Console, plan: Plan, resume: Path | None) -> Iterator[RunLog]:
-        """The directory taken for as long as the run goes on, from its checkpoint where there is one; where its numbers go."""
-        hashes = {
-            "data": self.prepared.train.key,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
-            "template": str(template_hash(self.tokenizer)),
-        }
-        if resume is not None and not self.directory.continues:
-            raise CheckpointError(f"--resume {resume}: {self.directory.path} holds no run yet")
-        run_on_main(
-            self.accelerator,
-            partial(self.directory.open, self.recipe, environment(self.strategy, self.recipe.training.precision, hashes)),
-        )
+        """Resume from the run's checkpoint if there is one, and yield where its numbers go; the directory is closed at the end."""
         trackers = None
         try:
             console.print(self._header(plan))
             if self.directory.continues:
                 self.saver.resume(resume)
-            if self.saver.position.step < plan.total_steps:
+            if self.saver.state.step < plan.total_steps:
                 self.saver.check_room(MOMENTS[self.recipe.optimizer.name])
             trackers = start_trackers(self.accelerator, self.recipe, self.directory)
             yield RunLog(self.accelerator, self.directory.path, trackers)
@@ -225,15 +233,16 @@ class Running:
         if not len(data):
             return None
 
-        budget = agreed_budget(recipe, data, self.layout, self.model, self.accelerator)
+        costs = Costs.of(data, self.layout)
+        budget = run_on_main(self.accelerator, partial(token_budget, recipe.batching.max_tokens, costs, self.model))
+        scoring = ScoringPlan.of(data, self.layout, costs, budget, self.tokenizer.pad_token_id)
 
-        def evaluate_at(step: int) -> Evaluation:
-            check = partial(stop.check, self.accelerator)
-            evaluation = evaluate(model, data, self.layout, self.accelerator, self.tokenizer.pad_token_id, budget, check)
+        def evaluate_at(step: int) -> EvaluationResult:
+            evaluation = evaluate(model, scoring, self.accelerator, recipe.objective, partial(stop.check, self.accelerator))
             samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
             log.metrics(step, evaluation.metrics())
             log.samples(step, samples)
-            log.pictures(step, pictures(evaluation.scored))
+            log.pictures(step, pictures(evaluation))
             display.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
             if samples:
                 display.show(sample_table(samples))
@@ -241,9 +250,9 @@ class Running:
 
         return evaluate_at
 
-    def finish(self, last: Evaluation | None, evaluator: Any, stop: Stop) -> CommandResult:
+    def finish(self, last: EvaluationResult | None, evaluator: Any, stop: Stop) -> CommandResult:
         """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
-        recipe, path, done = self.recipe, self.directory.path, self.saver.position.step
+        recipe, path, done = self.recipe, self.directory.path, self.saver.state.step
         best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
         if best is not None:
             logger.info("the weights after step %d were best by %s; they are exported", best, recipe.checkpoints.best)
@@ -277,29 +286,20 @@ class Running:
         restore_model(whole, gathered)
         return whole
 
-    def _leave(self, model: RewardModel, last: Evaluation | None, summary: dict[str, Any] | None, step: int) -> None:
+    def _leave(self, model: RewardModel, last: EvaluationResult | None, summary: dict[str, Any] | None, step: int) -> None:
         recipe, path = self.recipe, self.directory.path
         if last is not None:
             write_scores(path / "scores.jsonl", last.scored)
-        facts = {
-            "recipe_sha256": hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
-            "data_key": self.prepared.train.key,
-            "max_length": recipe.data.max_length,
-            "step": step,
-        }
-        export_model(model, self.tokenizer, self.directory.model, golden_texts(self.tokenizer, recipe.data.max_length), facts)
+            dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
+            exported, template = str(self.directory.model), template_hash(self.tokenizer)
+            settings = pair_settings(exported, self.prepared.eval, recipe.data, recipe.objective, dtype, template)
+            write_settings(path / "scores.jsonl", settings)
+        data, waterfall = self.prepared.train.key, self.prepared.train.waterfall.to_json()
+        export_with_card(model, self.tokenizer, recipe, self.directory.model, data, step, waterfall=waterfall, evaluation=summary)
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
-        card = card_of(
-            recipe,
-            self.tokenizer,
-            waterfall=self.prepared.train.waterfall.to_json(),
-            evaluation=summary,
-            versions=versions(),
-        )
-        (self.directory.model / "README.md").write_text(card, encoding="utf-8")
         self._report(last)
 
-    def _report(self, last: Evaluation | None) -> None:
+    def _report(self, last: EvaluationResult | None) -> None:
         recipe, path, prepared = self.recipe, self.directory.path, self.prepared
         splits = {"train": prepared.train, "eval": prepared.eval}
         write_report(

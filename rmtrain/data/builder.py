@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice, tee
 from multiprocessing import get_context, parent_process
 from multiprocessing.synchronize import Barrier
@@ -20,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +35,6 @@ from rmtrain.data.comparison import (
 )
 from rmtrain.data.rows.adapt import RawBatch
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
-from rmtrain.data.rows.readers import Meter
 from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, is_limited, select
 from rmtrain.data.text.tokenize import Encoder
 from rmtrain.data.waterfall import Waterfall
@@ -165,8 +162,6 @@ class RowTask:
     source: str
     split: str
     holdout: float | None
-    share: float | None = None
-    """How far the source was read when they were; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +253,7 @@ class RowEncoder:
 
 def _marks(rows: Sequence[StoredRow], groups: Mapping[str, int]) -> Marks:
     contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in rows]
-    return Marks(np.array(contents, np.uint64), np.array([groups.get(row.comparison.id, 0) for row in rows], np.uint64))
+    return Marks(contents, [groups.get(row.comparison.id, 0) for row in rows])
 
 
 Encode = Callable[[Iterable[RowTask]], Iterator[dict[str, EncodedRows]]]
@@ -314,7 +309,8 @@ class Builder:
             for split, rows in encoded.items():
                 self._write(split, task.source, self._within_limits(task, split, rows))
                 read[task.split, task.source] += rows.read
-            self.progress(Reading(task.source, read[task.split, task.source], task.share))
+            share = task.rows.share if isinstance(task.rows, RawBatch) else None
+            self.progress(Reading(task.source, read[task.split, task.source], share))
 
     def _within_limits(self, task: RowTask, split: str, rows: EncodedRows) -> EncodedRows:
         """What `dedup` and `cap` leave of some rows. All rows of a source come by here in order, whoever encoded them."""
@@ -339,14 +335,5 @@ class Builder:
 
 def _tasks(sources: Iterable[tuple[Source, str]], progress: Progress) -> Iterator[RowTask]:
     for source, split in sources:
-        meter, read = Meter(), 0
-        for rows in read_batches(source, meter, partial(_tell, source, meter, progress)):
-            share = None
-            if isinstance(rows, RawBatch):
-                read += len(rows.rows)
-                share = max(meter.share or 0.0, read / source.limit) if source.limit else meter.share
-            yield RowTask(rows, source.title, split, source.holdout, share)
-
-
-def _tell(source: Source, meter: Meter, progress: Progress, rows: int) -> None:
-    progress(Reading(source.title, rows, meter.share, "gathering"))
+        for rows in read_batches(source, progress):
+            yield RowTask(rows, source.title, split, source.holdout)

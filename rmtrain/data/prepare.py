@@ -16,7 +16,7 @@ from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, Builder, R
 from rmtrain.data.cache import Claim, get_or_build
 from rmtrain.data.comparison import Dropped, place_of
 from rmtrain.data.rows.dataset import digest, read_rows, source_identity, tokenizer_fingerprint
-from rmtrain.data.rows.loading import Progress, Reading
+from rmtrain.data.rows.loading import Progress, no_progress
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.tokenizer import first_change, probe
 from rmtrain.data.waterfall import Waterfall
@@ -59,13 +59,12 @@ def overlap(train: TokenizedData, evaluation: TokenizedData) -> list[Overlap]:
     return found
 
 
-def check_overlap(train: TokenizedData, evaluation: TokenizedData) -> None:
+def check_overlap(rows: Sequence[Overlap], evaluation: TokenizedData) -> None:
     """Refuse evaluation data that was trained on.
 
     Raises:
-        DataError: naming the first rows of the evaluation data whose prompt is in the training data too.
+        DataError: naming the first of the rows of the evaluation data whose prompt is in the training data too.
     """
-    rows = overlap(train, evaluation)
     if rows:
         exact = sum(row.exact for row in rows)
         raise DataError(
@@ -123,6 +122,7 @@ class PreparedData:
     train: TokenizedData
     eval: TokenizedData
     directory: Path
+    overlap: Sequence[Overlap]
 
 
 def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None) -> PreparedData:
@@ -141,7 +141,7 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress |
     prepared = prepare_unchecked(data, tokenizer, progress)
     _check(prepared, data.train, data.max_drop_fraction)
     if not data.allow_overlap:
-        check_overlap(prepared.train, prepared.eval)
+        check_overlap(prepared.overlap, prepared.eval)
     return prepared
 
 
@@ -185,17 +185,13 @@ def _prepare(
         "train": [source_identity(source) for source in train],
         "eval": [source_identity(source) for source in evaluation],
     }
-    key, progress = digest(identity), progress or _quiet
+    key, progress = digest(identity), progress or no_progress
 
     def build(directory: Path, held: Claim) -> None:
-        def report(reading: Reading) -> None:
-            held.said = reading.to_line()
-            progress(reading)
-
         with in_order(partial(RowEncoder, tokenizer, data), data.processes) as encode:
-            Builder(directory, report).build(train, evaluation, encode, {"key": key, "probes": probe(tokenizer)})
+            Builder(directory, progress).build(train, evaluation, encode, {"key": key, "probes": probe(tokenizer)})
 
-    directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build, partial(_tell, progress))
+    directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build)
     return _load(directory, key, tokenizer)
 
 
@@ -205,16 +201,6 @@ def _refuse_by_prompt(source: Source) -> None:
             raise RecipeError(
                 f"{source.title}: {name} goes by prompt, and rows of tokens do not say where theirs ends; remove it"
             )
-
-
-def _tell(progress: Progress, said: str) -> None:
-    reading = Reading.of_line(said)
-    if reading is not None:
-        progress(reading)
-
-
-def _quiet(reading: Reading) -> None:
-    """Tell nobody."""
 
 
 def _load(directory: Path, key: str, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
@@ -235,7 +221,7 @@ def _load(directory: Path, key: str, tokenizer: PreTrainedTokenizerBase) -> Prep
     train, evaluation = (
         TokenizedData(directory / f"{split}.arrow", key, Waterfall.from_json(stored[split]["waterfall"])) for split in SPLITS
     )
-    return PreparedData(train, evaluation, directory)
+    return PreparedData(train, evaluation, directory, overlap(train, evaluation))
 
 
 def _check(prepared: PreparedData, train: Sequence[Source], max_drop_fraction: float) -> None:

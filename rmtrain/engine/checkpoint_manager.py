@@ -1,4 +1,4 @@
-"""When a run saves, what it saves, and how it goes on from there."""
+"""When a run saves, what it saves, and how it resumes."""
 
 import logging
 import time
@@ -14,8 +14,8 @@ from torch import nn
 
 from rmtrain.engine.checkpoint import Checkpoint, size_of
 from rmtrain.engine.distributed import any_rank, run_on_main
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.signals import Stop
 from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.strategy import Strategy
@@ -27,24 +27,26 @@ logger = logging.getLogger("rmtrain")
 
 @dataclass
 class TrainState:
-    """Where a run is, beside its tensors.
+    """The progress of a run, stored in each checkpoint next to its tensors.
 
     step: optimizer steps that are done.
-    evaluated: whether the evaluation that is due after this step is done.
-    best_step, best_value: of the evaluation that was best by `checkpoints.best`.
+    last_evaluated_step: the last step whose evaluation is done. One that was due later comes first when the run is resumed.
+    best_step, best_value: the best evaluation by `checkpoints.best`.
     """
 
     step: int = 0
-    evaluated: bool = True
+    last_evaluated_step: int = 0
     best_step: int | None = None
     best_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMetadata:
-    """What a checkpoint is of, noted while the model is whole.
+    """Facts about the model and the data of a run, noted before a strategy shards the model.
 
-    trained: bytes of the trained weights. frozen: the fingerprint of the others. plan: what the order of the comparisons depends on.
+    trained: bytes of the trained weights.
+    frozen: fingerprint of the other weights, see `frozen_fingerprint`.
+    plan: everything that the order of the comparisons depends on.
     """
 
     trained: int
@@ -53,182 +55,170 @@ class CheckpointMetadata:
 
     @classmethod
     def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
-        """Of a model that is not prepared yet."""
+        """Collect the facts of a model that is not prepared yet."""
         return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
 
 
+@dataclass
 class CheckpointManager:
-    """The checkpoints of a running run.
+    """Saves the checkpoints of a run, and resumes it from one.
 
-    Args:
-        strategy: how the processes share the model; the main one writes.
-        model, optimizer: prepared.
-        meter: its open interval is saved, too.
-        directory: of the run.
-        settings: when to save, and what to keep.
-        contents: what a checkpoint is of; one of another plan or other frozen weights is refused.
+    strategy: how the processes share the model; the main process writes.
+    model, optimizer: prepared by the strategy.
+    meter: its open log interval is saved as well.
+    directory: the run directory.
+    settings: when to save, and what to keep.
+    metadata: checkpoints with another plan or other frozen weights are refused.
     """
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        meter: Meter,
-        directory: RunDirectory,
-        settings: Checkpointing,
-        contents: CheckpointMetadata,
-    ) -> None:
-        self.strategy, self.accelerator = strategy, strategy.accelerator
-        self.model, self.optimizer, self.meter = model, optimizer, meter
-        self.directory, self.checkpoints, self.settings, self.contents = directory, directory.checkpoints, settings, contents
-        self.position = TrainState()
+    strategy: Strategy
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    meter: Meter
+    directory: RunDirectory
+    settings: Checkpointing
+    metadata: CheckpointMetadata
+
+    def __post_init__(self) -> None:
+        self.accelerator, self.checkpoints = self.strategy.accelerator, self.directory.checkpoints
+        self.state, self.last_save_time = TrainState(), time.monotonic()
         self.resumed_from: int | None = None
         self.saved_step: int | None = None
-        self.since = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether it is time for a checkpoint after this step. Called on all ranks, which are told what the main process finds."""
-        settings = self.settings
-        by_steps = settings.every is not None and step % settings.every == 0
-        by_time = settings.minutes is not None and time.monotonic() - self.since >= 60 * settings.minutes
-        if settings.minutes is None:
+        """Return whether a checkpoint is due after this step, the same on every rank. Called on all ranks."""
+        by_steps = self.settings.every is not None and step % self.settings.every == 0
+        if self.settings.minutes is None:
             return by_steps
+        by_time = time.monotonic() - self.last_save_time >= 60 * self.settings.minutes
+        # Clocks differ between ranks, and all must save together: the main one decides.
         return any_rank(self.accelerator, by_time and self.accelerator.is_main_process) or by_steps
 
-    def save(self, step: int, evaluated: bool) -> None:
-        """Write a checkpoint after this step, unless there is one, and delete those that are not to be kept. Called on all ranks.
+    def save(self, step: int) -> None:
+        """Write the checkpoint of a step, unless it exists, and delete those that need not be kept. Called on all ranks.
 
         Args:
-            step: steps that are done.
-            evaluated: whether the evaluation that is due after it is done; if not, it comes first when the run is resumed.
+            step: optimizer steps that are done.
 
         Raises:
             TryAgain: the disk is full.
         """
         if step == self.saved_step:
             return
-        self.position.step, self.position.evaluated = step, evaluated
+        self.state.step = step
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
         weights, moments, values = self.strategy.state(self.model, self.optimizer)
         files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
         state = {
-            "position": asdict(self.position),
-            "plan": dict(self.contents.plan),
+            "train_state": asdict(self.state),
+            "plan": dict(self.metadata.plan),
             "processes": self.accelerator.num_processes,
             "strategy": self.strategy.name,
-            "frozen": self.contents.frozen,
+            "frozen": self.metadata.frozen,
             "meter": interval,
             "optimizer": values,
         }
         run_on_main(self.accelerator, partial(self._write, files, state))
-        self.saved_step, self.since = step, time.monotonic()
+        self.saved_step, self.last_save_time = step, time.monotonic()
 
-    def end_if_asked(self, stop: Stop, step: int, evaluated: bool) -> None:
-        """Where a signal came to any process, save as `save` does, then raise Stopped. Called on all ranks."""
+    def _write(self, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
+        self.directory.sync()  # a checkpoint must never be newer than the records of its steps
+        self.checkpoints.save(self.state.step, files, state)
+        protected = (self.state.step, self.state.best_step, self.resumed_from)
+        self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
+
+    def save_and_stop_if_signaled(self, stop: Stop, step: int) -> None:
+        """If any process received a signal, save and raise Stopped. Called on all ranks."""
         if stop.is_wanted(self.accelerator):
-            self.save(step, evaluated)
+            self.save(step)
             stop.end()
 
-    def note_evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
-        """After an evaluation: when it is the best so far, keep the weights that it is of. Called on all ranks."""
-        metric, position = self.settings.best, self.position
+    def update_best(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Note that a step was evaluated; if its evaluation is the best so far, save its weights. Called on all ranks."""
+        self.state.last_evaluated_step = step
+        metric, best = self.settings.best, self.state.best_value
         value = None if metric is None else summary[metric]
-        if metric is None or value is None or not _is_better(metric, value, position.best_value):
+        if value is None:
             return
-        position.best_step, position.best_value = step, value
-        self.save(step, evaluated=True)
-
-    def resume(self, chosen: Path | None = None) -> None:
-        """Go on from a checkpoint, the newest that is undamaged unless one is chosen; from the beginning where there is none.
-
-        Records and checkpoints of what came after it are put out of the way. Called on all ranks.
-
-        Raises:
-            CheckpointError: none can be used, or the chosen one is not of this run, this model, this optimizer or this plan.
-        """
-        find = self.checkpoints.newest if chosen is None else partial(self.checkpoints.read, chosen)
-        found = run_on_main(self.accelerator, find)
-        if found is not None:
-            self._restore(found)
-            self.resumed_from = self.saved_step = found.step
-        run_on_main(self.accelerator, partial(self._forget_what_came_after, found))
+        if best is None or (value < best if metric in LOWER_IS_BETTER else value > best):
+            self.state.best_step, self.state.best_value = step, value
+            self.save(step)
 
     def check_room(self, moments: float) -> None:
-        """Before the first step, see whether a checkpoint will fit: the weights, and `moments` times as much for the optimizer.
+        """Check before the first step that a checkpoint will fit: the weights, and `moments` times as much for the optimizer.
 
         Raises:
-            TryAgain: it will not.
+            TryAgain: it will not fit.
         """
-        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.contents.trained * (1 + moments))))
+        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.metadata.trained * (1 + moments))))
+
+    def resume(self, chosen: Path | None = None) -> None:
+        """Resume from the chosen checkpoint, or from the newest valid one, or start from step 0 when there is none.
+
+        Records of later steps are cut off, later checkpoints renamed. Called on all ranks.
+
+        Raises:
+            CheckpointError: none is valid, or it does not match this run, model, optimizer or plan.
+        """
+        find = self.checkpoints.newest if chosen is None else partial(self.checkpoints.read, chosen)
+        checkpoint = run_on_main(self.accelerator, find)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+            self.resumed_from = self.saved_step = checkpoint.step
+        run_on_main(self.accelerator, partial(self._rewind, checkpoint))
+
+    def _rewind(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            logger.info("no checkpoint found in %s; starting from step 0", self.directory.path)
+        else:
+            logger.info("resuming from step %d (%s)", checkpoint.step, checkpoint.path)
+            self.checkpoints.set_aside_after(checkpoint.step)
+        self.directory.rewind(self.state.step, self.state.last_evaluated_step)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        try:
+            plan, processes = state["plan"], state["processes"]
+            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.metadata.plan.items() if plan.get(key) != now]
+            if changed:
+                raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
+            check_frozen(state, self.metadata.frozen)
+            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
+            self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), state["optimizer"])
+            if self.accelerator.process_index < processes:
+                restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
+            self.meter.restore(state["meter"])
+            self.state = TrainState(**state["train_state"])
+        except CheckpointError as error:
+            raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{checkpoint.path / 'state.json'}: not the state of a run: {error}") from error
+        if processes != self.accelerator.num_processes and self.accelerator.is_main_process:
+            logger.warning(
+                "checkpoint was saved with %d processes, now running %d: data order is unchanged, dropout masks will differ",
+                processes,
+                self.accelerator.num_processes,
+            )
 
     def load_best(self) -> int | None:
-        """Put the weights of the best evaluation back; returns its step, None when they are those in memory already.
+        """Load the weights of the best evaluation; returns its step, or None if they are the current ones. Called on all ranks.
 
         Raises:
             CheckpointError: their checkpoint is missing or damaged.
         """
-        best = self.position.best_step
-        if best is None or best == self.position.step:
+        best = self.state.best_step
+        if best is None or best == self.state.step:
             return None
         try:
-            found = run_on_main(self.accelerator, partial(self.checkpoints.read, self.checkpoints.path(best)))
-            self.strategy.restore_weights(self.model, found.tensors("model"))
+            checkpoint = run_on_main(self.accelerator, partial(self.checkpoints.read, self.checkpoints.path(best)))
+            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
         except CheckpointError as error:
-            advice = "the last weights are saved; set checkpoints.load_best_at_end: false to export those"
+            advice = "set checkpoints.load_best_at_end: false to export the last weights instead; they are saved"
             raise CheckpointError(*error.problems, advice) from error
         return best
 
-    def _write(self, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-        self.directory.sync()
-        self.checkpoints.save(self.position.step, files, state)
-        protected = (self.position.step, self.position.best_step, self.resumed_from)
-        self.checkpoints.rotate(self.settings.keep, {number for number in protected if number is not None})
 
-    def _forget_what_came_after(self, found: Checkpoint | None) -> None:
-        if found is None:
-            logger.info("no checkpoint was saved yet; beginning anew in %s", self.directory.path)
-        else:
-            logger.info("going on after step %d, from %s", found.step, found.path)
-            self.checkpoints.set_aside_after(found.step)
-        self.directory.rewind(self.position.step, self.position.evaluated)
-
-    def _restore(self, found: Checkpoint) -> None:
-        try:
-            self._check_origin(found.state)
-            self.strategy.restore_weights(self.model, found.tensors("model"))
-            self.strategy.restore_optimizer(self.optimizer, self.model, found.tensors("optimizer"), found.state["optimizer"])
-            self._restore_rng(found)
-            self.meter.restore(found.state["meter"])
-            self.position = TrainState(**found.state["position"])
-        except CheckpointError as error:
-            raise CheckpointError(*(f"{found.path}: {problem}" for problem in error.problems)) from error
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{found.path / 'state.json'}: not the state of a run: {error}") from error
-
-    def _check_origin(self, state: Mapping[str, Any]) -> None:
-        before = state["plan"]
-        different = [
-            f"{key} was {before.get(key)}, is {value}" for key, value in self.contents.plan.items() if before.get(key) != value
-        ]
-        if different:
-            raise CheckpointError(f"it is of other training data or another order: {', '.join(different)}")
-        if state["frozen"] != self.contents.frozen:
-            raise CheckpointError("the frozen weights of the base model are not those it was trained on")
-
-    def _restore_rng(self, found: Checkpoint) -> None:
-        before, now, rank = found.state["processes"], self.accelerator.num_processes, self.accelerator.process_index
-        if before != now and self.accelerator.is_main_process:
-            logger.warning(
-                "the checkpoint is of %d processes, there are %d now: same order and losses within rounding, other dropout masks",
-                before,
-                now,
-            )
-        if rank < before:
-            restore_rng(self.accelerator.device, found.tensors(f"rng-{rank}"))
-
-
-def _is_better(metric: str, value: float, best: float | None) -> bool:
-    if best is None:
-        return True
-    return value < best if metric in LOWER_IS_BETTER else value > best
+def check_frozen(state: Mapping[str, Any], frozen: str | None) -> None:
+    """Raise CheckpointError when the state of a checkpoint names other frozen weights than those with this fingerprint."""
+    if state["frozen"] != frozen:
+        raise CheckpointError("the frozen weights of the base model have changed; use the same base model")

@@ -1,7 +1,7 @@
-"""DeepSpeed ZeRO: the optimizer's state in pieces (stage 1), gradients too (2), weights too (3).
+"""DeepSpeed ZeRO: shards the optimizer's state (stage 1), also gradients (stage 2), also weights (stage 3).
 
-DeepSpeed keeps all that it trains in flat buffers, and `deepspeed.utils` knows which part of them is whose. Whole tensors are asked for
-there, so that checkpoints are those of every other strategy.
+DeepSpeed trains flat buffers, and `deepspeed.utils` maps each parameter to its part of them. Full tensors are read and written through
+those functions, so that checkpoints are the same as under every other strategy.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rmtrain.engine.state_dict import (
-    OF_PARAMETER_SHAPE,
+    PARAMETER_SHAPED,
     OptimizerValues,
     Tensors,
-    check_alike,
     check_names,
     check_optimizer,
+    check_weight,
     persistent_buffers,
     trained_parameters,
 )
@@ -28,17 +28,17 @@ from rmtrain.model.reward_model import RewardModel, unwrap
 
 
 class DeepSpeedStrategy(Strategy):
-    """One of the three stages, over an engine of DeepSpeed's."""
+    """ZeRO stage 1, 2 or 3: the prepared model is a DeepSpeedEngine."""
 
     shards = True
 
     def __init__(self, accelerator: Accelerator) -> None:
         super().__init__(accelerator)
-        unset_hf_deepspeed_config()  # otherwise transformers cuts up the weights of stage 3 while they are loaded
+        unset_hf_deepspeed_config()  # otherwise transformers shards the weights of stage 3 while it loads them
 
     @property
     def stage(self) -> int:
-        """1, 2 or 3."""
+        """The ZeRO stage: 1, 2 or 3."""
         return int(self.accelerator.deepspeed_plugin.zero_stage)
 
     @property
@@ -50,7 +50,7 @@ class DeepSpeedStrategy(Strategy):
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = 0.0 if clip is None else clip
-        config["train_micro_batch_size_per_gpu"] = 1  # must be there; losses are sums, and divided by us
+        config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
         return super().prepare(model, optimizer, clip)
 
     def is_wrapped(self, model: Any) -> bool:
@@ -98,7 +98,7 @@ class DeepSpeedStrategy(Strategy):
         trained, buffers = trained_parameters(model), dict(persistent_buffers(unwrap(model)))
         check_names("weights", [*trained, *buffers], tensors)
         for name, target in (trained | buffers).items():
-            check_alike(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
+            check_weight(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
         for name, parameter in trained.items():
             value = tensors[name].to(self.accelerator.device)
             with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
@@ -117,9 +117,9 @@ class DeepSpeedStrategy(Strategy):
         if not any(values.values()):
             return
         steps = next(tensors[f"{name}/step"] for name, keys in values.items() if "step" in keys)
-        self._blank_state(model, steps)
+        self._allocate_state(model, steps)
         for name, parameter in trained.items():
-            for key in sorted(values[name].keys() & set(OF_PARAMETER_SHAPE)):
+            for key in sorted(values[name].keys() & set(PARAMETER_SHAPED)):
                 safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.accelerator.device), key)
 
     def _optimizer_state(self, model: Any) -> tuple[Tensors, OptimizerValues]:
@@ -133,14 +133,14 @@ class DeepSpeedStrategy(Strategy):
         self._link_state(model)
         steps = next(iter(flat.values()))["step"]
         for name, parameter in trained_parameters(model).items():
-            whole = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
-            values[name] = dict.fromkeys(("step", *whole))
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+            values[name] = dict.fromkeys(("step", *moments))
             if self.accelerator.is_main_process:
-                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in {"step": steps, **whole}.items()}
+                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in {"step": steps, **moments}.items()}
         return tensors, values if self.accelerator.is_main_process else {}
 
-    def _blank_state(self, model: Any, steps: Tensor) -> None:
-        """State of the flat buffers, which AdamW makes at its first step only."""
+    def _allocate_state(self, model: Any, steps: Tensor) -> None:
+        """Create the state of the flat buffers, which AdamW itself creates only at its first step."""
         zero = model.optimizer
         buffers = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
         for buffer in buffers:
@@ -149,7 +149,7 @@ class DeepSpeedStrategy(Strategy):
         self._link_state(model)
 
     def _link_state(self, model: Any) -> None:
-        """Let the parameters of stages 1 and 2 know where their moments are. DeepSpeed does so after the step of the first group alone."""
+        """Map the parameters of stages 1 and 2 to their moments: DeepSpeed does that only after the step of the first group."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         if self.stage < 3:

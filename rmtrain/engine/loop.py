@@ -6,19 +6,19 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rmtrain.batching.layout import MicroBatch
 from rmtrain.batching.loader import StepBatch, StepLoader
 from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import learning_rate
-from rmtrain.engine.run_log import Display, Meter, RunLog
+from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError, Stopped
-from rmtrain.objective import Edges, Objective, bradley_terry, plackett_luce
-from rmtrain.recipe.schema import Objectives, PlackettLuce, Recipe
+from rmtrain.objective import compute_objective
+from rmtrain.recipe.schema import Recipe
 
 logger = logging.getLogger("rmtrain")
 
@@ -35,6 +35,14 @@ class Evaluation(Protocol):
 Evaluated = TypeVar("Evaluated", bound=Evaluation)
 
 
+class Display(Protocol):
+    """Shows a running run to a person."""
+
+    def step(self, step: int, tokens: int) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def show(self, renderable: Any) -> None: ...
+
+
 def train(
     recipe: Recipe,
     strategy: Strategy,
@@ -48,7 +56,7 @@ def train(
     saver: CheckpointManager,
     stop: Stop,
 ) -> Evaluated | None:
-    """Train from where the saver's position is to the last step.
+    """Train from the step of the saver's state to the last step.
 
     Args:
         recipe: what to do.
@@ -70,6 +78,9 @@ def train(
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
     guard = NonFiniteGuard(log)
 
+    def evaluation_is_due(step: int) -> bool:
+        return evaluate is not None and step != last and due(recipe.evaluation.every, step)
+
     def evaluate_at(step: int) -> Evaluated | None:
         if evaluate is None:
             return None
@@ -77,15 +88,15 @@ def train(
             with meter.paused():
                 evaluation = evaluate(step)
         except Stopped:
-            saver.save(step, evaluated=False)
+            saver.save(step)
             raise
-        saver.note_evaluation(step, evaluation.summary)
+        saver.update_best(step, evaluation.summary)
         return evaluation
 
     warmup_largest_batch(strategy, model, optimizer, loader)
-    if not saver.position.evaluated and saver.position.step != last:
-        evaluate_at(saver.position.step)
-    for number in range(saver.position.step, last):
+    if evaluation_is_due(saver.state.step) and saver.state.last_evaluated_step < saver.state.step:
+        evaluate_at(saver.state.step)  # the run was stopped between this step and its evaluation
+    for number in range(saver.state.step, last):
         lr, step = rate(number), number + 1
         compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
         batch, tokens, finite = retry_on_oom(compute, number, strategy, optimizer, loader)
@@ -95,13 +106,12 @@ def train(
             metrics = meter.report(step, step / loader.plan.steps_per_epoch, lr)
             log.metrics(step, metrics)
             display.log(step, metrics)
-        evaluates = step != last and evaluate is not None and due(recipe.evaluation.every, step)
         if step == last or saver.is_due(step):
-            saver.save(step, evaluated=step != last and not evaluates)
-        saver.end_if_asked(stop, step, evaluated=step != last and not evaluates)
-        if evaluates:
+            saver.save(step)
+        saver.save_and_stop_if_signaled(stop, step)
+        if evaluation_is_due(step):
             evaluate_at(step)
-            saver.end_if_asked(stop, step, evaluated=True)
+            saver.save_and_stop_if_signaled(stop, step)
     return evaluate_at(last)
 
 
@@ -173,14 +183,6 @@ class NonFiniteGuard:
                 f"Rows: {named} (all in nonfinite.jsonl); lower optimizer.lr, or look at these rows with `rmtrain inspect`"
             )
         logger.warning("step %d: the gradient is not finite, so there was no update; its rows: %s", step, named)
-
-
-def compute_objective(objective: Objectives, rewards_N: Tensor, batch: MicroBatch) -> Objective:
-    """The objective of a recipe on the rewards of a micro-batch."""
-    edges = Edges(batch.winner_E, batch.loser_E, batch.margin_E, batch.probability_E, batch.weight_E)
-    if isinstance(objective, PlackettLuce):
-        return plackett_luce(rewards_N, batch.comparison_N, edges, objective.center_rewards)
-    return bradley_terry(rewards_N, edges, objective.center_rewards, objective.label_smoothing)
 
 
 def check_gradients(strategy: Strategy, model: nn.Module) -> None:

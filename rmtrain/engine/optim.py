@@ -1,8 +1,8 @@
-"""Loss to updates: parameter groups, the optimizer, and the learning rate as a pure function of the step."""
+"""The optimizer with its parameter groups, and the learning rate as a pure function of the step."""
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,10 +15,10 @@ logger = logging.getLogger("rmtrain")
 
 
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; matrices decay, vectors (biases, norms) do not.
+    """Return AdamW over the trainable parameters; weight decay applies to matrices, not to vectors (biases, norms).
 
     Raises:
-        RecipeError: `adamw_8bit` without bitsandbytes.
+        RecipeError: `adamw_8bit` is requested without bitsandbytes.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -27,21 +27,17 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
     ]
     groups = [group for group in groups if group["params"]]
     if optimizer.name == "adamw_8bit":
-        return _adamw_8bit(groups, optimizer)
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
+        return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
     on_accelerator = all(parameter.device.type == "cuda" for parameter in trainable)
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=on_accelerator or None)
 
 
-def _adamw_8bit(groups: Iterable[dict[str, object]], optimizer: Optimizer) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError:
-        raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
-    return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
-
-
 def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
-    """Where bfloat16 weights are trained, say how many of them a step can change at all: AdamW moves a weight by about `lr`."""
+    """Warn of the share of bfloat16 weights that a step cannot change: AdamW moves a weight by about `lr`, which may round to nothing."""
     weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
     if training.allow_bfloat16_weights and weights:
         movable = sum(int(((weight + lr) != weight).sum()) for weight in weights)
@@ -52,9 +48,9 @@ def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> Non
 
 
 def learning_rate(optimizer: Optimizer, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of each step, counted from 0: transformers' schedule of that name, evaluated rather than stepped.
+    """Return the learning rate as a function of the step, counted from 0, by transformers' schedule of that name.
 
-    A schedule that is stepped must be saved, restored and kept from accelerate's per-process stepping; a function need not.
+    A schedule that is stepped would have to be saved, restored and kept from accelerate, which steps it once per process.
     """
     placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     warmup_steps = math.ceil(optimizer.warmup * total_steps)

@@ -1,21 +1,24 @@
-"""The directory of a run: whose it is, whether it goes on or begins, and its line-by-line records.
+"""The directory of a run: who may train in it, what the run is made of, and its line-by-line records.
 
-`run.json` marks it and names the run. A directory without it is not ours, and nothing in it is touched.
+`run.json` marks a run directory and holds the id of the run. A directory without it belongs to someone else: nothing in it is touched.
 """
 
-import errno
-import fcntl
 import json
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
+
+from filelock import FileLock
 
 from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
+from rmtrain.files import atomic_write, sync, try_lock, write_text
 from rmtrain.recipe.explain import show
 from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe
 from rmtrain.recipe.schema import Recipe
@@ -23,87 +26,72 @@ from rmtrain.recipe.schema import Recipe
 logger = logging.getLogger("rmtrain")
 
 MARKER, LOCK, RECIPE, ENVIRONMENT = "run.json", ".lock", "recipe.yaml", "environment.json"
-BEGINNINGS = frozenset({LOCK, f".{MARKER}.new"})
-"""All there is in the directory of a run that was killed before it had its marker."""
+UNMARKED = re.compile(r"\.lock|\.run\.json\.\d+\.tmp")
+"""The only files in the directory of a run that was killed before it had its marker."""
 RECORDS = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "nonfinite.jsonl")
-HARMLESS = (
+CHANGEABLE = (
     *("run.name", "run.output_dir", "data.cache_dir", "data.processes", "batching", "tracking", "hub"),
     *("checkpoints.every", "checkpoints.minutes", "checkpoints.keep", "checkpoints.load_best_at_end"),
     *("evaluation.every", "evaluation.samples", "evaluation.gates"),
 )
-"""Keys that change neither the weights nor what they are measured on; a section stands for all its keys."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Keys that may change on resume: they affect neither the weights nor the metrics. A section stands for all its keys."""
 
 
 class RunDirectory:
-    """Everything one run writes, under one path.
+    """The files of one run, under one path.
 
     Args:
-        path: the directory; relative where it lies below the current one, as people are shown it.
-        run_id: of the run, written into each of its checkpoints.
-        continues: whether the run began before.
+        path: the directory; relative when it is below the current one, as it is shown to people.
+        run_id: the run, written into each of its checkpoints.
+        continues: whether the run was started earlier.
+        lock: keeps other processes out; None on ranks other than the main one.
     """
 
-    def __init__(self, path: Path, run_id: str, continues: bool) -> None:
-        self.path, self.run_id, self.continues = path, run_id, continues
+    def __init__(self, path: Path, run_id: str, continues: bool, lock: FileLock | None = None) -> None:
+        self.path, self.run_id, self.continues, self.lock = path, run_id, continues, lock
         self.is_finished = False
-        self._lock: IO[str] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the lock: the main process keeps it when it sends the directory to the other ranks."""
+        return type(self), (self.path, self.run_id, self.continues)
 
     @classmethod
-    def claim(cls, recipe: Recipe, fresh: bool = False) -> Self:
-        """The directory of a run that is about to begin, or to go on. Only `fresh` changes anything: it moves an older run aside.
+    def open(cls, recipe: Recipe, environment: dict[str, Any], fresh: bool = False, resume: Path | None = None) -> Self:
+        """Lock the directory of a run for this process, and write what the run is made of: resolved recipe, versions, hashes.
+
+        An unfinished run of this recipe is continued, unless `fresh` renames it and starts another.
 
         Raises:
-            RecipeError: a directory that no run should have, or that cannot be written.
-            CheckpointError: it is a file, holds other files, or a run that is under way, is finished, or has another recipe.
+            RecipeError, CheckpointError: as `check_output_dir`.
+            TryAgain: the disk is full or fails.
         """
-        path = _safe(recipe.run.output_dir)
-        if path.exists() and not path.is_dir():
-            raise CheckpointError(f"run.output_dir: {path} is a file; name a directory that is new or empty")
-        _check_writable(path.resolve())
-        if not path.is_dir() or set(os.listdir(path)) <= BEGINNINGS:
-            return cls(path, uuid.uuid4().hex, continues=False)
-        if (path / MARKER).exists():
-            _lock(path).close()
+        path = check_output_dir(recipe, fresh, resume)
         if fresh and (path / MARKER).exists():
-            _move_aside(path)
-            return cls(path, uuid.uuid4().hex, continues=False)
-        run_id = _unfinished(path)
-        _refuse_changes(path, recipe)
-        return cls(path, run_id, continues=True)
-
-    def open(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        """Take the directory for this process until it ends, and write what the run is made of: resolved recipe, versions, hashes.
-
-        Raises:
-            CheckpointError: another process trains in it, or did so meanwhile.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+            number = next(number for number in count(1) if not path.with_name(f"{path.name}.old-{number}").exists())
+            aside = path.rename(path.with_name(f"{path.name}.old-{number}"))
+            logger.info("renamed the older run in %s to %s", path, aside)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
         try:
-            self._begin(recipe, environment)
+            run_id = _unfinished_run(path, recipe, resume)  # again: another process may have trained here since the check
+            directory = cls(path, run_id or uuid.uuid4().hex, continues=run_id is not None, lock=lock)
+            directory._mark(finished=False)
+            for name, code in hook_files(recipe).items():
+                with disk_errors(path / name), atomic_write(path / name) as file:
+                    file.write(code)
+            directory._write(RECIPE, dump_recipe(recipe))
+            directory._write(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+            directory.checkpoints.directory.mkdir(exist_ok=True)
+            directory.checkpoints.clean()
         except BaseException:
-            self.close()
+            lock.release()
             raise
-
-    def _begin(self, recipe: Recipe, environment: dict[str, Any]) -> None:
-        if self.continues != (self.path / MARKER).exists() or (self.continues and _unfinished(self.path) != self.run_id):
-            raise CheckpointError(f"run.output_dir: another process has meanwhile been at work in {self.path}; begin again")
-        self._mark(finished=False)
-        for name, code in hook_files(recipe).items():
-            self._write(name, code.decode())
-        self._write(RECIPE, dump_recipe(recipe))
-        for name, code in hook_files(recipe).items():
-            (self.path / name).write_bytes(code)
-        self._write(ENVIRONMENT, json.dumps(environment, indent=2))
-        self.checkpoints.directory.mkdir(exist_ok=True)
-        self.checkpoints.clean()
+        return directory
 
     def close(self) -> None:
-        """Let other processes have the directory."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock."""
+        if self.lock is not None:
+            self.lock.release()
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -111,158 +99,148 @@ class RunDirectory:
         self.is_finished = True
 
     def sync(self) -> None:
-        """Put the records on the disk; raises TryAgain when it does not take them."""
+        """Flush the records to the disk; raises TryAgain when it is full or fails."""
         for name in RECORDS:
             if (self.path / name).exists():
-                with writing(self.path / name), (self.path / name).open("rb") as file:
-                    os.fsync(file.fileno())
+                with disk_errors(self.path / name):
+                    sync(self.path / name)
 
-    def rewind(self, step: int, evaluated: bool) -> None:
-        """Cut the records back to the first `step` steps; a line that was half written goes, too.
+    def rewind(self, step: int, last_evaluated_step: int) -> None:
+        """Cut the records back to what had happened after `step` steps, of which `last_evaluated_step` was evaluated last.
 
-        Args:
-            step: steps that are done.
-            evaluated: whether lines of an evaluation after the last of them stay.
+        A line that was half written when the process ended is cut off as well.
         """
         for name in RECORDS:
             file = self.path / name
             if file.exists():
                 with file.open("r+b") as stream:
                     end = 0
-                    while (line := stream.readline()) and _is_before(line, step, evaluated):
+                    while (line := stream.readline()) and _is_before(line, step, last_evaluated_step):
                         end = stream.tell()
                     stream.truncate(end)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints."""
+        """The checkpoints of the run."""
         return Checkpoints(self.path / "checkpoints", self.run_id)
 
     @property
     def model(self) -> Path:
-        """Where the exported model goes."""
+        """The directory of the exported model."""
         return self.path / "model"
 
     def _mark(self, finished: bool) -> None:
-        self._write(MARKER, json.dumps({"run_id": self.run_id, "finished": finished}, indent=2))
+        self._write(MARKER, json.dumps({"run_id": self.run_id, "finished": finished}, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
-        """A file that is there whole or as it was before, whenever the machine stops; raises TryAgain when it cannot be written."""
-        aside = self.path / f".{name}.new"
-        with writing(self.path / name):
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(text if text.endswith("\n") else text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, self.path / name)
+        with disk_errors(self.path / name):
+            write_text(self.path / name, text)
 
 
 @contextmanager
-def writing(file: Path) -> Iterator[None]:
-    """Raise TryAgain, in a line that names the file, where the disk does not take what is written."""
+def disk_errors(file: Path) -> Iterator[None]:
+    """Raise TryAgain, naming the file, when the disk does not take what is written in this block."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
             raise TryAgain(f"{file}: the disk is full; make room and run the same command again") from error
-        why = os.strerror(error.errno) if error.errno else str(error)
-        raise TryAgain(f"{file}: cannot be written: {why}; run the same command again when it can") from error
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise TryAgain(f"{file}: could not be written: {reason}; run the same command again once the disk is writable") from error
 
 
-def _safe(output_dir: str) -> Path:
-    """The path of a run directory, symbolic links resolved, relative to the current directory where it lies below it.
+def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = None) -> Path:
+    """Return the directory of a run, symbolic links resolved, if this recipe can be trained in it. Nothing is written.
+
+    Args:
+        recipe: names the directory.
+        fresh: whether a run that is in it will be renamed.
+        resume: the checkpoint that will be resumed from, if one was chosen.
 
     Raises:
-        RecipeError: no path at all, the root, the home or current directory or one above it, or one that leads out of it by `..`.
+        RecipeError: no run may have this directory, or it is not writable.
+        CheckpointError: it is a file, holds other files, or a run that is finished, in progress, or of another recipe.
     """
+    path = _resolve(recipe.run.output_dir)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"run.output_dir: {path} is a file; choose a new or empty directory")
+    parent = next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise RecipeError(f"run.output_dir: {parent} is not writable; choose another directory")
+    has_run = (path / MARKER).exists()
+    if has_run:
+        _lock(path).release()  # reports a process that is training there
+    if not (has_run and fresh):
+        _unfinished_run(path, recipe, resume)
+    return path
+
+
+def _resolve(output_dir: str) -> Path:
+    """Return the path, relative to the current directory if it is below it; raises RecipeError for one that no run may have."""
     try:
         given = Path(output_dir).expanduser()
         path, here, home = given.resolve(), Path.cwd().resolve(), Path.home().resolve()
-        path.exists()
+        path.exists()  # raises for a name that is too long
     except (OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"run.output_dir: {show(output_dir)} is no path of a directory: {error}") from error
+        raise RecipeError(f"run.output_dir: {show(output_dir)} is not a path of a directory: {error}") from error
     if path in (Path(path.anchor), home, here) or path in (*here.parents, *home.parents):
-        raise RecipeError(f"run.output_dir: {path} is no directory of a run; name one of its own, such as runs/mine")
+        raise RecipeError(f"run.output_dir: refusing to use {path}; choose a dedicated directory such as runs/mine")
     if not given.is_absolute() and os.path.normpath(given).startswith(".."):
-        raise RecipeError(f"run.output_dir: {output_dir} leads out of the current directory; write {path} if you mean it")
+        raise RecipeError(f"run.output_dir: {output_dir} is outside the current directory; write {path} if you mean it")
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _check_writable(path: Path) -> None:
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RecipeError(f"run.output_dir: {there} cannot be written to; name another directory")
+def _lock(path: Path) -> FileLock:
+    """Lock a run directory for this process; raises CheckpointError when another process holds it."""
+    lock = try_lock(path / LOCK)
+    if lock is None:
+        raise CheckpointError(f"run.output_dir: another process is training in {path}; wait for it or choose another directory")
+    return lock
 
 
-def _lock(path: Path) -> IO[str]:
-    """Take the directory for this process; raises CheckpointError when another one has it."""
-    file = (path / LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise CheckpointError(f"run.output_dir: another process is training in {path}") from None
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        logger.warning("%s: this file system has no locks; nothing keeps a second process from training there", path)
-    return file
-
-
-def _unfinished(path: Path) -> str:
-    """The id of the run in a directory.
+def _unfinished_run(path: Path, recipe: Recipe, resume: Path | None) -> str | None:
+    """Return the id of the run that this recipe would continue; None when the directory is missing or empty.
 
     Raises:
-        CheckpointError: there is none, so that the files there are somebody else's; or it is finished.
+        CheckpointError: the directory holds other files, or its run is finished, of another recipe, or missing though `resume` is set.
     """
+    if not path.is_dir() or all(UNMARKED.fullmatch(name) for name in os.listdir(path)):
+        if resume is not None:
+            raise CheckpointError(f"--resume {resume}: {path} has no run to resume; leave out --resume")
+        return None
     try:
         marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
         run_id, finished = str(marker["run_id"]), bool(marker["finished"])
     except FileNotFoundError:
-        raise CheckpointError(f"run.output_dir: {path} holds other files; name a new directory, or move them away") from None
+        raise CheckpointError(f"run.output_dir: {path} contains other files; choose a new directory, or move them away") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / MARKER}: damaged; move {path} away, or start over with --fresh") from error
     if finished:
+        raise CheckpointError(f"run.output_dir: the run in {path} is finished; choose a new directory, or rename it with --fresh")
+    changes = _changes(load_recipe(path / RECIPE), recipe) if (path / RECIPE).exists() else []
+    if changes:
         raise CheckpointError(
-            f"run.output_dir: the run in {path} is finished; name a new directory, or move it aside with --fresh"
+            *(f"{path}: the unfinished run has another recipe: {change}" for change in changes),
+            "change these keys back to resume the run, choose another run.output_dir, or rename the run with --fresh",
         )
     return run_id
 
 
-def _move_aside(path: Path) -> None:
-    number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
-        number += 1
-    path.rename(aside)
-    logger.info("the run that was in %s is now in %s", path, aside)
-
-
-def _refuse_changes(path: Path, recipe: Recipe) -> None:
-    """Raise CheckpointError with each key that would make it another run."""
-    if not (path / RECIPE).exists():
-        return
-    older = load_recipe(path / RECIPE)
+def _changes(older: Recipe, recipe: Recipe) -> list[str]:
+    """Describe each difference between two recipes that makes them different runs."""
     before, now = dict(flat(older.model_dump())), dict(flat(recipe.model_dump()))
-    changed = [
-        f"{key} was {_shown(before, key)}, is {_shown(now, key)}"
+    changes = [
+        f"{key} was {show(before[key]) if key in before else 'unset'}, is {show(now[key]) if key in now else 'unset'}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in HARMLESS)
+        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
     ]
     if hook_files(older) != hook_files(recipe):
-        changed.append(f"the code of {', '.join(hook_files(recipe)) or 'prepare'} was other code")
-    if changed:
-        raise CheckpointError(
-            *(f"the unfinished run in {path} has another recipe: {line}" for line in changed),
-            "change these back to resume it, name another run.output_dir, or move it aside with --fresh",
-        )
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return show(values[key]) if key in values else "not there"
+        changes.append(f"the code of {', '.join(hook_files(recipe)) or 'prepare'} changed")
+    return changes
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool | None]]:
-    """`section.key` and value of everything in a recipe."""
+    """Yield `section.key` and value of everything in a recipe."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flat(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -273,12 +251,12 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float 
         yield prefix, value
 
 
-def _is_before(line: bytes, step: int, evaluated: bool) -> bool:
-    """Whether a line of a record is whole and of the first `step` steps."""
+def _is_before(line: bytes, step: int, last_evaluated_step: int) -> bool:
+    """Return whether a line of a record is complete, and not of a later step or a later evaluation."""
     try:
         row = json.loads(line)
         own = int(row["step"])
     except (ValueError, KeyError, TypeError):
         return False
-    of_evaluation = "rewards" in row or any(key.startswith("eval/") for key in row)
-    return line.endswith(b"\n") and (own < step or (own == step and (evaluated or not of_evaluation)))
+    is_evaluation = "rewards" in row or any(key.startswith("eval/") for key in row)
+    return line.endswith(b"\n") and own <= (last_evaluated_step if is_evaluation else step)

@@ -1,8 +1,8 @@
-"""How the processes of a run share its model: what is reduced when, and how a step is made of what was reduced.
+"""How the processes of a run share its model: what is sharded, what is reduced when, and how a step updates the weights.
 
-Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. A step asks the same four things
-of each: a micro-batch, its backward, the update, and the whole of what is held in pieces. A checkpoint holds whole tensors by name,
-so that any strategy goes on from any other's.
+Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. Training asks the same four
+questions of each: how to run a micro-batch, its backward, the update, and how to gather the full state. A checkpoint holds full
+tensors by name, so that any strategy can resume a run of any other.
 """
 
 import math
@@ -19,11 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 from rmtrain.engine.state_dict import (
     OptimizerValues,
     Tensors,
+    full_tensor,
     model_state_dict,
     optimizer_state,
     restore_model,
     restore_optimizer,
-    whole,
 )
 from rmtrain.errors import RmtrainError
 from rmtrain.model.head import head_of
@@ -32,7 +32,7 @@ from rmtrain.model.reward_model import RewardModel
 
 
 class Strategy:
-    """One process, or DDP: every process holds the whole model, and the gradients of a step are reduced with its last micro-batch.
+    """One process, or DDP: every process holds the full model, and gradients are reduced with the last micro-batch of a step.
 
     Args:
         accelerator: as `start` made it.
@@ -45,46 +45,46 @@ class Strategy:
 
     @property
     def name(self) -> str:
-        """What a person calls it."""
+        """The name shown to people and stored in checkpoints."""
         return "DDP" if self.accelerator.num_processes > 1 else "one process"
 
     def prepare(
         self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The model and the optimizer as the strategy wraps them.
+        """Wrap the model and the optimizer.
 
         Args:
-            model, optimizer: whole, on the device.
-            clip: the largest global gradient norm; None: any.
+            model, optimizer: not sharded, on the device.
+            clip: the largest global gradient norm; None for no limit.
 
         Raises:
-            RmtrainError: accelerate wraps them otherwise.
+            RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
         prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
         if not self.is_wrapped(prepared_model):
-            raise RmtrainError(f"{self.name} was asked for, but accelerate did not wrap the model so; report this")
+            raise RmtrainError(f"requested {self.name}, but accelerate did not wrap the model that way; please report this bug")
         return prepared_model, prepared_optimizer
 
     def is_wrapped(self, model: nn.Module) -> bool:
-        """Whether a prepared model is wrapped as the strategy says."""
+        """Return whether a prepared model is wrapped as the strategy requires."""
         processes: int = self.accelerator.num_processes
         return isinstance(model, DistributedDataParallel) == (processes > 1)
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-        """Forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
+        """Context of the forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
         return nullcontext() if is_last else self.accelerator.no_sync(model)
 
     def backward(self, model: nn.Module, loss: Tensor) -> None:
-        """Add the gradients of a loss, which was divided by everything but the number of processes."""
+        """Add the gradients of a loss that is already scaled, except for the average over processes."""
         self.accelerator.backward(loss)
 
     def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
-        """Clip and step; no step where the gradient is not finite, on whichever rank: gradients are averaged, so all see it.
+        """Clip the gradient and step, unless the gradient is not finite: gradients are averaged, so every rank decides the same.
 
         Returns:
-            The global gradient norm before it was clipped, float32 [], and whether there was a step.
+            The global gradient norm before clipping, float32 [], and whether there was a step.
         """
-        norm = whole(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
+        norm = full_tensor(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
             set_lr(optimizer, lr)
@@ -93,37 +93,35 @@ class Strategy:
         return norm, is_finite
 
     def params_without_grad(self, model: nn.Module) -> list[str]:
-        """Names of the trainable parameters that got no gradient. Called on all ranks, between backward and update."""
+        """Return the names of trainable parameters without gradient. Called on all ranks, between backward and update."""
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        """Whole weights, and the state of the optimizer, as `rmtrain.engine.state_dict` has them, on the main process; empty elsewhere.
+        """Return full weights and the optimizer's state, see `rmtrain.engine.state_dict`. Called on all ranks.
 
-        Called on all ranks.
+        Only the main process gets tensors.
         """
-        keep = self.accelerator.is_main_process
-        return model_state_dict(model, keep), *optimizer_state(optimizer, model, keep)
+        return self.weights(model), *optimizer_state(optimizer, model, self.accelerator.is_main_process)
 
     def weights(self, model: nn.Module) -> Tensors:
-        """Whole trained weights and buffers on the main process; empty elsewhere. Called on all ranks."""
+        """Return full trained weights and buffers on the main process, an empty dict elsewhere. Called on all ranks."""
+        reshard(model)
         return model_state_dict(model, self.accelerator.is_main_process)
 
     def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Put whole weights back; raises CheckpointError as `restore_model`. Called on all ranks."""
+        """Load full weights; raises CheckpointError as `restore_model`. Called on all ranks."""
+        reshard(model)
         restore_model(model, tensors)
 
     def restore_optimizer(
         self, optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], values: OptimizerValues
     ) -> None:
-        """Put the state of an optimizer back; raises CheckpointError as `restore_optimizer`. Called on all ranks."""
+        """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`. Called on all ranks."""
         restore_optimizer(optimizer, model, tensors, values)
 
 
 class Fsdp2(Strategy):
-    """Weights, gradients and optimizer state in pieces, one on each process; a layer is whole only while it computes.
-
-    The gradients of every micro-batch are reduced: to keep them whole until the last one would take back the memory that pieces save.
-    """
+    """Weights, gradients and optimizer state are sharded over the processes; a layer is gathered only while it computes."""
 
     name = "FSDP2"
     shards = True
@@ -131,7 +129,7 @@ class Fsdp2(Strategy):
     def prepare(
         self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
     ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """As of `Strategy`. Under bfloat16 weights travel and compute in bfloat16; the head, rewards and reductions are float32."""
+        """See `Strategy`. Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
@@ -139,39 +137,28 @@ class Fsdp2(Strategy):
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
-            _cut_head(head_of(model.backbone, model.head), optimizer)
+            shard_head(head_of(model.backbone, model.head), optimizer)
         return super().prepare(model, optimizer, clip)
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+        # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
         return nullcontext()
 
     def is_wrapped(self, model: nn.Module) -> bool:
         return all(isinstance(parameter, DTensor) for parameter in model.parameters())
 
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        cut(model)
-        return super().state(model, optimizer)
 
-    def weights(self, model: nn.Module) -> Tensors:
-        cut(model)
-        return super().weights(model)
-
-    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        cut(model)
-        super().restore_weights(model, tensors)
-
-
-def _cut_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the head into pieces on its own, in float32, and let the optimizer know them: accelerate knows one precision alone."""
+def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Shard the head on its own, in float32, and replace its parameters in the optimizer: accelerate has one precision for all."""
     before = list(head.parameters())
     fully_shard(head, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-    pieces = {id(old): new for old, new in zip(before, head.parameters(), strict=True)}
+    shards = {id(old): new for old, new in zip(before, head.parameters(), strict=True)}
     for group in optimizer.param_groups:
-        group["params"] = [pieces.get(id(parameter), parameter) for parameter in group["params"]]
+        group["params"] = [shards.get(id(parameter), parameter) for parameter in group["params"]]
 
 
-def cut(model: nn.Module) -> None:
-    """Put into pieces what FSDP2 leaves whole after a forward without a backward, such as an evaluation's: it is no parameter then."""
+def reshard(model: nn.Module) -> None:
+    """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

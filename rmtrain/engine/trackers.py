@@ -1,36 +1,45 @@
-"""Trackers that can fail, hang or fall behind, and never stop a run: `metrics.jsonl` is the truth, they get a copy.
+"""Trackers can fail, hang or fall behind, and never stop a run: `metrics.jsonl` has every line, they get a copy.
 
-All their calls happen in one thread. It is given a bounded number of them; what it does not take is dropped, and said once. What one
-tracker raises is told once, and the others go on.
+All calls to trackers run in one thread with a bounded queue. When it is full, calls are dropped. Each tracker's first failure is
+reported once, and the other trackers are not affected.
 """
 
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from rmtrain.redact import redact
+
+if TYPE_CHECKING:  # exits.py imports this module, and `rmtrain --help` must not wait for numpy and matplotlib
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 logger = logging.getLogger("rmtrain")
 
 THREAD = "trackers"
 WAITING_CALLS = 1000
 SECONDS_AT_END = 15.0
+SAMPLES = "eval/samples"
+COLUMNS = ("id", "source", "prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "margin")
 
 Tracker = Any
-"""One of accelerate's, such as a WandBTracker."""
+"""One of accelerate's trackers, such as a WandBTracker."""
+Draw = Callable[[], "Figure"]
 
 
 class Trackers:
-    """Calls of trackers, one after the other, elsewhere.
+    """Calls trackers, one call after the other, in a thread of its own.
 
     Args:
-        builders: make the trackers, by name. One that cannot be made or started is sent nothing.
-        settings: of the run, by `section.key`.
-        seconds: how long the end of a run waits at most for what has not been sent.
+        builders: functions that make the trackers, by name. A tracker that cannot be made or started is sent nothing.
+        settings: the recipe, by `section.key`.
+        seconds: how long the end of a run waits at most for unsent calls.
     """
 
     def __init__(
@@ -38,36 +47,37 @@ class Trackers:
     ) -> None:
         self.builders, self.settings, self.seconds = builders, settings, seconds
         self.calls: queue.Queue[Callable[[Tracker], Any] | None] = queue.Queue(WAITING_CALLS)
-        self.warned_of: set[str] = set()
+        self.warned_about: set[str] = set()
         self.is_given_up = False
         self.thread = threading.Thread(target=self._work, name=THREAD, daemon=True)
         self.thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Send the metrics of a step, when there is time."""
-        self.each(_log, dict(metrics), step)
+        """Queue the metrics of a step for every tracker."""
+        values = dict(metrics)
+        self.each(lambda tracker: tracker.log(values, step=step))
 
-    def each(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Call a function with each tracker and these arguments, when there is time; such as one that shows a table or a picture."""
+    def each(self, call: Callable[[Tracker], Any]) -> None:
+        """Queue a call, such as of `send_samples`, for every tracker."""
         if not self.thread.is_alive():
             return
         try:
-            self.calls.put_nowait(lambda tracker: function(tracker, *arguments))
+            self.calls.put_nowait(call)
         except queue.Full:
-            self._warn("", "they do not take lines as fast as they come; some are left out there")
+            self._warn("", "trackers are slower than the run; some lines are not sent")
 
     def close(self) -> None:
-        """Wait a little for what is waiting, then go on without it."""
-        until = time.monotonic() + self.seconds
+        """Wait up to `seconds` for the queued calls, then give up."""
+        deadline = time.monotonic() + self.seconds
         try:
             if self.thread.is_alive():
                 self.calls.put(None, timeout=self.seconds)
-                self.thread.join(max(0.0, until - time.monotonic()))
+                self.thread.join(max(0.0, deadline - time.monotonic()))
         except queue.Full:
             pass
         self.is_given_up = self.thread.is_alive()
         if self.is_given_up:
-            self._warn("", f"they have not ended after {self.seconds:g} s; lines may be missing there")
+            self._warn("", f"no end after {self.seconds:g} s; some lines may not be sent")
 
     def _work(self) -> None:
         started = {name: self._try(name, partial(self._start, build)) for name, build in self.builders.items()}
@@ -85,19 +95,55 @@ class Trackers:
         return tracker
 
     def _try(self, name: str, call: Callable[[], Any]) -> Any:
-        """What a call of a stranger's library returns, None where it raises. Whatever that is, training goes on."""
+        """Return the result of a call into a tracker's library, or None if it raises."""
         try:
             return call()
-        except Exception as error:  # any: it is their code, over their network
-            what = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())
-            self._warn(name, f"{name}: {what.rstrip('.')}")
+        except Exception as error:  # broad on purpose: it is their code, over their network
+            message = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())
+            self._warn(name, f"{name}: {message.rstrip('.')}")
             return None
 
-    def _warn(self, subject: str, what: str) -> None:
-        if subject not in self.warned_of:
-            self.warned_of.add(subject)
-            logger.warning("trackers: %s. Training goes on, and metrics.jsonl has every line", what)
+    def _warn(self, subject: str, problem: str) -> None:
+        if subject not in self.warned_about:
+            self.warned_about.add(subject)
+            logger.warning("trackers: %s. Training continues, and metrics.jsonl has every line", problem)
 
 
-def _log(tracker: Tracker, metrics: Mapping[str, float], step: int) -> None:
-    tracker.log(metrics, step=step)
+def send_samples(step: int, samples: Sequence[Mapping[str, Any]], tracker: Tracker) -> None:
+    """Send sample comparisons with their rewards to a tracker that shows tables: wandb and trackio."""
+    rows = []
+    for sample in samples:
+        chosen, rejected = sample["rewards"]
+        texts = [redact(sample[name]) for name in ("id", "source", "prompt", "chosen", "rejected")]
+        rows.append([*texts, chosen, rejected, chosen - rejected])
+    table = {"columns": list(COLUMNS), "data": rows}
+    if tracker.name == "wandb":
+        tracker.log_table(SAMPLES, **table, step=step)
+    elif tracker.name == "trackio":
+        tracker.log({SAMPLES: import_module("trackio").Table(**table)}, step=step)
+
+
+def send_pictures(step: int, pictures: Mapping[str, Draw], tracker: Tracker) -> None:
+    """Send pictures by name; they are drawn only if the tracker shows them."""
+    if tracker.name == "wandb":
+        tracker.log_images({name: [pixels(draw())] for name, draw in pictures.items()}, step=step)
+    elif tracker.name == "tensorboard":
+        images = {name: pixels(draw())[None] for name, draw in pictures.items()}
+        tracker.log_images(images, step=step, dataformats="NHWC")
+    elif tracker.name == "mlflow":
+        for name, draw in pictures.items():
+            tracker.log_figure(draw(), f"{name}/{step:08d}.png")
+    elif tracker.name == "trackio":
+        image = import_module("trackio").Image
+        tracker.log({name: image(pixels(draw())) for name, draw in pictures.items()}, step=step)
+
+
+def pixels(figure: "Figure") -> "NDArray[np.uint8]":
+    """Draw a figure as an array of bytes [height, width, 3]."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return picture

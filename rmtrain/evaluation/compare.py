@@ -16,19 +16,20 @@ from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings
 from rmtrain.intervals import paired_bootstrap
 
-Floats = NDArray[np.float64]
 MAX_NAMED = 3
+Rows = Sequence[ScoredComparison]
+Units = tuple[list[NDArray[np.float64]], list[float], list[str], NDArray[np.float64]]
 
 
 def compare(
     one: Path, other: Path, benchmark: Benchmark | None = None, allow_different: bool = False, seed: int = 0
 ) -> dict[str, Any]:
-    """How the second file differs from the first: of a benchmark by its score, of pairs by their strict accuracy.
+    """Compare the second file with the first: scores of a benchmark by its score, scores of pairs by their strict accuracy.
 
     Args:
-        one, other: files of scores; their settings are read where they lie beside them.
-        benchmark: whose; None: as the settings say.
-        allow_different: compare whatever settings differ, and say which.
+        one, other: files of scores; their settings are read where they are next to them.
+        benchmark: the benchmark they are scores of; None: as the settings say.
+        allow_different: compare although settings differ, and report which.
         seed: of the bootstrap.
 
     Returns:
@@ -36,26 +37,33 @@ def compare(
         and how many are `better`, `worse` and `equal` in the second, `differing` settings, `warnings`.
 
     Raises:
-        DataError: settings or rows differ; one line says what.
+        DataError: settings or rows differ.
     """
     settings = [read_settings(path) for path in (one, other)]
-    differing, warnings = _settings_problems((one, other), settings)
+    differing: list[str] = []
+    warnings: list[str] = []
+    if settings[0] is not None and settings[1] is not None:
+        differing = differences(settings[0], settings[1])
+    elif settings[0] is not None or settings[1] is not None:
+        differing = [f"no settings file next to {one if settings[0] is None else other}"]
+    else:
+        warnings = ["neither file has a settings file next to it, so they may have been scored differently"]
     if differing and not allow_different:
         raise DataError(
-            f"{one} and {other} do not compare, their settings differ: {'; '.join(differing)}; score both with the same, or give "
+            f"cannot compare {one} and {other}: settings differ: {'; '.join(differing)}; score both with the same settings, or pass "
             "--allow-different-settings"
         )
+
     benchmark = benchmark or BENCHMARKS.get(str((settings[0] or {}).get("benchmark")))
-    rows = [_read(path, benchmark) for path in (one, other)]
-    aligned = _aligned((one, other), rows)
-    values, numbers, strata, weights = _pair_values(*aligned) if benchmark is None else _benchmark_values(benchmark, *aligned)
+    first, second = _aligned((one, other), [_read(path, benchmark) for path in (one, other)])
+    values, totals, strata, weights = _pair_units(first, second) if benchmark is None else _units(benchmark, first, second)
     difference = paired_bootstrap(values[0], values[1], weights, strata, seed)
     change = np.sign(values[1] - values[0])
     return {
         "metric": "accuracy" if benchmark is None else f"{benchmark.name} score",
-        "one": {"path": str(one), "value": numbers[0]},
-        "other": {"path": str(other), "value": numbers[1]},
-        "difference": numbers[1] - numbers[0],
+        "one": {"path": str(one), "value": totals[0]},
+        "other": {"path": str(other), "value": totals[1]},
+        "difference": totals[1] - totals[0],
         "low": difference.low,
         "high": difference.high,
         "p": difference.p,
@@ -69,61 +77,47 @@ def compare(
     }
 
 
-def _settings_problems(paths: tuple[Path, Path], settings: Sequence[dict[str, Any] | None]) -> tuple[list[str], list[str]]:
-    one, other = settings
-    if one is None and other is None:
-        return [], ["neither file has settings beside it: whether both were scored alike is not known"]
-    if one is None or other is None:
-        without = paths[0] if one is None else paths[1]
-        return [f"{without} has none beside it"], []
-    return differences(one, other), []
-
-
-def _read(path: Path, benchmark: Benchmark | None) -> list[ScoredComparison]:
+def _read(path: Path, benchmark: Benchmark | None) -> Rows:
     if benchmark is None:
         return read_scores(path)
-    found = read_output(benchmark, path)
-    if isinstance(found, Scores):
-        raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; give a file of scores")
-    return found
+    output = read_output(benchmark, path)
+    if isinstance(output, Scores):
+        raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; pass a file of scores")
+    return output
 
 
-def _aligned(
-    paths: tuple[Path, Path], rows: Sequence[Sequence[ScoredComparison]]
-) -> tuple[list[ScoredComparison], list[ScoredComparison]]:
-    """The rows of both in the order of the first; raises DataError where they are not the same rows."""
+def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows]:
+    """Return the rows of both files in the order of the first; raises DataError where they are not the same rows."""
     one, other = ({(row.source, row.id): row for row in of_file} for of_file in rows)
-    for found, missing, path in ((one, other, paths[1]), (other, one, paths[0])):
-        lacking = [key for key in found if key not in missing]
+    for present, compared, path in ((one, other, paths[1]), (other, one, paths[0])):
+        lacking = [f"{source}/{row_id}" for source, row_id in present if (source, row_id) not in compared]
         if lacking:
-            named = ", ".join(f"{source}/{row_id}" for source, row_id in lacking[:MAX_NAMED])
-            raise DataError(f"{path}: lacks {len(lacking):,} of the rows of the other file: {named}; score both on the same rows")
+            named = ", ".join(lacking[:MAX_NAMED])
+            raise DataError(f"{path}: lacks {len(lacking):,} rows of the other file: {named}; score both on the same rows")
     for key, row in one.items():
         if row.preferences != other[key].preferences or len(row.rewards) != len(other[key].rewards):
             raise DataError(f"{paths[1]}: row {row.id!r} of {row.source!r} has other responses or preferences than in {paths[0]}")
     return list(one.values()), [other[key] for key in one]
 
 
-def _pair_values(
-    one: list[ScoredComparison], other: list[ScoredComparison]
-) -> tuple[list[Floats], list[float], list[str], Floats]:
-    """Of each comparison the share of its decided preferences that is right; it weighs as many as it has."""
-    numbers = [summarize(rows)["accuracy"] for rows in (one, other)]
-    kept = [index for index, row in enumerate(one) if any(edge.probability > 0.5 for edge in row.preferences)]
+def _pair_units(one: Rows, other: Rows) -> Units:
+    """Return, for each comparison, the share of its decided preferences that is right; it weighs as many as it has."""
+    totals = [summarize(rows)["accuracy"] for rows in (one, other)]
+    decided = [[edge for edge in row.preferences if edge.probability > 0.5] for row in one]
+    kept = [number for number, edges in enumerate(decided) if edges]
     if not kept:
         raise DataError("every preference is a tie (target probability 0.5): there is no accuracy to compare")
-    right = [np.array([_right(rows[index]) for index in kept]) for rows in (one, other)]
-    counts = np.array([sum(edge.probability > 0.5 for edge in one[index].preferences) for index in kept], np.float64)
-    return [values / counts for values in right], numbers, [one[index].source for index in kept], counts / counts.sum()
+    counts = np.array([len(decided[number]) for number in kept], np.float64)
+    right = [
+        np.array(
+            [float(sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n])) for n in kept],
+        )
+        for rows in (one, other)
+    ]
+    return [values / counts for values in right], totals, [one[number].source for number in kept], counts / counts.sum()
 
 
-def _right(row: ScoredComparison) -> float:
-    return sum(row.rewards[edge.winner] > row.rewards[edge.loser] for edge in row.preferences if edge.probability > 0.5)
-
-
-def _benchmark_values(
-    benchmark: Benchmark, one: list[ScoredComparison], other: list[ScoredComparison]
-) -> tuple[list[Floats], list[float], list[str], Floats]:
-    numbers = [measure(benchmark, rows)["score"] for rows in (one, other)]
+def _units(benchmark: Benchmark, one: Rows, other: Rows) -> Units:
+    totals = [measure(benchmark, rows)["score"] for rows in (one, other)]
     units = [benchmark.units(rows) for rows in (one, other)]
-    return [of_file.credits["official"] for of_file in units], numbers, list(units[0].subsets), units[0].weights_U
+    return [of_file.credits["official"] for of_file in units], totals, list(units[0].subsets), units[0].weights_U

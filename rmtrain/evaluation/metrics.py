@@ -1,188 +1,258 @@
-"""Scores to numbers, in plain numpy: everything here can be computed again from `scores.jsonl` alone.
+"""Scores to numbers. Everything here can be computed again from `scores.jsonl` and its settings.
 
-Array legend: C comparisons, N responses of all comparisons, E preferences (edges).
+Array legend: N responses, E preferences (edges).
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
+from rmtrain.objective import PreferenceBatch, compute_objective
+from rmtrain.recipe.schema import LOWER_IS_BETTER, BradleyTerry, Objectives, PlackettLuce
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
-Booleans = NDArray[np.bool_]
 
 CALIBRATION_BINS = 10
 MAX_TIE_SHARE = 0.01
 MAX_NAMED = 10
+# Few enough that torch adds them up in one thread: the digits of a loss must not depend on the number of threads.
+LOSS_CHUNK = 512
 
 RULES = {
     "accuracy": "share of preferences whose winner has the strictly greater reward; a tie counts as wrong",
-    "half_credit_accuracy": "the same, where a tie counts half",
+    "half_credit_accuracy": "the same, but a tie counts half",
     "accuracy_low, accuracy_high": "Wilson 95 % interval over comparisons, each counted once however many preferences it has",
     "longer_wins": "accuracy of preferring the response with more tokens, without any model; equal lengths count half",
-    "loss": "Bradley-Terry with margin and target probability, averaged within a comparison, then over comparisons",
+    "loss": "the training objective with all its terms, averaged within a comparison, then over comparisons; Bradley-Terry where the "
+    "scores do not name one",
     "calibration_error": "expected calibration error of sigmoid(margin) over ten equal bins of confidence in [0.5, 1]",
     "spearman_length_within": "mean over prompts of the rank correlation of reward and length among the responses of one prompt",
-    "soft_ties": "preferences with target probability 0.5: part of the loss, of nothing else",
+    "soft_ties": "preferences with target probability 0.5: they count in the loss only",
 }
 
 
-def summarize(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
-    """Every number of an evaluation, JSON-ready; `RULES` says how each is counted.
+@dataclass(frozen=True, slots=True)
+class ScoredEdges:
+    """Preferences with a target probability above 0.5, in the order of the comparisons.
 
-    `n` counts comparisons and `preferences` their edges. All other numbers but `loss` are over the edges that have a winner
+    comparison_E: number of the comparison, int64.
+    winner_E, loser_E: rewards, float64.
+    winner_length_E, loser_length_E: tokens, int64; None where a comparison has no lengths.
+    """
+
+    comparison_E: Integers
+    winner_E: Floats
+    loser_E: Floats
+    winner_length_E: Integers | None
+    loser_length_E: Integers | None
+
+    def __len__(self) -> int:
+        return len(self.comparison_E)
+
+    @property
+    def margin_E(self) -> Floats:
+        """Reward of the winner minus that of the loser; above 0 where the model agrees."""
+        return self.winner_E - self.loser_E
+
+    @property
+    def credit_E(self) -> Floats:
+        """1 where the model agrees, 0 where it does not, 0.5 for a tie."""
+        return np.where(self.margin_E == 0, 0.5, self.margin_E > 0)
+
+
+def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
+    """Collect the decided edges of comparisons; there may be none."""
+    rows = [(number, row, edge) for number, row in enumerate(scored) for edge in row.preferences if edge.probability > 0.5]
+    winner_length_E = loser_length_E = None
+    if all(len(row.lengths) == len(row.rewards) for row in scored):
+        winner_length_E = np.array([row.lengths[edge.winner] for _, row, edge in rows], dtype=np.int64)
+        loser_length_E = np.array([row.lengths[edge.loser] for _, row, edge in rows], dtype=np.int64)
+    return ScoredEdges(
+        comparison_E=np.array([number for number, _, _ in rows], dtype=np.int64),
+        winner_E=np.array([row.rewards[edge.winner] for _, row, edge in rows], dtype=np.float64),
+        loser_E=np.array([row.rewards[edge.loser] for _, row, edge in rows], dtype=np.float64),
+        winner_length_E=winner_length_E,
+        loser_length_E=loser_length_E,
+    )
+
+
+PLAIN = BradleyTerry()
+
+
+def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:
+    """Compute every number of an evaluation, JSON-ready; `RULES` defines each.
+
+    `n` counts comparisons and `preferences` their edges. All other numbers except `loss` are over the edges that have a winner
     (target probability above 0.5): `wins`, `losses` and `ties` add up to their count. A number without anything to count is None,
-    and so are all numbers about length when a comparison has no lengths.
+    as are all numbers about length when a comparison has no lengths.
+
+    Args:
+        scored: comparisons with finite rewards.
+        objective: the objective of the model's training, for `loss`; by default plain Bradley-Terry.
 
     Returns:
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
 
     Raises:
         DataError: nothing to summarize.
-        NumericError: a reward is not finite. It would compare as lost, and pass for an error of the model.
+        NumericError: a reward is not finite. It would compare as lost and look like an error of the model.
     """
     if not scored:
         raise DataError("expected at least one scored comparison, got none")
-    _refuse_not_finite(scored)
+    bad = [row.id for row in scored if not all(map(math.isfinite, row.rewards))]
+    if bad:
+        raise NumericError(
+            f"{len(bad):,} of {len(scored):,} comparisons have a reward that is not finite: {shorten(bad)}; "
+            "inspect one with `rmtrain inspect --row`, and score in float32"
+        )
     by_source: dict[str, list[ScoredComparison]] = defaultdict(list)
     for row in scored:
         by_source[row.source].append(row)
-    summary = _numbers(_table(scored))
+    summary = _numbers(scored, objective)
     return {
         **summary,
-        "sources": {source: _numbers(_table(rows)) for source, rows in by_source.items()},
+        "sources": {source: _numbers(rows, objective) for source, rows in by_source.items()},
         "warnings": _warnings(summary),
         "rules": RULES,
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Comparisons as flat arrays. `winner_E` and `loser_E` index the N responses; weights sum to 1 in each comparison."""
-
-    rewards_N: Floats
-    lengths_N: Integers | None
-    counts_C: Integers
-    comparison_E: Integers
-    winner_E: Integers
-    loser_E: Integers
-    margin_E: Floats
-    probability_E: Floats
-    weight_E: Floats
-
-
-def _table(scored: Sequence[ScoredComparison]) -> _Table:
-    counts_C = np.array([len(row.rewards) for row in scored], dtype=np.int64)
-    first_C = np.concatenate([[0], np.cumsum(counts_C)[:-1]])
-    edges = [(number, edge) for number, row in enumerate(scored) for edge in row.preferences]
-    comparison_E = np.array([number for number, _ in edges], dtype=np.int64)
-    winner_E = np.array([edge.winner for _, edge in edges], dtype=np.int64)
-    loser_E = np.array([edge.loser for _, edge in edges], dtype=np.int64)
-    probability_E = np.array([edge.probability for _, edge in edges])
-    weight_E = np.array([edge.weight for _, edge in edges])
-    assert np.all(np.maximum(winner_E, loser_E) < counts_C[comparison_E]), "a preference names a response that is not there"
-    assert np.all(probability_E >= 0.5), f"the winner must be the likelier side, got probability {probability_E.min()}"
-    total_C = np.bincount(comparison_E, weights=weight_E, minlength=len(scored))
-    lengths = [length for row in scored for length in row.lengths]
-    return _Table(
-        rewards_N=np.array([reward for row in scored for reward in row.rewards]),
-        lengths_N=np.array(lengths, dtype=np.int64) if all(len(row.lengths) == len(row.rewards) for row in scored) else None,
-        counts_C=counts_C,
-        comparison_E=comparison_E,
-        winner_E=first_C[comparison_E] + winner_E,
-        loser_E=first_C[comparison_E] + loser_E,
-        margin_E=np.array([edge.margin for _, edge in edges]),
-        probability_E=probability_E,
-        weight_E=weight_E / total_C[comparison_E],
-    )
-
-
-def _numbers(table: _Table) -> dict[str, Any]:
-    decided_E = table.probability_E > 0.5
-    winners_E, losers_E = table.rewards_N[table.winner_E[decided_E]], table.rewards_N[table.loser_E[decided_E]]
-    margin_E = winners_E - losers_E
-    credit_E = np.where(margin_E == 0, 0.5, margin_E > 0)
+def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[str, Any]:
+    edges = scored_edges(scored)
+    preferences = sum(len(row.preferences) for row in scored)
+    margin_E, credit_E = edges.margin_E, edges.credit_E
+    interval = share_with_interval(margin_E > 0, edges.comparison_E)
+    sides = {"winners": edges.winner_E, "losers": edges.loser_E}
     return {
-        "n": len(table.counts_C),
-        "preferences": len(decided_E),
-        "soft_ties": int(np.sum(~decided_E)),
+        "n": len(scored),
+        "preferences": preferences,
+        "soft_ties": preferences - len(edges),
         "wins": int(np.sum(margin_E > 0)),
         "losses": int(np.sum(margin_E < 0)),
         "ties": int(np.sum(margin_E == 0)),
-        **_accuracy(margin_E > 0, comparisons=len(np.unique(table.comparison_E[decided_E]))),
-        "half_credit_accuracy": _mean(credit_E),
-        "loss": _loss(table),
-        "margin": _mean(margin_E),
-        **_length_numbers(table, decided_E, margin_E > 0),
-        "rewards": {"winners": _statistics(winners_E), "losers": _statistics(losers_E)},
+        **{name: interval[name] for name in ("accuracy", "accuracy_low", "accuracy_high")},
+        "half_credit_accuracy": mean(credit_E),
+        "loss": objective_loss(scored, objective),
+        "margin": mean(margin_E),
+        **_length_numbers(scored, edges),
+        "rewards": {
+            side: {name: float(getattr(values, name)()) if len(values) else None for name in ("mean", "std", "min", "max")}
+            for side, values in sides.items()
+        },
         "calibration_error": _calibration_error(margin_E, credit_E),
     }
 
 
-def _accuracy(right_E: Booleans, comparisons: int) -> dict[str, float | None]:
-    """The strict share and its interval. Edges of one comparison share responses, so the comparisons are the independent trials."""
+def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) -> float | None:
+    """Return the mean over comparisons of the objective that trains, in float64 from the float32 rewards.
+
+    It has all terms of the objective, so that it means the same as `train/loss`, of which margins, label smoothing and centering are
+    part. None for `plackett_luce` where the preferences of a comparison do not order its responses.
+    """
+    if isinstance(objective, PlackettLuce) and not all(map(_is_ranking, scored)):
+        return None
+    sums = []
+    for begin in range(0, len(scored), LOSS_CHUNK):
+        rows = scored[begin : begin + LOSS_CHUNK]
+        first = np.cumsum([0, *(len(row.rewards) for row in rows)])
+        totals = [sum(edge.weight for edge in row.preferences) for row in rows]
+        edges = [(number, edge) for number, row in enumerate(rows) for edge in row.preferences]
+        assert all(max(edge.winner, edge.loser) < len(rows[number].rewards) for number, edge in edges), (
+            "edges index the responses"
+        )
+        assert all(edge.probability >= 0.5 for _, edge in edges), "the winner is the likelier side"
+        batch = PreferenceBatch(
+            comparison_N=torch.tensor([number for number, row in enumerate(rows) for _ in row.rewards]),
+            winner_E=torch.tensor([first[number] + edge.winner for number, edge in edges]),
+            loser_E=torch.tensor([first[number] + edge.loser for number, edge in edges]),
+            margin_E=torch.tensor([edge.margin for _, edge in edges], dtype=torch.float64),
+            probability_E=torch.tensor([edge.probability for _, edge in edges], dtype=torch.float64),
+            weight_E=torch.tensor([edge.weight / totals[number] for number, edge in edges], dtype=torch.float64),
+        )
+        rewards_N = torch.tensor([reward for row in rows for reward in row.rewards], dtype=torch.float64)
+        sums.append(float(compute_objective(objective, rewards_N, batch).loss))
+    return math.fsum(sums) / len(scored)
+
+
+def _is_ranking(row: ScoredComparison) -> bool:
+    balance = Counter(edge.winner for edge in row.preferences)
+    balance.subtract(edge.loser for edge in row.preferences)
+    return len({balance[response] for response in range(len(row.rewards))}) == len(row.rewards)
+
+
+def share_with_interval(right_E: NDArray[Any], comparison_E: Integers) -> dict[str, Any]:
+    """Return count, share and Wilson 95 % interval of credits in [0, 1].
+
+    Edges of one comparison share responses, so each comparison counts as one trial, however many edges it has.
+
+    Args:
+        right_E: credits, bool or float64.
+        comparison_E: number of the comparison of each.
+    """
     if not len(right_E):
-        return {"accuracy": None, "accuracy_low": None, "accuracy_high": None}
+        return {"preferences": 0, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
     share = float(np.mean(right_E))
-    low, high = wilson_interval(share, comparisons)
-    return {"accuracy": share, "accuracy_low": low, "accuracy_high": high}
+    low, high = wilson_interval(share, len(np.unique(comparison_E)))
+    return {"preferences": len(right_E), "accuracy": share, "accuracy_low": low, "accuracy_high": high}
 
 
-def _loss(table: _Table) -> float:
-    """The objective of training without its regularisers: `-p log sigmoid(d) - (1 - p) log sigmoid(-d)`, d = r_w - r_l - margin."""
-    logit_E = table.rewards_N[table.winner_E] - table.rewards_N[table.loser_E] - table.margin_E
-    loss_E = table.probability_E * np.logaddexp(0, -logit_E) + (1 - table.probability_E) * np.logaddexp(0, logit_E)
-    return float(np.sum(loss_E * table.weight_E) / len(table.counts_C))
+def confidence_bins(margin_E: Floats) -> tuple[Floats, Integers]:
+    """Return the confidence sigmoid(|margin|) of each prediction, and its bin among ten equal ones of [0.5, 1].
+
+    A prediction is the side with the greater reward.
+    """
+    confidence_E = 1 / (1 + np.exp(-np.abs(margin_E)))
+    return confidence_E, np.minimum(((confidence_E - 0.5) * 2 * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
 
 def _calibration_error(margin_E: Floats, credit_E: Floats) -> float | None:
-    """Expected calibration error: each prediction is the side with the greater reward, at confidence sigmoid(|margin|)."""
+    """Return the expected calibration error (Guo et al. 2017, eq. 3); a tie is half right."""
     if not len(margin_E):
         return None
-    confidence_E = 1 / (1 + np.exp(-np.abs(margin_E)))
-    bin_E = np.minimum(((confidence_E - 0.5) * 2 * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    confidence_E, bin_E = confidence_bins(margin_E)
     gap_per_bin = np.bincount(bin_E, weights=credit_E - confidence_E, minlength=CALIBRATION_BINS)
     return float(np.sum(np.abs(gap_per_bin)) / len(margin_E))
 
 
-def _length_numbers(table: _Table, decided_E: Booleans, right_E: Booleans) -> dict[str, Any]:
-    lengths_N = table.lengths_N
-    if lengths_N is None:
+def _length_numbers(scored: Sequence[ScoredComparison], edges: ScoredEdges) -> dict[str, Any]:
+    if edges.winner_length_E is None or edges.loser_length_E is None:
         return dict.fromkeys(("longer_wins", "accuracy_by_length", "spearman_length", "spearman_length_within"))
-    longer_E = np.sign(lengths_N[table.winner_E[decided_E]] - lengths_N[table.loser_E[decided_E]])
+    longer_E, right_E = np.sign(edges.winner_length_E - edges.loser_length_E), edges.margin_E > 0
+    rewards_1N = np.array([[reward for row in scored for reward in row.rewards]])
+    lengths_1N = np.array([[length for row in scored for length in row.lengths]])
+
+    # Comparisons of equally many responses are ranked together, as the rows of one array.
+    by_count: dict[int, list[ScoredComparison]] = defaultdict(list)
+    for row in scored:
+        by_count[len(row.rewards)].append(row)
+    within = [
+        correlation
+        for _, rows in sorted(by_count.items())
+        for correlation in _spearman(np.array([row.rewards for row in rows]), np.array([row.lengths for row in rows]))
+    ]
     return {
-        "longer_wins": _mean((longer_E + 1) / 2),
+        "longer_wins": mean((longer_E + 1) / 2),
         "accuracy_by_length": {
-            name: {"preferences": int(np.sum(longer_E == sign)), "accuracy": _mean(right_E[longer_E == sign])}
+            name: {"preferences": int(np.sum(longer_E == sign)), "accuracy": mean(right_E[longer_E == sign])}
             for name, sign in (("winner_longer", 1), ("winner_shorter", -1), ("equal", 0))
         },
-        "spearman_length": _spearman(table.rewards_N[None], lengths_N[None])[0],
-        "spearman_length_within": _spearman_within(table.rewards_N, lengths_N, table.counts_C),
+        "spearman_length": _spearman(rewards_1N, lengths_1N)[0],
+        "spearman_length_within": mean(np.array([correlation for correlation in within if correlation is not None])),
     }
 
 
-def _spearman_within(rewards_N: Floats, lengths_N: Integers, counts_C: Integers) -> float | None:
-    """Mean of the comparisons' own correlations, over those where both rewards and lengths differ."""
-    first_C = np.concatenate([[0], np.cumsum(counts_C)[:-1]])
-    correlations: list[float | None] = []
-    for count in np.unique(counts_C):
-        responses = first_C[counts_C == count][:, None] + np.arange(count)
-        correlations += _spearman(rewards_N[responses], lengths_N[responses])
-    defined = [correlation for correlation in correlations if correlation is not None]
-    return _mean(np.array(defined))
-
-
 def _spearman(left: NDArray[Any], right: NDArray[Any]) -> list[float | None]:
-    """Spearman's rho of each row of two [rows, K] arrays; None where a row has a single value."""
+    """Return Spearman's rho of each row of two [rows, K] arrays; None where a row has a single value."""
     left_ranks, right_ranks = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (_ranks(left), _ranks(right)))
     covariance = np.sum(left_ranks * right_ranks, axis=1)
     scale = np.sqrt(np.sum(left_ranks**2, axis=1) * np.sum(right_ranks**2, axis=1))
@@ -190,7 +260,8 @@ def _spearman(left: NDArray[Any], right: NDArray[Any]) -> list[float | None]:
 
 
 def _ranks(values: NDArray[Any]) -> Floats:
-    """Ranks within each row of [rows, K], equal values sharing their mean rank."""
+    """Return the ranks within each row of [rows, K]; equal values share their mean rank."""
+    # By hand: scipy.stats would add 35 MB of imports to every evaluation.
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, axis=1)
     position = np.broadcast_to(np.arange(values.shape[1], dtype=np.float64), values.shape)
@@ -203,32 +274,23 @@ def _ranks(values: NDArray[Any]) -> Floats:
     return ranks
 
 
-def _mean(values: NDArray[Any]) -> float | None:
+def mean(values: NDArray[Any] | Sequence[float]) -> float | None:
+    """Return the mean of values; None without any."""
     return float(np.mean(values)) if len(values) else None
 
 
-def _statistics(values: Floats) -> dict[str, float | None]:
-    if not len(values):
-        return dict.fromkeys(("mean", "std", "min", "max"))
-    return {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
+def shorten(names: Sequence[str]) -> str:
+    """Join the first ten names."""
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
 
 
-def _refuse_not_finite(scored: Sequence[ScoredComparison]) -> None:
-    rows = [row for row in scored if not all(map(math.isfinite, row.rewards))]
-    if not rows:
-        return
-    named = ", ".join(row.id for row in rows[:MAX_NAMED]) + (", ..." if len(rows) > MAX_NAMED else "")
-    raise NumericError(
-        f"{len(rows):,} of {len(scored):,} comparisons have a reward that is not finite: {named}; "
-        "look at one with `rmtrain inspect --row`, and score it in float32"
-    )
-
-
-def _warnings(summary: dict[str, Any]) -> list[str]:
-    decided = summary["preferences"] - summary["soft_ties"]
+def _warnings(summary: Mapping[str, Any]) -> list[str]:
     warnings = []
+    if summary["loss"] is None:
+        warnings.append("no loss: plackett_luce needs preferences that order all responses; set objective.type to bradley_terry")
+    decided = summary["preferences"] - summary["soft_ties"]
     if not decided:
-        return ["every preference is a tie (target probability 0.5): there is no accuracy"]
+        return [*warnings, "every preference is a tie (target probability 0.5): there is no accuracy"]
     if summary["ties"] > MAX_TIE_SHARE * decided:
         warnings.append(
             f"{summary['ties']:,} of {decided:,} preferences are ties ({100 * summary['ties'] / decided:.1f} %): "
@@ -240,6 +302,23 @@ def _warnings(summary: dict[str, Any]) -> list[str]:
         warnings.append(
             f"not better than length: accuracy {summary['accuracy']:.4f} "
             f"[{summary['accuracy_low']:.4f}, {summary['accuracy_high']:.4f}], "
-            f"and preferring the {rule} response alone gives {baseline:.4f}"
+            f"while preferring the {rule} response alone gives {baseline:.4f}"
         )
     return warnings
+
+
+GateName = TypeVar("GateName", bound=str)
+
+
+def check_gates(values: Mapping[str, Any], gates: Mapping[GateName, float]) -> dict[str, dict[str, Any]]:
+    """Compare values with what gates require: at least that much, or at most for a loss.
+
+    Returns:
+        For each gate `required`, `value` (None: there was nothing to compute it from) and whether it `passed`.
+    """
+    results: dict[str, dict[str, Any]] = {}
+    for name, required in gates.items():
+        value = values[name]
+        passed = value is not None and (value <= required if name in LOWER_IS_BETTER else value >= required)
+        results[name] = {"required": required, "value": value, "passed": passed}
+    return results

@@ -1,6 +1,6 @@
-"""Lines of a file to what is scored: a conversation, or a prompt with its responses."""
+"""Lines of a file to what is scored (a conversation, or a prompt with its responses), and back to lines with rewards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,77 +11,77 @@ from rmtrain.evaluation.scorer import ScoreRequest, Turns, ending_with_reply, tu
 ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
 CONVERSATION = "messages"
 WRITTEN = ("reward", "rewards", "best", "input_line", "truncated")
-"""Keys that we add."""
+"""Keys that scoring adds to a line."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A line of the input: where it stands, its keys, what is scored of it, and the key of its responses, if it has several."""
+class InputRow:
+    """A line of the input: its number, its keys, what is scored, and the key of its responses where it has several."""
 
     number: int
     row: Row
-    asked: ScoreRequest
+    request: ScoreRequest
     several: str | None
 
 
-def read_question(line: Line, number: int) -> Question:
-    """What is to be scored of a line.
+def parse_input(line: Line, number: int) -> InputRow:
+    """Parse a line to score.
 
     It has `messages` that end with the assistant's turn, or `prompt` and one of `response`, `completion`, `responses`, `completions`;
     prompts and responses are texts or messages.
 
     Raises:
-        DataError: it is neither; one line that begins with the file and the number of the line.
+        DataError: the line is neither; one problem, which begins with the file and the line number.
     """
     row = parse(line)
+    where = line.where
     if isinstance(row, Malformed):
         raise DataError(row.detail)
     taken = [key for key in WRITTEN if key in row]
     if taken:
-        raise DataError(f"{line.where}: it has {', '.join(taken)} already, which is written here; rename it")
+        raise DataError(f"{where}: {', '.join(taken)}: rmtrain score writes this key itself; rename it")
+
     if CONVERSATION in row:
-        return Question(number, row, _conversation(row, line.where), None)
+        name = f"{where}: {CONVERSATION}"
+        messages = ending_with_reply(turns(row[CONVERSATION], name, "user"), name)
+        return InputRow(number, row, ScoreRequest(where, messages[:-1], (messages[-1:],)), None)
+
     keys = [key for key in (*ONE, *SEVERAL) if key in row]
     if "prompt" not in row or len(keys) != 1:
         expected = f"{CONVERSATION}, or prompt and one of {', '.join((*ONE, *SEVERAL))}"
-        raise DataError(f"{line.where}: expected {expected}; it has: {', '.join(map(str, row)) or 'nothing'}")
+        raise DataError(f"{where}: expected {expected}; it has: {', '.join(map(str, row)) or 'nothing'}")
     (key,) = keys
-    prompt = turns(row["prompt"], f"{line.where}: prompt", "user")
+    prompt = turns(row["prompt"], f"{where}: prompt", "user")
     if key in ONE:
-        return Question(number, row, ScoreRequest(line.where, prompt, (_reply(row[key], f"{line.where}: {key}"),)), None)
+        return InputRow(number, row, ScoreRequest(where, prompt, (_reply(row[key], f"{where}: {key}"),)), None)
     if not isinstance(row[key], list) or not row[key]:
-        raise DataError(f"{line.where}: {key}: expected a list of one or more responses")
-    replies = tuple(_reply(value, f"{line.where}: {key}[{place}]") for place, value in enumerate(row[key]))
-    return Question(number, row, ScoreRequest(line.where, prompt, replies), key)
-
-
-def _conversation(row: Row, where: str) -> ScoreRequest:
-    messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user")
-    return ScoreRequest(where, messages[:-1], (ending_with_reply(messages, f"{where}: {CONVERSATION}")[-1:],))
+        raise DataError(f"{where}: {key}: expected a list of one or more responses")
+    replies = tuple(_reply(value, f"{where}: {key}[{place}]") for place, value in enumerate(row[key]))
+    return InputRow(number, row, ScoreRequest(where, prompt, replies), key)
 
 
 def _reply(value: Any, name: str) -> Turns:
     return ending_with_reply(turns(value, name, "assistant"), name)
 
 
-def format_response(question: Question, rewards: Sequence[float], is_cut: bool, best_of: bool) -> Mapping[str, Any]:
-    """The line of the output: the keys of the input, then `reward`, or `rewards` in the order of the responses, and `input_line`.
+def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> dict[str, Any]:
+    """Return a line of the output: the keys of the input, then `reward`, or `rewards` in the order of the responses, and `input_line`.
 
     Args:
-        question: the line of the input.
-        rewards: of its responses.
-        is_cut: whether some sequence was cut.
-        best_of: in place of the responses write the best one, the first of several, as `response`, with its `reward` and number `best`.
+        line: the line of the input.
+        rewards: one for each of its responses.
+        is_cut: some sequence was cut; adds `truncated`.
+        best_of: replace the responses by the best one (the first of several) as `response`, with its `reward` and number `best`.
     """
-    row = dict(question.row)
-    if question.several is None:
+    row = dict(line.row)
+    if line.several is None:
         row["reward"] = rewards[0]
     elif best_of:
         best = max(range(len(rewards)), key=rewards.__getitem__)
-        row["response"] = row.pop(question.several)[best]
+        row["response"] = row.pop(line.several)[best]
         row |= {"reward": rewards[best], "best": best, "rewards": list(rewards)}
     else:
         row["rewards"] = list(rewards)
     if is_cut:
         row["truncated"] = True
-    return {**row, "input_line": question.number}
+    return {**row, "input_line": line.number}

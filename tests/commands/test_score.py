@@ -1,4 +1,4 @@
-"""`rmtrain score`: rewards for a file, whatever interrupts it."""
+"""`rmtrain score`: rewards for a file, resumed after any interruption."""
 
 import fcntl
 import gzip
@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.result import CommandResult
-from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score
+from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score, until_closed
 from rmtrain.data.rows.readers import MAX_LINE_BYTES
-from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
+from rmtrain.errors import DataError, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export
 from tests.helpers import write_jsonl
@@ -35,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Conversations, prompts with a response and prompts with several, of random words."""
+    """Make conversations, prompts with a response and prompts with several, of random words."""
     generator = random.Random(seed)
 
     def words() -> str:
@@ -59,11 +60,11 @@ def run(model: str, source: Path | str, target: Path | str, **options: Any) -> C
     return score(ScoreOptions(model, str(source), str(target), **options), QUIET)
 
 
-def test_rewards_are_those_of_the_scorer_in_the_order_of_the_lines(model: str, tmp_path: Path) -> None:
+def test_rewards_equal_the_scorers_in_order(model: str, tmp_path: Path) -> None:
     made = rows(30)
     source = write_jsonl(tmp_path / "in.jsonl", made)
-    outcome = run(model, source, tmp_path / "out.jsonl")
-    assert (outcome.document["rows"], outcome.document["skipped"]) == (30, 0)
+    result = run(model, source, tmp_path / "out.jsonl")
+    assert (result.document["rows"], result.document["skipped"]) == (30, 0)
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     scorer, seen = RewardScorer(model), []
     for number, (row, got) in enumerate(zip(made, written, strict=True), 1):
@@ -91,7 +92,7 @@ def test_best_of_writes_the_best_response(model: str, tmp_path: Path) -> None:
     assert {got["best"] for got in written} >= {0, 1, 2}, "guard: not always the first"
 
 
-def test_kill_9_and_again_gives_the_same_bytes(model: str, tmp_path: Path) -> None:
+def test_resume_after_kill_9_gives_same_bytes(model: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", rows(12 * CHUNK))
     run(model, source, tmp_path / "whole.jsonl")
     out = tmp_path / "out.jsonl"
@@ -104,12 +105,13 @@ def test_kill_9_and_again_gives_the_same_bytes(model: str, tmp_path: Path) -> No
     process.wait()
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert 0 < out.stat().st_size < len(whole), "guard: it was killed on the way"
-    outcome = run(model, source, out)
+    result = run(model, source, out)
     assert out.read_bytes() == whole
-    assert outcome.document["rows"] == 12 * CHUNK
+    assert result.document["rows"] == 12 * CHUNK
 
 
-def test_going_on_from_any_byte(model: str, tmp_path: Path) -> None:
+def test_resume_from_any_byte_gives_same_bytes(model: str, tmp_path: Path) -> None:
+    """The output may end within a line, within a chunk, or be complete; nothing that is complete is written again."""
     made = rows(3 * CHUNK + 40)
     content = "".join(json.dumps(row) + "\n" + ("\n" if number % 50 == 0 else "") for number, row in enumerate(made))
     source = tmp_path / "in.jsonl"
@@ -125,48 +127,75 @@ def test_going_on_from_any_byte(model: str, tmp_path: Path) -> None:
         resumed.append(run(model, source, out, skip_bad=True).document)
         assert out.read_bytes() == whole, f"cut at byte {cut}"
     assert {document["skipped"] for document in resumed} == {1}
-    assert len({document["resumed_after"] for document in resumed}) >= 4, "guard: it went on from several places"
+    assert [document["resumed_after"] for document in resumed] == [whole[:cut].count(b"\n") for cut in cuts]
+    assert {document["rows"] for document in resumed} == {len(ends)}
+    assert len({document["resumed_after"] for document in resumed}) >= 4, "guard: it resumed at several places"
 
 
-def test_an_output_of_something_else_is_left_alone(model: str, tmp_path: Path) -> None:
+def test_finished_output_is_never_shortened(model: str, tmp_path: Path) -> None:
+    """Of an input that ends earlier or differs in the last chunk, an output with more lines stays unchanged."""
+    made = rows(2 * CHUNK)
+    out = tmp_path / "out.jsonl"
+    run(model, write_jsonl(tmp_path / "in.jsonl", made), out)
+    whole, before = out.read_bytes(), out.stat().st_mtime_ns
+    assert run(model, tmp_path / "in.jsonl", out).document["resumed_after"] == 2 * CHUNK
+    assert out.read_bytes() == whole
+    for name, other in (
+        ("short", made[: CHUNK + 5]),
+        ("shorter", made[:9]),
+        ("changed", [*made[: CHUNK + 5], *rows(CHUNK - 5, 1)]),
+    ):
+        with pytest.raises(DataError) as refused:
+            run(model, write_jsonl(tmp_path / f"{name}.jsonl", other), out)
+        assert refused.value.problems[0].startswith(f"{out}:{CHUNK + 1 if name == 'shorter' else CHUNK + 6}: ")
+        assert f"{name}.jsonl" in refused.value.problems[0]
+        assert out.read_bytes() == whole
+    assert before > 0, "guard: the output was written"
+
+
+def test_foreign_output_is_left_alone(model: str, tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", rows(20))
     out = tmp_path / "out.jsonl"
     out.write_text("precious\n")
-    with pytest.raises(RecipeError, match=r"was not begun by rmtrain score \(out.settings.json is not there\)"):
+    with pytest.raises(RecipeError, match=r"out\.jsonl: .*out\.settings\.json"):
         run(model, source, out)
     assert out.read_text() == "precious\n"
     run(model, source, out, fresh=True)
     whole = out.read_bytes()
-    with pytest.raises(RecipeError, match="begun with other settings: max_length: 256 against 128"):
+    with pytest.raises(RecipeError, match=r"out\.jsonl: .*max_length: 256 against 128"):
         run(model, source, out, max_length=128)
     other = write_jsonl(tmp_path / "other.jsonl", rows(20, seed=1))
-    with pytest.raises(DataError, match=r"out.jsonl:1: it is of another line than the input has"):
+    with pytest.raises(DataError, match=r"out\.jsonl:1: .*other\.jsonl"):
         run(model, other, out)
-    with pytest.raises(RecipeError, match="the output is the input"):
+    with pytest.raises(RecipeError, match=r"^.*in\.jsonl: "):
         run(model, source, source)
-    with pytest.raises(RecipeError, match=r"absent\.jsonl: there is no such file"):
+    with pytest.raises(RecipeError, match=r"absent\.jsonl: "):
         run(model, tmp_path / "absent.jsonl", out)
     with out.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(TryAgain, match="another process writes to it"):
+        with pytest.raises(TryAgain, match=r"out\.jsonl: "):
             run(model, source, out)
     assert out.read_bytes() == whole, "no refusal changed it"
+    out.write_text("[]\n")
+    with pytest.raises(RecipeError, match=r"out\.jsonl:1: "):
+        run(model, source, out)
+    assert out.read_text() == "[]\n"
 
 
-def test_bad_lines_end_the_work_or_are_counted(model: str, tmp_path: Path) -> None:
+def test_bad_lines_stop_or_are_skipped(model: str, tmp_path: Path) -> None:
     made = rows(6)
     bad = [b'{"prompt": "a"}', b"{oops", b'{"prompt": "p", "response": "' + b"long " * 400 + b'"}', b"\xff"]
     lines = [json.dumps(row).encode() for row in made[:4]] + bad + [json.dumps(row).encode() for row in made[4:]]
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"\n".join(lines))
-    said_of = {5: "expected messages, or prompt", 6: "Expecting property name", 7: "tokens, over the limit of 256", 8: "UTF-8"}
-    for number, said in said_of.items():
+    shown_of = {5: "prompt", 6: "2: ", 7: "256", 8: "UTF-8"}
+    for number, shown in shown_of.items():
         (tmp_path / "one.jsonl").write_bytes(b"\n".join(lines[:4] + [b""] * (number - 5) + [lines[number - 1]]))
-        with pytest.raises(DataError, match=rf"one.jsonl:{number}.*{said}") as refused:
+        with pytest.raises(DataError, match=rf"^one\.jsonl:{number}:.*{shown}") as refused:
             run(model, tmp_path / "one.jsonl", tmp_path / "one.out.jsonl", fresh=True)
         assert len(refused.value.problems) == 1
-    outcome = run(model, source, tmp_path / "out.jsonl", skip_bad=True)
-    assert (outcome.document["rows"], outcome.document["skipped"]) == (6, 4)
+    result = run(model, source, tmp_path / "out.jsonl", skip_bad=True)
+    assert (result.document["rows"], result.document["skipped"]) == (6, 4)
     numbers = [json.loads(line)["input_line"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert numbers == [1, 2, 3, 4, 9, 10]
     cut = run(model, source, tmp_path / "cut.jsonl", skip_bad=True, overlong="cut")
@@ -174,7 +203,7 @@ def test_bad_lines_end_the_work_or_are_counted(model: str, tmp_path: Path) -> No
     assert json.loads((tmp_path / "cut.jsonl").read_text().splitlines()[4])["truncated"] is True
 
 
-def test_compressed_input_damaged_input_and_empty_input(model: str, tmp_path: Path) -> None:
+def test_compressed_damaged_and_empty_input(model: str, tmp_path: Path) -> None:
     plain = write_jsonl(tmp_path / "in.jsonl", rows(5))
     with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
         file.write(plain.read_bytes())
@@ -182,19 +211,19 @@ def test_compressed_input_damaged_input_and_empty_input(model: str, tmp_path: Pa
         run(model, tmp_path / name, tmp_path / f"{name}.out")
     assert (tmp_path / "in.jsonl.out").read_bytes() == (tmp_path / "in.jsonl.gz.out").read_bytes()
     (tmp_path / "empty.jsonl").write_text("\n\n")
-    with pytest.raises(DataError, match=r"empty\.jsonl: no line to score"):
+    with pytest.raises(DataError, match=r"^empty\.jsonl: "):
         run(model, tmp_path / "empty.jsonl", tmp_path / "empty.out")
     compressed = (tmp_path / "in.jsonl.gz").read_bytes()
     (tmp_path / "half.jsonl.gz").write_bytes(compressed[: len(compressed) // 2])
-    with pytest.raises(DataError, match=r"half\.jsonl\.gz: damaged archive"):
+    with pytest.raises(DataError, match=r"^half\.jsonl\.gz: "):
         run(model, tmp_path / "half.jsonl.gz", tmp_path / "half.out")
 
 
-def test_a_line_that_is_too_long_takes_no_memory() -> None:
+def test_too_long_line_takes_no_memory() -> None:
     stream = io.BytesIO(b'{"prompt": "' + b"x" * (3 * MAX_LINE_BYTES) + b'"}\n{"a": 1}\n')
-    found = list(read_lines(stream, "in.jsonl"))
-    assert [number for number, _ in found] == [1, 2]
-    assert len(found[0][1].content) <= MAX_LINE_BYTES + 1
+    lines = list(read_lines(stream, "in.jsonl"))
+    assert [number for number, _ in lines] == [1, 2]
+    assert len(lines[0][1].content) <= MAX_LINE_BYTES + 1
 
 
 def test_standard_input_and_output(model: str, tmp_path: Path) -> None:
@@ -204,20 +233,32 @@ def test_standard_input_and_output(model: str, tmp_path: Path) -> None:
     process = subprocess.run(command, input=source.read_bytes(), capture_output=True, env=environment_of_process())
     assert process.returncode == 0, process.stderr
     assert process.stdout == (tmp_path / "out.jsonl").read_bytes()
-    assert b"scored        7 lines" in process.stderr
+    assert re.search(rb"^scored +7 ", process.stderr, re.MULTILINE)
 
 
-def test_the_command_line_tells_bad_lines_by_exit_code(model: str, tmp_path: Path) -> None:
+def test_cli_exit_codes_of_score(model: str, tmp_path: Path) -> None:
+    """A bad line is exit code 3 and one line; --json and -o - are exit code 2, since both write to stdout."""
     source = write_jsonl(tmp_path / "in.jsonl", [*rows(3), {"prompt": "x"}])
     refused = rmtrain("score", model, source, "-o", tmp_path / "out.jsonl")
     assert refused.returncode == 3
-    assert refused.stderr.splitlines()[-1].startswith("error: in.jsonl:4: expected messages")
+    assert refused.stderr.splitlines()[-1].startswith("error: in.jsonl:4: ")
     both = rmtrain("score", model, source, "-o", "-", "--json")
     assert (both.returncode, both.stdout) == (2, "")
 
 
-def test_a_missing_model_is_one_line(tmp_path: Path) -> None:
+def test_missing_model_writes_no_output(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", rows(1))
-    with pytest.raises(RmtrainError, match="there is no directory"):
+    with pytest.raises(RmtrainError, match="absent"):
         run(str(tmp_path / "absent"), source, tmp_path / "out.jsonl")
     assert not os.path.exists(tmp_path / "out.jsonl")
+
+
+def test_closed_stdout_ends_as_by_sigpipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader such as `head` may close standard output: exit code 141, and nothing more is written to it."""
+    with (tmp_path / "stdout").open("wb") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        with pytest.raises(Stopped) as stopped, until_closed():
+            raise BrokenPipeError
+        stream.write(b"more")
+    assert stopped.value.exit_code == 128 + signal.SIGPIPE
+    assert (tmp_path / "stdout").read_bytes() == b""

@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from rmtrain.commands.evaluate import eval_command, evaluate
+from rmtrain.commands.evaluate import evaluate, run_eval
+from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError
 from rmtrain.evaluation.scores_file import read_scores
@@ -57,17 +58,7 @@ def test_eval_of_the_run_repeats_the_final_evaluation_exactly(tmp_path: Path) ->
     summary = train(recipe, QUIET).document["evaluation"]
     first = read_scores(tmp_path / "run/scores.jsonl")
     for target in (tmp_path / "run", tmp_path / "run/model"):
-        again = eval_command(
-            QUIET,
-            target=str(target),
-            recipe_path=None,
-            overrides=[],
-            data=None,
-            output=tmp_path / "again",
-            scores=None,
-            gates={},
-            allow_template_change=False,
-        )
+        again = run_eval(EvalOptions(target=str(target), output=tmp_path / "again"), QUIET)
         assert read_scores(tmp_path / "again/scores.jsonl") == first
         assert {key: again.document[key] for key in summary} == summary
 
@@ -158,7 +149,7 @@ def test_a_directory_that_holds_anything_is_refused_and_left_alone(tmp_path: Pat
     recipe = tiny_recipe(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match="holds other files"):
+    with pytest.raises(CheckpointError, match=r"run\.output_dir: "):
         train(recipe, QUIET)
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["notes.txt"]
 

@@ -1,7 +1,7 @@
-"""What one rank of a strategy computes, for tests: `python -m tests.engine.ranks STRATEGY FOLDER`, alone or under torchrun.
+"""One rank of a strategy, for tests: `python -m tests.engine.ranks STRATEGY FOLDER`, alone or under torchrun.
 
-For each case the gradients of the first step, then the losses and gradient norms of twenty steps whose micro-batches differ in number
-and size. The main process leaves them in FOLDER.
+For each case it computes the gradients of the first step, then the losses and gradient norms of twenty steps whose micro-batches differ
+in number and size. The main process writes them to FOLDER.
 """
 
 import itertools
@@ -20,10 +20,10 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import train_step
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer, learning_rate
-from rmtrain.engine.run_log import Meter
 from rmtrain.engine.start import start
-from rmtrain.engine.state_dict import trained_parameters, whole
+from rmtrain.engine.state_dict import full_tensor, trained_parameters
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.comparisons import costs_of, random_pairs
@@ -50,12 +50,12 @@ SHARDING = {
         for stage in (1, 2, 3)
     },
 }
-"""What `accelerate launch` sets for the ranks of a strategy."""
+"""Environment variables that `accelerate launch` sets for the ranks of a strategy."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained: the whole model or adapters, in a layout, computing in a type, activations kept or computed again."""
+    """A kind of training: all weights or adapters, the layout, the type of computation, and gradient checkpointing."""
 
     lora: bool
     layout: Layout
@@ -80,7 +80,7 @@ CASES = [
 
 
 def cases_of(strategy: str) -> list[Case]:
-    """DeepSpeed keeps its flat buffers in float32, so that it has no cases in float64."""
+    """Return the cases of a strategy: DeepSpeed has none in float64, since its flat buffers are float32."""
     return [case for case in CASES if case.dtype != "float64" or not strategy.startswith("zero")]
 
 
@@ -89,7 +89,7 @@ def comparisons() -> list[TokenizedComparison]:
 
 
 def plan_of(case: Case, world: int) -> Plan:
-    """Steps of nine comparisons and a shorter last one, in micro-batches of at most 150 tokens."""
+    """Plan steps of nine comparisons and a shorter last one, in micro-batches of at most 150 tokens."""
     costs = costs_of(comparisons(), case.layout)
     return Plan(costs, BATCH, max_tokens=150, epochs=2, seed=1, world=world, max_steps=STEPS)
 
@@ -103,7 +103,7 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
 
 
 class Trained:
-    """A model of a case under a strategy, and what its steps need."""
+    """The model of a case under a strategy, with everything that its steps need."""
 
     def __init__(self, strategy: Any, case: Case, recipe: Recipe) -> None:
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=1)
@@ -119,7 +119,7 @@ class Trained:
         accelerator._optimizers.clear()
 
     def step(self, number: int) -> bool:
-        """Compute a step; whether there was an update."""
+        """Compute a step, and return whether there was an update."""
         self.meter.sums = self.meter.sums.to(self.case.weights)
         arguments = (
             self.strategy,
@@ -130,17 +130,17 @@ class Trained:
             self.rate(number),
             self.loader.step(number),
         )
-        return train_step(*arguments)[1]
+        return train_step(*arguments)[2]
 
 
 def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Whole gradients of the first step by name; losses and gradient norms by step, and how many rewards bfloat16 cannot hold."""
+    """Return full gradients of the first step by name; losses, gradient norms, and the share of rewards off the bfloat16 grid."""
     trained, update, gradients = Trained(strategy, case, recipe), strategy.update, {}
     curves: dict[str, Any] = {"loss": [], "grad_norm": [], "off_grid": off_grid(trained)}
 
     def keeping_gradients(*arguments: Any) -> Any:
         if not gradients:
-            gradients.update(whole_gradients(trained.model))
+            gradients.update(full_gradients(trained.model))
         return update(*arguments)
 
     strategy.update = keeping_gradients
@@ -154,14 +154,14 @@ def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.
 
 
 def off_grid(trained: Trained) -> float:
-    """The share of some rewards that lie between two numbers of bfloat16."""
+    """Return the share of some rewards that bfloat16 cannot represent."""
     with torch.no_grad():
         rewards = trained.model(trained.loader.step(0).micro_batches[0])
     return float((rewards != rewards.bfloat16()).double().mean())
 
 
-def no_number(strategy: Any, case: Case, recipe: Recipe) -> dict[str, bool]:
-    """What happens when the loss of the last rank is no number: nothing changes on any rank, and the next step is one."""
+def not_finite(strategy: Any, case: Case, recipe: Recipe) -> dict[str, bool]:
+    """Check that a NaN loss on the last rank changes nothing on any rank, and that the next step trains again."""
     trained, backward = Trained(strategy, case, recipe), strategy.backward
     is_last = strategy.accelerator.process_index == strategy.accelerator.num_processes - 1
     steps = [trained.step(0)]
@@ -179,12 +179,12 @@ def no_number(strategy: Any, case: Case, recipe: Recipe) -> dict[str, bool]:
     }
 
 
-def whole_gradients(model: Any) -> dict[str, torch.Tensor]:
+def full_gradients(model: Any) -> dict[str, torch.Tensor]:
     if type(model).__name__ == "DeepSpeedEngine":
         from deepspeed.utils import safe_get_full_grad
 
         return {name: safe_get_full_grad(parameter).cpu().clone() for name, parameter in trained_parameters(model).items()}
-    return {name: whole(parameter.grad).cpu().clone() for name, parameter in trained_parameters(model).items()}
+    return {name: full_tensor(parameter.grad).cpu().clone() for name, parameter in trained_parameters(model).items()}
 
 
 def main(name: str, folder: Path) -> None:
@@ -198,12 +198,12 @@ def main(name: str, folder: Path) -> None:
         if strategy.accelerator.is_main_process:
             save_file(gradients, folder / f"{case.name}.safetensors")
             (folder / f"{case.name}.json").write_text(json.dumps({"strategy": strategy.name, **curves}))
-    found = no_number(strategy, CASES[1], recipe_of(CASES[1], inputs))
+    result = not_finite(strategy, CASES[1], recipe_of(CASES[1], inputs))
     if strategy.accelerator.is_main_process:
-        (folder / "no_number").write_text(json.dumps(found))
+        (folder / "not_finite.json").write_text(json.dumps(result))
     strategy.accelerator.state.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    os._exit(0)  # at the interpreter's own exit, threads of gloo that still run abort the process now and then
+    os._exit(0)  # threads of gloo that still run sometimes abort the process at the interpreter's own exit

@@ -16,7 +16,7 @@ from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Plan
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import check_gradients, train_step
-from rmtrain.engine.run_log import Meter, check_finite
+from rmtrain.engine.meter import Meter, check_finite
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError
 from rmtrain.model.build import build_reward_model

@@ -1,18 +1,28 @@
-"""Trackers fail, hang and fall behind; training does not notice, and one warning tells of it."""
+"""Trackers fail, hang and fall behind without harm to training; tables and pictures reach the trackers that show them."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rmtrain.engine import trackers
-from rmtrain.engine.trackers import Trackers
+from rmtrain.engine.run_log import RunLog
+from rmtrain.engine.trackers import COLUMNS, Trackers, pixels, send_pictures, send_samples
 
 
 class Recorder:
-    """A tracker of accelerate's kind that notes what it is given, after doing what it is told at each call."""
+    """A tracker with accelerate's interface that records its calls, after calling `at_start` or `at_send`."""
 
     def __init__(self, at_start: Callable[[], Any] = bool, at_send: Callable[[], Any] = bool) -> None:
         self.at_start, self.at_send = at_start, at_send
@@ -35,7 +45,7 @@ class Recorder:
 
 
 def running(seconds: float = 5.0, **recorders: Recorder) -> Trackers:
-    """Trackers that are these recorders, by name."""
+    """Start trackers that are these recorders, by name."""
     return Trackers({name: lambda recorder=recorder: recorder for name, recorder in recorders.items()}, {"run.seed": 1}, seconds)
 
 
@@ -43,7 +53,7 @@ def fail() -> None:
     raise RuntimeError("no route to https://name:secret@host\nhf_abcdefghijklmnopqrstuvwxyz0123456789")
 
 
-def test_every_line_arrives_in_order_before_the_end() -> None:
+def test_every_line_arrives_in_order() -> None:
     recorder = Recorder()
     started = running(wandb=recorder)
     for step in range(50):
@@ -55,20 +65,18 @@ def test_every_line_arrives_in_order_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("where", ["at_start", "at_send"])
-def test_trap_44_a_tracker_that_raises_is_told_once_on_one_line_without_secrets(
-    where: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trap_44_failures_are_reported_once_without_secrets(where: str, caplog: pytest.LogCaptureFixture) -> None:
     started = running(wandb=Recorder(**{where: fail}))
     for step in range(20):
         started.log({"loss": 1.0}, step)
     started.close()
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("trackers: wandb: RuntimeError: no route to https://<hidden>@host <hidden>. Training goes on")
+    assert warning.startswith("trackers: wandb: RuntimeError: no route to https://<hidden>@host <hidden>. ")
     assert "\n" not in warning
 
 
 @pytest.mark.parametrize("where", ["at_start", "at_send"])
-def test_trap_44_what_one_tracker_raises_keeps_nothing_from_the_others(where: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_trap_44_failures_do_not_affect_other_trackers(where: str, caplog: pytest.LogCaptureFixture) -> None:
     def cannot_be_made() -> Recorder:
         raise ValueError("no settings")
 
@@ -81,11 +89,11 @@ def test_trap_44_what_one_tracker_raises_keeps_nothing_from_the_others(where: st
     assert good.ended
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["trackio", "wandb"]
     assert bad.sent == [], "guard: it raised"
-    assert bad.ended == (where == "at_send"), "what has begun is ended"
+    assert bad.ended == (where == "at_send"), "a started tracker is finished"
 
 
 @pytest.mark.parametrize("where", ["at_start", "at_send"])
-def test_trap_44_a_tracker_that_hangs_is_waited_for_no_longer_than_said(
+def test_trap_44_a_hanging_tracker_is_given_up(
     where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "WAITING_CALLS", 3)
@@ -102,12 +110,10 @@ def test_trap_44_a_tracker_that_hangs_is_waited_for_no_longer_than_said(
     assert started.thread.is_alive(), "guard: it hung"
     release.set()
     started.thread.join(30)
-    assert not started.thread.is_alive(), "it does not go on with lines that nobody waits for"
+    assert not started.thread.is_alive(), "it sends no more lines after it was given up"
 
 
-def test_a_queue_that_is_full_leaves_lines_out_and_says_so(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_queue_drops_lines_with_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "WAITING_CALLS", 3)
     release = threading.Event()
     recorder = Recorder(at_send=lambda: release.wait(60))
@@ -118,4 +124,84 @@ def test_a_queue_that_is_full_leaves_lines_out_and_says_so(
     started.close()
     assert 3 <= len(recorder.sent) < 20
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("trackers: they do not take lines as fast as they come")
+    assert warning.startswith("trackers: ")
+
+
+SAMPLE = {"id": "a:0", "source": "a", "prompt": "p", "chosen": "c", "rejected": "hf_" + "x" * 34, "rewards": [2.0, 0.5]}
+
+
+def draw() -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([0, 1], color="black")
+    return figure
+
+
+class MediaRecorder:
+    """A tracker with the methods that accelerate's trackers of these names have; it records their arguments."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.calls = name, []  # type: ignore[var-annotated]
+
+    def log_table(self, table: str, columns: list[str], data: list[list[Any]], step: int) -> None:
+        self.calls.append((table, columns, data, step))
+
+    def log_images(self, images: dict[str, Any], step: int, **options: Any) -> None:
+        self.calls.append((images, step, options))
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        self.calls.append((figure, file))
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.calls.append((values, step))
+
+
+@pytest.fixture
+def trackio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake of the library trackio whose tables and images are their arguments."""
+    module = SimpleNamespace(Table=lambda columns, data: (columns, data), Image=lambda array: array)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+
+
+def test_samples_are_sent_as_tables(trackio: None) -> None:
+    shown = [MediaRecorder(name) for name in ("wandb", "trackio", "tensorboard", "mlflow")]
+    for tracker in shown:
+        send_samples(7, [SAMPLE], tracker)
+    assert [len(tracker.calls) for tracker in shown] == [1, 1, 0, 0]
+    ((table, columns, rows, step),) = shown[0].calls
+    assert (table, tuple(columns), step) == ("eval/samples", COLUMNS, 7)
+    assert rows == [["a:0", "a", "p", "c", "<hidden>", 2.0, 0.5, 1.5]]
+    assert shown[1].calls == [({"eval/samples": (columns, rows)}, 7)]
+
+
+def test_pictures_are_sent_in_each_trackers_form(trackio: None) -> None:
+    shown = [MediaRecorder(name) for name in ("wandb", "tensorboard", "mlflow", "trackio")]
+    for tracker in shown:
+        send_pictures(3, {"eval/rewards": draw}, tracker)
+    wandb, board, mlflow, other = (tracker.calls for tracker in shown)
+    shape = pixels(draw()).shape
+    assert wandb[0][0]["eval/rewards"][0].shape == shape
+    assert board[0][0]["eval/rewards"].shape == (1, *shape)
+    assert mlflow[0][1] == "eval/rewards/00000003.png"
+    assert (other[0][0]["eval/rewards"].shape, other[0][1]) == (shape, 3)
+
+
+def test_tensorboard_shows_pictures_and_scalars(tmp_path: Path) -> None:
+    started = Trackers({"tensorboard": partial(TensorBoardTracker, "p", logging_dir=str(tmp_path))}, {"run.seed": 1})
+    log = RunLog(Accelerator(cpu=True), tmp_path, started)
+    log.metrics(2, {"eval/loss": 0.5})
+    log.pictures(2, {"eval/rewards": draw})
+    log.samples(2, [SAMPLE])
+    started.close()
+    boards = [EventAccumulator(str(file), size_guidance={"images": 0}).Reload() for file in tmp_path.rglob("events.out.*")]
+    (board,) = [each for each in boards if each.Tags()["images"]]
+    (image,) = board.Images("eval/rewards")
+    assert (image.step, image.width) == (2, 200)
+    assert [point.value for point in board.Scalars("eval/loss")] == [0.5]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2)])
+def test_pixels_match_the_figure(size: tuple[float, float]) -> None:
+    found = pixels(Figure(figsize=size, dpi=50, facecolor="white"))
+    assert found.shape == (int(size[1] * 50), int(size[0] * 50), 3)
+    assert found.dtype == np.uint8
+    assert (found == 255).all()

@@ -1,4 +1,4 @@
-"""TRL's RewardTrainer as oracle: ten optimizer steps on the same batches and model give the same losses and gradient norms."""
+"""TRL's RewardTrainer as oracle: ten optimizer steps on the same model and batches give the same losses and gradient norms."""
 
 import copy
 import json
@@ -16,9 +16,10 @@ from rmtrain.batching.plan import Plan, order
 from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.loop import train
+from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.run_log import Meter, RunLog
+from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import Stop
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
@@ -110,7 +111,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     tokenizer = byte_bpe()
     rows = make_comparisons(np.random.default_rng(5), len(tokenizer), tokenizer.eos_token_id, with_margin)
     ours = build_reward_model(recipe.model, None, tokenizer, seed=1)
-    with torch.no_grad():  # freshly initialised models score everything alike; larger weights make every term count
+    with torch.no_grad():  # new models give nearly equal rewards; larger weights make every term of the loss count
         for parameter in ours.parameters():
             parameter.mul_(2.5 if parameter.ndim > 1 else 1)
     theirs = AutoModelForSequenceClassification.from_config(copy.deepcopy(ours.hf.config))
@@ -120,16 +121,13 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     ours.use_layout(layout)
     plan = Plan(costs_of(rows, layout), BATCH, 150, epochs=1, seed=1, max_steps=STEPS)
     accelerator = Accelerator(cpu=True)
-    strategy, contents = Strategy(accelerator), CheckpointMetadata.of(ours, {})
+    strategy, metadata = Strategy(accelerator), CheckpointMetadata.of(ours, {})
     model, optimizer = strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), recipe.optimizer.clip)
     (tmp_path / "ours").mkdir()
-    loader, log, meter = (
-        StepLoader(rows, plan, layout, tokenizer.pad_token_id),
-        RunLog(accelerator, tmp_path / "ours"),
-        Meter(accelerator, 1),
-    )
+    loader, meter = StepLoader(rows, plan, layout, tokenizer.pad_token_id), Meter(accelerator, 1)
+    log = RunLog(accelerator, tmp_path / "ours")
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
-    saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, contents)
+    saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, metadata)
     train(recipe, strategy, model, optimizer, loader, meter, log, Silent(), None, saver, Stop())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 

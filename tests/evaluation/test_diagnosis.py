@@ -1,25 +1,31 @@
-"""Each part of the diagnosis against its formula, and against the numbers that `summarize` gives of the same scores."""
+"""Each part of the diagnosis against its formula, and against the numbers that `summarize` computes from the same scores."""
 
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.evaluation.diagnosis import (
-    ScoredEdges,
+    ROUND,
     accuracy_by_length_difference,
     calibration_curve,
     diagnose,
     margin_histogram,
     reward_by_length,
     reward_histograms,
-    scored_edges,
+    round_edges,
+    round_width,
 )
-from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.metrics import ScoredEdges, scored_edges, share_with_interval, summarize
 from rmtrain.evaluation.scores_file import ScoredComparison, read_scores
+from rmtrain.intervals import wilson_interval
 from tests.evaluation.test_metrics import pair, random_lists, random_pairs
+
+NUMBERS = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: float(np.float32(value)))
 
 
 def edges_of(*rows: ScoredComparison) -> ScoredEdges:
@@ -27,28 +33,29 @@ def edges_of(*rows: ScoredComparison) -> ScoredEdges:
 
 
 @pytest.mark.parametrize("rows", [random_pairs(400), random_lists(60), random_pairs(1)], ids=["pairs", "lists", "one"])
-def test_every_preference_is_counted_once_in_every_part(rows: list[ScoredComparison]) -> None:
-    found, edges = diagnose(rows), scored_edges(rows)
-    assert found["preferences"] == len(edges) > 0
-    assert sum(found["rewards"]["winners"]) == sum(found["rewards"]["losers"]) == len(edges)
-    assert sum(found["margins"]["counts"]) == len(edges)
-    assert sum(row["preferences"] for row in found["length_difference"]) == len(edges)
-    assert sum(row["responses"] for row in found["reward_by_length"]) == 2 * len(edges)
-    assert sum(row["preferences"] for row in found["calibration"]["bins"]) == len(edges)
-    json.dumps(found, allow_nan=False)
+def test_every_part_counts_each_preference_once(rows: list[ScoredComparison]) -> None:
+    diagnosis, edges = diagnose(rows), scored_edges(rows)
+    assert diagnosis["preferences"] == len(edges) > 0
+    assert sum(diagnosis["rewards"]["winners"]) == sum(diagnosis["rewards"]["losers"]) == len(edges)
+    assert sum(diagnosis["margins"]["counts"]) == len(edges)
+    assert sum(row["preferences"] for row in diagnosis["length_difference"]) == len(edges)
+    assert sum(row["responses"] for row in diagnosis["reward_by_length"]) == 2 * len(edges)
+    assert sum(row["preferences"] for row in diagnosis["calibration"]["bins"]) == len(edges)
+    json.dumps(diagnosis, allow_nan=False)
 
 
 @pytest.mark.parametrize("rows", [random_pairs(400), random_lists(60)], ids=["pairs", "lists"])
-def test_the_parts_agree_with_the_summary(rows: list[ScoredComparison]) -> None:
-    found, summary = diagnose(rows), summarize(rows)
-    assert found["calibration"]["error"] == pytest.approx(summary["calibration_error"], abs=1e-12)
-    assert found["margins"]["right"] == pytest.approx(summary["accuracy"])
-    weighted = sum(row["preferences"] * row["accuracy"] for row in found["length_difference"])
+def test_parts_agree_with_the_summary(rows: list[ScoredComparison]) -> None:
+    diagnosis, summary = diagnose(rows), summarize(rows)
+    assert diagnosis["calibration"]["error"] == pytest.approx(summary["calibration_error"], abs=1e-12)
+    assert diagnosis["margins"]["right"] == pytest.approx(summary["accuracy"])
+    weighted = sum(row["preferences"] * row["accuracy"] for row in diagnosis["length_difference"])
     assert weighted == pytest.approx(summary["wins"])
-    assert found["margins"]["tied"] * found["preferences"] == pytest.approx(summary["ties"])
+    assert diagnosis["margins"]["tied"] * diagnosis["preferences"] == pytest.approx(summary["ties"])
 
 
-def test_margins_left_of_zero_are_the_wrong_ones_and_a_tie_is_neither() -> None:
+def test_margins_below_zero_are_wrong() -> None:
+    """A tie is neither right nor wrong."""
     margins = margin_histogram(edges_of(pair(0.0, 1.0), pair(1.0, 1.0), pair(2.0, 1.0), pair(3.0, 0.0)))
     assert margins is not None
     assert 0.0 in margins["edges"]
@@ -57,7 +64,7 @@ def test_margins_left_of_zero_are_the_wrong_ones_and_a_tie_is_neither() -> None:
     assert (margins["right"], margins["wrong"], margins["tied"]) == (0.5, 0.25, 0.25)
 
 
-def test_rewards_lie_in_the_bins_that_hold_them() -> None:
+def test_rewards_are_counted_in_their_bins() -> None:
     rewards = reward_histograms(edges_of(pair(1.25, -0.5), pair(1.0, 0.0)))
     assert rewards is not None
     for side, values in (("winners", [1.25, 1.0]), ("losers", [-0.5, 0.0])):
@@ -65,7 +72,7 @@ def test_rewards_lie_in_the_bins_that_hold_them() -> None:
         assert rewards[side] == expected.tolist()
 
 
-def test_accuracy_by_length_shows_a_taste_for_length_as_a_slope() -> None:
+def test_preference_for_length_shows_as_a_slope() -> None:
     generator = np.random.default_rng(0)
     lengths = generator.integers(5, 100, size=(600, 2))
     rows = [pair(float(a), float(b), (int(a), int(b)), name=str(k)) for k, (a, b) in enumerate(lengths)]
@@ -82,7 +89,7 @@ def test_accuracy_by_length_shows_a_taste_for_length_as_a_slope() -> None:
 
 
 @pytest.mark.parametrize("differences", [[0, 0], [3], [-1, 1, 1, 1], [5, 5, 5, -5]])
-def test_few_or_equal_differences_are_counted_all_the_same(differences: list[int]) -> None:
+def test_few_or_equal_differences_are_counted(differences: list[int]) -> None:
     bins = accuracy_by_length_difference(
         edges_of(*(pair(1.0, 0.0, (20 + d, 20), name=str(k)) for k, d in enumerate(differences)))
     )
@@ -93,7 +100,7 @@ def test_few_or_equal_differences_are_counted_all_the_same(differences: list[int
         assert len(inside) == row["preferences"] > 0
 
 
-def test_reward_by_length_has_the_mean_of_each_bin() -> None:
+def test_reward_by_length_averages_each_bin() -> None:
     rows = [pair(float(k), float(k), (k, k), name=str(k)) for k in range(1, 81)]
     bins = reward_by_length(scored_edges(rows))
     assert bins is not None
@@ -101,7 +108,7 @@ def test_reward_by_length_has_the_mean_of_each_bin() -> None:
     assert bins[0] == {"low": 1, "high": 10, "responses": 20, "reward": 5.5, "deviation": pytest.approx(np.std(np.arange(1, 11)))}
 
 
-def test_the_calibration_error_is_that_of_its_definition() -> None:
+def test_calibration_error_follows_its_definition() -> None:
     edges = edges_of(pair(1.0, 0.0, name="1"), pair(0.0, 1.0, name="2"), pair(3.0, 0.0, name="3"), pair(1.0, 1.0, name="4"))
     curve = calibration_curve(edges)
     assert curve is not None
@@ -112,14 +119,14 @@ def test_the_calibration_error_is_that_of_its_definition() -> None:
     assert curve["error"] == pytest.approx((0 + 2 * (sure - 0.5) + (1 - surer)) / 4)
 
 
-def test_the_surest_are_in_the_last_bin() -> None:
+def test_most_confident_are_in_the_last_bin() -> None:
     curve = calibration_curve(edges_of(pair(100.0, 0.0)))
     assert curve is not None
     assert curve["bins"][0]["high"] == 1.0
     assert curve["error"] == pytest.approx(0.0)
 
 
-def test_without_a_winner_or_lengths_there_is_nothing_to_say() -> None:
+def test_nothing_without_winners_or_lengths() -> None:
     tied = ScoredComparison("t", "s", (1.0, 2.0), (3, 4), (Preference(0, 1, 0.0, 0.5, 1.0),))
     assert diagnose([tied]) == {"preferences": 0} | dict.fromkeys(
         ("rewards", "margins", "length_difference", "reward_by_length", "calibration")
@@ -129,14 +136,51 @@ def test_without_a_winner_or_lengths_there_is_nothing_to_say() -> None:
     assert bare["margins"]["wrong"] == 1.0
 
 
-def test_equal_rewards_everywhere_have_a_diagnosis() -> None:
-    found: dict[str, Any] = diagnose([pair(2.0, 2.0, name=str(k)) for k in range(3)])
-    assert sum(found["rewards"]["winners"]) == 3
-    assert found["margins"]["tied"] == 1.0
+def test_equal_rewards_have_a_diagnosis() -> None:
+    diagnosis: dict[str, Any] = diagnose([pair(2.0, 2.0, name=str(k)) for k in range(3)])
+    assert sum(diagnosis["rewards"]["winners"]) == 3
+    assert diagnosis["margins"]["tied"] == 1.0
 
 
-def test_it_can_be_computed_from_a_file_of_scores(tmp_path: Any) -> None:
+def test_diagnosis_from_a_file_of_scores(tmp_path: Any) -> None:
     (tmp_path / "scores.jsonl").write_text('{"id": "a", "source": "s", "rewards": [2.0, 1.0, 3.0]}\n')
-    found = diagnose(read_scores(tmp_path / "scores.jsonl"))
-    assert found["preferences"] == 2
-    assert found["margins"]["right"] == 0.5
+    diagnosis = diagnose(read_scores(tmp_path / "scores.jsonl"))
+    assert diagnosis["preferences"] == 2
+    assert diagnosis["margins"]["right"] == 0.5
+
+
+@given(NUMBERS, NUMBERS, st.integers(2, 40))
+def test_edges_are_round_and_hold_all_values(one: float, other: float, most: int) -> None:
+    low, high = sorted((one, other))
+    if 0 < high - low < 1e-3:
+        high = low
+    edges = round_edges(low, high, most)
+    width = edges[1] - edges[0]
+    assert 2 <= len(edges) <= most + 2, "a bin more where both ends are cut"
+    assert edges[0] <= low + 1e-8 * width + 1e-6 * abs(low)
+    assert edges[-1] >= high - 1e-8 * width - 1e-6 * abs(high)
+    assert np.allclose(np.diff(edges), width)
+
+
+def test_zero_is_an_edge_between_signs() -> None:
+    assert 0.0 in round_edges(-3.7, 8.1, 30).tolist()
+    assert round_edges(-3.7, 8.1, 30).tolist()[:3] == pytest.approx([-4.0, -3.5, -3.0])
+
+
+@pytest.mark.parametrize(
+    ("span", "most", "width"), [(10, 10, 1), (11, 10, 2), (0, 10, 1), (0.3, 30, 0.01), (23, 10, 2.5), (60, 10, 10)]
+)
+def test_widths_are_round(span: float, most: int, width: float) -> None:
+    assert round_width(span, most) == pytest.approx(width)
+    assert any(abs(width / 10**power - digits) < 1e-9 for digits in ROUND for power in range(-3, 3)), "guard"
+
+
+def test_share_counts_each_comparison_once() -> None:
+    right = np.array([True, True, False, True])
+    assert share_with_interval(right, np.array([0, 0, 0, 1])) == {
+        "preferences": 4,
+        "accuracy": 0.75,
+        "accuracy_low": wilson_interval(0.75, 2)[0],
+        "accuracy_high": wilson_interval(0.75, 2)[1],
+    }
+    assert share_with_interval(right[:0], np.array([], dtype=np.int64))["accuracy"] is None

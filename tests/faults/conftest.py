@@ -1,4 +1,4 @@
-"""Fixtures of fault tests: a nursery for processes, and the run that nothing interrupts."""
+"""Fixtures of fault tests: a starter of processes, and an undisturbed run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for a module's runs."""
+    """A folder for the runs of a module."""
     return tmp_path_factory.mktemp("faults")
 
 
@@ -31,7 +31,7 @@ def recipe(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(place: Path, recipe: Path, nursery: Nursery) -> dict[str, Any]:
-    """What the run leaves when nothing happens to it."""
+    """The results of the run without any fault."""
     ended = nursery.run(*in_directory(recipe, place / "undisturbed"))
     assert ended.code == 0, ended.stderr
     return left(place / "undisturbed")

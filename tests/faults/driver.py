@@ -1,9 +1,8 @@
-"""`rmtrain` with faults, put in from outside: `python -m tests.faults.driver FAULTS ARGUMENTS ...`.
+"""`rmtrain` with injected faults: `python -m tests.faults.driver FAULTS ARGUMENTS ...`.
 
-FAULTS are JSON: `[[point, when, what], ...]`. The `when`-th call (0: every call) of what stands at the point in `POINTS` does `what` first:
-`kill` (what kill -9 and the out-of-memory killer do), a signal by name (`SIGTERM`; twice: `SIGTERM SIGTERM`), an error of the disk by name
-(`ENOSPC`: it is full), `nan` (a loss that is no number), `hang`, `raise`, or nothing at all in place of the call: `skip`. `kill@1`: only in
-the process of rank 1.
+FAULTS are JSON: `[[point, when, action], ...]`. The `when`-th call (0: every call) of the function at the point in `POINTS` first does
+the `action`: `kill` (as kill -9 and the out-of-memory killer), a signal by name (`SIGTERM`; twice: `SIGTERM SIGTERM`), a disk error by
+name (`ENOSPC`: it is full), `nan` (a NaN loss), `hang` or `raise`; or it does nothing at all: `skip`. `kill@1`: only on rank 1.
 """
 
 import errno
@@ -25,24 +24,23 @@ POINTS = {
     "model": "rmtrain.commands.train:build_reward_model",
     "open": "rmtrain.engine.run_dir:RunDirectory.open",
     "mark": "rmtrain.engine.run_dir:RunDirectory._mark",
-    "write": "rmtrain.engine.run_dir:RunDirectory._write",
     "resume": "rmtrain.engine.checkpoint_manager:CheckpointManager.resume",
     "rewind": "rmtrain.engine.run_dir:RunDirectory.rewind",
-    "rehearse": "rmtrain.engine.loop:rehearse",
+    "rehearse": "rmtrain.engine.loop:warmup_largest_batch",
     "step": "rmtrain.engine.loop:train_step",
     "backward": "accelerate:Accelerator.backward",
     "record": "rmtrain.engine.run_log:RunLog._append",
-    "evaluate": "rmtrain.evaluation.score:lay_out",
+    "evaluate": "rmtrain.evaluation.scoring:lay_out",
     "save": "rmtrain.engine.checkpoint:Checkpoints.save",
     "tensors": "rmtrain.engine.checkpoint:_write_tensors",
-    "json": "rmtrain.engine.checkpoint:_write_json",
-    "sync": "rmtrain.engine.checkpoint:_sync",
+    "json": "rmtrain.engine.checkpoint:write_text",
+    "sync": "rmtrain.engine.checkpoint:sync",
     "rename": "pathlib:Path.rename",
     "rotate": "rmtrain.engine.checkpoint:Checkpoints.rotate",
     "unlink": "pathlib:Path.unlink",
     "rmdir": "pathlib:Path.rmdir",
     "scores": "rmtrain.commands.train:write_scores",
-    "export": "rmtrain.commands.train:export_model",
+    "export": "rmtrain.commands.export:export_model",
     "replace": "os:replace",
     "reload": "rmtrain.model.export_dir:check_reload",
     "push": "rmtrain.commands.train:push",
@@ -53,7 +51,7 @@ POINTS = {
 
 
 def install(faults: Sequence[Fault]) -> None:
-    """Put faults into this process."""
+    """Inject faults into this process."""
     rank = os.environ.get("RANK", "0")
     faults = [(point, when, what.partition("@")[0]) for point, when, what in faults if what.partition("@")[2] in ("", rank)]
     for point in dict.fromkeys(point for point, _, _ in faults):
@@ -67,39 +65,39 @@ def install(faults: Sequence[Fault]) -> None:
 
 
 def faulty(original: Callable[..., Any], faults: dict[int, str]) -> Callable[..., Any]:
-    """A function that does what its faults say at the calls of these numbers, counted from 1."""
+    """Wrap a function with the actions of its calls, which are counted from 1."""
     calls = 0
 
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        what = faults.get(calls, faults.get(ALWAYS, ""))
-        if what == "skip":
+        action = faults.get(calls, faults.get(ALWAYS, ""))
+        if action == "skip":
             return None
-        if what == "nan":
+        if action == "nan":
             accelerator, loss = args
             args = (accelerator, loss * float("nan"))
-        happen(what)
+        act(action)
         return original(*args, **kwargs)
 
     return call
 
 
-def happen(what: str) -> None:
-    """Do to this process what a fault says."""
-    if what == "kill":
+def act(action: str) -> None:
+    """Do the action of a fault to this process."""
+    if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif what.startswith("SIG"):
-        for name in what.split():
+    elif action.startswith("SIG"):
+        for name in action.split():
             os.kill(os.getpid(), getattr(signal, name))
-            time.sleep(1.2 if " " in what else 0)
-    elif what in errno.errorcode.values():
-        number = getattr(errno, what)
+            time.sleep(1.2 if " " in action else 0)
+    elif action in errno.errorcode.values():
+        number = getattr(errno, action)
         raise OSError(number, os.strerror(number))
-    elif what == "hang":
+    elif action == "hang":
         time.sleep(3600)
-    elif what == "raise":
+    elif action == "raise":
         raise RuntimeError("the network is away; hf_abcdefghijklmnopqrstuvwxyz0123456789")
 
 

@@ -1,6 +1,6 @@
-"""Many `rmtrain` processes without waiting for their imports: one process imports everything, and is forked for each run.
+"""Starts many `rmtrain` processes without paying for imports: one process imports everything, and is forked for each run.
 
-A fork is a process of its own, with its own signals, files and memory; it is killed like any other.
+A fork is a process with its own signals, files and memory, and can be killed like any other.
 """
 
 import json
@@ -19,12 +19,12 @@ from tests.faults.driver import Fault
 from tests.runs import ROOT, environment_of_process
 
 FAST: Fault = ("reload", 0, "skip")
-"""Leave out the fresh process that reloads the export, where the export is not what is tested."""
+"""Skip the fresh process that reloads the export, in tests of something else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: its exit code, or minus the signal that killed it."""
+    """The end of a process: its exit code, or minus the signal that killed it, and its output."""
 
     code: int
     stdout: str
@@ -32,24 +32,24 @@ class Ended:
 
 
 class Child:
-    """A run under way."""
+    """A running process."""
 
     def __init__(self, nursery: "Nursery", pid: int, output: Path) -> None:
         self.nursery, self.pid, self.output = nursery, pid, output
 
     def signal(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal to the process, unless it has ended."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
     def wait(self) -> Ended:
-        """Wait for its end."""
+        """Wait for the end of the process."""
         code = self.nursery.receive()["code"]
         return Ended(code, *(self.output.with_suffix(end).read_text() for end in (".out", ".err")))
 
 
 class Nursery:
-    """Starts runs, one at a time. Use as a context."""
+    """Starts processes, one at a time. Use as a context."""
 
     def __init__(self, **environment: str) -> None:
         self.environment = {"COLUMNS": "1000", **environment}
@@ -94,7 +94,7 @@ class Nursery:
         return self.start(*arguments, faults=faults, cwd=cwd, **environment).wait()
 
     def receive(self) -> dict[str, Any]:
-        """The next thing the nursery says."""
+        """Return the next answer of the forking process."""
         line = stream(self.process.stdout).readline()
         assert line, "the nursery has ended"
         answer: dict[str, Any] = json.loads(line)
@@ -102,14 +102,14 @@ class Nursery:
 
 
 def stream(pipe: IO[str] | None) -> IO[str]:
-    """A pipe that is there."""
+    """Return a pipe that is certainly open."""
     assert pipe is not None
     return pipe
 
 
 def serve() -> None:
-    """Fork a process for each order on stdin; say its number, then how it ended."""
-    import rmtrain.commands.train  # noqa: F401  # what takes seconds, once
+    """Fork a process for each order on stdin; print its pid, then its exit code."""
+    import rmtrain.commands.train  # noqa: F401  # the imports that take seconds
     from tests.faults import driver
 
     for line in sys.stdin:
@@ -123,7 +123,7 @@ def serve() -> None:
 
 
 def become(order: dict[str, Any], driver: Any) -> None:
-    """Be the process of an order, and end."""
+    """Turn this fork into the process of an order, and exit."""
     for descriptor, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(order["output"] + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -1,4 +1,4 @@
-"""A small run with everything that a resume could lose, and what it left, for comparison."""
+"""A small run with everything that a resume could lose, and its results for comparison."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from rmtrain.recipe.schema import Recipe
 from tests.faults.driver import Fault
+from tests.faults.nursery import FAST, Nursery
 from tests.runs import ROOT, environment_of_process, tiny_recipe, torchrun, write_recipe
 
 TIMES = ("tokens_per_second", "comparisons_per_second", "runtime", "samples_per_second", "steps_per_second")
@@ -20,7 +21,7 @@ STEPS = 15
 
 
 def full_recipe(folder: Path, **changes: Any) -> Path:
-    """A recipe of 15 steps in three epochs: dropout, warm-up, open log intervals, evaluations, a best checkpoint, rotation."""
+    """Write a recipe of 15 steps in three epochs: dropout, warm-up, open log intervals, evaluations, a best checkpoint, rotation."""
     folder.mkdir(parents=True, exist_ok=True)
     base = tiny_recipe(folder)
     sections: dict[str, Any] = {
@@ -37,7 +38,7 @@ def full_recipe(folder: Path, **changes: Any) -> Path:
 def launch(
     recipe: Path, run: Path, processes: int, faults: Sequence[Fault], **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The run of a recipe in a directory, with faults: on several processes under torchrun, or alone."""
+    """Run a recipe in a directory, with faults: on several processes under torchrun, or alone."""
     starter = torchrun(processes) if processes > 1 else [sys.executable]
     command = [*starter, "-m", "tests.faults.driver", json.dumps(list(faults)), *in_directory(recipe, run)]
     around = environment_of_process(ACCELERATE_USE_CPU="true", **environment)
@@ -45,18 +46,18 @@ def launch(
 
 
 def in_directory(recipe: Path, run: Path) -> list[str]:
-    """Arguments of the run of a recipe in a directory."""
+    """Return the arguments that train a recipe in a directory."""
     return ["train", str(recipe), f"run.output_dir={run}"]
 
 
 def lines(run: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of a record; none where it is not there yet."""
+    """Return the lines of a record; none if it does not exist yet."""
     file = run / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 def left(run: Path, steps: int = STEPS) -> dict[str, Any]:
-    """What two equal runs have in common: every record but for times, and the final weights, optimizer and generators."""
+    """Return everything that two equal runs share: all records except times, and the final weights, optimizer and generators."""
     last = run / f"checkpoints/step-{steps:08d}"
     metrics = [{k: v for k, v in line.items() if not k.endswith(TIMES)} for line in lines(run, "metrics")]
     files = [file for file in last.iterdir() if file.suffix == ".safetensors"]
@@ -65,31 +66,49 @@ def left(run: Path, steps: int = STEPS) -> dict[str, Any]:
 
 
 def sha256(file: Path) -> str:
-    """The hash of a file's bytes."""
+    """Return the hash of a file's bytes."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, Any]:
-    """The weights of a checkpoint."""
+    """Return the weights of a checkpoint."""
     return load_file(run / f"checkpoints/step-{step:08d}/model.safetensors")
 
 
 def steps_saved(run: Path) -> list[int]:
-    """Steps of which there are checkpoints."""
+    """List the steps that have checkpoints."""
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
-    """Wait for something to become true."""
-    until = time.monotonic() + seconds
+    """Wait for a condition to become true."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < deadline, f"not true after {seconds:g} s"
         time.sleep(0.005)
 
 
 def every_row_once_an_epoch(ledger: list[dict[str, Any]], recipe: Recipe, rows: int = 40) -> bool:
-    """Whether the ledger has each row exactly once in each epoch."""
+    """Return whether the ledger has each row exactly once in each epoch."""
     by_epoch: dict[int, list[str]] = {}
     for line in ledger:
         by_epoch.setdefault(line["epoch"], []).extend(line["ids"])
     return len(by_epoch) == recipe.training.epochs and all(len(ids) == len(set(ids)) == rows for ids in by_epoch.values())
+
+
+def stop_after(step: int, at: int = 0) -> list[Fault]:
+    """Return the faults that stop a run after this step by SIGTERM; `at`: the step that the process resumes from."""
+    return [("step", step - at, "SIGTERM"), FAST]
+
+
+def stopped(nursery: Nursery, recipe: Path, run: Path, steps: Sequence[int]) -> None:
+    """Run to each of these steps in a process of its own."""
+    at = 0
+    for step in steps:
+        ended = nursery.run(*in_directory(recipe, run), faults=stop_after(step, at))
+        assert ended.code == 143, ended.stderr
+        assert "SIGTERM" in ended.stderr
+        assert str(run) in ended.stderr
+        assert f"from step {at} (" in ended.stderr or not at
+        assert steps_saved(run)[-1] == step
+        at = step

@@ -89,7 +89,7 @@ def test_trap_27_a_run_goes_on_under_any_other_strategy_and_exports_there(
         done = stop
     ended = go(chain[-1], recipe, run, [])
     assert ended.returncode == 0, ended.stderr
-    assert f"going on after step {done}" in ended.stderr
+    assert f"from step {done}" in ended.stderr
     assert json.loads((run / "environment.json").read_text())["strategy"] == NAMES[chain[-1]]
     assert_as_one(run, whole)
 
@@ -101,9 +101,9 @@ def test_trap_27_on_two_processes_one_is_killed_then_on_one_then_on_two(folder: 
     assert ended.returncode != 0
     assert not (run / "model").exists(), "guard: it was killed before its end"
     ended = go("alone", recipe, run, [("step", 3, "SIGTERM"), FAST])
-    assert "going on after step 6" in ended.stderr, ended.stderr
-    assert "the checkpoint is of 2 processes, there are 1 now" in ended.stderr
+    assert "from step 6" in ended.stderr, ended.stderr
+    assert "2 processes, now running 1" in ended.stderr
     ended = go("ddp", recipe, run, [FAST])
     assert ended.returncode == 0, ended.stderr
-    assert "the checkpoint is of 1 processes, there are 2 now" in ended.stderr
+    assert "1 processes, now running 2" in ended.stderr
     assert_as_one(run, whole)

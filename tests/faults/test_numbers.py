@@ -1,4 +1,4 @@
-"""Numbers that are none: no update, the rows are named, and the run ends soon, on all processes with the same code."""
+"""NaN losses: no update, the rows are reported, and after a few such steps the run ends on all processes with one exit code."""
 
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,17 @@ from tests.faults.runs import STEPS, full_recipe, in_directory, launch, lines, s
 
 
 def nan_in(*steps: int) -> list[Fault]:
-    """A loss that is no number in these steps; the first call is the rehearsal, and each step has one micro-batch."""
+    """Return faults with a NaN loss in these steps; the first call is the warm-up, and each step has one micro-batch."""
     return [*(("backward", 1 + step, "nan") for step in steps), FAST]
 
 
-def test_trap_21_a_step_whose_gradient_is_no_number_changes_nothing_and_names_its_rows(
-    place: Path, recipe: Path, nursery: Nursery
-) -> None:
+def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, nursery: Nursery) -> None:
+    """The rows of the step are reported, and the next step trains again."""
     run = place / "one"
     ended = nursery.run(*in_directory(recipe, run), "checkpoints.every=1", "checkpoints.keep=20", faults=nan_in(5))
     assert ended.code == 0, ended.stderr
-    assert "warning: step 5: the gradient is not finite, so there was no update; its rows: train:" in ended.stderr
+    (warning,) = [line for line in ended.stderr.splitlines() if "step 5: " in line]
+    assert "train:" in warning
     before, after, later = (weights(run, step) for step in (4, 5, 6))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert any(not torch.equal(after[name], later[name]) for name in after), "guard: the next step is one"
@@ -32,29 +32,28 @@ def test_trap_21_a_step_whose_gradient_is_no_number_changes_nothing_and_names_it
 
 
 @pytest.mark.parametrize("first", [1, 6])
-def test_trap_21_the_third_in_a_row_ends_the_run(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
     run = place / f"three-{first}"
     ended = nursery.run(*in_directory(recipe, run), faults=nan_in(first, first + 1, first + 2))
     assert ended.code == 5, ended.stderr
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert error.startswith(
-        f"error: step {first + 2}: the gradient is not finite, 3 steps in a row; the weights are as before them"
-    )
+    assert error.startswith(f"error: step {first + 2}: ")
+    assert "nonfinite.jsonl" in error
     assert [line["step"] for line in lines(run, "nonfinite")] == [first, first + 1, first + 2]
     assert all(torch.isfinite(tensor).all() for step in steps_saved(run) for tensor in weights(run, step).values())
     kept = [step for step in (first, first + 1, first + 2) if step <= steps_saved(run)[-1]]
     ended = nursery.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
-    assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were computed again were good"
+    assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were repeated were finite"
 
 
 @pytest.mark.long
-def test_trap_21_numbers_that_are_none_on_one_process_end_both(place: Path) -> None:
+def test_trap_21_nan_on_one_rank_stops_both(place: Path) -> None:
     recipe, run = full_recipe(place / "two"), place / "two/run"
     faults: list[Any] = [("backward", 1 + step, "nan@1") for step in (4, 5, 6)]
     result = launch(recipe, run, 2, faults)
     assert result.returncode == 1
-    assert result.stderr.count("error: step 6: the gradient is not finite, 3 steps in a row") == 1, result.stderr
+    assert "error: step 6: " in result.stderr, result.stderr
     assert result.stderr.count("exitcode  : 5") >= 1
     assert [line["step"] for line in lines(run, "nonfinite")] == [4, 5, 6]
     before = weights(run, 4)

@@ -76,7 +76,7 @@ def test_trap_39_a_second_signal_ends_at_once_and_breaks_nothing(
     assert "Traceback" not in ended.stderr
     ended = nursery.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
-    assert f"going on after step {going_on}, from" in ended.stderr
+    assert f"from step {going_on} (" in ended.stderr
     assert left(run) == undisturbed
 
 

@@ -10,13 +10,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.engine.loop import compute_objective
 from rmtrain.errors import RecipeError
 from rmtrain.model import attention
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.head import find_head, install_head
 from rmtrain.model.layout_probe import choose_layout, probe
 from rmtrain.model.reward_model import RewardModel, unwrap
+from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry, Lora
 from tests.comparisons import tokenized
 from tests.model.builders import build, scratch

@@ -1,4 +1,4 @@
-"""Renderables as text, as rich's own tests do: a console of fixed width that writes into a string."""
+"""Renderables as text, as in rich's own tests: a console of fixed width that writes into a string."""
 
 import io
 from typing import Any
@@ -7,7 +7,7 @@ from rich.console import Console
 
 
 def console(width: int = 80, color: bool = False, **options: Any) -> Console:
-    """A console that writes into its own string; a terminal of 256 colours when asked."""
+    """Return a console that writes into its own string; with `color`, a terminal of 256 colours."""
     settings: dict[str, Any] = {"file": io.StringIO(), "width": width, "_environ": {}, "legacy_windows": False, **options}
     if color:
         settings |= {"force_terminal": True, "color_system": "256"}
@@ -15,13 +15,13 @@ def console(width: int = 80, color: bool = False, **options: Any) -> Console:
 
 
 def written(target: Console) -> str:
-    """What a console of ours has written so far."""
+    """Return the text that a console of `console` has written so far."""
     assert isinstance(target.file, io.StringIO)
     return target.file.getvalue()
 
 
 def render(renderable: Any, width: int = 80, color: bool = False, **options: Any) -> str:
-    """The text of a renderable, without trailing spaces."""
+    """Return the text of a renderable, without trailing spaces."""
     target = console(width, color)
     target.print(renderable, **options)
     return "\n".join(line.rstrip() for line in written(target).splitlines()) + "\n"

@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads, what people read, and a snippet that runs."""
+"""The model card: front matter for the Hub, text for people, and a snippet that runs."""
 
 import contextlib
 import io
@@ -39,7 +39,7 @@ FACTS: dict[str, Any] = {
 }
 
 
-def test_the_hub_reads_the_front_matter() -> None:
+def test_hub_reads_front_matter() -> None:
     data = ModelCard(model_card(**FACTS)).data
     assert data.base_model == "EleutherAI/pythia-1b-deduped"
     assert data.base_model_relation == "finetune"
@@ -56,36 +56,39 @@ def test_the_hub_reads_the_front_matter() -> None:
     ]
 
 
-def test_people_read_waterfall_metrics_and_baseline() -> None:
+def test_card_has_waterfall_metrics_and_baseline() -> None:
     card = model_card(**FACTS)
     assert "| hh | 100 | 3 too long | 97 | 97.0 % |" in card
-    assert "| all | 110 | 3 too long | 107 | 97.3 % |" in card
-    assert "| mine\\|local | 50 | 1.0000 | [0.9287, 1.0000] | 0 | 0.3133 | 1.0000 |" in card
-    assert "a tie counts as wrong" in card
-    assert "not better than length" in card
-    assert "at most 1,024 tokens" in card
+    assert "| all sources | 110 | 3 too long | 107 | 97.3 % |" in card
+    assert "| mine\\|local | 50 | 1.0000 | [0.9287, 1.0000] | 0 | 0.3133 | 1.0000 | 1.0000 |" in card
+    assert "| source | n | accuracy | 95 % interval | ties | loss | longer wins | half credit |" in card
+    assert all(FACTS["evaluation"]["rules"][key] in card for key in ("accuracy", "longer_wins", "loss"))
+    assert all(warning in card for warning in FACTS["evaluation"]["warnings"])
+    assert FACTS["evaluation"]["warnings"], "guard"
+    assert " 1,024 tokens" in card
     assert "rmtrain 0.1.0, torch 2.13.0" in card
     assert "low-rank" not in card
-    assert "merged into these weights" in model_card(**{**FACTS, "adapted": True})
+    assert "low-rank" in model_card(**{**FACTS, "adapted": True})
 
 
-def test_the_index_has_split_and_interval_of_each_source() -> None:
+def test_index_has_split_and_interval_of_sources() -> None:
     hh, mine = ModelCard(model_card(**FACTS)).data.eval_results
     assert (hh.dataset_split, mine.dataset_split) == ("test", None)
     assert hh.metric_name == "accuracy, 95 % in [0.3664, 0.6336] of 50"
     assert hh.task_type == "preference_evaluation"
 
 
-def test_what_is_behind_the_accuracy_stands_in_the_card() -> None:
+def test_card_has_spread_calibration_and_length() -> None:
     card = model_card(**FACTS)
-    assert "- rewards, mean and standard deviation: chosen 1.000 ± 0.000, rejected 0.500 ± 0.866." in card
-    assert re.search(r"- calibration error of sigmoid\(margin\): 0\.\d{3}\.", card)
-    assert "accuracy 0.750 where the preferred response is longer and – where it is shorter" in card
+    assert re.search(r"^- rewards.*1\.000 ± 0\.000.*0\.500 ± 0\.866", card, re.MULTILINE)
+    assert re.search(r"^- calibration error.*: 0\.\d{3}\.", card, re.MULTILINE)
+    assert re.search(r"^- length:.* 0\.750 .* – ", card, re.MULTILINE)
     bare = summarize([ScoredComparison("a", "hh", (1.0, 0.0), (), PAIR)])
     assert "- length:" not in model_card(**{**FACTS, "evaluation": bare})
 
 
-def test_vllm_is_given_token_ids_so_that_it_adds_no_second_begin_token() -> None:
+def test_vllm_snippet_passes_token_ids() -> None:
+    """vLLM then adds no second begin token."""
     snippets = re.findall(r"```python\n(.*?)```", model_card(**FACTS), re.DOTALL)
     assert len(snippets) == 2
     for snippet in snippets:
@@ -95,23 +98,23 @@ def test_vllm_is_given_token_ids_so_that_it_adds_no_second_begin_token() -> None
     assert "add_special_tokens=False" in snippets[1]
 
 
-def test_without_a_waterfall_the_recipe_names_the_data() -> None:
+def test_card_without_waterfall_has_no_table() -> None:
     card = model_card(**{**FACTS, "waterfall": {}})
-    assert "The recipe below names the data." in card
     assert "rows read" not in card
 
 
-def test_a_scratch_model_on_local_data_without_evaluation() -> None:
+def test_card_of_scratch_model_without_evaluation() -> None:
     card = model_card(**{**FACTS, "base_model": None, "datasets": {}, "evaluation": None})
     data = ModelCard(card).data
     assert data.base_model is None
     assert data.datasets is None
     assert data.eval_results is None
-    assert "was not evaluated" in card
+    assert "| accuracy |" not in card
     assert "None" not in card
 
 
-def test_the_recipe_is_whole_whatever_it_holds_but_not_where_the_user_lives_or_logs_in() -> None:
+def test_recipe_is_whole_without_secrets_and_paths() -> None:
+    """Backticks in a recipe do not end its block; home directories and tokens are left out."""
     token = "hf_" + "x" * 34
     recipe = (
         f'data:\n  chat_template: "```{{{{ x }}}}```"\nrun:\n  output_dir: {os.path.expanduser("~")}/models\n  note: {token}\n'
@@ -125,7 +128,7 @@ def test_the_recipe_is_whole_whatever_it_holds_but_not_where_the_user_lives_or_l
     assert token not in card
 
 
-def test_the_snippet_runs_as_printed_and_gives_the_raw_logits(tmp_path: Path) -> None:
+def test_snippet_runs_as_printed(tmp_path: Path) -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = "{% for m in messages %}<|user|>{{ m['content'] }}{% endfor %}<eos>"
     torch.manual_seed(0)

@@ -1,12 +1,10 @@
-"""Token lengths: percentiles that occur, and drawings whose columns are counts."""
+"""Token lengths: percentiles that occur, and histograms whose columns are counts."""
 
 import numpy as np
 import pytest
 
-from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
+from rmtrain.report.lengths import BLOCKS, LengthDistribution, length_statistics, length_table
 from tests.report.render import render
-
-BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def lengths(count: int = 2000) -> dict[str, np.ndarray]:
@@ -24,7 +22,7 @@ def test_percentiles_are_lengths_that_occur() -> None:
     assert length_statistics(np.array([7])) == {"mean": 7.0, "p50": 7, "p90": 7, "p99": 7, "max": 7}
 
 
-def test_the_table_has_a_row_for_each_name() -> None:
+def test_table_has_a_row_for_each_name() -> None:
     table = render(length_table({"prompt": np.arange(1, 101), "chosen": np.arange(1, 10_001)}))
     assert table == (
         "tokens      mean     p50     p90     p99      max\n"
@@ -33,8 +31,8 @@ def test_the_table_has_a_row_for_each_name() -> None:
     )
 
 
-@pytest.mark.parametrize("width", [40, 80, 120])
-def test_the_drawing_fits_and_every_occupied_column_shows(width: int) -> None:
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_distribution_fits_any_width(width: int) -> None:
     values = lengths()
     rows = render(LengthDistribution(values), width=width).splitlines()
     assert len(rows) == 3 * len(values) + 1
@@ -53,13 +51,13 @@ def test_heights_are_proportional_to_counts() -> None:
     assert axis == "   0          19 tokens"
 
 
-def test_the_middle_label_gives_way() -> None:
+def test_middle_label_gives_way() -> None:
     wide, narrow = (render(LengthDistribution({"x": np.array([1, 123_456])}), width=width).splitlines()[-1] for width in (60, 24))
     assert wide.split() == ["0", "61,728", "123,456", "tokens"]
     assert narrow.split() == ["0", "123,456", "tokens"]
 
 
-def test_one_long_row_does_not_squeeze_the_rest() -> None:
+def test_long_row_does_not_squeeze_the_rest() -> None:
     values = np.append(np.arange(1, 1000) % 100, 50_000)
     text = render(LengthDistribution({"prompt": values}))
     assert "+ tokens" in text
@@ -67,7 +65,7 @@ def test_one_long_row_does_not_squeeze_the_rest() -> None:
     assert text.splitlines()[-2].count("█") > 40
 
 
-def test_rows_of_equal_length_are_drawn() -> None:
+def test_equal_lengths_are_drawn() -> None:
     text = render(LengthDistribution({"prompt": np.full(10, 12)}))
     assert "█" in text
     assert "12 tokens" in text

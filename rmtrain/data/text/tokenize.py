@@ -9,9 +9,19 @@ import numpy as np
 from jinja2 import Environment, TemplateSyntaxError, nodes
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.comparison import Comparison, Dropped, Message, TokenizedComparison, Tokens, common_prefix_length, rows_of
-from rmtrain.data.rows.messages import CALL, THOUGHTS, BadRow
-from rmtrain.data.rows.responses import Checked, dropped, without
+from rmtrain.data.comparison import (
+    BadRow,
+    Comparison,
+    Dropped,
+    Message,
+    TokenizedComparison,
+    Tokens,
+    common_prefix_length,
+    dropped,
+    rows_of,
+)
+from rmtrain.data.rows.messages import CALL, THOUGHTS
+from rmtrain.data.rows.responses import Checked, without
 from rmtrain.data.text.templates import Conversation, EdgeTokens, check_size, edge_tokens, render, render_all
 from rmtrain.data.text.token_pieces import Encoded, Texts, encode_texts, text_encoder
 from rmtrain.errors import DataError

@@ -1,9 +1,9 @@
-"""What a row earns: by pairs of rewards, or by the best of several. Pure numpy.
+"""The parts that benchmarks are made of: items, scores by rule, units, and the credit a row earns. Pure numpy.
 
-Array legend: R rows, K responses of a row.
+Array legend: R rows, K responses of a row, U units.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 
 Rule = Literal["official", "strict", "half_credit"]
 RULES: tuple[Rule, ...] = ("official", "strict", "half_credit")
-"""How ties count: as the benchmark's own script has them, as wrong, or by half."""
+"""How ties count: as in the benchmark's own script, as wrong, or half."""
 
 T = TypeVar("T")
 KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
@@ -31,8 +31,8 @@ KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 class Item:
     """A row of a benchmark: a prompt and its responses, the better ones first.
 
-    source: the subset it is counted in.
-    shown: where the benchmark shows each response, for a rule that goes by it.
+    source: the subset it counts in.
+    shown: the place where the benchmark shows each response, for a rule that depends on it.
     """
 
     id: str
@@ -45,9 +45,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The numbers of one rule: of the benchmark, of each section and subset, and others that its authors report.
+    """The numbers of one rule: for the benchmark, for each section and subset, and others that its authors report.
 
-    `total` is None where nothing is there that it could be computed from.
+    `total` is None where nothing is present to compute it from.
     """
 
     total: float | None
@@ -58,16 +58,15 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """What a benchmark draws independently: rows, or several that are only counted together. Arrays over U units.
+    """The independent draws of a benchmark: rows, or several rows that only count together. Arrays over U units.
 
-    ids, subsets, sections: of each unit.
-    weights_U: in the total, for which they sum to 1.
+    subsets, sections: of each unit.
+    weights_U: weights in the total; they sum to 1.
     credits: for each rule, [U] in [0, 1]; the weighted sum is the total.
-    decisions_U: times that its rule compares two rewards, or the best of several with the others; ties_U: how many of them are ties.
+    decisions_U: how often its rule compares two rewards, or the best of several with the others; ties_U: how many of these are ties.
     rows_U: rows of the unit.
     """
 
-    ids: tuple[str, ...]
     subsets: tuple[str, ...]
     sections: tuple[str, ...]
     weights_U: Floats
@@ -81,14 +80,14 @@ class Units:
 class Benchmark:
     """A public benchmark.
 
-    name, title: as the command line and as people call it.
-    sections: those that its total is made of, in its order.
-    hub: dataset and split on the Hub; None: it is not there in a form that can be read.
+    name, title: on the command line, and for people.
+    sections: the parts that its total is made of, in its order.
+    hub: dataset and split on the Hub; None: the Hub does not have it in a readable form.
     published: where its files are, for people.
-    files: of the data files of a folder, given relative to it, those of the benchmark.
-    item: a row to an item, given the file it is from, None on the Hub, and its number; raises ValueError saying what is wrong.
-    scores, units: the numbers of scored rows, by a rule, and the units they are made of.
-    output: a row of the file that the benchmark's own script writes; ValueError as of `item`; None: there is no such file.
+    files: selects the benchmark's files among the data files of a folder, given relative to it.
+    item: converts a row to an item, given its file (None: the Hub) and its number; raises ValueError for a row that is not the benchmark's.
+    scores: computes the numbers of scored rows by a rule. units: returns the units they are made of.
+    output: converts a row of the file that the benchmark's own script writes; raises ValueError like `item`. None: there is no such file.
     """
 
     name: str
@@ -104,7 +103,7 @@ class Benchmark:
 
 
 def cell(row: Row, column: str, kind: type[T]) -> T:
-    """A cell of a row; raises ValueError where it is not there or of another kind."""
+    """Return a cell of a row; raises ValueError where it is missing or of another kind."""
     if column not in row:
         raise ValueError(f"no {column}; the row has {', '.join(map(str, row)) or 'nothing'}")
     value = row[column]
@@ -114,7 +113,7 @@ def cell(row: Row, column: str, kind: type[T]) -> T:
 
 
 def texts(row: Row, column: str) -> list[str]:
-    """A list of texts of a row; raises ValueError where it is none, or empty."""
+    """Return a list of texts of a row; raises ValueError where it is something else, or empty."""
     values = cell(row, column, list)
     if not values or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{column}: expected a list of texts, got {values!r:.60}")
@@ -122,7 +121,7 @@ def texts(row: Row, column: str) -> list[str]:
 
 
 def number(value: Any, column: str) -> float:
-    """A reward; one in a list of its own, as some models give it, counts as well. Raises ValueError where it is no number."""
+    """Return a reward; some models write it as a list of one. Raises ValueError where it is not a number."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -131,57 +130,50 @@ def number(value: Any, column: str) -> float:
 
 
 def user(text: str) -> tuple[Message, ...]:
-    """A prompt of one message."""
+    """Return a prompt of one message."""
     return ({"role": "user", "content": text},)
 
 
 def each_over_each(better: int, worse: int) -> tuple[Preference, ...]:
-    """Each of the first responses is preferred to each of those that follow."""
+    """Prefer each of the first `better` responses to each of the `worse` ones that follow."""
     return tuple(Preference(winner, better + loser) for winner in range(better) for loser in range(worse))
 
 
 def better_count(row: ScoredComparison) -> int:
-    """Responses of `each_over_each` that are preferred."""
+    """Count the responses that `each_over_each` prefers."""
     return len({edge.winner for edge in row.preferences})
 
 
-def parts_of(path: Path) -> str:
-    """A path in small letters, to look for the name of a subset in."""
+def lower_path(path: Path) -> str:
+    """Return a path in lower case, to look for the name of a subset in it."""
     return path.as_posix().lower()
 
 
-def of_gap(gap: NDArray[np.float64], rule: Rule) -> Floats:
-    """1 where better minus worse is above 0, and, by `half_credit`, 0.5 where it is 0."""
-    earned = np.asarray(gap > 0, np.float64)
-    return np.where(gap == 0, 0.5, earned) if rule == "half_credit" else earned
+def credit_of_gaps(gap: Floats, rule: Rule) -> Floats:
+    """Return 1 where better minus worse is above 0, and, by `half_credit`, 0.5 where it is 0."""
+    credit = np.asarray(gap > 0, np.float64)
+    return np.where(gap == 0, 0.5, credit) if rule == "half_credit" else credit
 
 
 def gaps(scored: Sequence[ScoredComparison]) -> Floats:
-    """First reward minus the best of the others, [R]."""
+    """Return the first reward minus the best of the others, [R]."""
     return np.array([row.rewards[0] - max(row.rewards[1:]) for row in scored])
 
 
 def shared_first(scored: Sequence[ScoredComparison]) -> Floats:
-    """1 over the number of best responses where the first is one of them, else 0, [R]."""
-    return np.array([_share(row.rewards) for row in scored])
-
-
-def _share(rewards: Sequence[float]) -> float:
-    best = max(rewards)
-    return 1 / sum(reward == best for reward in rewards) if rewards[0] == best else 0.0
+    """Return 1 over the number of best responses where the first is one of them, else 0, [R]."""
+    return np.array(
+        [1 / row.rewards.count(row.rewards[0]) if row.rewards[0] == max(row.rewards) else 0.0 for row in scored], np.float64
+    )
 
 
 def means(values: Floats, groups: Sequence[str]) -> dict[str, float]:
-    """The mean of each group, in the order in which the groups come; summed one by one, as the official scripts do."""
+    """Return the mean of each group, in the order in which the groups first appear."""
     members: dict[str, list[float]] = defaultdict(list)
     for value, group in zip(values.tolist(), groups, strict=True):
         members[group].append(value)
+    # Added up one by one, as the official scripts do: numpy's pairwise sum can differ in the last digit.
     return {group: sum(of_group) / len(of_group) for group, of_group in members.items()}
-
-
-def mean(values: Sequence[float]) -> float | None:
-    """The plain mean; None of nothing."""
-    return float(np.mean(values)) if len(values) else None
 
 
 def row_units(
@@ -189,33 +181,39 @@ def row_units(
     sections: Sequence[str],
     subsets: Sequence[str],
     weights: Floats,
-    credits: dict[Rule, Floats],
-    ties: NDArray[np.int64],
+    credit: Callable[[Rule], Floats],
+    ties: Integers | None = None,
     decisions: int = 1,
 ) -> Units:
-    """Units that are a row each, with as many decisions each; `weights` are scaled to sum to 1."""
+    """Make each row a unit.
+
+    Args:
+        scored: the rows.
+        sections, subsets: of each row.
+        weights: of each row; they are scaled to sum to 1.
+        credit: returns the credits of the rows by a rule.
+        ties: of each row; None: 1 where the first response ties with the best other one.
+        decisions: of each row.
+    """
     return Units(
-        ids=tuple(f"{row.source}/{row.id}" for row in scored),
         subsets=tuple(subsets),
         sections=tuple(sections),
         weights_U=weights / weights.sum(),
-        credits={rule: credits[rule] for rule in RULES},
-        ties_U=ties,
+        credits={rule: credit(rule) for rule in RULES},
+        ties_U=np.asarray(gaps(scored) == 0, np.int64) if ties is None else ties,
         decisions_U=np.full(len(scored), decisions),
         rows_U=np.ones(len(scored), np.int64),
     )
 
 
-def section_weights(sections: Sequence[str], subsets: Sequence[str], counts: dict[str, float] | None = None) -> Floats:
-    """What each row weighs where the total is the mean of sections.
+def section_weights(sections: Sequence[str], subsets: Sequence[str], counts: Mapping[str, float] | None = None) -> Floats:
+    """Return the weight of each row where the total is the mean of sections.
 
     Args:
         sections, subsets: of each row.
-        counts: what a subset weighs in its section, however many rows it has; None: each row of a section weighs the same.
+        counts: weight of each subset in its section, however many rows it has; None: all rows of a section weigh the same.
     """
-    rows: dict[str, int] = defaultdict(int)
-    for subset in subsets:
-        rows[subset] += 1
+    rows = Counter(subsets)
     each = np.array([1.0 if counts is None else counts[subset] / rows[subset] for subset in subsets])
     total: dict[str, float] = defaultdict(float)
     for section, weight in zip(sections, each.tolist(), strict=True):

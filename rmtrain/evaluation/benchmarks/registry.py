@@ -13,9 +13,17 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (REWARDBENCH, REWARDBEN
 
 
 def named(names: str) -> list[Benchmark]:
-    """The benchmarks of a list with commas, each once, in its order; raises RecipeError for a name that is none."""
+    """Return the benchmarks of a comma-separated list, each once, in its order; raises RecipeError for an unknown name."""
     wanted = list(dict.fromkeys(name.strip().lower().replace("-", "_") for name in names.split(",") if name.strip()))
     unknown = [name for name in wanted if name not in BENCHMARKS]
     if unknown or not wanted:
-        raise RecipeError(f"--benchmark {', '.join(unknown) or names}: expected some of {','.join(BENCHMARKS)}")
+        raise RecipeError(f"--benchmark {', '.join(unknown) or names}: expected one or more of {','.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in wanted]
+
+
+def only(names: str, option: str) -> Benchmark:
+    """Return the one benchmark of a list; raises RecipeError for several or for an unknown name."""
+    chosen = named(names)
+    if len(chosen) > 1:
+        raise RecipeError(f"{option}: expected scores of one benchmark, got {len(chosen)}; name one in --benchmark")
+    return chosen[0]

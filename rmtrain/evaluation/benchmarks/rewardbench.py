@@ -1,18 +1,16 @@
 """RewardBench (arXiv:2403.13787): pairs in 23 subsets, four sections.
 
-A subset is the share of its pairs whose chosen response has the strictly greater reward. A section is the mean of its subsets weighted by
-constants of the benchmark: math-prm counts 984 although it has 447 rows, so that mathematics weighs as much as code. The total is the plain
-mean of the four sections. The script: `scripts/run_rm.py` of allenai/reward-bench.
+The score of a subset is the share of its pairs whose chosen response has the strictly greater reward. A section is the mean of its subsets,
+weighted by constants of the benchmark: math-prm counts 984 although it has 447 rows, so that mathematics weighs as much as code. The total
+is the plain mean of the four sections. The script: `scripts/run_rm.py` of allenai/reward-bench.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from rmtrain.data.comparison import PAIR
 from rmtrain.evaluation.benchmarks.base import (
-    RULES,
     Benchmark,
     Item,
     Row,
@@ -20,15 +18,15 @@ from rmtrain.evaluation.benchmarks.base import (
     Scores,
     Units,
     cell,
+    credit_of_gaps,
     gaps,
-    mean,
     means,
     number,
-    of_gap,
     row_units,
     section_weights,
     user,
 )
+from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 LANGUAGES = ("cpp", "go", "java", "js", "python", "rust")
@@ -55,10 +53,11 @@ SECTION_OF = {subset: section for section, counts in SECTIONS.items() for subset
 COUNTS = {subset: float(count) for counts in SECTIONS.values() for subset, count in counts.items()}
 
 
-def sections_of(subsets: Mapping[str, float]) -> dict[str, float]:
-    """The sections from accuracies by subset, added up in the order of the official script; others than its subsets are left out."""
+def scores_of(subsets: Mapping[str, float]) -> Scores:
+    """Compute all scores from accuracies by subset, as the official script prints them; unknown subsets are left out."""
     sections = {}
     for section, counts in SECTIONS.items():
+        # Added up in the order of the script, on which the last digit depends.
         weighted, examples = 0.0, 0
         for subset, count in counts.items():
             if subset in subsets:
@@ -66,32 +65,25 @@ def sections_of(subsets: Mapping[str, float]) -> dict[str, float]:
                 examples += count
         if examples:
             sections[section] = weighted / examples
-    return sections
-
-
-def scores_of(subsets: Mapping[str, float]) -> Scores:
-    """All scores from accuracies by subset, as the official script prints them."""
-    sections = sections_of(subsets)
-    ours = {subset: subsets[subset] for subset in SECTION_OF if subset in subsets}
-    return Scores(mean(list(sections.values())), sections, ours)
+    known = {subset: subsets[subset] for subset in SECTION_OF if subset in subsets}
+    return Scores(mean(list(sections.values())), sections, known)
 
 
 def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """All scores of scored pairs."""
-    return scores_of(means(of_gap(gaps(scored), rule), [row.source for row in scored]))
+    """Compute all scores of scored pairs."""
+    return scores_of(means(credit_of_gaps(gaps(scored), rule), [row.source for row in scored]))
 
 
 def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Each pair."""
-    gap, subsets = gaps(scored), [row.source for row in scored]
+    """Make each pair a unit."""
+    subsets = [row.source for row in scored]
     sections = [SECTION_OF[subset] for subset in subsets]
     weights = section_weights(sections, subsets, COUNTS)
-    credits = {rule: of_gap(gap, rule) for rule in RULES}
-    return row_units(scored, sections, subsets, weights, credits, np.asarray(gap == 0, np.int64))
+    return row_units(scored, sections, subsets, weights, partial(credit_of_gaps, gaps(scored)))
 
 
 def item(row: Row, file: Path | None, index: int) -> Item:
-    """A pair. Its id is the row's."""
+    """Convert a pair."""
     return Item(
         id=str(row.get("id", index)),
         source=_subset(row),
@@ -102,7 +94,7 @@ def item(row: Row, file: Path | None, index: int) -> Item:
 
 
 def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """A row of what `run_rm.py` or the command `rewardbench` write."""
+    """Convert a row that `run_rm.py` or the command `rewardbench` writes."""
     rewards = tuple(number(cell(row, column, object), column) for column in ("scores_chosen", "scores_rejected"))
     return ScoredComparison(str(row.get("id", index)), _subset(row), rewards, (), PAIR)
 
@@ -110,12 +102,12 @@ def output(row: Row, file: Path, index: int) -> ScoredComparison:
 def _subset(row: Row) -> str:
     subset = cell(row, "subset", str)
     if subset not in SECTION_OF:
-        raise ValueError(f"subset {subset!r} is none of RewardBench's 23; take the split `filtered`")
+        raise ValueError(f"subset {subset!r} is not one of RewardBench's 23; use the split `filtered`")
     return subset
 
 
 def files(found: Sequence[Path]) -> list[Path]:
-    """Those of the split `filtered`; where none bears that name, all."""
+    """Select the files with `filtered`, the benchmark's split, in their name; all where none has."""
     return [file for file in found if "filtered" in file.name] or list(found)
 
 

@@ -3,10 +3,10 @@
 Outside Ties a row earns 1 over the number of best responses where the right one is among them. The total is the plain mean of the six
 subsets. The script: `scripts/run_v2.py` and `rewardbench/utils.py` of allenai/reward-bench.
 
-Ties pairs prompts of several right answers (`tied:N`) with one of a single right answer (`ref:N`). Of each prompt, `gap` is its worst right
+Ties pairs prompts with several right answers (`tied:N`) with prompts that have one (`ref:N`). For each prompt, `gap` is its worst right
 answer minus its best wrong one, `spread` its best minus its worst right one. Its score is
 
-    0.30 mean [gap_tied > 0] + 0.30 mean [gap_ref > 0], each over all such prompts, and over those N that have both,
+    0.30 mean [gap_tied > 0] + 0.30 mean [gap_ref > 0], each over all such prompts, plus, over the N that have both,
     0.20 mean [gap_tied > spread] + 0.20 mean [least > spread] + 0.01 mean tanh(least / spread - 1), least = min(gap_ref, gap_tied)
 
 where 0 / 0 counts as a tanh of 0. It can reach 1.01.
@@ -30,17 +30,17 @@ from rmtrain.evaluation.benchmarks.base import (
     Units,
     better_count,
     cell,
+    credit_of_gaps,
     each_over_each,
     gaps,
-    mean,
     means,
     number,
-    of_gap,
     section_weights,
     shared_first,
     texts,
     user,
 )
+from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
@@ -49,10 +49,7 @@ TIES = "Ties"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prompts:
-    """The prompts of Ties. `ref` and `tied` are the gaps of all; the others are of those that have both, in the order of `both`.
-
-    The official script goes through a set of numbers; so do we, since the last digit of a mean depends on the order.
-    """
+    """The prompts of Ties. `ref` and `tied` are the gaps of all; the arrays over B are of the numbers N that have both kinds."""
 
     ref: Floats
     tied: Floats
@@ -63,18 +60,18 @@ class _Prompts:
 
 
 def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """All scores of scored rows."""
+    """Compute all scores of scored rows."""
     rows = [row for row in scored if row.source != TIES]
-    found = means(_credits(rows, rule), [row.source for row in rows])
+    scores_by_subset = means(_credits(rows, rule), [row.source for row in rows])
     prompts = _prompts([row for row in scored if row.source == TIES])
     if prompts.both:
-        found[TIES] = _ties_score(prompts, rule)
-    subsets = {subset: found[subset] for subset in SUBSETS if subset in found}
+        scores_by_subset[TIES] = _ties_score(prompts, rule)
+    subsets = {subset: scores_by_subset[subset] for subset in SUBSETS if subset in scores_by_subset}
     return Scores(mean(list(subsets.values())), subsets, subsets)
 
 
 def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Each row; in Ties each prompt that has both kinds, with both its rows."""
+    """Make each row a unit; in Ties each number N that has both kinds, with both its rows."""
     rows = [row for row in scored if row.source != TIES]
     prompts = _prompts([row for row in scored if row.source == TIES])
     count = len(prompts.both)
@@ -83,7 +80,6 @@ def units(scored: Sequence[ScoredComparison]) -> Units:
     weights = section_weights(subsets, subsets)
     tied = np.asarray(prompts.ref_B == 0, np.int64) + np.asarray(prompts.tied_B == 0, np.int64)
     return Units(
-        ids=(*(f"{row.source}/{row.id}" for row in rows), *(f"{TIES}/{number}" for number in prompts.both)),
         subsets=tuple(subsets),
         sections=tuple(subsets),
         weights_U=weights / weights.sum(),
@@ -95,7 +91,7 @@ def units(scored: Sequence[ScoredComparison]) -> Units:
 
 
 def _credits(rows: Sequence[ScoredComparison], rule: Rule) -> Floats:
-    return of_gap(gaps(rows), "strict") if rule == "strict" else shared_first(rows)
+    return credit_of_gaps(gaps(rows), "strict") if rule == "strict" else shared_first(rows)
 
 
 def _prompts(rows: Sequence[ScoredComparison]) -> _Prompts:
@@ -108,6 +104,7 @@ def _prompts(rows: Sequence[ScoredComparison]) -> _Prompts:
         gap[kind][number] = worst - max(row.rewards[right:])
         if kind == "tied":
             spread[number] = best - worst
+    # In the order of a set, as in the official script: the last digit of a mean depends on the order.
     both = list(set(gap["ref"]) & set(gap["tied"]))
     return _Prompts(
         ref=np.array(list(gap["ref"].values())),
@@ -120,9 +117,9 @@ def _prompts(rows: Sequence[ScoredComparison]) -> _Prompts:
 
 
 def _ties_score(prompts: _Prompts, rule: Rule) -> float:
-    """The score of Ties, its terms added up in the order of the official script."""
+    """Compute the score of Ties, its terms added up in the order of the official script."""
     wide, wider, closeness = _margins(prompts, rule)
-    tied_accuracy, ref_accuracy = np.mean(of_gap(prompts.tied, rule)), np.mean(of_gap(prompts.ref, rule))
+    tied_accuracy, ref_accuracy = np.mean(credit_of_gaps(prompts.tied, rule)), np.mean(credit_of_gaps(prompts.ref, rule))
     return float(
         0.30 * tied_accuracy
         + 0.30 * ref_accuracy
@@ -133,10 +130,14 @@ def _ties_score(prompts: _Prompts, rule: Rule) -> float:
 
 
 def _prompt_credits(prompts: _Prompts, rule: Rule) -> Floats:
-    """What each prompt adds to the score of Ties."""
+    """Return the share of each prompt in the score of Ties, [B]."""
     wide, wider, closeness = _margins(prompts, rule)
     return (
-        0.30 * of_gap(prompts.tied_B, rule) + 0.30 * of_gap(prompts.ref_B, rule) + 0.20 * wide + 0.20 * wider + 0.01 * closeness
+        0.30 * credit_of_gaps(prompts.tied_B, rule)
+        + 0.30 * credit_of_gaps(prompts.ref_B, rule)
+        + 0.20 * wide
+        + 0.20 * wider
+        + 0.01 * closeness
     )
 
 
@@ -144,11 +145,11 @@ def _margins(prompts: _Prompts, rule: Rule) -> tuple[Floats, Floats, Floats]:
     least = np.minimum(prompts.ref_B, prompts.tied_B)
     with np.errstate(divide="ignore", invalid="ignore"):
         closeness = np.nan_to_num(np.tanh(least / prompts.spread_B - 1), nan=0.0)
-    return of_gap(prompts.tied_B - prompts.spread_B, rule), of_gap(least - prompts.spread_B, rule), closeness
+    return credit_of_gaps(prompts.tied_B - prompts.spread_B, rule), credit_of_gaps(least - prompts.spread_B, rule), closeness
 
 
 def item(row: Row, file: Path | None, index: int) -> Item:
-    """The right responses, then the wrong ones. Its id is the row's."""
+    """Convert a row; the right responses come first."""
     chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
     subset = _subset(row)
     row_id = _checked_id(str(row.get("id", index)), subset, len(chosen))
@@ -157,7 +158,7 @@ def item(row: Row, file: Path | None, index: int) -> Item:
 
 
 def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """A row of what `run_v2.py` writes: `scores` of all responses, of which the first `num_correct` are right."""
+    """Convert a row that `run_v2.py` writes: `scores` of all responses, of which the first `num_correct` are right."""
     values, right = cell(row, "scores", list), cell(row, "num_correct", int)
     rewards = tuple(number(value, "scores") for value in values)
     if not 0 < right < len(rewards):
@@ -172,7 +173,7 @@ def _subset(row: Row) -> str:
     for name in SUBSETS:
         if subset.lower() == name.lower():
             return name
-    raise ValueError(f"subset {subset!r} is none of RewardBench 2's: {', '.join(SUBSETS)}")
+    raise ValueError(f"subset {subset!r} is not one of RewardBench 2's: {', '.join(SUBSETS)}")
 
 
 def _checked_id(row_id: str, subset: str, right: int) -> str:
@@ -194,7 +195,7 @@ def _kind(row_id: str) -> tuple[str, int]:
 
 
 def files(found: Sequence[Path]) -> list[Path]:
-    """Those of the split `test`; where none bears that name, all."""
+    """Select the files with `test`, the benchmark's split, in their name; all where none has."""
     return [file for file in found if "test" in file.name] or list(found)
 
 

@@ -1,19 +1,17 @@
 """RMB (arXiv:2410.09893): pairs, and best-of-n rows with two to six losers, for helpfulness and for harmlessness.
 
-A pair is right where its chosen response has the strictly greater reward, a best-of-n row where the best response beats every loser. A
-section is the share of its rows. The total is the mean of the four, as the paper's table has it; the script `eval/scripts/my_run_rm.py` of
-Zhou-Zoey/RMB-Reward-Model-Benchmark stops at the share of a file.
+A pair is right where its chosen response has the strictly greater reward, a best-of-n row where the best response beats every loser. The
+score of a section is the share of its rows that are right. The total is the mean of the four, as in the paper's table; the script
+`eval/scripts/my_run_rm.py` of Zhou-Zoey/RMB-Reward-Model-Benchmark stops at the share of a file.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rmtrain.data.comparison import PAIR, Message
 from rmtrain.evaluation.benchmarks.base import (
-    RULES,
     Benchmark,
     Floats,
     Item,
@@ -22,17 +20,17 @@ from rmtrain.evaluation.benchmarks.base import (
     Scores,
     Units,
     cell,
+    credit_of_gaps,
     each_over_each,
     gaps,
-    mean,
+    lower_path,
     means,
     number,
-    of_gap,
-    parts_of,
     row_units,
     section_weights,
     shared_first,
 )
+from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 SECTIONS = ("Helpfulness pairs", "Helpfulness best-of-n", "Harmlessness pairs", "Harmlessness best-of-n")
@@ -40,27 +38,25 @@ SETS = ("pairwise_set", "bon_set")
 
 
 def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """All scores of scored rows; a subset is a scenario, which is a file of the benchmark."""
+    """Compute all scores of scored rows; a subset is a scenario, which is a file of the benchmark."""
     credits = _credits(scored, rule)
-    found = means(credits, [_section(row.source) for row in scored])
-    sections = {section: found[section] for section in SECTIONS if section in found}
+    shares = means(credits, [_section(row.source) for row in scored])
+    sections = {section: shares[section] for section in SECTIONS if section in shares}
     return Scores(mean(list(sections.values())), sections, means(credits, [row.source for row in scored]))
 
 
 def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Each row."""
+    """Make each row a unit."""
     sections, subsets = [_section(row.source) for row in scored], [row.source for row in scored]
-    credits = {rule: _credits(scored, rule) for rule in RULES}
-    ties = np.asarray(gaps(scored) == 0, np.int64)
-    return row_units(scored, sections, subsets, section_weights(sections, subsets), credits, ties)
+    return row_units(scored, sections, subsets, section_weights(sections, subsets), partial(_credits, scored))
 
 
 def _credits(scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
-    return shared_first(scored) if rule == "half_credit" else of_gap(gaps(scored), rule)
+    return shared_first(scored) if rule == "half_credit" else credit_of_gaps(gaps(scored), rule)
 
 
 def item(row: Row, file: Path | None, index: int) -> Item:
-    """The best response, then those that lost to it."""
+    """Convert a row; the best response comes first."""
     prompt = _prompt(cell(row, "conversation_input", list))
     source = _source(row)
     if "loser_list" in row:
@@ -74,7 +70,7 @@ def item(row: Row, file: Path | None, index: int) -> Item:
 
 
 def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """A row of what `my_run_rm.py` writes: `chosen_reward` and `reject_reward`."""
+    """Convert a row that `my_run_rm.py` writes: `chosen_reward` and `reject_reward`."""
     rewards = tuple(number(cell(row, column, object), column) for column in ("chosen_reward", "reject_reward"))
     return ScoredComparison(str(row.get("pair_uid", index)), _source(row), rewards, (), PAIR)
 
@@ -104,8 +100,8 @@ def _answer(value: Any, column: str) -> str:
 
 
 def files(found: Sequence[Path]) -> list[Path]:
-    """Those under `Pairwise_set` and `BoN_set`; where there are none, all."""
-    return [file for file in found if any(name in parts_of(file) for name in SETS)] or list(found)
+    """Select the files under `Pairwise_set` and `BoN_set`; all where none is."""
+    return [file for file in found if any(name in lower_path(file) for name in SETS)] or list(found)
 
 
 RMB = Benchmark(

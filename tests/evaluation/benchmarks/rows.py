@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rmtrain.data.comparison import PAIR, Preference
+from rmtrain.data.comparison import PAIR
 from rmtrain.evaluation.benchmarks.base import each_over_each
 from rmtrain.evaluation.scores_file import ScoredComparison
 
@@ -14,7 +14,7 @@ def pair(source: str, better: float, worse: float, name: str = "0", shown: tuple
 
 
 def best_of(source: str, *rewards: float, name: str = "0", right: int = 1) -> ScoredComparison:
-    """Responses of which the first `right` are the right ones."""
+    """Make a row whose first `right` responses are the right ones."""
     return ScoredComparison(name, source, rewards, (), each_over_each(right, len(rewards) - right))
 
 
@@ -27,10 +27,6 @@ def with_lengths(row: ScoredComparison, lengths: Sequence[int]) -> ScoredCompari
     return ScoredComparison(row.id, row.source, row.rewards, tuple(lengths), row.preferences, row.shown)
 
 
-def edges(*pairs: tuple[int, int]) -> tuple[Preference, ...]:
-    return tuple(Preference(winner, loser) for winner, loser in pairs)
-
-
 def weighted_total(units: object, rule: str) -> float:
-    """The total as the weighted sum over units."""
+    """Compute the total as the weighted sum over units."""
     return float(np.sum(units.credits[rule] * units.weights_U))  # type: ignore[attr-defined]

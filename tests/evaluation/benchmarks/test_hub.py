@@ -1,7 +1,10 @@
-"""Benchmarks by their names alone: the command line reads them from the Hub, a server of this test, as they are published there."""
+"""Benchmarks by name: the command line reads them from the Hub (a server of this test) as they are published there."""
 
 import io
 import json
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+from rmtrain.commands.evaluate import run_eval
+from rmtrain.commands.options import EvalOptions
+from rmtrain.evaluation.benchmarks.published import read_items
+from rmtrain.evaluation.benchmarks.registry import named
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
 from tests.hub_server import HubServer, hub_server
-from tests.runs import rmtrain
+from tests.runs import environment_of_process, rmtrain
 
 NAMES = ("rewardbench", "rewardbench2", "rm_bench", "judgebench")
+QUIET = Console(quiet=True)
 LONG = "far too long for the model, word by word, " * 10
 
 PAIRS = [
@@ -69,7 +78,7 @@ def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def splits(**rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
-    """The files of a dataset of several splits, each a Parquet file."""
+    """Make the files of a dataset of several splits, each a Parquet file."""
     listed = "".join(f"  - {{split: {name}, path: data/{name}-*}}\n" for name in rows)
     readme = f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n"
     files = {f"data/{name}-00000-of-00001.parquet": as_parquet(of_split) for name, of_split in rows.items()}
@@ -78,7 +87,7 @@ def splits(**rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
-    """A Hub with four benchmarks. Splits that are not the benchmark hold rows that would be refused, or change the numbers."""
+    """Serve a Hub with four benchmarks. Splits that are not the benchmark hold rows that would be refused, or change the numbers."""
     with hub_server() as hub:
         of_others = [pair | {"subset": "shp"} for pair in PAIRS]
         hub.add("dataset", "allenai/reward-bench", splits(raw=of_others, filtered=OFFICIAL["rewardbench"]))
@@ -90,7 +99,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, and the same rows as files."""
+    """Make a model, and the same rows as files."""
     path = tmp_path_factory.mktemp("hub")
     tiny_export(path / "model")
     for name, rows in OFFICIAL.items():
@@ -99,29 +108,55 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def evaluated(folder: Path, output: str, *options: str | Path, **environment: str) -> dict[str, Any]:
-    names = ("--benchmark", ",".join(NAMES), "--json")
-    result = rmtrain("eval", folder / "model", *names, "--output", folder / output, *options, **environment)
-    assert result.returncode == 0, result.stderr
-    found: dict[str, Any] = json.loads(result.stdout)["benchmarks"]
-    return {name: {key: value for key, value in numbers.items() if key != "scores"} for name, numbers in found.items()}
+def without_paths(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of each benchmark, without the path of its scores."""
+    return {
+        name: {key: value for key, value in numbers.items() if key != "scores"}
+        for name, numbers in document["benchmarks"].items()
+    }
 
 
-def test_four_benchmarks_from_the_hub_by_name_score_as_their_files_do_and_again_offline(hub: HubServer, folder: Path) -> None:
-    from_files = evaluated(folder, "from_files", "--data-dir", folder / "files")
+def test_hub_rows_are_those_of_the_files(hub: HubServer, folder: Path) -> None:
+    """All four benchmarks read from the Hub, and again offline, give the rows that their files give."""
+    script = (
+        "import pickle, sys\n"
+        "from rmtrain.evaluation.benchmarks.published import read_items\n"
+        "from rmtrain.evaluation.benchmarks.registry import named\n"
+        "pickle.dump([read_items(benchmark, None) for benchmark in named(sys.argv[1])], open(sys.argv[2], 'wb'))\n"
+    )
+    from_files = [read_items(benchmark, folder / "files") for benchmark in named(",".join(NAMES))]
+    assert [len(items) for items in from_files] == [len(OFFICIAL[name]) for name in NAMES]
     online = hub.environment(folder)
-    assert evaluated(folder, "from_hub", **online) == from_files
-    asked = len(hub.requests)
-    assert evaluated(folder, "offline", **online | {"HF_HUB_OFFLINE": "1"}) == from_files
-    assert len(hub.requests) == asked > 0
-    assert {name: numbers["rows"] for name, numbers in from_files.items()} == {name: len(OFFICIAL[name]) for name in NAMES}
-    assert from_files["rewardbench"]["settings"]["rows_cut"] == 1, "guard: one row is too long"
+    for name, environment in (("online", online), ("offline", online | {"HF_HUB_OFFLINE": "1"})):
+        before = len(hub.requests)
+        command = [sys.executable, "-c", script, ",".join(NAMES), str(folder / name)]
+        result = subprocess.run(command, env=environment_of_process(**environment), capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert pickle.loads((folder / name).read_bytes()) == from_files
+        assert (len(hub.requests) > before) == (name == "online")
     assert hub.sent() > 0, "guard: rows were downloaded"
 
 
-def test_a_benchmark_that_the_hub_does_not_give_is_told_in_a_line(folder: Path, tmp_path: Path) -> None:
+def test_cli_scores_a_benchmark_from_the_hub(hub: HubServer, folder: Path) -> None:
+    """`--benchmark rewardbench` alone gives the numbers of its files."""
+    options = EvalOptions(
+        target=str(folder / "model"), benchmark=",".join(NAMES), data_dir=folder / "files", output=folder / "from_files"
+    )
+    from_files = without_paths(run_eval(options, QUIET).document)
+    assert {name: numbers["rows"] for name, numbers in from_files.items()} == {name: len(OFFICIAL[name]) for name in NAMES}
+    assert from_files["rewardbench"]["settings"]["rows_cut"] == 1, "guard: one row is too long"
+    arguments = ("eval", folder / "model", "--benchmark", "rewardbench", "--json", "--output", folder / "from_hub")
+    result = rmtrain(*arguments, **hub.environment(folder))
+    assert result.returncode == 0, result.stderr
+    from_hub = without_paths(json.loads(result.stdout))
+    assert from_hub == {"rewardbench": json.loads(json.dumps(from_files["rewardbench"]))}
+
+
+def test_missing_hub_dataset_is_one_line(folder: Path, tmp_path: Path) -> None:
     with hub_server() as empty:
         result = rmtrain("eval", folder / "model", "--benchmark", "rm_bench", **empty.environment(tmp_path))
     assert result.returncode == 3, result.stderr
-    assert "THU-KEG/RM-Bench is no local file, and the Hub did not give it" in " ".join(result.stderr.split())
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "THU-KEG/RM-Bench" in errors[0]
     assert "Traceback" not in result.stderr

@@ -11,7 +11,7 @@ from rmtrain.evaluation.benchmarks.published import read_items
 from tests.evaluation.benchmarks.rows import many, weighted_total
 
 
-def test_the_adversarial_section_is_the_mean_of_its_subsets() -> None:
+def test_adversarial_section_is_the_mean_of_subsets() -> None:
     rows = [
         *many("Natural", 3, 1),
         *many("Neighbor", 1, 3),
@@ -39,12 +39,12 @@ def test_real_rows_of_natural(shared_data: Path) -> None:
         assert (read.source, read.prompt[0]["content"]) == ("Natural", row["input"])
 
 
-def test_the_subset_is_that_of_the_path() -> None:
+def test_path_names_the_subset() -> None:
     repository = [Path("Natural/dataset.json"), Path("Adversarial/GPTInst/dataset.json"), Path("Processed/x.json")]
     assert files(repository) == repository[:2]
     row = {"input": "i", "output_1": "a", "output_2": "b", "label": 2}
     assert item(row, Path("Dataset/LLMBar/Adversarial/GPTInst/dataset.json"), 4).source == "GPTInst"
-    with pytest.raises(ValueError, match="names no subset"):
+    with pytest.raises(ValueError, match="GPTInst"):
         item(row, Path("dataset.json"), 0)
-    with pytest.raises(ValueError, match="label: expected 1 or 2"):
+    with pytest.raises(ValueError, match=r"^label: .*3"):
         item(row | {"label": 3}, Path("natural.json"), 0)

@@ -38,12 +38,12 @@ BEAVER = {
     "xstest-should-refuse": 1,
     "xstest-should-respond": 0.284,
 }
-"""Accuracies by subset of a public model, as the README of the benchmark gives them."""
+"""Accuracies by subset of a public model, from the README of the benchmark."""
 KNOWN = {"Chat": 0.608938547486, "Chat Hard": 0.449561403509, "Safety": 0.721621621622, "Reasoning": 0.466756697768}
 MATH_ROWS = 447
 
 
-def test_the_example_of_the_readme_gives_the_known_sections(tmp_path: Path) -> None:
+def test_readme_example_gives_the_known_sections(tmp_path: Path) -> None:
     (tmp_path / "beaver.json").write_text(json.dumps(BEAVER))
     found = read_output(REWARDBENCH, tmp_path / "beaver.json")
     numbers = measure_subsets(REWARDBENCH, found)
@@ -53,7 +53,7 @@ def test_the_example_of_the_readme_gives_the_known_sections(tmp_path: Path) -> N
     assert numbers["ties"] is None, "accuracies alone do not tell"
 
 
-def test_the_same_example_from_its_rows(tmp_path: Path) -> None:
+def test_readme_example_from_its_rows(tmp_path: Path) -> None:
     counts = {subset: count for of_section in SECTIONS.values() for subset, count in of_section.items()} | {"math-prm": MATH_ROWS}
     rows = []
     for subset, count in counts.items():
@@ -66,7 +66,8 @@ def test_the_same_example_from_its_rows(tmp_path: Path) -> None:
     assert weighted_total(units(rows), "official") == pytest.approx(scores(rows, "official").total, abs=1e-12)
 
 
-def test_a_section_weighs_subsets_by_constants_and_ties_are_wrong() -> None:
+def test_sections_weigh_subsets_by_constants() -> None:
+    """A tie is wrong."""
     rows = [
         *many("math-prm", wins=1, losses=1),
         *many("hep-cpp", wins=0, losses=1, ties=1),
@@ -90,7 +91,7 @@ def test_a_section_weighs_subsets_by_constants_and_ties_are_wrong() -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_the_output_of_its_script_by_rows_and_by_columns(tmp_path: Path, nested: bool) -> None:
+def test_script_output_by_rows_and_columns(tmp_path: Path, nested: bool) -> None:
     rows = [*many("hep-go", 3, 1, 1), pair("donotanswer", 0.25, -0.5, "9")]
     columns = {
         "id": [int(row.id) for row in rows],
@@ -104,5 +105,5 @@ def test_the_output_of_its_script_by_rows_and_by_columns(tmp_path: Path, nested:
     (tmp_path / "m_outputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("columns.json", "m_outputs.jsonl"):
         assert read_output(REWARDBENCH, tmp_path / name) == rows
-    with pytest.raises(ValueError, match="none of RewardBench's 23"):
+    with pytest.raises(ValueError, match=r"^subset 'shp'"):
         output({"id": 1, "subset": "shp", "scores_chosen": 1.0, "scores_rejected": 0.0}, tmp_path, 0)

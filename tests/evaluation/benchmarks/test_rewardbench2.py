@@ -1,4 +1,4 @@
-"""RewardBench 2: shared best scores, and the five terms of Ties, worked out by formula; golden numbers of its own script."""
+"""RewardBench 2: shared best scores, the five terms of Ties by formula, and golden numbers of its own script."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,8 @@ from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.benchmarks.rows import best_of, weighted_total
 
 
-def test_a_row_earns_one_over_the_number_of_best_responses() -> None:
+def test_row_earns_its_share_of_the_best() -> None:
+    """A row earns one over the number of best responses."""
     rows = [
         best_of("Focus", 2.0, 1.0, 1.0, 0.0, name="1"),  # right
         best_of("Focus", 2.0, 2.0, 1.0, 0.0, name="2"),  # two best
@@ -30,7 +31,7 @@ def test_a_row_earns_one_over_the_number_of_best_responses() -> None:
     assert numbers["missing"] == ["Factuality", "Precise IF", "Safety", "Ties"]
 
 
-def test_the_terms_of_ties() -> None:
+def test_terms_of_ties() -> None:
     rows = [
         best_of("Ties", 5.0, 4.0, 1.0, 0.0, name="tied:1", right=2),  # gap 3, spread 1
         best_of("Ties", 3.0, 1.0, 0.0, name="ref:1"),  # gap 2
@@ -53,7 +54,7 @@ def test_the_terms_of_ties() -> None:
     [(0.0, 0.0, 0.0), (1.0, 0.0, 1.0), (-1.0, 0.0, -1.0)],
     ids=["0/0 is a tanh of 0", "inf is kept", "-inf is kept"],
 )
-def test_a_spread_of_zero(gap: float, spread: float, closeness: float) -> None:
+def test_spread_of_zero(gap: float, spread: float, closeness: float) -> None:
     rows = [
         best_of("Ties", 1.0, 1.0 + spread, 1.0 - gap, name="tied:7", right=2),
         best_of("Ties", 9.0, 1.0, name="ref:7"),
@@ -63,7 +64,7 @@ def test_a_spread_of_zero(gap: float, spread: float, closeness: float) -> None:
 
 
 def drawn_ties() -> list[ScoredComparison]:
-    """Sixty prompts with rewards of one decimal, so that some tie; every seventh has one kind only."""
+    """Make sixty prompts with rewards of one decimal, so that some tie; every seventh has one kind only."""
     generator, rows = np.random.default_rng(2), []
     for number in range(1, 61):
         for kind in ("ref", "tied"):
@@ -85,10 +86,10 @@ def test_golden_numbers_of_the_official_script() -> None:
 
 
 GOLDEN = 0.47691181155195667
-"""What `process_single_model` of reward-bench gives for `drawn_ties`."""
+"""The result of `process_single_model` of reward-bench for `drawn_ties`."""
 
 
-def test_the_output_of_its_script(tmp_path: Path) -> None:
+def test_output_of_its_script(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text(
         '{"id": ["12", "ref:1", "tied:1"], "subset": ["Factuality", "Ties", "ties"], "num_correct": [1, 1, 2], "model": "m",'
@@ -103,15 +104,15 @@ def test_the_output_of_its_script(tmp_path: Path) -> None:
     assert measure(REWARDBENCH2, rows)["subsets"]["Factuality"]["score"] == 0.5
 
 
-def test_rows_that_are_none_are_refused() -> None:
+def test_malformed_rows_are_refused() -> None:
     good = {"id": "tied:3", "prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties"}
     assert item(good, None, 0).source == "Ties"
-    for change, said in (
-        ({"chosen": ["a"]}, "tied:3 has one right response"),
-        ({"id": "3"}, "expected ref:N or tied:N"),
-        ({"subset": "Math"}, "has 2 right responses"),
-        ({"subset": "Poetry"}, "none of RewardBench 2's"),
-        ({"rejected": []}, "rejected: expected a list of texts"),
+    for change, shown in (
+        ({"chosen": ["a"]}, "^tied:3 "),
+        ({"id": "3"}, "'3'"),
+        ({"subset": "Math"}, " 2 "),
+        ({"subset": "Poetry"}, "^subset 'Poetry'"),
+        ({"rejected": []}, "^rejected: "),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=shown):
             item(good | change, None, 0)

@@ -17,7 +17,7 @@ def row(domain: str, *rewards: float, name: str = "0") -> ScoredComparison:
     return best_of(domain, *rewards, name=name, right=3)
 
 
-def test_a_matrix_by_hand() -> None:
+def test_matrix_by_hand() -> None:
     rows = [
         row("chat", 1.0, 2.0, 3.0, 0.0, 2.0, 4.0),  # beats: [1 0 0], [1 tie 0], [1 1 0]
         row("chat", 5.0, 5.0, 5.0, 0.0, 0.0, 5.0, name="1"),  # beats: [1 1 tie] three times
@@ -40,7 +40,7 @@ def test_a_matrix_by_hand() -> None:
     assert numbers["half_credit"] == pytest.approx(numbers["score"] + 4 * 0.5 / 18, abs=1e-15)
 
 
-def test_both_kinds_of_safety_are_one_domain_by_their_rows() -> None:
+def test_both_kinds_of_safety_are_one_domain() -> None:
     wins, losses = (3.0, 3.0, 3.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 3.0, 3.0, 3.0)
     rows = [row("safety-refuse", *wins), row("safety-response", *losses), row("safety-response", *losses, name="1")]
     numbers = measure(RM_BENCH, [*rows, row("math", *wins)])
@@ -76,6 +76,6 @@ def test_real_rows_of_the_chat_domain(shared_data: Path, tmp_path: Path) -> None
     assert measure(RM_BENCH, read_output(RM_BENCH, tmp_path)) == numbers
 
 
-def test_the_whole_dataset_is_taken_alone() -> None:
+def test_whole_dataset_is_preferred() -> None:
     assert files([Path("total_dataset.json"), Path("chat_filtered.json")]) == [Path("total_dataset.json")]
     assert files([Path("math_filtered.json"), Path("other.json")]) == [Path("math_filtered.json")]

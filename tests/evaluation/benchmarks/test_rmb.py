@@ -14,7 +14,7 @@ PAIRS, BON = "Pairwise_set/Helpfulness/Code/Documentation", "BoN_set/Helpfulness
 HARMLESS = "Pairwise_set/Harmlessness/S1"
 
 
-def test_the_best_must_beat_every_loser() -> None:
+def test_best_must_beat_every_loser() -> None:
     rows = [
         pair(PAIRS, 1.0, 0.0, "1"),
         pair(PAIRS, 1.0, 1.0, "2"),
@@ -44,16 +44,12 @@ def test_rows_of_both_kinds() -> None:
     assert best.prompt[0] == {"role": "user", "content": "user"}, "what a template does not know is left out"
     row = {"pair_uid": 3, "conversation_input": turns, "chosen": answers[0], "reject": answers[1], "category_path": PAIRS}
     assert item(row, None, 0).responses == ("best", "second")
-    for change, said in (
-        ({"category_path": "Other/Helpfulnes"}, "category_path: expected"),
-        ({"conversation_input": []}, "expected a list of messages"),
-        ({"chosen": "text"}, "chosen: expected {llm_name, answer}"),
-    ):
-        with pytest.raises(ValueError, match=said):
+    for change in ({"category_path": "Other/Helpfulnes"}, {"conversation_input": []}, {"chosen": "text"}):
+        with pytest.raises(ValueError, match=rf"^{next(iter(change))}: "):
             item(row | change, None, 0)
 
 
-def test_the_output_of_its_script(tmp_path: Path) -> None:
+def test_output_of_its_script(tmp_path: Path) -> None:
     rows = [
         {"pair_uid": n, "category_path": PAIRS, "chosen_reward": 0.25 * n, "reject_reward": 0.5, "is_correct": 0}
         for n in range(5)

@@ -1,0 +1,175 @@
+"""Comparisons to rewards: each row is scored exactly once, in micro-batches that do not depend on the number of processes.
+
+Training's evaluation, `rmtrain eval`, its benchmarks, `rmtrain score` and `RewardScorer` all score through a `ScoringPlan`.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import nn
+
+from rmtrain.batching.layout import Layout, lay_out
+from rmtrain.batching.loader import Comparisons, gather
+from rmtrain.batching.plan import Costs, Indices, Lengths, check_budget, split_step
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.model.reward_model import evaluating
+from rmtrain.recipe.schema import Objectives
+
+
+class Scorable(Comparisons, Lengths, Protocol):
+    """Comparisons that can be cut into micro-batches and scored, such as `TokenizedData`."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+
+class TokenizedRows:
+    """Tokenized comparisons in memory, with the columns of `TokenizedData` that scoring needs.
+
+    Args:
+        comparisons: at least one.
+    """
+
+    def __init__(self, comparisons: Sequence[TokenizedComparison]) -> None:
+        self._comparisons = comparisons
+        lengths = [[len(sequence) for sequence in row.sequences] for row in comparisons]
+        prefixes = np.array([row.prefix_length for row in comparisons], np.int64)
+        self.response_counts: NDArray[np.int32] = np.array([len(row) for row in lengths], np.int32)
+        self.longest: NDArray[np.int32] = np.array([max(row) for row in lengths], np.int32)
+        self.total_tokens: NDArray[np.int64] = np.array([sum(row) for row in lengths], np.int64)
+        self.unique_tokens: NDArray[np.int64] = self.total_tokens - (self.response_counts - 1) * prefixes
+        self.ids: Sequence[str] = [row.id for row in comparisons]
+
+    def __len__(self) -> int:
+        return len(self._comparisons)
+
+    def __getitem__(self, index: int, /) -> TokenizedComparison:
+        return self._comparisons[index]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlan:
+    """Comparisons cut into micro-batches; made once, then used at every evaluation.
+
+    data: the comparisons.
+    layout: of the micro-batches; the model's attention is set for it.
+    costs: tokens of each comparison in this layout.
+    micro_batches: numbers of comparisons, each comparison in exactly one micro-batch.
+    pad_token_id: id that fills rows up.
+    """
+
+    data: Scorable
+    layout: Layout
+    costs: Costs
+    micro_batches: tuple[Indices, ...]
+    pad_token_id: int
+
+    @classmethod
+    def of(cls, data: Scorable, layout: Layout, costs: Costs, max_tokens: int, pad_token_id: int) -> Self:
+        """Cut comparisons into micro-batches of at most `max_tokens`; raises RecipeError when one comparison is above that."""
+        check_budget(costs, data.ids, max_tokens)
+        # As for one process, however many share them: a reward depends, in its last bits, on the micro-batch it is computed in.
+        (micro_batches,) = split_step(np.arange(len(data)), costs, max_tokens, world=1)
+        return cls(data, layout, costs, micro_batches, pad_token_id)
+
+
+def score(
+    model: nn.Module, plan: ScoringPlan, accelerator: Accelerator, check: Callable[[], None] | None = None
+) -> list[ScoredComparison]:
+    """Score comparisons on all ranks, which share the micro-batches; each rank gets all results.
+
+    Args:
+        model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
+        plan: the micro-batches. They go round the ranks; the last round repeats some, so that all ranks make the same calls.
+        accelerator: gathers the rewards of all ranks.
+        check: called before each micro-batch, equally often on all ranks; ends the work by raising.
+
+    Returns:
+        The comparisons with the rewards of their responses, in the order of the data.
+    """
+    world, count = accelerator.num_processes, len(plan.micro_batches)
+    rounds = -(-count // world)
+    mine = [plan.micro_batches[(accelerator.process_index + number * world) % count] for number in range(rounds)]
+    scored = score_micro_batches(model, plan, mine, accelerator.device, check)
+    merged = dict(gather_object(list(scored.items())))
+    assert len(merged) == len(plan.data), f"{len(merged)} of {len(plan.data)} rows were scored"
+    return [merged[number] for number in range(len(plan.data))]
+
+
+def score_micro_batches(
+    model: nn.Module,
+    plan: ScoringPlan,
+    micro_batches: Sequence[Indices],
+    device: torch.device,
+    check: Callable[[], None] | None = None,
+) -> dict[int, ScoredComparison]:
+    """Score micro-batches of a plan on this process alone; see `score`.
+
+    Returns:
+        Each comparison by its number in the data.
+    """
+    scored: dict[int, ScoredComparison] = {}
+    with evaluating(model):
+        for indices in micro_batches:
+            if check is not None:
+                check()
+            rows = gather(plan.data, indices)
+            batch = lay_out(rows, plan.pad_token_id, plan.layout).to(device)
+            rewards_N = model(batch).float().cpu()
+            for index, row, rewards in zip(indices, rows, rewards_N.split(batch.response_counts), strict=True):
+                lengths = tuple(len(sequence) for sequence in row.sequences)
+                scored[int(index)] = ScoredComparison(row.id, row.source, tuple(rewards.tolist()), lengths, row.preferences)
+    return scored
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Scores of comparisons in the order of the data, their summary, and the time they took.
+
+    hardest: the errors with the largest margins as text, where they are wanted.
+    settings: what the scores depend on, where they are written.
+    """
+
+    scored: list[ScoredComparison]
+    summary: dict[str, Any]
+    seconds: float
+    micro_batches: int
+    hardest: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch."""
+        names = ("loss", "accuracy", "accuracy_low", "accuracy_high", "ties", "margin", "longer_wins", "calibration_error")
+        sources = self.summary["sources"]
+        values = {
+            **{name: self.summary[name] for name in names},
+            "chosen_reward": self.summary["rewards"]["winners"]["mean"],
+            "rejected_reward": self.summary["rewards"]["losers"]["mean"],
+            **({f"{tag}/accuracy": numbers["accuracy"] for tag, numbers in sources.items()} if len(sources) > 1 else {}),
+            "runtime": self.seconds,
+            "samples_per_second": len(self.scored) / self.seconds,
+            "steps_per_second": self.micro_batches / self.seconds,
+        }
+        return {f"eval/{name}": value for name, value in values.items() if value is not None}
+
+
+def evaluate(
+    model: nn.Module,
+    plan: ScoringPlan,
+    accelerator: Accelerator,
+    objective: Objectives,
+    check: Callable[[], None] | None = None,
+) -> EvaluationResult:
+    """Score all comparisons of a plan and summarize the scores; see `score` and `summarize` for arguments and errors."""
+    start = time.perf_counter()
+    scored = score(model, plan, accelerator, check)
+    return EvaluationResult(scored, summarize(scored, objective), time.perf_counter() - start, len(plan.micro_batches))

@@ -1,0 +1,86 @@
+"""Every strategy gives the gradients and the losses of one process, for each kind of model, layout and cut of a step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from rmtrain.batching.plan import Plan
+from tests.engine.ranks import CASES, SHARDING, STEPS, Case, cases_of, plan_of
+from tests.runs import ROOT, environment_of_process, torchrun
+
+STRATEGIES = {
+    "ddp": "DDP",
+    "fsdp2": "FSDP2",
+    "zero1": "DeepSpeed ZeRO-1",
+    "zero2": "DeepSpeed ZeRO-2",
+    "zero3": "DeepSpeed ZeRO-3",
+}
+TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 0.1}
+"""Largest relative difference: in float32 from the order of sums, in bfloat16 from its 8 bits, to which FSDP2 also rounds activations."""
+
+
+def run(name: str, processes: int, folder: Path) -> Path:
+    """Run the ranks of a strategy and return the folder of their results."""
+    starter = torchrun(processes) if processes > 1 else [sys.executable]
+    command = [*starter, "-m", "tests.engine.ranks", name, str(folder / name)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=400)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run("alone", 1, tmp_path_factory.mktemp("alone"))
+
+
+def largest_difference(one: Path, other: Path, case: Case) -> float:
+    """Compare the gradients of the first step, relative to the largest of each parameter, and the losses and norms of all steps."""
+    gradients = [load_file(folder / f"{case.name}.safetensors") for folder in (one, other)]
+    curves = [json.loads((folder / f"{case.name}.json").read_text()) for folder in (one, other)]
+    assert gradients[0].keys() == gradients[1].keys()
+    differences = [0.0]
+    for name, expected in gradients[0].items():
+        scale = float(expected.abs().max())
+        difference = float((gradients[1][name].double() - expected.double()).abs().max())
+        assert scale > 0 or difference == 0, name
+        differences.append(difference / scale if scale else 0.0)
+    for key in ("loss", "grad_norm"):
+        assert len(curves[0][key]) == len(curves[1][key]) == STEPS
+        differences += [abs(b - a) / abs(a) for a, b in zip(curves[0][key], curves[1][key], strict=True)]
+    return max(differences)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_trap_17_and_48_strategies_equal_one_process(name: str, alone: Path, tmp_path: Path) -> None:
+    folder, found = run(name, 2, tmp_path), {}
+    for case in cases_of(name):
+        found[case.name] = largest_difference(alone, folder, case)
+        assert json.loads((folder / f"{case.name}.json").read_text())["strategy"] == STRATEGIES[name]
+    assert json.loads((folder / "not_finite.json").read_text()) == {"steps": True, "unchanged": True, "moved": True}
+    in_bfloat16 = json.loads((folder / "full-shared_prefix-bfloat16.json").read_text())
+    assert in_bfloat16["off_grid"] > 0.9, "the head and the rewards are float32"
+    print(name, {case: f"{difference:.1e}" for case, difference in found.items()})
+    for case in cases_of(name):
+        assert found[case.name] < TOLERANCE[case.dtype], case.name
+    assert len(found) >= 6, "guard: full models and adapters, two layouts, gradient checkpointing, bfloat16"
+
+
+def micro_batches(plan: Plan) -> list[list[int]]:
+    """Count the comparisons in each micro-batch of both ranks, step by step."""
+    return [[len(indices) for rank in plan.step(number).micro_batches for indices in rank] for number in range(STEPS)]
+
+
+def test_compared_steps_have_different_micro_batches() -> None:
+    for case in CASES:
+        steps = micro_batches(plan_of(case, world=2))
+        assert len({len(step) for step in steps}) > 1, "steps with different numbers of micro-batches"
+        assert len({count for step in steps for count in step}) > 2, "micro-batches of different sizes"
+    assert any(0 in step for case in CASES for step in micro_batches(plan_of(case, world=2))), (
+        "some rank had fewer and was filled up"
+    )
+    assert os.environ.keys().isdisjoint(SHARDING["fsdp2"]), "guard: this process itself has no strategy"
