@@ -25,6 +25,7 @@ from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.start import start, uses_bfloat16
 from rmtrain.errors import RecipeError
+from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import FALLBACKS, choose_layout, probing_comparisons
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import PretrainedModel, Recipe, ScratchModel
@@ -296,7 +297,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     """
     strategy = start(recipe)
     accelerator = strategy.accelerator
-    model = build_model(recipe, tokenizer, accelerator)
+    model = build_model(recipe, tokenizer, golden_texts(tokenizer, recipe.data.max_length), accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     plan = make_plan(recipe, prepared, layout, agreed_budget(recipe, prepared.train, layout, model, accelerator), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
