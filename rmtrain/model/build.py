@@ -14,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from rmtrain.errors import RecipeError
-from rmtrain.model.head import find_head, install_head
+from rmtrain.model.head import find_head, install_head, meta_classifier
 from rmtrain.model.hf_setup import quiet_transformers, seeded, set_dropout, set_module_dropout, set_single_output, set_token_ids
 from rmtrain.model.lora import attach_lora
 from rmtrain.model.pretrained import LoadedModel, ModelRef, load_pretrained
@@ -133,23 +133,26 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
     if recipe.head == "from_checkpoint":
         raise RecipeError("model.head: from_checkpoint needs model.path; set new or auto for a model from scratch")
     sizes = recipe.scratch
-    with quiet_transformers(), seeded(seed, "weights"):
+    with quiet_transformers():
         config = scratch_config(sizes, tokenizer)
         set_single_output(config)
         set_dropout(config, recipe.dropout)
+        # First without memory: an architecture that ignores the sizes would allocate billions of parameters.
         try:
-            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
-            embeddings = tuple(model.get_input_embeddings().weight.shape)
+            empty = meta_classifier(config, RecipeError)
+            embeddings = tuple(empty.get_input_embeddings().weight.shape)
         except CONFIG_ERRORS as error:
             raise _sizes_error(sizes, error) from error
         if embeddings != (len(tokenizer), sizes.hidden_size):
             raise _sizes_error(sizes, f"its token embeddings became {embeddings}, expected {(len(tokenizer), sizes.hidden_size)}")
-        head = find_head(model, lambda reason: RecipeError(f"model.scratch.architecture: {reason}"))
-        try:
-            with torch.no_grad():
-                model(input_ids=torch.tensor([[len(tokenizer) - 1] * 3]))
-        except (RuntimeError, *CONFIG_ERRORS) as error:
-            raise _sizes_error(sizes, f"its forward fails: {error}") from error
+        head = find_head(empty, lambda reason: RecipeError(f"model.scratch.architecture: {reason}"))
+        with seeded(seed, "weights"):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=dtype).eval()
+            try:
+                with torch.no_grad():
+                    model(input_ids=torch.tensor([[len(tokenizer) - 1] * 3]))
+            except (RuntimeError, *CONFIG_ERRORS) as error:
+                raise _sizes_error(sizes, f"its forward fails: {error}") from error
     set_module_dropout(model, recipe.dropout)
     set_token_ids(model.config, tokenizer)
     install_head(model, head, None, None, seed)
