@@ -79,7 +79,7 @@ def _needed(row: TokenizedComparison, as_pairs: bool) -> list[int]:
 
 def _forward(model: RewardModel, sequences: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerFast) -> Tensor:
     batch = tokenizer.pad({"input_ids": [list(map(int, sequence)) for sequence in sequences]}, return_tensors="pt")
-    logits: Tensor = model.core(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    logits: Tensor = model.backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return logits[:, 0].float()
 
 

@@ -49,8 +49,8 @@ def operations(
         return sum((6 if parameter.requires_grad else 4) * parameter.numel() for parameter in matrices)
 
     sizes = recipe.model.scratch
-    (last,) = (m[-1] for m in model.core.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == sizes.layers)
-    size = model.core.config.hidden_size
+    (last,) = (m[-1] for m in model.backbone.base_model.modules() if isinstance(m, nn.ModuleList) and len(m) == sizes.layers)
+    size = model.backbone.config.hidden_size
     keys_and_values = 2 * size * size * (sizes.key_value_heads or sizes.heads) // sizes.heads
     share = 1 - keys_and_values / sum(parameter.numel() for parameter in last.parameters())
     tokens, lengths = sum(map(unique_tokens, rows)), [len(sequence) for row in rows for sequence in row.sequences]

@@ -56,9 +56,9 @@ def plain_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, device: torc
     """The weights that `train_ours` begins with, in transformers' own class with transformers' own attention."""
     with device:
         ours = build_reward_model(recipe.model, None, tokenizer, recipe.run.seed)
-        config = copy.deepcopy(ours.core.config)
+        config = copy.deepcopy(ours.backbone.config)
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa", dtype=ours.dtype)
-    model.load_state_dict(ours.core.state_dict(), strict=True)
+    model.load_state_dict(ours.backbone.state_dict(), strict=True)
     return model
 
 

@@ -7,7 +7,7 @@ import torch
 
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import golden_texts, write_export
+from rmtrain.model.export_dir import golden_texts, write_export
 from rmtrain.recipe.schema import Architecture, ScratchModel
 from tests.helpers import byte_bpe
 

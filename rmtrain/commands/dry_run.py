@@ -24,6 +24,7 @@ from rmtrain.engine.meter import Meter
 from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.start import start
 from rmtrain.errors import RecipeError
+from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.report.dry_run_report import dry_run_report
@@ -175,7 +176,8 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
         RecipeError, RmtrainError: as a run raises them when it starts.
     """
     strategy = start(recipe)
-    model = build_model(recipe, tokenizer, strategy.accelerator)
+    golden = golden_texts(tokenizer, recipe.data.max_length)
+    model = build_model(recipe, tokenizer, golden, strategy.accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     plan = make_plan(recipe, prepared, layout, token_budget(recipe, prepared.train, layout, tokenizer, strategy), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)

@@ -35,7 +35,7 @@ from rmtrain.evaluation.scores_file import (
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.load import load_reward_model, template_hash
+from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.load import evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.report.evaluation_view import diagnosis_view, difference_report, evaluation_summary

@@ -24,10 +24,10 @@ from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.files import write_text
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_reload, export_adapter, export_model, golden_texts
+from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import push
-from rmtrain.model.load import FACTS
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saved_model import FACTS
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.card import card_of
@@ -137,13 +137,12 @@ def _export_checkpoint(request: ExportOptions, recipe: Recipe, run: Path, checkp
     name = [f"step-{checkpoint.step:08d}", request.dtype, "adapter" if request.form == "adapter" else None]
     output = request.output or run / "exports" / "-".join(filter(None, name))
     output.parent.mkdir(parents=True, exist_ok=True)
-    data = checkpoint.state["plan"]["data"]
+    data, golden = checkpoint.state["plan"]["data"], golden_texts(tokenizer, recipe.data.max_length)
     if request.form == "adapter":
-        golden = golden_texts(tokenizer, recipe.data.max_length)
         export_adapter(model, tokenizer, output, golden, provenance(recipe, data, checkpoint.step))
         return output, checkpoint.step
     dtype = None if request.dtype is None else getattr(torch, request.dtype)
-    export_with_card(model, tokenizer, recipe, output, data, checkpoint.step, dtype=dtype)
+    export_with_card(model, tokenizer, recipe, output, golden, data, checkpoint.step, dtype=dtype)
     facts, card = run / "model" / FACTS, run / "model/README.md"
     if facts.is_file() and card.is_file() and json.loads(facts.read_text(encoding="utf-8")).get("step") == checkpoint.step:
         # The run's own model has the same weights: its card also has the waterfall and the evaluation.
@@ -156,6 +155,7 @@ def export_with_card(
     tokenizer: PreTrainedTokenizerBase,
     recipe: Recipe,
     directory: Path,
+    golden: Golden,
     data: str,
     step: int,
     *,
@@ -166,13 +166,12 @@ def export_with_card(
     """Export a model that a recipe trained, and write its model card next to it.
 
     Args:
-        model, tokenizer, directory, dtype: see `export_model`, whose errors are raised.
+        model, tokenizer, directory, golden, dtype: see `export_model`, whose errors are raised.
         recipe: what the model was trained by.
         data: key of the training data.
         step: optimizer steps of the weights.
         waterfall, evaluation: of the run, for the card; None if unknown.
     """
-    golden = golden_texts(tokenizer, recipe.data.max_length)
     export_model(model, tokenizer, directory, golden, provenance(recipe, data, step), dtype)
     card = card_of(recipe, tokenizer, waterfall=waterfall or {}, evaluation=evaluation, versions=versions())
     write_text(directory / "README.md", card)

@@ -43,11 +43,11 @@ from rmtrain.evaluation.samples import sample_rows
 from rmtrain.evaluation.scores_file import pair_settings, write_scores, write_settings
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.export import check_exportable, golden_texts
+from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.load import template_hash
 from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
+from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
@@ -86,7 +86,8 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     findings = audit(prepared, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
-    model = build_model(recipe, tokenizer, accelerator)
+    golden = golden_texts(tokenizer, recipe.data.max_length)
+    model = build_model(recipe, tokenizer, golden, accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     budget = token_budget(recipe, prepared.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
@@ -96,7 +97,9 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     directory = open_directory(recipe, strategy, tokenizer, prepared, fresh, resume)
     saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
-    run = Running(recipe, strategy, directory, tokenizer, prepared, unwrap(prepared_model), layout, saver, findings, parameters)
+    run = Running(
+        recipe, strategy, directory, tokenizer, golden, prepared, unwrap(prepared_model), layout, saver, findings, parameters
+    )
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with run.opened(console, plan, resume) as log, display, graceful_shutdown(accelerator) as stop:
         evaluator = run.evaluator(prepared_model, log, display, stop)
@@ -148,31 +151,33 @@ def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens
     return Plan.of(recipe, costs, max_tokens, world)
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator) -> RewardModel:
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
     """The whole model on the device of this process, computing in the recipe's precision; raises as `check_model` does."""
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
     model.autocast = uses_bfloat16(recipe.training.precision)
-    check_model(model, tokenizer, recipe)
+    check_model(model, tokenizer, golden, recipe)
     return model
 
 
-def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> None:
+def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, golden: Golden, recipe: Recipe) -> None:
     """Refuse before training what would fail after it: sequences beyond the model's positions, or an export that cannot be loaded.
 
     Raises:
         RecipeError: `data.max_length` is more than the model has positions for, or as `check_exportable` says.
     """
     max_length = recipe.data.max_length
-    if model.longest is not None and max_length > model.longest:
-        raise RecipeError(f"data.max_length: expected at most {model.longest}, the positions of the model, got {max_length}")
-    check_exportable(model, tokenizer, golden_texts(tokenizer, max_length))
+    if model.max_positions is not None and max_length > model.max_positions:
+        raise RecipeError(
+            f"data.max_length: expected at most {model.max_positions}, the positions of the model, got {max_length}"
+        )
+    check_exportable(model, tokenizer, golden)
     warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
 
 
 def flos_per_token(model: RewardModel) -> int:
     """Floating-point operations of a token, forward and backward: 6 for each parameter that is no embedding (arXiv:2001.08361, 2.1)."""
-    return 6 * int(model.core.num_parameters(exclude_embeddings=True))
+    return 6 * int(model.backbone.num_parameters(exclude_embeddings=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,7 @@ class Running:
     strategy: Strategy
     directory: RunDirectory
     tokenizer: Any
+    golden: Golden
     prepared: PreparedData
     model: RewardModel
     layout: Layout
@@ -289,7 +295,9 @@ class Running:
             settings = pair_settings(exported, self.prepared.eval, recipe.data, recipe.objective, dtype, template)
             write_settings(path / "scores.jsonl", settings)
         data, waterfall = self.prepared.train.key, self.prepared.train.waterfall.to_json()
-        export_with_card(model, self.tokenizer, recipe, self.directory.model, data, step, waterfall=waterfall, evaluation=summary)
+        export_with_card(
+            model, self.tokenizer, recipe, self.directory.model, self.golden, data, step, waterfall=waterfall, evaluation=summary
+        )
         shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
         self._report(last)
 

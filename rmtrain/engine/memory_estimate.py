@@ -36,12 +36,12 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend
 from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
-from rmtrain.model.head import find_head, install_head, outline
+from rmtrain.model.head import find_head, install_head, meta_classifier
 from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
 from rmtrain.model.last_layer import layers_of
-from rmtrain.model.layout_probe import FALLBACKS, NOT_NARROWED, NOT_TAKEN
+from rmtrain.model.layout_probe import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS
 from rmtrain.model.lora import attach_lora
-from rmtrain.model.pretrained import Backbone, ModelRef, load_config
+from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
@@ -121,7 +121,7 @@ class ModelSizes:
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         quantized = [parameter for parameter in parameters if packed and parameter.dtype == PACKED_TYPE]
-        layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model.core)]
+        layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model.backbone)]
         weights = sum(parameter.numel() for parameter in parameters)
         saved = sum(parameter.numel() for parameter in quantized) * (PACKED_TYPE.itemsize - PACKED_BYTES)
         return cls(
@@ -201,7 +201,7 @@ class MemoryModel:
                 sizes = ModelSizes.of(model, packed=recipe.model.quantization is not None)
                 try:
                     trace = trace_memory(model, batch, candidate, narrow, on_gpu)
-                except NOT_NARROWED if narrow else NOT_TAKEN:  # noqa: B030 - a tuple of classes either way
+                except LAST_TOKEN_ERRORS if narrow else LAYOUT_ERRORS:  # noqa: B030 - a tuple of classes either way
                     continue
                 return cls(candidate, autocast, sizes, trace, recipe.optimizer, on_gpu)
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
@@ -269,7 +269,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
 
     Raises:
         RecipeError: the model has control flow that depends on values.
-        Exception: one of NOT_TAKEN or, with `narrow`, of NOT_NARROWED: the model refuses the layout.
+        Exception: one of LAYOUT_ERRORS or, with `narrow`, of LAST_TOKEN_ERRORS: the model refuses the layout.
     """
     if layout != "padded" and not model.pools_last_token:
         raise ValueError("an encoder looks both ways")
@@ -280,7 +280,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
         _materialize(model, device)
         model.use_layout(layout, narrow)
         if on_gpu and not has_gpu and layout != "padded":
-            model.core.set_attn_implementation(GPU_ATTENTION)
+            model.backbone.set_attn_implementation(GPU_ATTENTION)
         try:
             return record_memory(model, batch.to(device))
         except RuntimeError as error:
@@ -288,7 +288,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
                 raise
             reason = str(error).partition("\n")[0].rstrip(".")
             raise RecipeError(
-                f"model: {type(model.core).__name__} has data-dependent control flow; its memory cannot be estimated without running it "
+                f"model: {type(model.backbone).__name__} has data-dependent control flow; its memory cannot be estimated without running it "
                 f"({reason})"
             ) from error
 
@@ -398,7 +398,7 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
     with quiet_transformers():
-        hf = outline(_config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code)
+        hf = meta_classifier(_config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code)
     head = find_head(hf, RecipeError)
     set_module_dropout(hf, model.dropout)
     for parameter in hf.parameters():
@@ -410,7 +410,7 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
     install_head(hf, head, None, None, 0)
     if head.pools_last_token:
         hf.config.pad_token_id = None  # or transformers looks for it among token ids, which have no values here
-    backbone = Backbone(hf, head, new_head=True, new_modules=(), new_tokens=range(0))
+    backbone = LoadedModel(hf, head, new_head=True, new_modules=(), new_tokens=range(0))
     if model.gradient_checkpointing:
         checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     return RewardModel(hf if lora is None else attach_lora(backbone, lora, None, 0), head, None, dtype).train()

@@ -139,12 +139,12 @@ class Fsdp2(Strategy):
         """See `Strategy`. Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
-            plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.core)})
+            plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
         if model.autocast:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
-            shard_head(head_of(model.core, model.head), optimizer)
+            shard_head(head_of(model.backbone, model.head), optimizer)
         return super().prepare(model, optimizer, clip)
 
     def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:

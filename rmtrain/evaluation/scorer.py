@@ -18,10 +18,10 @@ from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
-from rmtrain.model.export import golden_texts
+from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout
-from rmtrain.model.load import load_reward_model, template_hash
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.schema import Messages
 
 Overlong = Literal["error", "cut"]
@@ -243,8 +243,8 @@ class RewardScorer:
 
 def longest_sequence(model: RewardModel) -> int | None:
     """Return the number of tokens that the model's positions hold; None where it declares no limit."""
-    declared = getattr(model.core.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (model.longest, declared) if isinstance(limit, int) and limit > 0]
+    declared = getattr(model.backbone.config.get_text_config(), "max_position_embeddings", None)
+    limits = [limit for limit in (model.max_positions, declared) if isinstance(limit, int) and limit > 0]
     return min(limits, default=None)
 
 

@@ -1,10 +1,10 @@
-"""Attention within segments: the one place that knows kernels.
+"""Attention within segments: the only module that knows kernels.
 
-A token of a prefix sees the prefix up to itself. A token of response k sees the whole prefix and response k up to itself. Nothing else
-is seen: not the other responses, not other comparisons. Each response is thus a small causal problem of its own, its queries against the
-keys of prefix + response, aligned at the end; the prefix is computed together with the first response.
+A token of a prefix sees the prefix up to itself. A token of response k sees the whole prefix and response k up to itself. It sees
+nothing else: neither other responses nor other comparisons. So each response is a small causal problem of its own, with its queries
+against the keys of prefix + response, aligned at the end; the prefix is computed together with the first response.
 
-Hooks into transformers by name: `ATTENTION` for its AttentionInterface, with no mask at all; the segments travel as a forward argument.
+Transformers calls it by the name `ATTENTION` of its AttentionInterface, without a mask; the segments travel as a forward argument.
 
 Tensor legend: one row, H heads (or key-value heads), Q queries, K keys, D head size.
 """
@@ -28,15 +28,15 @@ VARLEN_TYPES = (torch.float16, torch.bfloat16)
 
 
 class SegmentsNotSeen(Exception):
-    """A model does not hand its forward arguments down to its attention."""
+    """The model does not pass its forward arguments to its attention."""
 
 
 class KeysWanted:
-    """In the place of segments: give keys and values as KeysFound, and compute nothing more."""
+    """Passed in place of segments: raise the keys and values as KeysFound, and compute nothing more."""
 
 
 class KeysFound(Exception):
-    """Keys and values of all tokens, of a layer that was asked for nothing else."""
+    """Keys and values of all tokens. An exception, because it ends the layer's forward early without model-specific code."""
 
     def __init__(self, key_1HTD: Tensor, value_1HTD: Tensor) -> None:
         super().__init__()
@@ -45,18 +45,13 @@ class KeysFound(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LastTokens:
-    """In the place of segments: the only queries are the last tokens of all responses; keys and values of all `tokens` are here."""
+    """Passed in place of segments: the queries are the last tokens of all responses; keys and values of all `tokens` are given."""
 
     segments: Segments
+    read_at_N: Tensor
     key_1HTD: Tensor
     value_1HTD: Tensor
     tokens: int
-
-    @property
-    def read_at_N(self) -> Tensor:
-        """Where the last tokens lie, int64."""
-        assert self.segments.read_at_N is not None
-        return self.segments.read_at_N
 
 
 def attend(
@@ -74,22 +69,22 @@ def attend(
     as_on_gpu: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of one row by segments, as transformers calls it.
+    """Compute the attention of one row by segments, with the signature that transformers calls.
 
     Args:
-        attention_mask: not used: segments say everything.
-        scaling: of the dot products; None: 1/sqrt(D).
-        sliding_window: keys a query sees, itself included; None: all.
+        attention_mask: unused; the segments replace it.
+        scaling: factor of the dot products; None: 1/sqrt(D).
+        sliding_window: number of keys that a query sees, itself included; None: all.
         softcap: bound of the scores, `softcap * tanh(score / softcap)` (gemma 2).
         s_aux: a logit per head that takes its share of the softmax and no value (attention sinks of gpt-oss).
         as_on_gpu: choose the kernel that a GPU would get, for fake tensors that stand for its own.
 
     Returns:
-        [1, T, H, D], and no weights.
+        [1, T, H, D], and None in place of the weights.
 
     Raises:
-        SegmentsNotSeen: the model did not pass them on.
-        KeysFound: they were all that was wanted.
+        SegmentsNotSeen: the model does not pass the segments on.
+        KeysFound: `segments` is KeysWanted.
     """
     if segments is None:
         raise SegmentsNotSeen
@@ -98,6 +93,7 @@ def attend(
     last = isinstance(segments, LastTokens)
     if isinstance(segments, LastTokens):
         key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
+    # No fused kernel has soft caps or sinks, and the varlen kernel has no dropout.
     plain = softcap is None and s_aux is None
     if plain and (query_1HTD.is_cuda or as_on_gpu) and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
         return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
@@ -117,10 +113,8 @@ AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
 
 
 def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments, last: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Queries, keys and values of each response, those of the first together with its prefix; of `last` tokens, one query each.
-
-    The row is cut once by `torch.split`: slicing it per response would fill full-size zeros in backward for every slice.
-    """
+    """Yield queries, keys and values of each response, of the first together with its prefix; with `last`, one query each."""
+    # The row is split once: slicing it per response would allocate full-size zeros in backward for every slice.
     sizes = [
         size
         for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True)
@@ -142,7 +136,7 @@ def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments, last:
 def _visible(
     segments: Segments, queries: int, keys: int, window: int | None, device: torch.device, always: bool
 ) -> Tensor | None:
-    """[Q, K] bool, True where a query sees a key, both aligned at the end; None for plain causal attention of a square or a last token."""
+    """Return [Q, K] bool, True where a query sees a key, aligned at the end; None where `is_causal` or no mask says the same."""
     reach = keys if window is None else min(window, keys)
     if queries in (1, keys) and keys == reach and not always:
         return None
@@ -171,7 +165,7 @@ def _explicit(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """The formula written out, for scores that no fused kernel computes."""
+    """Compute the written-out formula, for scores that no fused kernel supports."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scores = (query @ key.transpose(2, 3)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -189,7 +183,7 @@ def _explicit(
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, last: bool
 ) -> Tensor:
-    """One kernel call for the whole row: each response's queries against its prefix and itself, gathered."""
+    """Compute the whole row in one kernel call: the queries of each response against the gathered keys of its prefix and itself."""
     index_K, queries, keys, most_queries, most_keys = _gathering(segments, query.device)
     if last:
         queries, most_queries = torch.arange(len(queries), dtype=torch.int32, device=query.device), 1
@@ -210,7 +204,7 @@ def _varlen(
 
 
 def _gathering(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Which keys each problem gathers, and where the problems begin: int64 [K of all], int32 cumulative queries and keys."""
+    """Return the keys that the problems gather, int64 [K of all], int32 cumulative queries and keys, and their largest counts."""
     name = ("varlen", device)
     if name not in segments.memo:
         index, queries, keys, start = [], [0], [0], 0
@@ -227,5 +221,5 @@ def _gathering(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor
             start = own
         cumulative = [torch.tensor(sizes, dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device) for sizes in (queries, keys)]
         segments.memo[name] = (torch.cat(index).to(device), *cumulative, max(queries), max(keys))
-    found: tuple[Tensor, Tensor, Tensor, int, int] = segments.memo[name]
-    return found
+    gathering: tuple[Tensor, Tensor, Tensor, int, int] = segments.memo[name]
+    return gathering

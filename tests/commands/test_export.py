@@ -16,8 +16,8 @@ from rmtrain.commands.export import ExportOptions, export
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, GateMissed, RecipeError, RmtrainError
 from rmtrain.model.hub import uploaded_files
-from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.exports import tiny_export
 from tests.hub_server import TOKEN, hub_server

@@ -42,7 +42,7 @@ POINTS = {
     "scores": "rmtrain.commands.train:write_scores",
     "export": "rmtrain.commands.export:export_model",
     "replace": "os:replace",
-    "reload": "rmtrain.model.export:check_reload",
+    "reload": "rmtrain.model.export_dir:check_reload",
     "push": "rmtrain.commands.train:push",
     "finish": "rmtrain.engine.run_dir:RunDirectory.finish",
     "tracker-start": "accelerate.tracking:TensorBoardTracker.start",

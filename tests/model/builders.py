@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rmtrain.batching.layout import MicroBatch, lay_out
 from rmtrain.data.comparison import PAIR, TokenizedComparison
+from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
@@ -39,14 +41,14 @@ def _bpe() -> str:
 
 
 def make_tokenizer() -> Any:
-    """A byte-level BPE of 320 tokens at most with an end token, a pad token of its own and a chat template."""
+    """Return a byte-level BPE of at most 320 tokens with an end token, another pad token and a chat template."""
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(_bpe()), eos_token="<eos>", pad_token="<pad>")
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
     return tokenizer
 
 
 def make_sequences(tokenizer: Any) -> list[list[int]]:
-    """Four token sequences of different lengths, each ending in one end token."""
+    """Return four token sequences of different lengths, each ending in one end token."""
     return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
 
 
@@ -55,7 +57,7 @@ def make_golden(tokenizer: Any) -> list[tuple[str, list[int]]]:
 
 
 def make_batch(sequences: Sequence[Sequence[int]], pad_token_id: int) -> MicroBatch:
-    """Pairs of neighbouring sequences as one padded micro-batch."""
+    """Lay out pairs of neighbouring sequences as one padded micro-batch."""
     pairs = [
         TokenizedComparison(str(n), "test", (sequences[n], sequences[n + 1]), 0, 0, PAIR) for n in range(0, len(sequences), 2)
     ]
@@ -80,7 +82,7 @@ def make_base(
     change: Callable[[Any], None] | None = None,
     hidden_size: int = 32,
 ) -> Path:
-    """Write a language model, as a base model comes: weights, configuration, tokenizer."""
+    """Write a base model without a score head: weights, configuration, tokenizer."""
     config = scratch_config(scratch(architecture, hidden_size=hidden_size).scratch, tokenizer)
     torch.manual_seed(3)
     model = (AutoModelForCausalLM if architecture in CAUSAL else AutoModelForMaskedLM).from_config(config)
@@ -91,6 +93,15 @@ def make_base(
     return directory
 
 
+def make_reward_model(directory: Path, tokenizer: Any, architecture: str = "llama", labels: int = 1) -> Path:
+    """Write a sequence-classification model, without a tokenizer."""
+    config = scratch_config(scratch(architecture).scratch, tokenizer)
+    config.num_labels = labels
+    torch.manual_seed(4)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
+    return directory
+
+
 def edit_json(file: Path, **values: Any) -> None:
     """Set keys of a JSON file; `...` removes one."""
     content = json.loads(file.read_text())
@@ -98,6 +109,13 @@ def edit_json(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
+def only_problem(refusal: pytest.ExceptionInfo[RmtrainError]) -> str:
+    """Return the only problem of an error, which must be one line."""
+    (problem,) = refusal.value.problems
+    assert "\n" not in problem
+    return problem
+
+
 def spread(rewards: torch.Tensor) -> float:
-    """Difference of the largest and smallest reward: guards against tests that compare constants."""
+    """Return the largest minus the smallest reward; guards against tests that compare constants."""
     return float(rewards.max() - rewards.min())

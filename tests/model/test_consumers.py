@@ -1,4 +1,4 @@
-"""What those who serve or train on exports ask of them, each by name; and an older transformers, where an interpreter has one."""
+"""Requirements of the programs that serve or train on exports, each by name; and an older transformers, if one is installed."""
 
 import json
 import os
@@ -27,7 +27,8 @@ def config_of(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
-def test_vllm_and_sglang_find_one_linear_head_without_bias_and_raw_scores(architecture: str, tmp_path: Path) -> None:
+def test_vllm_and_sglang_find_a_linear_head(architecture: str, tmp_path: Path) -> None:
+    """They find one linear head without a bias, and return raw scores."""
     config = config_of(tiny_export(tmp_path / "model", architecture))
     weights = load_file(tmp_path / "model/model.safetensors")
     (name,) = config["architectures"]
@@ -35,7 +36,9 @@ def test_vllm_and_sglang_find_one_linear_head_without_bias_and_raw_scores(archit
     assert weights["score.weight"].shape == (1, 32)
     assert not [key for key in weights if key.startswith("score.") and key != "score.weight"], "a bias would stay random there"
     assert config["problem_type"] == "regression", "otherwise vLLM applies a sigmoid"
-    assert (config["id2label"], config["label2id"]) == ({"0": "reward"}, {"reward": 0}), "SGLang tells a reward model by them"
+    assert (config["id2label"], config["label2id"]) == ({"0": "reward"}, {"reward": 0}), (
+        "SGLang recognizes a reward model by them"
+    )
     assert not [key for key in weights if "lora" in key or "base_layer" in key]
 
 
@@ -47,7 +50,8 @@ def test_tei_finds_a_classifier_with_one_label(architecture: str, tmp_path: Path
     assert (tmp_path / "model/tokenizer.json").exists(), "it reads no other tokenizer"
 
 
-def test_trl_and_openrlhf_find_the_template_and_a_pad_token_of_its_own(tmp_path: Path) -> None:
+def test_trl_and_openrlhf_find_template_and_pad_token(tmp_path: Path) -> None:
+    """The pad token is not the end token."""
     directory = tiny_export(tmp_path / "model")
     tokenizer = json.loads((directory / "tokenizer_config.json").read_text())
     assert tokenizer["chat_template"]
@@ -57,7 +61,7 @@ def test_trl_and_openrlhf_find_the_template_and_a_pad_token_of_its_own(tmp_path:
 
 
 def exported(kind: str, folder: Path) -> Path:
-    """An export of an architecture, or of a run with adapters that were merged."""
+    """Return an export of an architecture, or of a run with merged adapters."""
     adapters: dict[str, dict[str, Any]] = {"lora": {"rank": 4}, "dora": {"rank": 4, "dora": True}}
     if kind not in adapters:
         return tiny_export(folder / "model", kind)
@@ -67,11 +71,11 @@ def exported(kind: str, folder: Path) -> Path:
 
 @pytest.mark.skipif(OLDER is None, reason="needs a Python with transformers 4.57 in OLDER_TRANSFORMERS; `make older` makes one")
 @pytest.mark.parametrize("kind", [*CAUSAL, *ENCODERS, "lora", "dora"])
-def test_an_older_transformers_reproduces_the_golden_rewards(kind: str, tmp_path: Path) -> None:
+def test_older_transformers_reproduces_the_golden_rewards(kind: str, tmp_path: Path) -> None:
     directory = exported(kind, tmp_path)
     assert OLDER is not None
     version = [OLDER, "-c", "import transformers; print(transformers.__version__)"]
-    came = subprocess.run(version, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    version_found = subprocess.run(version, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
     result = subprocess.run(
         [OLDER, "-P", str(reload_check.__file__), str(directory)], capture_output=True, text=True, cwd=tmp_path
     )
@@ -79,4 +83,4 @@ def test_an_older_transformers_reproduces_the_golden_rewards(kind: str, tmp_path
     assert found["ok"], found
     assert found["largest_error"] < 1e-5
     assert {"single", "right"} <= set(found["modes"])
-    assert came.startswith("4."), "guard: it is an older one"
+    assert version_found.startswith("4."), "guard: it is an older version"

@@ -1,4 +1,4 @@
-"""The last layer computes only what the head reads, where that is right; layouts and gradients are test_layouts.py's matter."""
+"""The last layer computes only what the head reads, where that is right. Layouts and gradients are in test_layouts.py."""
 
 import copy
 import logging
@@ -17,8 +17,8 @@ from tests.model.test_layouts import CHOSEN, EXACT, PAD, SPECIAL, amplified, com
 
 
 def rows_through(model: RewardModel, layer: int) -> list[int]:
-    """Tokens that each matrix and norm of a layer gets in one forward, in the order of calls; not those of experts."""
-    layers = next(module for module in model.core.base_model.modules() if isinstance(module, nn.ModuleList))
+    """Count the tokens that each matrix and norm of a layer gets in one forward, in the order of calls; experts are left out."""
+    layers = next(module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList))
     seen: list[int] = []
 
     def note(module: nn.Module, args: Any, _: Any) -> None:
@@ -37,9 +37,8 @@ def rows_through(model: RewardModel, layer: int) -> list[int]:
 
 
 @pytest.mark.parametrize("architecture", [*EXACT, *(name for name in SPECIAL if CHOSEN[name] == "shared_prefix")])
-def test_the_last_layer_computes_keys_of_all_tokens_and_the_rest_of_those_that_are_read(
-    architecture: str, tokenizer: Any
-) -> None:
+def test_last_layer_computes_only_read_tokens(architecture: str, tokenizer: Any) -> None:
+    """It computes keys and values of all tokens, and everything else of the tokens that are read."""
     model = special(architecture) if architecture in SPECIAL else amplified(build(architecture, tokenizer, hidden_size=64))
     assert choose_layout(model, "auto", comparisons(), PAD) == "shared_prefix"
     batch = lay_out(comparisons(), PAD, "shared_prefix")
@@ -49,12 +48,12 @@ def test_the_last_layer_computes_keys_of_all_tokens_and_the_rest_of_those_that_a
     wide = last.index(responses)
     assert set(last[:wide]) == {tokens}
     assert set(last[wide:]) == {responses}
-    assert responses in last[wide:], "a layer's end sees only what is read"
-    assert responses < tokens / 4, "guard: there is much that nothing reads"
+    assert responses in last[wide:], "the end of the layer sees only the tokens that are read"
+    assert responses < tokens / 4, "guard: most tokens are not read"
 
 
-class PutsTokensFirst(nn.Module):
-    """A layer whose output has another shape than its input, so that it cannot be widened again."""
+class NeedsAllTokens(nn.Module):
+    """A layer that fails on a selection of tokens."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -67,26 +66,28 @@ class PutsTokensFirst(nn.Module):
         return out
 
 
-def test_a_layer_that_needs_all_tokens_gets_them_and_the_run_says_so(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_layer_that_needs_all_tokens_gets_them(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The layout is kept, the last layer is computed whole, and the run logs it."""
     plain = amplified(build("llama", tokenizer, hidden_size=64)).eval()
     stubborn = copy.deepcopy(plain)
-    stubborn.core.base_model.layers[-1] = PutsTokensFirst(stubborn.core.base_model.layers[-1])
-    wrapped = RewardModel(stubborn.core, stubborn.head, None, torch.float32)
+    stubborn.backbone.base_model.layers[-1] = NeedsAllTokens(stubborn.backbone.base_model.layers[-1])
+    wrapped = RewardModel(stubborn.backbone, stubborn.head, None, torch.float32)
     rows = comparisons(len(tokenizer))
     with caplog.at_level(logging.INFO, logger="rmtrain"):
         assert choose_layout(wrapped, "auto", rows, PAD) == "shared_prefix"
-    assert "the last layer is computed for all tokens" in caplog.text
+    assert "last layer" in caplog.text
     plain.use_layout("shared_prefix")
     batch = lay_out(rows, PAD, "shared_prefix")
     with torch.no_grad():
         torch.testing.assert_close(wrapped(batch), plain(batch), rtol=1e-5, atol=1e-5)
 
 
-def test_a_copy_of_a_model_computes_with_its_own_last_layer(tokenizer: Any) -> None:
+def test_copied_model_uses_its_own_last_layer(tokenizer: Any) -> None:
+    """The hooks do not refer to the model from which it was copied."""
     model = amplified(build("llama", tokenizer, hidden_size=64)).eval()
     other = copy.deepcopy(model)
     with torch.no_grad():
-        for parameter in other.core.base_model.layers[-1].parameters():
+        for parameter in other.backbone.base_model.layers[-1].parameters():
             parameter.mul_(1.5)
     batch = lay_out(comparisons(len(tokenizer)), PAD, "shared_prefix")
     rewards = {}

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: the type, the head and every weight are what they should be, or one line says why not."""
+"""Loading a checkpoint from a directory or the Hub: dtype, head and every weight are right, or one line reports the problem."""
 
 import json
 import logging
@@ -7,40 +7,78 @@ from typing import Any
 
 import pytest
 import torch
+import transformers.dynamic_module_utils
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
+    MambaConfig,
     SiglipVisionConfig,
 )
 
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.export import write_export
-from rmtrain.model.load import load_reward_model
+from rmtrain.model.export_dir import write_export
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
-from tests.model.builders import edit_json, make_base, make_batch, make_golden, make_sequences, make_tokenizer, scratch, spread
+from tests.model.builders import (
+    edit_json,
+    make_base,
+    make_batch,
+    make_golden,
+    make_reward_model,
+    make_sequences,
+    make_tokenizer,
+    only_problem,
+    scratch,
+    spread,
+)
+
+COMMIT = "a1" * 20
+CODE = """
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaModel
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+open({canary!r}, "w").close()
+
+
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+
+
+class MineForSequenceClassification(LlamaPreTrainedModel):
+    config_class = MineConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        hidden = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids)[0]
+        last = ((input_ids != self.config.pad_token_id) * torch.arange(input_ids.shape[1])).argmax(-1)
+        return SequenceClassifierOutputWithPast(logits=self.score(hidden[torch.arange(len(input_ids)), last]))
+"""
 
 
 def load(path: Path, tokenizer: Any, *, lora: Lora | None = None, seed: int = 1, **model: Any) -> RewardModel:
     return build_reward_model(PretrainedModel(path=str(path), **model), lora, tokenizer, seed)
 
 
-def make_reward_model(directory: Path, tokenizer: Any, architecture: str = "llama", labels: int = 1) -> Path:
-    config = scratch_config(scratch(architecture).scratch, tokenizer)
-    config.num_labels = labels
-    torch.manual_seed(4)
-    AutoModelForSequenceClassification.from_config(config).save_pretrained(directory)
-    return directory
-
-
-def test_trap_02_a_bfloat16_checkpoint_trains_in_float32(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_02_bfloat16_checkpoint_trains_in_float32(tmp_path: Path, tokenizer: Any) -> None:
+    """Small steps move the weights, which bfloat16 would round away."""
     base = make_base(tmp_path, tokenizer, change=lambda model: model.to(torch.bfloat16))
     assert json.loads((base / "config.json").read_text())["dtype"] == "bfloat16", "guard"
     model = load(base, tokenizer)
@@ -58,7 +96,7 @@ def test_trap_02_a_bfloat16_checkpoint_trains_in_float32(tmp_path: Path, tokeniz
     assert len(moved) / len(trained) > 0.99
 
 
-def test_trap_02_a_type_is_only_what_the_recipe_says(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_02_recipe_sets_the_dtype(tmp_path: Path, tokenizer: Any) -> None:
     model = load(make_base(tmp_path, tokenizer), tokenizer, dtype="bfloat16", lora=Lora(rank=2))
     frozen = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad and parameter.shape != (1, 32)}
     trained = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
@@ -66,21 +104,19 @@ def test_trap_02_a_type_is_only_what_the_recipe_says(tmp_path: Path, tokenizer: 
 
 
 @pytest.mark.parametrize("head", ["auto", "new"])
-def test_trap_13_a_base_model_gets_a_new_head_and_says_so(
-    head: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trap_13_base_model_gets_a_new_head(head: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The head comes from the seed, which is logged; the base weights are those of the file."""
     base = make_base(tmp_path, tokenizer)
     with caplog.at_level(logging.INFO, logger="rmtrain"):
         first, second = load(base, tokenizer, head=head, seed=5), load(base, tokenizer, head=head, seed=5)
     assert "new head, seed 5" in caplog.text
     assert torch.equal(first.head_weight_1H, second.head_weight_1H)
     weights = load_file(base / "model.safetensors")
-    assert torch.equal(first.core.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
+    assert torch.equal(first.backbone.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
-def test_trap_13_training_from_a_reward_model_starts_at_its_rewards(
-    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_trap_13_reward_model_keeps_its_head(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Training from a reward model starts at its rewards."""
     saved = make_reward_model(tmp_path, tokenizer)
     theirs = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32)
     sequences = make_sequences(tokenizer)
@@ -99,27 +135,28 @@ def test_trap_13_training_from_a_reward_model_starts_at_its_rewards(
     assert (fresh - expected).abs().max() > 1e-3, "guard: a new head gives other rewards"
 
 
-def test_trap_13_a_head_is_kept_in_float32_beside_bfloat16_weights(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_13_head_stays_float32_in_bfloat16_models(tmp_path: Path, tokenizer: Any) -> None:
     saved = make_reward_model(tmp_path, tokenizer)
     model = load(saved, tokenizer, dtype="bfloat16", lora=Lora(rank=2))
     assert torch.equal(model.head_weight_1H, load_file(saved / "model.safetensors")["score.weight"])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "bert"])
-def test_trap_13_a_head_with_two_outputs_is_replaced_with_a_notice_or_refused(
+def test_trap_13_two_outputs_are_replaced_or_refused(
     architecture: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """`auto` replaces the head and logs it; `from_checkpoint` refuses it."""
     saved = make_reward_model(tmp_path, tokenizer, architecture, labels=2)
     with caplog.at_level(logging.INFO, logger="rmtrain"):
         model = load(saved, tokenizer)
     assert model.head_weight_1H.shape == (1, 32)
-    assert "of shape [2, 32], expected [1, H]: it is replaced" in caplog.text
-    with pytest.raises(RecipeError, match=r"from_checkpoint needs .* of shape \[1, H\].*which has .* of shape \[2, 32\]"):
+    assert "[2, 32]" in caplog.text
+    with pytest.raises(RecipeError, match=r"^model\.path: .*\[2, 32\].*\[1, H\]"):
         load(saved, tokenizer, head="from_checkpoint")
 
 
 def test_trap_13_from_checkpoint_refuses_a_base_model(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(RecipeError, match=r"from_checkpoint needs score.weight of shape \[1, H\].*which has no score.weight"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*score\.weight.*\[1, H\]"):
         load(make_base(tmp_path, tokenizer), tokenizer, head="from_checkpoint")
 
 
@@ -173,31 +210,31 @@ def damage_config(file: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        ("missing layer", "lacks weights: model.layers.1.mlp.down_proj.weight, "),
-        ("additional layer", "has left over weights: model.layers.2.mlp.up_proj.weight"),
-        ("wrong shape", "lacks weights: model.norm.weight"),
-        ("prefix", "lacks weights: model.embed_tokens.weight"),
-        ("not finite", "model: model.norm.weight holds numbers that are not finite"),
-        ("cut short", "model.safetensors of"),
-        ("no configuration", "has no config.json; expected a transformers model"),
-        ("broken configuration", "config.json of"),
-        ("unknown architecture", "has model_type 'llamma', which transformers"),
-        ("mistyped size", "config.json of"),
+        ("missing layer", "model.layers.1.mlp.down_proj.weight"),
+        ("additional layer", "model.layers.2.mlp.up_proj.weight"),
+        ("wrong shape", "model.norm.weight"),
+        ("prefix", "model.embed_tokens.weight"),
+        ("not finite", "model.norm.weight"),
+        ("cut short", "model.safetensors"),
+        ("no configuration", "config.json"),
+        ("broken configuration", "config.json"),
+        ("unknown architecture", "'llamma'"),
+        ("mistyped size", "config.json"),
     ],
 )
-def test_trap_33_broken_checkpoints_are_refused_in_one_line(damage: str, expected: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_33_broken_checkpoints_are_refused(damage: str, expected: str, tmp_path: Path, tokenizer: Any) -> None:
+    """One line that starts with the recipe key and names the weights or the file."""
     base = make_base(tmp_path / "base", tokenizer)
     damage_weights(base / "model.safetensors", damage)
     damage_config(base / "config.json", damage)
     with pytest.raises(RecipeError) as refusal:
         load(base, tokenizer)
-    assert len(refusal.value.problems) == 1
-    assert expected in refusal.value.problems[0]
-    assert "\n" not in refusal.value.problems[0]
-    assert refusal.value.problems[0].startswith("model")
+    problem = only_problem(refusal)
+    assert problem.startswith("model")
+    assert expected in problem
 
 
-def test_sharded_checkpoints_load_and_a_missing_shard_is_named(tmp_path: Path, tokenizer: Any) -> None:
+def test_sharded_checkpoints_load_unless_a_shard_is_missing(tmp_path: Path, tokenizer: Any) -> None:
     whole = load(make_base(tmp_path / "whole", tokenizer), tokenizer)
     sharded = make_base(tmp_path / "sharded", tokenizer)
     weights = load_file(sharded / "model.safetensors")
@@ -223,7 +260,7 @@ def test_security_pickles_are_never_opened(tmp_path: Path, tokenizer: Any) -> No
     (base / "pytorch_model.bin").write_bytes(script.encode())
     load(base, tokenizer)
     (base / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match=r"no model.safetensors, only pytorch_model.bin, which can run code when opened"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*pytorch_model\.bin"):
         load(base, tokenizer)
     assert not canary.exists()
 
@@ -235,41 +272,42 @@ def test_security_code_of_a_model_does_not_run(tmp_path: Path, tokenizer: Any) -
     edit_json(base / "config.json", auto_map={"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"})
     load(base, tokenizer)  # an architecture that transformers knows is built by transformers
     edit_json(base / "config.json", model_type="mine")
-    with pytest.raises(RecipeError, match=r"comes with code of its own \(auto_map\), which is not run"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.trust_remote_code"):
         load(base, tokenizer)
-    with pytest.raises(RecipeError, match="trust_remote_code needs a Hub id pinned by revision"):
+    with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code"):
         load(base, tokenizer, trust_remote_code=True, revision="0" * 40)
-    with pytest.raises(RecipeError, match=r"full commit hash \(40 hex digits\), got main"):
+    with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code .*main"):
         build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True, revision="main"), None, tokenizer, 1)
     assert not canary.exists()
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(RecipeError, match=r"model\.path: there is no directory"):
+def test_missing_models_and_weights_are_reported(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(RecipeError, match=r"^model\.path: .*nowhere"):
         load(tmp_path / "nowhere", tokenizer)
-    with pytest.raises(RecipeError, match=r"model\.path: cannot read config.json of owner/absent"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*owner/absent"):
         build_reward_model(PretrainedModel(path="owner/absent"), None, tokenizer, 1)
     scratch_config(scratch("llama").scratch, tokenizer).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=r"has no model.safetensors$"):
+    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.safetensors"):
         load(tmp_path, tokenizer)
 
 
-def test_a_larger_tokenizer_gets_embeddings_that_are_the_mean_of_the_others(tmp_path: Path) -> None:
+def test_new_tokens_get_the_mean_embedding(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     base = make_base(tmp_path, tokenizer)
     rows = len(tokenizer)
     tokenizer.add_special_tokens({"pad_token": "<new pad>"})
     model = load(base, tokenizer)
-    embeddings = model.core.get_input_embeddings().weight
-    assert embeddings.shape[0] == model.core.config.vocab_size == rows + 1
+    embeddings = model.backbone.get_input_embeddings().weight
+    assert embeddings.shape[0] == model.backbone.config.vocab_size == rows + 1
     torch.testing.assert_close(embeddings[rows], embeddings[:rows].mean(dim=0))
-    assert model.core.config.pad_token_id == rows
+    assert model.backbone.config.pad_token_id == rows
     with torch.no_grad():
         rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
     assert spread(rewards_N) > 1e-3
 
 
-def test_the_text_part_of_a_model_with_a_vision_part_trains_and_exports(tmp_path: Path, tokenizer: Any) -> None:
+def test_text_part_of_a_vision_model_trains(tmp_path: Path, tokenizer: Any) -> None:
+    """The vision part is frozen, and the export has the pad id at both levels."""
     text = scratch_config(scratch("gemma3_text").scratch, tokenizer)
     vision = SiglipVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
@@ -289,6 +327,61 @@ def test_the_text_part_of_a_model_with_a_vision_part_trains_and_exports(tmp_path
     saved = json.loads((tmp_path / "model/config.json").read_text())
     assert saved["pad_token_id"] == saved["text_config"]["pad_token_id"] == tokenizer.pad_token_id
     edit_json(tmp_path / "model/config.json", text_config={**saved["text_config"], "pad_token_id": 7})
-    with pytest.raises(CheckpointError, match="has pad_token_id 7"):
+    with pytest.raises(CheckpointError, match=r"^model: .*config\.json.* 7"):
         load_reward_model(str(tmp_path / "model"), "cpu")
     assert spread(rewards_N.detach()) > 1e-3
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a base model `owner/name` into a Hub cache of the test."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    repository = tmp_path / "hub/models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    return make_base(repository / "snapshots" / COMMIT, tokenizer)
+
+
+def test_trap_31_hub_model_is_recorded_with_commit(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
+    """rmtrain.json and the adapter name the commit that was loaded."""
+    model = build_reward_model(PretrainedModel(path="owner/name"), Lora(rank=2), tokenizer, 1)
+    assert model.base_ref is not None
+    assert (model.base_ref.path, model.base_ref.revision) == ("owner/name", COMMIT)
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert json.loads((tmp_path / "model/rmtrain.json").read_text())["base"] == {"path": "owner/name", "revision": COMMIT}
+    adapter = json.loads((tmp_path / "model/adapter/adapter_config.json").read_text())
+    assert (adapter["base_model_name_or_path"], adapter["revision"]) == ("owner/name", COMMIT)
+    with pytest.raises(CheckpointError, match=r"^model: .*owner/name"):
+        load_reward_model("owner/name", "cpu")
+
+
+def test_security_hub_code_needs_permission_and_commit(snapshot: Path, tmp_path: Path, tokenizer: Any) -> None:
+    canary = tmp_path / "canary"
+    (snapshot / "modeling_mine.py").write_text(CODE.format(canary=str(canary)))
+    classes = {
+        name: f"modeling_mine.Mine{name.removeprefix('Auto').removeprefix('Model')}"
+        for name in ("AutoConfig", "AutoModelForSequenceClassification")
+    }
+    edit_json(snapshot / "config.json", model_type="mine", auto_map=classes)
+    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.trust_remote_code"):
+        build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)
+    with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code .*revision"):
+        build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True), None, tokenizer, 1)
+    assert not canary.exists()
+    pinned = PretrainedModel(path="owner/name", trust_remote_code=True, revision=COMMIT)
+    for lora in (None, Lora(rank=2)):
+        model = build_reward_model(pinned, lora, tokenizer, 1)
+        assert type(model.backbone).__name__ == "MineForSequenceClassification"
+        directory = tmp_path / ("lora" if lora else "full")
+        write_export(model, tokenizer, directory, make_golden(tokenizer), {})
+        assert check(str(directory), COMMIT)["ok"]
+        assert torch.isfinite(model.head_weight_1H).all()
+    assert canary.exists(), "guard: the code runs when it is allowed"
+
+
+def test_architecture_without_classifier_is_refused(snapshot: Path, tokenizer: Any) -> None:
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
+    with pytest.raises(RecipeError, match=r"^model\.path: .*mamba"):
+        build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)

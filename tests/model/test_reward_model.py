@@ -13,7 +13,8 @@ from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_seque
 
 
 @pytest.mark.parametrize("architecture", CAUSAL + ENCODERS)
-def test_rewards_of_a_padded_batch_equal_transformers_own_forward_one_by_one(architecture: str, tokenizer: Any) -> None:
+def test_padded_rewards_equal_those_of_transformers(architecture: str, tokenizer: Any) -> None:
+    """A padded batch gives the rewards of transformers' own forward, one sequence at a time."""
     model = build(architecture, tokenizer).eval()
     sequences = make_sequences(tokenizer)
     with torch.no_grad():
@@ -29,7 +30,7 @@ def test_rewards_of_a_padded_batch_equal_transformers_own_forward_one_by_one(arc
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
-def test_trap_19_a_reward_does_not_depend_on_neighbours(architecture: str, tokenizer: Any) -> None:
+def test_trap_19_reward_does_not_depend_on_neighbours(architecture: str, tokenizer: Any) -> None:
     model = build(architecture, tokenizer).eval()
     first, second, third, fourth = make_sequences(tokenizer)
     pad = tokenizer.pad_token_id
@@ -40,7 +41,8 @@ def test_trap_19_a_reward_does_not_depend_on_neighbours(architecture: str, token
     assert spread(together) > 1e-3
 
 
-def test_trap_01_the_reward_is_read_at_the_last_token_even_when_padding_is_the_end_token(tokenizer: Any) -> None:
+def test_trap_01_reward_is_read_at_last_token(tokenizer: Any) -> None:
+    """Also when the pad token is the end token, where transformers reads elsewhere."""
     model = build("llama", tokenizer).eval()
     eos = tokenizer.eos_token_id
     short, long = make_sequences(tokenizer)[2], make_sequences(tokenizer)[1]
@@ -51,13 +53,14 @@ def test_trap_01_the_reward_is_read_at_the_last_token_even_when_padding_is_the_e
         model.hf.config.pad_token_id = eos
         theirs = model.hf(input_ids=torch.tensor([short])).logits[0, 0]
     torch.testing.assert_close(rewards_N, alone, rtol=1e-5, atol=1e-5)
-    assert abs(rewards_N[0] - rewards_N[2]) > 1e-4, "pairs that differ in the last token only have different rewards"
+    assert abs(rewards_N[0] - rewards_N[2]) > 1e-4, "pairs that differ only in the last token have different rewards"
     assert abs(theirs - rewards_N[0]) > 1e-4, (
         "guard: transformers, which looks for a token that is not the pad id, reads elsewhere"
     )
 
 
-def test_trap_06_the_head_computes_in_float32_under_autocast() -> None:
+def test_trap_06_head_is_float32_under_autocast() -> None:
+    """Hidden states one bfloat16 step apart get different rewards."""
     head = RewardHead(64, 1, bias=False)
     torch.manual_seed(0)
     hidden_NH = torch.randn(2000, 64).bfloat16()
@@ -75,18 +78,19 @@ def test_trap_06_the_head_computes_in_float32_under_autocast() -> None:
     assert on_grid.unique().numel() < 1500, "guard: the usual way makes ties"
 
 
-def test_trap_06_whole_models_keep_float32_rewards_under_autocast(tokenizer: Any) -> None:
+def test_trap_06_rewards_are_float32_under_autocast(tokenizer: Any) -> None:
     for architecture in ("llama", "bert", "roberta"):
         model = build(architecture, tokenizer).eval()
         model.autocast = True
         with torch.no_grad():
             rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
         assert rewards_N.dtype == torch.float32
-        assert not torch.equal(rewards_N, rewards_N.bfloat16().float()), f"{architecture}: rewards lie on the bfloat16 grid"
+        assert not torch.equal(rewards_N, rewards_N.bfloat16().float()), f"{architecture}: rewards are on the bfloat16 grid"
 
 
 @pytest.mark.parametrize("architecture", CAUSAL + ENCODERS)
-def test_trap_34_without_dropout_training_mode_scores_twice_alike(architecture: str, tokenizer: Any) -> None:
+def test_trap_34_training_mode_is_deterministic(architecture: str, tokenizer: Any) -> None:
+    """Without dropout a model in training mode gives the same rewards twice."""
     model = build(architecture, tokenizer)
     batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
     assert model.training
@@ -94,9 +98,10 @@ def test_trap_34_without_dropout_training_mode_scores_twice_alike(architecture: 
         assert torch.equal(model(batch), model(batch))
 
 
-def test_trap_34_dropout_is_on_where_asked_for_and_modes_come_back(tokenizer: Any) -> None:
+def test_trap_34_dropout_and_modes_are_restored(tokenizer: Any) -> None:
+    """Dropout makes noise if the recipe sets it, and `evaluating` restores the mode of each module."""
     model = build("gpt2", tokenizer, dropout=0.3)
-    model.core.transformer.h[0].eval()
+    model.backbone.transformer.h[0].eval()
     modes = [module.training for module in model.modules()]
     batch = make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)
     with torch.no_grad():
@@ -105,11 +110,11 @@ def test_trap_34_dropout_is_on_where_asked_for_and_modes_come_back(tokenizer: An
         assert torch.equal(model(batch), model(batch))
         assert not torch.is_grad_enabled()
     assert [module.training for module in model.modules()] == modes
-    assert len(set(modes)) == 2, "guard: there were both modes"
-    assert model.core.config.attn_pdrop == model.core.config.resid_pdrop == model.core.config.embd_pdrop == 0.3
+    assert len(set(modes)) == 2, "guard: both modes occur"
+    assert model.backbone.config.attn_pdrop == model.backbone.config.resid_pdrop == model.backbone.config.embd_pdrop == 0.3
 
 
-def test_weights_of_two_types_compute_under_autocast(tokenizer: Any) -> None:
+def test_mixed_dtypes_compute_under_autocast(tokenizer: Any) -> None:
     model = build("llama", tokenizer, dtype="bfloat16", lora=Lora(rank=4)).eval()
     kinds = trainable_summary(model)
     assert set(kinds["total"]) == {"float32", "bfloat16"}
@@ -122,24 +127,25 @@ def test_weights_of_two_types_compute_under_autocast(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "longest"), [("gpt2", 128), ("opt", 128), ("roberta", 128), ("bert", 128), ("llama", None)]
+    ("architecture", "expected"), [("gpt2", 128), ("opt", 128), ("roberta", 128), ("bert", 128), ("llama", None)]
 )
-def test_longest_counts_the_tokens_that_position_embeddings_hold(architecture: str, longest: int | None, tokenizer: Any) -> None:
+def test_max_positions_counts_usable_positions(architecture: str, expected: int | None, tokenizer: Any) -> None:
+    """One token more than the position embeddings hold fails."""
     model = build(architecture, tokenizer).eval()
-    assert model.longest == longest
-    if longest is not None:
+    assert model.max_positions == expected
+    if expected is not None:
         with torch.no_grad():
-            model(make_batch([[5] * longest, [6]], tokenizer.pad_token_id))
+            model(make_batch([[5] * expected, [6]], tokenizer.pad_token_id))
             with pytest.raises((IndexError, RuntimeError)):
-                model(make_batch([[5] * (longest + 1), [6]], tokenizer.pad_token_id))
+                model(make_batch([[5] * (expected + 1), [6]], tokenizer.pad_token_id))
 
 
-def test_unwrap_finds_the_model_within_wrappers(tokenizer: Any) -> None:
+def test_unwrap_finds_the_model_inside_wrappers(tokenizer: Any) -> None:
     model = build("llama", tokenizer)
     compiled = torch.compile(model)
     assert unwrap(model) is model
     assert unwrap(compiled) is model
-    with pytest.raises(AssertionError, match="no RewardModel within Linear"):
+    with pytest.raises(AssertionError, match="Linear"):
         unwrap(nn.Linear(1, 1))
 
 

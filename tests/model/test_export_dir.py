@@ -1,7 +1,8 @@
-"""The export loads everywhere as it was in memory, or is refused; nothing half-written is left in its place."""
+"""An export loads everywhere with the rewards in memory, or is refused; nothing half-written is left in its place."""
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,18 @@ import torch
 import torch.distributed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import pre_tokenizers
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, Qwen2Tokenizer, pipeline
 
 from rmtrain.errors import CheckpointError, NumericError, RecipeError
-from rmtrain.model import reload_check
+from rmtrain.model import export_dir, reload_check
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.export import check_exportable, check_reload, export_model, write_export
+from rmtrain.model.export_dir import check_exportable, check_reload, export_model, write_export
 from rmtrain.model.hf_compat import old_rope
-from rmtrain.model.load import load_reward_model
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating
+from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora, PretrainedModel
 from tests.model.builders import (
     CAUSAL,
@@ -38,21 +40,22 @@ from tests.model.builders import (
 
 
 def with_scale(model: RewardModel, scale: float) -> RewardModel:
-    """The same model with larger rewards, so that a sigmoid or a rounding would show."""
+    """Return the model with larger rewards, so that a sigmoid or rounding would show."""
     with torch.no_grad():
         model.head_weight_1H.mul_(scale)
     return model
 
 
 @pytest.mark.parametrize("architecture", CAUSAL + ENCODERS)
-def test_trap_31_transformers_alone_reproduces_the_golden_rewards(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_31_transformers_reproduces_the_golden_rewards(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    """The golden rewards are those in memory, and transformers alone reproduces them single, right- and left-padded."""
     model = with_scale(build(architecture, tokenizer), 3.0)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     report = check(str(tmp_path / "model"))
     assert report["ok"]
     assert report["golden"] == len(TEXTS)
     assert report["modes"] == ["single", "right", "left"][: 3 if architecture in CAUSAL else 2]
-    assert bool(report["skipped"]) is (architecture in ENCODERS), "what is skipped is said"
+    assert bool(report["skipped"]) is (architecture in ENCODERS), "skipped modes are reported"
     golden = json.loads((tmp_path / "model/golden.json").read_text())
     with evaluating(model):
         rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
@@ -61,39 +64,45 @@ def test_trap_31_transformers_alone_reproduces_the_golden_rewards(architecture: 
     assert rewards_N.unique().numel() == len(TEXTS), "guard: rewards differ"
 
 
-def test_trap_31_a_fresh_process_verifies_an_export_before_it_replaces_an_earlier_one(tmp_path: Path, tokenizer: Any) -> None:
-    golden = make_golden(tokenizer)
-    write_export(build("gpt2", tokenizer), tokenizer, tmp_path / "run/model", golden, {"seed": 1})
+def test_trap_31_fresh_process_verifies_each_export(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a verified export replaces an earlier one, and one that fails leaves the earlier one unchanged."""
+    reports: list[dict[str, Any]] = []
+
+    def check_and_record(*arguments: Any) -> dict[str, Any]:
+        reports.append(check_reload(*arguments))
+        return reports[-1]
+
+    monkeypatch.setattr(export_dir, "check_reload", check_and_record)
+    golden, directory = make_golden(tokenizer), tmp_path / "run/model"
+    write_export(build("gpt2", tokenizer), tokenizer, directory, golden, {"seed": 1})
     model = build("llama", tokenizer, lora=Lora(rank=2))
-    exported = export_model(model, tokenizer, tmp_path / "run/model", golden, {"seed": 2})
-    assert exported == tmp_path / "run/model"
-    assert os.listdir(tmp_path / "run") == ["model"], "nothing is left beside it"
-    assert json.loads((exported / "rmtrain.json").read_text())["seed"] == 2
-    before = (exported / "model.safetensors").read_bytes()
+    assert export_model(model, tokenizer, directory, golden, {"seed": 2}) == directory
+    assert [(report["ok"], report["golden"], report["modes"]) for report in reports] == [(True, 4, ["single", "right", "left"])]
+    assert reports[0]["largest_error"] < 1e-5
+    assert os.listdir(tmp_path / "run") == ["model"], "nothing else is left"
+    assert json.loads((directory / "rmtrain.json").read_text())["seed"] == 2
+    before = (directory / "model.safetensors").read_bytes()
     with torch.no_grad():
-        model.core.model.norm.weight[0] = float("nan")
-    with pytest.raises(NumericError, match="golden rewards are not finite"):
-        export_model(model, tokenizer, tmp_path / "run/model", golden, {})
-    assert (exported / "model.safetensors").read_bytes() == before, "an export that fails leaves the earlier one alone"
+        model.backbone.model.norm.weight[0] = float("nan")
+    with pytest.raises(NumericError, match=r"^export: .*nan"):
+        export_model(model, tokenizer, directory, golden, {})
+    assert (directory / "model.safetensors").read_bytes() == before
 
 
-def test_trap_31_a_copy_elsewhere_needs_no_network_no_cache_and_no_rmtrain(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_31_reload_needs_only_the_directory(tmp_path: Path, tokenizer: Any) -> None:
+    """A copy elsewhere is checked without network, cache or rmtrain; a wrong pad id is then a CheckpointError."""
     write_export(build("llama", tokenizer), tokenizer, tmp_path / "model", make_golden(tokenizer), {})
-    copied = shutil.copytree(tmp_path / "model", tmp_path / "elsewhere")
-    shutil.rmtree(tmp_path / "model")
-    report = check_reload(copied)
-    assert report["ok"]
-    assert report["largest_error"] < 1e-5
+    copied = Path(shutil.move(tmp_path / "model", tmp_path / "elsewhere"))
+    assert check(str(copied))["ok"], "guard"
     edit_json(copied / "config.json", pad_token_id=5)
-    with pytest.raises(
-        CheckpointError, match="elsewhere does not load as it was saved: the pad ids of tokenizer and configuration are"
-    ):
+    with pytest.raises(CheckpointError, match=r"elsewhere .*pad ids.*5"):
         check_reload(copied)
     assert "import rmtrain" not in Path(reload_check.__file__).read_text()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
-def test_trap_10_a_pipeline_gives_the_raw_reward(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_10_pipelines_return_the_raw_reward(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    """A text-classification pipeline applies no sigmoid, single or batched."""
     model = with_scale(build(architecture, tokenizer), 40.0)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     classify = pipeline("text-classification", model=str(tmp_path / "model"), device="cpu")
@@ -105,7 +114,8 @@ def test_trap_10_a_pipeline_gives_the_raw_reward(architecture: str, tmp_path: Pa
     assert not all(0 <= entry["reward"] <= 1 for entry in golden), "guard: no sigmoid gives such a number"
 
 
-def test_the_directory_keeps_the_save_contract(tmp_path: Path, tokenizer: Any) -> None:
+def test_export_keeps_the_save_contract(tmp_path: Path, tokenizer: Any) -> None:
+    """Names, types and both spellings of every file that consumers read; no path of this machine."""
     model = build("qwen3", tokenizer)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {"max_length": 64, "recipe_sha256": "abc"})
     config = json.loads((tmp_path / "model/config.json").read_text())
@@ -169,7 +179,7 @@ def test_the_directory_keeps_the_save_contract(tmp_path: Path, tokenizer: Any) -
         ({}, {}),
     ],
 )
-def test_rotary_positions_are_written_in_the_old_names_too(config: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_rotary_positions_get_their_old_names(config: dict[str, Any], expected: dict[str, Any]) -> None:
     assert old_rope(config) == expected
 
 
@@ -181,7 +191,7 @@ def test_rotary_positions_are_written_in_the_old_names_too(config: dict[str, Any
         ("mistral", {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}),
     ],
 )
-def test_both_spellings_together_load_as_one(architecture: str, rope: dict[str, Any], tmp_path: Path, tokenizer: Any) -> None:
+def test_both_spellings_load_as_one(architecture: str, rope: dict[str, Any], tmp_path: Path, tokenizer: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     config = scratch_config(scratch(architecture).scratch, tokenizer)
@@ -190,13 +200,14 @@ def test_both_spellings_together_load_as_one(architecture: str, rope: dict[str, 
     model = build_reward_model(PretrainedModel(path=str(tmp_path / "base")), None, tokenizer, 1)
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     exported, _ = load_reward_model(str(tmp_path / "model"), "cpu")
-    assert exported.core.config.rope_parameters == model.core.config.rope_parameters
-    assert exported.core.config.rope_parameters["rope_theta"] == rope["rope_theta"]
+    assert exported.backbone.config.rope_parameters == model.backbone.config.rope_parameters
+    assert exported.backbone.config.rope_parameters["rope_theta"] == rope["rope_theta"]
     assert check(str(tmp_path / "model"))["ok"]
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "compiled", "ddp", "compiled ddp"])
-def test_trap_33_wrappers_leave_no_trace_in_the_names(wrapper: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_33_wrappers_leave_no_trace(wrapper: str, tmp_path: Path, tokenizer: Any) -> None:
+    """The tensors have the names of the transformers model under torch.compile and DDP."""
     model = build("llama", tokenizer)
     wrapped: torch.nn.Module = model
     if "ddp" in wrapper:
@@ -210,18 +221,20 @@ def test_trap_33_wrappers_leave_no_trace_in_the_names(wrapper: str, tmp_path: Pa
         if "ddp" in wrapper:
             torch.distributed.destroy_process_group()
     weights = load_file(tmp_path / "model/model.safetensors")
-    assert set(weights) == set(model.core.state_dict())
+    assert set(weights) == set(model.backbone.state_dict())
     assert (wrapped is model) is (wrapper == "plain"), "guard: it was wrapped"
 
 
-def test_trap_33_a_wrapper_within_the_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_33_wrapper_inside_the_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    """A compiled layer changes the names of its tensors, which nobody could load."""
     model = build("llama", tokenizer)
-    model.core.model.layers[0] = torch.compile(model.core.model.layers[0])
-    with pytest.raises(CheckpointError, match=r"model.layers.0._orig_mod\..* bears the name of a wrapper"):
+    model.backbone.model.layers[0] = torch.compile(model.backbone.model.layers[0])
+    with pytest.raises(CheckpointError, match=r"^export: .*model\.layers\.0\."):
         write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
 
 
-def test_trap_30_rewards_are_raw_whatever_was_scored_before(tmp_path: Path, tokenizer: Any) -> None:
+def test_trap_30_exported_rewards_are_raw(tmp_path: Path, tokenizer: Any) -> None:
+    """Scoring before the export changes no byte of it, and no normalization is stored."""
     model = build("llama", tokenizer)
     write_export(model, tokenizer, tmp_path / "first", make_golden(tokenizer), {})
     with evaluating(model):
@@ -236,9 +249,9 @@ def test_trap_30_rewards_are_raw_whatever_was_scored_before(tmp_path: Path, toke
     assert "std" not in config
 
 
-def test_a_directory_of_something_else_is_not_replaced(tmp_path: Path, tokenizer: Any) -> None:
+def test_foreign_directory_is_not_replaced(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="exists and is no export of rmtrain"):
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         export_model(build("llama", tokenizer), tokenizer, tmp_path, make_golden(tokenizer), {})
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
@@ -268,14 +281,15 @@ def damage_export(directory: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        ("head", "golden text 0 has the reward"),
-        ("reward", "golden text 1 has the reward"),
-        ("text", "golden text 1 gives the ids"),
-        ("rope", "has the reward"),
-        ("nothing", "golden.json is empty"),
+        ("head", "golden text 0 "),
+        ("reward", "golden text 1 "),
+        ("text", "golden text 1 "),
+        ("rope", "golden text "),
+        ("nothing", "golden.json"),
     ],
 )
-def test_the_reload_check_notices_what_changes_a_reward(damage: str, problem: str, tmp_path: Path, tokenizer: Any) -> None:
+def test_reload_check_notices_changed_rewards(damage: str, problem: str, tmp_path: Path, tokenizer: Any) -> None:
+    """A changed head, reward, text or configuration is reported with the number of the golden text."""
     write_export(build("llama", tokenizer), tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     assert check(str(tmp_path / "model"))["ok"], "guard"
     damage_export(tmp_path / "model", damage)
@@ -284,33 +298,33 @@ def test_the_reload_check_notices_what_changes_a_reward(damage: str, problem: st
     assert problem in report["problem"]
 
 
-def test_golden_texts_that_cannot_be_reproduced_are_refused(tmp_path: Path, tokenizer: Any) -> None:
+def test_golden_texts_must_be_reproducible(tmp_path: Path, tokenizer: Any) -> None:
+    """Golden texts are required, must give their ids, and must not contain the pad token."""
     model = build("llama", tokenizer)
     text, ids = make_golden(tokenizer)[0]
     for golden, expected in (
-        ([], "no golden texts"),
-        ([(text, [*ids, 5])], "golden text 0 does not give its ids"),
-        ([(f"{text}<pad>", [*ids, tokenizer.pad_token_id])], "golden text 0 contains the pad token '<pad>'"),
+        ([], "^export: "),
+        ([(text, [*ids, 5])], "^export: golden text 0 .*ids"),
+        ([(f"{text}<pad>", [*ids, tokenizer.pad_token_id])], "^export: golden text 0 .*<pad>"),
     ):
         with pytest.raises(CheckpointError, match=expected):
             write_export(model, tokenizer, tmp_path / "model", golden, {})
 
 
-def test_trap_38_a_tokenizer_that_transformers_would_load_otherwise_is_refused_before_training(tokenizer: Any) -> None:
+def test_trap_38_unloadable_tokenizer_is_refused_before_training(tokenizer: Any) -> None:
+    """transformers picks the tokenizer's class by architecture; if that class gives other ids, training does not start."""
     golden = [
         ("In 1234567 days\n\n\nwe don't   know.<eos>", tokenizer("In 1234567 days\n\n\nwe don't   know.<eos>")["input_ids"])
     ]
     check_exportable(build("llama", tokenizer), tokenizer, golden)
     digits = make_tokenizer()
-    digits.backend_tokenizer.pre_tokenizer = __import__("tokenizers").pre_tokenizers.ByteLevel(add_prefix_space=True)
+    digits.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     golden = [("In 1234567 days<eos>", digits("In 1234567 days<eos>")["input_ids"])]
-    with pytest.raises(
-        RecipeError, match="transformers loads the tokenizer of a qwen2 model as Qwen2Tokenizer, with other ids than this one's"
-    ):
+    with pytest.raises(RecipeError, match=r"^model: .*qwen2.*Qwen2Tokenizer"):
         check_exportable(build("qwen2", digits), digits, golden)
 
 
-def test_tokenizers_keep_their_class_where_transformers_4_has_it(tmp_path: Path) -> None:
+def test_tokenizer_class_of_transformers_4_is_kept(tmp_path: Path) -> None:
     vocabulary = make_tokenizer().get_vocab()
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], unk_token=None, eos_token="<eos>", pad_token="<pad>")
     write_export(

@@ -1,0 +1,325 @@
+"""A RewardModel, written to a directory that every consumer loads, and proven by loading it.
+
+The save contract: merged weights in safetensors, one bias-free output named reward, raw numbers (`problem_type: regression`), the
+pad id at both levels, configuration and tokenizer in the names of transformers 5 and 4, the chat template in both places,
+`golden.json` with texts, ids and rewards, `rmtrain.json` with the origin of the model, and in `adapter/` the adapter if there is one.
+"""
+
+import copy
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from rmtrain.batching.layout import lay_out
+from rmtrain.data.comparison import Message, TokenizedComparison
+from rmtrain.data.text.templates import render_all
+from rmtrain.data.text.tokenize import encode_conversations
+from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
+from rmtrain.files import sync
+from rmtrain.model import reload_check
+from rmtrain.model.head import head_of
+from rmtrain.model.hf_compat import write_config, write_json, write_tokenizer
+from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.lora import copy_base
+from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_pretrained
+from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
+from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
+
+ADAPTER = "adapter"
+PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "peft", "safetensors")
+EXCHANGES = (
+    ("How many legs has a spider?", "Eight."),
+    (
+        "Name a river.",
+        "The Danube. It rises in the Black Forest and reaches the Black Sea after 2,850 kilometres and ten countries.",
+    ),
+    ("What is 7 times 8?", "56"),
+    ("How do I boil an egg?", "Put it into boiling water for seven minutes,\n\nthen into cold water. Salt it, and eat it warm."),
+)
+
+logger = logging.getLogger("rmtrain")
+
+Golden = Sequence[tuple[str, Sequence[int]]]
+"""Rendered texts with the ids that the run gives them."""
+
+
+def golden_texts(tokenizer: Any, max_length: int) -> list[tuple[str, list[int]]]:
+    """Return rendered conversations of different lengths with their ids, none longer than `max_length` tokens unless all are."""
+    conversations: list[list[Message]] = [
+        [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+        for turns in (*([turn] for turn in EXCHANGES), EXCHANGES)
+    ]
+    texts = render_all(conversations, tokenizer, [f"golden text {number}" for number in range(len(conversations))])
+    golden = list(zip(texts, encode_conversations(conversations, tokenizer), strict=True))
+    fitting = [(text, ids) for text, ids in golden if len(ids) <= max_length]
+    return fitting or [min(golden, key=lambda entry: len(entry[1]))]
+
+
+def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None:
+    """Before training, raise RecipeError if the tokenizer, saved and loaded again, gives other ids for a golden text.
+
+    transformers picks the tokenizer's class by the architecture of the model.
+    """
+    model_type = model.backbone.config.model_type
+    with tempfile.TemporaryDirectory() as folder:
+        model.backbone.config.save_pretrained(folder)
+        write_tokenizer(tokenizer, Path(folder), model.pools_last_token)
+        with quiet_transformers():
+            loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for entry in _golden_entries(tokenizer, golden):
+        ids = list(loaded(entry["text"], add_special_tokens=entry["add_special_tokens"])["input_ids"])
+        if ids != entry["ids"] or len(loaded) != len(tokenizer):
+            raise RecipeError(
+                f"model: transformers loads the tokenizer of a {model_type} model as {type(loaded).__name__}, which gives other ids; "
+                "choose another architecture or tokenizer"
+            )
+
+
+def export_model(
+    model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> Path:
+    """Write a model next to `directory`, verify it in a fresh process through transformers alone, then rename it to `directory`.
+
+    The model is unchanged. An export that fails the check stays in `.<name>.partial` for inspection.
+
+    Args:
+        model: a RewardModel, or torch.compile or DDP around one.
+        directory: the export; an earlier export is replaced.
+        golden: at least one text with its ids, of different lengths if possible.
+        extra: further entries of `rmtrain.json`, such as the recipe's hash.
+        dtype: dtype of all weights except the head, which is float32; None: that of the model.
+
+    Returns:
+        `directory`.
+
+    Raises:
+        CheckpointError: the directory holds something else, the written weights are not those in memory, or the reload differs.
+        NumericError: a golden reward is not finite.
+        TryAgain: the disk is full.
+    """
+    partial = _write_partial(model, tokenizer, directory, golden, extra, dtype)
+    check_reload(partial, _trusted_revision(unwrap(model)))
+    return _move(partial, directory)
+
+
+def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> Path:
+    """Write the adapter with its head and tokenizer, verify it on its base, then rename it to `directory`.
+
+    Arguments and errors are those of `export_model`.
+
+    Raises:
+        RecipeError: the model has no adapter, or its base has random weights that nobody else has.
+    """
+    reward_model = unwrap(model)
+    if not isinstance(reward_model.hf, PeftModel):
+        raise RecipeError("--adapter: the run trained all weights and has no adapter; leave it out")
+    if reward_model.base_ref is None:
+        raise RecipeError(
+            "--adapter: its base model has random weights that are not saved; leave it out to export merged weights"
+        )
+    partial = _write_partial(model, tokenizer, directory, golden, extra, None)
+    for name in (GOLDEN, FACTS):
+        os.replace(partial / name, partial / ADAPTER / name)
+    ref = ModelRef(str(partial / ADAPTER), None, "model", CheckpointError)
+    loaded, _ = load_from(ref, reward_model.device, torch.float32)
+    _check_rewards(reward_model, reward_model.dtype, *(_rewards(each, tokenizer, golden) for each in (reward_model, loaded)))
+    _move(partial / ADAPTER, directory)
+    shutil.rmtree(partial)
+    return directory
+
+
+def _write_partial(
+    model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any], dtype: torch.dtype | None
+) -> Path:
+    if directory.exists() and not (directory / FACTS).is_file():
+        raise CheckpointError(f"{directory} exists and is not an export of rmtrain (no {FACTS}); choose another directory")
+    partial = directory.with_name(f".{directory.name}.partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    try:
+        write_export(model, tokenizer, partial, golden, extra, dtype)
+    except (OSError, SafetensorError) as error:
+        # safetensors reports a full disk in the text of its own error.
+        if getattr(error, "errno", None) in DISK_FULL or "No space left" in str(error):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise TryAgain(f"the disk of {directory} is full; free some space and repeat") from error
+        raise CheckpointError(f"export: cannot write {partial}: {error}") from error
+    return partial
+
+
+def _move(partial: Path, directory: Path) -> Path:
+    """Sync every file to the disk, then rename, so that the name only ever shows a complete export."""
+    for path in [*partial.rglob("*"), partial]:
+        sync(path)
+    old = directory.with_name(f".{directory.name}.old")
+    if directory.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed here
+        os.replace(directory, old)
+    os.replace(partial, directory)
+    shutil.rmtree(old, ignore_errors=True)
+    return directory
+
+
+def write_export(
+    model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> None:
+    """Write an export and verify it in this process. Arguments and errors are those of `export_model`."""
+    reward_model = unwrap(model)
+    reward_model.use_layout("padded")
+    if reward_model.pools_last_token and head_of(reward_model.backbone, reward_model.head).bias is not None:
+        raise CheckpointError(f"export: {reward_model.head.name} has a bias, which consumers of causal models ignore")
+    entries = _golden_entries(tokenizer, golden)
+    directory.mkdir(parents=True)
+    merged = _merge(reward_model, tokenizer, directory / ADAPTER)
+    saved_dtype = dtype or reward_model.dtype
+    if saved_dtype != reward_model.dtype:
+        float_head = head_of(merged, reward_model.head)
+        merged = copy.deepcopy(merged).to(saved_dtype)
+        head_of(merged, reward_model.head).float().load_state_dict(float_head.state_dict())
+        merged.config.dtype = saved_dtype
+    with quiet_transformers():
+        merged.save_pretrained(directory)
+    write_config(directory, tokenizer.pad_token_id)
+    write_tokenizer(tokenizer, directory, reward_model.pools_last_token)
+    del merged
+    write_json(directory / FACTS, _facts(reward_model, tokenizer, saved_dtype, extra))
+    revision = _trusted_revision(reward_model)
+    ref = ModelRef(str(directory), revision, "export", CheckpointError, trust_remote_code=revision is not None)
+    # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
+    exported, _ = load_from(ref, "cpu", torch.float32)
+    _check_head_equal(reward_model, find_weights(ref))
+    saved = _rewards(exported, tokenizer, golden)
+    _check_rewards(reward_model, saved_dtype, _rewards(reward_model, tokenizer, golden), saved)
+    write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, saved, strict=True)])
+
+
+def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:
+    """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache.
+
+    Args:
+        code_revision: commit of a Hub model whose code may be run; the code is then read from the usual cache.
+
+    Returns:
+        The report that the process printed: `ok`, `golden`, `largest_error`, `modes`, `skipped`.
+
+    Raises:
+        CheckpointError: the rewards are not reproduced, or the export does not load.
+    """
+    command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({} if code_revision else {"HF_HOME": cache, "HF_HUB_CACHE": cache})
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
+    last_line = (process.stdout.strip().splitlines() or [""])[-1]
+    if process.returncode == 0:
+        report: dict[str, Any] = json.loads(last_line)
+        return report
+    complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+    problem = json.loads(last_line)["problem"] if last_line.startswith("{") else complaint[-1]
+    raise CheckpointError(f"{directory} does not reload: {problem}")
+
+
+def _trusted_revision(model: RewardModel) -> str | None:
+    return model.base_ref.revision if model.base_ref is not None and model.base_ref.trust_remote_code else None
+
+
+def _golden_entries(tokenizer: Any, golden: Golden) -> list[dict[str, Any]]:
+    """Return texts and ids, with the `add_special_tokens` by which the tokenizer maps one to the other."""
+    if not golden:
+        raise CheckpointError("export: no golden texts; expected at least one")
+    entries = []
+    for number, (text, token_ids) in enumerate(golden):
+        ids = list(map(int, token_ids))
+        if tokenizer.pad_token_id in ids:
+            problem = f"golden text {number} contains the pad token {tokenizer.pad_token!r}, where transformers stops reading"
+            raise CheckpointError(f"export: {problem}; use another pad token")
+        by_special = {special: list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (False, True)}
+        special = next((special for special, found in by_special.items() if found == ids), None)
+        if special is None:
+            raise CheckpointError(f"export: golden text {number} gets ids {by_special[False][:8]}..., expected {ids[:8]}...")
+        entries.append({"text": text, "add_special_tokens": special, "ids": ids})
+    return entries
+
+
+def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel:
+    """Return the model to save: itself, or a copy with its adapter, which is saved first and merged from its file."""
+    if not isinstance(model.hf, PeftModel):
+        whole: PreTrainedModel = model.backbone
+        return whole
+    model.hf.save_pretrained(str(adapter), save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
+    write_tokenizer(tokenizer, adapter, model.pools_last_token)
+    ref = ModelRef(str(adapter), None, "export", CheckpointError)
+    _check_head_equal(model, find_weights(ref, "adapter_model"), "base_model.model.")
+    if getattr(model.backbone, "hf_quantizer", None) is None:
+        base = copy_base(model.hf, model.head, model.dtype)
+    else:
+        # Merging into 4-bit weights would round the adapter away, so it is merged into the base before quantization.
+        assert model.base_ref is not None, "quantized weights come from a checkpoint"
+        base = load_pretrained(model.base_ref, tokenizer, "new", dtype=model.dtype).model
+    with quiet_transformers(), seeded(0, "overwritten"):
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
+    return merged
+
+
+def _check_head_equal(model: RewardModel, weights: Weights, prefix: str = "") -> None:
+    saved = weights.tensor(f"{prefix}{model.head.name}.weight")
+    if saved.dtype != torch.float32 or not torch.equal(saved, model.head_weight_1H.detach().cpu()):
+        raise weights.ref.error(f"the head in {weights.ref.path} is not the one in memory")
+
+
+def _rewards(model: RewardModel, tokenizer: Any, golden: Golden) -> list[float]:
+    """Return the reward of each text, computed alone, so that padding cannot change it."""
+    rows = [TokenizedComparison("golden", "golden", (list(map(int, ids)),), 0, 0, ()) for _, ids in golden]
+    with evaluating(model):
+        return [float(model(lay_out([row], tokenizer.pad_token_id).to(model.device))) for row in rows]
+
+
+def _check_rewards(model: RewardModel, dtype: torch.dtype, in_memory: Sequence[float], on_disk: Sequence[float]) -> None:
+    """Refuse an export whose rewards differ from those in memory by more than the rounding to its dtype explains."""
+    if not all(map(math.isfinite, [*in_memory, *on_disk])):
+        raise NumericError(f"export: golden rewards are not finite: {in_memory} in memory, {on_disk} on disk")
+    difference = max(abs(a - b) / (1 + abs(a)) for a, b in zip(in_memory, on_disk, strict=True))
+    is_quantized = getattr(model.backbone, "hf_quantizer", None) is not None
+    # A quantized base differs by its quantization error, for which there is no useful limit.
+    limit = math.inf if is_quantized else 1e-3 if dtype == torch.float32 else 0.1
+    if difference > limit:
+        raise CheckpointError(f"export: rewards on disk differ by {difference:.2g} from those in memory: {on_disk}, {in_memory}")
+    if dtype != torch.float32 or is_quantized:
+        logger.info("rewards as saved in %s differ from those in memory by at most %.2g (relative)", dtype, difference)
+
+
+def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
+    base, adapter = None, None
+    if model.base_ref is not None:
+        path = Path(model.base_ref.path).expanduser()
+        # A local path must not be published: only the name of the directory is.
+        base = {"path": path.resolve().name if path.exists() else model.base_ref.path, "revision": model.base_ref.revision}
+    if isinstance(model.hf, PeftModel):
+        config = model.hf.peft_config[model.hf.active_adapter]
+        adapter = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora, "dora": config.use_dora}
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "base": base,
+        "head": f"{model.head.name}.weight",
+        "reads": "last token" if model.pools_last_token else "encoder head",
+        "dtype": str(dtype).removeprefix("torch."),
+        "parameters": trainable_summary(model)["total"],
+        "adapter": adapter,
+        "template_sha256": template_hash(tokenizer),
+        **extra,
+    }

@@ -1,0 +1,147 @@
+"""A saved reward model, whole or an adapter, loaded for scoring.
+
+Everything that would change rewards silently is refused: a random head, a pad token that transformers reads past, another chat
+template, or a tokenizer that gives other tokens.
+"""
+
+import hashlib
+import json
+import warnings
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoTokenizer, PretrainedConfig
+
+from rmtrain.errors import CheckpointError
+from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.pretrained import LoadedModel, ModelRef, find_weights, load_config, load_pretrained, read_head
+from rmtrain.model.reward_model import RewardModel
+
+FACTS, GOLDEN = "rmtrain.json", "golden.json"
+
+
+def load_reward_model(
+    path: str,
+    device: torch.device | str,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    allow_template_change: bool = False,
+) -> tuple[RewardModel, Any]:
+    """Load a reward model and its tokenizer, in evaluation mode.
+
+    Args:
+        path: Hub id or directory of a sequence-classification model with one output, or of a PEFT adapter for one.
+        revision: commit, tag or branch of a Hub model.
+        dtype: dtype of all weights except the head, which is float32.
+        trust_remote_code: run code that comes with the model; needs a full commit hash as `revision`.
+        allow_template_change: load an rmtrain export whose chat template is no longer the one it was trained with.
+
+    Returns:
+        The model, and its tokenizer, which pads on the right.
+
+    Raises:
+        CheckpointError: there is no model, it has no score head with one output, its pad token is missing, inconsistent or the end
+            token, or its tokenizer no longer gives the tokens that it gave when the model was exported.
+    """
+    ref = ModelRef(path, revision, "model", CheckpointError, trust_remote_code).checked()
+    return load_from(ref, device, dtype, allow_template_change)
+
+
+def load_from(
+    ref: ModelRef, device: torch.device | str, dtype: torch.dtype, allow_template_change: bool = False
+) -> tuple[RewardModel, Any]:
+    """Load as `load_reward_model` does, from a checked reference."""
+    adapter = ref.read_json("adapter_config.json")
+    base = ref if adapter is None else _base_of(ref, adapter)
+    config = load_config(base)
+    tokenizer = _load_tokenizer(ref if adapter is None or ref.find("tokenizer_config.json") else base)
+    _check_template_and_tokens(ref, tokenizer, allow_template_change)
+    loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=dtype)
+    _check_pad_token(ref, tokenizer, loaded.head.pools_last_token, config if adapter is None else None)
+    if adapter is None and loaded.new_tokens:
+        rows = loaded.new_tokens.start
+        raise ref.error(f"the tokenizer of {ref.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
+    hf = loaded.model if adapter is None else _add_adapter(ref, loaded)
+    return RewardModel(hf, loaded.head, base, dtype).to(device).eval(), tokenizer
+
+
+def template_hash(tokenizer: Any) -> str | None:
+    """Return the sha256 of the tokenizer's chat template, or None if it has none."""
+    template = tokenizer.chat_template
+    return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
+
+
+def _base_of(ref: ModelRef, adapter: dict[str, Any]) -> ModelRef:
+    path = adapter.get("base_model_name_or_path")
+    if adapter.get("task_type") != "SEQ_CLS":
+        raise ref.error(f"{ref.path} is an adapter for {adapter.get('task_type')}; expected one for SEQ_CLS")
+    if not isinstance(path, str) or not path:
+        raise ref.error(f"the adapter {ref.path} names no base model; load the merged model instead")
+    return ModelRef(path, adapter.get("revision"), f"base model of {ref.path}", CheckpointError).checked()
+
+
+def _load_tokenizer(ref: ModelRef) -> Any:
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(ref.path, **ref.loading)
+    except (OSError, ValueError, KeyError) as error:
+        raise ref.error(f"cannot load the tokenizer of {ref.path}: {error}") from error
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _check_template_and_tokens(ref: ModelRef, tokenizer: Any, allow_template_change: bool) -> None:
+    """Compare the tokenizer of an rmtrain export with what the export recorded; other models have no record."""
+    facts = ref.read_json(FACTS)
+    if facts is None:
+        return
+    if not allow_template_change and facts.get("template_sha256") != template_hash(tokenizer):
+        raise ref.error(f"template hash differs: {ref.path} was trained with another chat template; restore it")
+    file = ref.find(GOLDEN)
+    if file is None:  # an export verifies itself before it writes golden.json
+        return
+    try:
+        entries = [(str(e["text"]), bool(e["add_special_tokens"]), list(e["ids"])) for e in json.loads(file.read_text("utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ref.error(f"{GOLDEN} of {ref.path} is damaged; export the model again") from error
+    for text, special, ids in entries:
+        # New versions of tokenizers have changed how an unchanged tokenizer.json splits a text.
+        if list(tokenizer(text, add_special_tokens=special)["input_ids"]) != ids:
+            raise ref.error(
+                f"the tokenizer of {ref.path} gives other tokens than at export, for example for {text[:60]!r}; "
+                "install the version of tokenizers that it was exported with"
+            )
+
+
+def _check_pad_token(ref: ModelRef, tokenizer: Any, pools_last_token: bool, config: PretrainedConfig | None) -> None:
+    """transformers reads the reward at the last token that is not the pad id, so that a wrong one moves it silently."""
+    token, expected = tokenizer.pad_token, tokenizer.pad_token_id
+    if expected is None:
+        remedy = "set pad_token in its tokenizer_config.json, and its id as pad_token_id in config.json"
+        raise ref.error(f"the tokenizer of {ref.path} has no pad token; {remedy}")
+    for level in () if config is None else (config, config.get_text_config()):
+        pad = getattr(level, "pad_token_id", None)
+        if pad != expected:
+            found = "no pad_token_id" if pad is None else f"pad_token_id {pad}"
+            remedy = f'set "pad_token_id": {expected} in config.json'
+            raise ref.error(f"config.json of {ref.path} has {found}, but its tokenizer pads with {token!r}; {remedy}")
+    if pools_last_token and expected == tokenizer.eos_token_id:
+        problem = f"the tokenizer of {ref.path} pads with its end token {token!r}, so transformers reads rewards before it"
+        raise ref.error(f"{problem}; set pad_token to another token, and pad_token_id in config.json to its id")
+
+
+def _add_adapter(ref: ModelRef, base: LoadedModel) -> PeftModel:
+    weights = find_weights(ref, "adapter_model")
+    read_head(weights, f"base_model.model.{base.head.name}", required=True)
+    with quiet_transformers(), seeded(0, "overwritten"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # checked below
+        adapted = PeftModel.from_pretrained(base.model, ref.path, revision=ref.revision, torch_device="cpu")
+    missing = sorted(set(get_peft_model_state_dict(adapted, save_embedding_layers=False)) - weights.files.keys())
+    if missing:
+        raise ref.error(
+            f"the adapter {ref.path} lacks {', '.join(missing[:3])}; expected the weights its adapter_config.json names"
+        )
+    return adapted
