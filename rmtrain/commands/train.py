@@ -2,9 +2,8 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
@@ -26,7 +26,6 @@ from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
-from rmtrain.engine.loop import Display
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
 from rmtrain.engine.meter import Meter
@@ -35,7 +34,7 @@ from rmtrain.engine.run_dir import RunDirectory, check_output_dir
 from rmtrain.engine.run_log import RunLog
 from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16
-from rmtrain.engine.state_dict import Tensors, restore_model
+from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.metrics import check_gates
@@ -46,7 +45,7 @@ from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import push
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.reward_model import RewardModel, trainable_summary, unwrap
+from rmtrain.model.reward_model import RewardModel, trainable_summary
 from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact
@@ -57,82 +56,139 @@ from rmtrain.report.tables import findings_notes, next_steps, run_header, waterf
 
 logger = logging.getLogger("rmtrain")
 
-MOMENTS = {"adamw": 2.0, "adamw_8bit": 0.5}
-"""What the state of an optimizer takes, in weights; below it only by little."""
+OPTIMIZER_STATE = {"adamw": 2.0, "adamw_8bit": 0.5}
+"""Size of the optimizer state, as a multiple of the size of the trained weights."""
+
+EvaluateAt = Callable[[int], EvaluationResult]
 
 
 def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> CommandResult:
-    """Train, evaluate and export a reward model; a run that was interrupted goes on where its last checkpoint is.
+    """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint.
 
     Args:
-        recipe: what to do.
-        console: where the run is shown; None: stderr.
-        fresh: move an older run in `run.output_dir` aside and begin anew.
-        resume: the checkpoint to go on from; None: the newest that is undamaged.
+        recipe: the run.
+        console: where progress is shown; None: stderr.
+        fresh: start over; an existing run in `run.output_dir` is renamed.
+        resume: checkpoint to resume from; None: the newest valid one.
 
     Raises:
-        RmtrainError: with one line per problem; nothing is written before the recipe, the data and the model have been accepted.
-        Stopped: a signal ended the run after a step and a checkpoint.
+        RmtrainError: one line per problem; nothing is written before recipe, data and model have been accepted.
+        Stopped: a signal ended the run after a step, and a checkpoint was saved.
     """
     if fresh and resume is not None:
-        raise RecipeError("--fresh begins anew and --resume goes on; choose one")
+        raise RecipeError("--fresh and --resume are mutually exclusive; leave one out")
     strategy = start(recipe)
     accelerator = strategy.accelerator
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     run_on_main(accelerator, partial(check_output_dir, recipe, fresh, resume))
+
+    # Rows to tokens, and what is wrong with them.
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
-        prepared = prepare(recipe.data, tokenizer, progress)
-    findings = audit(prepared, recipe.data, tokenizer)["splits"]
+        data = prepare(recipe.data, tokenizer, progress)
+    findings = audit(data, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
+
+    # The model, and the micro-batches it computes.
     golden = golden_texts(tokenizer, recipe.data.max_length)
     model = build_model(recipe, tokenizer, golden, accelerator)
-    layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
-    budget = token_budget(recipe, prepared.train, layout, tokenizer, strategy)
-    plan = make_plan(recipe, prepared, layout, budget, accelerator.num_processes)
-    loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
-    meter, metadata = Meter(accelerator, flos_per_token(model)), CheckpointMetadata.of(model, order_facts(recipe, prepared))
+    layout = choose_layout(model, recipe.batching.layout, probing_comparisons(data.train), tokenizer.pad_token_id)
+    budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
+    plan = make_plan(recipe, data, layout, budget, accelerator.num_processes)
+    loader = StepLoader(data.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
+
+    # From here on the strategy may have sharded the model: facts about the whole model are collected before.
+    meter = Meter(accelerator, flos_per_token(model))
+    metadata = CheckpointMetadata.of(model, order_facts(recipe, data))
     parameters = trainable_summary(model)
     prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    directory = open_directory(recipe, strategy, tokenizer, prepared, fresh, resume)
-    saver = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
-    run = Running(
-        recipe, strategy, directory, tokenizer, golden, prepared, unwrap(prepared_model), layout, saver, findings, parameters
-    )
+
+    directory = open_directory(recipe, strategy, tokenizer, data, fresh, resume)
+    checkpoints = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
-    with run.opened(console, plan, resume) as log, display, graceful_shutdown(accelerator) as stop:
-        evaluator = run.evaluator(prepared_model, log, display, stop)
+    with closing(directory), graceful_shutdown(accelerator) as shutdown:
+        console.print(header(recipe, data, plan, layout, strategy, directory, parameters))
+        if directory.continues:
+            checkpoints.resume(resume)
+        if checkpoints.state.step < plan.total_steps:
+            checkpoints.check_room(OPTIMIZER_STATE[recipe.optimizer.name])
         try:
-            last = run_loop(recipe, strategy, prepared_model, optimizer, loader, meter, log, display, evaluator, saver, stop)
-            return run.finish(last, evaluator, stop)
+            with start_trackers(accelerator, recipe, directory) as trackers, display:
+                log = RunLog(accelerator, directory.path, trackers, display)
+                evaluate_at = make_evaluator(recipe, tokenizer, data, layout, prepared_model, log, shutdown, accelerator)
+                last = run_loop(
+                    recipe, strategy, prepared_model, optimizer, loader, meter, log, evaluate_at, checkpoints, shutdown
+                )
+                step = checkpoints.state.step
+                if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
+                    logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
+                    step, last = best, evaluate_at(step) if evaluate_at else None
+                weights = strategy.weights(prepared_model) if strategy.shards else None
+                peaks = peak_memory(accelerator)
+                leave_group(accelerator)  # nobody waits for the export, which the main process does alone
+                upload: Mapping[str, Any] = {"hub": None, "hub_problem": None}
+                if accelerator.is_main_process:
+                    with shutdown.raise_immediately():
+                        if weights is not None:
+                            model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
+                            restore_model(model, weights)
+                        write_results(recipe, tokenizer, golden, data, findings, model, directory, last, step)
+                        directory.finish()
+                        upload = push_if_enabled(recipe, directory.model)
+                return result(recipe, directory, last, peaks, upload)
         except Stopped as stopped:
-            raise Stopped(stopped.signal, run.how_to_go_on(stopped)) from None
+            raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
 
 
-def open_directory(
-    recipe: Recipe,
-    strategy: Strategy,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: PreparedData,
-    fresh: bool,
-    resume: Path | None,
-) -> RunDirectory:
-    """Open the run directory on the main process and record what the run is made of. Called on all ranks."""
-    hashes = {
-        "data": prepared.train.key,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "template": str(template_hash(tokenizer)),
-    }
-    record = environment(strategy, recipe.training.precision, hashes)
-    return run_on_main(strategy.accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
+    """Build the whole model on the device of this process, computing in the recipe's precision.
+
+    What would fail after training is refused here: sequences beyond the model's positions, and an export that cannot be loaded.
+
+    Raises:
+        RecipeError: `data.max_length` is above the positions of the model, or see `build_reward_model` and `check_exportable`.
+    """
+    set_seed(recipe.run.seed)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
+    model.autocast = uses_bfloat16(recipe.training.precision)
+    positions, max_length = model.max_positions, recipe.data.max_length
+    if positions is not None and max_length > positions:
+        raise RecipeError(f"data.max_length: the model has {positions} positions, got {max_length}; set {positions} or less")
+    check_exportable(model, tokenizer, golden)
+    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
+    return model
 
 
-def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
-    """What the order of the comparisons depends on: a run goes on only with the same."""
+def flos_per_token(model: RewardModel) -> int:
+    """Return the floating-point operations of a token, forward and backward.
+
+    6 for each parameter that is not an embedding (Kaplan et al., arXiv:2001.08361, section 2.1).
+    """
+    return 6 * int(model.backbone.num_parameters(exclude_embeddings=True))
+
+
+def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: int, world: int) -> Plan:
+    """Plan the steps of a recipe on `world` processes.
+
+    Raises:
+        RecipeError: a comparison of either split is above the budget.
+        DataError: `plackett_luce` and preferences that do not rank all responses.
+    """
+    costs = Costs.of(data.train, layout)
+    check_budget(costs, data.train.ids, max_tokens)
+    if len(data.eval) and recipe.batching.max_tokens != "auto":
+        check_budget(Costs.of(data.eval, layout), data.eval.ids, max_tokens)
+    if isinstance(recipe.objective, PlackettLuce):
+        check_rankings(data.train[number] for number in range(len(data.train)))
+    return Plan.of(recipe, costs, max_tokens, world)
+
+
+def order_facts(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
+    """Return everything that the order of the comparisons depends on; a run resumes only if it is unchanged."""
     training = recipe.training
     return {
-        "data": prepared.train.key,
+        "data": data.train.key,
         "seed": recipe.run.seed,
         "batch_size": training.batch_size,
         "epochs": training.epochs,
@@ -140,235 +196,174 @@ def order_facts(recipe: Recipe, prepared: PreparedData) -> dict[str, Any]:
     }
 
 
-def make_plan(recipe: Recipe, prepared: PreparedData, layout: Layout, max_tokens: int, world: int) -> Plan:
-    """The plan of a recipe's training data; raises RecipeError when a comparison of either split is above the budget."""
-    costs = Costs.of(prepared.train, layout)
-    check_budget(costs, prepared.train.ids, max_tokens)
-    if len(prepared.eval) and recipe.batching.max_tokens != "auto":
-        check_budget(Costs.of(prepared.eval, layout), prepared.eval.ids, max_tokens)
-    if isinstance(recipe.objective, PlackettLuce):
-        check_rankings(prepared.train[number] for number in range(len(prepared.train)))
-    return Plan.of(recipe, costs, max_tokens, world)
+def open_directory(
+    recipe: Recipe, strategy: Strategy, tokenizer: PreTrainedTokenizerBase, data: PreparedData, fresh: bool, resume: Path | None
+) -> RunDirectory:
+    """Open the run directory on the main process, and record what the run depends on. Called on all ranks."""
+    hashes = {
+        "data": data.train.key,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "template": str(template_hash(tokenizer)),
+    }
+    record = environment(strategy, recipe.training.precision, hashes)
+    return run_on_main(strategy.accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
-    """The whole model on the device of this process, computing in the recipe's precision; raises as `check_model` does."""
-    set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
-    model.autocast = uses_bfloat16(recipe.training.precision)
-    check_model(model, tokenizer, golden, recipe)
-    return model
-
-
-def check_model(model: RewardModel, tokenizer: PreTrainedTokenizerBase, golden: Golden, recipe: Recipe) -> None:
-    """Refuse before training what would fail after it: sequences beyond the model's positions, or an export that cannot be loaded.
-
-    Raises:
-        RecipeError: `data.max_length` is more than the model has positions for, or as `check_exportable` says.
-    """
-    max_length = recipe.data.max_length
-    if model.max_positions is not None and max_length > model.max_positions:
-        raise RecipeError(
-            f"data.max_length: expected at most {model.max_positions}, the positions of the model, got {max_length}"
-        )
-    check_exportable(model, tokenizer, golden)
-    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
-
-
-def flos_per_token(model: RewardModel) -> int:
-    """Floating-point operations of a token, forward and backward: 6 for each parameter that is no embedding (arXiv:2001.08361, 2.1)."""
-    return 6 * int(model.backbone.num_parameters(exclude_embeddings=True))
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A run that has begun: what it is made of, what it shows, and what it leaves."""
-
-    recipe: Recipe
-    strategy: Strategy
-    directory: RunDirectory
-    tokenizer: Any
-    golden: Golden
-    prepared: PreparedData
-    model: RewardModel
-    layout: Layout
-    saver: CheckpointManager
-    findings: dict[str, Any]
-    parameters: dict[str, dict[str, int]]
-
-    @property
-    def accelerator(self) -> Accelerator:
-        """The processes."""
-        return self.strategy.accelerator
-
-    @contextmanager
-    def opened(self, console: Console, plan: Plan, resume: Path | None) -> Iterator[RunLog]:
-        """Resume from the run's checkpoint if there is one, and yield where its numbers go; the directory is closed at the end."""
-        trackers = None
-        try:
-            console.print(self._header(plan))
-            if self.directory.continues:
-                self.saver.resume(resume)
-            if self.saver.state.step < plan.total_steps:
-                self.saver.check_room(MOMENTS[self.recipe.optimizer.name])
-            trackers = start_trackers(self.accelerator, self.recipe, self.directory)
-            yield RunLog(self.accelerator, self.directory.path, trackers)
-        finally:
-            if trackers is not None:
-                trackers.close()
-            self.directory.close()
-
-    def how_to_go_on(self, stopped: Stopped) -> str:
-        """The line that ends a run that was stopped."""
-        by, path = f"stopped by {stopped.signal.name}", self.directory.path
-        if self.directory.is_finished:
-            return f"{by} during the upload; the run is finished, and its model is in {self.directory.model}"
-        if self.saver.saved_step is None:
-            return f"{by} before its first step was saved; the same command begins it anew"
-        return f"{by} after step {self.saver.saved_step}, which is saved in {path}; the same command goes on from there"
-
-    def evaluator(self, model: Any, log: RunLog, display: Display, stop: GracefulShutdown) -> Any:
-        """What the loop calls to evaluate at a step; None when there is nothing to evaluate on."""
-        data, recipe = self.prepared.eval, self.recipe
-        if not len(data):
-            return None
-
-        costs = Costs.of(data, self.layout)
-        budget = scoring_budget(recipe.batching.max_tokens, costs)
-        scoring = ScoringPlan.of(data, self.layout, costs, budget, self.tokenizer.pad_token_id)
-
-        def evaluate_at(step: int) -> EvaluationResult:
-            evaluation = evaluate(model, scoring, self.accelerator, recipe.objective, stop.check)
-            samples = sample_rows(data, evaluation.scored, self.tokenizer, recipe.evaluation.samples)
-            log.metrics(step, evaluation.metrics())
-            log.samples(step, samples)
-            log.pictures(step, pictures(evaluation))
-            display.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
-            if samples:
-                display.show(sample_table(samples))
-            return evaluation
-
-        return evaluate_at
-
-    def finish(self, last: EvaluationResult | None, evaluator: Any, stop: GracefulShutdown) -> CommandResult:
-        """On the main process, export the model with its scores and its card, push it if the recipe says so, and sum up."""
-        recipe, path, done = self.recipe, self.directory.path, self.saver.state.step
-        best = self.saver.load_best() if recipe.checkpoints.load_best_at_end else None
-        if best is not None:
-            logger.info("the weights after step %d were best by %s; they are exported", best, recipe.checkpoints.best)
-            last = evaluator(done)
-        summary = None if last is None else last.summary
-        url, problem = None, None
-        gathered, peaks = self.strategy.weights(self.saver.model) if self.strategy.shards else None, peak_memory(self.accelerator)
-        leave_group(self.accelerator)  # the others are done; nobody waits for the export
-        if self.accelerator.is_main_process:
-            with stop.raise_immediately():
-                self._leave(self._exported(gathered), last, summary, done if best is None else best)
-                self.directory.finish()
-                url, problem = push_if_asked(recipe, self.directory.model)
-        document = {
-            "directory": str(path.resolve()),
-            "model": str(self.directory.model.resolve()),
-            "evaluation": summary,
-            "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
-            "hub": url,
-            "hub_problem": problem,
-            "peak_memory": peaks,
-        }
-        lines = [f"model         {self.directory.model}, reloaded and checked", f"memory        {_peaks(peaks)}"]
-        return CommandResult(Text("\n" + "\n".join(lines)), document, _what_next(path))
-
-    def _exported(self, gathered: Tensors | None) -> RewardModel:
-        """The model to export: of one that processes hold in pieces, another with its gathered weights."""
-        if gathered is None:
-            return self.model
-        whole = build_reward_model(self.recipe.model, self.recipe.lora, self.tokenizer, self.recipe.run.seed)
-        restore_model(whole, gathered)
-        return whole
-
-    def _leave(self, model: RewardModel, last: EvaluationResult | None, summary: dict[str, Any] | None, step: int) -> None:
-        recipe, path = self.recipe, self.directory.path
-        if last is not None:
-            write_scores(path / "scores.jsonl", last.scored)
-            dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
-            exported, template = str(self.directory.model), template_hash(self.tokenizer)
-            settings = pair_settings(exported, self.prepared.eval, recipe.data, recipe.objective, dtype, template)
-            write_settings(path / "scores.jsonl", settings)
-        data, waterfall = self.prepared.train.key, self.prepared.train.waterfall.to_json()
-        export_with_card(
-            model, self.tokenizer, recipe, self.directory.model, self.golden, data, step, waterfall=waterfall, evaluation=summary
-        )
-        shutil.copyfile(self.directory.model / "golden.json", path / "golden.json")
-        self._report(last)
-
-    def _report(self, last: EvaluationResult | None) -> None:
-        recipe, path, prepared = self.recipe, self.directory.path, self.prepared
-        splits = {"train": prepared.train, "eval": prepared.eval}
-        write_report(
-            path / "report.html",
-            recipe.run.name,
-            None if last is None else with_errors(last, prepared.eval, self.tokenizer),
-            gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
-            recipe=recipe,
-            run=path,
-            waterfall={name: data.waterfall.to_json() for name, data in splits.items() if len(data)},
-            findings=self.findings,
-        )
-
-    def _header(self, plan: Plan) -> RenderableType:
-        recipe, accelerator = self.recipe, self.accelerator
-        model = (
-            recipe.model.path
-            if isinstance(recipe.model, PretrainedModel)
-            else f"{recipe.model.scratch.architecture} from scratch"
-        )
-        computing = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
-        processes = f"{accelerator.num_processes} × {accelerator.device.type}"
-        header = run_header(
-            name=recipe.run.name,
-            directory=str(self.directory.path),
-            device=f"{processes}, {self.strategy.name}, computing in {computing}",
-            model=model,
-            parameters=sum(self.parameters["total"].values()),
-            trainable=sum(self.parameters["trainable"].values()),
-            comparisons=len(self.prepared.train),
-            tokens=int(self.prepared.train.total_tokens.sum()),
-            steps=plan.total_steps,
-            batch_size=plan.batch_size,
-            notes={"layout": _account(plan, self.layout)},
-        )
-        return Group(waterfall_table(self.prepared.train.waterfall.to_json()), Text(), header, Text())
-
-
-def _peaks(peaks: Sequence[int]) -> str:
-    """The most that each rank held."""
-    by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)
-    return f"at most {by_rank} GB" + (f" on ranks 0 to {len(peaks) - 1}" if len(peaks) > 1 else "")
-
-
-def push_if_asked(recipe: Recipe, model: Path) -> tuple[str | None, str | None]:
-    """The address of an upload that the recipe asks for, and what is wrong where it failed: the run is finished all the same."""
-    if not recipe.hub.push:
-        return None, None
-    try:
-        return push(model, recipe.hub, recipe.run.name), None
-    except RmtrainError as error:
-        return None, "; ".join(error.problems)
-
-
-def _account(plan: Plan, layout: Layout) -> str:
-    """The layout, with the tokens of an epoch in it and what batches padded to their longest row would take."""
+def header(
+    recipe: Recipe,
+    data: PreparedData,
+    plan: Plan,
+    layout: Layout,
+    strategy: Strategy,
+    directory: RunDirectory,
+    parameters: Mapping[str, Mapping[str, int]],
+) -> RenderableType:
+    """Describe what is about to be trained, on what data, and how it is packed."""
+    accelerator = strategy.accelerator
     padded, computed = plan.padded_epoch(), plan.computed_epoch()
-    return (
+    packing = (
         f"{layout}: {compact(computed)} tokens an epoch, {padded / computed:.1f} times fewer than {compact(padded)} in padded batches; "
         f"about {plan.micro_batches_per_step():.1f} micro-batches a step of at most {plan.max_tokens:,}"
     )
+    model = recipe.model
+    facts = run_header(
+        name=recipe.run.name,
+        directory=str(directory.path),
+        device=(
+            f"{accelerator.num_processes} × {accelerator.device.type}, {strategy.name}, computing in "
+            f"{'bfloat16' if uses_bfloat16(recipe.training.precision) else 'float32'}"
+        ),
+        model=model.path if isinstance(model, PretrainedModel) else f"{model.scratch.architecture} from scratch",
+        parameters=sum(parameters["total"].values()),
+        trainable=sum(parameters["trainable"].values()),
+        comparisons=len(data.train),
+        tokens=int(data.train.total_tokens.sum()),
+        steps=plan.total_steps,
+        batch_size=plan.batch_size,
+        notes={"layout": packing},
+    )
+    return Group(waterfall_table(data.train.waterfall.to_json()), Text(), facts, Text())
 
 
-def _what_next(path: Path) -> Text:
+def make_evaluator(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    data: PreparedData,
+    layout: Layout,
+    model: nn.Module,
+    log: RunLog,
+    shutdown: GracefulShutdown,
+    accelerator: Accelerator,
+) -> EvaluateAt | None:
+    """Return a function that evaluates the model and logs the result; None if there is no evaluation data.
+
+    The micro-batches are the same at every evaluation, and planned once.
+    """
+    if not len(data.eval):
+        return None
+    costs = Costs.of(data.eval, layout)
+    plan = ScoringPlan.of(data.eval, layout, costs, scoring_budget(recipe.batching.max_tokens, costs), tokenizer.pad_token_id)
+
+    def evaluate_at(step: int) -> EvaluationResult:
+        evaluation = evaluate(model, plan, accelerator, recipe.objective, shutdown.check)
+        samples = sample_rows(data.eval, evaluation.scored, tokenizer, recipe.evaluation.samples)
+        log.metrics(step, evaluation.metrics())
+        log.samples(step, samples)
+        log.pictures(step, pictures(evaluation))
+        log.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
+        if samples:
+            log.show(sample_table(samples))
+        return evaluation
+
+    return evaluate_at
+
+
+def write_results(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    golden: Golden,
+    data: PreparedData,
+    findings: Mapping[str, Mapping[str, Any]],
+    model: RewardModel,
+    directory: RunDirectory,
+    last: EvaluationResult | None,
+    step: int,
+) -> None:
+    """Write the scores of the last evaluation, the exported model with its card, and the report.
+
+    Raises:
+        CheckpointError: the export does not reload, or reloads with other rewards.
+    """
+    path, summary = directory.path, None if last is None else last.summary
+    if last is not None:
+        write_scores(path / "scores.jsonl", last.scored)
+        dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
+        template = template_hash(tokenizer)
+        settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, dtype, template)
+        write_settings(path / "scores.jsonl", settings)
+    waterfall = data.train.waterfall.to_json()
+    export_with_card(
+        model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfall, evaluation=summary
+    )
+    shutil.copyfile(directory.model / "golden.json", path / "golden.json")
+    splits = {"train": data.train, "eval": data.eval}
+    write_report(
+        path / "report.html",
+        recipe.run.name,
+        None if last is None else with_errors(last, data.eval, tokenizer),
+        gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
+        recipe=recipe,
+        run=path,
+        waterfall={name: split.waterfall.to_json() for name, split in splits.items() if len(split)},
+        findings=findings,
+    )
+
+
+def push_if_enabled(recipe: Recipe, model: Path) -> dict[str, Any]:
+    """Upload the model if `hub.push` is set; return its address, or the problem. A failed upload does not undo the run."""
+    if not recipe.hub.push:
+        return {"hub": None, "hub_problem": None}
+    try:
+        return {"hub": push(model, recipe.hub, recipe.run.name), "hub_problem": None}
+    except RmtrainError as error:
+        return {"hub": None, "hub_problem": "; ".join(error.problems)}
+
+
+def result(
+    recipe: Recipe,
+    directory: RunDirectory,
+    last: EvaluationResult | None,
+    peaks: Sequence[int],
+    upload: Mapping[str, Any],
+) -> CommandResult:
+    """Summarize a finished run."""
+    path, summary = directory.path, None if last is None else last.summary
+    document = {
+        "directory": str(path.resolve()),
+        "model": str(directory.model.resolve()),
+        "evaluation": summary,
+        "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
+        **upload,
+        "peak_memory": peaks,
+    }
+    by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)
+    ranks = f" on ranks 0 to {len(peaks) - 1}" if len(peaks) > 1 else ""
+    lines = [f"model         {directory.model}, reloaded and checked", f"memory        at most {by_rank} GB{ranks}"]
     commands = [
-        ("see how good it is, and where it is fooled", f"{path}/report.html"),
+        ("see how good it is, and where it fails", f"{path}/report.html"),
         ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
         ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),
     ]
-    return next_steps(commands)
+    return CommandResult(Text("\n" + "\n".join(lines)), document, next_steps(commands))
+
+
+def how_to_resume(stopped: Stopped, directory: RunDirectory, checkpoints: CheckpointManager) -> str:
+    """Return the last line of a run that was stopped by a signal."""
+    signal = stopped.signal.name
+    if directory.is_finished:
+        return f"stopped by {signal} during the upload; the run is finished, and its model is in {directory.model}"
+    if checkpoints.saved_step is None:
+        return f"stopped by {signal} before the first checkpoint; the same command starts over"
+    return (
+        f"stopped by {signal}; step {checkpoints.saved_step} is saved in {directory.path}, and the same command resumes from it"
+    )

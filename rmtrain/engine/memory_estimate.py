@@ -288,8 +288,8 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
                 raise
             reason = str(error).partition("\n")[0].rstrip(".")
             raise RecipeError(
-                f"model: {type(model.backbone).__name__} has data-dependent control flow; its memory cannot be estimated without running it "
-                f"({reason})"
+                f"model: {type(model.backbone).__name__} has data-dependent control flow; its memory cannot be estimated without "
+                f"running it ({reason})"
             ) from error
 
 
@@ -398,7 +398,9 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
     with quiet_transformers():
-        hf = meta_classifier(_config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code)
+        hf = meta_classifier(
+            _config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code
+        )
     head = find_head(hf, RecipeError)
     set_module_dropout(hf, model.dropout)
     for parameter in hf.parameters():

@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeAlias
@@ -153,13 +155,15 @@ def uses_bfloat16(precision: str) -> bool:
     return precision == "bfloat16"
 
 
-def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Trackers | None:
-    """Start the recipe's trackers on rank 0, with its settings as `section.key`; return None if there are none.
+@contextmanager
+def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Iterator[Trackers | None]:
+    """Start the recipe's trackers on rank 0, with its settings as `section.key`, and close them at the end; None if there are none.
 
     wandb and trackio continue the run that they had before.
     """
     if not recipe.tracking.to or not accelerator.is_main_process:
-        return None
+        yield None
+        return
     run = recipe.run.name
     options: dict[str, dict[str, Any]] = {
         "wandb": {"name": run, "id": directory.run_id, "resume": "allow"},
@@ -171,7 +175,11 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirec
         name: partial(LOGGER_TYPE_TO_CLASS[name], recipe.tracking.project, **options[name]) for name in recipe.tracking.to
     }
     settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
-    return Trackers(builders, settings)
+    trackers = Trackers(builders, settings)
+    try:
+        yield trackers
+    finally:
+        trackers.close()
 
 
 def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:
