@@ -13,6 +13,7 @@ from rich.console import Console
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.evaluate import run_directory
 from rmtrain.commands.result import CommandResult
+from rmtrain.data.comparison import Comparison
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
@@ -20,7 +21,7 @@ from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
 from rmtrain.evaluation.benchmarks.registry import BENCHMARKS, named
 from rmtrain.evaluation.score import score
-from rmtrain.evaluation.scorer import Precision, RewardScorer, ScoreRequest
+from rmtrain.evaluation.scorer import Precision, RewardScorer
 from rmtrain.evaluation.scores_file import TIES, ScoredComparison, digest_of, read_settings, write_scores, write_settings
 from rmtrain.recipe.load import load_recipe
 from rmtrain.report.console import compact
@@ -174,9 +175,9 @@ def _cut_warning(settings: Mapping[str, Any]) -> list[str]:
     return [f"{cut:,} of {rows:,} rows lost their beginning: they are over {length:,} tokens"] if cut else []
 
 
-def _asked(benchmark: Benchmark, item: Item) -> ScoreRequest:
+def _asked(benchmark: Benchmark, item: Item) -> Comparison:
     responses = tuple(({"role": "assistant", "content": response},) for response in item.responses)
-    return ScoreRequest(f"{benchmark.name}: {item.source}/{item.id}", item.prompt, responses, item.source, item.preferences)
+    return Comparison(f"{benchmark.name}: {item.source}/{item.id}", item.source, item.prompt, responses, item.preferences)
 
 
 def parse_gates(values: Sequence[str], benchmarks: Sequence[Benchmark]) -> dict[tuple[str, str | None], float]:

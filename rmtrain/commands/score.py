@@ -24,7 +24,6 @@ from rich.text import Text
 
 from rmtrain.batching.plan import Indices
 from rmtrain.commands.result import CommandResult
-from rmtrain.data.cache import NO_LOCKS
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
@@ -35,6 +34,7 @@ from rmtrain.evaluation.score import Rows
 from rmtrain.evaluation.score import score as score_rows
 from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer, finite
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
+from rmtrain.files import NO_LOCKS
 from rmtrain.report.progress import LinePace as Pace
 
 CHUNK = 256

@@ -23,7 +23,6 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
-from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.distributed import leave_group, model_device, run_on_main
@@ -185,7 +184,7 @@ class Running:
         """The directory taken for as long as the run goes on, from its checkpoint where there is one; where its numbers go."""
         hashes = {
             "data": self.prepared.train.key,
-            "tokenizer": tokenizer_fingerprint(self.tokenizer),
+            "tokenizer": self.prepared.tokenizer_fingerprint,
             "template": str(template_hash(self.tokenizer)),
         }
         if resume is not None and not self.directory.continues:

@@ -1,4 +1,4 @@
-"""What a row becomes: one prompt, K >= 2 responses, and the preferences among them."""
+"""Data types of one row: a prompt, K >= 2 responses and the preferences among them, as text or as tokens; and their hashes and ranks."""
 
 import json
 import unicodedata
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Message = dict[str, Any]
-"""`{"role": "system" | "user" | "assistant" | "tool", "content": str}`, and what else a chat template is given where a row has it:
+"""`{"role": "system" | "user" | "assistant" | "tool", "content": str}`, and the further keys that chat templates use where a row has them:
 `name`, `tool_call_id`, `tool_calls`, `reasoning_content`, `thinking`."""
+Turns = tuple[Message, ...]
+"""Messages in order: a prompt, a response or a whole conversation."""
 Tokens = Sequence[int] | NDArray[np.int32]
 """Token ids."""
 
@@ -21,9 +23,9 @@ Tokens = Sequence[int] | NDArray[np.int32]
 class Preference:
     """One edge of a comparison: `winner` and `loser` index its responses.
 
-    `probability` is the target probability that the winner is better (0.5 is a tie), `margin` is subtracted inside the
-    sigmoid (Llama 2, arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. `rows` are the ids of the rows
-    that say so, where a comparison was made of several: the rows that state the pair, or the two whose responses it is about. It is not
+    `probability` is the target probability that the winner is better (0.5 is a tie), `margin` is subtracted inside the sigmoid (Llama 2,
+    arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. `rows` are the ids of the rows that state the edge,
+    where a comparison was made of several rows: all rows that state the pair, or the two rows that its responses come from. It is not
     stored.
     """
 
@@ -40,15 +42,15 @@ PAIR = (Preference(winner=0, loser=1),)
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A row as text. `responses[k]` are the messages that follow `prompt`; a pair's chosen response is number 0.
+    """A row as text. `responses[k]` are the messages that follow `prompt`; the chosen response of a pair is number 0.
 
-    `left_out` are the reasons for which responses of its row are not among them.
+    `left_out` has the reason of each response of the row that was left out.
     """
 
     id: str
     source: str
-    prompt: tuple[Message, ...]
-    responses: tuple[tuple[Message, ...], ...]
+    prompt: Turns
+    responses: tuple[Turns, ...]
     preferences: tuple[Preference, ...] = PAIR
     left_out: tuple[str, ...] = ()
 
@@ -68,17 +70,30 @@ class TokenizedComparison:
     preferences: tuple[Preference, ...] = PAIR
 
     def __eq__(self, other: object) -> bool:
-        """Whether all is equal; sequences by their tokens, whatever holds them."""
-        return isinstance(other, TokenizedComparison) and self._values() == other._values()
+        """Compare all fields; sequences are equal when their tokens are, as lists or as arrays."""
+        if not isinstance(other, TokenizedComparison):
+            return False
+        one, two = ([[int(token) for token in sequence] for sequence in row.sequences] for row in (self, other))
+        fields = ("id", "source", "prefix_length", "prompt_length", "preferences")
+        return one == two and all(getattr(self, name) == getattr(other, name) for name in fields)
 
-    def _values(self) -> tuple[Any, ...]:
-        sequences = [[int(token) for token in sequence] for sequence in self.sequences]
-        return self.id, self.source, sequences, self.prefix_length, self.prompt_length, self.preferences
+
+class BadRow(Exception):
+    """A row, or one of its responses, cannot be used.
+
+    Args:
+        reason: the word that such rows are counted under.
+        detail: the problem, without the text of the row.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that is not used, with the reason it is counted under and what was found."""
+    """A row that is not used: the reason it is counted under, and the problem in words."""
 
     id: str
     source: str
@@ -87,22 +102,27 @@ class Dropped:
 
 
 Adapted = Comparison | TokenizedComparison | Dropped
-"""What a row becomes."""
+"""The result of adapting a row."""
+
+
+def dropped(row_id: str, source: str, problem: BadRow) -> Dropped:
+    """Return the record of a row that is dropped because of a problem."""
+    return Dropped(row_id, source, problem.reason, problem.detail)
 
 
 def rows_of(row: Comparison | TokenizedComparison) -> tuple[str, ...]:
-    """Ids of the rows that a comparison is made of, in the order of the source; its own id is the first of them."""
-    found = {row_id for edge in row.preferences for row_id in edge.rows or (row.id,)}
-    return (row.id,) if found == {row.id} else tuple(sorted(found, key=place_of))
+    """Return the ids of the rows that a comparison is made of, in the order of the source; its own id is the first."""
+    row_ids = {row_id for edge in row.preferences for row_id in edge.rows or (row.id,)}
+    return (row.id,) if row_ids == {row.id} else tuple(sorted(row_ids, key=place_of))
 
 
 def place_of(row_id: str) -> tuple[int, ...]:
-    """Where a row stands in its source: `12` of `tag:12`, and `12.1` of one that was made from it."""
+    """Return the position of a row in its source: (12,) for `tag:12`, and (12, 1) for `tag:12.1`, which was made from row 12."""
     return tuple(map(int, row_id.rpartition(":")[2].split(".")))
 
 
 def common_prefix_length(sequences: Sequence[Tokens]) -> int:
-    """Length of the longest common beginning, in tokens, at most the shortest length minus one: each keeps a token of its own."""
+    """Return the length of the longest common prefix in tokens, at most the shortest length minus one: each keeps a token of its own."""
     length = max(min(map(len, sequences)) - 1, 0)
     first = np.asarray(sequences[0][:length])
     for sequence in sequences[1:]:
@@ -116,9 +136,9 @@ HASH_RANGE = 2**64
 
 
 def prompt_hash(row: Comparison | TokenizedComparison) -> int:
-    """64 bits of the normalised prompt: roles and words, whatever their case, spacing and Unicode form.
+    """Return 64 bits of the normalised prompt: its roles and words, regardless of case, spacing and Unicode form.
 
-    Without a prompt it is the hash of the responses; of a row that came as tokens, that of the tokens its sides begin with.
+    A row without a prompt is hashed by its responses; a tokenized row by the token prefix of its sequences.
     """
     if isinstance(row, TokenizedComparison):
         return _hash(repr(list(row.sequences[0][: row.prefix_length])))
@@ -126,29 +146,25 @@ def prompt_hash(row: Comparison | TokenizedComparison) -> int:
 
 
 def response_hashes(row: Comparison | TokenizedComparison) -> list[int]:
-    """64 bits of each normalised response."""
+    """Return 64 bits of each normalised response."""
     if isinstance(row, TokenizedComparison):
         return [_hash(repr(list(sequence[row.prefix_length :]))) for sequence in row.sequences]
     return [_hash_messages(response) for response in row.responses]
 
 
 def is_held_out(hash_of_prompt: int, share: float | None) -> bool:
-    """Whether a prompt belongs to the held-out share: the same answer for the same prompt, in any order and any source."""
+    """Return whether a prompt belongs to the held-out share; the same prompt gives the same answer in any order and any source."""
     return share is not None and hash_of_prompt < share * HASH_RANGE
 
 
 def _hash_messages(messages: Sequence[Message]) -> int:
-    return _hash(*[part for message in messages for part in (message["role"], _normalised(message["content"]), *_rest(message))])
-
-
-def _rest(message: Message) -> list[str]:
-    """What a message has beside its role and content, if anything."""
-    rest = {key: value for key, value in message.items() if key not in ("role", "content")} if len(message) > 2 else {}
-    return [json.dumps(rest, sort_keys=True, default=str)] if rest else []
-
-
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    parts = []
+    for message in messages:
+        parts += [message["role"], " ".join(unicodedata.normalize("NFKC", message["content"]).casefold().split())]
+        if len(message) > 2:
+            more = {key: value for key, value in message.items() if key not in ("role", "content")}
+            parts.append(json.dumps(more, sort_keys=True, default=str))
+    return _hash(*parts)
 
 
 def _hash(*parts: str) -> int:
@@ -156,22 +172,22 @@ def _hash(*parts: str) -> int:
 
 
 def ranking(row: TokenizedComparison) -> list[int]:
-    """Numbers of the responses, best first: by the weight of the preferences they win less that of those they lose.
+    """Return the numbers of the responses, best first, by the weight of the preferences they win minus the weight of those they lose.
 
-    A preference counts by how far its probability is from a tie. Responses that are even stay in the order of their numbers.
+    A preference counts by the distance of its probability from a tie. Equal responses keep the order of their numbers.
     """
     balance = _balance(row)
     return sorted(range(len(balance)), key=lambda number: -balance[number])
 
 
 def ranks(row: TokenizedComparison) -> list[int]:
-    """The rank of each response, 1 for the best; those that are even share the best of theirs: 1, 1, 3."""
+    """Return the rank of each response, 1 for the best; equal responses share the best of their ranks: 1, 1, 3."""
     balance = _balance(row)
     return [1 + sum(other > own for other in balance) for own in balance]
 
 
 def extremes(row: TokenizedComparison) -> tuple[int, int]:
-    """The best and the worst response; among several that are even, two that a preference sets against each other where there are such."""
+    """Return the best and the worst response; among several equal ones, two that a preference compares, if there are any."""
     balance = _balance(row)
     for edge in row.preferences:
         if balance[edge.winner] == max(balance) and balance[edge.loser] == min(balance):

@@ -1,9 +1,8 @@
-"""Tokenized comparisons as text again, and the search for those that contain a text."""
+"""Text of tokenized comparisons, and the search for those that contain a text."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -12,25 +11,31 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.comparison import TokenizedComparison, Tokens
 
 
-def decoded_response(responses: Iterable[tuple[TokenizedComparison, int]], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The text of responses, each given as its comparison and its number there, without prompt and special tokens.
+def decoded(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, special_tokens: bool = True) -> str:
+    """Return the text of tokens.
 
-    It is the text as far as the tokenizer keeps it: one that lowers case or drops line feeds gives it so.
+    Text that the tokenizer does not keep, such as upper case or line feeds, is not restored.
+
+    Args:
+        tokens: token ids.
+        tokenizer: the tokenizer that made them.
+        special_tokens: keep special tokens, and the spaces exactly as the tokens have them; without, spaces are cleaned up where the
+            tokenizer is configured to do so.
     """
-    tokens = [np.asarray(row.sequences[number][row.prompt_length :]).tolist() for row, number in responses]
-    texts: list[str] = tokenizer.batch_decode(tokens, skip_special_tokens=True) if tokens else []
-    return texts
+    ids = np.asarray(tokens, np.int64).tolist()
+    clean_up = False if special_tokens else None
+    return str(tokenizer.decode(ids, skip_special_tokens=not special_tokens, clean_up_tokenization_spaces=clean_up))
 
 
-class Comparisons(Protocol):
-    """Anything indexable that gives tokenized comparisons."""
+class IndexedComparisons(Protocol):
+    """Tokenized comparisons by number, such as `TokenizedData` or a list."""
 
     def __getitem__(self, index: int, /) -> TokenizedComparison: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A place that contains a text: in the decoded sequence of response `response`, from character `begin` to `end`."""
+    """The place of a text: characters `begin` to `end` of the decoded sequence of response `response` of comparison `row`."""
 
     row: int
     response: int
@@ -39,48 +44,41 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a search gave: the first match of each comparison that has one, and how many comparisons were looked at."""
+class SearchResult:
+    """The first match of each comparison that contains the text, and the number of comparisons searched."""
 
     matches: Sequence[Match]
     searched: int
 
 
-def decoded(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tokens as the text they stand for, special tokens included."""
-    ids = [int(token) for token in tokens]
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
 def search(
-    data: Comparisons,
+    data: IndexedComparisons,
     numbers: Iterable[int],
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     limit: int,
     progress: Callable[[int], None] = lambda searched: None,
-) -> Found:
-    """Comparisons of which a whole sequence, prompt and response, contains a text, whatever its case; no more are read than needed.
+) -> SearchResult:
+    """Search whole sequences, prompt and response, for a text, ignoring case; no more rows are read than needed.
 
     Args:
         data: the comparisons.
-        numbers: which of them to look at, in this order.
-        tokenizer: gives tokens back as text.
-        text: what to find, literally.
-        limit: stop at so many comparisons.
-        progress: told how many comparisons have been looked at.
+        numbers: numbers of the comparisons to search, in this order.
+        tokenizer: the tokenizer that made them.
+        text: the text to find, literally.
+        limit: stop after this number of matches, at least 1.
+        progress: called with the number of comparisons searched so far.
     """
     pattern = re.compile(re.escape(text), re.IGNORECASE)
+    matches: list[Match] = []
     searched = 0
-
-    def matches() -> Iterable[Match]:
-        nonlocal searched
-        for number in numbers:
-            searched += 1
-            progress(searched)
-            for response, tokens in enumerate(data[number].sequences):
-                if match := pattern.search(decoded(tokens, tokenizer)):
-                    yield Match(number, response, *match.span())
-                    break
-
-    return Found(list(islice(matches(), limit)), searched)
+    for number in numbers:
+        searched += 1
+        progress(searched)
+        for response, tokens in enumerate(data[number].sequences):
+            if match := pattern.search(decoded(tokens, tokenizer)):
+                matches.append(Match(number, response, *match.span()))
+                break
+        if len(matches) >= limit:
+            break
+    return SearchResult(matches, searched)

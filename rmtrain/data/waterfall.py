@@ -1,6 +1,6 @@
-"""What became of the rows, and whether enough of them are left."""
+"""Counts of the rows of each source: read, kept, gathered, dropped by reason; and the check that enough of them are left."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -10,17 +10,16 @@ EXAMPLES = 5
 INTENTIONAL_DROPS = frozenset(
     {"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie", "below_min_gap", "not_paired"}
 )
-"""Reasons of rows that the recipe itself leaves out: they are no faults, and `max_drop_fraction` does not count them."""
+"""Reasons of rows that the recipe itself leaves out: they are not faults, and `max_drop_fraction` does not count them."""
 
 
 @dataclass
 class SourceCount:
     """Rows of one source: `read` = `kept` + `gathered` + all of `dropped`.
 
-    Rows are counted as `prepare` gives them. `kept` counts comparisons, each by the row it bears the id of; `gathered` the rows that are
-    part of another row's comparison.
-    `examples` names the first rows dropped for each reason. `left_out` counts responses, not rows: those that comparisons
-    which stay had to do without, by reason.
+    Rows are counted as `prepare` returns them. `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that
+    are part of another row's comparison. `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows,
+    that were left out of comparisons which are kept, by reason.
     """
 
     read: int = 0
@@ -32,13 +31,13 @@ class SourceCount:
 
     @property
     def asked_for(self) -> int:
-        """Rows that the recipe leaves out."""
+        """Number of rows that the recipe leaves out on purpose."""
         return sum(number for reason, number in self.dropped.items() if reason in INTENTIONAL_DROPS)
 
     def add(
         self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
     ) -> None:
-        """Count some rows, and responses that are left out of them."""
+        """Add numbers of rows, and of responses left out of them by reason."""
         for reason, number in (left_out or {}).items():
             self.left_out[reason] = self.left_out.get(reason, 0) + number
         self.read += kept + gathered
@@ -51,53 +50,54 @@ class SourceCount:
             if len(examples) < EXAMPLES:
                 examples.append(f"{row.id}: {row.detail}")
 
+    def problem(self, allowed: float) -> str | None:
+        """Return why the source is refused: no rows, no row kept, or a larger share than `allowed` of the wanted rows lost."""
+        lost, wanted = sum(self.dropped.values()) - self.asked_for, self.read - self.asked_for
+        if not self.read:
+            return "the source has no rows"
+        if not self.kept:
+            return f"all {self.read} rows were dropped: {self._reasons(self.dropped)}"
+        if lost > allowed * wanted:
+            faults = {reason: number for reason, number in self.dropped.items() if reason not in INTENTIONAL_DROPS}
+            excluded = f", not counting {self.asked_for} that the recipe leaves out" if self.asked_for else ""
+            return (
+                f"{lost} of {wanted} rows dropped ({100 * lost / wanted:.1f} %){excluded}, allowed {100 * allowed:g} %: "
+                f"{self._reasons(faults)}; raise data.max_drop_fraction, or repair the rows"
+            )
+        return None
+
+    def _reasons(self, dropped: Mapping[str, int]) -> str:
+        ordered = sorted(dropped.items(), key=lambda item: -item[1])
+        return ", ".join(f"{reason} {number} ({self.examples[reason][0]})" for reason, number in ordered)
+
 
 class Waterfall:
-    """What became of the rows of each source of a split. Held-out rows of a training source count in the evaluation split."""
+    """Counts of each source of a split. Held-out rows of a training source count in the evaluation split."""
 
     def __init__(self) -> None:
         self.sources: dict[str, SourceCount] = {}
 
     def of(self, source: str) -> SourceCount:
-        """The counts of a source, by its tag."""
+        """Return the counts of a source, by its tag."""
         return self.sources.setdefault(source, SourceCount())
 
     @property
     def kept(self) -> int:
-        """Comparisons of all sources."""
+        """Number of comparisons of all sources."""
         return sum(count.kept for count in self.sources.values())
 
     def problems(self, max_drop_fraction: float) -> list[str]:
-        """One line for each source that is empty, of which nothing is left, or that lost more than this share of what it was to give."""
-        return [line for source, count in self.sources.items() for line in _problems(source, count, max_drop_fraction)]
+        """Return one line for each source that is refused, as `SourceCount.problem` says."""
+        checked = ((source, count.problem(max_drop_fraction)) for source, count in self.sources.items())
+        return [f"{source}: {problem}" for source, problem in checked if problem is not None]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as JSON values, by source."""
+        """Return the counts as JSON values, by source."""
         return {source: dict(vars(count)) for source, count in self.sources.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The waterfall that `to_json` gave."""
+        """Return the waterfall that `to_json` wrote."""
         waterfall = cls()
         waterfall.sources = {source: SourceCount(**count) for source, count in values.items()}
         return waterfall
-
-
-def _problems(source: str, count: SourceCount, allowed: float) -> Iterator[str]:
-    lost, wanted = sum(count.dropped.values()) - count.asked_for, count.read - count.asked_for
-    if not count.read:
-        yield f"{source}: it has no rows"
-    elif not count.kept:
-        yield f"{source}: all of its {count.read} rows are dropped: {_reasons(count)}"
-    elif lost > allowed * wanted:
-        beside = f", beside the {count.asked_for} that the recipe leaves out" if count.asked_for else ""
-        yield (
-            f"{source}: {lost} of {wanted} rows dropped ({100 * lost / wanted:.1f} %){beside}, allowed {100 * allowed:g} %: "
-            f"{_reasons(count, faults_only=True)}; raise data.max_drop_fraction, or repair the rows"
-        )
-
-
-def _reasons(count: SourceCount, faults_only: bool = False) -> str:
-    shown = {reason: number for reason, number in count.dropped.items() if not (faults_only and reason in INTENTIONAL_DROPS)}
-    ordered = sorted(shown.items(), key=lambda item: -item[1])
-    return ", ".join(f"{reason} {number} ({count.examples[reason][0]})" for reason, number in ordered)

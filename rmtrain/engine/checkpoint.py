@@ -22,8 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rmtrain.data.artifact import file_hash
 from rmtrain.errors import CheckpointError, TryAgain
+from rmtrain.files import sha256_file
 
 logger = logging.getLogger("rmtrain")
 
@@ -183,7 +183,7 @@ class Checkpoints:
             return None
 
     def _manifest(self, step: int, directory: Path) -> dict[str, Any]:
-        files = {file.name: {"size": file.stat().st_size, "sha256": file_hash(file)} for file in sorted(directory.iterdir())}
+        files = {file.name: {"size": file.stat().st_size, "sha256": sha256_file(file)} for file in sorted(directory.iterdir())}
         facts = {"format": FORMAT, "run_id": self.run_id, "step": step, "files": files}
         return {**facts, "seal": _seal(facts)}
 
@@ -272,7 +272,7 @@ def _verify(file: Path, facts: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{file}: missing")
     if file.stat().st_size != facts["size"]:
         raise CheckpointError(f"{file}: {file.stat().st_size} bytes, written with {facts['size']}")
-    if file_hash(file) != facts["sha256"]:
+    if sha256_file(file) != facts["sha256"]:
         raise CheckpointError(f"{file}: its bytes are not those that were written")
 
 

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmtrain.data.comparison import Comparison, Turns
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.errors import DataError
-from rmtrain.evaluation.scorer import ScoreRequest, Turns, ending_with_reply, turns
+from rmtrain.evaluation.scorer import ending_with_reply, turns
 
 ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
 CONVERSATION = "messages"
@@ -20,7 +21,7 @@ class Question:
 
     number: int
     row: Row
-    asked: ScoreRequest
+    asked: Comparison
     several: str | None
 
 
@@ -48,16 +49,16 @@ def read_question(line: Line, number: int) -> Question:
     (key,) = keys
     prompt = turns(row["prompt"], f"{line.where}: prompt", "user")
     if key in ONE:
-        return Question(number, row, ScoreRequest(line.where, prompt, (_reply(row[key], f"{line.where}: {key}"),)), None)
+        return Question(number, row, Comparison(line.where, "", prompt, (_reply(row[key], f"{line.where}: {key}"),), ()), None)
     if not isinstance(row[key], list) or not row[key]:
         raise DataError(f"{line.where}: {key}: expected a list of one or more responses")
     replies = tuple(_reply(value, f"{line.where}: {key}[{place}]") for place, value in enumerate(row[key]))
-    return Question(number, row, ScoreRequest(line.where, prompt, replies), key)
+    return Question(number, row, Comparison(line.where, "", prompt, replies, ()), key)
 
 
-def _conversation(row: Row, where: str) -> ScoreRequest:
+def _conversation(row: Row, where: str) -> Comparison:
     messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user")
-    return ScoreRequest(where, messages[:-1], (ending_with_reply(messages, f"{where}: {CONVERSATION}")[-1:],))
+    return Comparison(where, "", messages[:-1], (ending_with_reply(messages, f"{where}: {CONVERSATION}")[-1:],), ())
 
 
 def _reply(value: Any, name: str) -> Turns:

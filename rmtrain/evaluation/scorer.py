@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Indices
-from rmtrain.data.comparison import Message, Preference, TokenizedComparison, common_prefix_length
-from rmtrain.data.rows.messages import BadRow, to_messages
-from rmtrain.data.text.templates import edge_tokens
-from rmtrain.data.text.tokenize import encode_conversations
+from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
+from rmtrain.data.rows.messages import to_messages
+from rmtrain.data.text.tokenize import Encoder, LengthPolicy
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.score import Rows, rewards_of, scoring_micro_batches
@@ -25,74 +22,6 @@ from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Messages
 
 Overlong = Literal["error", "cut"]
-Turns = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """A prompt and the responses to score, each the messages that follow it.
-
-    id: what errors call it. source and preferences are handed on.
-    """
-
-    id: str
-    prompt: Turns
-    responses: tuple[Turns, ...]
-    source: str = ""
-    preferences: tuple[Preference, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The longest sequence in tokens, None for no limit, and what is done with a longer one.
-
-    `cut` takes tokens away from its beginning, after special tokens such as `<s>`: the end, where the reward is read, stays. This is what
-    RewardBench does (`truncation_side` left), each sequence on its own.
-    """
-
-    tokens: int | None
-    overlong: Overlong
-
-
-def encode(
-    rows: Sequence[ScoreRequest], tokenizer: PreTrainedTokenizerBase, limit: Limit
-) -> tuple[list[TokenizedComparison], list[bool]]:
-    """The tokens of each row, and whether some of its sequences were cut.
-
-    Args:
-        rows: each with at least one response.
-        tokenizer: one that `prepared` gave.
-        limit: of each sequence.
-
-    Raises:
-        DataError: the template fails on a row, or a row is too long; it is named.
-    """
-    conversations = [(*row.prompt, *response) for row in rows for response in row.responses]
-    encoded = iter(encode_conversations(conversations, tokenizer, [row.id for row in rows for _ in row.responses]))
-    leading = edge_tokens(tokenizer).leading
-    found = [_comparison(row, [next(encoded) for _ in row.responses], limit, leading) for row in rows]
-    return [comparison for comparison, _ in found], [is_cut for _, is_cut in found]
-
-
-def _comparison(
-    row: ScoreRequest, sequences: list[list[int]], limit: Limit, leading: tuple[int, ...]
-) -> tuple[TokenizedComparison, bool]:
-    names = [f"{row.id}, response {number}" if len(sequences) > 1 else row.id for number in range(1, len(sequences) + 1)]
-    fitting = [_fit(name, sequence, limit, leading) for name, sequence in zip(names, sequences, strict=True)]
-    prefix = common_prefix_length(fitting) if len(fitting) > 1 else 0
-    is_cut = any(len(new) != len(old) for new, old in zip(fitting, sequences, strict=True))
-    return TokenizedComparison(row.id, row.source, tuple(fitting), prefix, prefix, row.preferences), is_cut
-
-
-def _fit(name: str, sequence: list[int], limit: Limit, leading: tuple[int, ...]) -> list[int]:
-    if limit.tokens is None or len(sequence) <= limit.tokens:
-        return sequence
-    if limit.overlong == "error":
-        raise DataError(f"{name}: {len(sequence):,} tokens, over the limit of {limit.tokens:,}; shorten it, or have it cut")
-    kept = leading if tuple(sequence[: len(leading)]) == leading else ()
-    return [*kept, *sequence[len(sequence) - (limit.tokens - len(kept)) :]]
-
-
 MAX_TOKENS = 16384
 Precision = Literal["auto", "float32", "bfloat16"]
 Answer = str | Message | Sequence[Message]
@@ -137,7 +66,8 @@ class RewardScorer:
             raise RecipeError(f"{path} has a slow tokenizer only; add a tokenizer.json to it, or take another model")
         self.tokenizer = prepared(loaded, "tokenizer")
         self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16(chosen))
-        self.limit = Limit(max_length or longest_sequence(self.model), overlong)
+        self.limit = LengthPolicy(max_length or longest_sequence(self.model), overlong=overlong)
+        self.encoder = Encoder(self.tokenizer, self.limit)
         self.layout: Layout | None = None
         self.__name__ = "rmtrain_reward"
 
@@ -146,7 +76,7 @@ class RewardScorer:
         """What the rewards depend on beside the weights."""
         return {
             "dtype": "bfloat16" if self.model.autocast else "float32",
-            "max_length": self.limit.tokens,
+            "max_length": self.limit.max_length,
             "overlong": self.limit.overlong,
             "template_sha256": template_hash(self.tokenizer),
         }
@@ -176,9 +106,9 @@ class RewardScorer:
         answers = [turns(answer, f"completions[{number}]", "assistant") for number, answer in enumerate(completions)]
         return self._in_groups(asked, answers)
 
-    def encode(self, rows: Sequence[ScoreRequest]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """The tokens of rows, and which of them were cut; raises DataError as `sequences.encode` says."""
-        return encode(rows, self.tokenizer, self.limit)
+    def encode(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
+        """Return the tokens of rows, and which of them were cut; raises DataError as `Encoder.encode_for_scoring` does."""
+        return self.encoder.encode_for_scoring(rows)
 
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
         """The layout of everything that is scored: the first time it is probed with these rows, and with a prompt of ours."""
@@ -209,7 +139,7 @@ class RewardScorer:
         if len(prompts) != len(responses):
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
         rows = [
-            ScoreRequest(f"conversation {members[0][0]}", prompt, tuple(response for _, (_, response) in members))
+            Comparison(f"conversation {members[0][0]}", "", prompt, tuple(response for _, (_, response) in members), ())
             for prompt, members in (
                 (prompt, list(group))
                 for prompt, group in groupby(enumerate(zip(prompts, responses, strict=True)), lambda numbered: numbered[1][0])
@@ -220,7 +150,7 @@ class RewardScorer:
 
     def _golden(self) -> TokenizedComparison:
         """Conversations of ours as if they were responses to one prompt: they share what the template begins with, or a token of theirs."""
-        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.tokens or MAX_TOKENS)[:2]]
+        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.max_length or MAX_TOKENS)[:2]]
         first = sequences[0]
         shared = [*first[: len(first) // 2]]
         ours = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)

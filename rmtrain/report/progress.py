@@ -268,10 +268,12 @@ class ReadingDisplay:
 
     def __call__(self, reading: Reading) -> None:
         """So many rows of a source are done."""
-        if self.pace.marks and not reading.goes_on(self.pace.marks[-1][1]):
-            self.pace = _Pace(self.clock)
+        if self.pace.marks:
+            before = self.pace.marks[-1][1]
+            if (reading.source, reading.doing) != (before.source, before.doing) or reading.rows < before.rows:
+                self.pace = _Pace(self.clock)
         self.pace.add(reading)
-        what = f"{f'another process is {reading.doing}' if reading.elsewhere else reading.doing} {reading.source}"
+        what = f"{reading.doing} {reading.source}"
         if self.bar is not None and self.task is not None:
             share, facts = reading.share, self._facts(reading)
             total = None if share is None else 1.0

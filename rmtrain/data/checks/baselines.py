@@ -1,4 +1,4 @@
-"""What a model could learn in place of quality: how often the winner is longer, has more markdown, refuses, ..."""
+"""Simple rules that a model could learn instead of quality: how often the winner is longer, has more markdown, refuses, ..."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TIE, TokenizedData, edges_of, mix
-from rmtrain.data.decode import decoded_response as decoded
+from rmtrain.data.decode import decoded
 from rmtrain.intervals import wilson_interval
 
 SAMPLED = 2000
-"""Most comparisons whose responses are looked at as text."""
+"""At most this number of comparisons are decoded to text."""
 MARKDOWN = re.compile(
     r"^[ \t]*(?:[-*+•]|\d+[.)])\s+\S|^#{1,6}\s+\S|^[ \t]*```|\*\*[^*\n]+\*\*|__[^_\n]+__|`[^`\n]+`", re.MULTILINE
 )
@@ -33,82 +33,56 @@ RULES: Mapping[str, str] = {
     "asks_back": "the response that ends with a question mark",
 }
 """Rules that prefer one response without reading it."""
+FEATURES: Mapping[str, Callable[[str], int]] = {
+    "more_lines": lambda text: sum(1 for line in text.splitlines() if line.strip()),
+    "more_markdown": lambda text: len(MARKDOWN.findall(text)),
+    "refuses": lambda text: int(REFUSAL.match(text) is not None),
+    "asks_back": lambda text: int(text.endswith(("?", "？", "؟"))),
+}
+"""The number that each rule on text prefers the larger of."""
 
-Numbers = dict[str, Any]
 
+def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+    """Count how often each of `RULES` agrees with the preferences that have a winner.
 
-def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, Numbers]:
-    """For each of `RULES`, how often it agrees with the preferences that have a winner.
-
-    `longer` is counted over all preferences. The others need text: at most 2,000 comparisons are decoded, drawn by the hashes of their
-    texts, so that they are the same ones whatever the order of rows.
+    `longer` is counted over all preferences. The others need text: they are counted over the comparisons of `sample_rows`.
 
     Returns:
-        By rule: `wins`, `losses` and `ties`, which are preferences, `comparisons`, those that the share rests on, `share` of
-        wins among wins and losses, and its Wilson 95 % interval `low`, `high`; the three are None where nothing differs.
+        By rule: `wins`, `losses` and `ties`, numbers of preferences; `comparisons`, the number that `share` is based on; `share` of wins
+        among wins and losses, and its Wilson 95 % interval `low`, `high`. These three are None where no preference differs.
     """
     edges = edges_of(data)
     winners, losers = (lengths[edges.are_decided] for lengths in data.preference_lengths())
-    found = {"longer": _agreement(winners.astype(np.float64) - losers, edges.comparisons[edges.are_decided])}
-    differences, comparisons = _text_differences(data, tokenizer)
-    return found | {rule: _agreement(values, comparisons) for rule, values in differences.items()}
+    agreement = {"longer": _agreement(winners.astype(np.float64) - losers, edges.comparisons[edges.are_decided])}
+    texts: list[str] = []
+    decided: list[tuple[int, int, int]] = []
+    for number, row in enumerate(data[number] for number in sample_rows(data, SAMPLED).tolist()):
+        begin = len(texts)
+        decided += [(number, begin + edge.winner, begin + edge.loser) for edge in row.preferences if edge.probability > TIE]
+        responses = (sequence[row.prompt_length :] for sequence in row.sequences)
+        texts += [decoded(response, tokenizer, special_tokens=False).strip() for response in responses]
+    comparisons, winner_texts, loser_texts = np.array(decided, np.int64).reshape(-1, 3).T
+    for rule, feature in FEATURES.items():
+        values = np.array([feature(text) for text in texts], np.float64)
+        agreement[rule] = _agreement(values[winner_texts] - values[loser_texts], comparisons)
+    return agreement
 
 
-def drawn(data: TokenizedData, count: int) -> NDArray[np.int64]:
-    """Numbers of at most so many comparisons, drawn by hash, in order."""
+def sample_rows(data: TokenizedData, count: int) -> NDArray[np.int64]:
+    """Return the numbers of at most `count` comparisons, drawn by the hashes of their texts: the same ones in any order of rows."""
     begins = np.cumsum(data.response_counts, dtype=np.int64) - data.response_counts
     keys = mix(data.prompt_hashes, data.response_hashes[begins])
     return np.sort(np.argsort(keys, kind="stable")[:count])
 
 
-def _agreement(differences: NDArray[np.float64], comparisons: NDArray[np.int64]) -> Numbers:
-    """The numbers of a rule from winner minus loser in what it goes by. The edges of a comparison, which share responses, are one trial."""
+def _agreement(differences: NDArray[np.float64], comparisons: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the counts of a rule from its number for the winner minus that for the loser, for each edge.
+
+    The edges of a comparison share responses, so that a comparison is one trial of the interval.
+    """
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     trials = len(np.unique(comparisons[differences != 0]))
     share = wins / (wins + losses) if trials else None
     low, high = wilson_interval(share, trials) if share is not None else (None, None)
     ties = len(differences) - wins - losses
     return {"wins": wins, "losses": losses, "ties": ties, "comparisons": trials, "share": share, "low": low, "high": high}
-
-
-def _text_differences(
-    data: TokenizedData, tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
-    """Winner minus loser of each feature, for the decided edges of the comparisons that are drawn, and the comparison of each."""
-    rows = [data[number] for number in drawn(data, SAMPLED).tolist()]
-    responses = [(row, number) for row in rows for number in range(len(row.sequences))]
-    texts = [text.strip() for text in decoded(responses, tokenizer)]
-    begins = np.cumsum([0, *(len(row.sequences) for row in rows)])
-    decided = [
-        (number, begins[number] + edge.winner, begins[number] + edge.loser)
-        for number, row in enumerate(rows)
-        for edge in row.preferences
-        if edge.probability > TIE
-    ]
-    comparisons, winners, losers = np.array(decided, np.int64).reshape(-1, 3).T
-    values = {rule: np.array([feature(text) for text in texts], np.float64) for rule, feature in FEATURES.items()}
-    return {rule: value[winners] - value[losers] for rule, value in values.items()}, comparisons
-
-
-def _lines(text: str) -> int:
-    return sum(1 for line in text.splitlines() if line.strip())
-
-
-def _markdown(text: str) -> int:
-    return len(MARKDOWN.findall(text))
-
-
-def _refuses(text: str) -> int:
-    return int(REFUSAL.match(text) is not None)
-
-
-def _asks(text: str) -> int:
-    return int(text.endswith(("?", "？", "؟")))
-
-
-FEATURES: Mapping[str, Callable[[str], int]] = {
-    "more_lines": _lines,
-    "more_markdown": _markdown,
-    "refuses": _refuses,
-    "asks_back": _asks,
-}

@@ -1,17 +1,20 @@
-"""The cells of a nested row, each under the dotted path that a recipe names it by."""
+"""The cells of a nested row by dotted path, such as `answers.0.text`, and their values as numbers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from rmtrain.data.rows.messages import BadRow
+from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.sources import NUMBER
 
+INDEX_DIGITS = 9
+_MISSING = object()
+
 
 def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in a row that is no list or object, and the empty ones, as `(path, cell)`, in order: `answers.0.text`."""
+    """Yield `(path, cell)` for each leaf of a row in order; an empty list or object is a leaf."""
     if not value or not isinstance(value, Mapping | list):
         yield path, value
         return
@@ -19,22 +22,18 @@ def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from cells(inner, f"{path}.{name}" if path else str(name))
 
 
-INDEX_DIGITS = 9
-_MISSING = object()
-
-
 def lookup(row: Any, path: str) -> Any:
-    """The cell at a dotted path such as `answers.0.text`; a name that itself holds dots is found too.
+    """Return the cell at a dotted path such as `answers.0.text`; names that contain dots are found as well.
 
     Raises:
-        KeyError: there is none.
+        KeyError: there is no such cell.
     """
     if isinstance(row, dict) and path in row:
         return row[path]
-    found = _descend(row, path.split("."))
-    if found is _MISSING:
+    cell = _descend(row, path.split("."))
+    if cell is _MISSING:
         raise KeyError(path)
-    return found
+    return cell
 
 
 def _descend(cell: Any, parts: Sequence[str]) -> Any:
@@ -43,48 +42,47 @@ def _descend(cell: Any, parts: Sequence[str]) -> Any:
     if isinstance(cell, dict):
         for size in range(len(parts), 0, -1):
             name = ".".join(parts[:size])
-            if name in cell and (found := _descend(cell[name], parts[size:])) is not _MISSING:
-                return found
+            if name in cell and (inner := _descend(cell[name], parts[size:])) is not _MISSING:
+                return inner
     elif isinstance(cell, list) and parts[0].isdecimal() and len(parts[0]) <= INDEX_DIGITS and int(parts[0]) < len(cell):
         return _descend(cell[int(parts[0])], parts[1:])
     return _MISSING
 
 
-def has_cell(row: Any, path: str) -> bool:
-    """Whether there is a cell at a path, null or not."""
-    return find_cell(row, path, _MISSING) is not _MISSING
-
-
 def find_cell(row: Any, path: str, default: Any = None) -> Any:
-    """The cell at a path, or `default` where there is none."""
+    """Return the cell at a path, or `default` where it is missing."""
     try:
         return lookup(row, path)
     except KeyError:
         return default
 
 
+def has_cell(row: Any, path: str) -> bool:
+    """Return whether there is a cell at a path, null or not."""
+    return find_cell(row, path, _MISSING) is not _MISSING
+
+
 def require_cell(row: Row, column: str) -> Any:
-    """The cell of a column; raises BadRow where there is none."""
-    found = find_cell(row, column, _MISSING)
-    if found is _MISSING:
-        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}')
-    return found
+    """Return the cell of a column; raises BadRow where it is missing."""
+    try:
+        return lookup(row, column)
+    except KeyError:
+        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}') from None
 
 
 def is_blank(cell: Any) -> bool:
-    """Whether a cell says nothing: null, text without a letter, or no number (NaN)."""
+    """Return whether a cell holds nothing: null, text of spaces only, or NaN."""
     return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
 
 
 def to_number(cell: Any) -> float | None:
-    """A cell as a finite number, also one that is written as text; None: it is none. True and false are none."""
+    """Return a cell as a finite number, also where the number is written as text; None for anything else, including true and false."""
     if isinstance(cell, str):
         cell = cell.strip()
-        return _finite(cell) if NUMBER.fullmatch(cell) else None
-    return _finite(cell) if isinstance(cell, int | float | Decimal) and not isinstance(cell, bool) else None
-
-
-def _finite(cell: Any) -> float | None:
+        if not NUMBER.fullmatch(cell):
+            return None
+    elif isinstance(cell, bool) or not isinstance(cell, int | float | Decimal):
+        return None
     try:
         number = float(cell)
     except (OverflowError, ValueError):  # an integer that is too large, a signalling NaN

@@ -1,210 +1,186 @@
-"""The label of a row of two candidates: which of them is better, and by how much where it says so."""
+"""Labels, scores and margins: the better of two candidates, the preferences among scored responses, and by how much."""
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
-from itertools import groupby, pairwise, product
+from itertools import combinations, groupby, pairwise, product
 from typing import Any, NamedTuple
 
-from rmtrain.data.comparison import Preference
+from rmtrain.data.comparison import BadRow, Preference
 from rmtrain.data.rows.cells import find_cell, is_blank, to_number
-from rmtrain.data.rows.messages import BadRow
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import RankedSource
 from rmtrain.recipe.sources import IndexLabel, Label, OneHotLabel, Outcome, ScoresLabel, SignLabel, ValueLabel, label_text
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9
-"""Decimals of a difference of scores, so that 0.3 - 0.1 is 0.2."""
+"""Decimals that differences of scores are rounded to, so that 0.3 - 0.1 is 0.2."""
 
 
 class Verdict(NamedTuple):
-    """What a label says. `strength` is the size of a signed number or the difference of scores, and 0 where there is none."""
+    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither."""
 
     outcome: Outcome
     strength: float = 0.0
 
 
 def judge(row: Row, label: Label) -> Verdict:
-    """What the label of a row says.
+    """Read the label of a row.
 
     Raises:
-        BadRow: `no_label`: its cells are null or not there; `unknown_label`: they hold something else than the recipe says.
+        BadRow: `no_label`: its cells are null or missing; `unknown_label`: their values are not those that the recipe names.
     """
     match label:
         case ValueLabel():
-            return Verdict(_by_vote(row, label))
+            return Verdict(_majority(row, label))
         case IndexLabel():
-            return Verdict(_by_index(row, label))
+            names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
+            cell = _label_cell(row, label.column)
+            outcome = names.get(label_text(cell))
+            if outcome is None:
+                raise _unknown(label.column, cell, " or ".join(names))
+            return Verdict(outcome)
         case OneHotLabel():
-            return Verdict(_by_column(row, label))
+            return Verdict(_one_hot(row, label))
         case SignLabel():
-            return _by_sign(_number(row, label.column), label)
+            number = _label_number(row, label.column)
+            negative: Outcome = "b" if label.positive == "a" else "a"
+            return Verdict("tie") if number == 0 else Verdict(label.positive if number > 0 else negative, abs(number))
         case ScoresLabel():
-            return _by_scores(_number(row, label.a), _number(row, label.b), label)
+            a, b = _label_number(row, label.a), _label_number(row, label.b)
+            gap = round(b - a if label.lower_is_better else a - b, DIGITS)
+            return Verdict("tie") if gap == 0 else Verdict("a" if gap > 0 else "b", abs(gap))
 
 
-def _by_vote(row: Row, label: ValueLabel) -> Outcome:
+def _majority(row: Row, label: ValueLabel) -> Outcome:
+    """Return the outcome with more than half of the votes that were given, or a tie."""
     votes: Counter[Outcome] = Counter()
     for column in label.columns:
         cell = find_cell(row, column)
         if is_blank(cell):
             continue
-        outcome = label.outcomes.get(label_text(cell))
-        if outcome is None:
-            raise _unknown(column, cell, f"one of {', '.join(label.values)}, as label.values has it")
-        votes[outcome] += 1
+        vote = label.outcomes.get(label_text(cell))
+        if vote is None:
+            raise _unknown(column, cell, f"one of {', '.join(label.values)}, see label.values")
+        votes[vote] += 1
     if not votes:
-        raise _absent(*label.columns)
+        raise _no_label(*label.columns)
     outcome, count = votes.most_common(1)[0]
     return outcome if 2 * count > votes.total() else "tie"
 
 
-def _by_index(row: Row, label: IndexLabel) -> Outcome:
-    cell = find_cell(row, label.column)
-    if is_blank(cell):
-        raise _absent(label.column)
-    names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
-    outcome = names.get(label_text(cell))
-    if outcome is None:
-        raise _unknown(label.column, cell, " or ".join(names))
-    return outcome
-
-
-def _by_column(row: Row, label: OneHotLabel) -> Outcome:
+def _one_hot(row: Row, label: OneHotLabel) -> Outcome:
     columns: dict[Outcome, str | None] = {"a": label.a, "b": label.b, "tie": label.tie}
-    outcomes = [outcome for outcome, column in columns.items() if column is not None and _is_set(row, column)]
+    outcomes: dict[Outcome, str] = {}
+    for outcome, column in columns.items():
+        cell = None if column is None else find_cell(row, column)
+        if column is None or is_blank(cell):
+            continue
+        text = label_text(cell)
+        if text not in ("0", "1", "false", "true"):
+            raise _unknown(column, cell, "0, 1, true or false")
+        if text in ("1", "true"):
+            outcomes[outcome] = column
     if not outcomes:
         raise BadRow("no_label", f"none of {', '.join(label.columns)} is set")
     if len(outcomes) > 1:
-        raise BadRow("unknown_label", f"{' and '.join(str(columns[outcome]) for outcome in outcomes)} are set; expected one")
-    return outcomes[0]
+        raise BadRow("unknown_label", f"{' and '.join(outcomes.values())} are set; expected one")
+    return next(iter(outcomes))
 
 
-def _is_set(row: Row, column: str) -> bool:
+def _label_cell(row: Row, column: str) -> Any:
     cell = find_cell(row, column)
     if is_blank(cell):
-        return False
-    text = label_text(cell)
-    if text not in ("0", "1", "false", "true"):
-        raise _unknown(column, cell, "0, 1, true or false")
-    return text in ("1", "true")
+        raise _no_label(column)
+    return cell
 
 
-def _by_sign(number: float, label: SignLabel) -> Verdict:
-    if number == 0:
-        return Verdict("tie")
-    other: Outcome = "b" if label.positive == "a" else "a"
-    return Verdict(label.positive if number > 0 else other, abs(number))
-
-
-def _by_scores(a: float, b: float, label: ScoresLabel) -> Verdict:
-    gap = round(b - a if label.lower_is_better else a - b, DIGITS)
-    if gap == 0:
-        return Verdict("tie")
-    return Verdict("a" if gap > 0 else "b", abs(gap))
-
-
-def _number(row: Row, column: str) -> float:
-    cell = find_cell(row, column)
-    if is_blank(cell):
-        raise _absent(column)
+def _label_number(row: Row, column: str) -> float:
+    cell = _label_cell(row, column)
     number = to_number(cell)
     if number is None:
         raise _unknown(column, cell, "a finite number")
     return number
 
 
-def _absent(*columns: str) -> BadRow:
-    return BadRow("no_label", f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} null, empty or not there")
+def _no_label(*columns: str) -> BadRow:
+    return BadRow("no_label", f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} null, empty or missing")
 
 
 def _unknown(column: str, cell: Any, expected: str) -> BadRow:
     return BadRow("unknown_label", f"{column} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
 
 
-Levels = list[list[int]]
-"""Responses of equal scores together, the best first."""
-
-
 def preferences(scores: Sequence[float], source: RankedSource, name: str) -> tuple[Preference, ...]:
-    """The preferences that the source's policy makes of scores, those of the best responses first.
+    """Return the preferences that the source's policy makes of scores, those of the best responses first.
 
     Args:
-        scores: of each response, finite.
-        source: policy, smallest gap, most pairs, and whether margins are differences of scores.
+        scores: the score of each response, finite.
+        source: its policy, smallest gap, largest number of pairs, and whether margins are differences of scores.
         name: the row id, by which `max_pairs` draws.
 
     Raises:
-        BadRow: `tie`: all scores are equal; `below_min_gap`: none differ enough; `bad_margin`: a difference is too large.
+        BadRow: `tie`: all scores are equal; `below_min_gap`: none differ enough; `bad_margin`: a difference is infinite.
     """
-    levels = _levels(scores, source.lower_is_better)
-    if len(levels) == 1:
+    pairs = _pairs(scores, source)
+    if not pairs:
         raise BadRow("tie", f"all {len(scores)} responses have the score {scores[0]:g}")
-    gaps = {pair: _gap(scores, *pair) for pair in _pairs(levels, source)}
-    kept = [pair for pair, gap in gaps.items() if source.min_gap is None or gap >= source.min_gap]
-    if not kept:
-        raise BadRow(
-            "below_min_gap", f"no difference of scores is at least {source.min_gap:g}, the largest is {max(gaps.values()):g}"
-        )
+    gaps = {(winner, loser): round(abs(scores[winner] - scores[loser]), DIGITS) for winner, loser in pairs}
+    if source.min_gap is not None:
+        pairs = [pair for pair in pairs if gaps[pair] >= source.min_gap]
+        if not pairs:
+            largest = max(gaps.values())
+            raise BadRow("below_min_gap", f"the largest difference of scores is {largest:g}, less than {source.min_gap:g}")
     if source.margin_from_score and math.inf in gaps.values():
-        raise BadRow("bad_margin", "the difference of two scores is too large")
-    return tuple(
-        Preference(winner, loser, gaps[winner, loser] if source.margin_from_score else 0.0)
-        for winner, loser in _drawn(kept, source.max_pairs, name)
-    )
+        raise BadRow("bad_margin", "the difference of two scores is infinite")
+    if source.max_pairs is not None and len(pairs) > source.max_pairs:
+        # drawn by hash, so that a row keeps its pairs wherever it is read
+        hashes = {pair: blake2b(f"{name} {pair[0]} {pair[1]}".encode()).digest() for pair in pairs}
+        drawn = set(sorted(pairs, key=hashes.__getitem__)[: source.max_pairs])
+        pairs = [pair for pair in pairs if pair in drawn]
+    return tuple(Preference(*pair, gaps[pair] if source.margin_from_score else 0.0) for pair in pairs)
 
 
-def _levels(scores: Sequence[float], lower_is_better: bool) -> Levels:
-    sign = 1.0 if lower_is_better else -1.0
-    numbers = sorted(range(len(scores)), key=lambda number: sign * scores[number])
-    return [list(level) for _, level in groupby(numbers, key=lambda number: scores[number])]
-
-
-def _pairs(levels: Levels, source: RankedSource) -> Iterator[tuple[int, int]]:
-    """Pairs of responses with different scores, the better one first; of the best, and of the worst, the one that is listed first."""
-    if source.policy == "best_worst":
-        yield levels[0][0], levels[-1][0]
-    elif source.policy == "best_vs_rest":
-        for level in levels[1:]:
-            yield from product(levels[0][:1], level)
-    elif source.policy == "adjacent":
-        for better, worse in pairwise(levels):
-            yield from product(better, worse)
-    else:
-        for place, better in enumerate(levels):
-            for worse in levels[place + 1 :]:
-                yield from product(better, worse)
-
-
-def _gap(scores: Sequence[float], winner: int, loser: int) -> float:
-    return round(abs(scores[winner] - scores[loser]), DIGITS)
-
-
-def _drawn(pairs: list[tuple[int, int]], count: int | None, name: str) -> list[tuple[int, int]]:
-    """At most `count` of the pairs, in their order: those whose hashes, with the name, are the smallest."""
-    if count is None or len(pairs) <= count:
-        return pairs
-    hashes = {pair: blake2b(f"{name} {pair[0]} {pair[1]}".encode()).digest() for pair in pairs}
-    drawn = set(sorted(pairs, key=hashes.__getitem__)[:count])
-    return [pair for pair in pairs if pair in drawn]
+def _pairs(scores: Sequence[float], source: RankedSource) -> list[tuple[int, int]]:
+    """Return pairs of responses with different scores, the better one first; among equal bests or worsts, the first one listed."""
+    numbers = sorted(range(len(scores)), key=lambda number: scores[number], reverse=not source.lower_is_better)
+    levels = [list(level) for _, level in groupby(numbers, key=lambda number: scores[number])]
+    if len(levels) == 1:
+        return []
+    match source.policy:
+        case "best_worst":
+            return [(levels[0][0], levels[-1][0])]
+        case "best_vs_rest":
+            return [(levels[0][0], worse) for level in levels[1:] for worse in level]
+        case "adjacent":
+            return [pair for better, worse in pairwise(levels) for pair in product(better, worse)]
+        case "all":
+            return [pair for better, worse in combinations(levels, 2) for pair in product(better, worse)]
 
 
 def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
-    """The margin, finite and not negative; 0 where no column is named.
+    """Return the margin of a row, finite and not negative; 0 where no column is named.
 
     Args:
-        row: its columns.
-        columns: none, that of the margin, or the scores of the better side and of the other.
-        default: what it is where a cell is null or not there; None: that is an error.
+        row: the row.
+        columns: none; the column of the margin; or the score columns of the better response and of the other.
+        default: the margin where a cell is null or missing; None: that is an error.
 
     Raises:
         BadRow: `bad_margin`.
     """
     if not columns:
         return 0.0
-    values = [value for value in (_margin_number(row, column) for column in columns) if value is not None]
+    values: list[float] = []
+    for column in columns:
+        cell = find_cell(row, column)
+        if cell is None:
+            continue
+        number = None if isinstance(cell, str) else to_number(cell)
+        if number is None:
+            raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:SHOWN_CHARACTERS]!r}")
+        values.append(number)
     if len(values) < len(columns):
         if default is None:
             raise BadRow("bad_margin", f"no number in {' or '.join(columns)}; set margin_default, or remove the row")
@@ -213,13 +189,3 @@ def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
     if not 0 <= margin < math.inf:
         raise BadRow("bad_margin", f"expected at least 0, got {margin:g}")
     return margin
-
-
-def _margin_number(row: Row, column: str) -> float | None:
-    cell = find_cell(row, column)
-    if cell is None:
-        return None
-    number = None if isinstance(cell, str) else to_number(cell)
-    if number is None:
-        raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:40]!r}")
-    return number

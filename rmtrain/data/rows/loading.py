@@ -1,12 +1,9 @@
-"""Sources to batches of rows and comparisons, as they are read."""
+"""A source in batches, as it is read: raw rows for other processes to adapt, or comparisons where they are grouped first."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Self, TypeGuard, TypeVar
-
-import numpy as np
+from typing import TypeGuard, TypeVar
 
 from rmtrain.data.comparison import (
     Adapted,
@@ -21,102 +18,96 @@ from rmtrain.data.comparison import (
 from rmtrain.data.rows.adapt import RawBatch, check_rows
 from rmtrain.data.rows.dataset import read_rows
 from rmtrain.data.rows.formats import grouped
-from rmtrain.data.rows.readers import Meter
-from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, drawn, gather, is_limited, select
+from rmtrain.data.rows.readers import ReadMeter
+from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, drawn, group_by_prompt, is_limited, select
 from rmtrain.recipe.schema import RankedSource, Source, TextSource
+
+BATCH_ROWS = 1000
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is done of a source.
+    """Progress on one source.
 
     source: its tag.
-    rows: how many of its rows are done.
-    share: which share of it that is, from 0 to 1; None: not known.
-    doing: what is done with them; rows are gathered before the first of them is tokenized.
-    elsewhere: whether another process does it, which this one waits for.
+    rows: number of its rows that are done.
+    share: the share of the source that this is, from 0 to 1; None: unknown.
+    doing: what is done with the rows; rows are gathered before the first of them is tokenized.
     """
 
     source: str
     rows: int
     share: float | None = None
     doing: str = "tokenizing"
-    elsewhere: bool = False
-
-    def to_line(self) -> str:
-        """The same in a line that `of_line` reads."""
-        return f"{self.doing} {self.rows} {'?' if self.share is None else f'{self.share:.4f}'} {self.source}"
-
-    def goes_on(self, before: "Reading") -> bool:
-        """Whether it tells of the same work as one before, further on."""
-        same = (self.source, self.doing, self.elsewhere) == (before.source, before.doing, before.elsewhere)
-        return same and self.rows >= before.rows
-
-    @classmethod
-    def of_line(cls, line: str) -> Self | None:
-        """What another process wrote; None: nothing yet."""
-        doing, rows, share, source = [*line.split(" ", 3), "", "", ""][:4]
-        return cls(source, int(rows), None if share == "?" else float(share), doing, elsewhere=True) if source else None
 
 
 Progress = Callable[[Reading], None]
 """Called after each batch."""
 
 
-BATCH_ROWS = 1000
-Item = TypeVar("Item")
-Told = Callable[[int], None]
+def no_progress(reading: Reading) -> None:
+    """Report nothing."""
 
 
-def _nobody(rows: int) -> None:
-    """Told of rows, and silent."""
+def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[RawBatch | list[Adapted]]:
+    """Yield all rows of a source in batches: raw ones, to be selected and adapted by any process; or comparisons where rows are grouped.
 
-
-def read_batches(source: Source, meter: Meter | None = None, gathering: Told = _nobody) -> Iterator[RawBatch | list[Adapted]]:
-    """All rows of a source in batches, to be selected and adapted by whoever has the time; those to be gathered are so already.
-
-    `dedup` and `cap` are left to whoever sees all batches in order; where rows are gathered, they have been heeded before.
+    `dedup` and `cap` are left to the process that sees all raw batches in order; comparisons that were grouped have passed them.
 
     Args:
-        source: where the rows are, and which of them are used.
-        meter: told how far the reading is.
-        gathering: told how many rows are read, while they are gathered and none is given yet.
+        source: the source.
+        progress: called while rows are grouped, before the first batch is yielded.
 
     Raises:
-        DataError: a source that cannot be read, or, where rows are gathered, as `select` says.
+        DataError: a source that cannot be read, or, where rows are grouped, see `select`.
     """
     by_prompt = isinstance(source, TextSource) and source.group_by_prompt
     if by_prompt or _is_grouped(source):
-        rows = chain.from_iterable(load_comparisons(source, meter, gathering))
-        return _batched(gather(rows) if by_prompt else rows)
-    return _raw_batches(source, meter)
+        rows = chain.from_iterable(load_comparisons(source, progress))
+        return _batched(group_by_prompt(rows) if by_prompt else rows)
+    return _raw_batches(source)
 
 
-def load_comparisons(source: Source, meter: Meter | None = None, told: Told = _nobody) -> Iterator[list[Adapted]]:
-    """All rows of a source in batches, each row a comparison or dropped as the recipe's selection says, none gathered by prompt.
+def load_comparisons(source: Source, progress: Progress = no_progress) -> Iterator[list[Adapted]]:
+    """Yield all rows of a source in batches, each a comparison or dropped, as the recipe selects them; none are grouped by prompt.
 
     Raises:
-        DataError: a source that cannot be read, or as `select` says.
+        DataError: a source that cannot be read, or see `select`.
     """
-    limits, selections = Limits(source), _selections(source, meter, told)
-    for selection in _grouped(selections, source) if _is_grouped(source) else selections:
-        yield _limited(selection, source, limits) if is_limited(source) else selection.rows
 
+    def selections() -> Iterator[Selection]:
+        read = 0
+        for batch in _raw_batches(source):
+            yield select(batch)
+            read += len(batch.rows)
+            progress(Reading(source.title, read, batch.share, "gathering"))
 
-def _selections(source: Source, meter: Meter | None, told: Told) -> Iterator[Selection]:
-    read = 0
-    for batch in _raw_batches(source, meter):
-        yield select(batch)
-        read += len(batch.rows)
-        told(read)
+    limits = Limits(source)
+    for selection in _compare_groups(selections(), source) if _is_grouped(source) else selections():
+        yield _apply_limits(selection, source, limits) if is_limited(source) else selection.rows
 
 
 def _is_grouped(source: Source) -> TypeGuard[RankedSource]:
     return isinstance(source, RankedSource) and source.group_by is not None
 
 
-def _grouped(selections: Iterable[Selection], source: RankedSource) -> Iterator[Selection]:
-    """The same rows, those that are one response each as comparisons. All are read before the first one comes."""
+def _raw_batches(source: Source) -> Iterator[RawBatch]:
+    meter, read = ReadMeter(), 0
+    for rows in _batched(read_rows(source, meter)):
+        is_first, read = not read, read + len(rows)
+        share = max(meter.share or 0.0, read / source.limit) if source.limit else meter.share
+        yield RawBatch(source, rows, is_first, share)
+
+
+def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        yield batch
+
+
+def _compare_groups(selections: Iterable[Selection], source: RankedSource) -> Iterator[Selection]:
+    """Yield the same rows, candidates as comparisons. All are read before the first one is yielded."""
     groups: dict[str, int] = {}
 
     def rows() -> Iterator[Adapted]:
@@ -129,34 +120,23 @@ def _grouped(selections: Iterable[Selection], source: RankedSource) -> Iterator[
         yield Selection(drawn(batch, source), groups)
 
 
-def _limited(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:
-    members: dict[str, list[Comparison | TokenizedComparison]] = defaultdict(list)
-    hashes = {row.id: prompt_hash(row) for row in selection.rows if isinstance(row, Comparison | TokenizedComparison)}
+def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:
+    """Return the rows with comparisons that `dedup` or `cap` refuse as dropped, each under all of its row ids."""
+    splits: dict[str, list[tuple[str, int, int]]] = {"train": [], "eval": []}
     for row in selection.rows:
         if isinstance(row, Comparison | TokenizedComparison):
-            members["eval" if is_held_out(hashes[row.id], source.holdout) else "train"].append(row)
+            prompt = prompt_hash(row)
+            content = content_key(prompt, response_hashes(row), row.preferences)
+            split = "eval" if is_held_out(prompt, source.holdout) else "train"
+            splits[split].append((row.id, content, selection.groups.get(row.id, 0)))
     refused: dict[str, Dropped] = {}
-    for split, rows in members.items():
-        contents = [content_key(hashes[row.id], response_hashes(row), row.preferences) for row in rows]
-        groups = [selection.groups.get(row.id, 0) for row in rows]
-        marks = Marks(np.array(contents, np.uint64), np.array(groups, np.uint64))
-        refused |= {row.id: row for row in limits.refused(split, [row.id for row in rows], marks)}
-    return [left for row in selection.rows for left in _refused(row, refused)]
-
-
-def _refused(row: Adapted, refused: Mapping[str, Dropped]) -> list[Adapted]:
-    """The row, or, where it is refused, all the rows that it is made of as dropped."""
-    if isinstance(row, Dropped) or row.id not in refused:
-        return [row]
-    return [replace(refused[row.id], id=row_id) for row_id in rows_of(row)]
-
-
-def _raw_batches(source: Source, meter: Meter | None) -> Iterator[RawBatch]:
-    for number, rows in enumerate(_batched(read_rows(source, meter))):
-        yield RawBatch(source, rows, is_first=number == 0)
-
-
-def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
+    for split, marked in splits.items():
+        ids, contents, groups = zip(*marked, strict=True) if marked else ((), (), ())
+        refused |= {row.id: row for row in limits.refused(split, ids, Marks(contents, groups))}
+    result: list[Adapted] = []
+    for row in selection.rows:
+        if isinstance(row, Dropped) or row.id not in refused:
+            result.append(row)
+        else:
+            result += [replace(refused[row.id], id=row_id) for row_id in rows_of(row)]
+    return result

@@ -1,52 +1,12 @@
-"""Cells of a source to messages: role and content under their usual names, text parts, lists of turns, transcripts, JSON."""
+"""Cells to messages: role and content under their usual names, text parts, lists of turns, transcripts, JSON, tool calls."""
 
 import json
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from rmtrain.data.comparison import Message
-from rmtrain.data.rows.readers import SURROGATE
+from rmtrain.data.comparison import BadRow, Message, Turns
+from rmtrain.data.rows.readers import SURROGATE, has_lone_surrogate
 from rmtrain.recipe.schema import Messages
-
-CALL = "tool_calls"
-
-
-def tool_calls(calls: Any) -> list[dict[str, Any]]:
-    """Calls with their arguments as an object: where they are JSON text, as the OpenAI API has it, they are decoded.
-
-    Raises:
-        ValueError: it is no list of calls, each with the name of a function, alone or in `function`.
-    """
-    if not isinstance(calls, list):
-        raise ValueError("expected a list of calls")
-    return [_call(call) for call in calls]
-
-
-def _call(call: Any) -> dict[str, Any]:
-    if not isinstance(call, dict):
-        raise ValueError("expected an object for each call")
-    if "function" in call:
-        return {**call, "function": _function(call["function"])}
-    return _function(call)
-
-
-def _function(function: Any) -> dict[str, Any]:
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError("a call has no name of a function")
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _decoded(arguments)
-    return {**function, "arguments": {} if arguments is None else arguments}
-
-
-def _decoded(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) and not SURROGATE.search(text) else text
-
 
 ROLES = {
     "system": "system",
@@ -68,98 +28,97 @@ ROLES = {
 }
 TRANSCRIPT_START = "\n\nHuman:"
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
+CALL = "tool_calls"
 THOUGHTS = ("reasoning_content", "thinking")
-"""Keys of what the assistant thought before it wrote the content."""
+"""Keys of the assistant's reasoning before the content."""
 CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
-"""Texts beside role and content that go to the chat template."""
+"""Texts next to role and content that are passed to the chat template."""
 UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
+JSON_NAMES = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
 
 
-class BadRow(Exception):
-    """Why a row cannot be used: the reason it is counted under, and what was found, without the row's text."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
+def kind_of(value: Any) -> str:
+    """Return the type of a value in the words of JSON."""
+    return JSON_NAMES.get(type(value), type(value).__name__)
 
 
-def decoded(cell: Any, column: str, settings: Messages) -> Any:
-    """A cell as it is, or, with `messages.decode_json`, what its text says; raises BadRow where that is no JSON.
+def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
+    """Return a cell unchanged or, with `messages.decode_json`, the JSON value of its text; an empty text is null.
 
     Args:
         cell: any cell; only text is decoded.
-        column: its name, for the detail of a refusal.
-        settings: whether text is JSON.
+        column: its name, for the error.
+        settings: the `messages` section of the source.
+
+    Raises:
+        BadRow: `not_json`.
     """
     if not settings.decode_json or not isinstance(cell, str):
         return cell
     if not cell.strip():
         return None
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
     try:
-        value = json.loads(cell, parse_constant=_refuse_constant)
-        if SURROGATE.search(cell):
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRow("not_json", f"{column}: half of a surrogate pair") from None
+        value = json.loads(cell, parse_constant=refuse)
+        if has_lone_surrogate(cell, value):
+            raise BadRow("not_json", f"{column} has a lone surrogate (half of a UTF-16 pair)")
     except (ValueError, RecursionError) as error:
-        raise BadRow("not_json", f"{column} is no JSON: {str(error)[:80]}") from None
+        raise BadRow("not_json", f"{column} is not JSON: {str(error)[:80]}") from None
     return value
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def to_messages(cell: Any, column: str, settings: Messages, role: str) -> tuple[Message, ...]:
-    """The messages of a cell, as `Message` says; empty system messages are left out.
+def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
+    """Return the messages of a cell; empty system messages are left out.
 
     Args:
         cell: text, a message, a list of messages, or a list of texts, which are turns of the same role.
-        column: the cell's name, for the detail of a refusal.
-        settings: key names, further role names, and whether text is a transcript.
-        role: who says what is plain text.
+        column: the cell's name, for the error.
+        settings: names of keys and roles, and whether text is a transcript.
+        role: the role of plain text.
 
     Raises:
         BadRow: the cell is none of these.
     """
     if isinstance(cell, str):
-        return _from_text(cell, column, settings, role)
+        if not cell.startswith(TRANSCRIPT_START):
+            return ({"role": role, "content": cell},)
+        if settings.transcript is None:
+            raise BadRow("transcript", f"{column} looks like an HH transcript; set messages.transcript: hh")
+        return split_transcript(cell)
     if isinstance(cell, dict):
         return (_message(cell, column, settings),)
     if is_turns(cell):
-        return _turns(cell, column, role)
+        if None in cell:
+            raise BadRow("empty_message", f"{column}: turn {cell.index(None) + 1} is null")
+        return tuple({"role": role, "content": text} for text in cell)
     if isinstance(cell, list) and cell:
         messages = (_message(item, column, settings) for item in cell)
         return tuple(message for message in messages if message["role"] != "system" or message["content"].strip())
-    if cell is None:
-        raise BadRow("empty_cell", f"{column} is null")
-    if cell == []:
-        raise BadRow("empty_cell", f"{column} is an empty list")
+    if cell is None or cell == []:
+        raise BadRow("empty_cell", f"{column} is {'null' if cell is None else 'an empty list'}")
     raise BadRow("not_messages", f"{column} is {kind_of(cell)}; expected text, a message or a list of messages")
 
 
 def is_turns(cell: Any) -> bool:
-    """Whether a cell is a list of texts, some of which may be null."""
-    if not isinstance(cell, list) or not cell or isinstance(cell[0], dict):  # most lists are of messages
+    """Return whether a cell is a list of texts, some of which may be null."""
+    if not isinstance(cell, list) or not cell or isinstance(cell[0], dict):  # most lists are lists of messages
         return False
     return all(item is None or isinstance(item, str) for item in cell)
 
 
-def _turns(texts: Sequence[str | None], column: str, role: str) -> tuple[Message, ...]:
-    if None in texts:
-        raise BadRow("empty_message", f"{column}: turn {texts.index(None) + 1} is null")
-    return tuple({"role": role, "content": text} for text in texts)
-
-
-def _from_text(text: str, column: str, settings: Messages, role: str) -> tuple[Message, ...]:
-    is_transcript = text.startswith(TRANSCRIPT_START)
-    if is_transcript and settings.transcript is None:
-        raise BadRow("transcript", f"{column} looks like an HH transcript; set messages.transcript: hh")
-    return split_transcript(text) if is_transcript else ({"role": role, "content": text},)
-
-
-def split_transcript(text: str) -> tuple[Message, ...]:
-    """The turns of an Anthropic HH transcript, `\\n\\nHuman: ... \\n\\nAssistant: ...`, without the space around them."""
+def split_transcript(text: str) -> Turns:
+    """Return the turns of an Anthropic HH transcript, `\\n\\nHuman: ... \\n\\nAssistant: ...`, without the space around them."""
     _, *parts = TRANSCRIPT_TURN.split(text)
     turns = zip(parts[::2], parts[1::2], strict=True)
     return tuple({"role": "user" if name == "Human" else "assistant", "content": content.strip()} for name, content in turns)
@@ -167,88 +126,87 @@ def split_transcript(text: str) -> tuple[Message, ...]:
 
 def _message(item: Any, column: str, settings: Messages) -> Message:
     if not isinstance(item, dict):
-        raise BadRow("not_messages", f"{column} holds {kind_of(item)}; expected messages")
-    role = _value(item, settings.role_key, "from" if settings.role_key == "role" else None, column)
-    content = _content(item, settings, column)
-    message: Message = {"role": _role(role, column, settings)}
-    extra = _beside_content(item, column, settings) if len(item) > 2 or CALL in item else {}
-    message["content"] = "" if content is None and CALL in extra else _text(content, column)
-    return message | extra
+        raise BadRow("not_messages", f"{column} contains {kind_of(item)}; expected messages")
+    name = _value(item, settings.role_key, "from" if settings.role_key == "role" else None, column)
+    role = (settings.roles.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
+    if role is None:
+        raise BadRow("unknown_role", f"{column}: unknown role {str(name)[:40]!r}; map it in messages.roles")
+    calls, alias = item.get(CALL), "value" if settings.content_key == "content" else None
+    may_lack_content = calls and settings.content_key not in item and alias not in item
+    content = None if may_lack_content else _value(item, settings.content_key, alias, column)
+    more = _further_keys(item, column, settings) if len(item) > 2 or calls else {}
+    text = "" if content is None and CALL in more else _text(content, column)
+    return {"role": role, "content": text, **more}
 
 
-def _beside_content(item: dict[str, Any], column: str, settings: Messages) -> Message:
-    """What a message has beside its role and content that a chat template is given."""
-    for key in UNSUPPORTED_KEYS:
-        if item.get(key):
-            raise BadRow("unsupported_message", f'{column}: a message has "{key}", which is not supported')
-    extra: Message = {}
-    for key in CARRIED_KEYS:
-        value = item.get(key)
-        if isinstance(value, str) and value and key not in (settings.role_key, settings.content_key):
-            extra[key] = value
-        elif value and key in THOUGHTS and not isinstance(value, str):
-            raise BadRow("not_messages", f'{column}: "{key}" of a message is {kind_of(value)}; expected text')
-    if calls := item.get(CALL):
-        try:
-            extra[CALL] = tool_calls(calls)
-        except ValueError as error:
-            raise BadRow("not_messages", f"{column}: {CALL} of a message: {error}") from None
-    return extra
-
-
-def _content(item: dict[str, Any], settings: Messages, column: str) -> Any:
-    if item.get(CALL) and settings.content_key not in item:
-        return item.get("value") if settings.content_key == "content" else None
-    return _value(item, settings.content_key, "value" if settings.content_key == "content" else None, column)
-
-
-def _value(item: dict[str, Any], key: str, other: str | None, column: str) -> Any:
+def _value(item: dict[str, Any], key: str, alias: str | None, column: str) -> Any:
+    """Return a value by its key or by an alias, the name that ShareGPT has for it."""
     if key in item:
         return item[key]
-    if other is not None and other in item:
-        return item[other]
+    if alias is not None and alias in item:
+        return item[alias]
     raise BadRow("not_messages", f'{column}: a message has no "{key}"; it has: {", ".join(map(str, item))}')
-
-
-def _role(name: Any, column: str, settings: Messages) -> str:
-    if isinstance(name, str):
-        role = settings.roles.get(name) or ROLES.get(name.lower())
-        if role is not None:
-            return role
-    raise BadRow("unknown_role", f"{column}: role {str(name)[:40]!r} is not known; say what it is in messages.roles")
 
 
 def _text(content: Any, column: str) -> str:
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        return "".join(_part(part, column) for part in content)
     if content is None:
         raise BadRow("empty_message", f"{column}: the content of a message is null")
-    raise BadRow("not_messages", f"{column}: the content of a message is {kind_of(content)}; expected text or text parts")
+    if not isinstance(content, list):
+        raise BadRow("not_messages", f"{column}: the content of a message is {kind_of(content)}; expected text or text parts")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        text = part.get("text", part.get("value")) if isinstance(part, dict) else part
+        if kind not in (None, "text"):
+            raise BadRow("not_text", f"{column}: a content part is {str(kind)[:40]!r}; only text is supported")
+        if not isinstance(text, str) or (isinstance(part, dict) and kind is None):
+            expected = 'expected {"type": "text", "text": ...}'
+            raise BadRow("not_messages", f"{column}: a content part is {kind_of(part)}; {expected}")
+        texts.append(text)
+    return "".join(texts)
 
 
-def _part(part: Any, column: str) -> str:
-    if isinstance(part, str):
-        return part
-    kind = part.get("type") if isinstance(part, dict) else None
-    text = part.get("text", part.get("value")) if isinstance(part, dict) else None
-    if kind == "text" and isinstance(text, str):
-        return text
-    if kind is not None and kind != "text":
-        raise BadRow("not_text", f"{column}: a content part is {str(kind)[:40]!r}; only text is supported")
-    raise BadRow("not_messages", f'{column}: a content part is {kind_of(part)}; expected {{"type": "text", "text": ...}}')
+def _further_keys(item: dict[str, Any], column: str, settings: Messages) -> Message:
+    """Return the keys next to role and content that are passed to the chat template."""
+    for key in UNSUPPORTED_KEYS:
+        if item.get(key):
+            raise BadRow("unsupported_message", f'{column}: a message has "{key}", which is not supported')
+    more: Message = {}
+    for key in CARRIED_KEYS:
+        value = item.get(key)
+        if isinstance(value, str) and value and key not in (settings.role_key, settings.content_key):
+            more[key] = value
+        elif value and key in THOUGHTS and not isinstance(value, str):
+            raise BadRow("not_messages", f'{column}: "{key}" of a message is {kind_of(value)}; expected text')
+    if calls := item.get(CALL):
+        try:
+            more[CALL] = tool_calls(calls)
+        except ValueError as error:
+            raise BadRow("not_messages", f"{column}: {CALL} of a message: {error}") from None
+    return more
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
-    names = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        dict: "an object",
-        list: "a list",
-        type(None): "null",
-    }
-    return names.get(type(value), type(value).__name__)
+def tool_calls(calls: Any) -> list[dict[str, Any]]:
+    """Return calls with their arguments as an object; arguments as JSON text, as the OpenAI API has them, are decoded.
+
+    Raises:
+        ValueError: not a list of calls, each with the name of a function, directly or under `function`.
+    """
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError("expected a list of objects")
+    return [{**call, "function": _function(call["function"])} if "function" in call else _function(call) for call in calls]
+
+
+def _function(function: Any) -> dict[str, Any]:
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("a call has no function name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and not SURROGATE.search(arguments):
+        try:
+            value = json.loads(arguments)
+        except (ValueError, RecursionError):
+            value = None
+        arguments = value if isinstance(value, dict) else arguments
+    return {**function, "arguments": {} if arguments is None else arguments}

@@ -1,4 +1,4 @@
-"""Rows through a function of the user's own: the `prepare` key."""
+"""The user's own function on each row: the `prepare` key of a source."""
 
 import sys
 import traceback
@@ -17,80 +17,74 @@ from rmtrain.recipe.sources import Hook
 MESSAGE_CHARACTERS = 200
 
 Number = int | str
-"""Number of a row in its source, from 0; of several that were made of row 12, `12.0`, `12.1`, ..."""
+"""Number of a row in its source, from 0; rows that were made from row 12 are `12.0`, `12.1`, ..."""
 
 
 def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
-    """What the function of `prepare` makes of a row: itself or a changed one, several, or none. Its prints go to stderr.
+    """Yield the rows that the `prepare` function returns for a row: one, several, or none. What it prints goes to stderr.
 
     Raises:
-        DataError: the function fails on the row, or gives something else.
+        DataError: the function fails on the row, or returns anything but a dict, a list of dicts or None.
         RecipeError: there is no such function.
     """
     hook = hook_of(source)
     function = load_function(hook)
     try:
         with redirect_stdout(sys.stderr):
-            given = function(row)
-    except Exception as error:  # whatever a function of the user's own may raise
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
-        raise DataError(f"{source.title}:{number}: {_place(hook, error)}: {hook.function}: {message}") from error
-    if given is None:
+            result = function(row)
+    except Exception as error:  # the user's function may raise anything
+        raise DataError(f"{source.title}:{number}: {_location(hook, error)}: {hook.function}: {_one_line(error)}") from error
+    rows = result if isinstance(result, list) else [result]
+    if result is None:
         return
-    if isinstance(given, dict):
-        yield number, given
-    elif isinstance(given, list) and all(isinstance(one, dict) for one in given):
-        yield from ((f"{number}.{place}", one) for place, one in enumerate(given))
-    else:
-        came = (
-            f"a list with {_kind(next(one for one in given if not isinstance(one, dict)))}" if isinstance(given, list) else None
-        )
-        raise DataError(
-            f"{source.title}:{number}: {hook.file}: {hook.function}: expected a dict, a list of dicts or None, got {came or _kind(given)}"
-        )
+    for index, made in enumerate(rows):
+        if not isinstance(made, dict):
+            name = type(made).__name__
+            returned = f"a list with {name}" if rows is result else name
+            expected = "expected a dict, a list of dicts or None"
+            raise DataError(f"{source.title}:{number}: {hook.file}: {hook.function}: {expected}, got {returned}")
+        yield (f"{number}.{index}" if rows is result else number), made
 
 
 def hook_of(source: Source) -> Hook:
-    """The hook of a source that has `prepare`; raises RecipeError when its recipe was not loaded from a file."""
+    """Return the hook of a source that has `prepare`; raises RecipeError when its recipe was not loaded from a file."""
     if source.hook is None:
-        raise RecipeError(
-            f"{source.title}: prepare: its file lies beside the recipe; load the recipe from its file, by load_recipe"
-        )
+        raise RecipeError(f"{source.title}: prepare: needs a recipe that is a file, next to its code; load it with load_recipe")
     return source.hook
 
 
 def load_function(hook: Hook) -> Callable[[Row], Any]:
-    """The function of a hook, from the bytes that were read with the recipe. No search path changes, and nothing is written.
+    """Return the function of a hook, from the bytes that were read with the recipe. No search path changes, and nothing is written.
 
     Raises:
-        RecipeError: the file fails, or has no such function.
+        RecipeError: running the file fails, or it has no such function.
     """
-    return _loaded(hook, str(hook.file))
+    return _load_once(hook, str(hook.file))
 
 
 @cache
-def _loaded(hook: Hook, file: str) -> Callable[[Row], Any]:
+def _load_once(hook: Hook, file: str) -> Callable[[Row], Any]:
+    # hooks are equal when their bytes are; `file` is part of the key because tracebacks name it
     module = ModuleType(f"prepare_{sha256(hook.code).hexdigest()[:16]}")
     module.__file__ = file
-    sys.modules[module.__name__] = module  # as dataclasses and pickle expect of a module
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up the module of a class there
     try:
         exec(compile(hook.code, file, "exec"), module.__dict__)
-    except Exception as error:  # whatever a file of the user's own may raise
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
-        raise RecipeError(f"prepare: {_place(hook, error)}: {message}") from error
+    except Exception as error:  # the user's file may raise anything
+        raise RecipeError(f"prepare: {_location(hook, error)}: {_one_line(error)}") from error
     function = getattr(module, hook.function, None)
     if not callable(function):
         raise RecipeError(f"prepare: {file} has no function {hook.function}")
     return function  # type: ignore[no-any-return]
 
 
-def _place(hook: Hook, error: Exception) -> str:
-    """The file, with the last of its lines that the error came through."""
+def _location(hook: Hook, error: Exception) -> str:
+    """Return the hook's file, with the last of its lines in the traceback of the error."""
     if isinstance(error, SyntaxError) and error.filename == str(hook.file):
         return f"{hook.file}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(hook.file)]
     return f"{hook.file}:{lines[-1]}" if lines else str(hook.file)
 
 
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"{'an' if type(value).__name__[0] in 'aeio' else 'a'} {type(value).__name__}"
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]

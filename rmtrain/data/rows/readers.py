@@ -1,4 +1,4 @@
-"""CSV, Parquet and Arrow to rows."""
+"""Readers of each kind of file: JSON lines, JSON arrays, CSV, Parquet and datasets of the `datasets` library, each as a stream of rows."""
 
 import csv
 import gzip
@@ -6,13 +6,14 @@ import json
 import re
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import TextIOWrapper
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,38 +21,9 @@ from datasets import Dataset, IterableDataset
 
 from rmtrain.errors import DataError
 
-Item = TypeVar("Item")
-
-
-class Meter:
-    """The share of a source that has been read, by the bytes of its files or by its rows."""
-
-    def __init__(self) -> None:
-        self._sizes: Sequence[int] = ()
-        self._entered = 0
-        self._position: Callable[[], float] | None = None
-
-    def through(self, parts: Iterable[Iterator[Item]], sizes: Sequence[int]) -> Iterator[Item]:
-        """All of the parts of a source, which are of these sizes in whatever unit."""
-        self._sizes = sizes
-        for number, part in enumerate(parts):
-            self._entered, self._position = number, None
-            yield from part
-
-    def enter(self, position: Callable[[], float]) -> None:
-        """A part is open; `position` says how much of it is read, from 0 to 1."""
-        self._position = position
-
-    @property
-    def share(self) -> float | None:
-        """From 0 to 1; None: not known."""
-        if self._position is None or not sum(self._sizes):
-            return None
-        done = sum(self._sizes[: self._entered]) + self._position() * self._sizes[self._entered]
-        return min(done / sum(self._sizes), 1.0)
-
-
 MAX_LINE_BYTES = 16 * 2**20
+MAX_FIELD_CHARACTERS = 16 * 2**20
+READ_ROWS = 1000
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -60,59 +32,80 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A row that could not be read; `detail` says where and why, without the row's text."""
+    """A row that could not be read; `detail` has its place and the problem, without the text of the row."""
 
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row that is not parsed yet; `where` is its file and line."""
+    """A line of JSON that is not parsed yet; `where` is its file and line number."""
 
     where: str
     content: bytes
 
 
 RawRow = Row | Line | Malformed
-"""A row as a source gives it: lines of JSON are left to parse for whoever uses them, which may be another process."""
+"""A row as a reader yields it. Lines of JSON are parsed later, by the process that adapts them: parsing takes longer than reading."""
 
 
-def read_json(path: Path, meter: Meter | None = None) -> Iterator[RawRow]:
-    """Rows of a `.json` or `.jsonl` file, `.gz` or not: an object per line, or, in `.json`, one array of objects.
+@dataclass
+class ReadMeter:
+    """How much of a source has been read.
 
-    A line comes as it is, for `parse`. Duplicate keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and anything
-    that is not an object make the row `Malformed`; reading goes on with the next one. `meter` is told how much is read.
-
-    Raises:
-        DataError: an array that is not JSON as a whole (with line and column), or a damaged archive.
+    position: returns the share of the current file that has been read, from 0 to 1. Readers set it; it is called by `share` only, because
+        asking for it at each row would take longer than reading the row.
+    begin, size: the part of the source that the current file is.
     """
-    is_lines = path.name.removesuffix(".gz").endswith(".jsonl")
-    try:
-        with open_bytes(path, meter) as stream:
-            if not is_lines and _starts_with_bracket(stream):
-                yield from _read_array(path, stream, meter)
-            else:
-                yield from _read_lines(path, stream)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from error
+
+    position: Callable[[], float] | None = None
+    begin: float = 0.0
+    size: float = 1.0
+
+    @property
+    def share(self) -> float | None:
+        """Share of the source that has been read, from 0 to 1; None: unknown."""
+        return None if self.position is None else min(self.begin + self.size * self.position(), 1.0)
+
+
+def read_file(file: Path, numbers: Set[str], meter: ReadMeter) -> Iterator[RawRow]:
+    """Read a data file with the reader for its suffix; see `read_csv` for `numbers`."""
+    if file.name.endswith(".parquet"):
+        return read_parquet(file, meter)
+    if file.name.endswith((".csv", ".csv.gz")):
+        return read_csv(file, numbers, meter)
+    return read_json(file, meter)
 
 
 @contextmanager
-def open_bytes(path: Path, meter: Meter | None = None) -> Iterator[IO[bytes]]:
-    """The content of a file, decompressed where its name ends in `.gz`; `meter` is told how much of the file is read."""
+def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[IO[bytes]]:
+    """Open a file, decompressing it when its name ends in `.gz`."""
     with path.open("rb") as file:
         size = path.stat().st_size
-        if meter is not None:
-            meter.enter(lambda: 1.0 if file.closed or not size else file.tell() / size)
+        if meter is not None and size:
+            meter.position = lambda: 1.0 if file.closed else file.tell() / size
         with gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as stream:
             yield cast(IO[bytes], stream)
 
 
-def _starts_with_bracket(stream: IO[bytes]) -> bool:
-    while (byte := stream.read(1)) and byte in b" \t\r\n\xef\xbb\xbf":
-        pass
-    stream.seek(0)
-    return byte == b"["
+def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
+    """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line or, in `.json`, one array of objects.
+
+    Lines are yielded unparsed, for `parse`. Repeated keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and values that
+    are not objects make a row `Malformed`; reading continues with the next one.
+
+    Raises:
+        DataError: an array that is not valid JSON as a whole (with line and column), or a damaged archive.
+    """
+    try:
+        with open_bytes(path, meter) as stream:
+            while (byte := stream.read(1)) and byte in b" \t\r\n\xef\xbb\xbf":
+                pass
+            stream.seek(0)
+            is_array = byte == b"[" and not path.name.removesuffix(".gz").endswith(".jsonl")
+            yield from _read_array(path, stream, meter) if is_array else _read_lines(path, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from error
 
 
 def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
@@ -124,45 +117,41 @@ def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(MAX_LINE_BYTES)
             yield Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
-            continue
-        content = (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip()
-        if content:
+        elif content := (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip():
             yield Line(where, content)
 
 
 def parse(line: Line) -> Row | Malformed:
-    """The row of a line, or why it is none."""
-    decoder = _StrictDecoder()
+    """Parse a line of JSON."""
     try:
         text = line.content.decode()
-        value, end = decoder.raw_decode(text, _skip_space(text, 0))
+        row, end = _decode_object(text, _skip_space(text, 0), line.where)
     except UnicodeDecodeError as error:
-        return Malformed(f"{line.where}: not UTF-8 at byte {error.start}")
+        return Malformed(f"{line.where}: invalid UTF-8 at byte {error.start}")
     except JSONDecodeError as error:
         return Malformed(f"{line.where}:{error.colno}: {error.msg}")
     except (ValueError, RecursionError) as error:
         return Malformed(f"{line.where}: {error}")
     if _skip_space(text, end) != len(text):
-        return Malformed(f"{line.where}:{end + 1}: more text after the object")
-    return decoder.checked(value, text, line.where)
+        return Malformed(f"{line.where}:{end + 1}: unexpected text after the object")
+    return row
 
 
-def _read_array(path: Path, stream: IO[bytes], meter: Meter | None) -> Iterator[Row | Malformed]:
+def _read_array(path: Path, stream: IO[bytes], meter: ReadMeter | None) -> Iterator[Row | Malformed]:
     try:
         text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from error
-    decoder = _StrictDecoder()
+        raise DataError(f"{path}: invalid UTF-8 at byte {error.start}") from error
     position, line, counted = _skip_space(text, text.index("[") + 1), 1, 0
     is_empty = text[position : position + 1] == "]"
     if meter is not None:
-        meter.enter(lambda: position / len(text))  # the file was read at once, its rows are not
+        meter.position = lambda: position / len(text)  # the file is read at once, its rows are decoded one by one
     while not is_empty:
         line += text.count("\n", counted, position)
         counted = position
         try:
-            value, end = decoder.raw_decode(text, position)
-            yield decoder.checked(value, text[position:end], f"{path.name}:{line}")
+            row, end = _decode_object(text, position, f"{path.name}:{line}")
+            yield row
             position = _skip_space(text, end)
             separator = text[position : position + 1]
             if separator == "]":
@@ -170,12 +159,12 @@ def _read_array(path: Path, stream: IO[bytes], meter: Meter | None) -> Iterator[
             if separator != ",":
                 raise JSONDecodeError("Expecting ',' or ']'", text, position)
         except JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+            raise DataError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from error
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{line}: not JSON: {error}") from error
+            raise DataError(f"{path}:{line}: invalid JSON: {error}") from error
         position = _skip_space(text, position + 1)
     if _skip_space(text, position + 1) != len(text):
-        raise DataError(f"{path}: more text after the array")
+        raise DataError(f"{path}: unexpected text after the array")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -184,119 +173,107 @@ def _skip_space(text: str, position: int) -> int:
     return match.end()
 
 
-class _StrictDecoder:
-    """A JSON decoder that notes what the standard one lets pass: repeated keys, NaN and Infinity."""
+def _decode_object(text: str, position: int, where: str) -> tuple[Row | Malformed, int]:
+    """Decode the JSON value at `position`; return it, or why it is refused, and the position after it.
 
-    def __init__(self) -> None:
-        self.problem: str | None = None
-        self._decoder = JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
+    The hooks collect problems instead of raising: the decoder then still finds the end of the value, where the next one begins.
+    """
+    problems: list[str] = []
 
-    def raw_decode(self, text: str, position: int) -> tuple[Any, int]:
-        """The value that starts at `position` and the position after it."""
-        self.problem = None
-        return self._decoder.raw_decode(text, position)
-
-    def checked(self, value: Any, text: str, where: str) -> Row | Malformed:
-        """The row, or why it is none."""
-        if self.problem is None and not isinstance(value, dict):
-            self.problem = f"expected an object, got {type(value).__name__}"
-        if self.problem is None and SURROGATE.search(text) and not _is_unicode(value):
-            self.problem = "half of a surrogate pair"
-        return value if self.problem is None else Malformed(f"{where}: {self.problem}")
-
-    def _object(self, pairs: list[tuple[str, Any]]) -> Row:
+    def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
         row = dict(pairs)
         if len(row) != len(pairs):
-            seen: set[str] = set()
-            repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            self.problem = f'key "{repeated[:40]}" is there twice'
+            repeated = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            problems.append(f'key "{repeated[:40]}" is repeated')
         return row
 
-    def _constant(self, name: str) -> None:
-        self.problem = f"{name} is not JSON"
+    decoder = JSONDecoder(object_pairs_hook=unique_keys, parse_constant=lambda name: problems.append(f"{name} is not JSON"))
+    value, end = decoder.raw_decode(text, position)
+    if not isinstance(value, dict):
+        problems.append(f"expected an object, got {type(value).__name__}")
+    if has_lone_surrogate(text[position:end], value):
+        problems.append("lone surrogate (half of a UTF-16 pair)")
+    return Malformed(f"{where}: {problems[0]}") if problems else value, end
 
 
-def _is_unicode(value: Any) -> bool:
+def has_lone_surrogate(text: str, value: Any) -> bool:
+    """Return whether the value of a JSON text holds half of a surrogate pair, which no tokenizer can encode."""
+    if not SURROGATE.search(text):
+        return False
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        return True
+    return False
 
 
-READ_ROWS = 1000
-MAX_FIELD_CHARACTERS = 16 * 2**20
-
-
-def read_csv(path: Path, numbers: Set[str], meter: Meter | None = None) -> Iterator[Row | Malformed]:
-    """Rows of a comma-separated file with a header, `.gz` or not. Every cell is text.
+def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> Iterator[Row | Malformed]:
+    """Read a comma-separated file with a header, optionally `.gz`. Every cell is text.
 
     Args:
         path: the file, in UTF-8; a quoted cell may span lines.
-        numbers: columns whose cells are numbers; an empty one is None, one that is no number stays text for the caller to refuse.
-        meter: told how much of the file is read.
+        numbers: columns whose cells are numbers. An empty cell becomes None; one that is not a number stays text, for the caller to refuse.
+        meter: shows how much of the file has been read.
 
     Raises:
-        DataError: quoting that cannot be followed, a repeated column name, invalid UTF-8.
+        DataError: invalid quoting, a repeated column name, or invalid UTF-8.
     """
+
+    def number(cell: str) -> float | str | None:
+        try:
+            return float(cell) if cell else None
+        except ValueError:
+            return cell
+
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
             columns = next(reader, [])
             if len(set(columns)) != len(columns):
-                raise DataError(f"{path}:1: a column name is there twice: {', '.join(columns)}")
+                raise DataError(f"{path}:1: repeated column name: {', '.join(columns)}")
             for cells in filter(None, reader):
                 if len(cells) == len(columns):
-                    yield {name: _number(cell) if name in numbers else cell for name, cell in zip(columns, cells, strict=True)}
+                    yield {name: number(cell) if name in numbers else cell for name, cell in zip(columns, cells, strict=True)}
                 else:
                     yield Malformed(f"{path.name}:{reader.line_num}: {len(cells)} cells, but the header has {len(columns)}")
         except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}:{reader.line_num + 1}: not CSV in UTF-8: {error}") from error
+            raise DataError(f"{path}:{reader.line_num + 1}: invalid CSV in UTF-8: {error}") from error
 
 
-def _number(cell: str) -> float | str | None:
-    try:
-        return float(cell) if cell else None
-    except ValueError:
-        return cell
-
-
-def read_parquet(path: Path, meter: Meter | None = None) -> Iterator[Row]:
-    """Rows of a Parquet file, of which `meter` is told; raises DataError when it is none."""
+def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
+    """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
     try:
         with pq.ParquetFile(path) as file:
-            yield from _counted(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+            yield from _flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
     except pa.ArrowException as error:
-        raise DataError(f"{path}: not Parquet: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
 
 
-def read_dataset(dataset: Dataset | IterableDataset, meter: Meter | None = None, number: int | None = None) -> Iterator[Row]:
-    """Rows of a dataset; with their `number`, `meter` is told how many of them are read."""
-    if "Json(" in repr(dataset.features):  # cells of different shapes, which `datasets` keeps as text and only decodes row by row
-        yield from _counted(([row] for row in dataset), number, meter)
-        return
+def read_dataset(dataset: Dataset | IterableDataset, meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
+    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
+    if "Json(" in repr(
+        dataset.features
+    ):  # cells of different shapes, which `datasets` stores as text and decodes only row by row
+        return _flatten(([row] for row in dataset), count, meter)
     tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-    yield from _counted((table.to_pylist() for table in tables), number, meter)
+    return _flatten((table.to_pylist() for table in tables), count, meter)
 
 
-def _counted(pages: Iterable[list[Row]], number: int | None, meter: Meter | None) -> Iterator[Row]:
+def _flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
     done = 0
-    if meter is not None and number is not None:
-        meter.enter(lambda: done / number if number else 1.0)
+    if meter is not None and count is not None:
+        meter.position = lambda: done / count if count else 1.0
     for page in pages:
-        yield from map(without_null_keys, page)
+        for row in page:
+            yield {name: _without_null_keys(cell) for name, cell in row.items()}
         done += len(page)
 
 
-def without_null_keys(row: Row) -> Row:
-    """The row without the None keys that Arrow adds inside structs when it gives all of them the same keys. Columns stay."""
-    return {name: _without_null_keys(cell) for name, cell in row.items()}
-
-
 def _without_null_keys(cell: Any) -> Any:
+    """Remove the None keys that Arrow adds to structs, since all structs of a column have the same keys."""
     if isinstance(cell, dict):
         return {key: _without_null_keys(value) for key, value in cell.items() if value is not None}
-    if isinstance(cell, list):
-        return [_without_null_keys(value) for value in cell] if cell and isinstance(cell[0], dict | list) else cell
+    if isinstance(cell, list) and cell and isinstance(cell[0], dict | list):
+        return [_without_null_keys(value) for value in cell]
     return cell

@@ -1,6 +1,5 @@
 """Conversations as text: rendered through transformers' sandbox, bounded in time and size, with every failure traced to its row."""
 
-import os.path
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +67,9 @@ def render_all(
             texts = [_apply_to_row(*item, tokenizer, add_generation_prompt) for item in zip(conversations, ids, strict=True)]
     for text, row_id in zip(texts, ids, strict=True):
         if len(text) > MAX_TEXT_CHARACTERS:
-            raise DataError(f"{row_id}: the chat template wrote {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are allowed")
+            raise DataError(
+                f"{row_id}: the chat template wrote {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are allowed"
+            )
     return texts
 
 
@@ -78,7 +79,9 @@ def _apply(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizer
     return texts
 
 
-def _apply_to_row(conversation: Conversation, row_id: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool) -> str:
+def _apply_to_row(
+    conversation: Conversation, row_id: str, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool
+) -> str:
     try:
         return _apply([conversation], tokenizer, add_generation_prompt)[0]
     except TEMPLATE_FAILURES as error:
@@ -170,7 +173,10 @@ def _find_response(response: Conversation, text: str, prompt: str) -> int | None
 
     The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
     """
-    position = len(prompt if text.startswith(prompt) else os.path.commonprefix([prompt, text]))
+    position = len(prompt)
+    if not text.startswith(prompt):
+        pairs = enumerate(zip(prompt, text, strict=False))
+        position = next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(text)))
     begin: int | None = None
     for message in response:
         content = message["content"].strip()

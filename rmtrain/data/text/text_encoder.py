@@ -106,7 +106,9 @@ def _merges_within_words(backend: Tokenizer, normalizers: list[dict[str, Any]], 
     if normalizers == [SPACE_MARK]:  # gemma's own part splits at spaces, and there are none left
         only_marks = all(part["type"] == "Split" and part["pattern"] == {"String": " "} for part in pre_tokenizers)
     else:
-        only_marks = not normalizers and [(part["type"], part.get("replacement")) for part in pre_tokenizers] == [("Metaspace", "▁")]
+        only_marks = not normalizers and [(part["type"], part.get("replacement")) for part in pre_tokenizers] == [
+            ("Metaspace", "▁")
+        ]
     is_plain = isinstance(backend.model, models.BPE) and not backend.model.ignore_merges
     vocabulary = backend.get_vocab(with_added_tokens=False) if only_marks and is_plain else {}
     return "▁" in vocabulary and not any(map(BEFORE_SPACE.search, vocabulary))

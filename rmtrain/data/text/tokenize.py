@@ -8,9 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, Tokens, common_prefix_length, rows_of
-from rmtrain.data.rows.messages import BadRow
-from rmtrain.data.rows.responses import Checked, dropped, without
+from rmtrain.data.comparison import (
+    BadRow,
+    Comparison,
+    Dropped,
+    TokenizedComparison,
+    Tokens,
+    common_prefix_length,
+    dropped,
+    rows_of,
+)
+from rmtrain.data.rows.responses import Checked, without
 from rmtrain.data.text.render import Conversation, Rendered, Renderer, render_all
 from rmtrain.data.text.text_encoder import Encoded, TextEncoder
 from rmtrain.errors import DataError

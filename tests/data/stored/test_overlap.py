@@ -37,7 +37,7 @@ def test_trap_12_overlap_is_told_by_row_exact_or_normalised(tmp_path: Path, toke
         Overlap(evaluated=3, trained=3, exact=True, responses_too=True),
     ]
     with pytest.raises(DataError) as error:
-        check_overlap(made.train, made.eval)
+        check_overlap(made.overlap, made.eval)
     assert error.value.exit_code == 3
     assert str(error.value) == (
         "3 of 4 evaluation rows have a prompt that is also trained on: test:1, test:2, test:3; remove them, "
@@ -47,9 +47,9 @@ def test_trap_12_overlap_is_told_by_row_exact_or_normalised(tmp_path: Path, toke
 
 def test_what_does_not_overlap_passes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made = both(tmp_path, tokenizer, pairs(5), [row("other?", "a", "b")])
-    check_overlap(made.train, made.eval)
+    check_overlap(made.overlap, made.eval)
     nothing = prepared_rows(tmp_path / "alone", tokenizer, pairs(5))[0]
-    check_overlap(nothing.train, nothing.eval)
+    check_overlap(nothing.overlap, nothing.eval)
     assert overlap(nothing.eval, nothing.train) == []
     assert len(overlap(nothing.train, nothing.train)) == 5, "guard: it would be found"
 
@@ -57,4 +57,4 @@ def test_what_does_not_overlap_passes(tmp_path: Path, tokenizer: PreTrainedToken
 def test_many_rows_are_counted_and_the_first_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made = both(tmp_path, tokenizer, pairs(9), pairs(9))
     with pytest.raises(DataError, match=r"^9 of 9 .*: test:0, test:1, test:2, test:3, test:4 and 4 more; remove them"):
-        check_overlap(made.train, made.eval)
+        check_overlap(made.overlap, made.eval)

@@ -3,8 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from rmtrain.data.comparison import TokenizedComparison, common_prefix_length
-from rmtrain.data.rows.messages import BadRow
+from rmtrain.data.comparison import BadRow, TokenizedComparison, common_prefix_length
 from rmtrain.data.text.tokenize import fit_prompt, overlong
 from rmtrain.recipe.schema import Data
 
