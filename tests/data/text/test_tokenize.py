@@ -1,14 +1,19 @@
+"""Comparisons to tokens: the same for training, evaluation and scoring."""
+
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.comparison import Comparison, Dropped, TokenizedComparison, common_prefix_length
+from rmtrain.data.comparison import PAIR, BadRow, Comparison, Dropped, TokenizedComparison, common_prefix_length
 from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens, render
-from rmtrain.data.text.tokenize import Encoder, encode_comparisons, encode_conversations
+from rmtrain.data.text.tokenize import Encoder, encode_comparisons, encode_conversations, fit_prompt, overlong
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import Data
+from rmtrain.evaluation.scorer import Limit, ScoreRequest, Turns, encode
+from rmtrain.recipe.schema import Data, PairSource
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
 KINDS = [byte_bpe, llama_like, unigram_like, bert_like, roberta_like]
@@ -224,3 +229,145 @@ def test_trap_16_what_a_template_does_not_show_is_dropped_whatever_is_allowed() 
         assert isinstance(lost, Dropped)
         assert lost.reason == "hidden_by_template"
         assert lost.detail == "the chat template does not write what a message has in tool_calls"
+
+
+PROMPT, END = [1, 10, 11, 12, 13], 2
+ROW = TokenizedComparison("s:0", "s", ([*PROMPT, 20, END], [*PROMPT, 20, 21, 22, END]), 6, 5)
+
+
+def data(overlong: str, **limits: int) -> Data:
+    return Data(train=[{"path": "x"}], overlong=overlong, **limits)
+
+
+def cut(row: TokenizedComparison, leading: int, **limits: int) -> TokenizedComparison:
+    policy = data("truncate_prompt_left", **limits)
+    assert overlong(row, policy, leading) == {}
+    return fit_prompt(row, policy, leading)
+
+
+def lists(row: TokenizedComparison) -> list[list[int]]:
+    return [list(map(int, sequence)) for sequence in row.sequences]
+
+
+def test_a_row_within_the_limits_is_left_alone() -> None:
+    for policy in ("drop", "truncate_prompt_left", "error"):
+        limits = data(policy, max_length=9, max_prompt_length=5)
+        assert overlong(ROW, limits, leading=1) == {}
+        assert fit_prompt(ROW, limits, leading=1) is ROW
+
+
+@pytest.mark.parametrize("policy", ["drop", "error"])
+def test_responses_over_the_limit_are_told_each_with_its_length(policy: str) -> None:
+    faults = overlong(ROW, data(policy, max_length=8), leading=1)
+    assert {number: (fault.reason, fault.detail) for number, fault in faults.items()} == {
+        1: ("too_long", "9 tokens, over max_length 8")
+    }
+    assert list(overlong(ROW, data(policy, max_length=6), leading=1)) == [0, 1]
+
+
+@pytest.mark.parametrize("policy", ["drop", "error"])
+def test_a_prompt_over_its_limit_is_told(policy: str) -> None:
+    with pytest.raises(BadRow) as problem:
+        fit_prompt(ROW, data(policy, max_length=9, max_prompt_length=4), leading=1)
+    assert (problem.value.reason, problem.value.detail) == ("prompt_too_long", "prompt of 5 tokens, over max_prompt_length 4")
+
+
+def test_the_prompt_is_cut_from_the_left_after_its_beginning_and_for_all_alike() -> None:
+    row = cut(ROW, leading=1, max_length=7)
+    assert lists(row) == [[1, 12, 13, 20, END], [1, 12, 13, 20, 21, 22, END]]
+    assert (row.prefix_length, row.prompt_length) == (4, 3)
+    assert lists(cut(ROW, leading=0, max_length=7))[0] == [11, 12, 13, 20, END]
+    short = cut(ROW, leading=1, max_length=9, max_prompt_length=2)
+    assert lists(short) == [[1, 13, 20, END], [1, 13, 20, 21, 22, END]]
+
+
+def test_a_response_is_never_cut() -> None:
+    assert lists(cut(ROW, leading=1, max_length=5)) == [[1, 20, END], [1, 20, 21, 22, END]]
+    faults = overlong(ROW, data("truncate_prompt_left", max_length=4), leading=1)
+    assert [(number, str(fault)) for number, fault in faults.items()] == [
+        (1, "response_too_long: response of 4 tokens alone is over max_length 4")
+    ]
+
+
+def test_a_limit_below_the_special_tokens_at_the_beginning_leaves_those() -> None:
+    row = cut(ROW, leading=2, max_length=9, max_prompt_length=1)
+    assert lists(row)[0] == [1, 10, 20, END]
+    assert row.prompt_length == 2
+
+
+def test_trap_03_cutting_never_erases_the_difference_the_end_or_the_response() -> None:
+    rng, cut_rows = random.Random(0), 0
+    policy = data("truncate_prompt_left", max_length=10, max_prompt_length=6)
+    for number in range(500):
+        prompt = [1, *(rng.randrange(10, 20) for _ in range(rng.randrange(12)))]
+        responses = [[*(rng.randrange(20, 23) for _ in range(rng.randrange(1, 8))), END] for _ in range(2)]
+        if responses[0] == responses[1]:
+            continue
+        sequences = tuple(np.array(prompt + response, np.int32) for response in responses)
+        row = TokenizedComparison(f"s:{number}", "s", sequences, common_prefix_length(sequences), len(prompt))
+        if max(map(len, sequences)) - row.prompt_length + 1 > 10:
+            assert overlong(row, policy, leading=1)
+            continue
+        assert overlong(row, policy, leading=1) == {}
+        fitting = fit_prompt(row, policy, leading=1)
+        cut_rows += fitting is not row
+        first, second = lists(fitting)
+        assert first != second
+        assert all(sequence[0] == 1 and len(sequence) <= 10 for sequence in (first, second))
+        assert all(cut_to[-len(own) :] == own for cut_to, own in zip((first, second), responses, strict=True))
+        assert fitting.prefix_length == common_prefix_length(fitting.sequences)
+        assert fitting.prompt_length <= 6
+    assert cut_rows > 100, "guard: rows were cut"
+
+
+FREE = Limit(None, "error")
+
+
+def said(role: str, text: str) -> Turns:
+    return ({"role": role, "content": text},)
+
+
+def asked(*responses: str, prompt: str = "What is the capital of France?") -> ScoreRequest:
+    return ScoreRequest("row 1", said("user", prompt), tuple(said("assistant", response) for response in responses), "src", PAIR)
+
+
+@pytest.mark.parametrize("made", [lambda: prepared(byte_bpe(), "simple_chat"), lambda: prepared(llama_like(), "tokenizer")])
+def test_tokens_are_those_of_training(made: Any) -> None:
+    tokenizer = made()
+    row = asked("Paris.", "It is Paris, I think.")
+    (ours,), cut = encode([row], tokenizer, FREE)
+    data = Data(train=[PairSource(path="x")], chat_template="simple_chat", max_length=512)
+    (theirs,) = Encoder(tokenizer, data).encode([Comparison("row 1", "src", row.prompt, row.responses)])
+    assert theirs.row is not None
+    assert [list(s) for s in ours.sequences] == [[int(t) for t in s] for s in theirs.row.sequences]
+    assert (ours.prefix_length, cut) == (theirs.row.prefix_length, [False])
+    assert ours.prefix_length > 3, "guard: the prompt is shared"
+
+
+def lengths(row: TokenizedComparison) -> list[int]:
+    return [len(sequence) for sequence in row.sequences]
+
+
+def test_what_is_too_long_loses_its_beginning_or_is_refused() -> None:
+    tokenizer = prepared(llama_like(), "tokenizer")
+    rows = [asked("Paris.", "It is Paris, I think, but I do not know."), asked("No.", prompt="Why?")]
+    (whole, short), _ = encode(rows, tokenizer, FREE)
+    limit = min(lengths(whole)) + 2
+    (fitting, same), cut = encode(rows, tokenizer, Limit(limit, "cut"))
+    assert cut == [True, False]
+    assert lengths(fitting) == [lengths(whole)[0], limit]
+    assert fitting.sequences[1][0] == tokenizer.bos_token_id, "what stands before a text stays"
+    assert list(fitting.sequences[1][1:]) == list(whole.sequences[1][-(limit - 1) :]), "the end stays"
+    assert same == short
+    for one, other in ((0, 1), (1, 0)):
+        assert list(fitting.sequences[one][: fitting.prefix_length]) == list(fitting.sequences[other][: fitting.prefix_length])
+    with pytest.raises(DataError, match=rf"row 1, response 2: {lengths(whole)[1]} tokens, over the limit of {limit}"):
+        encode(rows, tokenizer, Limit(limit, "error"))
+
+
+def test_a_single_response_and_identical_ones() -> None:
+    tokenizer = prepared(byte_bpe(), "simple_chat")
+    (one, twice), _ = encode([asked("Paris."), asked("Paris.", "Paris.")], tokenizer, FREE)
+    assert one.prefix_length == 0
+    assert twice.prefix_length == len(twice.sequences[0]) - 1
+    assert list(one.sequences[0]) == list(twice.sequences[1])

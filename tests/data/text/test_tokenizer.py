@@ -1,14 +1,21 @@
+"""The tokenizer of a run: loaded, saved, trained; and the canaries of its output."""
+
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from rmtrain.data.comparison import is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
+from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.tokenize import encode_conversations
-from rmtrain.data.text.tokenizer import load_tokenizer, open_tokenizer
+from rmtrain.data.text.tokenizer import PROBES, first_change, load_tokenizer, open_tokenizer, probe, trained_tokenizer
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.schema import Architecture, PretrainedModel, ScratchModel
+from rmtrain.recipe.schema import Architecture, Data, PretrainedModel, ScratchModel
 from tests.helpers import bert_like, byte_bpe, data_of, llama_like, pairs, roberta_like, unigram_like, write_jsonl
 
 TALK = ({"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "It is bread."})
@@ -77,3 +84,89 @@ def test_what_is_no_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"^model: no tokenizer at ") as error:
             open_tokenizer(path)
         assert "\n" not in str(error.value)
+
+
+def section(tmp_path: Path, cache: str, **settings: object) -> Data:
+    file = tmp_path / "rows.jsonl"
+    return data_of(file if file.exists() else write_jsonl(file, pairs(200)), tmp_path / cache, **settings)
+
+
+def test_training_is_deterministic_across_processes_and_kept(tmp_path: Path) -> None:
+    here = trained_tokenizer(section(tmp_path, "a"), 320)
+    (kept,) = (tmp_path / "a").glob("tokenizer-*/tokenizer.json")
+    code = (
+        "from pathlib import Path; from tests.data.text.test_bpe import section; from rmtrain.data.text.tokenizer import trained_tokenizer;"
+        f"trained_tokenizer(section(Path({str(tmp_path)!r}), 'b'), 320)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3], capture_output=True)
+    (other,) = (tmp_path / "b").glob("tokenizer-*/tokenizer.json")
+    assert kept.read_bytes() == other.read_bytes()
+    time = kept.stat().st_mtime_ns
+    again = trained_tokenizer(section(tmp_path, "a"), 320)
+    assert kept.stat().st_mtime_ns == time
+    assert tokenizer_fingerprint(again) == tokenizer_fingerprint(here)
+
+
+def test_the_end_token_is_one_token_and_no_text_loses_a_byte(tmp_path: Path) -> None:
+    tokenizer = trained_tokenizer(section(tmp_path, "a"), 300)
+    text = "Grüße, 世界 \U0001f600\t\x00 It is 7.<|endoftext|>"
+    ids = tokenizer(text)["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == 300
+    assert len(tokenizer("It is ")["input_ids"]) < 5, "guard: merges were learned"
+
+
+def test_held_out_rows_do_not_shape_the_vocabulary(tmp_path: Path) -> None:
+    plain = pairs(60)
+    file = write_jsonl(tmp_path / "plain.jsonl", plain)
+    (rows,) = load_comparisons(data_of(file, tmp_path).train[0])
+    rare = next(number for number, row in enumerate(rows) if is_held_out(prompt_hash(row), 0.3))  # type: ignore[arg-type]
+    plain[rare]["chosen"] = "zyxwvut " * 50
+    data = data_of(write_jsonl(tmp_path / "rare.jsonl", plain), tmp_path / "cache", holdout=0.3)
+    vocabulary = trained_tokenizer(data, 330).get_vocab()
+    assert not any("zyx" in token for token in vocabulary)
+    seen = trained_tokenizer(data_of(tmp_path / "rare.jsonl", tmp_path / "cache"), 330).get_vocab()
+    assert any("zyx" in token for token in seen), "guard: without holdout it does"
+
+
+def test_another_size_template_or_text_is_another_tokenizer(tmp_path: Path) -> None:
+    trained_tokenizer(section(tmp_path, "a"), 300)
+    trained_tokenizer(section(tmp_path, "a"), 310)
+    trained_tokenizer(section(tmp_path, "a", chat_template="zephyr"), 300)
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text().replace("7?", "8?"))
+    trained_tokenizer(section(tmp_path, "a"), 300)
+    assert len(list((tmp_path / "a").glob("tokenizer-*"))) == 4
+
+
+class Patched(PreTrainedTokenizerFast):
+    """A tokenizer that a library update has changed for one text."""
+
+    def __call__(self, texts: Any, **settings: Any) -> Any:
+        encoded = super().__call__(texts, **settings)
+        encoded["input_ids"] = [
+            ids[::-1] if text == "  1e-5\t1e-5" else ids for text, ids in zip(texts, encoded["input_ids"], strict=True)
+        ]
+        return encoded
+
+
+def test_trap_38_one_text_with_other_tokens_is_named() -> None:
+    before = probe(byte_bpe())
+    assert first_change(before, byte_bpe()) is None
+    changed = Patched(tokenizer_object=byte_bpe().backend_tokenizer, eos_token="<|endoftext|>")
+    assert first_change(before, changed) == "  1e-5\t1e-5"
+    assert first_change(before, byte_bpe(vocab_size=300)) is not None
+
+
+def test_the_texts_are_many_and_tell_tokenizers_apart() -> None:
+    assert len(set(PROBES)) == len(PROBES) >= 240
+    found = [probe(made()) for made in (byte_bpe, bert_like, llama_like, unigram_like)]
+    assert len({tuple(hashes) for hashes in found}) == 4
+    assert all(len(set(hashes)) > 40 for hashes in found), "guard: most texts have tokens of their own"
+
+
+def test_calls_before_do_not_matter() -> None:
+    tokenizer = byte_bpe()
+    before = probe(tokenizer)
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)
+    assert first_change(before, tokenizer) is None

@@ -1,3 +1,6 @@
+"""Tokenized data of a recipe: cached, checked, with dropped rows and overlap."""
+
+import gzip
 import json
 import multiprocessing
 import os
@@ -11,9 +14,21 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data import prepare as module
 from rmtrain.data.artifact import export_columns
-from rmtrain.data.comparison import Preference
-from rmtrain.data.prepare import PreparedData, drop_reason_of, prepare, prepare_evaluation
+from rmtrain.data.comparison import Dropped, Preference
+from rmtrain.data.prepare import (
+    Overlap,
+    PreparedData,
+    check_overlap,
+    drop_reason_of,
+    dropped_rows,
+    overlap,
+    prepare,
+    prepare_evaluation,
+    read_again,
+    sources_of,
+)
 from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading
 from rmtrain.data.text.tokenize import Encoder
@@ -21,6 +36,7 @@ from rmtrain.data.text.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, RankedSource, ScratchModel, TokenizedSource
 from tests.data.text.test_probes import Patched
+from tests.edges import prepared_rows, row
 from tests.helpers import bert_like, byte_bpe, data_of, pairs, write_jsonl
 
 
@@ -474,3 +490,121 @@ def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Pat
         assert all(sequence[-1] == tokenizer.eos_token_id for sequence in row.sequences)
         assert tokenizer.decode(row.sequences[0][: row.prompt_length]).endswith("Assistant:")
     assert (made.train.unique_tokens < made.train.total_tokens).all(), "guard: prompts are shared"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return prepared(byte_bpe(), "simple_chat")
+
+
+def both(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, train: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> PreparedData:
+    folder.mkdir(exist_ok=True)
+    source = PairSource(path=str(write_jsonl(folder / "test.jsonl", test)))
+    return prepared_rows(folder, tokenizer, train, eval=[source], allow_overlap=True)[0]
+
+
+def test_trap_12_overlap_is_told_by_row_exact_or_normalised(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train = [row("one?", "a", "b"), row("Two?", "a", "b"), row("two?", "c", "d"), row("three?", "a", "b")]
+    test = [row("new?", "a", "b"), row("two?", "e", "f"), row(" ONE?", "B", "a"), row("three?", "b", "a")]
+    made = both(tmp_path, tokenizer, train, test)
+    assert overlap(made.train, made.eval) == [
+        Overlap(evaluated=1, trained=2, exact=True, responses_too=False),
+        Overlap(evaluated=2, trained=0, exact=False, responses_too=True),
+        Overlap(evaluated=3, trained=3, exact=True, responses_too=True),
+    ]
+    with pytest.raises(DataError) as error:
+        check_overlap(made.overlap, made.eval)
+    assert error.value.exit_code == 3
+    assert str(error.value) == (
+        "3 of 4 evaluation rows have a prompt that is also trained on: test:1, test:2, test:3; remove them, "
+        "or set data.allow_overlap (to the letter 2, but for case and spacing 1)"
+    )
+
+
+def test_what_does_not_overlap_passes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made = both(tmp_path, tokenizer, pairs(5), [row("other?", "a", "b")])
+    check_overlap(made.overlap, made.eval)
+    nothing = prepared_rows(tmp_path / "alone", tokenizer, pairs(5))[0]
+    check_overlap(nothing.overlap, nothing.eval)
+    assert overlap(nothing.eval, nothing.train) == []
+    assert len(overlap(nothing.train, nothing.train)) == 5, "guard: it would be found"
+
+
+def test_many_rows_are_counted_and_the_first_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made = both(tmp_path, tokenizer, pairs(9), pairs(9))
+    with pytest.raises(DataError, match=r"^9 of 9 .*: test:0, test:1, test:2, test:3, test:4 and 4 more; remove them"):
+        check_overlap(made.overlap, made.eval)
+
+
+LINES = [
+    '{"prompt": "p0", "chosen": "a", "rejected": "b"}',
+    '{"prompt": oops}',
+    '{"prompt": "p2", "chosen": "x\\u001b[31m", "rejected": "y"}',
+    '{"prompt": "p3", "chosen": "\xff"}',
+    '{"prompt": "p4", "chosen": "c", "rejected": "d"}',
+]
+
+
+def lost(number: int, source: str = "rows") -> Dropped:
+    return Dropped(f"{source}:{number}", source, "why", "what")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write("\n".join(LINES).encode("latin-1"))
+    (tmp_path / "other.jsonl").write_text("\n".join(LINES[:1] + LINES[4:]))
+    (tmp_path / "test.jsonl").write_text(LINES[4])
+    return Data(
+        train=[
+            PairSource(path=str(tmp_path / "rows.jsonl.gz")),
+            PairSource(path=str(tmp_path / "other.jsonl"), tag="o:1", holdout=0.5),
+        ],
+        eval=[PairSource(path=str(tmp_path / "test.jsonl"))],
+    )
+
+
+def test_rows_come_as_their_sources_have_them_and_broken_lines_as_text(data: Data) -> None:
+    rows = {row.id: content for row, content in read_again(data, "train", [lost(3), lost(1), lost(2), lost(1, "o:1")])}
+    assert rows == {
+        "rows:1": LINES[1],
+        "rows:2": {"prompt": "p2", "chosen": "x\x1b[31m", "rejected": "y"},
+        "rows:3": '{"prompt": "p3", "chosen": "\\xff"}',
+        "o:1:1": {"prompt": "p4", "chosen": "c", "rejected": "d"},
+    }
+    assert list(rows) == ["rows:1", "rows:2", "rows:3", "o:1:1"], "in the order of sources and rows"
+
+
+def test_rows_that_are_held_out_come_from_the_source_that_was_to_train_on(data: Data) -> None:
+    assert [source.title for source in sources_of(data, "train")] == ["rows", "o:1"]
+    assert [source.title for source in sources_of(data, "eval")] == ["test", "o:1"]
+    found = dict(read_again(data, "eval", [lost(0, "o:1"), lost(0, "test")]))
+    assert [content["prompt"] for content in found.values() if isinstance(content, dict)] == ["p4", "p0"]
+
+
+def test_a_source_is_read_no_further_than_needed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counting(source: PairSource):  # type: ignore[no-untyped-def]
+        for number, row in read_rows(source):
+            read.append(number)
+            yield number, row
+
+    read_rows = module.read_rows
+    monkeypatch.setattr(module, "read_rows", counting)
+    assert len(list(read_again(data, "train", [lost(1)]))) == 1
+    assert read == [0, 1]
+    assert list(read_again(data, "train", [])) == []
+    assert read == [0, 1], "guard: nothing is read for nothing"
+
+
+def test_the_list_of_an_artifact_is_read_by_split(tmp_path: Path) -> None:
+    records = [
+        {"split": split, "source": "a", "id": f"a:{number}", "reason": "identical", "detail": "the same"}
+        for number, split in enumerate(["train", "eval", "train"])
+    ]
+    (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [row.id for row in dropped_rows(tmp_path, "train")] == ["a:0", "a:2"]
+    assert list(dropped_rows(tmp_path, "eval")) == [Dropped("a:1", "a", "identical", "the same")]
