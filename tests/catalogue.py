@@ -1,4 +1,4 @@
-"""Rows in the shape of each dataset of docs/DATASETS.md, written for the tests, and what they give."""
+"""Rows in the shape of each dataset of docs/DATASETS.md, written for the tests, and their comparisons."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,7 @@ from rmtrain.data.comparison import Message
 
 
 class Compared(NamedTuple):
-    """A comparison as it is written here: `u: ` and so on before the text of a turn, turns of a response joined by ` / `."""
+    """A comparison in short: `u: ` and so on before the text of a turn, the turns of a response joined by ` / `."""
 
     prompt: str
     responses: list[str]
@@ -14,7 +14,7 @@ class Compared(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows of a dataset, and what each of them gives: a comparison, or the reason it is dropped for."""
+    """Rows of a dataset, and the result of each: a comparison, or the reason why it is dropped."""
 
     rows: list[dict[str, Any]]
     expected: list[Compared | str]

@@ -17,7 +17,7 @@ def tokenized(name: str, *sequences: Sequence[int], preferences: tuple[Preferenc
 
 
 def random_pairs(count: int, prompts: int, responses: int, seed: int = 3) -> list[TokenizedComparison]:
-    """Pairs with margins and the end token 0: prompts of less than so many tokens, and responses of 2 to less than so many."""
+    """Pairs with margins and the end token 0; prompts have less than `prompts` tokens, responses 2 to `responses` - 1."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(count):

@@ -4,7 +4,7 @@
         hub.add("dataset", "owner/pairs", {"train.jsonl": content})
         subprocess.run(command, env={**os.environ, **hub.environment(tmp_path)})
 
-The libraries read their settings when they are imported, so that whoever uses it is a process of its own.
+The libraries read their settings when they are imported, so a client of this Hub is a process of its own.
 """
 
 import base64
@@ -34,7 +34,7 @@ SPECIAL = re.compile(r"refs/(?:convert/\w+|pr/\d+)")
 
 @dataclass
 class Repository:
-    """What is stored under one id: files for each revision, which is a branch, a tag or a ref such as `refs/convert/parquet`."""
+    """The files of one id for each revision: a branch, a tag or a ref such as `refs/convert/parquet`."""
 
     private: bool = False
     revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Repository:
 
 @dataclass
 class Request:
-    """A request that was answered, and how many bytes of content went out."""
+    """A request that was answered, and the number of bytes of content that were sent."""
 
     method: str
     path: str
@@ -73,9 +73,9 @@ class HubServer(ThreadingHTTPServer):
         self.large: dict[str, bytes] = {}
         """Content of large files by sha256, once uploaded."""
         self.refusals: dict[str, int] = {}
-        """How many requests of a kind (`create`, `upload`, `commit`) are still to be refused."""
+        """Number of requests of a kind (`create`, `upload`, `commit`) that will be refused."""
         self.fail_after: int | None = None
-        """Answer 404 to the content of files once so many bytes of them are sent, as when a dataset is removed meanwhile."""
+        """Answer 404 to requests of files after this number of bytes, as when a dataset is removed during a download."""
 
     @property
     def address(self) -> str:
@@ -173,20 +173,20 @@ class Answers(BaseHTTPRequestHandler):
             self._json({})
 
     def _refuses(self, what: str) -> bool:
-        """Whether this request is one of those that are to be refused; then it has been."""
+        """Refuse this request if it is one of `refusals`; return whether it was."""
         if not self.server.refusals.get(what):
             return False
         self.server.refusals[what] -= 1
         self._refuse(403, f"no {what} today")
         return True
 
-    def _batch(self, asked: Mapping[str, Any]) -> None:
-        """Where large files go that are not there yet."""
+    def _batch(self, request: Mapping[str, Any]) -> None:
+        """Answer where to upload those large files that are missing."""
         objects = []
-        for file in asked["objects"]:
+        for file in request["objects"]:
             upload = {"href": f"{self.server.address}/lfs/{file['oid']}", "header": {}}
-            there = file["oid"] in self.server.large
-            objects.append({**file} if there else {**file, "actions": {"upload": upload}})
+            is_stored = file["oid"] in self.server.large
+            objects.append({**file} if is_stored else {**file, "actions": {"upload": upload}})
         self._json({"objects": objects, "transfer": "basic"})
 
     def _whoami(self) -> None:
@@ -272,16 +272,14 @@ class Answers(BaseHTTPRequestHandler):
         else:
             self._json(entries)
 
-    def _create(self, asked: Mapping[str, Any]) -> None:
-        kind = asked.get("type") or "model"
-        repo_id = f"{asked.get('organization') or USER}/{asked['name'].rpartition('/')[2]}"
+    def _create(self, request: Mapping[str, Any]) -> None:
+        kind = request.get("type") or "model"
+        repo_id = f"{request.get('organization') or USER}/{request['name'].rpartition('/')[2]}"
         url = f"{self.server.address}/{'' if kind == 'model' else kind + 's/'}{repo_id}"
         if (kind, repo_id) in self.server.repositories:
-            self._answer(
-                409, json.dumps({"error": "it is there already", "url": url}).encode(), {"Content-Type": "application/json"}
-            )
+            self._answer(409, json.dumps({"error": "it exists", "url": url}).encode(), {"Content-Type": "application/json"})
             return
-        self.server.add(kind, repo_id, {}, private=asked.get("private") is True or asked.get("visibility") == "private")
+        self.server.add(kind, repo_id, {}, private=request.get("private") is True or request.get("visibility") == "private")
         self._json({"url": url, "id": repo_id})
 
     def _commit(self, repo_id: str, repository: Repository, revision: str, body: bytes) -> None:
@@ -318,8 +316,8 @@ class Answers(BaseHTTPRequestHandler):
         self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, message: str, code: str = "", headers: Mapping[str, str] = {}) -> None:
-        said = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
-        self._answer(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json", **said, **headers})
+        reason = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self._answer(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json", **reason, **headers})
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
         self.send_response(status)

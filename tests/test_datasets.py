@@ -63,7 +63,7 @@ def shown(row: Comparison | Dropped) -> Compared | str:
     return Compared(written(row.prompt, True), [written(r, len(r) > 1) for r in row.responses], edges)
 
 
-def test_every_entry_of_the_document_has_its_rows_here() -> None:
+def test_every_documented_entry_has_rows() -> None:
     assert set(ENTRIES) == set(CATALOGUE) | set(REFUSED)
     assert list(ENTRIES)[:5] == list(CATALOGUE)[:5], "the five of the seed page come first"
     assert len(ENTRIES) > 50
@@ -71,7 +71,7 @@ def test_every_entry_of_the_document_has_its_rows_here() -> None:
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_an_entry_gives_the_comparisons_worked_out_by_hand(name: str, tmp_path: Path) -> None:
+def test_entry_gives_the_expected_comparisons(name: str, tmp_path: Path) -> None:
     rows, expected = CATALOGUE[name]
     found = read(local(name, rows, tmp_path))
     assert [shown(row) for row in found] == expected
@@ -83,16 +83,16 @@ def test_an_entry_gives_the_comparisons_worked_out_by_hand(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_set_that_cannot_be_used_gives_the_error_of_the_document(name: str, tmp_path: Path) -> None:
+def test_unusable_dataset_gives_documented_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         read(local(name, REFUSED[name], tmp_path))
     after = DOCUMENT.partition(f"path: {name},")[2].partition("```\n")[2]
-    (told,) = re.findall(r"\A`(.+)`$", after, re.MULTILINE)
-    assert told in str(error.value)
+    (documented,) = re.findall(r"\A`(.+)`$", after, re.MULTILINE)
+    assert documented in str(error.value)
     assert str(error.value).startswith(f"{name.rpartition('/')[2]}: ")
 
 
-def test_half_ties_are_kept_as_preferences_of_half(tmp_path: Path) -> None:
+def test_half_ties_have_probability_half(tmp_path: Path) -> None:
     name = "lmarena-ai/arena-human-preference-100k"
     source = local(name, CATALOGUE[name].rows, tmp_path).model_copy(update={"tie": "half"})
     found = [row for row in read(source) if isinstance(row, Comparison)]
@@ -108,7 +108,7 @@ def real(name: str, file: Path) -> Source:
     return ENTRIES[name].model_copy(update={**ELSEWHERE, "path": str(file), "tag": None})
 
 
-def test_the_real_hh_rows_are_kept_or_dropped_by_reason(shared_data: Path) -> None:
+def test_real_hh_rows(shared_data: Path) -> None:
     source = real("Anthropic/hh-rlhf", shared_data / "hh_harmless.jsonl.gz")
     assert source.model_dump() == PairSource(path=source.path, messages=Messages(transcript="hh")).model_dump()
     counts, kept = outcomes(source)
@@ -123,14 +123,14 @@ def test_the_real_hh_rows_are_kept_or_dropped_by_reason(shared_data: Path) -> No
     assert max(len(row.prompt) for row in kept) > 10, "guard: long dialogues are among them"
 
 
-def test_all_of_the_real_sharegpt_rows_are_kept(shared_data: Path) -> None:
+def test_real_sharegpt_rows_are_all_kept(shared_data: Path) -> None:
     counts, kept = outcomes(real("dpo_sharegpt.json", shared_data / "dpo_en_demo.json"))
     assert not counts
     assert len(kept) == 299
     assert sum(row.prompt[0]["role"] == "system" for row in kept) == 80
 
 
-def test_the_real_pandalm_rows_follow_the_majority(shared_data: Path) -> None:
+def test_real_pandalm_rows_follow_the_majority(shared_data: Path) -> None:
     file = shared_data / "pandalm_test.json"
     source = real("pandalm_test.json", file)
     rows = json.loads(file.read_text(encoding="utf-8"))
@@ -154,13 +154,13 @@ def test_the_real_pandalm_rows_follow_the_majority(shared_data: Path) -> None:
     assert sum(row.preferences[0].probability == 0.5 for row in more) == len(more) - len(kept) > 90
 
 
-def test_the_real_llmbar_rows_name_the_better_output(shared_data: Path) -> None:
+def test_real_llmbar_rows_name_better_output(shared_data: Path) -> None:
     counts, kept = outcomes(real("llmbar_natural.json", shared_data / "llmbar_natural.json"))
     assert not counts
     assert len(kept) == 100
 
 
-def test_each_real_rmbench_row_is_one_comparison_of_nine_preferences(shared_data: Path) -> None:
+def test_real_rmbench_rows_have_nine_preferences(shared_data: Path) -> None:
     counts, kept = outcomes(real("THU-KEG/RM-Bench", shared_data / "rmbench_chat.json"))
     assert not counts
     assert len(kept) == 129

@@ -30,7 +30,7 @@ for kind in ("model", "dataset"):
 """
 
 
-def test_what_is_uploaded_is_downloaded_again_and_private_is_private(tmp_path: Path) -> None:
+def test_upload_download_and_privacy(tmp_path: Path) -> None:
     (tmp_path / "folder/inside").mkdir(parents=True)
     (tmp_path / "folder/config.json").write_text("{}")
     (tmp_path / "folder/inside/weights.txt").write_text("1 2 3")

@@ -19,7 +19,7 @@ def block(language: str) -> str:
     return found[1]
 
 
-def test_the_source_and_the_function_of_the_guide_work(tmp_path: Path) -> None:
+def test_guide_source_and_function_work(tmp_path: Path) -> None:
     rows = [
         {
             "post": f"Question {number}?",
@@ -49,7 +49,7 @@ def test_the_source_and_the_function_of_the_guide_work(tmp_path: Path) -> None:
     assert {rows[int(post)]["status"] for post in posts} == {"won"}
 
 
-def test_the_reasons_of_the_guide_are_those_that_are_asked_for() -> None:
+def test_guide_lists_intentional_drops() -> None:
     named = set(re.findall(r"\| `(\w+)` \|\n", GUIDE))
     assert named <= INTENTIONAL_DROPS
     assert len(named) == 5

@@ -124,7 +124,7 @@ def place_of(row_id: str) -> tuple[int, ...]:
 def common_prefix_length(sequences: Sequence[Tokens]) -> int:
     """Return the length of the longest common prefix in tokens, at most the shortest length minus one: each keeps a token of its own."""
     length = max(min(map(len, sequences)) - 1, 0)
-    first = np.asarray(sequences[0][:length])
+    first = np.asarray(sequences[0][:length])  # numpy, since sequences have thousands of tokens
     for sequence in sequences[1:]:
         differs = first[:length] != np.asarray(sequence[:length])
         if differs.any():
@@ -154,12 +154,14 @@ def response_hashes(row: Comparison | TokenizedComparison) -> list[int]:
 
 def is_held_out(hash_of_prompt: int, share: float | None) -> bool:
     """Return whether a prompt belongs to the held-out share; the same prompt gives the same answer in any order and any source."""
+    # by hash and not by a random number: a prompt that appears again, in any source, must not be on both sides
     return share is not None and hash_of_prompt < share * HASH_RANGE
 
 
 def _hash_messages(messages: Sequence[Message]) -> int:
     parts = []
     for message in messages:
+        # trivial edits of a prompt must not hide that it is trained on
         parts += [message["role"], " ".join(unicodedata.normalize("NFKC", message["content"]).casefold().split())]
         if len(message) > 2:
             more = {key: value for key, value in message.items() if key not in ("role", "content")}

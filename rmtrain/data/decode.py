@@ -23,7 +23,7 @@ def decoded(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, special_tokens: 
             tokenizer is configured to do so.
     """
     ids = np.asarray(tokens, np.int64).tolist()
-    clean_up = False if special_tokens else None
+    clean_up = False if special_tokens else None  # clean-up would move the characters that a `Match` points to
     return str(tokenizer.decode(ids, skip_special_tokens=not special_tokens, clean_up_tokenization_spaces=clean_up))
 
 

@@ -233,8 +233,8 @@ def test_every_source_that_is_refused_is_named(tmp_path: Path, tokenizer: PreTra
     with pytest.raises(DataError) as error:
         prepare(data, tokenizer)
     assert [problem.split(" (")[0] for problem in error.value.problems] == [
-        "empty: it has no rows",
-        "long: all of its 1 rows are dropped: too_long 1",
+        "empty: the source has no rows",
+        "long: all 1 rows were dropped: too_long 1",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Whatever rows hold, and whatever the recipe says of them: a source is refused in plain words, or each row is counted once."""
+"""Any rows under any settings: a source is refused in one line, or each of its rows is counted once."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ cells: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
-    """A row that is nearly right: of its cells some are junk, and some are not there."""
+    """A row that is nearly right: some of its cells are junk, and some are missing."""
     row = {}
     for column, cell in cells.items():
         fate = draw(st.integers(0, 39))
@@ -65,7 +65,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def json_cells(row: dict[str, Any]) -> dict[str, Any]:
-    """The same row with cells of text as JSON has it."""
+    """The same row with text, lists and objects as JSON text."""
     return {column: json.dumps(cell) if isinstance(cell, list | dict | str) else cell for column, cell in row.items()}
 
 
@@ -149,7 +149,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> RowEncoder:
 
 
 class Seen:
-    """What a run of examples met with, so that it is known not to be vacuous."""
+    """Counts of a run of examples, to guard against a vacuous test."""
 
     def __init__(self) -> None:
         self.kept = self.gathered = self.dropped = self.refused = 0
@@ -174,7 +174,7 @@ def check_edges(row: Comparison) -> None:
 
 
 def check(source: Source, count: int, encoder: RowEncoder, seen: Seen) -> None:
-    """Read a source in both ways, and count what becomes of its rows."""
+    """Read a source in both ways, and count the results of its rows."""
     message = ""
     expected = [f"r:{number}" for number in range(count)]
     try:
@@ -186,7 +186,7 @@ def check(source: Source, count: int, encoder: RowEncoder, seen: Seen) -> None:
                 check_edges(row)
         whole: list[str] = []
         for batch in read_batches(source):
-            for part in encoder(RowTask(batch, source.title, "train", None)).values():
+            for part in encoder(RowTask(batch, source, "train")).values():
                 kept = [] if part.stored is None else part.stored.column("id").to_pylist()
                 gathered = [row_id for row_id, _ in part.gathered]
                 whole += [*kept, *gathered, *(row.id for row in part.dropped)]
@@ -200,7 +200,8 @@ def check(source: Source, count: int, encoder: RowEncoder, seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_row_gives_a_traceback_and_none_is_lost_uncounted(kind: str, tmp_path: Path, encoder: RowEncoder) -> None:
+def test_any_rows_are_counted_or_refused(kind: str, tmp_path: Path, encoder: RowEncoder) -> None:
+    """Any rows under any settings give no traceback: the source is refused in one line, or each row is counted once."""
     seen = Seen()
     good = {"prompt": "p", "a": "yes", "b": "no", "label": 1, "x": 1, "y": 0, "group": 1, "margin": 1, "system": ""}
     good["list"] = [{"text": "yes", "s": 2, "t": 1}, {"text": "no", "s": 1, "t": 1}]

@@ -13,7 +13,7 @@ def waterfall(kept: int, **dropped: int) -> Waterfall:
     return counts
 
 
-def test_every_row_read_is_kept_or_dropped() -> None:
+def test_rows_are_kept_or_dropped() -> None:
     counts = waterfall(20, too_long=7, identical=1)
     hh = counts.of("hh")
     assert (hh.read, hh.kept, hh.dropped) == (28, 20, {"too_long": 7, "identical": 1})
@@ -21,43 +21,52 @@ def test_every_row_read_is_kept_or_dropped() -> None:
     assert counts.kept == 20
 
 
-def test_rows_gathered_into_others_are_read_and_not_lost() -> None:
+def test_gathered_rows_are_not_lost() -> None:
     counts = waterfall(10, too_long=1)
     counts.of("hh").add(kept=0, gathered=9)
     assert (counts.of("hh").read, counts.of("hh").kept, counts.of("hh").gathered) == (20, 10, 9)
     assert counts.problems(0.05) == []
-    assert counts.problems(0.04)[0].startswith("hh: 1 of 20 rows dropped (5.0 %), allowed 4 %")
+    (problem,) = counts.problems(0.04)
+    assert problem.startswith("hh: 1 of 20 ")
+    assert all(part in problem for part in ("5.0 %", "allowed 4 %"))
 
 
-def test_it_survives_json() -> None:
+def test_waterfall_survives_json() -> None:
     counts = waterfall(20, too_long=7)
     again = Waterfall.from_json(json.loads(json.dumps(counts.to_json())))
     assert again.to_json() == counts.to_json()
     assert counts.to_json()["hh"]["dropped"] == {"too_long": 7}
 
 
-def test_trap_18_losing_more_than_allowed_is_told_by_source_and_reason() -> None:
+def test_trap_18_excess_loss_names_source_and_reasons() -> None:
+    """Losing more than the allowed share is an error with source, numbers and reasons, the most frequent first."""
     counts = waterfall(1680, empty_response=10, too_long=110)
     assert counts.problems(0.07) == []
-    assert counts.problems(0.05) == [
-        "hh: 120 of 1800 rows dropped (6.7 %), allowed 5 %: too_long 110 (hh:0: why), empty_response 10 (hh:0: why); "
-        "raise data.max_drop_fraction, or repair the rows"
-    ]
+    (problem,) = counts.problems(0.05)
+    assert problem.startswith("hh: 120 of 1800 ")
+    assert all(part in problem for part in ("6.7 %", "allowed 5 %", "data.max_drop_fraction"))
+    assert "too_long 110 (hh:0: why), empty_response 10 (hh:0: why)" in problem
 
 
-def test_what_was_asked_for_is_neither_a_loss_nor_part_of_the_whole() -> None:
+def test_intentional_drops_do_not_count() -> None:
+    """Rows that the recipe leaves out are neither lost nor part of the total."""
     counts = waterfall(90, filtered=700, not_drawn=100, capped=50, duplicate=30, tie=10, prepared_away=10, too_long=10)
     assert counts.of("hh").asked_for == 900
     assert counts.problems(0.1) == []
-    assert counts.problems(0.09) == [
-        "hh: 10 of 100 rows dropped (10.0 %), beside the 900 that the recipe leaves out, allowed 9 %: too_long 10 (hh:0: why); "
-        "raise data.max_drop_fraction, or repair the rows"
-    ]
-    assert waterfall(0, filtered=3).problems(1.0) == ["hh: all of its 3 rows are dropped: filtered 3 (hh:0: why)"]
+    (problem,) = counts.problems(0.09)
+    assert problem.startswith("hh: 10 of 100 ")
+    assert all(part in problem for part in ("10.0 %", "900", "allowed 9 %", "too_long 10 (hh:0: why)"))
+    assert "filtered" not in problem
+    (problem,) = waterfall(0, filtered=3).problems(1.0)
+    assert problem.endswith("filtered 3 (hh:0: why)")
 
 
-def test_a_source_of_which_nothing_is_left_is_refused_whatever_is_allowed() -> None:
-    assert waterfall(0, too_long=3).problems(1.0) == ["hh: all of its 3 rows are dropped: too_long 3 (hh:0: why)"]
+def test_source_without_rows_is_refused() -> None:
+    """A source without rows, or without a kept row, is refused even if all rows may be lost."""
+    (problem,) = waterfall(0, too_long=3).problems(1.0)
+    assert problem.startswith("hh: ")
+    assert problem.endswith("too_long 3 (hh:0: why)")
     counts = Waterfall()
     counts.of("empty")
-    assert counts.problems(1.0) == ["empty: it has no rows"]
+    (problem,) = counts.problems(1.0)
+    assert problem.startswith("empty: ")

@@ -30,7 +30,7 @@ class Repeat:
 
     @property
     def is_contradictory(self) -> bool:
-        """Whether the edges disagree."""
+        """True when the edges disagree."""
         return len(set(self.ways)) > 1
 
 
@@ -40,7 +40,7 @@ def find_repeats(edges: PreferenceEdges) -> list[Repeat]:
     Time and memory are those of a sort of 64-bit values, one for each edge.
     """
     first, second = np.minimum(edges.winner_nodes, edges.loser_nodes), np.maximum(edges.winner_nodes, edges.loser_nodes)
-    keys = mix(first, second)
+    keys = mix(first, second)  # sorted: a dictionary of ten million pairs takes gigabytes
     order = np.argsort(keys, kind="stable")
     begins = np.concatenate([[0], np.flatnonzero(np.diff(keys[order])) + 1])
     sizes = np.diff([*begins, len(order)])
@@ -84,6 +84,7 @@ def find_cycles(edges: PreferenceEdges, without: Sequence[int] = ()) -> list[Cyc
     numbers = np.flatnonzero(counted)
     nodes = np.unique(np.concatenate([edges.winner_nodes[numbers], edges.loser_nodes[numbers]]), return_inverse=True)[1]
     graph = nx.DiGraph()
+    # of several edges between two responses the first is kept: findings then do not depend on the others
     for number, winner, loser in _trim(np.stack([numbers, *nodes.reshape(2, -1)], axis=1)).tolist():
         if not graph.has_edge(winner, loser):
             graph.add_edge(winner, loser, number=number)

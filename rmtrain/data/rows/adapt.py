@@ -82,6 +82,7 @@ def check_rows(rows: Sequence[Adapted], source: Source) -> None:
         DataError: naming the first rows with margins that are not finite numbers of at least 0, or with ties under `tie: error`.
     """
     margins = [row for row in rows if isinstance(row, Dropped) and row.reason == "bad_margin"]
+    # a margin is the user's own number: to drop or to clip it would train on something else than asked for
     if margins:
         raise DataError(f"margins must be finite numbers of at least 0: {_named(margins)}")
     ties = [row for row in rows if isinstance(row, Dropped) and row.reason == TIE]
@@ -96,6 +97,7 @@ def _named(rows: Sequence[Dropped]) -> str:
 
 def _check_first(rows: Sequence[Adapted], source: Source) -> None:
     """Refuse a source whose first rows are all dropped for one reason, rather than after reading all of it."""
+    # a wrong column name or format drops all rows in the same way; faults of the data do not
     dropped = [row for row in rows if isinstance(row, Dropped)]
     reasons = Counter(row.reason for row in dropped)
     if len(dropped) < len(rows) or len(reasons) != 1 or INTENTIONAL_DROPS & reasons.keys():

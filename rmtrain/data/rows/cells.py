@@ -9,8 +9,9 @@ from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.sources import NUMBER
 
-INDEX_DIGITS = 9
-_MISSING = object()
+INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
+MISSING = object()
+"""Default of `find_cell` that no cell is equal to."""
 
 
 def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -22,18 +23,12 @@ def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from cells(inner, f"{path}.{name}" if path else str(name))
 
 
-def lookup(row: Any, path: str) -> Any:
-    """Return the cell at a dotted path such as `answers.0.text`; names that contain dots are found as well.
-
-    Raises:
-        KeyError: there is no such cell.
-    """
+def find_cell(row: Any, path: str, default: Any = None) -> Any:
+    """Return the cell at a dotted path such as `answers.0.text`, or `default` where it is missing; names may contain dots themselves."""
     if isinstance(row, dict) and path in row:
         return row[path]
     cell = _descend(row, path.split("."))
-    if cell is _MISSING:
-        raise KeyError(path)
-    return cell
+    return default if cell is MISSING else cell
 
 
 def _descend(cell: Any, parts: Sequence[str]) -> Any:
@@ -42,32 +37,24 @@ def _descend(cell: Any, parts: Sequence[str]) -> Any:
     if isinstance(cell, dict):
         for size in range(len(parts), 0, -1):
             name = ".".join(parts[:size])
-            if name in cell and (inner := _descend(cell[name], parts[size:])) is not _MISSING:
+            if name in cell and (inner := _descend(cell[name], parts[size:])) is not MISSING:
                 return inner
     elif isinstance(cell, list) and parts[0].isdecimal() and len(parts[0]) <= INDEX_DIGITS and int(parts[0]) < len(cell):
         return _descend(cell[int(parts[0])], parts[1:])
-    return _MISSING
-
-
-def find_cell(row: Any, path: str, default: Any = None) -> Any:
-    """Return the cell at a path, or `default` where it is missing."""
-    try:
-        return lookup(row, path)
-    except KeyError:
-        return default
+    return MISSING
 
 
 def has_cell(row: Any, path: str) -> bool:
     """Return whether there is a cell at a path, null or not."""
-    return find_cell(row, path, _MISSING) is not _MISSING
+    return find_cell(row, path, MISSING) is not MISSING
 
 
 def require_cell(row: Row, column: str) -> Any:
     """Return the cell of a column; raises BadRow where it is missing."""
-    try:
-        return lookup(row, column)
-    except KeyError:
-        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}') from None
+    cell = find_cell(row, column, MISSING)
+    if cell is MISSING:
+        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}')
+    return cell
 
 
 def is_blank(cell: Any) -> bool:

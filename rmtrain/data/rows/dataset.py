@@ -1,4 +1,7 @@
-"""A source of the recipe as a stream of raw rows, from local files or from the Hub, and the fingerprints that make up a cache key."""
+"""A source of the recipe as a stream of raw rows, from local files or from the Hub, and the fingerprints that make up a cache key.
+
+The `datasets` library takes a second to import, in each worker process. It is only imported where a source needs it: files do without.
+"""
 
 import hashlib
 import json
@@ -8,18 +11,18 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import DatasetBuilder, load_dataset_builder, load_from_disk
-from datasets.exceptions import DatasetsError
-from datasets.packaged_modules.cache.cache import Cache
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.rows.prepare_hook import hook_of
-from rmtrain.data.rows.readers import RawRow, ReadMeter, Row, read_dataset, read_file
+from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Source
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetBuilder, IterableDataset
 
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
@@ -62,7 +65,7 @@ def is_on_hub(source: Source) -> bool:
 def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
     """Read a source on the Hub. With `streaming` no more is downloaded than is read; offline, cached rows are read instead."""
     builder = _hub_builder(source)
-    if source.streaming and not isinstance(builder, Cache):
+    if source.streaming and not _is_cached(builder):
         return _streamed_rows(source, builder)
     with _hub_errors(source):
         builder.download_and_prepare()
@@ -70,7 +73,7 @@ def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
     return read_dataset(dataset, meter, dataset.num_rows)
 
 
-def _streamed_rows(source: Source, builder: DatasetBuilder) -> Iterator[Row]:
+def _streamed_rows(source: Source, builder: "DatasetBuilder") -> Iterator[Row]:
     if source.limit is None:
         raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
     with _hub_errors(source):
@@ -78,8 +81,10 @@ def _streamed_rows(source: Source, builder: DatasetBuilder) -> Iterator[Row]:
         yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit))
 
 
-def _hub_builder(source: Source) -> DatasetBuilder:
+def _hub_builder(source: Source) -> "DatasetBuilder":
     """Return the builder of a source on the Hub; its `hash` is the commit of the revision."""
+    from datasets import load_dataset_builder
+
     with _hub_errors(source):
         builder = load_dataset_builder(
             source.path,
@@ -88,7 +93,7 @@ def _hub_builder(source: Source) -> DatasetBuilder:
             data_dir=source.data_dir,
             data_files=_patterns(source) or None,
         )
-    if isinstance(builder, Cache) and source.revision not in (None, builder.hash):  # offline, `datasets` takes any cached version
+    if _is_cached(builder) and source.revision not in (None, builder.hash):  # offline, `datasets` takes any cached version
         raise DataError(
             f"{source.title}: cannot check offline whether the cached {source.path} is revision {source.revision}; "
             f"remove `revision`, or set it to the cached one: {builder.hash}"
@@ -96,9 +101,18 @@ def _hub_builder(source: Source) -> DatasetBuilder:
     return builder
 
 
+def _is_cached(builder: "DatasetBuilder") -> bool:
+    """Return whether a builder reads what is cached, because the Hub cannot be reached or HF_HUB_OFFLINE is set."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    return isinstance(builder, Cache)
+
+
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
     """Raise errors of the `datasets` library as errors of ours, in one line."""
+    from datasets.exceptions import DatasetsError
+
     try:
         yield
     except (OSError, ValueError, DatasetsError) as error:
@@ -111,6 +125,15 @@ def _hub_errors(source: Source) -> Iterator[None]:
         raise DataError(
             f"{source.title}: {source.path} is not a local file, and loading it from the Hub failed: {message}"
         ) from error
+
+
+def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
+    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
+    # cells of different shapes, which `datasets` stores as text and decodes only row by row
+    if "Json(" in repr(dataset.features):
+        return flatten(([row] for row in dataset), count, meter)
+    tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
+    return flatten((table.to_pylist() for table in tables), count, meter)
 
 
 def _only_split(source: Source, splits: Sequence[str]) -> str:
@@ -127,6 +150,8 @@ def _no_such_split(source: Source, splits: Sequence[str]) -> DataError:
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     folder = _saved_dataset(source)
     if folder is not None:
+        from datasets import load_from_disk
+
         dataset = load_from_disk(str(folder))
         return read_dataset(dataset, meter, dataset.num_rows)
     return _file_rows(data_files(source), frozenset(source.number_columns), meter)

@@ -18,12 +18,12 @@ from rmtrain.data.comparison import (
     common_prefix_length,
     dropped,
 )
-from rmtrain.data.rows.cells import find_cell, require_cell, to_number
+from rmtrain.data.rows.cells import MISSING, find_cell, require_cell, to_number
 from rmtrain.data.rows.conversation import ResponseCell, read_prompt, read_response
 from rmtrain.data.rows.labels import DIGITS, judge, margin_of, preferences
 from rmtrain.data.rows.messages import decode_cell, kind_of
 from rmtrain.data.rows.readers import Row
-from rmtrain.data.rows.responses import Parts, assemble, response_key
+from rmtrain.data.rows.responses import Parts, assemble, in_groups, response_key
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
 TIE = "tie"
@@ -31,7 +31,6 @@ TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
     ("chosen_ids", "rejected_ids", None, None),
 )
-_MISSING = object()
 
 
 def adapt(row: Row, row_id: str, source: Source) -> Adapted:
@@ -134,6 +133,7 @@ def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
             usable.append(ScoredConversation(prompt.conversation(cell), score))
         except BadRow as problem:
             problems.append(problem)
+    # equal responses may have different scores; the first one counts
     different: dict[tuple[tuple[str, str], ...], ScoredConversation] = {}
     for response in usable:
         different.setdefault(response_key(response.turns), response)
@@ -153,8 +153,8 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
     if source.response is None:
         return ResponseCell(name, item)
     where = source.response if source.responses is None else f"{name}.{source.response}"
-    cell = find_cell(item, source.response, _MISSING)
-    if cell is _MISSING:
+    cell = find_cell(item, source.response, MISSING)
+    if cell is MISSING:
         raise BadRow("missing_column", f"{where} is missing")
     return ResponseCell(where, cell)
 
@@ -170,8 +170,8 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
     """
     total = 0.0
     for path, weight in ({source.score: 1.0} if isinstance(source.score, str) else source.score).items():
-        cell = find_cell(item, path, _MISSING)
-        if cell is _MISSING:
+        cell = find_cell(item, path, MISSING)
+        if cell is MISSING:
             column, (number, count) = decode_cell(find_cell(row, path), path, source.messages), place
             cell = column[number] if isinstance(column, list) and len(column) == count > 0 else None
         score = to_number(cell)
@@ -189,6 +189,7 @@ def _best_first(responses: Sequence[ScoredConversation], edges: Sequence[Prefere
     """Return the parts of a comparison of the responses that have a preference, the best first."""
     used = {number for edge in edges for number in (edge.winner, edge.loser)}
     sign = 1.0 if source.lower_is_better else -1.0
+    # response 0 is the best one, as in a pair
     order = sorted(used, key=lambda number: (sign * responses[number].score, number))
     place = {number: rank for rank, number in enumerate(order)}
     moved = [replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges]
@@ -225,7 +226,7 @@ def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     cell = _response_in(row, source.response or "", source)
     score = _score(row, row, source, cell.name, (0, 0))
     *before, reply = prompt.conversation(cell)
-    key = json.dumps(group, sort_keys=True, default=str)
+    key = json.dumps(group, sort_keys=True, default=str)  # cells may be lists or objects, which cannot be keys
     return Candidate(
         row_id, source.title, tuple(before), ((reply,),), (), group=key, score=score, named_prompt=prompt.turns or ()
     )
@@ -240,21 +241,9 @@ def grouped(rows: Iterable[Adapted], source: RankedSource) -> Iterator[Adapted]:
         rows: candidates, and anything else, which is passed through. All are held in memory.
         source: its policy and so on.
     """
-    groups: dict[str, list[Candidate]] = {}
-    in_order: list[list[Candidate] | Adapted] = []
-    for row in rows:
-        if isinstance(row, Candidate) and row.group in groups:
-            groups[row.group].append(row)
-        elif isinstance(row, Candidate):
-            groups[row.group] = [row]
-            in_order.append(groups[row.group])
-        else:
-            in_order.append(row)
-    for item in in_order:
-        if isinstance(item, list):
-            yield from _compare(item, source)
-        else:
-            yield item
+    for group in in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
+        candidates = [row for row in group if isinstance(row, Candidate)]
+        yield from _compare(candidates, source) if candidates else group
 
 
 def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Comparison | Dropped]:

@@ -67,7 +67,7 @@ def _majority(row: Row, label: ValueLabel) -> Outcome:
     if not votes:
         raise _no_label(*label.columns)
     outcome, count = votes.most_common(1)[0]
-    return outcome if 2 * count > votes.total() else "tie"
+    return outcome if 2 * count > votes.total() else "tie"  # two of four votes decide nothing
 
 
 def _one_hot(row: Row, label: OneHotLabel) -> Outcome:

@@ -62,6 +62,7 @@ def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[R
     Raises:
         DataError: a source that cannot be read, or, where rows are grouped, see `select`.
     """
+    # the rows of a group may be anywhere in the source, so that one process has to see all of them
     by_prompt = isinstance(source, TextSource) and source.group_by_prompt
     if by_prompt or _is_grouped(source):
         rows = chain.from_iterable(load_comparisons(source, progress))
@@ -96,6 +97,7 @@ def _raw_batches(source: Source) -> Iterator[RawBatch]:
     meter, read = ReadMeter(), 0
     for rows in _batched(read_rows(source, meter)):
         is_first, read = not read, read + len(rows)
+        # a limit may end a large file early, and the file may end before its limit
         share = max(meter.share or 0.0, read / source.limit) if source.limit else meter.share
         yield RawBatch(source, rows, is_first, share)
 

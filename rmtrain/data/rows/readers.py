@@ -1,4 +1,4 @@
-"""Readers of each kind of file: JSON lines, JSON arrays, CSV, Parquet and datasets of the `datasets` library, each as a stream of rows."""
+"""Readers of each kind of file: JSON lines, JSON arrays, CSV and Parquet, each as a stream of rows."""
 
 import csv
 import gzip
@@ -17,7 +17,6 @@ from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
 
 from rmtrain.errors import DataError
 
@@ -114,7 +113,7 @@ def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
         number += 1
         where = f"{path.name}:{number}"
         if len(line) > MAX_LINE_BYTES:
-            while line and not line.endswith(b"\n"):
+            while line and not line.endswith(b"\n"):  # skip it in blocks, without holding all of it
                 line = stream.readline(MAX_LINE_BYTES)
             yield Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
         elif content := (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip():
@@ -225,7 +224,7 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
         except ValueError:
             return cell
 
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, strict=True)
         try:
@@ -245,22 +244,13 @@ def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
     """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
     try:
         with pq.ParquetFile(path) as file:
-            yield from _flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+            yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
     except pa.ArrowException as error:
         raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
 
 
-def read_dataset(dataset: Dataset | IterableDataset, meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
-    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
-    if "Json(" in repr(
-        dataset.features
-    ):  # cells of different shapes, which `datasets` stores as text and decodes only row by row
-        return _flatten(([row] for row in dataset), count, meter)
-    tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-    return _flatten((table.to_pylist() for table in tables), count, meter)
-
-
-def _flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
+def flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
+    """Yield the rows of pages that Arrow made, without the keys that it added; `count` is the number of all rows, for `meter`."""
     done = 0
     if meter is not None and count is not None:
         meter.position = lambda: done / count if count else 1.0

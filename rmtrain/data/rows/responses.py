@@ -1,12 +1,13 @@
 """The responses of a comparison: equal ones merged, unusable ones left out together with their preferences."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from rmtrain.data.comparison import (
+    Adapted,
     BadRow,
     Dropped,
     Preference,
@@ -52,6 +53,18 @@ def assemble(conversations: Sequence[Turns], edges: Sequence[Preference], source
     if not kept:
         raise BadRow("identical", "the responses are the same")
     return Parts(prompt, tuple(responses[number] for number in used), kept)
+
+
+def in_groups(rows: Iterable[Adapted], key_of: Callable[[Adapted], Hashable]) -> Iterable[list[Adapted]]:
+    """Return rows with equal keys together, in the place of the first of them; a row whose key is None is alone.
+
+    All rows are held in memory: the last may belong to the first.
+    """
+    groups: dict[Hashable, list[Adapted]] = {}
+    for row in rows:
+        key = key_of(row)
+        groups.setdefault(object() if key is None else key, []).append(row)
+    return groups.values()
 
 
 def response_key(response: Turns) -> tuple[tuple[str, str], ...]:

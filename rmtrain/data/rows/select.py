@@ -25,7 +25,7 @@ from rmtrain.data.rows.conversation import text_of
 from rmtrain.data.rows.formats import Candidate
 from rmtrain.data.rows.prepare_hook import Number, through_hook
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
-from rmtrain.data.rows.responses import merged
+from rmtrain.data.rows.responses import in_groups, merged
 from rmtrain.recipe.schema import Source
 from rmtrain.recipe.sources import Condition, Criterion
 
@@ -84,7 +84,7 @@ def select(batch: RawBatch) -> Selection:
             lost.append(dropped(row_id, title, problem))
         else:
             kept.append((number, row))
-    adapted = adapt_batch(replace(batch, rows=kept)) if kept else []
+    adapted = adapt_batch(replace(batch, rows=kept)) if kept else []  # what is filtered may be of any shape
     return Selection([*lost, *drawn(adapted, source)], groups)
 
 
@@ -155,6 +155,7 @@ def drawn(rows: Sequence[Adapted], source: Source) -> list[Adapted]:
 
 def is_drawn(hash_of_prompt: int, fraction: float | None) -> bool:
     """Return whether a prompt belongs to the share that is used; this is independent of whether it is held out."""
+    # hashed again: with the same hash, a fraction of 0.1 would be the prompts that holdout: 0.1 takes
     return fraction is None or _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
 
 
@@ -172,7 +173,7 @@ class Marks:
 class Limits:
     """Drops comparisons with the content of an earlier one, then those whose value of the `cap` column has its full number of rows.
 
-    The held-out split is counted on its own. A key takes about 100 bytes of memory: 1 GB for ten million rows.
+    A key takes about 100 bytes of memory: 1 GB for ten million rows.
 
     Args:
         source: the source whose `dedup` and `cap` apply.
@@ -191,6 +192,7 @@ class Limits:
             ids: their row ids.
             marks: the keys of each.
         """
+        # by split, so that a held-out row does not take the place of one that is trained on
         source, contents, groups = self.source, self._contents[split], self._groups[split]
         refused: list[Dropped] = []
         for row_id, content, group in zip(ids, marks.contents, marks.groups, strict=True):
@@ -234,17 +236,9 @@ def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
     Args:
         rows: comparisons, and anything else, which is passed through. All are held in memory: the last row may belong to the first.
     """
-    groups: dict[Any, list[Comparison]] = {}
-    in_order: list[list[Comparison] | Adapted] = []
-    for row in rows:
-        if not isinstance(row, Comparison) or not row.prompt:
-            in_order.append(row)
-        elif (key := _exact_key(row.prompt)) in groups:
-            groups[key].append(row)
-        else:
-            groups[key] = [row]
-            in_order.append(groups[key])
-    return (_one_of(item) if isinstance(item, list) else item for item in in_order)
+    for group in in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
+        comparisons = [row for row in group if isinstance(row, Comparison)]
+        yield _one_of(comparisons) if comparisons else group[0]
 
 
 def _one_of(rows: Sequence[Comparison]) -> Comparison:

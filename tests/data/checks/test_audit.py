@@ -1,5 +1,6 @@
 """A file with one of each fault gives each fault once, with its row; a clean file gives none."""
 
+import errno
 import json
 import stat
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import audit as module
-from rmtrain.data.checks.audit import KINDS, audit
+from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, audit, read_findings, summarize_findings, write_findings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
@@ -96,9 +97,8 @@ def expected() -> dict[str, list[str]]:
     return ids | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
 
 
-def test_trap_20_each_planted_fault_is_reported_once_with_its_row_and_nothing_else(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Each planted fault is found once, with its rows, and nothing else is found."""
     made, data = planted(tmp_path, tokenizer)
     report = audit(made, data, tokenizer)
     listed = lines(Path(report["list"]))
@@ -110,14 +110,14 @@ def test_trap_20_each_planted_fault_is_reported_once_with_its_row_and_nothing_el
     assert len({fault["reason"] for fault in dropped}) >= 10, "guard: reasons to drop were planted"
     assert "Seine" not in json.dumps(listed), "no text of rows is kept"
     details = {fault["kind"]: fault["detail"] for fault in listed}
-    assert details["overlap"] == "the prompt of training row rows:3, but for case and spacing"
-    assert details["benchmark"] == "prompt of bench.jsonl:1"
+    assert "rows:3" in details["overlap"]
+    assert "bench.jsonl:1" in details["benchmark"]
     first, second = expected()["contradictory"]
-    assert details["contradictory"] == f"1 one way: {first}; 1 the other way: {second}"
-    assert details["cycle"] == "3 responses that win over one another in a circle"
+    assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
+    assert details["cycle"].startswith("3 responses ")
 
 
-def test_the_summary_counts_what_the_list_has(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = planted(tmp_path, tokenizer)
     train, evaluation = (audit(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
     assert (train["comparisons"], evaluation["comparisons"]) == (len(made.train), 2)
@@ -129,7 +129,7 @@ def test_the_summary_counts_what_the_list_has(tmp_path: Path, tokenizer: PreTrai
     assert train["baselines"]["longer"]["wins"] > 0
 
 
-def test_a_clean_file_has_no_finding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_clean_file_has_no_finding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = prepared_rows(tmp_path, tokenizer, pairs(60), holdout=0.2)
     report = audit(made, data, tokenizer)
     assert [split["found"] for split in report["splits"].values()] == [{}, {}]
@@ -137,7 +137,7 @@ def test_a_clean_file_has_no_finding(tmp_path: Path, tokenizer: PreTrainedTokeni
     assert len(made.eval) > 0, "guard: both splits were looked at"
 
 
-def test_faults_across_sources_and_within_a_gathered_comparison(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_faults_across_sources_and_within_gathered(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     one, other, third = "Ice in flakes.", "Salt from the sky.", "Sugar, I think?"
     rows = [
         row("Snow?", one, other),
@@ -160,7 +160,7 @@ def test_faults_across_sources_and_within_a_gathered_comparison(tmp_path: Path, 
     }
 
 
-def test_a_ranking_that_is_there_twice_or_turned_round_is_one_fault(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_repeated_or_reversed_ranking_is_one_finding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     words = ["Ice in flakes.", "Salt from the sky.", "Sugar, I think?", "No idea."]
     ranked = [row("Snow?", words[best], words[worse]) for best in range(4) for worse in range(best + 1, 4)]
     turned = [{**one, "chosen": one["rejected"], "rejected": one["chosen"]} for one in ranked]
@@ -187,39 +187,40 @@ def test_dedup_leaves_no_duplicate(tmp_path: Path, tokenizer: PreTrainedTokenize
     assert audit(once, once_data, tokenizer)["splits"]["train"]["found"] == {}
 
 
-def test_trap_12_training_on_a_benchmark_is_refused_with_the_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Training on prompts of a benchmark is an error (exit code 3) that names the rows; the list is written."""
     made, data = planted(tmp_path, tokenizer)
     with pytest.raises(DataError) as error:
         audit(made, data.model_copy(update={"allow_overlap": False}), tokenizer)
     row_id = expected()["benchmark"][0]
     assert error.value.exit_code == 3
-    assert str(error.value) == (
-        f"1 of {len(made.train)} training rows have a prompt of data.benchmarks: {row_id} (prompt of bench.jsonl:1); "
-        "remove them, or set data.allow_overlap"
-    )
-    assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is there to look at"
-    with pytest.raises(DataError, match=r"no data file"):
+    message = str(error.value)
+    assert message.startswith(f"1 of {len(made.train)} ")
+    assert all(part in message for part in ("data.benchmarks", row_id, "bench.jsonl:1", "data.allow_overlap"))
+    assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is written all the same"
+    with pytest.raises(DataError, match=r"^data\.benchmarks: .*none\.jsonl"):
         audit(made, data.model_copy(update={"benchmarks": (str(tmp_path / "none.jsonl"),)}), tokenizer)
 
 
-def test_many_benchmark_rows_are_counted_and_the_list_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_contamination_error_names_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     bench = write_jsonl(tmp_path / "bench.jsonl", [{"prompt": one["prompt"]} for one in pairs(9)])
     made, data = prepared_rows(tmp_path, tokenizer, pairs(12), benchmarks=[str(bench)])
-    with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*; all are in .*findings\.jsonl$"):
+    with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*findings\.jsonl\b"):
         audit(made, data, tokenizer)
 
 
-def test_it_is_found_once_for_an_artifact_and_again_when_damaged(
+def test_audit_is_cached_until_damaged(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The audit runs once for an artifact and its benchmarks, and again when its files are damaged."""
     made, data = planted(tmp_path, tokenizer)
-    inner, calls = module._findings, []
+    inner, calls = module.find_all, []
 
     def counting(*arguments: Any) -> Any:
         calls.append(1)
         return inner(*arguments)
 
-    monkeypatch.setattr(module, "_findings", counting)
+    monkeypatch.setattr(module, "find_all", counting)
     first = audit(made, data, tokenizer)
     assert audit(made, data, tokenizer) == first
     assert len(calls) == 1
@@ -237,7 +238,7 @@ def test_it_is_found_once_for_an_artifact_and_again_when_damaged(
     )
 
 
-def test_a_directory_that_cannot_be_written_costs_the_list_only(
+def test_read_only_directory_loses_only_the_list(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, data = planted(tmp_path, tokenizer)
@@ -247,13 +248,13 @@ def test_a_directory_that_cannot_be_written_costs_the_list_only(
     assert report["splits"]["train"]["found"]["cycle"]["found"] == 1
 
 
-def test_the_list_is_for_its_owner_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_list_is_private_to_its_owner(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = prepared_rows(tmp_path, tokenizer, pairs(5))
     audit(made, data, tokenizer)
     assert stat.S_IMODE(made.directory.stat().st_mode) == 0o700
 
 
-def test_the_document_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_report_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = planted(tmp_path, tokenizer)
     fresh = audit(made, data, tokenizer)
     assert json.loads(json.dumps(fresh, allow_nan=False)) == fresh
@@ -264,9 +265,7 @@ def test_the_document_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast
     assert len(values(fresh)) > 50, "guard: there is something in it"
 
 
-def test_real_duplicates_are_those_that_counting_texts_finds(
-    shared_data: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_real_duplicates_equal_counted_texts(shared_data: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     def plain(turns: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
         return tuple((turn["from"], " ".join(turn["value"].casefold().split())) for turn in turns if turn["value"].strip())
 
@@ -280,3 +279,67 @@ def test_real_duplicates_are_those_that_counting_texts_finds(
     found = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
     assert sorted(found) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
     assert len(found) >= 3, "guard: there are some"
+
+
+FINDINGS = [
+    Finding("duplicate", "train", ("a:1", "a:5"), "the same preference, 2 times"),
+    Finding("contradictory", "train", ("a:2", "a:5", "a:9"), "2 one way, 1 the other way"),
+    *(Finding("duplicate", "eval", tuple(f"b:{k}" for k in range(n)), "ë") for n in range(2, 9)),
+]
+
+
+def test_summary_counts_findings_rows_and_examples() -> None:
+    summary = summarize_findings(FINDINGS, {"train": 10, "eval": 20})
+    assert list(summary["train"]) == ["contradictory", "duplicate"], "the worst first"
+    assert summary["train"]["duplicate"] == {
+        "found": 1,
+        "rows": 2,
+        "share": 0.2,
+        "examples": [{"ids": ["a:1", "a:5"], "detail": "the same preference, 2 times"}],
+    }
+    numbers = summary["eval"]["duplicate"]
+    assert (numbers["found"], numbers["rows"], numbers["share"]) == (7, 8, 0.4)
+    assert [len(example["ids"]) for example in numbers["examples"]] == [2, 3, 4, 5, 5]
+    assert summarize_findings([], {"train": 3}) == {"train": {}}
+
+
+def test_findings_are_read_under_their_key(tmp_path: Path) -> None:
+    assert read_findings(tmp_path, "key") is None
+    assert write_findings(tmp_path, "key", FINDINGS, {"train": {"n": 1}})
+    assert read_findings(tmp_path, "key") == {"train": {"n": 1}}
+    assert read_findings(tmp_path, "other") is None
+    lines = [json.loads(line) for line in (tmp_path / LIST).read_text(encoding="utf-8").splitlines()]
+    assert lines[0] == {"kind": "duplicate", "split": "train", "ids": ["a:1", "a:5"], "detail": "the same preference, 2 times"}
+    assert len(lines) == len(FINDINGS)
+    assert {line["kind"] for line in lines} <= set(KINDS)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [SUMMARY, LIST], "nothing temporary is left"
+
+
+@pytest.mark.parametrize("name", [SUMMARY, LIST])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "empty", "list"])
+def test_damaged_findings_are_not_read(name: str, damage: str, tmp_path: Path) -> None:
+    write_findings(tmp_path, "key", FINDINGS, {"train": {"n": 1}})
+    file = tmp_path / name
+    text = file.read_text()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text({"cut": text[:-9], "changed": text.replace("1", "2", 1), "empty": "", "list": "[]"}[damage])
+    assert read_findings(tmp_path, "key") is None
+    assert write_findings(tmp_path, "key", FINDINGS, {"train": {"n": 1}}), "guard: made again"
+    assert read_findings(tmp_path, "key") is not None
+
+
+@pytest.mark.parametrize(("number", "raises"), [(errno.EROFS, False), (errno.EACCES, False), (errno.ENOSPC, True)])
+def test_read_only_disk_and_full_disk(number: int, raises: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only directory returns False; a full disk raises."""
+
+    def refuse(file: Path, text: str) -> Any:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(module, "write_text", refuse)
+    if raises:
+        with pytest.raises(OSError, match=r"no$"):
+            write_findings(tmp_path, "key", [], {})
+    else:
+        assert not write_findings(tmp_path, "key", [], {})

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import baselines
-from rmtrain.data.checks.baselines import RULES, drawn, label_baselines
+from rmtrain.data.checks.baselines import RULES, label_baselines, sample_rows
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.intervals import wilson_interval
 from tests.edges import prepared_rows, row
@@ -29,7 +29,7 @@ def tally(numbers: dict[str, Any]) -> tuple[int, int, int]:
     return numbers["wins"], numbers["losses"], numbers["ties"]
 
 
-def test_longer_is_counted_in_tokens_with_ties_apart(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_longer_counts_tokens_and_ties(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     longer = counted(tmp_path, tokenizer, ("a b c d", "a"), ("a b", "c d"), ("a b c", "d"), ("d", "e f g"))["longer"]
     assert tally(longer) == (2, 1, 1)
     assert (longer["share"], longer["comparisons"]) == (2 / 3, 3)
@@ -53,7 +53,7 @@ def test_longer_is_counted_in_tokens_with_ties_apart(tmp_path: Path, tokenizer: 
         ("asks_back", "Which one do you mean?"),
     ],
 )
-def test_each_rule_sees_its_kind_of_text(rule: str, text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_each_rule_recognizes_its_text(rule: str, text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     plain = "one two three"
     numbers = counted(tmp_path, tokenizer, (text, plain), (plain, text), (plain, "four"), (text, plain))
     assert tally(numbers[rule]) == (2, 1, 1)
@@ -63,12 +63,12 @@ def test_each_rule_sees_its_kind_of_text(rule: str, text: str, tmp_path: Path, t
 
 
 @pytest.mark.parametrize("text", ["2 * 3 * 4 = 24", "It is 3.5 - 1", "a_b_c", "Sorrow is old.", "I can help", "#hashtag"])
-def test_plain_text_is_neither_markdown_nor_a_refusal(text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_plain_text_is_not_markdown_or_refusal(text: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     numbers = counted(tmp_path, tokenizer, (text, "one two"))
     assert (tally(numbers["more_markdown"]), tally(numbers["refuses"])) == ((0, 0, 1), (0, 0, 1))
 
 
-def test_the_preferences_of_a_comparison_are_one_trial(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_preferences_of_a_comparison_are_one_trial(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [row("q", "a b c", "d"), row("q", "a b c", "e"), row("q", "d", "e f")]
     data = prepared_rows(tmp_path, tokenizer, rows, group_by_prompt=True)[0].train
     longer = label_baselines(data, tokenizer)["longer"]
@@ -76,17 +76,17 @@ def test_the_preferences_of_a_comparison_are_one_trial(tmp_path: Path, tokenizer
     assert (longer["low"], longer["high"]) == wilson_interval(2 / 3, 1)
 
 
-def test_the_sample_is_the_same_rows_in_any_order(
+def test_sample_is_the_same_in_any_order(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = pairs(40)
     first = prepared_rows(tmp_path / "one", tokenizer, rows)[0].train
     random.Random(1).shuffle(rows)
     second = prepared_rows(tmp_path / "two", tokenizer, rows)[0].train
-    prompts = [{int(data.prompt_hashes[number]) for number in drawn(data, 10)} for data in (first, second)]
+    prompts = [{int(data.prompt_hashes[number]) for number in sample_rows(data, 10)} for data in (first, second)]
     assert prompts[0] == prompts[1]
     assert len(prompts[0]) == 10
-    assert drawn(first, 99).tolist() == list(range(40))
+    assert sample_rows(first, 99).tolist() == list(range(40))
     whole = label_baselines(first, tokenizer)
     assert whole["longer"]["wins"] + whole["longer"]["losses"] > 30, "guard: lengths differ"
     monkeypatch.setattr(baselines, "SAMPLED", 10)

@@ -36,7 +36,7 @@ def texts(result: Comparison) -> list[str]:
     return [response[-1]["content"] for response in result.responses]
 
 
-def test_the_better_side_is_response_0_whatever_its_column() -> None:
+def test_better_candidate_is_response_0() -> None:
     for winner, expected in (("a", ["left", "right"]), ("b", ["right", "left"])):
         result = compared(ROW | {"winner": winner})
         assert texts(result) == expected
@@ -44,13 +44,13 @@ def test_the_better_side_is_response_0_whatever_its_column() -> None:
         assert result.preferences == (Preference(0, 1),)
 
 
-def test_paths_reach_into_cells_and_names_may_hold_anything() -> None:
+def test_dotted_paths_reach_candidates_and_prompt() -> None:
     row = {"info": {"the post": "q"}, "sum-maries": [{"text": "left"}, {"text": "right"}], "choice": 1}
     keys = {"prompt": "info.the post", "a": "sum-maries.0.text", "b": "sum-maries.1.text"}
     assert texts(compared(row, **keys, label={"by": "index", "column": "choice"})) == ["right", "left"]
 
 
-def test_whole_conversations_part_where_they_differ() -> None:
+def test_conversations_split_where_they_differ() -> None:
     left = [Q, {"role": "assistant", "content": "a"}, Q2, {"role": "assistant", "content": "c"}]
     right = [Q, {"role": "assistant", "content": "b"}, Q2, {"role": "assistant", "content": "d"}]
     result = compared({"x": left, "y": right, "winner": "b"})
@@ -59,32 +59,35 @@ def test_whole_conversations_part_where_they_differ() -> None:
     assert texts(result) == ["d", "c"]
 
 
-def test_ties_are_dropped_or_pull_both_together() -> None:
+def test_ties_are_dropped_or_half() -> None:
+    """A tie is dropped or, with `tie: half`, kept with probability 0.5 and without a margin."""
     tie = ROW | {"winner": "both"}
-    assert (dropped(tie).reason, dropped(tie).detail) == ("tie", "the label says that neither is better")
+    assert dropped(tie).reason == "tie"
     half = compared(tie, tie="half", margin="m")
     assert texts(half) == ["left", "right"]
     assert half.preferences == (Preference(0, 1, margin=0.0, probability=0.5),)
     assert compared(ROW, tie="half", margin="m").preferences == (Preference(0, 1, margin=0.25),)
 
 
-def test_trap_20_ties_are_refused_by_row_where_the_recipe_says_so(tmp_path: Path) -> None:
+def test_trap_20_tie_error_names_rows(tmp_path: Path) -> None:
+    """With `tie: error`, ties are an error that names the first rows and counts the others."""
     rows = [ROW | {"prompt": f"q{number}", "winner": "both" if number % 2 else "a"} for number in range(14)]
     file = write_jsonl(tmp_path / "ab.jsonl", rows)
-    with pytest.raises(DataError, match=r"^ab: tie is error, and rows are ties: ab:1: the label says .*; ab:9: .* and 2 more$"):
+    with pytest.raises(DataError, match=r"^ab: .*tie: error.* ab:1: .*; ab:9: .* 2 more$"):
         list(load_comparisons(source(path=str(file), tie="error")))
     (batch,) = load_comparisons(source(path=str(file)))
     assert [isinstance(row, Dropped) for row in batch] == [False, True] * 7
 
 
-def test_margins_come_from_a_column_or_from_the_scores_or_from_the_label() -> None:
+def test_margin_from_column_scores_or_label() -> None:
     assert compared(ROW, margin="m").preferences[0].margin == 0.25
     assert compared(ROW, margin=["sx", "sy"]).preferences[0].margin == 3.5
     assert compared(ROW, label=SIGN, margin_from_label=True).preferences[0].margin == 2.0
     scores = {"by": "scores", "a": "sx", "b": "sy"}
     assert compared(ROW, label=scores, margin_from_label=True).preferences[0].margin == 3.5
     against = dropped(ROW | {"winner": "a"}, margin=["sx", "sy"])
-    assert (against.reason, against.detail) == ("bad_margin", "expected at least 0, got -3.5")
+    assert against.reason == "bad_margin"
+    assert against.detail.endswith("-3.5")
     assert compared(ROW | {"m": None}, margin="m", margin_default=0.5).preferences[0].margin == 0.5
     wide = ROW | {"sx": -1.7e308, "sy": 1.7e308}
     assert dropped(wide, label=scores, margin_from_label=True).reason == "bad_margin"
@@ -102,21 +105,21 @@ def test_margins_come_from_a_column_or_from_the_scores_or_from_the_label() -> No
         ("response_repeats_prompt", ROW | {"x": "q left", "y": "q right"}),
     ],
 )
-def test_a_row_that_cannot_be_used_is_dropped_with_its_reason(reason: str, row: dict[str, Any]) -> None:
+def test_unusable_ab_row_is_dropped(reason: str, row: dict[str, Any]) -> None:
     assert dropped(row).reason == reason
 
 
-def test_labels_that_are_all_unknown_are_refused_at_once(tmp_path: Path) -> None:
+def test_only_unknown_labels_are_refused(tmp_path: Path) -> None:
+    """A first batch with unknown labels only is an error; one with ties only is not."""
     file = write_jsonl(tmp_path / "ab.jsonl", [ROW | {"winner": "model_a"}] * 4)
-    words = r"^ab: the first 4 rows are all refused \(unknown_label\): ab:0: winner is 'model_a'; expected one of a, b, both, "
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=r"^ab: .*\b4 .*\(unknown_label\): ab:0: winner .*'model_a'.* a, b, both"):
         list(load_comparisons(source(path=str(file))))
     write_jsonl(file, [ROW | {"winner": "both"}] * 4)
     (batch,) = load_comparisons(source(path=str(file)))
     assert [row.reason for row in batch if isinstance(row, Dropped)] == ["tie"] * 4, "ties may come first, and others after them"
 
 
-def test_cells_of_a_csv_file_are_text(tmp_path: Path) -> None:
+def test_csv_cells_decode_labels_and_margins(tmp_path: Path) -> None:
     file = tmp_path / "ab.csv"
     file.write_text('prompt,x,y,labels,m\n"[""q""]","[""1""]","[""2""]",1,0.5\n"[""q""]","[""1""]","[""2""]",0,\n')
     label = {"by": "value", "column": "labels", "values": {1: "a", 0: "b"}}
@@ -148,9 +151,10 @@ SWAPPED: list[tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = [
 
 
 @pytest.mark.parametrize(("label", "mirrored", "cells"), SWAPPED, ids=[str(label["by"]) for label, _, _ in SWAPPED])
-def test_trap_20_the_sides_swapped_and_the_label_mirrored_say_the_same(
+def test_trap_20_mirrored_label_gives_same_comparison(
     label: dict[str, Any], mirrored: dict[str, Any], cells: list[dict[str, Any]]
 ) -> None:
+    """Swapping the candidates and mirroring the label gives the same comparison, for each kind of label."""
     decided = 0
     for cell in cells:
         row = ROW | cell

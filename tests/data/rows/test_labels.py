@@ -1,10 +1,14 @@
+from itertools import combinations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from rmtrain.data.rows.labels import judge
-from rmtrain.data.rows.messages import BadRow
+from rmtrain.data.comparison import BadRow
+from rmtrain.data.rows.labels import judge, preferences
+from rmtrain.recipe.schema import RankedSource
 from rmtrain.recipe.sources import Label
 
 LABELS: TypeAdapter[Any] = TypeAdapter(Label)
@@ -66,11 +70,11 @@ def votes(*values: Any) -> dict[str, Any]:
         (SCORES | {"lower_is_better": True}, {"score_0": 1, "score_1": 4}, "a"),
     ],
 )
-def test_every_kind_of_label_names_the_better_side(label: dict[str, Any], row: dict[str, Any], outcome: str) -> None:
+def test_each_label_kind_names_the_better(label: dict[str, Any], row: dict[str, Any], outcome: str) -> None:
     assert judge(row, LABELS.validate_python(label)).outcome == outcome
 
 
-def test_signed_numbers_and_scores_say_by_how_much() -> None:
+def test_sign_and_scores_have_strength() -> None:
     found = [judge(row, LABELS.validate_python(SIGN)).strength for row in ({"overall_preference": -3}, {"overall_preference": 0})]
     assert found == [3.0, 0.0]
     assert judge({"score_0": 0.3, "score_1": 0.1}, LABELS.validate_python(SCORES)).strength == 0.2
@@ -78,35 +82,114 @@ def test_signed_numbers_and_scores_say_by_how_much() -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "row", "reason", "words"),
+    ("label", "row", "reason", "parts"),
     [
-        (SHP, {}, "no_label", "labels is null, empty or not there"),
-        (SHP, {"labels": None}, "no_label", "labels is null"),
-        (SHP, {"labels": ""}, "no_label", "labels is null"),
-        (SHP, {"labels": float("nan")}, "no_label", "labels is null"),
-        (SHP, {"labels": 2}, "unknown_label", "labels is '2'; expected one of 1, 0, as label.values has it"),
-        (SHP, {"labels": True}, "unknown_label", "labels is 'True'; expected one of 1, 0"),
-        (SHP, {"labels": ["x" * 99]}, "unknown_label", "expected one of 1, 0"),
-        (PANDALM, votes(None, None, None), "no_label", "annotator1 and annotator2 and annotator3 are null"),
-        (PANDALM, votes(1, 1, 7), "unknown_label", "annotator3 is '7'"),
-        (INDEX, {"choice": 2}, "unknown_label", "choice is '2'; expected 0 or 1"),
-        (INDEX, {"choice": None}, "no_label", "choice is null"),
-        (INDEX, {"choice": True}, "unknown_label", "choice is 'True'; expected 0 or 1"),
-        (ONE_HOT, hot(0, 0, 0), "no_label", "none of winner_model_a, winner_model_b, winner_tie is set"),
-        (ONE_HOT, {}, "no_label", "none of"),
-        (ONE_HOT, hot(1, 1, 0), "unknown_label", "winner_model_a and winner_model_b are set; expected one"),
-        (ONE_HOT, hot(2, 0, 0), "unknown_label", "winner_model_a is '2'; expected 0, 1, true or false"),
-        (SIGN, {"overall_preference": "better"}, "unknown_label", "overall_preference is 'better'; expected a finite number"),
-        (SIGN, {"overall_preference": float("inf")}, "unknown_label", "expected a finite number"),
-        (SIGN, {"overall_preference": None}, "no_label", "overall_preference is null"),
-        (SCORES, {"score_0": 1}, "no_label", "score_1 is null"),
-        (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", "score_0 is 'N/A'"),
-        (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", "expected a finite number"),
+        (SHP, {}, "no_label", ["labels"]),
+        (SHP, {"labels": None}, "no_label", ["labels"]),
+        (SHP, {"labels": ""}, "no_label", ["labels"]),
+        (SHP, {"labels": float("nan")}, "no_label", ["labels"]),
+        (SHP, {"labels": 2}, "unknown_label", ["labels", "'2'", "1, 0", "label.values"]),
+        (SHP, {"labels": True}, "unknown_label", ["labels", "'True'", "1, 0"]),
+        (SHP, {"labels": ["x" * 99]}, "unknown_label", ["labels", "1, 0"]),
+        (PANDALM, votes(None, None, None), "no_label", ["annotator1", "annotator2", "annotator3"]),
+        (PANDALM, votes(1, 1, 7), "unknown_label", ["annotator3", "'7'"]),
+        (INDEX, {"choice": 2}, "unknown_label", ["choice", "'2'", "0 or 1"]),
+        (INDEX, {"choice": None}, "no_label", ["choice"]),
+        (INDEX, {"choice": True}, "unknown_label", ["choice", "'True'", "0 or 1"]),
+        (ONE_HOT, hot(0, 0, 0), "no_label", ["winner_model_a", "winner_model_b", "winner_tie"]),
+        (ONE_HOT, {}, "no_label", ["winner_model_a"]),
+        (ONE_HOT, hot(1, 1, 0), "unknown_label", ["winner_model_a and winner_model_b"]),
+        (ONE_HOT, hot(2, 0, 0), "unknown_label", ["winner_model_a", "'2'", "true or false"]),
+        (SIGN, {"overall_preference": "better"}, "unknown_label", ["overall_preference", "'better'"]),
+        (SIGN, {"overall_preference": float("inf")}, "unknown_label", ["'inf'"]),
+        (SIGN, {"overall_preference": None}, "no_label", ["overall_preference"]),
+        (SCORES, {"score_0": 1}, "no_label", ["score_1"]),
+        (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", ["score_0", "'N/A'"]),
+        (SCORES, {"score_0": 10**400, "score_1": 1}, "unknown_label", ["score_0", "'1000"]),
     ],
 )
-def test_a_label_that_is_missing_or_unknown_is_told(label: dict[str, Any], row: dict[str, Any], reason: str, words: str) -> None:
+def test_missing_or_unknown_label_has_reason(label: dict[str, Any], row: dict[str, Any], reason: str, parts: list[str]) -> None:
     with pytest.raises(BadRow) as problem:
         judge(row, LABELS.validate_python(label))
     assert problem.value.reason == reason
-    assert words in problem.value.detail
+    assert all(part in problem.value.detail for part in parts)
     assert len(problem.value.detail) < 200, "the row's text is not repeated"
+
+
+FIVE_SCORES = [2.0, 5.0, 3.0, 3.0, 1.0]
+
+
+def source(**keys: Any) -> RankedSource:
+    return RankedSource(**{"path": "x", "format": "ranked", "responses": "r", "score": "s", **keys})
+
+
+def pairs(scores: list[float], name: str = "x:0", **keys: Any) -> list[tuple[int, int]]:
+    return [(edge.winner, edge.loser) for edge in preferences(scores, source(**keys), name)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("best_worst", [(1, 4)]),
+        ("best_vs_rest", [(1, 2), (1, 3), (1, 0), (1, 4)]),
+        ("adjacent", [(1, 2), (1, 3), (2, 0), (3, 0), (0, 4)]),
+        ("all", [(1, 2), (1, 3), (1, 0), (1, 4), (2, 0), (3, 0), (2, 4), (3, 4), (0, 4)]),
+    ],
+)
+def test_policy_selects_pairs(policy: str, expected: list[tuple[int, int]]) -> None:
+    assert pairs(FIVE_SCORES, policy=policy) == expected
+    ranks = [6 - score for score in FIVE_SCORES]
+    assert pairs(ranks, policy=policy, lower_is_better=True) == expected
+
+
+def test_first_of_equal_bests_is_used() -> None:
+    assert pairs([1.0, 4.0, 4.0, 1.0], policy="best_worst") == [(1, 0)]
+    assert pairs([1.0, 4.0, 4.0, 1.0], policy="best_vs_rest") == [(1, 0), (1, 3)]
+
+
+def test_min_gap_excludes_small_differences() -> None:
+    assert pairs([0.7, 0.4, 0.1], min_gap=0.3) == [(0, 1), (0, 2), (1, 2)], "0.7 - 0.4 is 0.3"
+    assert pairs([0.7, 0.4, 0.1], min_gap=0.31) == [(0, 2)]
+    with pytest.raises(BadRow, match=r"^below_min_gap: .*\b4\b.*\b5$"):
+        pairs(FIVE_SCORES, min_gap=5.0)
+    with pytest.raises(BadRow, match=r"^tie: .*\b2\b.*\b3$"):
+        pairs([3.0, 3.0])
+
+
+def test_margin_from_score_is_the_difference() -> None:
+    edges = preferences([0.3, 0.1, 0.2], source(margin_from_score=True), "x:0")
+    assert [(edge.winner, edge.loser, edge.margin) for edge in edges] == [(0, 2, 0.1), (0, 1, 0.2), (2, 1, 0.1)]
+    assert {edge.margin for edge in preferences([0.3, 0.1, 0.2], source(), "x:0")} == {0.0}
+    with pytest.raises(BadRow, match=r"^bad_margin: "):
+        preferences([-1.7e308, 1.7e308], source(margin_from_score=True), "x:0")
+
+
+def test_max_pairs_draws_by_row_id() -> None:
+    """`max_pairs` draws by the row id alone, keeps the order of the pairs, and draws each pair sometimes."""
+    whole = pairs(FIVE_SCORES)
+    drawn = {name: pairs(FIVE_SCORES, name=name, max_pairs=3) for name in (f"x:{number}" for number in range(200))}
+    assert all(len(some) == 3 and [pair for pair in whole if pair in some] == some for some in drawn.values())
+    assert drawn["x:7"] == pairs(FIVE_SCORES, name="x:7", max_pairs=3)
+    chosen = [pair for some in drawn.values() for pair in some]
+    counts = {pair: chosen.count(pair) for pair in whole}
+    assert min(counts.values()) > 30, "guard: every pair is drawn sometimes; 67 times in the mean"
+    assert pairs(FIVE_SCORES, max_pairs=9) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    scores=st.lists(st.integers(0, 4).map(float), min_size=2, max_size=7),
+    policy=st.sampled_from(["all", "best_vs_rest", "best_worst", "adjacent"]),
+    lower=st.booleans(),
+)
+def test_preferences_are_ordered_and_unique(scores: list[float], policy: str, lower: bool) -> None:
+    """Each preference has the better score first, and no pair is repeated."""
+    if len(set(scores)) == 1:
+        with pytest.raises(BadRow, match=r"^tie: "):
+            pairs(scores, policy=policy, lower_is_better=lower)
+        return
+    found = pairs(scores, policy=policy, lower_is_better=lower)
+    assert len(set(found)) == len(found) > 0
+    assert all((scores[winner] < scores[loser]) is lower and scores[winner] != scores[loser] for winner, loser in found)
+    if policy == "all":
+        assert len(found) == sum(scores[one] != scores[other] for one, other in combinations(range(len(scores)), 2))

@@ -17,7 +17,7 @@ def load(path: Path, **keys: Any) -> list[Any]:
     return [row for batch in load_comparisons(PairSource(path=str(path), **keys)) for row in batch]
 
 
-def test_rows_come_in_order_and_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_come_in_ordered_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "BATCH_ROWS", 4)
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(10))
     batches = list(load_comparisons(PairSource(path=str(file))))
@@ -25,7 +25,8 @@ def test_rows_come_in_order_and_in_batches(tmp_path: Path, monkeypatch: pytest.M
     assert [row.id for batch in batches for row in batch] == [f"rows:{number}" for number in range(10)]
 
 
-def test_trap_18_every_row_is_checked_and_none_is_lost_uncounted(tmp_path: Path) -> None:
+def test_trap_18_each_row_is_kept_or_dropped(tmp_path: Path) -> None:
+    """Each row is checked by itself; an unusable one is dropped with a reason, and none is lost."""
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows: list[dict[str, Any]] = [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
@@ -45,7 +46,7 @@ def test_trap_18_every_row_is_checked_and_none_is_lost_uncounted(tmp_path: Path)
     assert isinstance(loaded[1], Comparison)
 
 
-def test_margins_of_a_csv_file_are_numbers(tmp_path: Path) -> None:
+def test_csv_margins_are_numbers(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("prompt,chosen,rejected,c,r\n1,2,3,0.5,0.25\nq,a,b,,\n")
     loaded = load(file, margin=["c", "r"], margin_default=0.0)
@@ -53,18 +54,19 @@ def test_margins_of_a_csv_file_are_numbers(tmp_path: Path) -> None:
     assert loaded[0].prompt[0]["content"] == "1", "guard: other cells stay text"
 
 
-def test_tokens_come_from_a_source_of_tokens(tmp_path: Path) -> None:
+def test_tokenized_source_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "tokens.json"
     file.write_text(json.dumps([{"chosen_ids": [1, 2, 9], "rejected_ids": [1, 3, 9]}]))
     ((row,),) = load_comparisons(TokenizedSource(path=str(file), format="tokenized"))
     assert row.id == "tokens:0"
 
 
-def test_an_empty_source_has_no_batches(tmp_path: Path) -> None:
+def test_empty_source_has_no_batches(tmp_path: Path) -> None:
     assert load(write_jsonl(tmp_path / "rows.jsonl", [])) == []
 
 
-def test_rows_to_be_gathered_come_whole_and_in_batches_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gathered_rows_come_as_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw batches are left to other processes; with `group_by_prompt` batches are comparisons."""
     monkeypatch.setattr(loading, "BATCH_ROWS", 4)
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(18, prompts=6))
     raw = list(read_batches(PairSource(path=str(file))))
@@ -76,7 +78,7 @@ def test_rows_to_be_gathered_come_whole_and_in_batches_of_comparisons(tmp_path: 
     assert [row.id for batch in gathered for row in batch] == [f"rows:{number}" for number in range(6)]  # type: ignore[union-attr]
 
 
-def test_the_first_rows_are_refused_at_once_when_they_are_to_be_gathered_too(tmp_path: Path) -> None:
+def test_gathered_source_refuses_missing_column(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(3))
     with pytest.raises(DataError, match=r'^rows: no column "better"'):
         list(read_batches(PairSource(path=str(file), group_by_prompt=True, chosen="better")))

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.messages import BadRow, decoded, split_transcript, to_messages
+from rmtrain.data.comparison import BadRow
+from rmtrain.data.rows.messages import decode_cell, split_transcript, to_messages, tool_calls
 from rmtrain.recipe.schema import Messages
 
 PLAIN = Messages()
@@ -54,54 +55,55 @@ def read(cell: Any, settings: Messages = PLAIN) -> list[dict[str, str]]:
         ),
     ],
 )
-def test_every_usual_spelling_of_messages_is_understood(cell: Any, expected: list[dict[str, str]]) -> None:
+def test_usual_spellings_of_messages_are_read(cell: Any, expected: list[dict[str, str]]) -> None:
     assert read(cell) == expected
 
 
-def test_key_names_and_role_names_follow_the_recipe() -> None:
+def test_recipe_names_keys_and_roles() -> None:
     settings = Messages(role_key="speaker", content_key="text", roles={"Narrator": "system", "bot": "user"})
     cell = [{"speaker": "Narrator", "text": "s"}, {"speaker": "bot", "text": "q"}, {"speaker": "assistant", "text": "a"}]
     assert [message["role"] for message in read(cell, settings)] == ["system", "user", "assistant"]
-    with pytest.raises(BadRow, match=r'a message has no "speaker"; it has: role, content'):
+    with pytest.raises(BadRow, match=r'^not_messages: chosen: .*"speaker".* role, content$'):
         read([USER], settings)
 
 
 @pytest.mark.parametrize(
-    ("cell", "reason", "words"),
+    ("cell", "reason", "part"),
     [
-        (None, "empty_cell", "chosen is null"),
-        ([], "empty_cell", "chosen is an empty list"),
-        (7, "not_messages", "chosen is a number; expected text, a message or a list of messages"),
-        (True, "not_messages", "chosen is a boolean"),
-        (["a", None], "empty_message", "chosen: turn 2 is null"),
-        (["a", USER], "not_messages", "chosen holds text; expected messages"),
-        ([[USER]], "not_messages", "chosen holds a list; expected messages"),
-        ([{"content": "q"}], "not_messages", 'a message has no "role"; it has: content'),
-        ([{"role": "user"}], "not_messages", 'a message has no "content"; it has: role'),
-        ([{"role": "critic", "content": "x"}], "unknown_role", "role 'critic' is not known; say what it is in messages.roles"),
-        ([{"role": None, "content": "x"}], "unknown_role", "role 'None' is not known"),
-        ([{"role": "user", "content": None}], "empty_message", "the content of a message is null"),
-        ([{"role": "user", "content": 3}], "not_messages", "the content of a message is a number"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "not_text", "a content part is 'image'; only text is supported"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "not_messages", "a content part is an object"),
-        ([{"role": "user", "content": [3]}], "not_messages", "a content part is a number"),
-        ([ASSISTANT | {"tool_calls": [{}]}], "not_messages", "tool_calls of a message: a call has no name of a function"),
-        ([ASSISTANT | {"tool_calls": "add(1)"}], "not_messages", "tool_calls of a message: expected a list of calls"),
-        ([ASSISTANT | {"thinking": ["hm"]}], "not_messages", '"thinking" of a message is a list; expected text'),
-        ([USER | {"images": ["x.png"]}], "unsupported_message", 'a message has "images", which is not supported'),
+        (None, "empty_cell", "null"),
+        ([], "empty_cell", "empty list"),
+        (7, "not_messages", "a number"),
+        (True, "not_messages", "a boolean"),
+        (["a", None], "empty_message", "turn 2"),
+        (["a", USER], "not_messages", "text"),
+        ([[USER]], "not_messages", "a list"),
+        ([{"content": "q"}], "not_messages", '"role"'),
+        ([{"role": "user"}], "not_messages", '"content"'),
+        ([{"role": "critic", "content": "x"}], "unknown_role", "'critic'; map it in messages.roles"),
+        ([{"role": None, "content": "x"}], "unknown_role", "'None'"),
+        ([{"role": "user", "content": None}], "empty_message", "null"),
+        ([{"role": "user", "content": 3}], "not_messages", "a number"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "not_text", "'image'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "not_messages", "an object"),
+        ([{"role": "user", "content": [3]}], "not_messages", "a number"),
+        ([ASSISTANT | {"tool_calls": [{}]}], "not_messages", "tool_calls"),
+        ([ASSISTANT | {"tool_calls": "add(1)"}], "not_messages", "tool_calls"),
+        ([ASSISTANT | {"thinking": ["hm"]}], "not_messages", '"thinking"'),
+        ([USER | {"images": ["x.png"]}], "unsupported_message", '"images"'),
         ([{"role": "assistant", "function_call": {"name": "f"}, "content": ""}], "unsupported_message", '"function_call"'),
-        ("\n\nHuman: q\n\nAssistant: a", "transcript", "chosen looks like an HH transcript; set messages.transcript: hh"),
+        ("\n\nHuman: q\n\nAssistant: a", "transcript", "messages.transcript: hh"),
     ],
 )
-def test_what_is_no_message_is_told_by_reason_and_column(cell: Any, reason: str, words: str) -> None:
+def test_cell_without_messages_has_reason(cell: Any, reason: str, part: str) -> None:
+    """A cell that does not hold messages is refused with a reason; the detail names the column and what it holds."""
     with pytest.raises(BadRow) as problem:
         read(cell)
     assert problem.value.reason == reason
-    assert words in problem.value.detail
+    assert part in problem.value.detail
     assert "chosen" in problem.value.detail
 
 
-def test_a_transcript_becomes_its_turns() -> None:
+def test_transcript_is_split_into_turns() -> None:
     text = "\n\nHuman: one\n\ntwo\n\nAssistant: three Human: x\n\nHuman:\n\nAssistant: "
     turns = [("user", "one\n\ntwo"), ("assistant", "three Human: x"), ("user", ""), ("assistant", "")]
     expected = [{"role": role, "content": content} for role, content in turns]
@@ -114,16 +116,50 @@ def test_a_transcript_becomes_its_turns() -> None:
     ("text", "value"),
     [('["a", null]', ["a", None]), ('[{"role": "user"}]', [{"role": "user"}]), ('"a"', "a"), ("", None), (" ", None)],
 )
-def test_text_cells_are_decoded_where_the_recipe_says_so(text: str, value: Any) -> None:
-    assert decoded(text, "prompt", Messages(decode_json=True)) == value
-    assert decoded(text, "prompt", PLAIN) == text
-    assert decoded([text], "prompt", Messages(decode_json=True)) == [text], "only cells that are text"
+def test_decode_json_decodes_text_cells(text: str, value: Any) -> None:
+    assert decode_cell(text, "prompt", Messages(decode_json=True)) == value
+    assert decode_cell(text, "prompt", PLAIN) == text
+    assert decode_cell([text], "prompt", Messages(decode_json=True)) == [text], "only cells that are text"
 
 
 @pytest.mark.parametrize("text", ["[", "hello", "NaN", "[1] 2", '["\\ud83d"]', "[" * 100_000, "{'a': 1}"])
-def test_text_that_is_no_json_is_told(text: str) -> None:
+def test_invalid_json_cell_is_refused(text: str) -> None:
     with pytest.raises(BadRow) as problem:
-        decoded(text, "prompt", Messages(decode_json=True))
+        decode_cell(text, "prompt", Messages(decode_json=True))
     assert problem.value.reason == "not_json"
     assert problem.value.detail.startswith("prompt")
     assert len(problem.value.detail) < 150
+
+
+DECODED_CALL = {"type": "function", "id": "c1", "function": {"name": "add", "arguments": {"x": 1, "y": None}}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"x": 1}, {"x": 1}),
+        ('{"x": 1}', {"x": 1}),
+        ("x=1", "x=1"),
+        ("[1]", "[1]"),
+        ('{"x": "\\ud83d"}', '{"x": "\\ud83d"}'),
+        (None, {}),
+        ("{" * 100_000, "{" * 100_000),
+    ],
+)
+def test_tool_call_arguments_become_objects(arguments: Any, expected: Any) -> None:
+    """Arguments as JSON text are decoded where the text is an object; other text is kept."""
+    (call,) = tool_calls([{"function": {"name": "add", "arguments": arguments}}])
+    assert call == {"function": {"name": "add", "arguments": expected}}
+    assert tool_calls([{"name": "add", "arguments": arguments}]) == [{"name": "add", "arguments": expected}], "without `function`"
+
+
+def test_other_keys_of_calls_stay() -> None:
+    assert tool_calls([DECODED_CALL, DECODED_CALL]) == [DECODED_CALL, DECODED_CALL]
+
+
+@pytest.mark.parametrize(
+    "calls", ["add", {"name": "add"}, [None], ["add"], [{}], [{"name": 3}], [{"function": "add"}], [{"function": {}}]]
+)
+def test_invalid_tool_calls_are_refused(calls: Any) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        tool_calls(calls)

@@ -77,14 +77,15 @@ SHAPES: list[tuple[str, dict[str, Any], dict[str, Any], list[Any]]] = [
 
 
 @pytest.mark.parametrize(("row", "keys", "prompt"), [shape[1:] for shape in SHAPES], ids=[shape[0] for shape in SHAPES])
-def test_every_shape_of_a_pair_gives_the_same_comparison(row: dict[str, Any], keys: dict[str, Any], prompt: list[Any]) -> None:
+def test_every_pair_shape_gives_same_comparison(row: dict[str, Any], keys: dict[str, Any], prompt: list[Any]) -> None:
     result = comparison(row, **keys)
     assert list(result.prompt) == prompt
     assert result.responses == ((A,), (B,))
     assert [(edge.winner, edge.loser, edge.margin) for edge in result.preferences] == [(0, 1, 0.0)]
 
 
-def test_an_implicit_prompt_never_takes_the_last_message_of_a_side() -> None:
+def test_implicit_prompt_excludes_last_message() -> None:
+    """An implicit prompt never includes the last message of a response."""
     result = comparison({"chosen": [Q, A], "rejected": [Q, A, Q2, B]})
     assert list(result.prompt) == [Q]
     assert result.responses == ((A,), (A, Q2, B))
@@ -135,15 +136,19 @@ BAD: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("reason", "row", "keys"), BAD, ids=[f"{reason} {number}" for number, (reason, _, _) in enumerate(BAD)])
-def test_a_row_that_cannot_be_used_is_dropped_with_its_reason(reason: str, row: dict[str, Any], keys: dict[str, Any]) -> None:
+def test_unusable_pair_is_dropped_with_reason(reason: str, row: dict[str, Any], keys: dict[str, Any]) -> None:
     assert dropped(row, **keys).reason == reason
 
 
-def test_a_missing_column_is_told_with_those_that_are_there() -> None:
-    assert dropped({"prompt": "q", "best": "a", "rejected": "b"}).detail == 'no column "chosen"; it has: prompt, best, rejected'
+def test_missing_column_lists_existing_ones() -> None:
+    problem = dropped({"prompt": "q", "best": "a", "rejected": "b"})
+    assert problem.reason == "missing_column"
+    assert '"chosen"' in problem.detail
+    assert problem.detail.endswith("prompt, best, rejected")
 
 
-def test_trap_37_responses_that_repeat_the_prompt_are_not_given_it_twice() -> None:
+def test_trap_37_responses_repeating_prompt_are_dropped() -> None:
+    """Responses that all begin with the text of the prompt are dropped: the prompt would be there twice."""
     row = {"prompt": "Tell me a story.", "chosen": "Tell me a story. Once", "rejected": "Tell me a story. No."}
     assert dropped(row).reason == "response_repeats_prompt"
     assert comparison(row | {"rejected": "No."}).responses[0][0]["content"] == row["chosen"], (
@@ -165,39 +170,38 @@ def test_trap_37_responses_that_repeat_the_prompt_are_not_given_it_twice() -> No
         ({"margin": 9.0}, {}, 0.0),
     ],
 )
-def test_trap_22_a_margin_comes_from_a_column_or_two_or_the_default(
-    cells: dict[str, Any], keys: dict[str, Any], margin: float
-) -> None:
+def test_trap_22_margin_from_columns_or_default(cells: dict[str, Any], keys: dict[str, Any], margin: float) -> None:
+    """A margin is read from one column, is the difference of two, or is the default."""
     assert comparison({"prompt": "q", "chosen": "a", "rejected": "b"} | cells, **keys).preferences[0].margin == margin
 
 
 @pytest.mark.parametrize(
-    ("cells", "keys", "words"),
+    ("cells", "keys", "value"),
     [
-        ({"margin": "high"}, {}, "expected a finite number, got 'high'"),
-        ({"margin": "0.5"}, {}, "expected a finite number, got '0.5'"),
-        ({"margin": float("nan")}, {}, "got 'nan'"),
-        ({"margin": float("inf")}, {"margin_default": 0.0}, "got 'inf'"),
-        ({"margin": True}, {}, "got 'True'"),
-        ({"margin": -0.5}, {}, "expected at least 0, got -0.5"),
-        ({"margin": None}, {}, "no number in margin; set margin_default, or remove the row"),
-        ({}, {}, "no number in margin"),
-        ({"c": 1, "r": 2}, {"margin": ["c", "r"]}, "expected at least 0, got -1"),
+        ({"margin": "high"}, {}, "'high'"),
+        ({"margin": "0.5"}, {}, "'0.5'"),
+        ({"margin": float("nan")}, {}, "'nan'"),
+        ({"margin": float("inf")}, {"margin_default": 0.0}, "'inf'"),
+        ({"margin": True}, {}, "'True'"),
+        ({"margin": -0.5}, {}, "-0.5"),
+        ({"margin": None}, {}, "margin_default"),
+        ({}, {}, "margin_default"),
+        ({"c": 1, "r": 2}, {"margin": ["c", "r"]}, "-1"),
     ],
 )
-def test_trap_22_a_margin_that_is_none_is_an_error_of_its_row(cells: dict[str, Any], keys: dict[str, Any], words: str) -> None:
+def test_trap_22_invalid_margin_is_bad_margin(cells: dict[str, Any], keys: dict[str, Any], value: str) -> None:
     result = dropped({"prompt": "q", "chosen": "a", "rejected": "b"} | cells, **({"margin": "margin"} | keys))
     assert result.reason == "bad_margin"
-    assert words in result.detail
+    assert value in result.detail
 
 
-def test_lists_of_texts_are_turns_that_follow_each_other() -> None:
+def test_lists_of_texts_are_alternating_turns() -> None:
     row = {"prompt": ["q", "q2"], "chosen": ["a", "c"], "rejected": ["a", "d"]}
     result = comparison(row)
     assert list(result.prompt) == [Q, A, Q2]
     assert [response[0]["content"] for response in result.responses] == ["c", "d"]
     part = comparison(row | {"rejected": ["b", "d"]})
-    assert list(part.prompt) == [Q], "the sides part at their first replies"
+    assert list(part.prompt) == [Q], "the conversations differ from their first replies on"
     assert part.responses[1] == (B, Q2, {"role": "assistant", "content": "d"})
     encoded = {"prompt": '["q", "q2"]', "chosen": '["a", "c"]', "rejected": '["a", "d"]'}
     assert comparison(encoded, messages=JSON) == result
@@ -213,7 +217,8 @@ def edges(result: Comparison) -> list[tuple[str, str]]:
     return [(names[edge.winner], names[edge.loser]) for edge in result.preferences]
 
 
-def test_lists_of_responses_are_one_comparison_of_every_chosen_with_every_rejected_one() -> None:
+def test_lists_compare_each_chosen_with_each_rejected() -> None:
+    """With `lists`, each chosen response is preferred to each rejected one, all in one comparison."""
     result = comparison({"prompt": "q", "chosen": ["a", "c"], "rejected": ["b", "d", "e"]}, lists=True)
     assert list(result.prompt) == [Q]
     assert texts(result) == ["a", "c", "b", "d", "e"]
@@ -225,22 +230,24 @@ def test_lists_of_responses_are_one_comparison_of_every_chosen_with_every_reject
     assert (list(whole.prompt), texts(whole)) == ([Q], ["a", "b", "c"])
 
 
-def test_equal_responses_of_a_list_are_one_and_are_not_compared_with_themselves() -> None:
+def test_equal_responses_of_lists_are_merged() -> None:
+    """Equal responses are merged, their preferences weigh together, and none is compared with itself."""
     result = comparison({"prompt": "q", "chosen": ["a", " a\n"], "rejected": ["b", "a"]}, lists=True)
     assert texts(result) == ["a", "b"]
     assert [(edge.winner, edge.loser, edge.weight) for edge in result.preferences] == [(0, 1, 2.0)]
     assert dropped({"prompt": "q", "chosen": ["a"], "rejected": ["a", "a "]}, lists=True).reason == "identical"
-    assert dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True).detail == "chosen is an empty list"
-    assert (
-        dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True).detail == "chosen.1 ends with an empty turn"
-    )
+    empty = dropped({"prompt": "q", "chosen": [], "rejected": ["a"]}, lists=True)
+    assert (empty.reason, empty.detail.split()[0]) == ("empty_cell", "chosen")
+    blank = dropped({"prompt": "q", "chosen": ["a", ""], "rejected": ["b"]}, lists=True)
+    assert (blank.reason, blank.detail.split()[0]) == ("empty_response", "chosen.1")
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": '{"x": 1}'}}]}
 RESULT = {"role": "tool", "content": "2", "tool_call_id": "c1"}
 
 
-def test_calls_of_tools_stand_between_turns_of_the_assistant() -> None:
+def test_tool_calls_between_assistant_turns() -> None:
+    """Calls and their results are turns between those of the assistant; calls count when responses are compared."""
     whole = comparison({"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, B]})
     assert [message["role"] for message in whole.prompt] == ["user", "assistant", "tool"]
     assert whole.prompt[1]["tool_calls"] == [{"function": {"name": "add", "arguments": {"x": 1}}}]
@@ -250,4 +257,5 @@ def test_calls_of_tools_stand_between_turns_of_the_assistant() -> None:
     assert dropped({"prompt": [Q], "chosen": [CALL], "rejected": [CALL]}).reason == "identical"
     assert dropped({"chosen": [Q, RESULT, A], "rejected": [Q, RESULT, B]}).reason == "role_order"
     twice = {"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, RESULT, B]}
-    assert dropped(twice).detail == "the sides part at a turn of the tool"
+    assert dropped(twice).reason == "different_prompts"
+    assert "tool" in dropped(twice).detail

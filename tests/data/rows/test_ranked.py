@@ -57,14 +57,15 @@ def edges(result: Comparison) -> list[tuple[str, str, float]]:
         ({"score": "rank", "lower_is_better": True}, [1.0, 2.0, 1.0]),
     ],
 )
-def test_scores_are_numbers_texts_weighted_sums_or_ranks(keys: dict[str, Any], gaps: list[float]) -> None:
+def test_scores_as_text_weighted_sums_ranks(keys: dict[str, Any], gaps: list[float]) -> None:
     result = compared(ROW, margin_from_score=True, **keys)
     assert list(result.prompt) == [Q]
     assert edges(result) == [("best", "middle", gaps[0]), ("best", "worst", gaps[1]), ("middle", "worst", gaps[2])]
     assert texts(result) == ["best", "middle", "worst"], "the best comes first"
 
 
-def test_scores_may_stand_in_a_list_of_their_own() -> None:
+def test_scores_in_a_separate_list() -> None:
+    """Scores may be a list of the row; a list of another length is not matched to responses by guessing."""
     row = {"prompt": "q", "answers": ["a", "b", "c"], "s": [1, "3", 2]}
     assert texts(compared(row, response=None)) == ["b", "c", "a"]
     encoded = {"prompt": '"q"', "answers": '["a", "b", "c"]', "s": '[1, "3", 2]'}
@@ -72,7 +73,7 @@ def test_scores_may_stand_in_a_list_of_their_own() -> None:
     assert dropped(row | {"s": [1, 2]}, response=None).reason == "no_score", "which of them is whose, is not guessed"
 
 
-def test_items_are_texts_messages_conversations_or_objects() -> None:
+def test_items_texts_messages_conversations_or_objects() -> None:
     message = {"role": "assistant", "content": "b", "s": 3}
     assert texts(compared({"prompt": "q", "answers": [message, message | {"content": "a", "s": 4}]}, response=None)) == ["a", "b"]
     talks = [{"turns": [Q, {"role": "assistant", "content": text}], "s": number} for number, text in enumerate("abc")]
@@ -80,7 +81,7 @@ def test_items_are_texts_messages_conversations_or_objects() -> None:
     assert (list(result.prompt), texts(result)) == ([Q], ["c", "b", "a"])
 
 
-def test_a_transcript_is_the_prompt_up_to_the_assistant() -> None:
+def test_transcript_prompt_ends_at_the_assistant() -> None:
     row = {
         "prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: q2\n\nAssistant: ",
         "answers": [{"answer": "x", "rank": 2.0}, {"answer": "y", "rank": 1.0}],
@@ -91,14 +92,15 @@ def test_a_transcript_is_the_prompt_up_to_the_assistant() -> None:
     assert texts(result) == ["y", "x"]
 
 
-def test_only_responses_that_a_preference_is_about_stay() -> None:
+def test_only_responses_with_preferences_stay() -> None:
     keys = {"score": "marks.help-ful", "policy": "best_worst"}
     result = compared(ROW, **keys)
     assert texts(result) == ["best", "worst"]
     assert result.preferences == (Preference(0, 1),)
 
 
-def test_a_response_that_cannot_be_used_is_left_out_alone() -> None:
+def test_unusable_response_is_left_out_alone() -> None:
+    """An unusable response is left out and counted; the row is dropped where fewer than two are left."""
     bad = [
         {"text": "no number", "s": "N/A"},
         {"text": "none", "s": None},
@@ -114,7 +116,8 @@ def test_a_response_that_cannot_be_used_is_left_out_alone() -> None:
     assert result.left_out == ("no_score",) * 4 + ("empty_response", "missing_column"), "an equal one is not missed"
     lone = dropped({"prompt": "q", "answers": [bad[0], good[0], bad[4]]})
     assert lone.reason == "no_score"
-    assert lone.detail == "s of answers.0.text is 'N/A'; expected a number; of 3 responses less than two are left"
+    assert lone.detail.startswith("s of answers.0.text is 'N/A'")
+    assert "3 responses" in lone.detail
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ def test_a_response_that_cannot_be_used_is_left_out_alone() -> None:
         ("not_messages", {"prompt": "q", "answers": [{"text": 3, "s": 1}, {"text": 4, "s": 2}]}),
     ],
 )
-def test_a_row_that_cannot_be_used_is_dropped_with_its_reason(reason: str, row: dict[str, Any]) -> None:
+def test_unusable_ranked_row_is_dropped(reason: str, row: dict[str, Any]) -> None:
     assert dropped(row).reason == reason
 
 
@@ -160,7 +163,8 @@ def grouped(folder: Path, rows: list[dict[str, Any]], **keys: Any) -> list[Any]:
     return [row for batch in load_comparisons(source(**{"path": str(file), **GROUP, **keys})) for row in batch]
 
 
-def test_rows_of_equal_cells_are_one_comparison_wherever_they_stand(tmp_path: Path) -> None:
+def test_rows_with_equal_cells_are_grouped(tmp_path: Path) -> None:
+    """Rows with equal `group_by` cells are one comparison, wherever they are in the file; each other row has a reason."""
     rows = grouped(tmp_path, ROWS)
     first, second = (row for row in rows if isinstance(row, Comparison))
     assert (first.id, texts(first)) == ("r:0", ["p best", "p middle", "p worst"])
@@ -173,7 +177,7 @@ def test_rows_of_equal_cells_are_one_comparison_wherever_they_stand(tmp_path: Pa
     assert not any(isinstance(row, Candidate) for row in rows)
 
 
-def test_rows_that_no_preference_is_about_are_counted(tmp_path: Path) -> None:
+def test_rows_without_preference_are_not_paired(tmp_path: Path) -> None:
     rows = grouped(tmp_path, ROWS[:6], policy="best_worst")
     first, second = (row for row in rows if isinstance(row, Comparison))
     assert (first.id, texts(first), rows_of(first)) == ("r:2", ["p best", "p worst"], ("r:2", "r:5"))
@@ -181,14 +185,15 @@ def test_rows_that_no_preference_is_about_are_counted(tmp_path: Path) -> None:
     assert [(row.id, row.reason) for row in rows if isinstance(row, Dropped)] == [("r:0", "not_paired"), ("r:4", "one_response")]
 
 
-def test_every_row_of_a_group_has_the_same_prompt(tmp_path: Path) -> None:
+def test_group_with_another_prompt_drops_row(tmp_path: Path) -> None:
     rows = [single(prompt, f"answer {number}", number, id=7) for number, prompt in enumerate(["p", "p", "other", "p"])]
     (result, lost) = grouped(tmp_path, rows, group_by="id")
     assert texts(result) == ["answer 3", "answer 1", "answer 0"]
-    assert (lost.id, lost.reason, lost.detail) == ("r:2", "different_prompts", "r:0 has the same id and another prompt")
+    assert (lost.id, lost.reason) == ("r:2", "different_prompts")
+    assert lost.detail.startswith("r:0 ")
 
 
-def test_group_ids_may_be_anything_but_null(tmp_path: Path) -> None:
+def test_group_cells_may_be_anything_but_null(tmp_path: Path) -> None:
     rows = [single("p", f"answer {number}", number, id={"b": 1, "a": [2]}) for number in range(2)]
     rows += [single("q", f"answer {number}", number, id="x") for number in range(2)] + [single("r", "lost", 1, id=None)]
     results = grouped(tmp_path, rows, group_by="id")
@@ -204,7 +209,7 @@ def test_groups_do_not_depend_on_batches(tmp_path: Path, monkeypatch: pytest.Mon
     assert [row for batch in batches if isinstance(batch, list) for row in batch] == whole
 
 
-def test_groups_are_gathered_by_prompt_too(tmp_path: Path) -> None:
+def test_groups_can_be_gathered_by_prompt(tmp_path: Path) -> None:
     rows = [single("p", f"answer {number}", number, id=number // 2) for number in range(4)]
     file = write_jsonl(tmp_path / "r.jsonl", rows)
     keys = {**GROUP, "group_by": "id", "group_by_prompt": True}
@@ -214,12 +219,12 @@ def test_groups_are_gathered_by_prompt_too(tmp_path: Path) -> None:
     assert rows_of(result) == ("r:0", "r:1", "r:2", "r:3")
 
 
-def test_a_margin_that_is_none_is_an_error_of_groups_too(tmp_path: Path) -> None:
+def test_infinite_margin_of_group_is_an_error(tmp_path: Path) -> None:
     rows = [single("p", "a", -1.7e308), single("p", "b", 1.7e308)]
-    with pytest.raises(DataError, match=r"^margins must be finite numbers of at least 0: r:0: the difference of two scores"):
+    with pytest.raises(DataError, match=r"^margins .*: r:0: "):
         grouped(tmp_path, rows, margin_from_score=True, score="help-fulness")
 
 
-def test_a_column_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r'^r: no column "helpfulness"; it has: prompt, response, help-fulness, verbosity$'):
+def test_missing_score_column_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'^r: .*"helpfulness".* prompt, response, help-fulness, verbosity$'):
         grouped(tmp_path, ROWS, score="helpfulness")

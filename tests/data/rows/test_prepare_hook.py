@@ -55,7 +55,7 @@ def through(source: PairSource, **row: Any) -> list[tuple[Any, Any]]:
     return list(through_hook(row, 12, source))
 
 
-def test_a_row_becomes_one_several_or_none(tmp_path: Path) -> None:
+def test_row_becomes_one_several_or_none(tmp_path: Path) -> None:
     source = source_with(tmp_path)
     assert through(source, kind="keep", a="x") == [(12, {"chosen": "x"})]
     assert through(source, kind="split") == [("12.0", {"n": 1}), ("12.1", {"n": 2})]
@@ -63,21 +63,23 @@ def test_a_row_becomes_one_several_or_none(tmp_path: Path) -> None:
     assert through(source, kind="drop") == through(source, kind="none") == []
 
 
-def test_a_failure_names_file_line_function_row_and_error_in_one_line(tmp_path: Path) -> None:
+def test_failure_names_row_file_and_line(tmp_path: Path) -> None:
+    """A failure of the function, or a wrong result, names row, file, line and function in one line."""
     source = source_with(tmp_path)
     line = CODE.splitlines().index('    return row["absent"]["x"]') + 1
     expected = {
-        "fail": f"pairs:12: {tmp_path}/mine.py:{line}: rows: KeyError: 'absent'",
-        "number": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got an int",
-        "numbers": f"pairs:12: {tmp_path}/mine.py: rows: expected a dict, a list of dicts or None, got a list with an int",
+        "fail": (f"pairs:12: {tmp_path}/mine.py:{line}: rows: ", "KeyError: 'absent'"),
+        "number": (f"pairs:12: {tmp_path}/mine.py: rows: ", "got int"),
+        "numbers": (f"pairs:12: {tmp_path}/mine.py: rows: ", "list with int"),
     }
-    for kind, message in expected.items():
+    for kind, (place, problem) in expected.items():
         with pytest.raises(DataError) as raised:
             through(source, kind=kind)
-        assert str(raised.value) == message
+        assert str(raised.value).startswith(place)
+        assert str(raised.value).endswith(problem)
 
 
-def test_long_and_many_lined_errors_are_cut(tmp_path: Path) -> None:
+def test_long_errors_are_cut_to_one_line(tmp_path: Path) -> None:
     source = source_with(tmp_path, "def rows(row):\n    raise ValueError('a\\nb' * 999)\n")
     with pytest.raises(DataError) as raised:
         through(source, kind="x")
@@ -86,39 +88,40 @@ def test_long_and_many_lined_errors_are_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "words"),
+    ("code", "name", "problem"),
     [
         ("def rows(row:\n", "mine:rows", r"^prepare: .*/mine.py:1: SyntaxError: "),
         ("x = 1\ny = x / 0\n", "mine:rows", r"^prepare: .*/mine.py:2: ZeroDivisionError: division by zero$"),
         ("import nothing_of_this_name\n", "mine:rows", r"^prepare: .*/mine.py:1: ModuleNotFoundError: "),
-        (CODE, "mine:absent", r"^prepare: .*/mine.py has no function absent$"),
-        (CODE, "mine:constant", r"^prepare: .*/mine.py has no function constant$"),
+        (CODE, "mine:absent", r"^prepare: .*/mine.py .*\babsent$"),
+        (CODE, "mine:constant", r"^prepare: .*/mine.py .*\bconstant$"),
     ],
 )
-def test_a_file_without_a_working_function_is_refused(tmp_path: Path, code: str, name: str, words: str) -> None:
-    with pytest.raises(RecipeError, match=words) as raised:
+def test_file_without_working_function_is_refused(tmp_path: Path, code: str, name: str, problem: str) -> None:
+    with pytest.raises(RecipeError, match=problem) as raised:
         through(source_with(tmp_path, code, name), kind="keep")
     assert "\n" not in str(raised.value)
 
 
-def test_the_bytes_that_were_read_are_what_runs_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_bytes_read_with_recipe_run(tmp_path: Path) -> None:
+    """The bytes read with the recipe are run, even if the file changes; no search path changes and no file is written."""
     before = list(sys.path)
     source = source_with(tmp_path, "def rows(row):\n    return {'version': 1}\n")
     (tmp_path / "mine.py").write_text("def rows(row):\n    return {'version': 2}\n")
     assert through(source) == [(12, {"version": 1})]
     assert through(source_with(tmp_path, "def rows(row):\n    return {'version': 2}\n")) == [(12, {"version": 2})]
     assert sys.path == before
-    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file beside the recipe"
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file next to the recipe"
     assert source.hook is not None
     assert load_function(source.hook) is load_function(source.hook), "loaded once"
 
 
-def test_what_it_prints_does_not_mix_with_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     through(source_with(tmp_path), kind="print")
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "hello\n")
 
 
-def test_a_source_whose_recipe_is_no_file_is_told_what_to_do() -> None:
-    with pytest.raises(RecipeError, match=r"^pairs: prepare: its file lies beside the recipe; load the recipe from its file"):
+def test_prepare_needs_recipe_file() -> None:
+    with pytest.raises(RecipeError, match=r"^pairs: prepare: .*load_recipe"):
         through(PairSource(path="pairs.jsonl", prepare="mine:rows"))

@@ -57,13 +57,14 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize("name", ["bench.jsonl", "bench.json", "bench.csv", "bench.parquet"])
-def test_trap_12_a_prompt_of_a_benchmark_is_found_in_every_kind_of_file(name: str, tmp_path: Path, train: TokenizedData) -> None:
+def test_trap_12_benchmark_prompt_in_any_file_format(name: str, tmp_path: Path, train: TokenizedData) -> None:
+    """A prompt of a benchmark is found in every file format, in any case and spacing."""
     file = write(tmp_path / name, [{"id": 1, "prompt": "Other?"}, {"id": 2, "prompt": f"  {QUESTION.upper()}\n"}])
     assert benchmark_overlap(train, [file]) == [Contaminated(1, f"{name}:1")]
 
 
 @pytest.mark.parametrize("column", PROMPT_COLUMNS)
-def test_the_prompt_is_found_under_its_usual_names(column: str, tmp_path: Path, train: TokenizedData) -> None:
+def test_prompt_column_has_usual_names(column: str, tmp_path: Path, train: TokenizedData) -> None:
     file = write(tmp_path / "bench.jsonl", [{"id": "x", column: QUESTION, "chosen": "Paris"}])
     assert benchmark_overlap(train, [file]) == [Contaminated(1, "bench.jsonl:0")]
 
@@ -89,30 +90,30 @@ def test_prompts_of_every_shape_are_compared(
     assert [one.row for one in benchmark_overlap(train, [file])] == found
 
 
-def test_several_files_are_told_apart_and_none_is_nothing(tmp_path: Path, train: TokenizedData) -> None:
+def test_several_benchmark_files_or_none(tmp_path: Path, train: TokenizedData) -> None:
     files = [write(tmp_path / "a.jsonl", [{"prompt": "What is bread?"}]), write(tmp_path / "b.json", [{"question": QUESTION}])]
     assert benchmark_overlap(train, files) == [Contaminated(0, "a.jsonl:0"), Contaminated(1, "b.json:0")]
     assert benchmark_overlap(train, []) == []
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "place"),
     [
-        ("none.jsonl", None, r"^data\.benchmarks: .*none\.jsonl is no data file; expected one of \.json, "),
-        ("notes.txt", "text", r"^data\.benchmarks: .*notes\.txt is no data file; "),
-        ("empty.jsonl", "", r"^data\.benchmarks: .*empty\.jsonl has no rows"),
-        ("broken.jsonl", '{"prompt": "a"}\n{oops\n', r"^data\.benchmarks: broken\.jsonl:1 cannot be read: broken\.jsonl:2:"),
-        ("broken.json", '[{"prompt" 1}]', r"^data\.benchmarks: .*broken\.json:1:12: not JSON"),
-        ("other.jsonl", '{"id": 1, "answer": "a"}', r"^data\.benchmarks: other\.jsonl:0 has no prompt; .*; it has: id, answer"),
-        ("odd.jsonl", '{"prompt": 7}', r"^data\.benchmarks: odd\.jsonl:0: prompt is a number; expected text"),
+        ("none.jsonl", None, r"none\.jsonl .* \.json, \.jsonl, "),
+        ("notes.txt", "text", r"notes\.txt "),
+        ("empty.jsonl", "", r"empty\.jsonl "),
+        ("broken.jsonl", '{"prompt": "a"}\n{oops\n', r"broken\.jsonl:1 .* broken\.jsonl:2:"),
+        ("broken.json", '[{"prompt" 1}]', r"broken\.json:1:12: "),
+        ("other.jsonl", '{"id": 1, "answer": "a"}', r"other\.jsonl:0 .* id, answer$"),
+        ("odd.jsonl", '{"prompt": 7}', r"odd\.jsonl:0: prompt "),
     ],
 )
-def test_a_file_that_cannot_be_read_is_an_error(
-    name: str, content: str | None, message: str, tmp_path: Path, train: TokenizedData
+def test_unreadable_benchmark_file_is_an_error(
+    name: str, content: str | None, place: str, tmp_path: Path, train: TokenizedData
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(DataError, match=r"^data\.benchmarks: .*" + place) as error:
         benchmark_overlap(train, [str(tmp_path / name)])
     assert len(error.value.problems) == 1
 

@@ -1,5 +1,6 @@
 """Odd margins and winners that say next to nothing."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.artifact import TokenizedData, edges_of
-from rmtrain.data.checks.audit import LONG, SHORT, margin_outliers, short_winners, zero_margins
+from rmtrain.data.checks.outliers import LONG, SHORT, margin_outliers, short_winners, zero_margins
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.recipe.schema import PairSource
@@ -25,18 +26,20 @@ def with_margins(folder: Path, tokenizer: PreTrainedTokenizerFast, *margins: flo
     return prepared_rows(folder, tokenizer, rows, margin="m", **settings)[0].train
 
 
-def test_a_margin_of_zero_is_odd_where_others_have_one(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_zero_margin_among_other_margins(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = with_margins(tmp_path / "some", tokenizer, 1.0, 0.0, 2.0)
-    assert zero_margins(data, edges_of(data)) == [(1, "its margin is 0")]
+    assert [edge for edge, _ in zero_margins(data, edges_of(data))] == [1]
     for name, margins in (("none", (0.0, 0.0, 0.0)), ("all", (1.0, 2.0, 1.0))):
         data = with_margins(tmp_path / name, tokenizer, *margins)
         assert zero_margins(data, edges_of(data)) == []
 
 
-def test_a_margin_far_above_the_others_is_an_outlier(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_margin_far_above_others_is_outlier(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     usual = [1.0, 2.0, 3.0, 4.0] * 5
     data = with_margins(tmp_path / "far", tokenizer, *usual, 100.0)
-    assert margin_outliers(data, edges_of(data)) == [(20, "its margin is 100, half of them lie in 2 to 4")]
+    ((edge, detail),) = margin_outliers(data, edges_of(data))
+    assert edge == 20
+    assert all(number in detail for number in ("100", "2 to 4"))
     data = with_margins(tmp_path / "near", tokenizer, *usual, 20.0)
     assert margin_outliers(data, edges_of(data)) == []
     data = with_margins(tmp_path / "equal", tokenizer, *([1.0] * 20), 100.0)
@@ -55,11 +58,11 @@ def test_margins_are_compared_within_their_source(tmp_path: Path, tokenizer: Pre
     assert [made.ids[edge] for edge, _ in zero_margins(made, edges_of(made))] == ["rows:0", "rows:4"]
 
 
-def test_a_winner_next_to_empty_over_a_long_loser_is_told(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_short_winner_over_long_loser(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     long = "What is the capital of France? " * 20
     rows = [row("a", "I", long), row("b", long, "I"), row("c", "I", "Paris"), row("d", long, long + "no")]
     data = prepared_rows(tmp_path, tokenizer, rows)[0].train
     ((edge, detail),) = short_winners(data, edges_of(data))
     assert edge == 0
-    assert detail == f"a winner of 1 tokens over a loser of {data.lengths[1] - data.prompt_lengths[0] - 1}"
+    assert re.findall(r"\d+", detail) == ["1", str(data.lengths[1] - data.prompt_lengths[0] - 1)]
     assert data.lengths[1] > LONG > SHORT

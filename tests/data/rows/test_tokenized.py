@@ -23,7 +23,7 @@ TOKENS = TokenizedSource(path="tokens.parquet", format="tokenized")
     ],
     ids=["seed page", "trl", "padded"],
 )
-def test_rows_that_are_tokens_already_are_taken_as_they_are(row: dict[str, Any]) -> None:
+def test_token_rows_are_used_unchanged(row: dict[str, Any]) -> None:
     result = adapt(row, "tokens:0", TOKENS)
     assert isinstance(result, TokenizedComparison)
     assert result.sequences == ([5, 6, 7, 2], [5, 6, 8, 9, 2])
@@ -47,13 +47,13 @@ def test_rows_that_are_tokens_already_are_taken_as_they_are(row: dict[str, Any])
         ({"tokens": [1]}, "missing_column"),
     ],
 )
-def test_tokens_are_checked(row: dict[str, Any], reason: str) -> None:
+def test_invalid_tokens_are_dropped(row: dict[str, Any], reason: str) -> None:
     result = adapt(row, "tokens:0", TOKENS)
     assert isinstance(result, Dropped)
     assert (result.id, result.reason) == ("tokens:0", reason)
 
 
-def test_margins_go_with_tokens_too() -> None:
+def test_token_rows_may_have_margins() -> None:
     row = {"chosen_ids": [1, 2], "rejected_ids": [3, 2], "margin": 0.5}
     result = adapt(row, "tokens:0", TokenizedSource(path="tokens", format="tokenized", margin="margin"))
     assert isinstance(result, TokenizedComparison)

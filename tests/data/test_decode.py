@@ -49,13 +49,14 @@ def found(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, t
         ("nowhere", []),
     ],
 )
-def test_a_text_is_found_in_prompts_responses_across_both_and_in_special_tokens(
+def test_search_finds_text_anywhere(
     rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str, expected: list[int]
 ) -> None:
+    """A text is found in prompts, in responses, across both and in special tokens, ignoring case."""
     assert found(rows, tokenizer, text) == expected
 
 
-def test_the_place_that_is_given_holds_the_text(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_match_gives_the_place(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
     (match,) = search(rows, [1], tokenizer, "KNOW", 1).matches
     assert (match.row, match.response) == (1, 1)
     assert decoded(rows[1].sequences[1], tokenizer)[match.begin : match.end] == "know"
@@ -63,18 +64,16 @@ def test_the_place_that_is_given_holds_the_text(rows: list[TokenizedComparison],
     assert shared == [Match(0, 0, 0, 4)], "in what both share the first response counts"
 
 
-def test_it_stops_at_the_limit_and_says_how_far_it_came(
-    rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast
-) -> None:
-    told: list[int] = []
-    result = search(rows, [3, 0, 2, 1], tokenizer, "chicken", 1, told.append)
-    assert ([match.row for match in result.matches], result.searched, told) == ([3], 1, [1])
+def test_search_stops_at_the_limit(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
+    progress: list[int] = []
+    result = search(rows, [3, 0, 2, 1], tokenizer, "chicken", 1, progress.append)
+    assert ([match.row for match in result.matches], result.searched, progress) == ([3], 1, [1])
     assert search(rows, [3, 0, 2, 1], tokenizer, "chicken", 2).searched == 3
     everything = search(rows, range(4), tokenizer, "chicken", 3)
     assert (len(everything.matches), everything.searched) == (2, 4), "guard: the limit was not reached"
 
 
-def test_tokens_are_read_as_their_tokenizer_decodes_them() -> None:
+def test_decoded_text_is_the_tokenizers() -> None:
     tokenizer = unigram_like()
     ids = tokenizer("The quick brown fox.")["input_ids"]
     assert "quick brown fox" in decoded(ids, tokenizer)
