@@ -1,6 +1,7 @@
 """Rendered texts to tokens, whole or in pieces."""
 
 import random
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -13,17 +14,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import GemmaTokenizer, GPTNeoXTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from rmtrain.data.text import token_pieces as memo
-from rmtrain.data.text.token_pieces import (
-    BEFORE_PUNCTUATION,
-    BEFORE_WORDS,
-    PieceEncoder,
-    Texts,
-    WholeTextEncoder,
-    can_be_cut,
-    can_be_cut_in_words,
-    text_encoder,
-)
+from rmtrain.data.text import text_encoder as module
+from rmtrain.data.text.render import Rendered
+from rmtrain.data.text.text_encoder import WORDS, WORDS_AND_PUNCTUATION, TextEncoder, piece_pattern
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
 BITS = [
@@ -81,7 +74,7 @@ BITS = [
 
 
 def trained_on_bits(tokenizer: PreTrainedTokenizerFast, *special: str) -> PreTrainedTokenizerFast:
-    """The same with another vocabulary: of all that can be merged in texts of the bits, so that a wrong cut shows."""
+    """Train the tokenizer on texts of the bits, with as many merges as possible, so that a wrong cut shows."""
     rng = random.Random(0)
     corpus = ["".join(rng.choices(BITS, k=12)) for _ in range(600)] * 2
     trainer = trainers.BpeTrainer(
@@ -143,71 +136,76 @@ TOKENIZERS = {build.__name__: build() for build in CUT}
 texts = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(BITS), max_size=25).map("".join))
 
 
+def whole_text_encoder(tokenizer: PreTrainedTokenizerFast) -> TextEncoder:
+    """Return an encoder that encodes each text whole, through the tokenizer's own call."""
+    encoder = TextEncoder(tokenizer)
+    encoder.pattern = None
+    return encoder
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(shared=texts, endings=st.lists(texts, min_size=1, max_size=3), place=st.floats(0, 1))
-def test_pieces_have_the_tokens_of_the_whole_text(name: str, shared: str, endings: list[str], place: float) -> None:
+def test_pieces_have_the_tokens_of_the_text(name: str, shared: str, endings: list[str], place: float) -> None:
     whole = [shared + ending for ending in endings]
     begin = (len(whole) - 1, int(place * len(whole[-1]))) if whole[-1] else None
-    for rows in ([Texts(whole, begin)], [Texts(whole)]):
-        plain, by_pieces = (kind(TOKENIZERS[name]).encode(rows)[0] for kind in (WholeTextEncoder, PieceEncoder))
+    for rows in ([Rendered(whole, begin)], [Rendered(whole)]):
+        plain, by_pieces = (make(TOKENIZERS[name]).encode(rows)[0] for make in (whole_text_encoder, TextEncoder))
         assert [ids.tolist() for ids in by_pieces.sequences] == [ids.tolist() for ids in plain.sequences]
         assert by_pieces.begin == plain.begin
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_what_was_seen_before_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memo, "REMEMBERED_CHARACTERS", 3000)
+def test_remembered_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REMEMBERED_CHARACTERS", 3000)
     rng, words = random.Random(1), " ".join(SENTENCES).split(" ")
     tokenizer, forgotten = TOKENIZERS[name], 0
-    encoder, plain = PieceEncoder(tokenizer), WholeTextEncoder(tokenizer)
+    encoder, plain = TextEncoder(tokenizer), whole_text_encoder(tokenizer)
     for _ in range(30):
         prompts = [" ".join(rng.choices(words, k=rng.randrange(40))) for _ in range(4)]
         new = str(rng.random())
-        rows = [Texts([f"{prompt}:  {new} yes.", f"{prompt}: no {new}"], (0, len(prompt) + 1)) for prompt in prompts]
-        known = len(encoder.words.numbers)
+        rows = [Rendered([f"{prompt}:  {new} yes.", f"{prompt}: no {new}"], (0, len(prompt) + 1)) for prompt in prompts]
+        known = len(encoder.known)
         encoded = encoder.encode(rows)
-        forgotten += len(encoder.words.numbers) < known
+        forgotten += len(encoder.known) < known
         for ours, theirs in zip(encoded, plain.encode(rows), strict=True):
             assert all(np.array_equal(*pair) for pair in zip(ours.sequences, theirs.sequences, strict=True))
             assert ours.begin == theirs.begin
-    assert forgotten > 0, "guard: what is remembered is bounded"
+    assert forgotten > 0, "guard: the memory is bounded"
 
 
-def test_each_piece_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, encoded = byte_bpe(), []
-    inner = PieceEncoder._encode
-    monkeypatch.setattr(PieceEncoder, "_encode", lambda self, pieces: encoded.extend(pieces) or inner(self, pieces))
-    encoder = PieceEncoder(tokenizer)
+def test_each_piece_is_encoded_once() -> None:
+    encoder = TextEncoder(byte_bpe())
+    before = set(encoder.known)
     for _ in range(2):
-        encoder.encode([Texts(["Say yes yes yes, please", "Say yes no"], (0, 4)), Texts(["no no"])])
-    assert sorted(encoded) == [" no", " please", " yes", ",", "Say", "no"]
+        encoder.encode([Rendered(["Say yes yes yes, please", "Say yes no"], (0, 4)), Rendered(["no no"])])
+    assert sorted(encoder.known.keys() - before) == [" no", " please", " yes", ",", "Say", "no"]
 
 
 @pytest.mark.parametrize("build", CUT)
-def test_the_fastest_encoder_that_is_exact_is_taken(build: Callable[[], PreTrainedTokenizerFast]) -> None:
-    assert isinstance(text_encoder(build()), PieceEncoder)
+def test_a_token_with_a_space_prevents_pieces(build: Callable[[], PreTrainedTokenizerFast]) -> None:
+    assert TextEncoder(build()).pattern is not None
     tokenizer = build()
     tokenizer.add_tokens(["New York"])
-    assert isinstance(text_encoder(tokenizer), WholeTextEncoder)
+    assert TextEncoder(tokenizer).pattern is None
 
 
-def test_a_tokenizer_whose_class_does_more_is_not_cut() -> None:
+def test_a_class_that_changes_texts_prevents_pieces() -> None:
     class Doubling(PreTrainedTokenizerFast):
         def _encode_plus(self, text, *arguments, **named):  # type: ignore[no-untyped-def]
             texts = text if isinstance(text, str) else [each.replace("x", "xx") for each in text]
             return super()._encode_plus(texts, *arguments, **named)
 
     tokenizer = Doubling(tokenizer_object=byte_bpe().backend_tokenizer, eos_token="<|endoftext|>", pad_token="<|pad|>")
-    assert isinstance(text_encoder(tokenizer), WholeTextEncoder)
+    assert TextEncoder(tokenizer).pattern is None
 
 
-def test_truncation_and_padding_that_a_tokenizer_came_with_do_not_act() -> None:
+def test_truncation_and_padding_of_the_tokenizer_are_ignored() -> None:
     tokenizer = byte_bpe()
-    encoder = PieceEncoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     tokenizer.backend_tokenizer.enable_truncation(2)
     tokenizer.backend_tokenizer.enable_padding(length=50)
-    (encoded,) = encoder.encode([Texts([SENTENCES[0]])])
+    (encoded,) = encoder.encode([Rendered([SENTENCES[0]])])
     assert encoded.sequences[0].tolist() == tokenizer(SENTENCES[0])["input_ids"]
 
 
@@ -229,35 +227,37 @@ def changed(
 
 
 @pytest.mark.parametrize(
-    ("build", "in_words"),
-    [(byte_bpe, True), (llama_like, True), (roberta_like, True), (bert_like, True), (unigram_like, False)],
+    ("build", "pattern"),
+    [
+        (byte_bpe, WORDS_AND_PUNCTUATION),
+        (llama_like, WORDS_AND_PUNCTUATION),
+        (roberta_like, WORDS_AND_PUNCTUATION),
+        (bert_like, WORDS_AND_PUNCTUATION),
+        (unigram_like, WORDS),
+    ],
 )
-def test_the_usual_kinds_can_be_cut(build: Callable[[], PreTrainedTokenizerFast], in_words: bool) -> None:
-    tokenizer = build()
-    assert can_be_cut(tokenizer)
-    assert can_be_cut_in_words(tokenizer) == in_words
+def test_pieces_of_the_usual_tokenizers(build: Callable[[], PreTrainedTokenizerFast], pattern: re.Pattern[str]) -> None:
+    assert piece_pattern(build()) is pattern
 
 
 @pytest.mark.parametrize("pattern", [PRETOKENIZE_REGEX, LLAMA_3])
-def test_known_patterns_can_be_cut(pattern: str) -> None:
+def test_pieces_of_known_patterns(pattern: str) -> None:
     for pre_tokenizer in (split_by(pattern), split_by(pattern, "removed", invert=True)):
         tokenizer = changed(lambda backend, part=pre_tokenizer: setattr(backend, "pre_tokenizer", part))  # type: ignore[misc]
-        assert can_be_cut(tokenizer)
-        assert can_be_cut_in_words(tokenizer)
+        assert piece_pattern(tokenizer) is WORDS_AND_PUNCTUATION
 
 
-def test_the_classes_of_transformers_can_be_cut() -> None:
-    assert can_be_cut(Qwen2Tokenizer())
-    assert can_be_cut(GPTNeoXTokenizer())
+def test_pieces_of_transformers_classes() -> None:
+    assert piece_pattern(Qwen2Tokenizer()) is not None
+    assert piece_pattern(GPTNeoXTokenizer()) is not None
 
 
 @pytest.mark.parametrize("kind", [GemmaTokenizer, LlamaTokenizer])
-def test_a_model_over_whole_texts_can_be_cut_if_no_token_stands_across_a_cut(kind: type) -> None:
+def test_sentencepiece_tokens_must_not_cross_words(kind: type) -> None:
+    """A BPE over the whole text can be cut only if no token reaches across a cut."""
     inside = {token: index for token, index in SENTENCE_PIECE.items() if token != "a▁"}
-    tokenizer = kind(vocab=inside, merges=[("▁", "a")])
-    assert can_be_cut(tokenizer)
-    assert not can_be_cut_in_words(tokenizer)
-    assert not can_be_cut(kind(vocab=SENTENCE_PIECE, merges=[("▁", "a"), ("a", "▁")]))
+    assert piece_pattern(kind(vocab=inside, merges=[("▁", "a")])) is WORDS
+    assert piece_pattern(kind(vocab=SENTENCE_PIECE, merges=[("▁", "a"), ("a", "▁")])) is None
 
 
 NOT_CUT: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
@@ -281,31 +281,38 @@ NOT_CUT: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 }
 
 
-@pytest.mark.parametrize("what", NOT_CUT)
-def test_in_doubt_nothing_is_cut(what: str) -> None:
-    assert not can_be_cut(NOT_CUT[what]())
+@pytest.mark.parametrize("case", NOT_CUT)
+def test_unknown_tokenizers_are_not_cut(case: str) -> None:
+    assert piece_pattern(NOT_CUT[case]()) is None
 
 
-def test_special_tokens_that_are_split_are_not_cut() -> None:
+def test_split_special_tokens_are_not_cut() -> None:
     tokenizer = byte_bpe()
     tokenizer.split_special_tokens = True
-    assert not can_be_cut(tokenizer)
+    assert piece_pattern(tokenizer) is None
 
 
-def test_words_are_not_cut_where_a_token_stands_across_or_spaces_are_added() -> None:
-    assert not can_be_cut_in_words(changed(lambda backend: backend.add_tokens(["e.g."])))
-    assert not can_be_cut_in_words(changed(lambda backend: backend.add_tokens([AddedToken("cat", single_word=True)])))
+def test_punctuation_is_not_always_cut() -> None:
+    """Not where a token reaches across, or where the tokenizer adds a space to each piece."""
+    assert piece_pattern(changed(lambda backend: backend.add_tokens(["e.g."]))) is WORDS
+    assert piece_pattern(changed(lambda backend: backend.add_tokens([AddedToken("cat", single_word=True)]))) is WORDS
     prefixed = changed(lambda backend: setattr(backend, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)))
-    assert can_be_cut(prefixed)
-    assert not can_be_cut_in_words(prefixed)
+    assert piece_pattern(prefixed) is WORDS
 
 
-def test_cuts_are_where_they_should_be() -> None:
-    assert BEFORE_WORDS.split(" a  b\n c, d ") == [" a", " b\n c,", "d", ""]
-    assert BEFORE_PUNCTUATION.split("word.\n\nUser: don't</s>") == ["word", ".\n\nUser", ": don't", "</s>"]
+def test_patterns_cut_before_words_and_punctuation() -> None:
+    text = " a  b\n c, d don't</s>. \n\nUser: "
+    assert WORDS.findall(text) == [" a", "  b\n c,", " d", " don't</s>.", " \n\nUser:", " "]
+    assert WORDS_AND_PUNCTUATION.findall(text) == [" a", "  b", "\n c", ",", " d", " don't", "</s>.", " \n\nUser", ":", " "]
 
 
-def test_no_normalizer_makes_or_takes_white_space_at_a_cut() -> None:
+@settings(deadline=None, derandomize=True)
+@given(text=texts)
+def test_patterns_lose_no_character(text: str) -> None:
+    assert "".join(WORDS.findall(text)) == "".join(WORDS_AND_PUNCTUATION.findall(text)) == text
+
+
+def test_normalizers_keep_white_space_at_cuts() -> None:
     characters = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000 and not chr(code).isspace()]
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
         assert not [character for character in characters if unicodedata.normalize(form, character)[-1].isspace()]
