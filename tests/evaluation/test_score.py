@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.data.comparison import PAIR
+from rmtrain.data.comparison import PAIR, Comparison
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.score import Rows, score, scoring_micro_batches
-from rmtrain.evaluation.scorer import RewardScorer, ScoreRequest
+from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.exports import tiny_export
 from tests.helpers import pairs
@@ -40,8 +40,12 @@ def score_all(model: str, accelerator: Accelerator) -> list[dict[str, Any]]:
     found = []
     for size in SIZES:
         rows = [
-            ScoreRequest(
-                str(n), message("user", row["prompt"]), tuple(message("assistant", row[side]) for side in ("chosen", "rejected"))
+            Comparison(
+                str(n),
+                "",
+                message("user", row["prompt"]),
+                tuple(message("assistant", row[side]) for side in ("chosen", "rejected")),
+                (),
             )
             for n, row in enumerate(pairs(size))
         ]
