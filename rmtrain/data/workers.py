@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
@@ -48,17 +48,22 @@ def in_order(
             if was_enabled:
                 gc.enable()
         return
-    # A spawned process runs the main script again, which may be heavy or have no `if __name__ == "__main__"`: hide it. Forking is
-    # not an option: the tokenizer's threads do not survive it.
-    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (make_work,))
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (make_work,))  # tokenizers' threads do not survive a fork
+
+    def submit(task: Task) -> Future[Result]:
+        # The pool starts its processes here, and each would run the main script again, which may be heavy or unguarded: hide it.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return pool.submit(_call, task)
+        finally:
+            sys.modules["__main__"] = main
 
     def apply(tasks: Iterable[Task]) -> Iterator[Result]:
         tasks = iter(tasks)
-        submitted = deque(pool.submit(_call, task) for task in islice(tasks, AHEAD * processes))
+        submitted = deque(map(submit, islice(tasks, AHEAD * processes)))
         while submitted:
-            result: Result = submitted.popleft().result()
-            submitted.extend(pool.submit(_call, task) for task in islice(tasks, 1))
+            result = submitted.popleft().result()
+            submitted.extend(map(submit, islice(tasks, 1)))
             yield result
 
     try:
@@ -69,7 +74,6 @@ def in_order(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-        sys.modules["__main__"] = main
 
 
 def _start(make_work: Callable[[], Any]) -> None:

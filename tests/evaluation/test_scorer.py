@@ -135,7 +135,7 @@ def test_trl_trains_with_it(export: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_scored_is_named(export: Path) -> None:
     scorer = RewardScorer(str(export))
     good = conversation("a", "b")
-    assert scorer.limit.tokens == LONGEST, "the model's own limit"
+    assert scorer.limit.max_length == LONGEST, "the model's own limit"
     for bad, said in (
         (good[:1], "conversation 1 ends with the turn of the user; expected the assistant's reply"),
         ([{"role": "system", "content": " "}], "conversation 1 ends with no turn"),
