@@ -159,7 +159,7 @@ def test_bad_lines_end_the_work_or_are_counted(model: str, tmp_path: Path) -> No
     lines = [json.dumps(row).encode() for row in made[:4]] + bad + [json.dumps(row).encode() for row in made[4:]]
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"\n".join(lines))
-    said_of = {5: "expected messages, or prompt", 6: "Expecting property name", 7: "tokens, over the limit of 256", 8: "UTF-8"}
+    said_of = {5: "expected messages, or prompt", 6: "Expecting property name", 7: "tokens, .*256", 8: "UTF-8"}
     for number, said in said_of.items():
         (tmp_path / "one.jsonl").write_bytes(b"\n".join(lines[:4] + [b""] * (number - 5) + [lines[number - 1]]))
         with pytest.raises(DataError, match=rf"one.jsonl:{number}.*{said}") as refused:
