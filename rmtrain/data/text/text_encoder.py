@@ -131,8 +131,8 @@ class TextEncoder:
             return self._encode_whole(rows)
         halved = [_halves(row) for row in rows]
         pieces = {half: self.pattern.findall(half) for halves in chain.from_iterable(halved) for half in halves}
-        self._learn(chain.from_iterable(pieces.values()))
-        tokens = {half: b"".join(map(self.known.__getitem__, found)) for half, found in pieces.items()}
+        known = self._learn(chain.from_iterable(pieces.values()))
+        tokens = {half: b"".join(map(known.__getitem__, found)) for half, found in pieces.items()}
         encoded = []
         for row, texts in zip(rows, halved, strict=True):
             wholes = [b"".join((self.before, *map(tokens.__getitem__, halves), self.after)) for halves in texts]
@@ -147,16 +147,19 @@ class TextEncoder:
             encoded.append(Encoded([np.frombuffer(whole, np.int32) for whole in wholes], begin))
         return encoded
 
-    def _learn(self, pieces: Iterable[str]) -> None:
+    def _learn(self, pieces: Iterable[str]) -> dict[str, bytes]:
+        """Return the tokens of the pieces, and of others that were seen before."""
         if self.size > REMEMBERED_CHARACTERS:
-            self.known, self.size = {}, 0
-        new = list(set(pieces) - self.known.keys())
+            self.known, self.size = {}, 0  # a new dictionary: another thread may still read the old one
+        known = self.known
+        new = [piece for piece in set(pieces) if piece not in known]
         self.backend.no_padding()
         self.backend.no_truncation()
         encodings = self.backend.encode_batch_fast(new, add_special_tokens=False)
         # Bytes, because joining them is several times faster than joining lists or arrays.
-        self.known.update((piece, array("i", encoding.ids).tobytes()) for piece, encoding in zip(new, encodings, strict=True))
+        known.update((piece, array("i", encoding.ids).tobytes()) for piece, encoding in zip(new, encodings, strict=True))
         self.size += sum(map(len, new)) + PIECE_COST * len(new)
+        return known
 
     def _token_at(self, text: str, position: int) -> int | None:
         token: int | None = self.backend.encode(text, add_special_tokens=False).char_to_token(position)

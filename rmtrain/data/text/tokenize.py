@@ -189,7 +189,7 @@ class Encoder:
         changed = BadRow("rewritten_by_template", "the chat template changes the text of a response")
         faults = {} if self.allow_rewritten else dict.fromkeys(rendered.rewritten, changed)
         for number, key in rendered.hidden.items():
-            faults[number] = BadRow("hidden_by_template", f"the chat template does not write the {key} of a message")
+            faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
         return TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults
 
     def _leading(self, row: TokenizedComparison) -> int:
