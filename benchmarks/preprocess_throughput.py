@@ -97,7 +97,13 @@ def main() -> None:
     )
     made.add_argument("--copies", type=int, default=1, help="Number of times that the file is read, each time as another source.")
     made.add_argument("--rounds", type=int, default=3, help="Number of rounds; each run takes its turn in each.")
-    made.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="Numbers of processes.")
+    made.add_argument(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="Numbers of processes; more than one needs many copies to be worth their start.",
+    )
     arguments = made.parse_args()
     if arguments.quick:
         arguments.copies, arguments.rounds, arguments.processes = 1, 1, [1]
