@@ -29,12 +29,12 @@ ELSEWHERE = {"split": None, "name": None, "revision": None, "data_dir": None, "d
 def entries() -> dict[str, Source]:
     """The entries of the document, by tag or path, as a recipe has them."""
     listed = [entry for block in BLOCKS for entry in yaml.safe_load(block)]
-    found = {}
+    sources = {}
     for block in BLOCKS:
         text = write_yaml(REST) + "data:\n  train:\n" + "".join(f"    {line}\n" for line in block.splitlines())
-        found |= {source.tag or source.path: source for source in parse_recipe(text, "docs/DATASETS.md").data.train}
-    assert len(found) == len(listed), "two entries have the same name"
-    return found
+        sources |= {source.tag or source.path: source for source in parse_recipe(text, "docs/DATASETS.md").data.train}
+    assert len(sources) == len(listed), "two entries have the same name"
+    return sources
 
 
 ENTRIES = entries()
@@ -47,7 +47,7 @@ def local(name: str, rows: list[dict[str, Any]], folder: Path) -> Source:
 
 
 def read(source: Source) -> list[Comparison | Dropped]:
-    """What becomes of the rows of a source, in their order."""
+    """Return the comparisons and dropped rows of a source, in their order."""
     rows = [row for batch in load_comparisons(source) for row in batch if isinstance(row, Comparison | Dropped)]
     return sorted(rows, key=lambda row: place_of(row.id))
 
@@ -73,10 +73,10 @@ def test_every_documented_entry_has_rows() -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_entry_gives_the_expected_comparisons(name: str, tmp_path: Path) -> None:
     rows, expected = CATALOGUE[name]
-    found = read(local(name, rows, tmp_path))
-    assert [shown(row) for row in found] == expected
-    kept = [row for row in found if isinstance(row, Comparison)]
-    counted = [row.id for row in found if isinstance(row, Dropped)] + [row_id for row in kept for row_id in rows_of(row)]
+    results = read(local(name, rows, tmp_path))
+    assert [shown(row) for row in results] == expected
+    kept = [row for row in results if isinstance(row, Comparison)]
+    counted = [row.id for row in results if isinstance(row, Dropped)] + [row_id for row in kept for row_id in rows_of(row)]
     title = name.rpartition("/")[2]
     assert sorted(counted, key=place_of) == [f"{title}:{number}" for number in range(len(rows))], "each row is in one place"
     assert kept, "guard: it is not all dropped"
@@ -95,8 +95,8 @@ def test_unusable_dataset_gives_documented_error(name: str, tmp_path: Path) -> N
 def test_half_ties_have_probability_half(tmp_path: Path) -> None:
     name = "lmarena-ai/arena-human-preference-100k"
     source = local(name, CATALOGUE[name].rows, tmp_path).model_copy(update={"tie": "half"})
-    found = [row for row in read(source) if isinstance(row, Comparison)]
-    assert [row.preferences[0].probability for row in found] == [1.0, 1.0, 0.5, 0.5]
+    kept = [row for row in read(source) if isinstance(row, Comparison)]
+    assert [row.preferences[0].probability for row in kept] == [1.0, 1.0, 0.5, 0.5]
 
 
 def outcomes(source: Source) -> tuple[Counter[str], list[Comparison]]:
@@ -136,9 +136,9 @@ def test_real_pandalm_rows_follow_the_majority(shared_data: Path) -> None:
     rows = json.loads(file.read_text(encoding="utf-8"))
     majorities = [Counter(row[f"annotator{n}"] for n in (1, 2, 3)).most_common(1)[0] for row in rows]
     winners = [vote if count >= 2 else 0 for vote, count in majorities]
-    found = read(source)
-    assert len(found) == len(rows) == 999
-    for row, winner, raw in zip(found, winners, rows, strict=True):
+    results = read(source)
+    assert len(results) == len(rows) == 999
+    for row, winner, raw in zip(results, winners, rows, strict=True):
         if isinstance(row, Dropped):
             texts = [raw["response1"], raw["response2"]]
             bad = "not_messages" if not all(isinstance(text, str) for text in texts) else "empty_response"

@@ -14,9 +14,9 @@ GUIDE = (ROOT / "docs/SELECTION.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
-    assert found is not None
-    return found[1]
+    match = re.search(rf"```{language}\n(.*?)```", GUIDE, re.DOTALL)
+    assert match is not None
+    return match[1]
 
 
 def test_guide_source_and_function_work(tmp_path: Path) -> None:

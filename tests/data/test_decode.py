@@ -30,7 +30,7 @@ def rows(tokenizer: PreTrainedTokenizerFast) -> list[TokenizedComparison]:
     ]
 
 
-def found(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str, limit: int = 9) -> list[int]:
+def rows_with(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str, limit: int = 9) -> list[int]:
     return [match.row for match in search(rows, range(len(rows)), tokenizer, text, limit).matches]
 
 
@@ -53,7 +53,7 @@ def test_search_finds_text_anywhere(
     rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str, expected: list[int]
 ) -> None:
     """A text is found in prompts, in responses, across both and in special tokens, ignoring case."""
-    assert found(rows, tokenizer, text) == expected
+    assert rows_with(rows, tokenizer, text) == expected
 
 
 def test_match_gives_the_place(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:

@@ -207,16 +207,16 @@ def test_any_rows_are_counted_or_refused(kind: str, tmp_path: Path, encoder: Row
     good["list"] = [{"text": "yes", "s": 2, "t": 1}, {"text": "no", "s": 1, "t": 1}]
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-    @example(keys={**PLAIN[kind], "messages": {}, "group_by_prompt": True}, found=[], good_rows=3)
-    @given(keys=KINDS[kind], found=st.lists(rows(), min_size=1, max_size=6), good_rows=st.integers(0, 4))
-    def run(keys: dict[str, Any], found: list[dict[str, Any]], good_rows: int) -> None:
+    @example(keys={**PLAIN[kind], "messages": {}, "group_by_prompt": True}, drawn=[], good_rows=3)
+    @given(keys=KINDS[kind], drawn=st.lists(rows(), min_size=1, max_size=6), good_rows=st.integers(0, 4))
+    def run(keys: dict[str, Any], drawn: list[dict[str, Any]], good_rows: int) -> None:
         others = [good | {"a": f"so {number}", "b": f"or {number}", "x": 2 + number} for number in range(good_rows)]
-        found = [good, *others, *found] if good_rows else found
+        drawn = [good, *others, *drawn] if good_rows else drawn
         if keys["messages"].get("decode_json"):
-            found = [json_cells(row) for row in found]
+            drawn = [json_cells(row) for row in drawn]
         file = tmp_path / "r.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-        check(CLASSES[kind](path=str(file), **keys), len(found), encoder, seen)
+        file.write_text("".join(json.dumps(row) + "\n" for row in drawn), encoding="utf-8")
+        check(CLASSES[kind](path=str(file), **keys), len(drawn), encoder, seen)
 
     run()
     assert seen.kept > 10, f"guard: some rows are good: {vars(seen)}"

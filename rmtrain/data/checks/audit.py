@@ -161,8 +161,8 @@ def _within_split(split: str, data: TokenizedData, tokenizer: PreTrainedTokenize
         "zero_margin": zero_margins(data, edges),
         "margin_outlier": margin_outliers(data, edges),
     }
-    for kind, found in outliers.items():
-        for edge, detail in found:
+    for kind, members in outliers.items():
+        for edge, detail in members:
             yield finding(kind, (edge,), detail)
 
 

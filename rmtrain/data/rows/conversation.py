@@ -61,7 +61,7 @@ class Prompt:
         start = self.cell.strip() if isinstance(self.cell, str) else ""
         if start and all(isinstance(response.cell, str) and response.cell.startswith(start) for response in responses):
             raise BadRow(
-                "response_repeats_prompt", "all responses begin with the prompt; set prompt: implicit, or remove it there"
+                "response_repeats_prompt", "all responses begin with the prompt; remove it from them, or set prompt: implicit"
             )
 
 

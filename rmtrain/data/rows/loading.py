@@ -1,4 +1,4 @@
-"""A source in batches, as it is read: raw rows for other processes to adapt, or comparisons where they are grouped first."""
+"""A source in batches while it is read: raw rows for other processes to adapt, or comparisons where they are grouped first."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

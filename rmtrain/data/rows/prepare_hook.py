@@ -25,7 +25,7 @@ def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Num
 
     Raises:
         DataError: the function fails on the row, or returns anything but a dict, a list of dicts or None.
-        RecipeError: there is no such function.
+        RecipeError: the function does not exist.
     """
     hook = hook_of(source)
     function = load_function(hook)

@@ -50,7 +50,7 @@ RawRow = Row | Line | Malformed
 
 @dataclass
 class ReadMeter:
-    """How much of a source has been read.
+    """The share of a source that has been read.
 
     position: returns the share of the current file that has been read, from 0 to 1. Readers set it; it is called by `share` only, because
         asking for it at each row would take longer than reading the row.

@@ -91,7 +91,7 @@ def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What remains of a comparison.
+    """The remainder of a comparison.
 
     row: the comparison, under the id of the first of its rows that remains; None: nothing remains.
     responses: the responses that remain, by their previous numbers.

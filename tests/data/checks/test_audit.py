@@ -103,9 +103,9 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     report = audit(made, data, tokenizer)
     listed = lines(Path(report["list"]))
     dropped = lines(made.directory / "dropped.jsonl")
-    found = [(fault["kind"], tuple(fault["ids"])) for fault in listed]
-    found += [(fault["reason"], (fault["id"],)) for fault in dropped]
-    assert sorted(found) == sorted((kind, tuple(ids)) for kind, ids in expected().items())
+    faults = [(fault["kind"], tuple(fault["ids"])) for fault in listed]
+    faults += [(fault["reason"], (fault["id"],)) for fault in dropped]
+    assert sorted(faults) == sorted((kind, tuple(ids)) for kind, ids in expected().items())
     assert {fault["kind"] for fault in listed} == set(KINDS), "guard: every kind was planted"
     assert len({fault["reason"] for fault in dropped}) >= 10, "guard: reasons to drop were planted"
     assert "Seine" not in json.dumps(listed), "no text of rows is kept"
@@ -152,8 +152,8 @@ def test_faults_across_sources_and_within_gathered(tmp_path: Path, tokenizer: Pr
     data = data.model_copy(update={"train": (*data.train, again)})
     made = prepare(data, tokenizer)
     assert made.train.ids == ["rows:0", "rows:3", "again:0", "again:1"], "guard: one was gathered"
-    found = {(fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(audit(made, data, tokenizer)["list"]))}
-    assert found == {
+    details = {(fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(audit(made, data, tokenizer)["list"]))}
+    assert details == {
         ("contradictory", "rows:0", "again:0"): "1 one way: rows:0 (0 over 1); 1 the other way: again:0",
         ("contradictory", "rows:0"): "1 one way: rows:0 (1 over 2); 1 the other way: rows:0 (2 over 1)",
         ("duplicate", "rows:3", "again:1"): "the same preference, 2 times",
@@ -276,9 +276,9 @@ def test_real_duplicates_equal_counted_texts(shared_data: Path, tmp_path: Path, 
     source = PairSource(path=str(shared_data / "dpo_en_demo.json"), prompt="conversations")
     data = Data(train=[source], max_length=100_000, cache_dir=str(tmp_path / "cache"))
     listed = lines(Path(audit(prepare(data, tokenizer), data, tokenizer)["list"]))
-    found = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
-    assert sorted(found) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
-    assert len(found) >= 3, "guard: there are some"
+    duplicates = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
+    assert sorted(duplicates) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
+    assert len(duplicates) >= 3, "guard: there are some"
 
 
 FINDINGS = [

@@ -70,7 +70,7 @@ def test_prompt_column_has_usual_names(column: str, tmp_path: Path, train: Token
 
 
 @pytest.mark.parametrize(
-    ("cells", "found"),
+    ("cells", "rows"),
     [
         ({"prompt": [{"role": "user", "content": QUESTION}]}, [1]),
         ({"messages": [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "Lyon"}]}, [1]),
@@ -84,10 +84,10 @@ def test_prompt_column_has_usual_names(column: str, tmp_path: Path, train: Token
     ],
 )
 def test_prompts_of_every_shape_are_compared(
-    cells: dict[str, Any], found: list[int], tmp_path: Path, train: TokenizedData
+    cells: dict[str, Any], rows: list[int], tmp_path: Path, train: TokenizedData
 ) -> None:
     file = write(tmp_path / "bench.jsonl", [cells])
-    assert [one.row for one in benchmark_overlap(train, [file])] == found
+    assert [one.row for one in benchmark_overlap(train, [file])] == rows
 
 
 def test_several_benchmark_files_or_none(tmp_path: Path, train: TokenizedData) -> None:

@@ -38,8 +38,8 @@ def test_path_leads_back_to_its_cell(path: str) -> None:
 def test_dotted_paths_find_nested_cells() -> None:
     """A dotted path finds nested cells, list items and names with dots; anything else is missing."""
     row = {"a": {"b": [{"c d": 1}]}, "x.y": 2, "p": {"q.r": {"s": 3}}, "n": None}
-    found = [find_cell(row, path, "nothing") for path in ("a.b.0.c d", "x.y", "p.q.r.s", "n", "a.b")]
-    assert found == [1, 2, 3, None, [{"c d": 1}]]
+    values = [find_cell(row, path, "nothing") for path in ("a.b.0.c d", "x.y", "p.q.r.s", "n", "a.b")]
+    assert values == [1, 2, 3, None, [{"c d": 1}]]
     for path in ("a.b.1.c d", "a.b.-1", "a.z", "x", "n.a", "a.b.c", "a.b." + "9" * 5000, "", "."):
         assert not has_cell(row, path)
         assert find_cell(row, path, "nothing") == "nothing"

@@ -75,8 +75,10 @@ def test_each_label_kind_names_the_better(label: dict[str, Any], row: dict[str, 
 
 
 def test_sign_and_scores_have_strength() -> None:
-    found = [judge(row, LABELS.validate_python(SIGN)).strength for row in ({"overall_preference": -3}, {"overall_preference": 0})]
-    assert found == [3.0, 0.0]
+    strengths = [
+        judge(row, LABELS.validate_python(SIGN)).strength for row in ({"overall_preference": -3}, {"overall_preference": 0})
+    ]
+    assert strengths == [3.0, 0.0]
     assert judge({"score_0": 0.3, "score_1": 0.1}, LABELS.validate_python(SCORES)).strength == 0.2
     assert judge({"labels": 1}, LABELS.validate_python(SHP)).strength == 0.0
 
@@ -188,8 +190,8 @@ def test_preferences_are_ordered_and_unique(scores: list[float], policy: str, lo
         with pytest.raises(BadRow, match=r"^tie: "):
             pairs(scores, policy=policy, lower_is_better=lower)
         return
-    found = pairs(scores, policy=policy, lower_is_better=lower)
-    assert len(set(found)) == len(found) > 0
-    assert all((scores[winner] < scores[loser]) is lower and scores[winner] != scores[loser] for winner, loser in found)
+    edges = pairs(scores, policy=policy, lower_is_better=lower)
+    assert len(set(edges)) == len(edges) > 0
+    assert all((scores[winner] < scores[loser]) is lower and scores[winner] != scores[loser] for winner, loser in edges)
     if policy == "all":
-        assert len(found) == sum(scores[one] != scores[other] for one, other in combinations(range(len(scores)), 2))
+        assert len(edges) == sum(scores[one] != scores[other] for one, other in combinations(range(len(scores)), 2))
