@@ -179,7 +179,7 @@ def test_rows_made_by_prepare_have_own_ids(tmp_path: Path, tokenizer: PreTrained
     assert dropped(made) == {"rows:0": "prepared_away"}
 
 
-def test_trap_14_the_code_of_prepare_shapes_the_key(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_14_code_of_prepare_shapes_the_key(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file, keys = write_jsonl(tmp_path / "rows.jsonl", pairs(5)), []
     for folder, code in (("a", "def rows(row):\n    return row\n"), ("b", "def rows(row):\n    return dict(row)\n")):
         for copy in ("one", "two"):

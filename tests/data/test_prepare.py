@@ -85,7 +85,7 @@ def test_batch_size_changes_nothing(tmp_path: Path, tokenizer: PreTrainedTokeniz
     assert len(whole.eval) > 0, "guard: something was held out"
 
 
-def test_trap_12_a_prompt_is_in_one_split_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_12_prompts_are_in_one_split_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = pairs(50, prompts=10)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     made = prepare(data_of(file, tmp_path / "cache", holdout=0.4), tokenizer)

@@ -139,7 +139,7 @@ def test_a_response_may_be_written_twice() -> None:
 
 
 @pytest.mark.parametrize("template", ["simple_concat", TRIMMING])
-def test_a_text_that_is_too_large_names_its_row(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlarge_text_names_its_row(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = prepared(byte_bpe(), template)
     monkeypatch.setattr(render_module, "MAX_TEXT_CHARACTERS", 1000)
     long = Comparison("s:7", "s", (), tuple(({"role": "assistant", "content": side * 1000},) for side in "ab"))

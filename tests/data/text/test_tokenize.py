@@ -121,7 +121,7 @@ def test_without_prompt_its_length_is_zero() -> None:
     assert encoded.prompt_length == 0
 
 
-def test_trap_16_a_rewritten_response_is_dropped_unless_allowed() -> None:
+def test_trap_16_rewritten_responses_are_dropped_unless_allowed() -> None:
     tokenizer = prepared(byte_bpe(), THINKING_TEMPLATE)
     rows = [comparison("q", "<think>a</think>b", "c", 0), comparison("q", " b\n", "c", 1)]
     rewritten, trimmed = encode_all(rows, tokenizer)

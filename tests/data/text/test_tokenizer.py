@@ -50,7 +50,7 @@ def test_trap_01_padding_is_right_and_never_ends(build: type, tmp_path: Path) ->
     assert loaded.padding_side == "right"
 
 
-def test_trap_42_a_token_is_added_only_if_needed(tmp_path: Path) -> None:
+def test_trap_42_tokens_are_added_only_if_needed(tmp_path: Path) -> None:
     byte_bpe(special_tokens=["<e>"], eos_token="<e>").save_pretrained(tmp_path / "bare")
     llama_like(eos_token="</s>").save_pretrained(tmp_path / "reserved")
     bare, reserved = (open_tokenizer(str(tmp_path / name), "simple_chat") for name in ("bare", "reserved"))
@@ -152,7 +152,7 @@ class Patched(PreTrainedTokenizerFast):
         return encoded
 
 
-def test_trap_38_a_text_with_changed_tokens_is_named() -> None:
+def test_trap_38_a_changed_text_is_named() -> None:
     before = canary_hashes(byte_bpe())
     assert first_change(before, byte_bpe()) is None
     changed = Patched(tokenizer_object=byte_bpe().backend_tokenizer, eos_token="<|endoftext|>")
