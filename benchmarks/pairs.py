@@ -16,7 +16,7 @@ from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.comparison import Comparison, Preference, TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.tokenize import encode_comparisons
+from rmtrain.data.text.tokenize import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.recipe.schema import Recipe
 
@@ -134,8 +134,8 @@ def _generated_groups(count: int) -> list[dict[str, Any]]:
 def encode(comparisons: Sequence[Comparison], tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> list[TokenizedComparison]:
     """The comparisons of which every response fits `data.max_length`, as tokens."""
     edges = len(comparisons[0].preferences)
-    rows = encode_comparisons(comparisons, tokenizer, recipe.data)
-    return [row for row in rows if isinstance(row, TokenizedComparison) and len(row.preferences) == edges]
+    checked = Encoder(tokenizer, LengthPolicy.of(recipe.data)).encode(comparisons)
+    return [item.row for item in checked if item.row is not None and len(item.row.preferences) == edges]
 
 
 def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:
@@ -147,7 +147,7 @@ def stored(rows: Sequence[TokenizedComparison], folder: Path) -> PreparedData:
             if batch:
                 file.write_batch(record_batch(batch))
     train, evaluation = (TokenizedData(folder / f"{split}.arrow", "benchmark", Waterfall()) for split in ("train", "eval"))
-    return PreparedData(train, evaluation, folder, ())
+    return PreparedData(train, evaluation, folder, "benchmark", ())
 
 
 def visible_pairs(row: TokenizedComparison) -> int:

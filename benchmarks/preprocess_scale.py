@@ -1,8 +1,8 @@
 """A million generated pairs through `rmtrain preprocess`: rows a second, and the memory of all its processes together.
 
-Pairs are words drawn at random, as common as words are, in a JSONL file; the tokenizer is a byte-level BPE trained on the first of them.
-The command runs as a process of its own, as a user runs it. Memory is sampled from the outside: the proportional set size of the
-process and of those it starts, of which what is private to them (`anonymous`) is what cannot be given back. Needs Linux.
+Pairs are random words, with the frequencies of natural language, in a JSONL file; the tokenizer is a byte-level BPE trained on the first
+of them. The command runs as a process of its own, as a user runs it. Memory is sampled from the outside: the proportional set size of
+the process and of those it starts. Its private part (`anonymous`) cannot be given back under memory pressure. Needs Linux.
 """
 
 import json
@@ -38,7 +38,7 @@ optimizer: {{lr: 1.0e-4}}
 
 
 def words(rng: np.random.Generator) -> list[str]:
-    """Different words of two to ten letters."""
+    """Return different words of two to ten letters."""
     letters = rng.integers(ord("a"), ord("z") + 1, (2 * WORDS, 10), dtype=np.uint8)
     lengths = np.clip(rng.poisson(5, 2 * WORDS), 2, 10)
     made = (bytes(row[:length]).decode() for row, length in zip(letters, lengths, strict=True))
@@ -46,7 +46,7 @@ def words(rng: np.random.Generator) -> list[str]:
 
 
 def write_pairs(file: Path, count: int) -> list[str]:
-    """Write so many pairs of about 40 words in the prompt and 30 in each response; returns some of their texts."""
+    """Write `count` pairs of about 40 words in the prompt and 30 in each response; returns some of their texts."""
     rng, sample = np.random.default_rng(0), []
     known = np.array(words(rng))
     common = 1 / np.arange(1, len(known) + 1)
@@ -63,7 +63,7 @@ def write_pairs(file: Path, count: int) -> list[str]:
 
 
 def write_tokenizer(folder: Path, texts: list[str]) -> None:
-    """A byte-level BPE of these texts."""
+    """Train a byte-level BPE on these texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,7 +76,7 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it has started, directly or not."""
+    """Return a process and all that it has started, directly or not."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -92,7 +92,7 @@ def family(pid: int) -> list[int]:
 
 
 def memory(pids: list[int]) -> dict[str, int]:
-    """Bytes of some processes together: the proportional set size, and what of it is private."""
+    """Return the bytes of some processes together: the proportional set size, and its private part."""
     total = {"Pss": 0, "Pss_Anon": 0}
     for pid in pids:
         try:
@@ -107,7 +107,7 @@ def memory(pids: list[int]) -> dict[str, int]:
 
 
 def preprocess(count: int, processes: int, folder: Path) -> dict[str, Any]:
-    """Generate pairs, preprocess them as a user does, and watch."""
+    """Generate pairs, preprocess them as a user does, and sample the memory."""
     folder.mkdir()
     rows = folder / "rows.jsonl"
     write_tokenizer(folder / "tokenizer", write_pairs(rows, count))
@@ -143,7 +143,7 @@ def preprocess(count: int, processes: int, folder: Path) -> dict[str, Any]:
 
 
 def measure(arguments: Namespace) -> list[dict[str, Any]]:
-    """A tenth of the pairs, then all of them: what grows with them shows."""
+    """Measure a tenth of the pairs, then all of them, so that growth shows."""
     found = []
     for count in (arguments.pairs // 10, arguments.pairs):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -154,9 +154,9 @@ def measure(arguments: Namespace) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print, write."""
     made = parser(__doc__)
-    made.add_argument("--pairs", type=int, default=1_000_000, help="the larger size; the smaller is a tenth of it")
-    made.add_argument("--processes", type=int, default=2, help="data.processes")
-    made.add_argument("--folder", type=Path, help="where some gigabytes may lie for a while; else the usual place")
+    made.add_argument("--pairs", type=int, default=1_000_000, help="The larger size; the smaller is a tenth of it.")
+    made.add_argument("--processes", type=int, default=2, help="data.processes.")
+    made.add_argument("--folder", type=Path, help="Folder for some gigabytes of temporary files (default: the system's).")
     arguments = made.parse_args()
     if arguments.quick:
         arguments.pairs = 20_000
@@ -180,8 +180,8 @@ def main() -> None:
     figures = [
         figure(f"preprocessing {pairs}, with start and checks", f"{found[1]['pairs'] / found[1]['seconds']:,.0f} pairs/s", "–"),
         figure("memory of all processes together", f"{found[1]['peak_bytes']['all'] / 1e9:.2f} GB", "bounded"),
-        figure("of which what cannot be given back", f"{large / 1e9:.2f} GB", "bounded"),
-        figure("growth of that with each pair", f"{grown:.0f} bytes", "–"),
+        figure("its private part", f"{large / 1e9:.2f} GB", "bounded"),
+        figure("growth of the private part with each pair", f"{grown:.0f} bytes", "–"),
     ]
     finish(arguments, {"machine": about, "sizes": found}, figures)
 

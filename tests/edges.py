@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.artifact import Edges, mix
+from rmtrain.data.artifact import PreferenceEdges, mix
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.recipe.schema import Data
 from tests.helpers import data_of, write_jsonl
@@ -22,11 +22,11 @@ class Edge(NamedTuple):
     probability: float = 1.0
 
 
-def edges_from(*edges: tuple[Any, ...]) -> Edges:
+def edges_from(*edges: tuple[Any, ...]) -> PreferenceEdges:
     """Return edges as arrays, in this order."""
     rows = [Edge(*edge) for edge in edges]
     prompts, winners, losers = (np.array([row[place] for row in rows], np.uint64) for place in (1, 2, 3))
-    return Edges(
+    return PreferenceEdges(
         comparisons=np.array([row.row for row in rows], np.int64),
         winners=winners.astype(np.int64),
         losers=losers.astype(np.int64),

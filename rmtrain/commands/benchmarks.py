@@ -11,13 +11,14 @@ from rich.console import Console
 
 from rmtrain.commands.options import EvalOptions, checked_precision, parse_gates
 from rmtrain.commands.result import CommandResult
+from rmtrain.data.comparison import Comparison
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
 from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
 from rmtrain.evaluation.benchmarks.registry import named, only
 from rmtrain.evaluation.metrics import check_gates
-from rmtrain.evaluation.scorer import RewardScorer, ScoreRequest
+from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import TIES, ScoredComparison, digest_of, versions, write_scores, write_settings
 from rmtrain.evaluation.scoring import score
 from rmtrain.report.console import compact
@@ -72,11 +73,11 @@ def _score(
 ) -> tuple[list[ScoredComparison], dict[str, Any]]:
     """Score the items of a benchmark on all ranks; returns the rows and everything their rewards depend on."""
     requests = [
-        ScoreRequest(
+        Comparison(
             f"{benchmark.name}: {item.source}/{item.id}",
+            item.source,
             item.prompt,
             tuple(({"role": "assistant", "content": response},) for response in item.responses),
-            item.source,
             item.preferences,
         )
         for item in items

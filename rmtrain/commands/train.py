@@ -22,7 +22,6 @@ from rmtrain.commands.export import export_with_card
 from rmtrain.commands.result import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
-from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
 from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
@@ -202,7 +201,7 @@ def open_directory(
     """Open the run directory on the main process, and record what the run depends on. Called on all ranks."""
     hashes = {
         "data": data.train.key,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "tokenizer": data.tokenizer_fingerprint,
         "template": str(template_hash(tokenizer)),
     }
     record = environment(strategy, recipe.training.precision, hashes)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rmtrain.data.comparison import Comparison, Turns
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.errors import DataError
-from rmtrain.evaluation.scorer import ScoreRequest, Turns, ending_with_reply, turns
+from rmtrain.evaluation.scorer import ending_with_reply, turns
 
 ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
 CONVERSATION = "messages"
@@ -20,7 +21,7 @@ class InputRow:
 
     number: int
     row: Row
-    request: ScoreRequest
+    request: Comparison
     several: str | None
 
 
@@ -44,7 +45,7 @@ def parse_input(line: Line, number: int) -> InputRow:
     if CONVERSATION in row:
         name = f"{where}: {CONVERSATION}"
         messages = ending_with_reply(turns(row[CONVERSATION], name, "user"), name)
-        return InputRow(number, row, ScoreRequest(where, messages[:-1], (messages[-1:],)), None)
+        return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), ()), None)
 
     keys = [key for key in (*ONE, *SEVERAL) if key in row]
     if "prompt" not in row or len(keys) != 1:
@@ -53,11 +54,11 @@ def parse_input(line: Line, number: int) -> InputRow:
     (key,) = keys
     prompt = turns(row["prompt"], f"{where}: prompt", "user")
     if key in ONE:
-        return InputRow(number, row, ScoreRequest(where, prompt, (_reply(row[key], f"{where}: {key}"),)), None)
+        return InputRow(number, row, Comparison(where, "", prompt, (_reply(row[key], f"{where}: {key}"),), ()), None)
     if not isinstance(row[key], list) or not row[key]:
         raise DataError(f"{where}: {key}: expected a list of one or more responses")
     replies = tuple(_reply(value, f"{where}: {key}[{place}]") for place, value in enumerate(row[key]))
-    return InputRow(number, row, ScoreRequest(where, prompt, replies), key)
+    return InputRow(number, row, Comparison(where, "", prompt, replies, ()), key)
 
 
 def _reply(value: Any, name: str) -> Turns:

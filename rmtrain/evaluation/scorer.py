@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
-from rmtrain.data.comparison import BadRow, Message, Preference, TokenizedComparison, common_prefix_length
+from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
 from rmtrain.data.rows.messages import to_messages
-from rmtrain.data.text.templates import edge_tokens
-from rmtrain.data.text.tokenize import encode_conversations
+from rmtrain.data.text.tokenize import Encoder, LengthPolicy
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
@@ -25,74 +22,6 @@ from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.schema import Messages
 
 Overlong = Literal["error", "cut"]
-Turns = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """A prompt and the responses to score, each the messages that follow it.
-
-    id: what errors call it. source and preferences are handed on.
-    """
-
-    id: str
-    prompt: Turns
-    responses: tuple[Turns, ...]
-    source: str = ""
-    preferences: tuple[Preference, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The longest sequence in tokens, None for no limit, and what is done with a longer one.
-
-    `cut` takes tokens away from its beginning, after special tokens such as `<s>`: the end, where the reward is read, stays. This is what
-    RewardBench does (`truncation_side` left), each sequence on its own.
-    """
-
-    tokens: int | None
-    overlong: Overlong
-
-
-def encode(
-    rows: Sequence[ScoreRequest], tokenizer: PreTrainedTokenizerBase, limit: Limit
-) -> tuple[list[TokenizedComparison], list[bool]]:
-    """The tokens of each row, and whether some of its sequences were cut.
-
-    Args:
-        rows: each with at least one response.
-        tokenizer: one that `prepared` gave.
-        limit: of each sequence.
-
-    Raises:
-        DataError: the template fails on a row, or a row is too long; it is named.
-    """
-    conversations = [(*row.prompt, *response) for row in rows for response in row.responses]
-    encoded = iter(encode_conversations(conversations, tokenizer, [row.id for row in rows for _ in row.responses]))
-    leading = edge_tokens(tokenizer).leading
-    found = [_comparison(row, [next(encoded) for _ in row.responses], limit, leading) for row in rows]
-    return [comparison for comparison, _ in found], [is_cut for _, is_cut in found]
-
-
-def _comparison(
-    row: ScoreRequest, sequences: list[list[int]], limit: Limit, leading: tuple[int, ...]
-) -> tuple[TokenizedComparison, bool]:
-    names = [f"{row.id}, response {number}" if len(sequences) > 1 else row.id for number in range(1, len(sequences) + 1)]
-    fitting = [_fit(name, sequence, limit, leading) for name, sequence in zip(names, sequences, strict=True)]
-    prefix = common_prefix_length(fitting) if len(fitting) > 1 else 0
-    is_cut = any(len(new) != len(old) for new, old in zip(fitting, sequences, strict=True))
-    return TokenizedComparison(row.id, row.source, tuple(fitting), prefix, prefix, row.preferences), is_cut
-
-
-def _fit(name: str, sequence: list[int], limit: Limit, leading: tuple[int, ...]) -> list[int]:
-    if limit.tokens is None or len(sequence) <= limit.tokens:
-        return sequence
-    if limit.overlong == "error":
-        raise DataError(f"{name}: {len(sequence):,} tokens, over the limit of {limit.tokens:,}; shorten it, or have it cut")
-    kept = leading if tuple(sequence[: len(leading)]) == leading else ()
-    return [*kept, *sequence[len(sequence) - (limit.tokens - len(kept)) :]]
-
-
 MAX_TOKENS = 16384
 Precision = Literal["auto", "float32", "bfloat16"]
 TextOrMessages = str | Message | Sequence[Message]
@@ -138,7 +67,8 @@ class RewardScorer:
         self.tokenizer = prepared(loaded, "tokenizer")
         has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-        self.limit = Limit(max_length or longest_sequence(self.model), overlong)
+        self.limit = LengthPolicy(max_length or longest_sequence(self.model), overlong=overlong)
+        self.encoder = Encoder(self.tokenizer, self.limit)
         self.layout: Layout | None = None
         self.__name__ = "rmtrain_reward"  # TRL logs a reward function under its name
 
@@ -147,7 +77,7 @@ class RewardScorer:
         """Settings, in addition to the weights, that rewards depend on."""
         return {
             "dtype": "bfloat16" if self.model.autocast else "float32",
-            "max_length": self.limit.tokens,
+            "max_length": self.limit.max_length,
             "overlong": self.limit.overlong,
             "template_sha256": template_hash(self.tokenizer),
         }
@@ -181,9 +111,9 @@ class RewardScorer:
         replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
         return self._score_groups(asked, replies)
 
-    def encode(self, rows: Sequence[ScoreRequest]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """Return the tokens of rows, and which of the rows were cut; see `encode` for the errors."""
-        return encode(rows, self.tokenizer, self.limit)
+    def encode(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
+        """Return the tokens of rows, and which of the rows were cut; see `Encoder.encode_for_scoring` for the errors."""
+        return self.encoder.encode_for_scoring(rows)
 
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
         """Return the layout of everything that is scored; the first call probes it with these rows and two golden conversations."""
@@ -224,18 +154,18 @@ class RewardScorer:
         """Score consecutive responses to the same prompt as one row, so that its tokens are computed once."""
         if len(prompts) != len(responses):
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
-        rows: list[ScoreRequest] = []
+        rows: list[Comparison] = []
         begin = 0
         for prompt, group in groupby(prompts):
             end = begin + len(list(group))
-            rows.append(ScoreRequest(f"conversation {begin}", prompt, tuple(responses[begin:end])))
+            rows.append(Comparison(f"conversation {begin}", "", prompt, tuple(responses[begin:end]), ()))
             begin = end
         comparisons, _ = self.encode(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
 
     def _golden(self) -> TokenizedComparison:
         """Return two of the model's golden conversations as if they answered one prompt, so that even a lone row probes sharing."""
-        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.tokens or MAX_TOKENS)[:2]]
+        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.max_length or MAX_TOKENS)[:2]]
         shared = sequences[0][: len(sequences[0]) // 2]
         sharing = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
         return TokenizedComparison("golden conversation", "", sharing, max(0, len(shared) - 1), 0, ())

@@ -1,16 +1,35 @@
+"""Directories of a cache: built once by one process, whole or not at all, without leftovers."""
+
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rmtrain.data import cache
-from rmtrain.data import cache as claim
-from rmtrain.data.cache import ABANDONED_SECONDS, Claim, get_or_build, new_directory
+from rmtrain.data.cache import get_or_build, new_directory
 from rmtrain.errors import RecipeError, TryAgain
+from rmtrain.files import try_lock
+
+ROOT = Path(__file__).resolve().parents[2]
+BUILDER = """
+import pathlib, sys, time
+from rmtrain.data.cache import get_or_build
+
+def build(folder):
+    (folder / "file").write_text("half")
+    print("building", flush=True)
+    time.sleep(600)
+
+get_or_build(pathlib.Path(sys.argv[1]), build)
+"""
 
 
 def test_a_directory_appears_whole_and_private(tmp_path: Path) -> None:
@@ -30,36 +49,35 @@ def fill(target: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
-def test_nothing_is_left_of_a_failure(tmp_path: Path, error: BaseException) -> None:
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: BaseException) -> None:
     with pytest.raises(type(error)):
         fill(tmp_path / "key", error)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_says_try_again(tmp_path: Path, number: int) -> None:
-    with pytest.raises(TryAgain, match=r"^data.cache_dir: the disk of .* is full; make room, or name another directory$"):
+def test_a_full_disk_is_try_again(tmp_path: Path, number: int) -> None:
+    with pytest.raises(TryAgain, match=rf"^data.cache_dir: the disk of {tmp_path} "):
         fill(tmp_path / "key", OSError(number, "No space left on device"))
     assert os.listdir(tmp_path) == []
 
 
-def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_a_recipe_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no directory")
-    with pytest.raises(RecipeError, match=r"^data.cache_dir: cannot write to .*: Not a directory$"):
+    with pytest.raises(RecipeError, match=r"^data.cache_dir: .*/file/cache: Not a directory$"):
         get_or_build(tmp_path / "file" / "cache" / "key", write("never"))
 
 
-def write(text: str, seconds: float = 0.0):
-    def make(folder: Path, held: Claim) -> None:
+def write(text: str, seconds: float = 0.0) -> Callable[[Path], None]:
+    def build(folder: Path) -> None:
         (folder / "file").write_text(text[:1])
-        held.said = f"{text} says"
         time.sleep(seconds)
         (folder / "file").write_text(text)
 
-    return make
+    return build
 
 
-def test_of_two_that_build_the_same_the_first_stays(tmp_path: Path) -> None:
+def test_the_first_of_two_results_stays(tmp_path: Path) -> None:
     target = tmp_path / "key"
     with new_directory(target) as late:
         (late / "file").write_text("second")
@@ -69,27 +87,27 @@ def test_of_two_that_build_the_same_the_first_stays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["key"]
 
 
-def test_one_makes_it_and_others_wait_and_hear_of_it(tmp_path: Path) -> None:
-    target, heard = tmp_path / "key", list[str]()
-    makers = [
-        threading.Thread(target=get_or_build, args=(target, write(name, 1.5), heard.append)) for name in ("one", "two", "three")
-    ]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join()
-    made = (target / "file").read_text()
-    assert made in ("one", "two", "three")
-    assert set(heard) <= {"", f"{made} says"}
-    assert f"{made} says" in heard
+def test_one_builds_while_others_wait(tmp_path: Path) -> None:
+    target, built = tmp_path / "key", list[str]()
+
+    def build(folder: Path) -> None:
+        built.append(threading.current_thread().name)
+        write("whole", 0.5)(folder)
+
+    threads = [threading.Thread(target=get_or_build, args=(target, build)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+    assert (target / "file").read_text() == "whole"
     assert os.listdir(tmp_path) == ["key"], "no lock and no part is left"
 
 
-def test_who_waits_makes_it_when_the_maker_has_failed(tmp_path: Path) -> None:
+def test_a_failed_build_can_be_repeated(tmp_path: Path) -> None:
     target = tmp_path / "key"
 
-    def fail(folder: Path, held: Claim) -> None:
-        time.sleep(0.5)
+    def fail(folder: Path) -> None:
         raise ValueError("bug")
 
     with pytest.raises(ValueError, match="bug"):
@@ -99,7 +117,7 @@ def test_who_waits_makes_it_when_the_maker_has_failed(tmp_path: Path) -> None:
     assert (target / "file").read_text() == "second"
 
 
-def test_what_is_there_is_taken_without_a_write(tmp_path: Path) -> None:
+def test_an_existing_directory_is_not_written(tmp_path: Path) -> None:
     get_or_build(tmp_path / "key", write("first"))
     before = os.stat(tmp_path).st_mtime_ns
     get_or_build(tmp_path / "key", write("second"))
@@ -107,28 +125,43 @@ def test_what_is_there_is_taken_without_a_write(tmp_path: Path) -> None:
     assert os.stat(tmp_path).st_mtime_ns == before
 
 
-def test_a_maker_without_a_sign_of_life_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "SILENCE_SECONDS", 0.5)
-    held = claim.claim(tmp_path / ".lock-key")
-    assert held is not None, "guard: held as by another process, and never heard of"
-    (tmp_path / ".new-key-abc").mkdir()
-    get_or_build(tmp_path / "key", write("own"))
-    assert (tmp_path / "key/file").read_text() == "own"
-    assert (tmp_path / ".new-key-abc").exists(), "what may still be in use is left alone"
-    held.release()
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    """The kernel releases it, and the next process removes the leftovers."""
+    target = tmp_path / "key"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BUILDER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        assert try_lock(tmp_path / ".lock-key") is None, "guard: the lock is held"
+        process.send_signal(signal.SIGKILL)
+    assert len(list(tmp_path.glob(".new-key-*"))) == 1, "guard: there are leftovers"
+    get_or_build(target, write("own"))
+    assert (target / "file").read_text() == "own"
+    assert os.listdir(tmp_path) == ["key"]
 
 
-def test_leftovers_of_dead_makers_go_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    for name in (".new-key-aaaa", ".new-tokenizer-other-bbbb", ".new-alive-cccc", ".new-oldstyle", ".new-young"):
+def test_leftovers_of_dead_builders_are_removed(tmp_path: Path) -> None:
+    """Those whose lock is held stay."""
+    for name in (".new-key-aaaa", ".new-tokenizer-other-bbbb", ".new-alive-cccc"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.arrow").write_text("half")
-    old = time.time() - ABANDONED_SECONDS - 10
-    for path in (tmp_path / ".new-oldstyle", tmp_path / ".new-oldstyle/train.arrow", tmp_path / ".new-alive-cccc"):
-        os.utime(path, (old, old))
-    (tmp_path / "alive").mkdir()
-    living = claim.claim(tmp_path / ".lock-alive")
+    living = try_lock(tmp_path / ".lock-alive")
     assert living is not None
     get_or_build(tmp_path / "key", write("x"))
-    assert sorted(os.listdir(tmp_path)) == [".lock-alive", ".new-alive-cccc", ".new-young", "alive", "key"]
+    assert sorted(os.listdir(tmp_path)) == [".lock-alive", ".new-alive-cccc", "key"]
     living.release()
-    assert cache.PART == ".new-", "guard: the names above are those that are used"
+    assert cache.PART == ".new-", "guard: the names above are those in use"
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without locks another process may be alive: it keeps its directory, and both build."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    (tmp_path / ".new-key-aaaa").mkdir()
+    get_or_build(tmp_path / "key", write("x"))
+    assert (tmp_path / "key/file").read_text() == "x"
+    assert (tmp_path / ".new-key-aaaa").exists()

@@ -186,7 +186,7 @@ def check(source: Source, count: int, encoder: RowEncoder, seen: Seen) -> None:
                 check_edges(row)
         whole: list[str] = []
         for batch in read_batches(source):
-            for part in encoder(RowTask(batch, source.title, "train", None)).values():
+            for part in encoder(RowTask(batch, source, "train")).values():
                 kept = [] if part.stored is None else part.stored.column("id").to_pylist()
                 gathered = [row_id for row_id, _ in part.gathered]
                 whole += [*kept, *gathered, *(row.id for row in part.dropped)]

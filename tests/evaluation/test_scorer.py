@@ -136,7 +136,7 @@ def test_trl_trains_with_the_scorer(export: Path, tmp_path: Path) -> None:
 def test_unscorable_conversations_are_named(export: Path) -> None:
     scorer = RewardScorer(str(export))
     good = conversation("a", "b")
-    assert scorer.limit.tokens == LONGEST, "the model's own limit"
+    assert scorer.limit.max_length == LONGEST, "the model's own limit"
     for bad, shown in (
         (good[:1], "user"),
         ([{"role": "system", "content": " "}], ""),

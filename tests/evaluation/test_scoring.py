@@ -11,10 +11,10 @@ import pytest
 from accelerate import Accelerator
 
 from rmtrain.batching.plan import Costs
-from rmtrain.data.comparison import PAIR
+from rmtrain.data.comparison import PAIR, Comparison
 from rmtrain.errors import RecipeError
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scorer import RewardScorer, ScoreRequest
+from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, TokenizedRows, evaluate, score
 from rmtrain.recipe.schema import BradleyTerry
 from tests.evaluation.test_metrics import random_pairs
@@ -38,13 +38,13 @@ accelerator.state.destroy_process_group()
 SIZES, BUDGETS = (7, 8, 9), (60, 120, 4096)
 
 
-def requests_of(rows: Sequence[dict[str, str]]) -> list[ScoreRequest]:
+def requests_of(rows: Sequence[dict[str, str]]) -> list[Comparison]:
     return [
-        ScoreRequest(
+        Comparison(
             f"row {number}",
+            "pairs",
             message("user", row["prompt"]),
             tuple(message("assistant", row[side]) for side in ("chosen", "rejected")),
-            "pairs",
             PAIR,
         )
         for number, row in enumerate(rows)

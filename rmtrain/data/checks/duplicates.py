@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.artifact import TIE, Edges, TokenizedData, mix
+from rmtrain.data.artifact import TIE, PreferenceEdges, TokenizedData, mix
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.decode import decoded
 
@@ -34,7 +34,7 @@ class Repeat:
         return len(set(self.ways)) > 1
 
 
-def find_repeats(edges: Edges) -> list[Repeat]:
+def find_repeats(edges: PreferenceEdges) -> list[Repeat]:
     """Return all sets of two or more edges between the same two responses, from any rows, ordered by their first edge.
 
     Time and memory are those of a sort of 64-bit values, one for each edge.
@@ -70,7 +70,7 @@ class Cycle:
     responses: int
 
 
-def find_cycles(edges: Edges, without: Sequence[int] = ()) -> list[Cycle]:
+def find_cycles(edges: PreferenceEdges, without: Sequence[int] = ()) -> list[Cycle]:
     """Return a cycle for each set of responses of one prompt that beat one another in turn, from any rows, ordered by their first edge.
 
     Ties, and edges between responses that are equal after normalisation, are ignored.
@@ -128,7 +128,7 @@ DECIMAL = re.compile(r"(?<=\d)\.(?=\d)")
 SIGNS = ("Sm", "Sc", "So", "Pd")
 
 
-def find_near_identical(data: TokenizedData, edges: Edges, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
+def find_near_identical(data: TokenizedData, edges: PreferenceEdges, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
     """Return the edges whose winner and loser are nearly the same, in order, each with the reason, which is one of three:
 
     - the same text except for case, spacing and Unicode form;
@@ -159,7 +159,7 @@ def find_near_identical(data: TokenizedData, edges: Edges, tokenizer: PreTrained
     return sorted(reasons.items())
 
 
-def _possible(data: TokenizedData, edges: Edges, known: set[int]) -> Iterator[tuple[int, int, int]]:
+def _possible(data: TokenizedData, edges: PreferenceEdges, known: set[int]) -> Iterator[tuple[int, int, int]]:
     """Yield edges that may be near-identical by their tokens: number, tokens in common, and tokens of both sides together."""
     begins = np.cumsum(data.response_counts, dtype=np.int64) - data.response_counts
     first, prompts = begins[edges.comparisons], data.prompt_lengths[edges.comparisons]

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.artifact import Edges, TokenizedData
+from rmtrain.data.artifact import PreferenceEdges, TokenizedData
 
 FAR_OUT = 10
 """A margin is an outlier above the third quartile plus this number of interquartile ranges. Tukey calls three "far out", but margins with a
@@ -17,7 +17,7 @@ Outlier = tuple[int, str]
 """The number of an edge, and the reason."""
 
 
-def zero_margins(data: TokenizedData, edges: Edges) -> list[Outlier]:
+def zero_margins(data: TokenizedData, edges: PreferenceEdges) -> list[Outlier]:
     """Return decided edges with margin 0 in sources that have other margins as well."""
     return [
         (edge, "its margin is 0")
@@ -26,7 +26,7 @@ def zero_margins(data: TokenizedData, edges: Edges) -> list[Outlier]:
     ]
 
 
-def margin_outliers(data: TokenizedData, edges: Edges) -> list[Outlier]:
+def margin_outliers(data: TokenizedData, edges: PreferenceEdges) -> list[Outlier]:
     """Return edges whose margin is more than ten interquartile ranges above the third quartile of their source."""
     outliers = []
     for numbers in _edges_with_margins(data, edges):
@@ -40,14 +40,14 @@ def margin_outliers(data: TokenizedData, edges: Edges) -> list[Outlier]:
     return outliers
 
 
-def short_winners(data: TokenizedData, edges: Edges) -> list[Outlier]:
+def short_winners(data: TokenizedData, edges: PreferenceEdges) -> list[Outlier]:
     """Return decided edges with a nearly empty winner and a long loser."""
     winners, losers = (lengths - 1 for lengths in data.preference_lengths())
     suspicious = np.flatnonzero((winners <= SHORT) & (losers >= LONG) & edges.are_decided)
     return [(edge, f"a winner of {winners[edge]} tokens over a loser of {losers[edge]}") for edge in suspicious.tolist()]
 
 
-def _edges_with_margins(data: TokenizedData, edges: Edges) -> list[NDArray[np.int64]]:
+def _edges_with_margins(data: TokenizedData, edges: PreferenceEdges) -> list[NDArray[np.int64]]:
     """Return the numbers of the edges of each source that has margins."""
     if not edges.margins.any():
         return []

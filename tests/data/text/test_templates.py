@@ -1,10 +1,22 @@
+"""Chat templates and the special tokens around a text."""
+
 from datetime import date
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.text.templates import CHAT_TEMPLATES, MAX_TEMPLATE_CHARACTERS, freeze_dates, render, resolve_template
+from rmtrain.data.text.render import render
+from rmtrain.data.text.templates import (
+    CHAT_TEMPLATES,
+    MAX_TEMPLATE_CHARACTERS,
+    NEW_PAD_TOKEN,
+    choose_pad_token,
+    edge_tokens,
+    freeze_dates,
+    resolve_template,
+)
 from rmtrain.errors import DataError, RecipeError
 from tests.helpers import LLAMA_TEMPLATE, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
@@ -48,12 +60,12 @@ RENDERED = {
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)
-def test_the_built_in_templates_write_what_their_names_mean(name: str) -> None:
+def test_built_in_templates(name: str) -> None:
     tokenizer = resolved(name)
     assert (render(TALK, tokenizer), render(TALK[:-1], tokenizer, add_generation_prompt=True)) == RENDERED[name]
 
 
-def test_simple_chat_writes_what_the_seed_page_writes() -> None:
+def test_simple_chat_equals_the_seed_page() -> None:
     seed = (
         "{% for message in messages %}{{'\n\n' if not loop.first else ''}}{{message['role']|capitalize + ': ' +message['content']}}"
         "{% endfor %}{{eos_token}}"
@@ -61,7 +73,7 @@ def test_simple_chat_writes_what_the_seed_page_writes() -> None:
     assert render(TALK, resolved("simple_chat")) == render(TALK, resolved(seed))
 
 
-def test_chatml_ends_once_where_its_marker_is_the_end_token() -> None:
+def test_chatml_ends_once_with_its_own_marker() -> None:
     special = ["<|im_end|>", "<|endoftext|>"]
     tokenizer = resolved("chatml", byte_bpe(special_tokens=special, eos_token="<|im_end|>", pad_token="<|endoftext|>"))
     assert render(TALK[1:3], tokenizer) == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>"
@@ -93,31 +105,29 @@ def test_a_resolved_template_resolves_to_itself(build: type, name: str) -> None:
         ),
     ],
 )
-def test_a_template_is_completed_to_end_in_one_end_token_and_nothing_after_it(template: str, text: str) -> None:
+def test_a_template_is_completed_with_one_end_token(template: str, text: str) -> None:
     tokenizer = resolved(template)
     assert render(TALK[1:3], tokenizer) == text
     announced = render(TALK[1:2], tokenizer, add_generation_prompt=True)
     tokenizer.chat_template = template
-    assert announced == render(TALK[1:2], tokenizer, add_generation_prompt=True), "a prompt is left as it is"
+    assert announced == render(TALK[1:2], tokenizer, add_generation_prompt=True), "a prompt is unchanged"
 
 
-def test_trap_04_a_beginning_is_written_once() -> None:
+def test_trap_04_bos_is_written_once() -> None:
     assert render(TALK[1:3], resolved("tokenizer", llama_like())) == "<s>[INST] q1 [/INST] a1</s>"
     assert (
         render(TALK[1:3], resolved(LLAMA_TEMPLATE.replace("{{ bos_token }}", ""), llama_like())) == "<s>[INST] q1 [/INST] a1</s>"
     )
-    with pytest.raises(DataError, match=r"data.chat_template: it writes <s> twice at the beginning"):
+    with pytest.raises(DataError, match=r"^data.chat_template: .*<s>"):
         resolved("{{ bos_token }}" + LLAMA_TEMPLATE, llama_like())
 
 
 def test_two_end_tokens_are_refused() -> None:
-    with pytest.raises(
-        DataError, match=r"must end in <\|endoftext\|> once, but it ends in 'first<\|endoftext\|>\\n<\|endoftext\|>'"
-    ):
+    with pytest.raises(DataError, match=r"^data.chat_template: .*'first<\|endoftext\|>\\n<\|endoftext\|>'"):
         resolved("{{ messages[0].content }}{{ eos_token }}{{ '\n' }}{{ eos_token }}")
 
 
-def test_what_an_encoder_adds_itself_is_not_written_by_its_template() -> None:
+def test_templates_of_encoders_omit_special_tokens() -> None:
     for name in (
         "simple_concat",
         "zephyr",
@@ -129,7 +139,7 @@ def test_what_an_encoder_adds_itself_is_not_written_by_its_template() -> None:
     assert render(TALK[1:3], resolved("simple_concat", bert_like())) == "q1 a1"
 
 
-def test_trap_16_a_date_does_not_change_from_day_to_day() -> None:
+def test_trap_16_dates_are_frozen() -> None:
     template = (
         '{% if strftime_now is defined %}{% set today = strftime_now("%d %b %Y") %}{% endif %}'
         "{{ today }} {{ strftime_now('%Y-%m-%d') }}: {{ messages[1].content }}{{ eos_token }}"
@@ -139,11 +149,11 @@ def test_trap_16_a_date_does_not_change_from_day_to_day() -> None:
     assert text == f"26 Jul 2024 2024-07-26: a1{END}"
     tokenizer.chat_template = template
     assert date.today().isoformat() in render(TALK[1:3], tokenizer), "guard: the clock is read where it is not frozen"
-    with pytest.raises(RecipeError, match=r"data.chat_template: it computes a date format"):
+    with pytest.raises(RecipeError, match=r"^data.chat_template: .*date"):
         freeze_dates("{{ strftime_now(format) }}")
 
 
-def test_a_template_comes_from_a_file_or_from_the_tokenizer(tmp_path: Path) -> None:
+def test_templates_from_files_and_tokenizers(tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
     file.write_text("{{ messages[-1].content }}!")
     assert render(TALK, resolved(str(file))) == f"a2!{END}"
@@ -156,36 +166,96 @@ CHOICES = "simple_concat, simple_chat, chatml, zephyr, tulu, a .jinja file, the 
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "words"),
     [
-        ("tokenizer", f"data.chat_template: the tokenizer has no chat template; name one: {CHOICES}"),
-        ("simple_cht", 'data.chat_template: "simple_cht" is no template; did you mean simple_chat?'),
-        ("vicuna", f'data.chat_template: "vicuna" is no template; expected one of: {CHOICES}'),
-        ("mine.jinja", "data.chat_template: mine.jinja is not there"),
-        (
-            "{{" + "x" * MAX_TEMPLATE_CHARACTERS,
-            f"data.chat_template: expected at most {MAX_TEMPLATE_CHARACTERS} characters, got 262146",
-        ),
+        ("tokenizer", [CHOICES]),
+        ("simple_cht", ['"simple_cht"', "simple_chat?"]),
+        ("vicuna", ['"vicuna"', CHOICES]),
+        ("mine.jinja", ["mine.jinja", CHOICES]),
+        ("{{" + "x" * MAX_TEMPLATE_CHARACTERS, [str(MAX_TEMPLATE_CHARACTERS), "262146"]),
     ],
 )
-def test_trap_45_a_missing_template_is_told_with_the_choices(name: str, message: str) -> None:
+def test_trap_45_a_missing_template_names_the_choices(name: str, words: list[str]) -> None:
     with pytest.raises(RecipeError) as error:
         resolve_template(name, byte_bpe())
-    assert str(error.value) == message
+    message = str(error.value)
+    assert message.startswith("data.chat_template: ")
+    assert all(word in message for word in words)
 
 
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("{{ raise_exception('system only') }}", r"^data.chat_template: the chat template failed: TemplateError: system only$"),
-        ("{{ lipsum.__globals__['os'].popen('touch canary') }}", r"^data.chat_template: the chat template failed: SecurityError"),
-        ("{% for i in range(10**9) %}{% endfor %}", r"^data.chat_template: the chat template failed: OverflowError"),
+        ("{{ raise_exception('system only') }}", r"^data.chat_template: .*TemplateError: system only$"),
+        ("{{ lipsum.__globals__['os'].popen('touch canary') }}", r"^data.chat_template: .*SecurityError"),
+        ("{% for i in range(10**9) %}{% endfor %}", r"^data.chat_template: .*OverflowError"),
     ],
 )
-def test_a_template_that_fails_or_attacks_is_refused_before_any_row(
+def test_a_failing_template_is_refused_at_once(
     template: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=words):
         resolve_template(template, byte_bpe())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "leading", "trailing", "end", "in_template"),
+    [
+        (byte_bpe(), [], [], "<|endoftext|>", True),
+        (llama_like(), ["<s>"], [], "</s>", True),
+        (unigram_like(), ["<s>"], [], "</s>", True),
+        (bert_like(), ["[CLS]"], ["[SEP]"], "[SEP]", False),
+        (roberta_like(), ["<s>"], ["</s>"], "</s>", False),
+    ],
+    ids=["gpt2", "llama", "unigram", "bert", "roberta"],
+)
+def test_edge_tokens_of_each_kind(
+    tokenizer: PreTrainedTokenizerFast, leading: list[str], trailing: list[str], end: str, in_template: bool
+) -> None:
+    edges = edge_tokens(tokenizer)
+    names = tokenizer.convert_ids_to_tokens
+    assert (names(list(edges.leading)), names(list(edges.trailing)), names(edges.end)) == (leading, trailing, end)
+    assert edges.in_template is in_template
+
+
+def test_a_tokenizer_without_end_token_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"eos_token in its tokenizer_config.json"):
+        edge_tokens(byte_bpe(pad_token="<|pad|>"))
+
+
+def pad(tokenizer: PreTrainedTokenizerFast) -> str:
+    return str(choose_pad_token(tokenizer, edge_tokens(tokenizer).end))
+
+
+@pytest.mark.parametrize(
+    ("special", "named", "expected"),
+    [
+        (["<e>", "<p>"], {"eos_token": "<e>", "pad_token": "<p>"}, "<p>"),
+        (["<e>", "<|padding|>"], {"eos_token": "<e>", "pad_token": "<e>"}, "<|padding|>"),
+        (["<e>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>"], {"eos_token": "<e>"}, "<|finetune_right_pad_id|>"),
+        (
+            ["<e>", "<u>", "<|reserved_special_token_0|>"],
+            {"eos_token": "<e>", "unk_token": "<u>"},
+            "<|reserved_special_token_0|>",
+        ),
+        (["<e>", "<u>"], {"eos_token": "<e>", "unk_token": "<u>", "pad_token": "<e>"}, "<u>"),
+        (["<e>"], {"eos_token": "<e>", "unk_token": "<e>", "pad_token": "<e>"}, NEW_PAD_TOKEN),
+        (["<e>", "<b>"], {"eos_token": "<e>", "bos_token": "<b>", "pad_token": "<b>"}, NEW_PAD_TOKEN),
+        (["<e>"], {"eos_token": "<e>"}, NEW_PAD_TOKEN),
+    ],
+)
+def test_trap_01_padding_is_never_an_end_token(special: list[str], named: dict[str, str], expected: str) -> None:
+    assert pad(byte_bpe(special_tokens=special, **named)) == expected
+
+
+def test_an_encoder_keeps_its_padding() -> None:
+    assert pad(bert_like()) == "[PAD]"
+    assert pad(roberta_like()) == "<pad>"
+
+
+def test_an_ordinary_word_is_not_padding() -> None:
+    tokenizer = byte_bpe(special_tokens=["<e>"], eos_token="<e>")
+    tokenizer.add_tokens([AddedToken("notepad", special=False)])
+    assert pad(tokenizer) == NEW_PAD_TOKEN

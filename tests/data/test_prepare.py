@@ -1,7 +1,11 @@
+"""Tokenized data of a recipe: cached, checked, with dropped rows and overlap."""
+
+import gzip
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 from itertools import chain
 from pathlib import Path
@@ -11,16 +15,30 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data import prepare as module
 from rmtrain.data.artifact import export_columns
-from rmtrain.data.comparison import Preference
-from rmtrain.data.prepare import PreparedData, drop_reason_of, prepare, prepare_evaluation
+from rmtrain.data.comparison import Dropped, Preference
+from rmtrain.data.prepare import (
+    Overlap,
+    PreparedData,
+    check_overlap,
+    drop_reason_of,
+    dropped_rows,
+    find_overlap,
+    prepare,
+    prepare_evaluation,
+    read_again,
+    sources_of,
+)
 from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading
 from rmtrain.data.text.tokenize import Encoder
 from rmtrain.data.text.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, RankedSource, ScratchModel, TokenizedSource
-from tests.data.text.test_probes import Patched
+from tests.data.text.test_tokenizer import Patched
+from tests.edges import prepared_rows
+from tests.edges import row as pair
 from tests.helpers import bert_like, byte_bpe, data_of, pairs, write_jsonl
 
 
@@ -33,7 +51,7 @@ def builds(cache: Path) -> list[str]:
     return sorted(folder.name for folder in cache.iterdir())
 
 
-def test_every_row_is_kept_in_order_or_dropped_with_its_reason(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_are_kept_in_order_or_dropped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows: list[dict[str, Any]] = list(pairs(40))
     rows[3] = {"prompt": "q", "chosen": "same", "rejected": "same"}
     rows[9] = {"prompt": "q", "chosen": "a b c " * 400, "rejected": "b"}
@@ -57,9 +75,7 @@ def test_every_row_is_kept_in_order_or_dropped_with_its_reason(tmp_path: Path, t
     assert len(made.eval) == 0
 
 
-def test_batches_do_not_show_in_the_result(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_size_changes_nothing(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(25))
     whole = prepare(data_of(file, tmp_path / "one", holdout=0.3), tokenizer)
     monkeypatch.setattr(loading, "BATCH_ROWS", 4)
@@ -69,7 +85,7 @@ def test_batches_do_not_show_in_the_result(
     assert len(whole.eval) > 0, "guard: something was held out"
 
 
-def test_trap_12_a_prompt_is_in_one_split_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_12_prompts_are_in_one_split_only(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = pairs(50, prompts=10)
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
     made = prepare(data_of(file, tmp_path / "cache", holdout=0.4), tokenizer)
@@ -85,20 +101,20 @@ def test_trap_12_a_prompt_is_in_one_split_only(tmp_path: Path, tokenizer: PreTra
     assert sorted(again.eval.prompt_hashes.tolist()) == sorted(made.eval.prompt_hashes.tolist())
 
 
-def test_trap_12_evaluation_prompts_that_are_trained_on_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_12_overlapping_evaluation_prompts_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", pairs(20))
     fresh = [{"prompt": f"Other {number}?", "chosen": "a", "rejected": "b"} for number in range(5)]
     fresh[3]["prompt"] = "  what IS 7 plus\none?"
     held_out = write_jsonl(tmp_path / "test.jsonl", fresh)
     data = data_of(train, tmp_path / "cache", eval=[PairSource(path=str(held_out))])
-    with pytest.raises(DataError, match=r"^1 of 5 evaluation rows have a prompt that is also trained on: test:3; remove them"):
+    with pytest.raises(DataError, match=r"^1 of 5 .*: test:3;.*data.allow_overlap"):
         prepare(data, tokenizer)
     made = prepare(data.model_copy(update={"allow_overlap": True}), tokenizer)
     assert len(made.eval) == 5
-    assert len(builds(tmp_path / "cache")) == 1, "allowing it tokenizes nothing again"
+    assert len(builds(tmp_path / "cache")) == 1, "to allow it does not tokenize again"
 
 
-def test_trap_14_nothing_changed_is_a_hit(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_14_unchanged_data_is_not_tokenized_again(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(20))
     data = data_of(file, tmp_path / "cache", max_drop_fraction=0.5)
     first = prepare(data, tokenizer)
@@ -113,7 +129,7 @@ def test_trap_14_nothing_changed_is_a_hit(tmp_path: Path, tokenizer: PreTrainedT
     assert seen == []
 
 
-def test_trap_14_one_changed_character_is_a_miss(tmp_path: Path) -> None:
+def test_trap_14_one_changed_character_changes_the_key(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(20))
     keys = []
 
@@ -135,16 +151,17 @@ def test_trap_14_one_changed_character_is_a_miss(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys) == len(builds(tmp_path / "cache")) == 7
 
 
-def test_trap_38_another_version_of_the_tokenizers_tokenizes_again(
+def test_trap_38_a_library_update_changes_the_key(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
     before = prepare(data, tokenizer).train.key
-    monkeypatch.setattr("rmtrain.data.rows.dataset.version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr("rmtrain.data.rows.dataset.version", lambda package: f"{package} 99")
     assert prepare(data, tokenizer).train.key != before
 
 
-def test_trap_38_a_tokenizer_that_gives_other_tokens_is_refused_naming_a_text(tmp_path: Path) -> None:
+def test_trap_38_changed_tokenizer_output_is_refused(tmp_path: Path) -> None:
+    """The error names the first text with other tokens."""
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
     tokenizer, patched = (
         prepared(
@@ -155,29 +172,27 @@ def test_trap_38_a_tokenizer_that_gives_other_tokens_is_refused_naming_a_text(tm
     made = prepare(data, tokenizer)
     with pytest.raises(DataError) as raised:
         prepare(data, patched)
-    assert str(raised.value) == (
-        f"{made.directory}: made with other tokens than the tokenizer gives now, such as for '  1e-5\\t1e-5'; "
-        f"delete {made.directory} to have it made again"
-    )
+    assert str(raised.value).startswith(f"{made.directory}: ")
+    assert r"'  1e-5\t1e-5'" in str(raised.value)
     assert prepare(data, tokenizer).train.key == made.train.key, "guard: the key is the same"
 
 
 @pytest.mark.parametrize("name", ["train.arrow", "eval.arrow", "manifest.json"])
-def test_trap_14_an_artifact_that_was_edited_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+def test_trap_14_an_edited_artifact_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(20)), tmp_path / "cache", holdout=0.3)
     file = prepare(data, tokenizer).directory / name
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content if name != "manifest.json" else b"{}")
-    with pytest.raises(DataError, match=rf"{name}: (not as it was written|damaged); delete .* to have it made again"):
+    with pytest.raises(DataError, match=rf"/{name}: .*delete {file.parent}"):
         prepare(data, tokenizer)
     file.unlink()
     if name != "manifest.json":
-        with pytest.raises(DataError, match=r"not as it was written"):
+        with pytest.raises(DataError, match=rf"/{name}: "):
             prepare(data, tokenizer)
 
 
-def test_nothing_half_written_is_left_after_a_failure(
+def test_a_failure_leaves_nothing_behind(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", pairs(30))
@@ -192,43 +207,41 @@ def test_nothing_half_written_is_left_after_a_failure(
     assert len(prepare(data, tokenizer).train) == 30
 
 
-def test_trap_18_losing_too_much_is_refused_and_allowing_it_costs_nothing(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_trap_18_losing_too_many_rows_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows: list[dict[str, Any]] = list(pairs(20))
     rows[4]["rejected"] = rows[4]["chosen"]
     rows[5]["chosen"] = ""
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "cache")
     with pytest.raises(DataError) as error:
         prepare(data, tokenizer)
-    assert str(error.value) == (
-        "rows: 2 of 20 rows dropped (10.0 %), allowed 5 %: identical 1 (rows:4: the responses are the same), "
-        "empty_response 1 (rows:5: chosen ends with an empty turn); raise data.max_drop_fraction, or repair the rows"
-    )
+    message = str(error.value)
+    assert message.startswith("rows: 2 of 20 ")
+    assert "(10.0 %)" in message
+    assert re.findall(r"(\w+) 1 \((rows:\d)", message) == [("identical", "rows:4"), ("empty_response", "rows:5")]
     made = prepare(data.model_copy(update={"max_drop_fraction": 0.1}), tokenizer)
     assert len(made.train) == 18
     assert len(builds(tmp_path / "cache")) == 1
 
 
-def test_every_source_that_is_refused_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_refused_source_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     empty, full = write_jsonl(tmp_path / "empty.jsonl", []), write_jsonl(tmp_path / "full.jsonl", pairs(5))
     long = write_jsonl(tmp_path / "long.jsonl", [{"prompt": "Why?", "chosen": "x y z " * 99, "rejected": "n"}])
     data = data_of(empty, tmp_path / "cache", max_length=50, eval=[PairSource(path=str(full)), PairSource(path=str(long))])
     with pytest.raises(DataError) as error:
         prepare(data, tokenizer)
-    assert [problem.split(" (")[0] for problem in error.value.problems] == [
-        "empty: the source has no rows",
-        "long: all 1 rows were dropped: too_long 1",
-    ]
+    empty_source, long_source = error.value.problems
+    assert empty_source.startswith("empty: ")
+    assert long_source.startswith("long: ")
+    assert "too_long 1 (long:0" in long_source
 
 
-def test_a_share_that_takes_nothing_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_holdout_without_prompts_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache", holdout=0.0001)
-    with pytest.raises(DataError, match=r"^rows: holdout 0.0001 took none of its prompts; raise it$"):
+    with pytest.raises(DataError, match=r"^rows: holdout 0.0001 "):
         prepare(data, tokenizer)
 
 
-def test_sources_keep_their_tags_and_mix_tokens_with_texts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_sources_of_tokens_and_texts_mix(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     end = tokenizer.eos_token_id
     texts = write_jsonl(tmp_path / "texts.jsonl", pairs(3))
     tokens = tmp_path / "tokens.json"
@@ -237,18 +250,18 @@ def test_sources_keep_their_tags_and_mix_tokens_with_texts(tmp_path: Path, token
     made = prepare(Data(train=sources, cache_dir=str(tmp_path / "cache")), tokenizer)
     assert made.train.sources == ["mine"] * 3 + ["tokens"]
     assert [list(sequence) for sequence in made.train[3].sequences] == [[5, 6, end], [5, 7, 8, end]]
-    with pytest.raises(RecipeError, match=r"^tokens: holdout goes by prompt, and rows of tokens do not say where theirs ends"):
+    with pytest.raises(RecipeError, match=r"^tokens: holdout "):
         prepare(Data(train=[sources[1].model_copy(update={"holdout": 0.1})], cache_dir=str(tmp_path / "cache")), tokenizer)
 
 
-def test_sources_that_are_only_evaluated_need_no_training_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_evaluation_sources_need_no_training_data(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     source = PairSource(path=str(write_jsonl(tmp_path / "test.jsonl", pairs(6))))
     data = data_of(tmp_path / "not_there.jsonl", tmp_path / "cache")
     made = prepare_evaluation([source], data, tokenizer)
     assert made.ids == [f"test:{number}" for number in range(6)]
 
 
-def test_a_large_file_passes_in_batches(
+def test_a_large_file_is_read_in_batches(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "BATCH_ROWS", 100)
@@ -268,7 +281,7 @@ def test_a_large_file_passes_in_batches(
 
 
 def several(count: int) -> list[dict[str, Any]]:
-    """Rows of a few prompts with three to five responses each, some of them very long, in mixed order; one row is malformed."""
+    """Return rows of a few prompts, in mixed order, some with very long responses; one row is malformed."""
     rng, rows = random.Random(4), []
     for number in range(count):
         prompt = rng.randrange(count // 4)
@@ -313,7 +326,7 @@ def test_any_number_of_processes_writes_the_same_bytes(
     assert all(file.stat().st_size > 0 for file in one.iterdir()), "guard: there was something of everything"
 
 
-def test_trap_40_a_killed_process_is_an_error_and_leaves_nothing(
+def test_trap_40_a_killed_process_is_an_error(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "BATCH_ROWS", 20)
@@ -322,7 +335,7 @@ def test_trap_40_a_killed_process_is_an_error_and_leaves_nothing(
     def kill(reading: Reading) -> None:
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    with pytest.raises(RmtrainError, match=r"^a process of data.processes ended before its work was done"):
+    with pytest.raises(RmtrainError, match=r"^data.processes:"):
         prepare(data, tokenizer, kill)
     assert builds(tmp_path / "cache") == []
 
@@ -358,18 +371,17 @@ def test_rows_of_a_prompt_are_gathered(tmp_path: Path, tokenizer: PreTrainedToke
     assert listed(made, "gathered.jsonl") == [
         {"split": "train", "source": "rows", "id": f"rows:{number}", "comparison": "rows:0"} for number in (2, 3, 4)
     ]
-    assert drop_reason_of(made.directory, "train", "rows:3") == "it is part of comparison rows:0, which has the same prompt"
+    assert "rows:0" in str(drop_reason_of(made.directory, "train", "rows:3"))
     winners, losers = made.train.preference_lengths()
     lengths = [len(sequence) - first.prompt_length for sequence in first.sequences]
     assert winners.tolist()[:3] == [lengths[0], lengths[2], lengths[1]]
     assert losers.tolist()[:3] == [lengths[1], lengths[0], lengths[2]]
-    with pytest.raises(DataError, match=r"^rows:0: 3 responses; a chosen and a rejected column hold one pair"):
+    with pytest.raises(DataError, match=r"^rows:0: 3 "):
         export_columns(made.train, tmp_path / "train.parquet")
 
 
-def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_an_overlong_response_drops_only_its_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The other responses of its prompt stay, under the id of the first row that is left."""
     long = "Perhaps " * 60
     rows = [
         {"prompt": "How?", "chosen": long, "rejected": "No."},
@@ -381,7 +393,7 @@ def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
         {"prompt": "Who?", "chosen": "I.", "rejected": "You."},
     ]
     made = grouped(tmp_path, tokenizer, rows, max_length=60)
-    assert made.train.ids == ["rows:1", "rows:6"], "each bears the id of its first row that is left"
+    assert made.train.ids == ["rows:1", "rows:6"], "the id of the first row that is left"
     assert made.train.response_counts.tolist() == [3, 2]
     assert made.train[0].preferences == (Preference(1, 0), Preference(1, 2))
     assert len(made.train.response_hashes) == 5
@@ -390,15 +402,13 @@ def test_a_response_that_is_too_long_goes_with_its_rows_and_leaves_the_others(
     counts = made.train.waterfall.sources["rows"]
     assert (counts.read, counts.kept, counts.gathered, counts.dropped) == (7, 2, 1, {"too_long": 4})
     assert [row["id"] for row in listed(made, "dropped.jsonl")] == ["rows:0", "rows:3", "rows:4", "rows:5"]
-    assert str(drop_reason_of(made.directory, "train", "rows:3")).startswith("it is dropped (too_long): ")
+    assert "too_long" in str(drop_reason_of(made.directory, "train", "rows:3"))
     assert drop_reason_of(made.directory, "train", "rows:1") is None
-    with pytest.raises(
-        DataError, match=r"^data.overlong is error, and rows are too long: rows:0: \d+ tokens, over max_length 60; rows:3"
-    ):
+    with pytest.raises(DataError, match=r"^data.overlong .*: rows:0: \d+ tokens, .* 60; rows:3"):
         grouped(tmp_path, tokenizer, rows, max_length=60, overlong="error")
 
 
-def test_the_prompt_is_cut_for_the_longest_response_that_is_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_prompt_is_truncated_for_kept_responses(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [
         {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "No."},
         {"prompt": "When? " * 20, "chosen": "So. " * 5, "rejected": "Perhaps " * 60},
@@ -410,13 +420,13 @@ def test_the_prompt_is_cut_for_the_longest_response_that_is_left(tmp_path: Path,
     assert made.train.waterfall.sources["rows"].dropped == {"response_too_long": 1}
 
 
-def test_every_row_of_gathered_sources_is_in_one_place(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_every_gathered_row_is_counted_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = several(400)
     made = grouped(tmp_path, tokenizer, rows, max_length=100, holdout=0.3)
     gathered, dropped = ([row["id"] for row in listed(made, name)] for name in ("gathered.jsonl", "dropped.jsonl"))
     lists = [made.train.ids, made.eval.ids, gathered, dropped]
     assert sorted(chain.from_iterable(lists)) == sorted(f"rows:{number}" for number in range(400))
-    assert min(map(len, lists)) > 10, "guard: there are rows of every fate"
+    assert min(map(len, lists)) > 10, "guard: some rows are trained on, held out, gathered, dropped"
     for split in (made.train, made.eval):
         count = split.waterfall.sources["rows"]
         assert count.read == count.kept + count.gathered + sum(count.dropped.values())
@@ -426,7 +436,7 @@ def test_every_row_of_gathered_sources_is_in_one_place(tmp_path: Path, tokenizer
     assert {prompts[name] for name in made.train.ids} & {prompts[name] for name in made.eval.ids} == set()
 
 
-def test_responses_of_the_same_tokens_are_one_response(tmp_path: Path) -> None:
+def test_responses_with_equal_tokens_are_merged(tmp_path: Path) -> None:
     tokenizer = prepared(bert_like(), "simple_chat")
     rows = [
         {"prompt": "How?", "chosen": "the road", "rejected": "the oven"},
@@ -440,7 +450,7 @@ def test_responses_of_the_same_tokens_are_one_response(tmp_path: Path) -> None:
     assert listed(made, "dropped.jsonl")[0]["id"] == "rows:2"
 
 
-def test_responses_that_are_left_out_of_ranked_lists_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_responses_left_out_of_rankings_are_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["So.", "No.", "Perhaps " * 60, "Thus."]
     rows = [
         {"prompt": f"How {number}?", "answers": [{"text": text, "s": place} for place, text in enumerate(texts)]}
@@ -457,7 +467,7 @@ def test_responses_that_are_left_out_of_ranked_lists_are_counted(tmp_path: Path,
     assert counts.left_out == {"too_long": 4, "no_score": 1}, "not those of a row that is dropped itself"
 
 
-def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Path, tmp_path: Path) -> None:
+def test_real_hh_rows_with_a_trained_tokenizer(shared_data: Path, tmp_path: Path) -> None:
     file = shared_data / "hh_harmless.jsonl.gz"
     data = data_of(file, tmp_path, messages=Messages(transcript="hh"), holdout=0.1, max_length=1024)
     model = ScratchModel(scratch=Architecture(architecture="llama", hidden_size=16, layers=1, heads=1, vocab_size=2000))
@@ -474,3 +484,117 @@ def test_the_real_hh_rows_are_prepared_with_a_trained_tokenizer(shared_data: Pat
         assert all(sequence[-1] == tokenizer.eos_token_id for sequence in row.sequences)
         assert tokenizer.decode(row.sequences[0][: row.prompt_length]).endswith("Assistant:")
     assert (made.train.unique_tokens < made.train.total_tokens).all(), "guard: prompts are shared"
+
+
+def both(
+    folder: Path, tokenizer: PreTrainedTokenizerFast, train: list[dict[str, Any]], test: list[dict[str, Any]]
+) -> PreparedData:
+    folder.mkdir(exist_ok=True)
+    source = PairSource(path=str(write_jsonl(folder / "test.jsonl", test)))
+    return prepared_rows(folder, tokenizer, train, eval=[source], allow_overlap=True)[0]
+
+
+def test_trap_12_overlap_is_exact_or_normalised(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    train = [pair("one?", "a", "b"), pair("Two?", "a", "b"), pair("two?", "c", "d"), pair("three?", "a", "b")]
+    test = [pair("new?", "a", "b"), pair("two?", "e", "f"), pair(" ONE?", "B", "a"), pair("three?", "b", "a")]
+    made = both(tmp_path, tokenizer, train, test)
+    assert find_overlap(made.train, made.eval) == [
+        Overlap(evaluated=1, trained=2, exact=True, responses_too=False),
+        Overlap(evaluated=2, trained=0, exact=False, responses_too=True),
+        Overlap(evaluated=3, trained=3, exact=True, responses_too=True),
+    ]
+    with pytest.raises(DataError) as error:
+        check_overlap(made.overlap, made.eval)
+    assert error.value.exit_code == 3
+    message = str(error.value)
+    assert message.startswith("3 of 4 ")
+    assert ": test:1, test:2, test:3;" in message
+    assert re.findall(r"\d+", message.partition("(")[2]) == ["2", "1"], "exact, and up to case and spacing"
+
+
+def test_different_prompts_do_not_overlap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made = both(tmp_path, tokenizer, pairs(5), [pair("other?", "a", "b")])
+    check_overlap(made.overlap, made.eval)
+    nothing = prepared_rows(tmp_path / "alone", tokenizer, pairs(5))[0]
+    check_overlap(nothing.overlap, nothing.eval)
+    assert find_overlap(nothing.eval, nothing.train) == []
+    assert len(find_overlap(nothing.train, nothing.train)) == 5, "guard: it would be found"
+
+
+def test_the_first_overlapping_rows_are_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    made = both(tmp_path, tokenizer, pairs(9), pairs(9))
+    with pytest.raises(DataError, match=r"^9 of 9 .*: test:0, test:1, test:2, test:3, test:4 and 4 more;"):
+        check_overlap(made.overlap, made.eval)
+
+
+LINES = [
+    '{"prompt": "p0", "chosen": "a", "rejected": "b"}',
+    '{"prompt": oops}',
+    '{"prompt": "p2", "chosen": "x\\u001b[31m", "rejected": "y"}',
+    '{"prompt": "p3", "chosen": "\xff"}',
+    '{"prompt": "p4", "chosen": "c", "rejected": "d"}',
+]
+
+
+def lost(number: int, source: str = "rows") -> Dropped:
+    return Dropped(f"{source}:{number}", source, "why", "what")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Data:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wb") as file:
+        file.write("\n".join(LINES).encode("latin-1"))
+    (tmp_path / "other.jsonl").write_text("\n".join(LINES[:1] + LINES[4:]))
+    (tmp_path / "test.jsonl").write_text(LINES[4])
+    return Data(
+        train=[
+            PairSource(path=str(tmp_path / "rows.jsonl.gz")),
+            PairSource(path=str(tmp_path / "other.jsonl"), tag="o:1", holdout=0.5),
+        ],
+        eval=[PairSource(path=str(tmp_path / "test.jsonl"))],
+    )
+
+
+def test_dropped_rows_are_read_again(data: Data) -> None:
+    """They come as their sources have them, broken lines as text."""
+    rows = {row.id: content for row, content in read_again(data, "train", [lost(3), lost(1), lost(2), lost(1, "o:1")])}
+    assert rows == {
+        "rows:1": LINES[1],
+        "rows:2": {"prompt": "p2", "chosen": "x\x1b[31m", "rejected": "y"},
+        "rows:3": '{"prompt": "p3", "chosen": "\\xff"}',
+        "o:1:1": {"prompt": "p4", "chosen": "c", "rejected": "d"},
+    }
+    assert list(rows) == ["rows:1", "rows:2", "rows:3", "o:1:1"], "in the order of sources and rows"
+
+
+def test_held_out_rows_come_from_training_sources(data: Data) -> None:
+    assert [source.title for source in sources_of(data, "train")] == ["rows", "o:1"]
+    assert [source.title for source in sources_of(data, "eval")] == ["test", "o:1"]
+    found = dict(read_again(data, "eval", [lost(0, "o:1"), lost(0, "test")]))
+    assert [content["prompt"] for content in found.values() if isinstance(content, dict)] == ["p4", "p0"]
+
+
+def test_a_source_is_read_no_further_than_needed(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def counting(source: PairSource):  # type: ignore[no-untyped-def]
+        for number, row in read_rows(source):
+            read.append(number)
+            yield number, row
+
+    read_rows = module.read_rows
+    monkeypatch.setattr(module, "read_rows", counting)
+    assert len(list(read_again(data, "train", [lost(1)]))) == 1
+    assert read == [0, 1]
+    assert list(read_again(data, "train", [])) == []
+    assert read == [0, 1], "guard: nothing is read for nothing"
+
+
+def test_dropped_rows_are_listed_by_split(tmp_path: Path) -> None:
+    records = [
+        {"split": split, "source": "a", "id": f"a:{number}", "reason": "identical", "detail": "the same"}
+        for number, split in enumerate(["train", "eval", "train"])
+    ]
+    (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert [row.id for row in dropped_rows(tmp_path, "train")] == ["a:0", "a:2"]
+    assert list(dropped_rows(tmp_path, "eval")) == [Dropped("a:1", "a", "identical", "the same")]

@@ -1,7 +1,9 @@
-"""What the recipe leaves out, in the artifact: exact over batches, splits and processes, each row counted once."""
+"""The rows of an artifact: selected, encoded and written, each counted once, over any batches and processes."""
 
 import json
 import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,16 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data.builder import EncodedRows, RowEncoder, RowTask
+from rmtrain.data.comparison import Comparison, Dropped, is_held_out, prompt_hash
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.loading import Reading
+from rmtrain.data.rows.loading import Reading, load_comparisons, read_batches
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, PairSource, RankedSource, Source, TokenizedSource
 from rmtrain.recipe.sources import Cap, Condition, read_hook
-from tests.helpers import byte_bpe, pairs, write_jsonl
+from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
 
 WISHES: dict[str, Any] = {
     "filter": [Condition(column="score", at_least=2)],
@@ -38,7 +42,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mixed(count: int) -> list[dict[str, Any]]:
-    """Rows of few prompts with scores and posts; some are repeated, one is too long, one is malformed."""
+    """Return rows of few prompts with scores and posts; some are repeated, one is too long, one is malformed."""
     rng, rows = random.Random(8), []
     for _ in range(count):
         prompt = rng.randrange(count // 3)
@@ -81,7 +85,8 @@ def every_row_is_in_one_place(made: PreparedData, ids: set[str]) -> None:
     assert all(count.read == count.kept + count.gathered + sum(count.dropped.values()) for count in counts)
 
 
-def test_each_wish_is_granted_in_its_order(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_selection_keys_apply_in_their_order(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """`filter`, `fraction`, `dedup`, then `cap`, each split counted on its own; a prompt is drawn or not as a whole."""
     rows = mixed(300)
     source = PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", rows)), **WISHES)
     made = build(tmp_path, tokenizer, source)
@@ -117,7 +122,7 @@ def test_each_wish_is_granted_in_its_order(tmp_path: Path, tokenizer: PreTrained
 
 
 @pytest.mark.parametrize("gather", [False, True])
-def test_neither_batches_nor_processes_show(
+def test_batches_and_processes_change_nothing(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, gather: bool
 ) -> None:
     file = write_jsonl(tmp_path / "rows.jsonl", mixed(120))
@@ -135,7 +140,7 @@ def test_neither_batches_nor_processes_show(
     assert (one.train.response_counts.max() > 2) == gather, "guard"
 
 
-def test_faults_take_no_place_of_a_cap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_dropped_rows_do_not_count_for_cap(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{**row, "post": 1} for row in pairs(4)]
     rows[0]["chosen"] = "Perhaps " * 60
     made = build(
@@ -145,7 +150,7 @@ def test_faults_take_no_place_of_a_cap(tmp_path: Path, tokenizer: PreTrainedToke
     assert dropped(made) == {"rows:0": "too_long", "rows:3": "capped"}
 
 
-def test_what_is_asked_for_is_no_loss(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_intentional_drops_are_not_losses(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{**row, "n": number} for number, row in enumerate(pairs(100))]
     rows[1]["chosen"] = rows[1]["rejected"]
     file = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -159,7 +164,7 @@ def test_what_is_asked_for_is_no_loss(tmp_path: Path, tokenizer: PreTrainedToken
         build(tmp_path, tokenizer, PairSource(path=str(file), filter=[Condition(column="n", at_least=1000)]))
 
 
-def test_rows_that_prepare_makes_have_ids_of_their_own(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rows_made_by_prepare_have_own_ids(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "mine.py").write_text(
         "def rows(row):\n"
         "    if row['prompt'].startswith('What is 0'): return None\n"
@@ -174,7 +179,7 @@ def test_rows_that_prepare_makes_have_ids_of_their_own(tmp_path: Path, tokenizer
     assert dropped(made) == {"rows:0": "prepared_away"}
 
 
-def test_trap_14_the_bytes_of_prepare_are_part_of_the_key(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_trap_14_code_of_prepare_shapes_the_key(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     file, keys = write_jsonl(tmp_path / "rows.jsonl", pairs(5)), []
     for folder, code in (("a", "def rows(row):\n    return row\n"), ("b", "def rows(row):\n    return dict(row)\n")):
         for copy in ("one", "two"):
@@ -188,7 +193,8 @@ def test_trap_14_the_bytes_of_prepare_are_part_of_the_key(tmp_path: Path, tokeni
         build(tmp_path, tokenizer, PairSource(path=str(file), prepare="mine:rows"))
 
 
-def test_an_error_of_prepare_names_the_row_from_a_worker_too(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_an_error_of_prepare_names_the_row(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """In this process and in a worker."""
     (tmp_path / "mine.py").write_text("def rows(row):\n    return row if '17' not in row['prompt'] else row['absent']\n")
     source = PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", pairs(30))), prepare="mine:rows")
     source.take(read_hook("mine:rows", tmp_path))
@@ -219,18 +225,19 @@ def test_groups_are_drawn_and_capped_whole(tmp_path: Path, tokenizer: PreTrained
     assert len(made.train) == 12
 
 
-def test_rows_of_tokens_do_not_say_where_their_prompt_ends(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_tokenized_rows_cannot_be_selected_by_prompt(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """They do not say where their prompt ends. `dedup` works."""
     end = tokenizer.eos_token_id
     file = write_jsonl(
         tmp_path / "tokens.jsonl", [{"chosen_ids": [5, 6 + n % 2, end], "rejected_ids": [5, 9, end]} for n in range(6)]
     )
-    with pytest.raises(RecipeError, match=r"^tokens: fraction goes by prompt, and rows of tokens do not say where theirs ends"):
+    with pytest.raises(RecipeError, match=r"^tokens: fraction "):
         build(tmp_path, tokenizer, TokenizedSource(path=str(file), format="tokenized", fraction=0.5))
     made = build(tmp_path, tokenizer, TokenizedSource(path=str(file), format="tokenized", dedup=True))
     assert made.train.ids == ["tokens:0", "tokens:1"]
 
 
-def test_progress_says_how_far_each_source_is(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_progress_reports_rows_of_each_source(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     first = PairSource(path=str(write_jsonl(tmp_path / "first.jsonl", pairs(28))))
     second = PairSource(path=str(write_jsonl(tmp_path / "second.jsonl", pairs(28))), limit=14)
     seen: list[Reading] = []
@@ -240,3 +247,38 @@ def test_progress_says_how_far_each_source_is(tmp_path: Path, tokenizer: PreTrai
     ]  # fmt: skip
     assert [reading.share for reading in seen][4:] == [0.5, 1.0]
     assert seen[3].share == 1.0
+
+
+def test_raw_and_adapted_rows_encode_the_same(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "BATCH_ROWS", 1000)
+    source = PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", pairs(30))))
+    encoder = RowEncoder(tokenizer, data_of(tmp_path / "rows.jsonl", tmp_path))
+    (raw,), (adapted,) = read_batches(source), load_comparisons(source)
+    for holdout in (None, 0.4):
+        one, other = (encoder(RowTask(rows, source.model_copy(update={"holdout": holdout}), "train")) for rows in (raw, adapted))
+        assert one.keys() == other.keys() == ({"train"} if holdout is None else {"train", "eval"})
+        for split in one:
+            assert one[split].stored == other[split].stored
+            assert one[split].kept == len(one[split].stored)
+        held_out = [row.id for row in adapted if isinstance(row, Comparison) and is_held_out(prompt_hash(row), holdout)]
+        assert (one["eval"].stored.column("id").to_pylist() if holdout else []) == held_out
+
+
+def test_a_batch_without_kept_rows_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = RowEncoder(tokenizer, data_of(tmp_path / "rows.jsonl", tmp_path, max_length=3))
+    source = PairSource(path=str(write_jsonl(tmp_path / "rows.jsonl", pairs(2))))
+    (rows,) = load_comparisons(source)
+    lost = Dropped("rows:2", "rows", "malformed_row", "why")
+    encoded = encoder(RowTask([*rows, lost], source, "eval"))
+    assert encoded["eval"] == EncodedRows(None, 0, [], encoded["eval"].dropped)
+    assert [(row.id, row.reason) for row in encoded["eval"].dropped] == [
+        ("rows:2", "malformed_row"), ("rows:0", "too_long"), ("rows:1", "too_long"),
+    ]  # fmt: skip
+
+
+def test_a_worker_imports_no_heavy_package() -> None:
+    code = "import sys, rmtrain.data.builder; print([name for name in ('torch', 'datasets', 'pandas') if name in sys.modules])"
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout == "[]\n"
