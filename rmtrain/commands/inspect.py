@@ -4,8 +4,9 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
 from rmtrain.data.decode import Match, decoded, search
-from rmtrain.data.prepare import PreparedData, drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
+from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
 from rmtrain.data.rows.cells import cells
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
@@ -59,24 +60,24 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
         document = step_document(recipe, prepared.train, options.step, options.world_size or 1)
         return CommandResult(step_view(document, options.limit), document)
 
-    tags = list((prepared.train if options.split == "train" else prepared.eval).waterfall.sources)
+    data = prepared.train if options.split == "train" else prepared.eval
+    tags = data.waterfall.sources
     if options.source is not None and options.source not in tags:
         raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {', '.join(tags) or 'none'}")
     if options.dropped is not None:
-        return _show_dropped(recipe.data, prepared, options, options.dropped)
-    return _show_kept(prepared, tokenizer, options, console)
+        return _show_dropped(recipe.data, data, prepared.directory, options, options.dropped)
+    return _show_kept(data, prepared.directory, tokenizer, options, console)
 
 
 def _show_kept(
-    prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, options: InspectOptions, console: Console
+    data: TokenizedData, directory: Path, tokenizer: PreTrainedTokenizerBase, options: InspectOptions, console: Console
 ) -> CommandResult:
     """Show kept rows. The document is the row itself if one is named, and otherwise has a list of rows."""
-    data = prepared.train if options.split == "train" else prepared.eval
     numbers: Sequence[int] = range(len(data))
     if options.source is not None:
         numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]
     if options.names_one:
-        number = _find_row(prepared, data, numbers, options)
+        number = _find_row(data, directory, numbers, options)
         document = row_document(data[number], number, options.split, tokenizer)
         return CommandResult(_view(document, tokenizer, options), document)
 
@@ -109,10 +110,10 @@ def _show_kept(
         end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
         heading = f"{len(shown):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
     document["rows"] = [row_document(data[number], number, options.split, tokenizer, matches.get(number)) for number in shown]
-    return CommandResult(_listing([heading], [_view(row, tokenizer, options) for row in document["rows"]]), document)
+    return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in document["rows"]]), document)
 
 
-def _find_row(prepared: PreparedData, data: TokenizedData, numbers: Sequence[int], options: InspectOptions) -> int:
+def _find_row(data: TokenizedData, directory: Path, numbers: Sequence[int], options: InspectOptions) -> int:
     """Return the number of the row given by its number within its source, or by its id; raise DataError if it was not kept."""
     row = options.row or "0"
     where = options.split if options.source is None else f"{options.source} in {options.split}"
@@ -123,7 +124,7 @@ def _find_row(prepared: PreparedData, data: TokenizedData, numbers: Sequence[int
         raise DataError(f"--row {row}: {where} has {len(numbers)} kept rows, {valid}")
     if row in data.ids and data.ids.index(row) in numbers:
         return data.ids.index(row)
-    hint = drop_reason_of(prepared.directory, options.split, row)
+    hint = drop_reason_of(directory, options.split, row)
     if hint is None:
         hint = f"ids look like {data.ids[numbers[0]]}" if len(numbers) else "none is kept"
     raise DataError(f"--row {row}: no kept row of {where} has this id; {hint}")
@@ -133,8 +134,8 @@ def _view(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, optio
     return comparison_view(document, tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
 
 
-def _listing(headings: Iterable[str], views: Sequence[RenderableType]) -> RenderableType:
-    parts: list[RenderableType] = [WrapText(Text(heading)) for heading in headings]
+def _listing(heading: Text, views: Sequence[RenderableType]) -> RenderableType:
+    parts: list[RenderableType] = [WrapText(heading)]
     for place, view in enumerate(views, start=1):
         parts += [Text(), Rule(Text(f"{place} of {len(views)}"), style="dim"), Text(), view]
     return Group(*parts)
@@ -206,12 +207,11 @@ def row_document(
     return document
 
 
-def _show_dropped(data: Data, prepared: PreparedData, options: InspectOptions, reason: str) -> CommandResult:
+def _show_dropped(section: Data, data: TokenizedData, directory: Path, options: InspectOptions, reason: str) -> CommandResult:
     """Show rows dropped for a reason, or for any with `all`, each with its detail and the row as its source has it."""
-    split = prepared.train if options.split == "train" else prepared.eval
     where = options.source or options.split
     totals: Counter[str] = Counter()
-    for tag, count in split.waterfall.sources.items():
+    for tag, count in data.waterfall.sources.items():
         totals.update(count.dropped if options.source in (None, tag) else {})
     counts = dict(totals.most_common())
     listed = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
@@ -229,18 +229,18 @@ def _show_dropped(data: Data, prepared: PreparedData, options: InspectOptions, r
 
     rows = [
         row
-        for row in dropped_rows(prepared.directory, options.split)
+        for row in dropped_rows(directory, options.split)
         if options.source in (None, row.source) and reason in (ANY_REASON, row.reason)
     ]
     if options.find is None:
         shown = _in_order(rows, seed)[:limit]
-        contents = dict(read_again(data, options.split, shown))
+        contents = dict(read_again(section, options.split, shown))
         pairs = [(row, contents.get(row)) for row in shown]
     else:
         pattern = re.compile(re.escape(options.find), re.IGNORECASE)
         matching = (
             (row, content)
-            for row, content in read_again(data, options.split, rows)
+            for row, content in read_again(section, options.split, rows)
             if any(isinstance(cell, str) and pattern.search(cell) for _, cell in cells(content))
         )
         # In their own order, the sources are read only until there are enough rows.
@@ -253,9 +253,10 @@ def _show_dropped(data: Data, prepared: PreparedData, options: InspectOptions, r
         return CommandResult(Text(f"no row of {where} was dropped"), document)
     of_reason = "" if reason == ANY_REASON else f" ({reason})"
     with_text = "" if options.find is None else f" with {options.find!r}"
-    headings = [f"{len(pairs):,}{with_text} of {total:,} dropped rows of {where}{of_reason}{_order_note(options, seed)}"]
-    headings += [listed] if reason == ANY_REASON else []
-    return CommandResult(_listing(headings, [dropped_view(row) for row in document["rows"]]), document)
+    heading = Text(f"{len(pairs):,}{with_text} of {total:,} dropped rows of {where}{of_reason}{_order_note(options, seed)}")
+    if reason == ANY_REASON:
+        heading.append(f"\n{listed}", "dim")
+    return CommandResult(_listing(heading, [dropped_view(row) for row in document["rows"]]), document)
 
 
 def _json_value(value: Any) -> Any:
