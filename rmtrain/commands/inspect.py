@@ -57,7 +57,7 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
     with ReadingDisplay(console) as progress:
         prepared = (prepare if options.dropped is None else prepare_unchecked)(recipe.data, tokenizer, progress)
     if options.step is not None:
-        document = step_document(recipe, prepared.train, options.step, options.world_size or 1)
+        document = _step_document(recipe, prepared.train, options.step, options.world_size or 1)
         return CommandResult(step_view(document, options.limit), document)
 
     data = prepared.train if options.split == "train" else prepared.eval
@@ -78,7 +78,7 @@ def _show_kept(
         numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]
     if options.names_one:
         number = _find_row(data, directory, numbers, options)
-        document = row_document(data[number], number, options.split, tokenizer)
+        document = _row_document(data[number], number, options.split, tokenizer)
         return CommandResult(_view(document, tokenizer, options), document)
 
     limit = options.limit or (1 if options.find is None else FEW)
@@ -109,7 +109,7 @@ def _show_kept(
         document |= {"find": options.find, "searched": found.searched}
         end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
         heading = f"{len(shown):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
-    document["rows"] = [row_document(data[number], number, options.split, tokenizer, matches.get(number)) for number in shown]
+    document["rows"] = [_row_document(data[number], number, options.split, tokenizer, matches.get(number)) for number in shown]
     return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in document["rows"]]), document)
 
 
@@ -158,18 +158,10 @@ def _order_note(options: InspectOptions, seed: int | None) -> str:
     return "" if seed is None else f", in random order (repeat with --seed {seed})"
 
 
-def row_document(
+def _row_document(
     row: TokenizedComparison, number: int, split: str, tokenizer: PreTrainedTokenizerBase, match: Match | None = None
 ) -> dict[str, Any]:
-    """Return a comparison as JSON values, see `comparison_view`.
-
-    Args:
-        row: the comparison.
-        number: its number among the kept rows of its split.
-        split: `train` or `eval`.
-        tokenizer: decodes its tokens.
-        match: the place of the text that was searched for.
-    """
+    """Return a comparison as JSON values, see `comparison_view`; `match` is the place of the text that was searched for."""
     prompt, compared = decoded(row.sequences[0][: row.prompt_length], tokenizer), extremes(row)
     names = [f"response {place}" for place in range(len(row.sequences))]
     if len(row.sequences) == 2 and [(edge.winner, edge.loser) for edge in row.preferences] == [(0, 1)]:
@@ -269,7 +261,7 @@ def _json_value(value: Any) -> Any:
     return value if is_json else str(value)
 
 
-def step_document(recipe: Recipe, data: TokenizedData, number: int, world: int) -> dict[str, Any]:
+def _step_document(recipe: Recipe, data: TokenizedData, number: int, world: int) -> dict[str, Any]:
     """Return an optimizer step of `world` processes as JSON values, see `step_view`.
 
     No model is built: `batching.layout: auto` is taken to be `shared_prefix`, and `batching.max_tokens: auto` its value on a CPU.

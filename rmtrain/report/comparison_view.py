@@ -68,8 +68,8 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str | Text]:
     facts: dict[str, str | Text] = {
         "row": f"{row['row']:,} of {row['split']}, id {escape_invisible(row['id'])}",
         "source": escape_invisible(row["source"]),
-        "tokens": f"{lengths}; each includes the prompt of {row['prompt_length']:,}",
-        "shared": f"the first {prefix:,}, up to │; computed once, {unique:,} tokens instead of {total:,}",
+        "tokens": f"{lengths}; the prompt is {row['prompt_length']:,} of each",
+        "shared": f"the first {prefix:,}, up to │; {unique:,} tokens are computed instead of {total:,}",
     }
     if [response["name"] for response in responses] == ["chosen", "rejected"]:
         facts["margin"] = f"{edges[0]['margin']:g}"

@@ -20,7 +20,7 @@ COLORS = {
     "other": ("color(136)", "color(179)"),
     "padding": ("color(239)", "color(243)"),
 }
-"""Two shades for each kind of token; they alternate from comparison to comparison, so that neighbours can be told apart."""
+"""Two shades for each kind of token; they alternate, so that neighbouring comparisons look different."""
 CHARACTERS = {"prefix": "░", "chosen": "█", "rejected": "▒", "other": "▓", "padding": "×"}
 FREE, FREE_STYLE = "·", Style(dim=True)
 MAX_BAR_WIDTH = 120
@@ -166,31 +166,28 @@ class StepTable:
     def __init__(self, batches: Sequence[Mapping[str, Any]], with_ranks: bool, limit: int | None) -> None:
         self.rows = [(batch, row) for batch in batches for row in batch["comparisons"]]
         self.with_ranks, self.shown = with_ranks, len(self.rows) if limit is None else limit
-        self.are_pairs = all(len(row["response_lengths"]) == 2 for _, row in self.rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         is_wide = options.max_width >= WIDE_TABLE or not console.is_terminal
+        are_pairs = all(len(row["response_lengths"]) == 2 for _, row in self.rows)
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2 if is_wide else 1, 0, 0))
-        cells = [self._cells(batch, row, is_wide) for batch, row in self.rows[: self.shown]]
-        for name in cells[0] if cells else ():
-            is_text, may_fold = name in ("batch", "row", "source"), name in ("row", "source", "responses")
-            table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not may_fold)
-        for row in cells:
-            table.add_row(*map(Text, row.values()))
+        for batch, row in self.rows[: self.shown]:
+            lengths = [f"{length:,}" for length in row["response_lengths"]]
+            cells = {
+                "batch": f"{batch['rank']}.{batch['number']}" if self.with_ranks else str(batch["number"]),
+                "row": escape_invisible(row["id"]),
+                "source": escape_invisible(row["source"]),
+                "prompt": f"{row['prompt_length']:,}",
+                "prefix": f"{row['prefix_length']:,}",
+                **({"chosen": lengths[0], "rejected": lengths[1]} if are_pairs else {"responses": " ".join(lengths)}),
+                "tokens": f"{row['tokens']:,}",
+                "margin": "–" if row["margin"] is None else f"{row['margin']:g}",
+            }
+            names = [name for name in cells if is_wide or name not in ("source", "tokens")]
+            for name in names if not table.columns else ():
+                is_text, may_fold = name in ("batch", "row", "source"), name in ("row", "source", "responses")
+                table.add_column(name, justify="left" if is_text else "right", overflow="fold", no_wrap=not may_fold)
+            table.add_row(*(Text(cells[name]) for name in names))
         yield NoWrap(table)
         if self.shown < len(self.rows):
             yield Text(f"and {len(self.rows) - self.shown:,} more", style="dim")
-
-    def _cells(self, batch: Mapping[str, Any], row: Mapping[str, Any], is_wide: bool) -> dict[str, str]:
-        lengths = [f"{length:,}" for length in row["response_lengths"]]
-        cells = {
-            "batch": f"{batch['rank']}.{batch['number']}" if self.with_ranks else str(batch["number"]),
-            "row": escape_invisible(row["id"]),
-            "source": escape_invisible(row["source"]),
-            "prompt": f"{row['prompt_length']:,}",
-            "prefix": f"{row['prefix_length']:,}",
-            **({"chosen": lengths[0], "rejected": lengths[1]} if self.are_pairs else {"responses": " ".join(lengths)}),
-            "tokens": f"{row['tokens']:,}",
-            "margin": "–" if row["margin"] is None else f"{row['margin']:g}",
-        }
-        return {name: text for name, text in cells.items() if is_wide or name not in ("source", "tokens")}

@@ -169,7 +169,12 @@ class SideBySide:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = difference(*self.texts)
-        yield WrapText(_legend(found, has_colours(console)))
+        if found is None:
+            yield Text("the texts are equal; only their tokens differ", style="yellow")
+        else:
+            meaning = "; the common beginning is dim, words of one side only are coloured" if has_colours(console) else ""
+            meaning = meaning if any(found.spans) else ", in spaces only"
+            yield WrapText(Text.assemble((MARK, "bold reverse"), (f" marks the first difference{meaning}", "dim")))
         styled = [_mark_difference(text, found, side) for side, text in enumerate(self.texts)]
 
         width = options.max_width
@@ -181,22 +186,12 @@ class SideBySide:
         table = Table(box=DIVIDED, show_edge=False, pad_edge=False, padding=(0, 1), border_style="dim")
         for name, style in zip(self.names, STYLES, strict=True):
             table.add_column(Text(name, style=f"bold {style}"), width=(width - 3) // 2, overflow="fold")
-        lines = [text.split("\n", allow_blank=True) for text in styled]
-        for numbers in paired_lines(*(text.split("\n") for text in self.texts)):
-            table.add_row(*(Text() if number is None else side[number] for side, number in zip(lines, numbers, strict=True)))
+        lines, other_lines = (text.split("\n", allow_blank=True) for text in styled)
+        matcher = SequenceMatcher(None, self.texts[0].split("\n"), self.texts[1].split("\n"), autojunk=False)
+        for _, begin, end, other_begin, other_end in matcher.get_opcodes():
+            for pair in zip_longest(lines[begin:end], other_lines[other_begin:other_end], fillvalue=Text()):
+                table.add_row(*pair)
         yield table
-
-
-def paired_lines(one: Sequence[str], other: Sequence[str]) -> list[tuple[int | None, int | None]]:
-    """Pair the lines of two texts: equal lines with each other, and the lines between them in order.
-
-    Returns:
-        Line numbers from 0, each once; None where a text has no more lines.
-    """
-    pairs: list[tuple[int | None, int | None]] = []
-    for _, begin, end, other_begin, other_end in SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
-        pairs += zip_longest(range(begin, end), range(other_begin, other_end))
-    return pairs
 
 
 def _mark_difference(text: str, found: Difference | None, side: int) -> Text:
@@ -211,14 +206,3 @@ def _mark_difference(text: str, found: Difference | None, side: int) -> Text:
     assert first_word is not None, "the pattern matches the empty string"
     own.stylize("bold", 0, first_word.end())
     return Text.assemble(shared, (MARK, f"bold reverse {STYLES[side]}"), own)
-
-
-def _legend(found: Difference | None, coloured: bool) -> Text:
-    if found is None:
-        return Text("the texts are equal; only their tokens differ", style="yellow")
-    meaning = " marks the first difference"
-    if not any(found.spans):
-        meaning += ", in spaces only"
-    elif coloured:
-        meaning += "; the common beginning is dim, words of one side only are coloured"
-    return Text.assemble((MARK, "bold reverse"), (meaning, "dim"))

@@ -134,7 +134,7 @@ def test_trap_37_transcripts_share_their_prompt(tmp_path: Path) -> None:
     for prompt in ("auto", "implicit"):
         data = recipe.data.model_copy(update={"train": (source.model_copy(update={"prompt": prompt}),)})
         documents.append(preprocess(recipe.model_copy(update={"data": data}), QUIET).document["splits"]["train"])
-    beside, alone = documents
-    assert beside["lengths"] == alone["lengths"], "the prompt is stored once"
+    repeated, alone = documents
+    assert repeated["lengths"] == alone["lengths"], "the prompt is stored once"
     assert alone["comparisons"] == 6
     assert alone["unique_tokens"] < 0.7 * alone["tokens"], "and shared"

@@ -16,7 +16,6 @@ from rmtrain.report.text_diff import (
     SideBySide,
     beginning,
     difference,
-    paired_lines,
     passages,
     prompt_end,
 )
@@ -181,16 +180,17 @@ def columns(lines: list[str]) -> tuple[list[str], list[str]]:
     return left, right
 
 
-def test_equal_lines_are_paired() -> None:
-    """Each line is paired once, and equal lines with each other."""
-    assert paired_lines(["a", "b", "c"], ["a", "x", "y", "c"]) == [(0, 0), (1, 1), (None, 2), (2, 3)]
-    assert paired_lines(["b"], ["a", "b"]) == [(None, 0), (0, 1)]
+def test_lines_of_columns_are_paired() -> None:
+    """Each line is shown once, and equal lines next to each other."""
+    assert columns(shown("a\nb\nc", "a\nx\ny\nc", 120)) == (["chosen", "a", "▸b", "", "c"], ["rejected", "a", "▸x", "y", "c"])
+    assert columns(shown("b", "a\nb", 120)) == (["chosen", "", "▸b"], ["rejected", "▸a", "b"])
     rng = random.Random(7)
     for _ in range(100):
-        one, other = (rng.choices(["a", "b", "", "c"], k=rng.randint(1, 8)) for _ in range(2))
-        pairs = paired_lines(one, other)
-        assert [left for left, _ in pairs if left is not None] == list(range(len(one)))
-        assert [right for _, right in pairs if right is not None] == list(range(len(other)))
+        texts = [rng.choices(["a", "b", "", "c"], k=rng.randint(1, 8)) for _ in range(2)]
+        for text, cells in zip(texts, columns(shown(*map("\n".join, texts), width=120)), strict=True):
+            lines = [cell.replace("▸", "") for cell in cells[1:]]
+            assert [line for line in lines if line] == [line for line in text if line]
+            assert lines.count("") >= text.count("")
 
 
 def test_columns_align_equal_lines() -> None:
