@@ -61,9 +61,9 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
         return CommandResult(step_view(document, options.limit), document)
 
     data = prepared.train if options.split == "train" else prepared.eval
-    tags = data.waterfall.sources
-    if options.source is not None and options.source not in tags:
-        raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {', '.join(tags) or 'none'}")
+    if options.source is not None and options.source not in data.waterfall.sources:
+        tags = ", ".join(data.waterfall.sources) or "none"
+        raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {tags}")
     if options.dropped is not None:
         return _show_dropped(recipe.data, data, prepared.directory, options, options.dropped)
     return _show_kept(data, prepared.directory, tokenizer, options, console)
@@ -93,24 +93,22 @@ def _show_kept(
     whole = f"{len(numbers):,} kept rows of {options.source or options.split}{_order_note(options, seed)}"
 
     if options.find is None:
-        shown, matches = ordered[:limit], {}
-        heading = f"{len(shown):,} of {whole}"
+        matches: dict[int, Match | None] = dict.fromkeys(ordered[:limit])
+        heading = f"{len(matches):,} of {whole}"
     else:
         with console.status("searching") as status:
-            found = search(
-                data,
-                ordered,
-                tokenizer,
-                options.find,
-                limit,
-                lambda rows: status.update(f"searched {rows:,} of {len(numbers):,} rows") if rows % 100 == 0 else None,
-            )
-        shown, matches = [match.row for match in found.matches], {match.row: match for match in found.matches}
+
+            def show(searched: int) -> None:
+                if searched % 100 == 0:
+                    status.update(f"searched {searched:,} of {len(numbers):,} rows")
+
+            found = search(data, ordered, tokenizer, options.find, limit, show)
+        matches = {match.row: match for match in found.matches}
         document |= {"find": options.find, "searched": found.searched}
         end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
-        heading = f"{len(shown):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
-    document["rows"] = [_row_document(data[number], number, options.split, tokenizer, matches.get(number)) for number in shown]
-    return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in document["rows"]]), document)
+        heading = f"{len(matches):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
+    rows = [_row_document(data[number], number, options.split, tokenizer, match) for number, match in matches.items()]
+    return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in rows]), document | {"rows": rows})
 
 
 def _find_row(data: TokenizedData, directory: Path, numbers: Sequence[int], options: InspectOptions) -> int:
