@@ -14,6 +14,7 @@ from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
+from rmtrain.report.console import KeyValues
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
 from rmtrain.report.plots import plot_lengths
 from rmtrain.report.progress import ReadingDisplay
@@ -72,12 +73,12 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
             Text(),
         ]
 
-    parts += [
-        Text(f"findings      {findings['list'] or 'not written: the directory is read-only'}"),
-        Text(f"lengths       {plot or 'not drawn: the directory is read-only; name a file with --plot'}"),
-        Text(f"tokenized     {prepared.directory}"),
-        *(Text(f"exported      {file}") for file in exported.values()),
-    ]
+    files = {
+        "findings": str(findings["list"] or "not written: the directory is read-only"),
+        "lengths": str(plot or "not drawn: the directory is read-only; set a file with --plot"),
+        "tokenized": str(prepared.directory),
+        **{f"exported {name}": file for name, file in exported.items()},
+    }
     document = {
         "directory": str(prepared.directory),
         "lengths_png": None if plot is None else str(plot),
@@ -85,7 +86,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         "splits": splits,
         "findings": findings,
     }
-    return CommandResult(Group(*parts), document)
+    return CommandResult(Group(*parts, KeyValues(files)), document)
 
 
 def _lengths(data: TokenizedData) -> dict[str, NDArray[Any]]:
