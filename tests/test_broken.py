@@ -180,8 +180,8 @@ MODELS = [
     Case("gate value", ["eval", "{base}", "--fail-under", "accuracy=x"], 2, "--fail-under accuracy=x: |number"),
     Case("scores", ["eval", "--scores", "scores.jsonl"], 3, "scores.jsonl:2  rewards: |[1]"),
     Case("row", ["inspect", "{base}", "--row", "99"], 3, "--row 99: |train|48|0 to 47"),
-    Case("split", ["inspect", "{base}", "--split", "dev"], 2, "--split dev: |train|eval"),
-    Case("choices", ["inspect", "{base}", "--row", "0", "--find", "x"], 2, "--row |--find"),
+    Case("split", ["inspect", "{base}", "--split", "dev"], 2, "--split: |train|eval|dev"),
+    Case("choices", ["inspect", "{base}", "--row", "0", "--find", "x"], 2, "--row: |--find"),
     Case("step", ["inspect", "{base}", "--step", "99"], 2, "--step 99: |6|0 to 5"),
     Case("source", ["inspect", "{base}", "--source", "x"], 2, "--source x: |train"),
 ]

@@ -1,8 +1,12 @@
-"""Secret keys are known by their names, secrets are hidden, and ordinary words are unchanged."""
+"""Secret keys are known by their names, secrets and paths are hidden, and ordinary words are unchanged."""
+
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rmtrain.redact import HIDDEN, asks_for_secret, is_secret, redact
+from rmtrain.redact import HIDDEN, asks_for_secret, is_secret, redact, redact_paths
 
 
 @pytest.mark.parametrize(
@@ -42,3 +46,24 @@ def test_wandb_keys_are_hidden_and_commits_not() -> None:
 def test_ordinary_words_are_unchanged(text: str) -> None:
     assert redact(text) == text
     assert not is_secret(text)
+
+
+def test_paths_keep_only_their_last_part() -> None:
+    secret = "hf_" + "a" * 34
+    values: dict[str, Any] = {
+        "output_dir": "/mnt/disk/somebody/runs/mine",
+        "data": [{"path": "~/rows.jsonl"}, {"path": "owner/pairs"}, {"path": "../rows.jsonl"}],
+        "note": f"token {secret}",
+        "home": f"saved in {os.path.expanduser('~')}/x and {Path.cwd()}/y",
+        "template": "{{ x }}</s>",
+        "slash": "/",
+        "seed": 1,
+        "none": None,
+    }
+    shown = redact_paths(values)
+    assert shown["output_dir"] == "…/mine"
+    assert [source["path"] for source in shown["data"]] == ["…/rows.jsonl", "owner/pairs", "../rows.jsonl"]
+    assert secret not in str(shown)
+    assert os.path.expanduser("~") + "/" not in shown["home"]
+    assert str(Path.cwd()) not in shown["home"]
+    assert [shown[key] for key in ("template", "slash", "seed", "none")] == ["{{ x }}</s>", "/", 1, None]

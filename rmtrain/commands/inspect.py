@@ -1,14 +1,13 @@
-"""`rmtrain inspect`: comparisons as the model sees them, rows that are not used, and what an optimizer step holds."""
+"""`rmtrain inspect`: rows as the model sees them, dropped rows as their sources have them, and the contents of an optimizer step."""
 
 import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -16,15 +15,14 @@ from rich.rule import Rule
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.batching.layout import Layout, MicroBatch
-from rmtrain.batching.loader import StepLoader
+from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.options import InspectOptions
 from rmtrain.commands.result import CommandResult
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.comparison import Dropped, TokenizedComparison, common_prefix_length, extremes, ranking, ranks
+from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
 from rmtrain.data.decode import Match, decoded, search
-from rmtrain.data.prepare import Content, PreparedData, drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
+from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
 from rmtrain.data.rows.cells import cells
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
@@ -32,267 +30,150 @@ from rmtrain.recipe.schema import Data, Recipe
 from rmtrain.report.comparison_view import comparison_view, dropped_view
 from rmtrain.report.console import WrapText
 from rmtrain.report.progress import ReadingProgress
-from rmtrain.report.step_view import step_view
+from rmtrain.report.step_view import TokenRun, step_view
 from rmtrain.report.tokens import token_strings
 
+Item = TypeVar("Item")
+ANY_REASON = "all"
 FEW = 3
+"""Rows shown without `--limit`, where one alone would say little: of a search, and of dropped rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowSelection:
-    """Rows by their numbers, how they were chosen as a sentence and as data, and where a text was searched for, its first place in each."""
+def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = None) -> CommandResult:
+    """Show rows of a recipe's data, or an optimizer step.
 
-    numbers: Sequence[int]
-    sentence: str
-    facts: dict[str, Any]
-    matches: Sequence[Match] = ()
-
-
-def find_row(prepared: PreparedData, data: TokenizedData, query: InspectOptions) -> int:
-    """The number of the row that is given by its number among those of a source, or by its id.
+    Args:
+        recipe: its data and model sections are used, and for a step also those that determine the plan.
+        console: shows progress.
+        options: what to show; None: the first row.
 
     Raises:
-        RecipeError: no such source.
-        DataError: no such row among the kept ones; with what became of it.
+        RecipeError: options that cannot be combined; no such step, source or reason; a comparison above the budget of a step.
+        DataError: no such row, or the data is refused. Dropped rows can be shown even then.
     """
-    row, numbers, split = query.row or "0", _of_source(data, query), query.split
-    whose = split if query.source is None else f"{query.source} in {split}"
+    options = options or InspectOptions()
+    options.check()
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    with ReadingProgress(console) as progress:
+        prepared = (prepare if options.dropped is None else prepare_unchecked)(recipe.data, tokenizer, progress)
+    if options.step is not None:
+        document = _step_document(recipe, prepared.train, options.step, options.world_size or 1)
+        return CommandResult(step_view(document, options.limit), document)
+
+    data = prepared.train if options.split == "train" else prepared.eval
+    if options.source is not None and options.source not in data.waterfall.sources:
+        tags = ", ".join(data.waterfall.sources) or "none"
+        raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {tags}")
+    if options.dropped is not None:
+        return _show_dropped(recipe.data, data, prepared.directory, options, options.dropped)
+    return _show_kept(data, prepared.directory, tokenizer, options, console)
+
+
+def _show_kept(
+    data: TokenizedData, directory: Path, tokenizer: PreTrainedTokenizerBase, options: InspectOptions, console: Console
+) -> CommandResult:
+    """Show kept rows. The document is the row itself if one is named, and otherwise has a list of rows."""
+    numbers: Sequence[int] = range(len(data))
+    if options.source is not None:
+        numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]
+    if options.names_one:
+        number = _find_row(data, directory, numbers, options)
+        document = _row_document(data[number], number, options.split, tokenizer)
+        return CommandResult(_view(document, tokenizer, options), document)
+
+    limit = options.limit or (1 if options.find is None else FEW)
+    seed = _seed(options)
+    document = {"split": options.split, "source": options.source, "kept": len(numbers), "limit": limit}
+    document |= {} if seed is None else {"seed": seed}
+    if options.longest:
+        members = np.asarray(numbers, np.int64)
+        ordered: Sequence[int] = members[np.argsort(-data.longest[members], kind="stable")].tolist()
+    else:
+        ordered = _in_order(numbers, seed)
+    whole = f"{len(numbers):,} kept rows of {options.source or options.split}{_order_note(options, seed)}"
+
+    if options.find is None:
+        matches: dict[int, Match | None] = dict.fromkeys(ordered[:limit])
+        heading = f"{len(matches):,} of {whole}"
+    else:
+        with console.status("searching") as status:
+
+            def show(searched: int) -> None:
+                if searched % 100 == 0:
+                    status.update(f"searched {searched:,} of {len(numbers):,} rows")
+
+            found = search(data, ordered, tokenizer, options.find, limit, show)
+        matches = {match.row: match for match in found.matches}
+        document |= {"find": options.find, "searched": found.searched}
+        end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
+        heading = f"{len(matches):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
+    rows = [_row_document(data[number], number, options.split, tokenizer, match) for number, match in matches.items()]
+    return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in rows]), document | {"rows": rows})
+
+
+def _find_row(data: TokenizedData, directory: Path, numbers: Sequence[int], options: InspectOptions) -> int:
+    """Return the number of the row given by its number within its source, or by its id; raise DataError if it was not kept."""
+    row = options.row or "0"
+    where = options.split if options.source is None else f"{options.source} in {options.split}"
     if row.lstrip("-").isdigit():
         if 0 <= int(row) < len(numbers):
             return numbers[int(row)]
-        kept = f"0 to {len(numbers) - 1}" if len(numbers) else "none"
-        raise DataError(f"--row {row}: {whose} has {len(numbers)} kept rows, {kept}")
+        valid = f"0 to {len(numbers) - 1}" if len(numbers) else "none"
+        raise DataError(f"--row {row}: {where} has {len(numbers)} kept rows, {valid}")
     if row in data.ids and data.ids.index(row) in numbers:
         return data.ids.index(row)
-    hint = drop_reason_of(prepared.directory, split, row) or (
-        f"ids look like {data.ids[numbers[0]]}" if len(numbers) else "none is kept"
-    )
-    raise DataError(f"--row {row}: no kept row of {whose} has this id; {hint}")
+    hint = drop_reason_of(directory, options.split, row)
+    if hint is None:
+        hint = f"ids look like {data.ids[numbers[0]]}" if len(numbers) else "none is kept"
+    raise DataError(f"--row {row}: no kept row of {where} has this id; {hint}")
 
 
-def choose(data: TokenizedData, tokenizer: PreTrainedTokenizerBase, query: InspectOptions, console: Console) -> RowSelection:
-    """The rows of a query in the order it asks for, those that contain its text, and no more than its limit.
-
-    Raises:
-        RecipeError: no such source.
-    """
-    numbers = _of_source(data, query)
-    limit = query.limit or (FEW if query.find is not None else 1)
-    facts: dict[str, Any] = {"source": query.source, "kept": len(numbers), "limit": limit}
-    if query.random:
-        facts["seed"] = new_seed(query)
-    ordered = _in_order(data, numbers, query.longest, facts.get("seed"))
-    rows = f"{len(numbers):,} kept rows of {query.source or query.split}{_how(query, facts)}"
-    if query.find is None:
-        shown = ordered[:limit]
-        return RowSelection(shown, f"{len(shown):,} of {rows}", facts)
-    with _searching(console, len(numbers)) as progress:
-        found = search(data, ordered, tokenizer, query.find, limit, progress)
-    facts |= {"find": query.find, "searched": found.searched}
-    count = f"{len(found.matches):,} row{'' if len(found.matches) == 1 else 's'} with {query.find!r}"
-    end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "that is all of them"
-    sentence = f"{count}; searched {found.searched:,} of {rows}: {end}"
-    return RowSelection([match.row for match in found.matches], sentence, facts, found.matches)
+def _view(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: InspectOptions) -> RenderableType:
+    return comparison_view(document, tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
 
 
-def check_source(data: TokenizedData, query: InspectOptions) -> None:
-    """Raise RecipeError when a split has no source of the tag that is asked for."""
-    tags = list(data.waterfall.sources)
-    if query.source is not None and query.source not in tags:
-        raise RecipeError(f"--source {query.source}: {query.split} has no such source; it has: {', '.join(tags) or 'none'}")
-
-
-def new_seed(query: InspectOptions) -> int:
-    """The seed of a random choice: the one that is given, or a new one."""
-    return query.seed if query.seed is not None else secrets.randbelow(2**32)
-
-
-def _of_source(data: TokenizedData, query: InspectOptions) -> Sequence[int]:
-    check_source(data, query)
-    if query.source is None:
-        return range(len(data))
-    return [number for number, tag in enumerate(data.sources) if tag == query.source]
-
-
-def _in_order(data: TokenizedData, numbers: Sequence[int], longest: bool, seed: int | None) -> Sequence[int]:
-    if longest:
-        members = np.asarray(numbers, np.int64)
-        return [int(number) for number in members[np.argsort(-data.longest[members], kind="stable")]]
-    if seed is not None:
-        return [numbers[int(place)] for place in np.random.default_rng(seed).permutation(len(numbers))]
-    return numbers
-
-
-def _how(query: InspectOptions, facts: dict[str, Any]) -> str:
-    if query.longest:
-        return ", longest first"
-    return f" in random order (again with --seed {facts['seed']})" if query.random else ""
-
-
-@contextmanager
-def _searching(console: Console, rows: int) -> Iterator[Callable[[int], None]]:
-    """Says in a terminal how far a search has come."""
-    if not (console.is_terminal and console.is_interactive):
-        yield lambda searched: None
-        return
-    with console.status("searching") as status:
-        yield lambda searched: status.update(f"searched {searched:,} of {rows:,} rows") if searched % 100 == 0 else None
-
-
-ANY = "all"
-
-
-def inspect_dropped(data: Data, prepared: PreparedData, query: InspectOptions, reason: str) -> CommandResult:
-    """Rows of a split that were dropped for a reason, each with its detail and all that its source has of it.
-
-    Args:
-        data: the section that names the sources.
-        prepared: what it gave.
-        query: which rows, and how many.
-        reason: one that rows were dropped for, or `all`.
-
-    Raises:
-        RecipeError: no such source, or rows were dropped, but none for this reason; with those there are.
-        DataError: a source that cannot be read any more.
-    """
-    split = prepared.train if query.split == "train" else prepared.eval
-    check_source(split, query)
-    counts, whose = _counts(split, query.source), query.source or query.split
-    if counts and reason not in (ANY, *counts):
-        raise RecipeError(f"--dropped {reason}: no row of {whose} is dropped for that; expected {ANY}, or {_listed(counts)}")
-    limit, count = query.limit or FEW, counts.total() if reason == ANY else counts[reason]
-    document: dict[str, Any] = {"split": query.split, "source": query.source, "dropped": reason, "count": count}
-    document |= {"reasons": dict(counts), "limit": limit}
-    if query.random:
-        document["seed"] = new_seed(query)
-    if query.find is not None:
-        document["find"] = query.find
-    rows = (row for row in dropped_rows(prepared.directory, query.split) if _is_wanted(row, query.source, reason))
-    document["rows"] = [
-        {"id": row.id, "source": row.source, "reason": row.reason, "detail": row.detail, "row": _plain(content)}
-        for row, content in _with_content(data, query, rows, document)
-    ]
-    return CommandResult(_report(document, whose), document)
-
-
-def _counts(data: TokenizedData, source: str | None) -> Counter[str]:
-    """Dropped rows by reason, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for tag, count in data.waterfall.sources.items():
-        if source in (None, tag):
-            counts.update(count.dropped)
-    return Counter(dict(counts.most_common()))
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} ({count:,})" for reason, count in counts.items())
-
-
-def _is_wanted(row: Dropped, source: str | None, reason: str) -> bool:
-    return source in (None, row.source) and reason in (ANY, row.reason)
-
-
-def _with_content(
-    data: Data, query: InspectOptions, rows: Iterator[Dropped], document: Mapping[str, Any]
-) -> list[tuple[Dropped, Content | None]]:
-    """The rows that are shown; where a text is searched for, rows are read again until enough have it."""
-    limit, seed = document["limit"], document.get("seed")
-    if query.find is None:
-        shown = list(islice(rows, limit)) if seed is None else _at(rows, _permutation(document["count"], seed)[:limit])
-        contents = dict(read_again(data, query.split, shown))
-        return [(row, contents.get(row)) for row in shown]
-    found = _containing(data, query.split, rows, query.find)
-    if seed is None:
-        return [*islice(found, limit)]
-    matching = list(found)
-    return [matching[place] for place in _permutation(len(matching), seed)[:limit]]
-
-
-def _permutation(count: int, seed: int) -> list[int]:
-    return [int(place) for place in np.random.default_rng(seed).permutation(count)]
-
-
-def _at(rows: Iterator[Dropped], places: Sequence[int]) -> list[Dropped]:
-    """The rows at these places, in the order of the places."""
-    wanted = set(places)
-    found = {place: row for place, row in enumerate(rows) if place in wanted}
-    return [found[place] for place in places]
-
-
-def _containing(data: Data, split: str, rows: Iterable[Dropped], text: str) -> Iterator[tuple[Dropped, Content]]:
-    pattern = re.compile(re.escape(text), re.IGNORECASE)
-    for row, content in read_again(data, split, rows):
-        if any(pattern.search(cell) for _, cell in cells(content) if isinstance(cell, str)):
-            yield row, content
-
-
-def _plain(value: Any) -> Any:
-    """A cell as a JSON value: what JSON does not have, such as a date, is text."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    return value if is_json else str(value)
-
-
-def _report(document: Mapping[str, Any], whose: str) -> RenderableType:
-    if not document["reasons"]:
-        return Text(f"no row of {whose} is dropped")
-    rows, reason = document["rows"], document["dropped"]
-    why = "" if reason == ANY else f" for {reason}"
-    order = f", in random order (again with --seed {document['seed']})" if "seed" in document else ""
-    having = f" with {document['find']!r}" if "find" in document else ""
-    parts: list[RenderableType] = [
-        WrapText(Text(f"{len(rows):,}{having} of the {document['count']:,} rows of {whose} that are dropped{why}{order}"))
-    ]
-    if reason == ANY:
-        parts.append(WrapText(Text(_listed(document["reasons"]), style="dim")))
-    for place, row in enumerate(rows, start=1):
-        parts += [Text(), Rule(Text(f"{place} of {len(rows)}"), style="dim"), Text(), dropped_view(row)]
+def _listing(heading: Text, views: Sequence[RenderableType]) -> RenderableType:
+    parts: list[RenderableType] = [WrapText(heading)]
+    for place, view in enumerate(views, start=1):
+        parts += [Text(), Rule(Text(f"{place} of {len(views)}"), style="dim"), Text(), view]
     return Group(*parts)
 
 
-EDGE_VALUES = ("winner", "loser", "margin", "probability", "weight")
+def _seed(options: InspectOptions) -> int | None:
+    """Return the seed of a random order, a new one if none is given; None without `--random`."""
+    if not options.random:
+        return None
+    return secrets.randbelow(2**32) if options.seed is None else options.seed
 
 
-def inspect_rows(
-    prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, query: InspectOptions, console: Console
-) -> CommandResult:
-    """The kept rows that are asked for, one after the other; as data a list of them, or the row itself where one is named.
-
-    Raises:
-        RecipeError: no such source.
-        DataError: no such row.
-    """
-    data = prepared.train if query.split == "train" else prepared.eval
-    if query.names_one:
-        number = find_row(prepared, data, query)
-        document = row_document(data[number], number, query.split, tokenizer)
-        return CommandResult(_view(document, tokenizer, query), document)
-    chosen = choose(data, tokenizer, query, console)
-    matches = {match.row: match for match in chosen.matches}
-    rows = [row_document(data[number], number, query.split, tokenizer, matches.get(number)) for number in chosen.numbers]
-    parts: list[RenderableType] = [WrapText(Text(chosen.sentence))]
-    for place, row in enumerate(rows, start=1):
-        parts += [Text(), Rule(Text(f"{place} of {len(rows)}"), style="dim"), Text(), _view(row, tokenizer, query)]
-    return CommandResult(Group(*parts), {"split": query.split, **chosen.facts, "rows": rows})
+def _in_order(items: Sequence[Item], seed: int | None) -> Sequence[Item]:
+    return items if seed is None else [items[place] for place in np.random.default_rng(seed).permutation(len(items)).tolist()]
 
 
-def row_document(
+def _order_note(options: InspectOptions, seed: int | None) -> str:
+    if options.longest:
+        return ", longest first"
+    return "" if seed is None else f", in random order (repeat with --seed {seed})"
+
+
+def _row_document(
     row: TokenizedComparison, number: int, split: str, tokenizer: PreTrainedTokenizerBase, match: Match | None = None
 ) -> dict[str, Any]:
-    """A comparison as JSON values.
-
-    Args:
-        row: the comparison.
-        number: of the row among the kept ones of its split.
-        split: `train` or `eval`.
-        tokenizer: gives its tokens back as text.
-        match: where the text that was searched for is.
-    """
+    """Return a comparison as JSON values, see `comparison_view`; `match` is the place of the text that was searched for."""
     prompt, compared = decoded(row.sequences[0][: row.prompt_length], tokenizer), extremes(row)
-    names = _names(row)
+    names = [f"response {place}" for place in range(len(row.sequences))]
+    if len(row.sequences) == 2 and [(edge.winner, edge.loser) for edge in row.preferences] == [(0, 1)]:
+        names = ["chosen", "rejected"]
+    responses = []
+    for name, rank, sequence in zip(names, ranks(row), row.sequences, strict=True):
+        ids = [int(token) for token in sequence]
+        text = decoded(ids, tokenizer)
+        # A tokenizer may decode the first characters of a response differently after its prompt.
+        own_text = text[len(prompt) :] if text.startswith(prompt) else decoded(ids[row.prompt_length :], tokenizer)
+        response = {"name": name, "rank": rank, "length": len(ids), "reward_index": len(ids) - 1, "ids": ids}
+        responses.append(response | {"tokens": token_strings(ids, tokenizer), "text": text, "own_text": own_text})
+
+    values = ("winner", "loser", "margin", "probability", "weight")
     document: dict[str, Any] = {
         "id": row.id,
         "source": row.source,
@@ -301,99 +182,100 @@ def row_document(
         "prompt": prompt,
         "prompt_length": row.prompt_length,
         "prefix_length": row.prefix_length,
-        "preferences": [{name: getattr(edge, name) for name in EDGE_VALUES} for edge in row.preferences],
+        "preferences": [{name: getattr(edge, name) for name in values} for edge in row.preferences],
         "margin": row.preferences[0].margin,
         "ranking": ranking(row),
         "compared": list(compared),
-        "first_difference": common_prefix_length([row.sequences[number] for number in compared]),
-        "responses": [
-            {"name": name, "rank": rank, **_response([int(token) for token in sequence], row.prompt_length, prompt, tokenizer)}
-            for name, rank, sequence in zip(names, ranks(row), row.sequences, strict=True)
-        ],
+        "first_difference": common_prefix_length([row.sequences[response] for response in compared]),
+        "responses": responses,
     }
     if match is not None:
-        document["found"] = {"in": _place(match, len(prompt), names), **_span(match)}
+        place = names[match.response]
+        if match.begin < len(prompt):
+            place = "prompt" if match.end <= len(prompt) else f"prompt and {place}"
+        document["found"] = {"in": place, "response": match.response, "begin": match.begin, "end": match.end}
     return document
 
 
-def _names(row: TokenizedComparison) -> Sequence[str]:
-    edges = [(edge.winner, edge.loser) for edge in row.preferences]
-    if len(row.sequences) == 2 and edges == [(0, 1)]:
-        return ("chosen", "rejected")
-    return [f"response {place}" for place in range(len(row.sequences))]
+def _show_dropped(section: Data, data: TokenizedData, directory: Path, options: InspectOptions, reason: str) -> CommandResult:
+    """Show rows dropped for a reason, or for any with `all`, each with its detail and the row as its source has it."""
+    where = options.source or options.split
+    totals: Counter[str] = Counter()
+    for tag, count in data.waterfall.sources.items():
+        totals.update(count.dropped if options.source in (None, tag) else {})
+    counts = dict(totals.most_common())
+    listed = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+    if counts and reason not in (ANY_REASON, *counts):
+        raise RecipeError(
+            f"--dropped {reason}: no row of {where} was dropped for this reason; expected {ANY_REASON}, or {listed}"
+        )
+
+    seed, limit = _seed(options), options.limit or FEW
+    total = totals.total() if reason == ANY_REASON else counts.get(reason, 0)
+    document: dict[str, Any] = {"split": options.split, "source": options.source, "dropped": reason, "count": total}
+    document |= {"reasons": counts, "limit": limit}
+    document |= {} if seed is None else {"seed": seed}
+    document |= {} if options.find is None else {"find": options.find}
+
+    rows = [
+        row
+        for row in dropped_rows(directory, options.split)
+        if options.source in (None, row.source) and reason in (ANY_REASON, row.reason)
+    ]
+    if options.find is None:
+        shown = _in_order(rows, seed)[:limit]
+        contents = dict(read_again(section, options.split, shown))
+        pairs = [(row, contents.get(row)) for row in shown]
+    else:
+        pattern = re.compile(re.escape(options.find), re.IGNORECASE)
+        matching = (
+            (row, content)
+            for row, content in read_again(section, options.split, rows)
+            if any(isinstance(cell, str) and pattern.search(cell) for _, cell in cells(content))
+        )
+        # In their own order, the sources are read only until there are enough rows.
+        pairs = list(_in_order(list(islice(matching, limit if seed is None else None)), seed)[:limit])
+    document["rows"] = [
+        {"id": row.id, "source": row.source, "reason": row.reason, "detail": row.detail, "row": _json_value(content)}
+        for row, content in pairs
+    ]
+    if not counts:
+        return CommandResult(Text(f"no row of {where} was dropped"), document)
+    of_reason = "" if reason == ANY_REASON else f" ({reason})"
+    with_text = "" if options.find is None else f" with {options.find!r}"
+    heading = Text(f"{len(pairs):,}{with_text} of {total:,} dropped rows of {where}{of_reason}{_order_note(options, seed)}")
+    if reason == ANY_REASON:
+        heading.append(f"\n{listed}", "dim")
+    return CommandResult(_listing(heading, [dropped_view(row) for row in document["rows"]]), document)
 
 
-def _place(match: Match, prompt_end: int, names: Sequence[str]) -> str:
-    if match.end <= prompt_end:
-        return "prompt"
-    return f"prompt and {names[match.response]}" if match.begin < prompt_end else names[match.response]
+def _json_value(value: Any) -> Any:
+    """Return a cell as a JSON value; values that JSON does not have, such as dates or NaN, become text."""
+    if isinstance(value, Mapping):
+        return {str(name): _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_json_value(inner) for inner in value]
+    is_json = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_json else str(value)
 
 
-def _span(match: Match) -> dict[str, int]:
-    return {"response": match.response, "begin": match.begin, "end": match.end}
+def _step_document(recipe: Recipe, data: TokenizedData, number: int, world: int) -> dict[str, Any]:
+    """Return an optimizer step of `world` processes as JSON values, see `step_view`.
 
-
-def _response(ids: list[int], prompt_length: int, prompt: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    text = decoded(ids, tokenizer)
-    own = text[len(prompt) :] if text.startswith(prompt) else decoded(ids[prompt_length:], tokenizer)
-    return {
-        "length": len(ids),
-        "reward_index": len(ids) - 1,
-        "ids": ids,
-        "tokens": token_strings(ids, tokenizer),
-        "text": text,
-        "own_text": own,
-    }
-
-
-def _view(document: dict[str, Any], tokenizer: PreTrainedTokenizerBase, query: InspectOptions) -> RenderableType:
-    return comparison_view(document, tokenizer, show_ids=query.ids, side_by_side=query.side_by_side)
-
-
-FIRST_LAYOUT: Layout = "shared_prefix"
-FIRST_STEP = InspectOptions(step=0)
-
-Run = tuple[str, int]
-"""A kind of token and how many of it follow one another."""
-
-
-def inspect_step(recipe: Recipe, console: Console, query: InspectOptions = FIRST_STEP) -> CommandResult:
-    """Show the micro-batches of an optimizer step on every rank, and their comparisons.
-
-    No model is built: `batching.layout: auto` is taken to be `shared_prefix`, and `batching.max_tokens: auto` what it is on a CPU.
-
-    Args:
-        recipe: its data section is used, and those that the plan follows from.
-        console: shows progress.
-        query: which step, and of how many processes.
+    No model is built: `batching.layout: auto` is taken to be `shared_prefix`, and `batching.max_tokens: auto` its value on a CPU.
 
     Raises:
-        RecipeError: options that do not go together, no such step, or a comparison that is above the budget.
-        DataError: the data is refused.
+        RecipeError: no such step, or a comparison above the budget.
     """
-    query.check()
-    tokenizer = load_tokenizer(recipe.model, recipe.data)
-    with ReadingProgress(console) as progress:
-        data = prepare(recipe.data, tokenizer, progress).train
-    document = step_document(recipe, data, tokenizer, query.step or 0, query.world_size or 1)
-    return CommandResult(step_view(document, query.limit), document)
-
-
-def step_document(
-    recipe: Recipe, data: TokenizedData, tokenizer: PreTrainedTokenizerBase, number: int, world: int
-) -> dict[str, Any]:
-    """A step of so many processes as JSON values; see `step_view`. Raises RecipeError when there is no such step."""
-    layout = FIRST_LAYOUT if recipe.batching.layout == "auto" else recipe.batching.layout
+    layout: Layout = "shared_prefix" if recipe.batching.layout == "auto" else recipe.batching.layout
     plan = step_plan(recipe, data, layout, world)
     if number >= plan.total_steps:
         raise RecipeError(f"--step {number}: the run has {plan.total_steps} steps, 0 to {plan.total_steps - 1}")
     step = plan.step(number)
     batches = [
-        _batch_document(rank, place, indices, batch, data, plan.costs)
-        for rank in range(world)
-        for place, (indices, batch) in enumerate(
-            zip(step.micro_batches[rank], _laid_out(data, plan, layout, tokenizer, rank, number), strict=True)
-        )
+        {"rank": rank, "number": place, **_micro_batch(indices, data, layout)}
+        for rank, micro_batches in enumerate(step.micro_batches)
+        for place, indices in enumerate(micro_batches)
     ]
     return {
         "step": number,
@@ -414,96 +296,47 @@ def step_document(
 
 
 def step_plan(recipe: Recipe, data: TokenizedData, layout: Layout, world: int) -> Plan:
-    """The plan of a recipe on so many processes without a GPU; raises RecipeError when a comparison is above the budget."""
+    """Return the plan of a recipe on `world` processes without GPUs; raise RecipeError if a comparison is above the budget."""
     costs = Costs.of(data, layout)
     max_tokens = cpu_budget(costs) if recipe.batching.max_tokens == "auto" else recipe.batching.max_tokens
     check_budget(costs, data.ids, max_tokens)
     return Plan.of(recipe, costs, max_tokens, world)
 
 
-def _laid_out(
-    data: TokenizedData, plan: Plan, layout: Layout, tokenizer: PreTrainedTokenizerBase, rank: int, number: int
-) -> Sequence[MicroBatch]:
-    return StepLoader(data, plan, layout, tokenizer.pad_token_id, rank).step(number).micro_batches
-
-
-def _batch_document(
-    rank: int, place: int, indices: Indices, batch: MicroBatch, data: TokenizedData, costs: Costs
-) -> dict[str, Any]:
-    rows = [_row_document(int(index), data[int(index)], runs) for index, runs in zip(indices, _runs(batch), strict=False)]
-    tokens = sum(row["tokens"] for row in rows)
-    longest = max((max(map(len, data[int(index)].sequences)) for index in indices), default=0)
+def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[str, Any]:
+    rows = {number: data[number] for number in indices.tolist()}
+    longest = max((len(sequence) for row in rows.values() for sequence in row.sequences), default=0)
+    comparisons = []
+    for number, row in rows.items():
+        runs = _runs(row, layout, longest)
+        comparisons.append(
+            {
+                "id": row.id,
+                "source": row.source,
+                "row": number,
+                "prompt_length": row.prompt_length,
+                "prefix_length": row.prefix_length,
+                "response_lengths": [len(sequence) - row.prompt_length for sequence in row.sequences],
+                "tokens": sum(tokens for _, tokens in runs),
+                "margin": row.preferences[0].margin if len(row.preferences) == 1 else None,
+                "runs": runs,
+            }
+        )
     return {
-        "rank": rank,
-        "number": place,
-        "tokens": tokens,
-        "padding": sum(count for row in rows for kind, count in row["runs"] if kind == "padding"),
-        "padded_tokens": longest * int(costs.responses[indices].sum()),
-        "comparisons": rows,
+        "tokens": sum(row["tokens"] for row in comparisons),
+        "padding": sum(tokens for row in comparisons for kind, tokens in row["runs"] if kind == "padding"),
+        "padded_tokens": longest * sum(len(row.sequences) for row in rows.values()),
+        "comparisons": comparisons,
     }
 
 
-def _row_document(number: int, row: TokenizedComparison, runs: Sequence[Sequence[int]]) -> dict[str, Any]:
-    named = list(_named(row, runs))
-    return {
-        "id": row.id,
-        "source": row.source,
-        "row": number,
-        "prompt_length": row.prompt_length,
-        "prefix_length": row.prefix_length,
-        "response_lengths": [len(sequence) - row.prompt_length for sequence in row.sequences],
-        "tokens": sum(count for _, count in named),
-        "margin": row.preferences[0].margin if len(row.preferences) == 1 else None,
-        "runs": named,
-    }
-
-
-def _runs(batch: MicroBatch) -> Iterator[list[list[int]]]:
-    """Of each comparison its prefix, then for each response its tokens and its padding, as they lie in a micro-batch."""
-    if batch.segments is not None:
-        for prefix, responses in zip(batch.segments.prefixes, batch.segments.responses, strict=True):
-            yield [[prefix], *([length, 0] for length in responses)]
-        return
-    assert batch.attention_mask_RT is not None, "rows that are padded have a mask"
-    real = batch.attention_mask_RT.sum(1).tolist()
-    begin, width = 0, batch.input_ids_RT.shape[1]
-    for count in batch.response_counts:
-        yield [[0], *([length, width - length] for length in real[begin : begin + count])]
-        begin += count
-
-
-def _named(row: TokenizedComparison, runs: Sequence[Sequence[int]]) -> Iterator[Run]:
-    (prefix,), *responses = runs
+def _runs(row: TokenizedComparison, layout: Layout, longest: int) -> list[TokenRun]:
+    """Return the tokens of a comparison by kind, in the order in which `batching.layout.lay_out` stores them."""
     best, worst = extremes(row)
     kinds = {best: "chosen", worst: "rejected"}
-    yield from [("prefix", prefix)] if prefix else []
-    for number, (length, padding) in enumerate(responses):
-        yield kinds.get(number, "other"), length
-        yield from [("padding", padding)] if padding else []
-
-
-FIRST_ROW = InspectOptions()
-
-
-def inspect(recipe: Recipe, console: Console, query: InspectOptions = FIRST_ROW) -> CommandResult:
-    """Show what a recipe makes of its data.
-
-    Args:
-        recipe: its data and model sections are used, and for a step those that the plan follows from.
-        console: shows progress.
-        query: what to show.
-
-    Raises:
-        RecipeError: options that do not go together, or a step, source or reason that there is not.
-        DataError: no such row, or the data is refused; rows that are dropped can be looked at nevertheless.
-    """
-    query.check()
-    if query.step is not None:
-        return inspect_step(recipe, console, query)
-    tokenizer = load_tokenizer(recipe.model, recipe.data)
-    read = prepare if query.dropped is None else prepare_unchecked
-    with ReadingProgress(console) as progress:
-        prepared = read(recipe.data, tokenizer, progress)
-    if query.dropped is not None:
-        return inspect_dropped(recipe.data, prepared, query, query.dropped)
-    return inspect_rows(prepared, tokenizer, query, console)
+    prefix = row.prefix_length if layout == "shared_prefix" else 0
+    runs = [("prefix", prefix)]
+    for number, sequence in enumerate(row.sequences):
+        runs.append((kinds.get(number, "other"), len(sequence) - prefix))
+        runs.append(("padding", longest - len(sequence) if layout == "padded" else 0))
+    return [(kind, tokens) for kind, tokens in runs if tokens]

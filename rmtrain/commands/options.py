@@ -1,6 +1,6 @@
 """The options of `rmtrain eval` and `rmtrain inspect`, and which of them go together. Checked before anything heavy is imported."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -93,35 +93,32 @@ def parse_gates(values: Sequence[str], names: Collection[str] = get_args(Gate)) 
     return gates
 
 
-WITH_ROWS = frozenset({"source", "split", "ids", "side_by_side"})
-COMPANIONS = {
-    "row": WITH_ROWS,
-    "step": frozenset({"world_size", "limit"}),
-    "dropped": frozenset({"find", "random", "seed", "source", "split", "limit"}),
-    "longest": WITH_ROWS | {"find", "limit"},
-    "random": WITH_ROWS | {"find", "dropped", "seed", "limit"},
-    "find": WITH_ROWS | {"dropped", "longest", "random", "seed", "limit"},
+NOT_TOGETHER: Mapping[str, tuple[str, ...]] = {
+    "step": ("row", "find", "dropped", "longest", "random", "source", "split", "ids", "side_by_side"),
+    "row": ("find", "dropped", "longest", "random", "limit"),
+    "dropped": ("longest", "ids", "side_by_side"),
+    "longest": ("random",),
 }
-"""For each way to choose, the options that go with it."""
+"""Options of `rmtrain inspect` that cannot be combined, each pair once."""
 NEEDS = {"seed": "random", "world_size": "step"}
 LOWEST = {"step": 0, "seed": 0, "limit": 1, "world_size": 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """The options of `rmtrain inspect`, each under its name. Without any, the first kept row of `train` is shown.
+    """The options of `rmtrain inspect`, each under its name. The default is to show the first kept row of `train`.
 
-    row: number of a kept row, counted from 0 among those of `source`, or a row id such as `hh:17`.
-    find: kept rows that contain this text, or, with `dropped`, dropped ones.
-    dropped: rows dropped for this reason; `all`: for any.
-    longest: rows with the longest sequence first.
-    random: rows in random order, by `seed`; None: by a new one.
-    step: the optimizer step of this number, counted from 0, as `world_size` processes compute it; None: 1.
-    source: only rows of this source, by its tag.
+    row: number of a kept row, counted from 0 within `source`, or a row id such as `hh:17`.
+    find: show kept rows that contain this text, or dropped ones together with `dropped`.
+    dropped: show rows dropped for this reason; `all`: for any reason.
+    longest: show the row with the longest sequence first.
+    random: show rows in random order, by `seed`; None: by a new one.
+    step: number of an optimizer step, counted from 0, on `world_size` processes; None: 1.
+    source: show only rows of this source, by its tag.
     split: `train` or `eval`.
-    limit: show so many; None: a few.
-    ids: write each token's id.
-    side_by_side: responses in columns; None: where the terminal is wide enough.
+    limit: maximum number of rows to show; None: a few.
+    ids: print the id of each token.
+    side_by_side: show responses in columns; None: if the terminal is wide enough.
     """
 
     row: str | None = None
@@ -138,42 +135,33 @@ class InspectOptions:
     ids: bool = False
     side_by_side: bool | None = None
 
-    def check(self) -> None:
-        """Raise RecipeError with a line for everything that is wrong with the options."""
-        problems = [*self._misfits(), *self._wrong_values()]
-        if problems:
-            raise RecipeError(*problems)
-
     @property
     def names_one(self) -> bool:
-        """Whether one row is asked for by its place, rather than a choice of rows."""
+        """True if the options name one row, rather than select from many."""
         return self.find is None and not self.longest and not self.random and self.limit is None
 
-    def _given(self) -> list[str]:
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-
-    def _misfits(self) -> Iterator[str]:
-        given, told = self._given(), set[frozenset[str]]()
-        for name in [name for name in COMPANIONS if name in given]:
-            for other in given:
-                pair = frozenset({name, other})
-                if len(pair) == 2 and other not in COMPANIONS[name] and pair not in told:
-                    told.add(pair)
-                    companions = ", ".join(_option(each) for each in sorted(COMPANIONS[name]))
-                    yield f"{_option(name)} does not go with {_option(other)}; it goes with {companions}"
+    def check(self) -> None:
+        """Raise RecipeError with one line for each problem: options that cannot be combined, and invalid values."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        problems = [
+            f"{_option(name)}: cannot be combined with {_option(other)}; remove one of them"
+            for name, others in NOT_TOGETHER.items()
+            for other in others
+            if name in given and other in given
+        ]
         for name, needed in NEEDS.items():
             if name in given and needed not in given:
-                yield f"{_option(name)} {getattr(self, name)}: it goes with {_option(needed)} only"
-
-    def _wrong_values(self) -> Iterator[str]:
+                problems.append(f"{_option(name)}: needs {_option(needed)}")
         if self.split not in ("train", "eval"):
-            yield f"--split {self.split}: expected train or eval"
+            problems.append(f"--split: expected train or eval, got {self.split}")
         if self.find == "":
-            yield "--find: expected a text to find, got nothing"
+            problems.append("--find: expected a text, got an empty one")
         for name, lowest in LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                yield f"{_option(name)} {value}: expected at least {lowest}"
+                problems.append(f"{_option(name)}: expected at least {lowest}, got {value}")
+        if problems:
+            raise RecipeError(*problems)
 
 
 def _option(name: str) -> str:

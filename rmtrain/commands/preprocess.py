@@ -1,7 +1,6 @@
-"""`rmtrain preprocess`: rows to tokens, with an account of every row, what is wrong with them, and a look at the lengths."""
+"""`rmtrain preprocess`: tokenize and cache the data, and report on rows, findings and lengths."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
+from rmtrain.report.console import KeyValues
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
 from rmtrain.report.plots import plot_lengths
 from rmtrain.report.progress import ReadingProgress
@@ -28,68 +28,68 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         recipe: its data and model sections are used.
         console: shows progress.
         export: directory for `train.parquet` and `eval.parquet` with the columns `input_ids_chosen`, `attention_mask_chosen`, ...
-        plot: file of the PNG of lengths; None: `lengths.png` beside the tokenized data, where that may be written.
+        plot: PNG file for the token lengths; None: `lengths.png` next to the cached data, if that directory is writable.
 
     Raises:
-        RecipeError, DataError, TryAgain: as `prepare` and `audit` say.
+        RecipeError, DataError, TryAgain: see `prepare` and `audit`.
     """
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
     findings = audit(prepared, recipe.data, tokenizer)
-    splits = {name: data for name, data in (("train", prepared.train), ("eval", prepared.eval)) if len(data)}
-    picture = plot or (prepared.directory / "lengths.png" if os.access(prepared.directory, os.W_OK) else None)
-    if picture is not None:
-        plot_lengths(lengths_of(prepared.train), picture, recipe.data.max_length)
-    written = {name: str(export_columns(data, export / f"{name}.parquet")) for name, data in splits.items()} if export else {}
+    if plot is None and os.access(prepared.directory, os.W_OK):
+        plot = prepared.directory / "lengths.png"
+    if plot is not None:
+        plot_lengths(_lengths(prepared.train), plot, recipe.data.max_length)
+
+    exported: dict[str, str] = {}
+    splits: dict[str, Any] = {}
+    parts: list[RenderableType] = []
+    for name, data in (("train", prepared.train), ("eval", prepared.eval)):
+        if not len(data):
+            continue
+        if export is not None:
+            exported[name] = str(export_columns(data, export / f"{name}.parquet"))
+        lengths, waterfall, preferences = _lengths(data), data.waterfall.to_json(), int(data.preference_counts.sum())
+        splits[name] = {
+            "comparisons": len(data),
+            "responses": len(data.lengths),
+            "preferences": preferences,
+            "waterfall": waterfall,
+            "lengths": {part: length_statistics(values) for part, values in lengths.items()},
+            "tokens": int(data.total_tokens.sum()),
+            "unique_tokens": int(data.unique_tokens.sum()),
+        }
+        parts += [Text(name, style="bold underline"), waterfall_table(waterfall)]
+        fewest, most = data.response_counts.min(), data.response_counts.max()
+        if most > 2:
+            parts.append(Text(f"{len(data):,} comparisons of {fewest} to {most} responses, with {preferences:,} preferences"))
+        parts += [
+            Text(),
+            findings_report(findings["splits"][name]),
+            Text(),
+            length_table(lengths),
+            LengthDistribution(lengths),
+            Text(),
+        ]
+
+    files = {
+        "findings": str(findings["list"] or "not written: the directory is read-only"),
+        "lengths": str(plot or "not drawn: the directory is read-only; set a file with --plot"),
+        "tokenized": str(prepared.directory),
+        **{f"exported {name}": file for name, file in exported.items()},
+    }
     document = {
         "directory": str(prepared.directory),
-        "lengths_png": None if picture is None else str(picture),
-        "export": written,
-        "splits": {name: _document(data) for name, data in splits.items()},
+        "lengths_png": None if plot is None else str(plot),
+        "export": exported,
+        "splits": splits,
         "findings": findings,
     }
-    parts: list[RenderableType] = []
-    for name, data in splits.items():
-        parts += [_report(name, data, findings["splits"][name]), Text()]
-    parts += [Text(f"findings      {findings['list'] or 'not written: the directory is read-only'}")]
-    parts += [
-        Text(f"lengths       {picture or 'not drawn: the directory is read-only; name a file with --plot'}"),
-        Text(f"tokenized     {prepared.directory}"),
-    ]
-    parts += [Text(f"exported      {file}") for file in written.values()]
-    return CommandResult(Group(*parts), document)
+    return CommandResult(Group(*parts, KeyValues(files)), document)
 
 
-def lengths_of(data: TokenizedData) -> dict[str, NDArray[Any]]:
-    """Token lengths of prompts, and of the winner and the loser of each preference, prompt not counted."""
+def _lengths(data: TokenizedData) -> dict[str, NDArray[Any]]:
+    """Return the token lengths of prompts, and of the winner and the loser of each preference without the prompt."""
     chosen, rejected = data.preference_lengths()
     return {"prompt": data.prompt_lengths, "chosen": chosen, "rejected": rejected}
-
-
-def _document(data: TokenizedData) -> dict[str, Any]:
-    return {
-        "comparisons": len(data),
-        "responses": len(data.lengths),
-        "preferences": int(data.preference_counts.sum()),
-        "waterfall": data.waterfall.to_json(),
-        "lengths": {name: length_statistics(values) for name, values in lengths_of(data).items()},
-        "tokens": int(data.total_tokens.sum()),
-        "unique_tokens": int(data.unique_tokens.sum()),
-    }
-
-
-def _report(name: str, data: TokenizedData, findings: Mapping[str, Any]) -> RenderableType:
-    lengths = lengths_of(data)
-    fewest, most = data.response_counts.min(), data.response_counts.max()
-    sizes = f"{len(data):,} comparisons of {fewest} to {most} responses, with {data.preference_counts.sum():,} preferences"
-    return Group(
-        Text(name, style="bold underline"),
-        waterfall_table(data.waterfall.to_json()),
-        *([Text(sizes)] if most > 2 else []),
-        Text(),
-        findings_report(findings),
-        Text(),
-        length_table(lengths),
-        LengthDistribution(lengths),
-    )

@@ -1,22 +1,21 @@
-"""What a view takes from where it is printed: whether there are colours, and whether lines are to be wrapped."""
+"""Numbers and text on a console: formats, escapes for invisible characters, and lines that are wrapped in terminals only."""
 
 import json
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.measure import Measurement
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 THOUSANDS = ("", "k", "M", "B", "T")
-HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
+MAX_WIDTH = 10_000
+"""Width in characters of a view that is not printed in a terminal. Without a limit, one long cell would pad all others."""
 
 
 def compact(number: float) -> str:
-    """A count in about three digits: 950, 12.3k, 1.01B."""
+    """Format a count in about three digits: 950, 12.3k, 1.01B."""
     magnitude = 0
     while abs(number) >= 999.5 and magnitude < len(THOUSANDS) - 1:
         number, magnitude = number / 1000, magnitude + 1
@@ -27,7 +26,7 @@ def compact(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in its two largest units: 45s, 4m10s, 1h04m, 2d03h."""
+    """Format a duration in its two largest units: 45s, 4m10s, 1h04m, 2d03h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -39,14 +38,14 @@ def duration(seconds: float) -> str:
 
 
 def decimal(value: float | None, digits: int = 4, sign: bool = False) -> str:
-    """A number with fixed digits, with a true minus sign; a dash for a number that does not exist."""
+    """Format a number with fixed digits and a true minus sign; None is a dash."""
     if value is None:
         return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
 def percent(part: float, whole: float) -> str:
-    """A share such as 99.5 %; never rounded to 100 % or 0 % unless it is that."""
+    """Format a share such as 99.5 %; only exact values are 0 % and 100 %."""
     if not whole:
         return "–"
     share = 100 * part / whole
@@ -58,49 +57,38 @@ def percent(part: float, whole: float) -> str:
 
 
 def escape_invisible(text: str) -> str:
-    """The text with everything that is invisible or moves a terminal's cursor as an escape such as `\\x1b`.
+    """Escape all characters that are invisible or control a terminal, as in `\\x1b`.
 
-    Spaces, tabs and line feeds stay; every other control, format, private or unassigned character, and every unusual space, is escaped.
+    Spaces, tabs and line feeds are unchanged. Control, format, private and unassigned characters and all other spaces are escaped.
     """
-    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
-
-
-def _is_hidden(character: str) -> bool:
-    if character in " \t\n":
-        return False
-    category = unicodedata.category(character)
-    return category in HIDDEN or category == "Zs"
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode() if character != "\xa0" else "\\xa0"
+    return "".join(char.encode("unicode_escape").decode() if _is_invisible(char) else char for char in text)
 
 
 def json_text(document: Any) -> str:
-    """Return a JSON document on one line that is safe to print: what `escape_invisible` escapes is a JSON escape in it."""
+    """Return a JSON document on one line that is safe to print: invisible characters are JSON escapes.
+
+    Raises:
+        ValueError: a number that JSON does not have, such as NaN.
+    """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False)
-    return (
-        text if text.isascii() else "".join(_json_escape(character) if _is_hidden(character) else character for character in text)
-    )
+    return "".join(json.dumps(char)[1:-1] if _is_invisible(char) else char for char in text)
 
 
-def _json_escape(character: str) -> str:
-    return json.dumps(character)[1:-1]
-
-
-WIDEST = 10_000
+def _is_invisible(char: str) -> bool:
+    # `isprintable` is False for the Unicode categories "other" and "separator", except the ASCII space.
+    return not char.isprintable() and char not in "\t\n"
 
 
 def has_colours(console: Console) -> bool:
-    """Whether colours can be seen; without them, characters have to say what colours would."""
+    """Return True if colours are visible; otherwise characters have to carry their meaning."""
     return not console.no_color and console.color_system is not None
 
 
 class WrapText:
-    """A text that is wrapped in a terminal and keeps its own lines elsewhere, so that `grep` finds what stands on one line.
+    """Text that is wrapped in a terminal; elsewhere its lines stay whole, so that `grep` finds them.
 
     Args:
-        text: what is printed; words that are wider than the terminal are cut.
+        text: the text; a word wider than the terminal is folded.
     """
 
     def __init__(self, text: Text) -> None:
@@ -111,39 +99,12 @@ class WrapText:
         text.overflow = "fold" if console.is_terminal else "ignore"
         yield text
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, self.text)
-
-
-class KeyValues:
-    """Names and values, one below the other; a long value goes on under its beginning in a terminal, and on its line elsewhere.
-
-    Args:
-        facts: values by name, as text or styled.
-    """
-
-    def __init__(self, facts: Mapping[str, str | Text]) -> None:
-        self.facts = facts
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        if not console.is_terminal:
-            width = max(map(len, self.facts))
-            for name, value in self.facts.items():
-                yield WrapText(Text.assemble((f"{name:<{width}}  ", "cyan"), value))
-            return
-        grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-        grid.add_column(style="cyan", no_wrap=True)
-        grid.add_column(overflow="fold")
-        for name, value in self.facts.items():
-            grid.add_row(Text(name), value if isinstance(value, Text) else Text(value))
-        yield grid
-
 
 class NoWrap:
-    """A view as wide as it needs to be where it is not in a terminal, so that no cell of a table is folded there or padded at its end.
+    """A view that fits the terminal; elsewhere it is as wide as it needs to be, so that no cell is folded or padded at the end.
 
     Args:
-        view: what is printed.
+        view: any renderable.
     """
 
     def __init__(self, view: RenderableType) -> None:
@@ -153,8 +114,21 @@ class NoWrap:
         if console.is_terminal:
             yield self.view
             return
-        for line in console.render_lines(self.view, options.update(max_width=WIDEST), pad=False):
+        for line in console.render_lines(self.view, options.update(max_width=MAX_WIDTH), pad=False):
             yield Segment("".join(segment.text for segment in line).rstrip() + "\n")
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, self.view)
+
+class KeyValues(NoWrap):
+    """Names and values, one per line. In a terminal a long value is wrapped and indented.
+
+    Args:
+        values: values by name, as plain or styled text.
+    """
+
+    def __init__(self, values: Mapping[str, str | Text]) -> None:
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in values.items():
+            grid.add_row(Text(name), value if isinstance(value, Text) else Text(value))
+        super().__init__(grid)

@@ -1,4 +1,4 @@
-"""`inspect`: the right rows are chosen, and nothing of the data reaches a terminal raw."""
+"""`inspect`: the right rows are selected, and no text of the data controls the terminal."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from rmtrain.commands.inspect import inspect
 from rmtrain.commands.options import InspectOptions
+from rmtrain.commands.result import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
@@ -40,10 +41,10 @@ BAD: list[Any] = [
 BROKEN = '{"prompt": oops \x9b}'
 
 
-def shown(outcome: Any, width: int = 100, color: bool = False) -> str:
-    """What is printed, without the control sequences of styles; nothing in it may move a cursor."""
+def shown(result: CommandResult, width: int = 100, color: bool = False) -> str:
+    """The printed text without the control sequences of styles; nothing in it may move a cursor or be too wide."""
     target = console(width, color)
-    target.print(outcome.report, crop=False)
+    target.print(result.report, crop=False)
     text = "\n".join(Text.from_ansi(line).plain.rstrip() for line in written(target).split("\n"))
     assert all(character.isprintable() for character in text if character != "\n")
     assert not color or max(cell_len(line) for line in text.split("\n")) <= width
@@ -51,19 +52,19 @@ def shown(outcome: Any, width: int = 100, color: bool = False) -> str:
 
 
 def look(recipe: Recipe, **options: Any) -> dict[str, Any]:
-    """The document of a view, after the view has been drawn in each kind of surroundings."""
-    outcome = inspect(recipe, QUIET, InspectOptions(**options))
+    """The document of a view, after the view was drawn in narrow and wide terminals and pipes."""
+    result = inspect(recipe, QUIET, InspectOptions(**options))
     for width in (60, 160):
         for color in (False, True):
-            assert shown(outcome, width, color)
-    document = json.loads(json_text(outcome.document))
+            assert shown(result, width, color)
+    document = json.loads(json_text(result.document))
     assert isinstance(document, dict)
     return document
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Two sources of good rows, the second with an evil one, and a third of rows of which many are dropped."""
+    """Two sources of good rows, the second with a dangerous one, and a third source of which many rows are dropped."""
     folder = tmp_path_factory.mktemp("inspect")
     one = write_rows(folder / "one.jsonl", planted_rows(40, seed=1))
     two = write_rows(folder / "two.jsonl", [*planted_rows(9, seed=3), {"prompt": "p", "chosen": EVIL, "rejected": f"no {EVIL}"}])
@@ -83,7 +84,7 @@ def ids(document: dict[str, Any]) -> list[str]:
     return [row["id"] for row in document["rows"]]
 
 
-def test_without_a_choice_it_is_the_first_row_and_a_source_has_a_first_row_of_its_own(recipe: Recipe) -> None:
+def test_the_first_row_is_the_default(recipe: Recipe) -> None:
     assert look(recipe)["id"] == "one:0"
     assert look(recipe, source="two")["id"] == "two:0"
     assert look(recipe, source="two", row="3")["row"] == 43
@@ -92,7 +93,7 @@ def test_without_a_choice_it_is_the_first_row_and_a_source_has_a_first_row_of_it
     assert ids(look(recipe, limit=3, source="bad")) == ["bad:0", "bad:1", "bad:2"]
 
 
-def test_the_document_of_a_row_says_where_its_responses_part(recipe: Recipe) -> None:
+def test_first_difference_of_responses(recipe: Recipe) -> None:
     document = look(recipe, row="5", ids=True, side_by_side=True)
     chosen, rejected = document["responses"]
     first = document["first_difference"]
@@ -102,30 +103,35 @@ def test_the_document_of_a_row_says_where_its_responses_part(recipe: Recipe) -> 
     assert (document["ranking"], document["compared"]) == ([0, 1], [0, 1])
 
 
-def test_rows_of_another_source_and_sources_that_there_are_not_are_refused(recipe: Recipe) -> None:
-    with pytest.raises(DataError, match=r"^--row 10: two in train has 10 kept rows, 0 to 9$"):
+def test_unknown_rows_and_sources_are_refused(recipe: Recipe) -> None:
+    """A row that was not kept or is of another source is refused, with the valid numbers or an example of an id."""
+    with pytest.raises(DataError, match=r"^--row 10: two in train\b.*\b10\b.*\b0 to 9$"):
         look(recipe, source="two", row="10")
-    with pytest.raises(DataError, match=r"^--row one:3: no kept row of two in train has this id; ids look like two:0$"):
+    with pytest.raises(DataError, match=r"^--row one:3: .*two in train\b.*\btwo:0$"):
         look(recipe, source="two", row="one:3")
-    with pytest.raises(RecipeError, match=r"^--source tree: train has no such source; it has: one, two, bad$"):
+    with pytest.raises(DataError, match=r"^--row bad:3: .*\bidentical\b"):
+        look(recipe, row="bad:3")
+    with pytest.raises(RecipeError, match=r"^--source tree: train\b.*: one, two, bad$"):
         look(recipe, source="tree", find="x")
-    with pytest.raises(RecipeError, match=r"^--source one: eval has no such source; it has: test$"):
+    with pytest.raises(RecipeError, match=r"^--source one: eval\b.*: test$"):
         look(recipe, source="one", split="eval")
 
 
-def test_find_reads_no_further_than_its_limit_and_says_how_far_it_came(recipe: Recipe) -> None:
+def test_find_stops_at_its_limit(recipe: Recipe) -> None:
+    """A search reads no further than its limit, and reports the number of rows searched."""
     document = look(recipe, find="DESCRIBE THE", limit=2)
     assert ids(document) == ["one:0", "one:1"]
     assert (document["searched"], document["kept"], document["find"]) == (2, 53, "DESCRIBE THE")
     assert {row["found"]["in"] for row in document["rows"]} == {"prompt"}
     text = shown(inspect(recipe, QUIET, InspectOptions(find="DESCRIBE THE", limit=2)))
-    assert text.startswith("2 rows with 'DESCRIBE THE'; searched 2 of 53 kept rows of train: stopped at the limit of 2\n")
+    assert re.match(r"2 with 'DESCRIBE THE'; searched 2 of 53 kept rows of train: .*\b2\n", text)
     nowhere = inspect(recipe, QUIET, InspectOptions(find="nowhere", source="two"))
-    assert shown(nowhere) == "0 rows with 'nowhere'; searched 10 of 10 kept rows of two: that is all of them\n"
+    assert re.fullmatch(r"0 with 'nowhere'; searched 10 of 10 kept rows of two: .*\n", shown(nowhere))
     assert nowhere.document["rows"] == []
 
 
-def test_find_goes_over_special_tokens_and_across_the_border_of_prompt_and_response(recipe: Recipe) -> None:
+def test_find_searches_the_whole_decoded_text(recipe: Recipe) -> None:
+    """A match may include special tokens, and may be part of both the prompt and a response."""
     row = look(recipe, row="one:7")
     prompt, (_, rejected) = row["prompt"], row["responses"]
     across = rejected["text"][8 : len(prompt) + 9]
@@ -140,7 +146,7 @@ def test_find_goes_over_special_tokens_and_across_the_border_of_prompt_and_respo
     assert ids(look(recipe, find="\u202eback")) == ["two:9"]
 
 
-def test_longest_comes_first_also_among_those_with_a_text(recipe: Recipe, data: TokenizedData) -> None:
+def test_longest_rows_come_first(recipe: Recipe, data: TokenizedData) -> None:
     document = look(recipe, longest=True, limit=5)
     lengths = [max(response["length"] for response in row["responses"]) for row in document["rows"]]
     assert lengths == sorted(data.longest.tolist(), reverse=True)[:5]
@@ -149,10 +155,10 @@ def test_longest_comes_first_also_among_those_with_a_text(recipe: Recipe, data: 
     with_text = look(recipe, longest=True, find="is bright", source="one", limit=40)
     lengths = [max(response["length"] for response in row["responses"]) for row in with_text["rows"]]
     assert lengths == sorted(lengths, reverse=True)
-    assert 1 < len(lengths) < len(members), "guard: some have it"
+    assert 1 < len(lengths) < len(members), "guard: some have the text"
 
 
-def test_random_repeats_by_its_seed_and_prints_a_new_one(recipe: Recipe) -> None:
+def test_random_order_repeats_by_its_seed(recipe: Recipe) -> None:
     first = look(recipe, random=True, limit=6)
     assert look(recipe, random=True, limit=6, seed=first["seed"]) == first
     assert ids(look(recipe, random=True, limit=6, seed=first["seed"] + 1)) != ids(first)
@@ -162,7 +168,7 @@ def test_random_repeats_by_its_seed_and_prints_a_new_one(recipe: Recipe) -> None
     assert look(recipe, random=True)["seed"] != first["seed"], "a new seed each time"
 
 
-def test_rows_dropped_for_every_reason_are_shown_as_their_source_has_them(recipe: Recipe) -> None:
+def test_dropped_rows_are_shown_for_every_reason(recipe: Recipe) -> None:
     everything = look(recipe, dropped="all", limit=99)
     assert everything["count"] == len(everything["rows"]) == len(BAD) + 1
     assert everything["reasons"] == Counter(row["reason"] for row in everything["rows"])
@@ -178,7 +184,7 @@ def test_rows_dropped_for_every_reason_are_shown_as_their_source_has_them(recipe
             assert row["detail"].split("\n")[0][:40] in text
 
 
-def test_dropped_rows_are_chosen_by_text_at_random_and_by_source(recipe: Recipe) -> None:
+def test_dropped_rows_by_text_order_and_source(recipe: Recipe) -> None:
     assert ids(look(recipe, dropped="all", find="NEEDLE")) == ["bad:12"]
     assert ids(look(recipe, dropped="all", find="\u202e")) == ["bad:10"]
     first = look(recipe, dropped="all", random=True, limit=5)
@@ -187,31 +193,32 @@ def test_dropped_rows_are_chosen_by_text_at_random_and_by_source(recipe: Recipe)
     assert len(with_text["rows"]) == 4
     assert ids(with_text) != sorted(ids(with_text)), "guard: shuffled"
     empty = inspect(recipe, QUIET, InspectOptions(dropped="identical", source="one"))
-    assert shown(empty) == "no row of one is dropped\n"
+    assert len(shown(empty).splitlines()) == 1
     assert (empty.document["count"], empty.document["rows"]) == (0, [])
 
 
-def test_a_reason_that_there_is_not_lists_those_there_are(recipe: Recipe) -> None:
+def test_unknown_reasons_list_the_valid_ones(recipe: Recipe) -> None:
     with pytest.raises(RecipeError) as error:
         inspect(recipe, QUIET, InspectOptions(dropped="ugly"))
     (line,) = error.value.problems
-    assert line.startswith("--dropped ugly: no row of train is dropped for that; expected all, or ")
+    assert line.startswith("--dropped ugly:")
     for reason, count in look(recipe, dropped="all")["reasons"].items():
         assert f"{reason} ({count})" in line
 
 
-def test_dropped_rows_can_be_looked_at_when_they_are_too_many_to_go_on(recipe: Recipe) -> None:
+def test_dropped_rows_of_refused_data(recipe: Recipe) -> None:
+    """Dropped rows can be inspected where there are too many of them to train."""
     strict = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_drop_fraction": 0.05})})
-    with pytest.raises(DataError, match="rows dropped"):
+    with pytest.raises(DataError, match=r"^bad: 12 of 15 "):
         inspect(strict, QUIET)
     assert look(strict, dropped="identical")["rows"][0]["id"] == "bad:3"
     none_left = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": 8})})
-    with pytest.raises(DataError, match="too_long 40"):
+    with pytest.raises(DataError, match=r"^one: .*\b40\b"):
         inspect(none_left, QUIET)
     assert look(none_left, dropped="too_long", source="one", limit=2)["count"] == 40
 
 
-def test_many_responses_are_the_best_against_the_worst_and_a_list(tmp_path: Path) -> None:
+def test_best_and_worst_of_many_responses(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "chosen": f"answer {best}", "rejected": f"answer {worst}"} for best, worst in ((0, 1), (1, 2), (2, 3))
     ]
@@ -225,7 +232,7 @@ def test_many_responses_are_the_best_against_the_worst_and_a_list(tmp_path: Path
     assert len(re.findall(r"^[23] of 4 ", text, re.MULTILINE)) == 2
 
 
-def test_real_rows_can_be_looked_at(shared_data: Path, tmp_path: Path) -> None:
+def test_search_in_real_rows(shared_data: Path, tmp_path: Path) -> None:
     source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "messages": {"transcript": "hh"}, "limit": 200}
     data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
     model = {"scratch": {"architecture": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024}}

@@ -1,4 +1,4 @@
-"""`inspect --step`: its numbers are those of the plan, in every layout and on every rank."""
+"""`inspect --step`: its numbers are those of the plan and of the laid out micro-batches, in every layout and on every rank."""
 
 import json
 from collections import Counter
@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.inspect import inspect_step, step_plan
+from rmtrain.batching.layout import lay_out
+from rmtrain.commands.inspect import inspect, step_plan
 from rmtrain.commands.options import InspectOptions
 from rmtrain.commands.train import make_plan
 from rmtrain.data.artifact import TokenizedData
@@ -30,15 +31,19 @@ def with_batching(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"batching": recipe.batching.model_copy(update=changes)})
 
 
-def shown(outcome: Any, width: int = 100) -> str:
+def inspect_step(recipe: Recipe, step: int = 0, world: int | None = None) -> CommandResult:
+    return inspect(recipe, QUIET, InspectOptions(step=step, world_size=world))
+
+
+def shown(result: CommandResult, width: int = 100) -> str:
     target = console(width)
-    target.print(outcome.report, crop=False)
+    target.print(result.report, crop=False)
     return Text.from_ansi(written(target)).plain
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """53 rows in seven steps an epoch, of which the last holds five, and four steps of the next."""
+    """53 rows: seven steps per epoch, the last with five rows, and four steps of the next epoch."""
     return tiny_recipe(tmp_path_factory.mktemp("step"), rows=53, training={"epochs": 2, "max_steps": 11})
 
 
@@ -49,12 +54,12 @@ def data(recipe: Recipe) -> TokenizedData:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("layout", ["shared_prefix", "packed", "padded"])
-def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: TokenizedData, layout: Any, world: int) -> None:
+def test_step_has_the_numbers_of_the_plan(recipe: Recipe, data: TokenizedData, layout: Any, world: int) -> None:
     changed = with_batching(recipe, layout=layout, max_tokens=300)
     plan = step_plan(changed, data, layout, world)
     seen: list[str] = []
     for number in range(plan.total_steps):
-        step, document = plan.step(number), inspect_step(changed, QUIET, InspectOptions(step=number, world_size=world)).document
+        step, document = plan.step(number), inspect_step(changed, number, world).document
         batches = document["micro_batches"]
         pieces = [piece for rank in step.micro_batches for piece in rank]
         assert [(batch["rank"], batch["number"]) for batch in batches] == [
@@ -76,7 +81,24 @@ def test_the_numbers_of_a_step_are_those_of_the_plan(recipe: Recipe, data: Token
     assert plan.total_steps == 11 > plan.steps_per_epoch, "guard: across epochs, and max_steps holds"
 
 
-def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: TokenizedData) -> None:
+@pytest.mark.parametrize("layout", ["shared_prefix", "packed", "padded"])
+def test_runs_are_those_of_the_layout(recipe: Recipe, data: TokenizedData, layout: Any) -> None:
+    """The kinds of tokens are drawn in the order in which `lay_out` stores the tokens."""
+    for batch in inspect_step(with_batching(recipe, layout=layout), world=2).document["micro_batches"]:
+        laid_out = lay_out([data[row["row"]] for row in batch["comparisons"]], 0, layout)
+        tokens = [tokens for row in batch["comparisons"] for _, tokens in row["runs"]]
+        if laid_out.segments is not None:
+            stored = zip(laid_out.segments.prefixes, laid_out.segments.responses, strict=True)
+            assert tokens == [length for prefix, responses in stored for length in (prefix, *responses) if length]
+        else:
+            assert laid_out.attention_mask_RT is not None
+            real = laid_out.attention_mask_RT.sum(1).tolist()
+            width = laid_out.input_ids_RT.shape[1]
+            assert tokens == [length for number in real for length in (number, width - number) if length]
+            assert len(set(real)) > 1, "guard: some rows are padded"
+
+
+def test_plan_is_that_of_training_on_cpu(recipe: Recipe, data: TokenizedData) -> None:
     auto = with_batching(recipe, max_tokens="auto")
     tokenizer = load_tokenizer(auto.model, auto.data)
     prepared = prepare(auto.data, tokenizer)
@@ -91,51 +113,51 @@ def test_the_plan_is_the_one_that_train_follows_on_a_cpu(recipe: Recipe, data: T
         ]
 
 
-def test_a_step_is_drawn_and_says_what_auto_is(recipe: Recipe, data: TokenizedData) -> None:
-    outcome = inspect_step(recipe, QUIET, InspectOptions(step=0, world_size=2))
-    document = outcome.document
+def test_step_is_drawn_with_auto_resolved(recipe: Recipe, data: TokenizedData) -> None:
+    result = inspect_step(recipe, world=2)
+    document = result.document
     json.dumps(document)
     assert (document["layout"], document["layout_is_auto"]) == ("shared_prefix", True)
     assert document["max_tokens"] == 1024
-    assert inspect_step(with_batching(recipe, max_tokens="auto"), QUIET).document["max_tokens"] == 8192
+    assert inspect_step(with_batching(recipe, max_tokens="auto")).document["max_tokens"] == 8192
     row = document["micro_batches"][0]["comparisons"][0]
     stored = data[row["row"]]
     assert row["prefix_length"] == stored.prefix_length == dict(row["runs"])["prefix"]
     assert row["response_lengths"] == [len(sequence) - stored.prompt_length for sequence in stored.sequences]
-    text = shown(outcome)
+    text = shown(result)
     assert "rank 1 micro-batch 0" in text
     assert "░" in text
     assert "█" in text
     assert "▒" in text
 
 
-def test_a_step_that_there_is_not_is_refused(recipe: Recipe) -> None:
-    with pytest.raises(RecipeError, match=r"^--step 11: the run has 11 steps, 0 to 10$"):
-        inspect_step(recipe, QUIET, InspectOptions(step=11))
+def test_steps_beyond_the_run_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"^--step 11: .*\b11 steps, 0 to 10$"):
+        inspect_step(recipe, 11)
 
 
-def test_a_comparison_above_the_budget_is_refused_as_train_refuses_it(recipe: Recipe) -> None:
-    with pytest.raises(RecipeError, match=r"^batching.max_tokens: 20 is below the \d+ tokens of comparison train:"):
-        inspect_step(with_batching(recipe, max_tokens=20), QUIET)
+def test_comparisons_above_the_budget_are_refused(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match=r"^batching.max_tokens: .*\btrain:\d+\b.*\b20\b"):
+        inspect_step(with_batching(recipe, max_tokens=20))
 
 
-def test_many_responses_are_told_apart(tmp_path: Path) -> None:
+def test_kinds_of_many_responses(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "chosen": f"answer {best}", "rejected": f"answer {worst}"} for best, worst in ((0, 1), (1, 2), (2, 3))
     ]
     source = {"path": str(write_rows(tmp_path / "many.jsonl", [*rows, *planted_rows(3)])), "group_by_prompt": True}
     recipe = tiny_recipe(tmp_path, data={"train": [source], "max_drop_fraction": 1.0})
-    rows = inspect_step(recipe, QUIET).document["micro_batches"][0]["comparisons"]
+    rows = inspect_step(recipe).document["micro_batches"][0]["comparisons"]
     (many,) = [row for row in rows if len(row["response_lengths"]) == 4]
     assert [kind for kind, _ in many["runs"]] == ["prefix", "chosen", "other", "other", "rejected"]
-    assert "responses" in shown(inspect_step(recipe, QUIET))
+    assert "responses" in shown(inspect_step(recipe))
 
 
-def test_real_rows_are_packed(shared_data: Path, tmp_path: Path) -> None:
+def test_packing_of_real_rows(shared_data: Path, tmp_path: Path) -> None:
     source = {"path": str(shared_data / "hh_harmless.jsonl.gz"), "messages": {"transcript": "hh"}, "limit": 200}
     data = {"train": [source], "eval": [], "max_length": 1024, "max_drop_fraction": 1.0, "chat_template": "simple_chat"}
     model = {"scratch": {"architecture": "llama", "hidden_size": 32, "layers": 1, "heads": 2, "max_positions": 1024}}
     recipe = tiny_recipe(tmp_path, data=data, model=model, batching={"max_tokens": "auto"}, training={"batch_size": 32})
-    step = inspect_step(recipe, QUIET, InspectOptions(step=1, world_size=2)).document
+    step = inspect_step(recipe, 1, 2).document
     assert step["tokens"] < 0.5 * step["padded_tokens"]
     assert sum(len(batch["comparisons"]) for batch in step["micro_batches"]) == 32

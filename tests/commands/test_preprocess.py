@@ -1,4 +1,4 @@
-"""`rmtrain preprocess`, and what `train` says first, on data with faults and without."""
+"""`rmtrain preprocess`, and the notes of `train` on its data, with and without faults."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
+from rmtrain.data.checks.audit import KINDS
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe
 from tests.report.render import console, render, written
@@ -24,39 +25,41 @@ def recipe_of(folder: Path, rows: list[dict[str, Any]], **settings: Any) -> Reci
 
 
 def faulty() -> list[dict[str, Any]]:
-    """Clean rows, one of them again, and one the other way round."""
+    """Clean rows, one of them twice, and one repeated with its responses swapped."""
     rows: list[dict[str, Any]] = [*planted_rows(30, seed=1)]
-    turned = {"prompt": rows[7]["prompt"], "chosen": rows[7]["rejected"], "rejected": rows[7]["chosen"]}
-    return [*rows, rows[4], turned]
+    swapped = {"prompt": rows[7]["prompt"], "chosen": rows[7]["rejected"], "rejected": rows[7]["chosen"]}
+    return [*rows, rows[4], swapped]
 
 
-def test_findings_are_reported_listed_and_in_the_document(tmp_path: Path) -> None:
-    outcome = preprocess(recipe_of(tmp_path, faulty()), QUIET)
-    text = render(outcome.report, width=100)
-    for part in ("contradictory", "train:7, train:31", "duplicate", "train:4, train:30", "is longer", "95 % interval"):
+def test_findings_are_reported_and_listed(tmp_path: Path) -> None:
+    result = preprocess(recipe_of(tmp_path, faulty()), QUIET)
+    text = render(result.report, width=100, crop=False)
+    for part in ("contradictory", "train:7, train:31", "duplicate", "train:4, train:30", "95 %"):
         assert part in text
-    found = outcome.document["findings"]["splits"]["train"]["found"]
+    found = result.document["findings"]["splits"]["train"]["found"]
     assert {kind: numbers["found"] for kind, numbers in found.items()} == {"contradictory": 1, "duplicate": 1}
-    listed = Path(outcome.document["findings"]["list"])
-    assert str(listed) in text.replace("\n", "")
+    listed = Path(result.document["findings"]["list"])
+    assert str(listed) in text
     assert [json.loads(line)["kind"] for line in listed.read_text().splitlines()] == ["duplicate", "contradictory"]
-    assert json.loads(json.dumps(outcome.document, allow_nan=False)) == outcome.document
+    assert json.loads(json.dumps(result.document, allow_nan=False)) == result.document
 
 
-def test_clean_data_is_said_to_be_so(tmp_path: Path) -> None:
-    outcome = preprocess(tiny_recipe(tmp_path), QUIET)
-    assert "look at" not in render(outcome.report, width=100), "no table of findings"
-    assert [split["found"] for split in outcome.document["findings"]["splits"].values()] == [{}, {}]
+def test_clean_data_has_no_findings(tmp_path: Path) -> None:
+    result = preprocess(tiny_recipe(tmp_path), QUIET)
+    text = render(result.report, width=100, crop=False)
+    assert not any(kind in text for kind in KINDS)
+    assert [split["found"] for split in result.document["findings"]["splits"].values()] == [{}, {}]
 
 
-def test_trap_03_rows_that_differ_only_beyond_the_limit_are_dropped_whole(tmp_path: Path) -> None:
+def test_trap_03_long_rows_are_dropped_whole(tmp_path: Path) -> None:
+    """Responses that differ only beyond `max_length` would be equal if they were cut."""
     start = "the barn is calm, " * 12
     rows = [
         {"prompt": "one", "chosen": start + "and bright", "rejected": start + "and bleak"},
         {"prompt": "two", "chosen": start + "a", "rejected": start + "b"},
         {"prompt": "three", "chosen": "the barn is calm", "rejected": "the barn is grim"},
     ]
-    with pytest.raises(DataError, match=r"^train: 2 of 3 rows dropped \(66\.7 %\), allowed 5 %: too_long 2") as error:
+    with pytest.raises(DataError, match=r"^train: 2 of 3 .*\(66\.7 %\).*\b5 %.*\btoo_long 2\b") as error:
         preprocess(recipe_of(tmp_path, rows, max_length=60), QUIET)
     assert error.value.exit_code == 3
     document = preprocess(recipe_of(tmp_path, rows, max_length=60, max_drop_fraction=0.7), QUIET).document
@@ -66,7 +69,8 @@ def test_trap_03_rows_that_differ_only_beyond_the_limit_are_dropped_whole(tmp_pa
     assert cut.document["splits"]["train"]["waterfall"]["train"]["dropped"] == {"response_too_long": 2}, "no response is cut"
 
 
-def test_trap_18_mixed_rows_are_counted_exactly_and_nothing_left_is_an_error(tmp_path: Path) -> None:
+def test_trap_18_mixed_rows_are_counted_exactly(tmp_path: Path) -> None:
+    """Each dropped row has one reason; data of which no row is left is refused."""
     chat = [{"role": "user", "content": "a boat"}, {"role": "assistant", "content": "It floats."}]
     rows = [
         *planted_rows(5, seed=3),
@@ -79,16 +83,17 @@ def test_trap_18_mixed_rows_are_counted_exactly_and_nothing_left_is_an_error(tmp
     counts = document["splits"]["train"]["waterfall"]["train"]
     assert (counts["read"], counts["kept"]) == (9, 6)
     assert counts["dropped"] == {"empty_cell": 1, "empty_response": 1, "too_long": 1}
-    with pytest.raises(DataError, match=r"^train: all 2 rows ") as error:
+    with pytest.raises(DataError, match=r"^train: .*\b2 rows\b") as error:
         preprocess(recipe_of(tmp_path, [rows[7], rows[8]], max_drop_fraction=1.0), QUIET)
     assert error.value.exit_code == 3
 
 
-def test_training_on_a_benchmark_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+def test_training_on_a_benchmark_is_refused(tmp_path: Path) -> None:
+    """It is refused before anything is built, and allowed with `data.allow_overlap`."""
     bench = write_rows(tmp_path / "bench.jsonl", [{"prompt": row["prompt"].upper()} for row in planted_rows(30, seed=1)[:2]])
     recipe = recipe_of(tmp_path, faulty(), benchmarks=(str(bench),))
     for verb in (preprocess, train):
-        with pytest.raises(DataError, match=r"^2 of 32 training rows have a prompt of data\.benchmarks: train:0 \(") as error:
+        with pytest.raises(DataError, match=r"^2 of 32 .*\bdata\.benchmarks\b.*\btrain:0 ") as error:
             verb(recipe, QUIET)
         assert error.value.exit_code == 3
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
@@ -96,7 +101,7 @@ def test_training_on_a_benchmark_is_refused_before_anything_is_built(tmp_path: P
     assert preprocess(allowed, QUIET).document["findings"]["splits"]["train"]["found"]["benchmark"]["rows"] == 2
 
 
-def test_train_says_first_what_was_found(tmp_path: Path) -> None:
+def test_train_notes_findings_first(tmp_path: Path) -> None:
     target = console(width=160)
     recipe = recipe_of(tmp_path, faulty())
     with pytest.raises(RecipeError, match=r"max_tokens"):  # the run ends soon after
@@ -105,21 +110,23 @@ def test_train_says_first_what_was_found(tmp_path: Path) -> None:
     assert [note.partition(";")[0] for note in notes] == ["note: data: 1 contradictory, 1 duplicate"]
 
 
-def test_trap_16_replies_that_the_template_rewrites_are_counted_and_refused_unless_allowed(tmp_path: Path) -> None:
+def test_trap_16_replies_rewritten_by_the_template(tmp_path: Path) -> None:
+    """They are counted, and refused unless `data.allow_rewritten` is set."""
     rows = planted_rows(12, seed=3)
     rows[4]["chosen"] = f"<think>calm?</think>{rows[4]['chosen']}"
     template = "{% for m in messages %}{{ m.role }}: {{ m.content.split('</think>')[-1] | trim }}{{ eos_token }}{% endfor %}"
-    with pytest.raises(DataError, match=r"^train: 1 of 12 rows dropped \(8\.3 %\), .*rewritten_by_template 1 \(train:4: "):
+    with pytest.raises(DataError, match=r"^train: 1 of 12 .*\(8\.3 %\), .*rewritten_by_template 1 \(train:4: "):
         preprocess(recipe_of(tmp_path, rows, chat_template=template), QUIET)
     allowed = preprocess(recipe_of(tmp_path, rows, chat_template=template, allow_rewritten=True), QUIET).document
     assert allowed["splits"]["train"]["comparisons"] == 12
 
 
-def test_trap_37_a_transcript_beside_its_prompt_has_the_prompt_once_and_shares_it(tmp_path: Path) -> None:
+def test_trap_37_transcripts_share_their_prompt(tmp_path: Path) -> None:
+    """Responses that repeat the prompt column as a transcript have the prompt once, and share its tokens."""
     turns = [f"\n\nHuman: {row['prompt']}\n\nAssistant:" for row in planted_rows(6, seed=3)]
     rows = [{"prompt": turn, "chosen": f"{turn} It is calm.", "rejected": f"{turn} It is grim."} for turn in turns]
     recipe = recipe_of(tmp_path, rows)
-    with pytest.raises(DataError, match=r"^train: the first 6 rows are all refused \(transcript\): train:0: "):
+    with pytest.raises(DataError, match=r"^train: .*\b6 rows\b.*\(transcript\).*\btrain:0\b"):
         preprocess(recipe, QUIET)
     (source,) = recipe.data.train
     source = source.model_copy(update={"messages": source.messages.model_copy(update={"transcript": "hh"})})
@@ -127,7 +134,7 @@ def test_trap_37_a_transcript_beside_its_prompt_has_the_prompt_once_and_shares_i
     for prompt in ("auto", "implicit"):
         data = recipe.data.model_copy(update={"train": (source.model_copy(update={"prompt": prompt}),)})
         documents.append(preprocess(recipe.model_copy(update={"data": data}), QUIET).document["splits"]["train"])
-    beside, alone = documents
-    assert beside["lengths"] == alone["lengths"], "the prompt is there once"
+    repeated, alone = documents
+    assert repeated["lengths"] == alone["lengths"], "the prompt is stored once"
     assert alone["comparisons"] == 6
     assert alone["unique_tokens"] < 0.7 * alone["tokens"], "and shared"

@@ -1,42 +1,87 @@
-"""Coloured tokens: every mark is there without colour, too."""
+"""Token ids as strings and as coloured text: no text is lost, and every mark is visible without colours as well."""
 
+import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from rich.text import Text
 
-from rmtrain.report.tokens import token_text, visualize_tokens
+from rmtrain.report.tokens import TokenStrip, special_ids, token_strings, visualize_tokens
 from tests.report.render import console, render, written
-from tests.report.tokenizers import byte_level, word_piece
+from tests.report.tokenizers import byte_fallback, byte_level, word_piece
 
+TEXT = "How can I store\n\n  the 🦊 and 日本 in a naïve refrigerator?\ttab"
 PROMPT, RESPONSE = "<|user|>How can I\nstore food?", " You could\tstore 日\x1b[31m<eos>"
 
 
+@pytest.mark.parametrize(
+    "tokenizer", [byte_level(), byte_level(with_decoder=False), byte_fallback()], ids=["bytes", "no decoder", "fallback"]
+)
+def test_token_strings_together_are_the_text(tokenizer: Any) -> None:
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    strings = token_strings(ids, tokenizer)
+    in_bytes = re.sub(rb"\\x([0-9a-f]{2})", lambda match: bytes.fromhex(match[1].decode()), "".join(strings).encode())
+    assert in_bytes == TEXT.encode()
+    assert len(strings) == len(ids)
+    assert sum("\\x" in string for string in strings) > 3, "guard: characters were split between tokens"
+    assert "\ufffd" not in "".join(strings)
+
+
+def test_whole_characters_are_not_escaped() -> None:
+    tokenizer = byte_level()
+    strings = token_strings(tokenizer("🦊 naïve")["input_ids"], tokenizer)
+    assert strings[0] == "🦊"
+    assert "".join(strings) == "🦊 naïve"
+
+
+def test_added_tokens_give_their_content() -> None:
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<think>é"])
+    ids = tokenizer("<|user|>a<think>é<eos>")["input_ids"]
+    assert token_strings(ids, tokenizer) == ["<|user|>", "a", "<think>é", "<eos>"]
+    assert special_ids(tokenizer) == set(tokenizer.convert_tokens_to_ids(["<eos>", "<pad>", "<|user|>"]))
+
+
+def test_word_pieces_keep_their_mark() -> None:
+    tokenizer = word_piece()
+    strings = token_strings(tokenizer("the storefood")["input_ids"], tokenizer)
+    assert strings[0] == "the"
+    assert any(string.startswith("##") for string in strings[1:])
+    assert "".join(strings[1:]).replace("##", "") == "storefood"
+
+
+def test_unknown_ids_are_named() -> None:
+    assert "99999" in token_strings([99_999], byte_level())[0]
+
+
 @pytest.fixture(scope="module")
-def tokenizer() -> object:
+def tokenizer() -> Any:
     return byte_level()
 
 
-def encode(tokenizer: object) -> tuple[list[int], int]:
-    ids = tokenizer(PROMPT + RESPONSE)["input_ids"]  # type: ignore[operator]
-    return ids, len(tokenizer(PROMPT)["input_ids"])  # type: ignore[operator]
+def encode(tokenizer: Any) -> tuple[list[int], int]:
+    """The tokens of PROMPT + RESPONSE, and the number of tokens of PROMPT."""
+    return tokenizer(PROMPT + RESPONSE)["input_ids"], len(tokenizer(PROMPT)["input_ids"])
 
 
-def test_without_colour_whitespace_prefix_and_reward_are_marked(tokenizer: object) -> None:
+def test_whitespace_prefix_and_reward_are_marked(tokenizer: Any) -> None:
     ids, prefix = encode(tokenizer)
-    text = token_text(ids, tokenizer, prefix_length=prefix, reward_index=len(ids) - 1)
+    text = TokenStrip(ids, tokenizer, prefix, len(ids) - 1).text()
     assert render(text) == "<|user|>How·can·I⏎\nstore·food?│·You·could⇥store·\\xe6\\x97\\xa5\\x1b[31m⟦<eos>⟧\n"
 
 
-def test_no_escape_sequence_of_the_data_reaches_the_terminal(tokenizer: object) -> None:
+def test_escape_sequences_of_data_are_harmless(tokenizer: Any) -> None:
     ids, prefix = encode(tokenizer)
-    assert "\x1b" not in render(token_text(ids, tokenizer, prefix_length=prefix))
-    assert "\x1b[31m" not in render(token_text(ids, tokenizer, prefix_length=prefix), color=True)
+    text = TokenStrip(ids, tokenizer, prefix).text()
+    assert "\x1b" not in render(text)
+    assert "\x1b[31m" not in render(text, color=True)
 
 
-def test_neighbouring_tokens_of_a_response_differ_in_style_and_the_prefix_is_dim(tokenizer: object) -> None:
+def test_neighbouring_tokens_differ_in_style(tokenizer: Any) -> None:
+    """Neighbours differ, also within the prefix, whose tokens are dim; special tokens are reversed."""
     ids, prefix = encode(tokenizer)
-    text = token_text(ids, tokenizer, prefix_length=prefix, reward_index=len(ids) - 1)
+    text = TokenStrip(ids, tokenizer, prefix, len(ids) - 1).text()
     styles = [str(span.style) for span in text.spans]
     divider = styles.index("bold")
     shared, response = styles[:divider], styles[divider + 1 :]
@@ -46,38 +91,38 @@ def test_neighbouring_tokens_of_a_response_differ_in_style_and_the_prefix_is_dim
     assert not any("dim" in style for style in response)
     assert all(left != right for left, right in pairwise(response))
     assert all(left != right for left, right in pairwise(shared))
-    assert "reverse" in shared[0], "special tokens are reversed"
+    assert "reverse" in shared[0]
 
 
-def test_ids_stand_behind_their_tokens_in_subscript_digits(tokenizer: object) -> None:
-    ids = tokenizer("a 3<eos>")["input_ids"]  # type: ignore[operator]
-    shown = token_text(ids, tokenizer, show_ids=True).plain
+def test_ids_follow_tokens_in_subscript_digits(tokenizer: Any) -> None:
+    ids = tokenizer("a 3<eos>")["input_ids"]
+    text = TokenStrip(ids, tokenizer, show_ids=True).text().plain
     subscripts = [str(token_id).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")) for token_id in ids]
-    assert shown == "".join(token + number for token, number in zip(["a", "·", "3", "<eos>"], subscripts, strict=True))
+    assert text == "".join(token + number for token, number in zip(["a", "·", "3", "<eos>"], subscripts, strict=True))
 
 
-def test_boundaries_part_tokens_but_do_not_begin_a_line(tokenizer: object) -> None:
-    ids = tokenizer("How can\nI")["input_ids"]  # type: ignore[operator]
-    shown = token_text(ids, tokenizer, boundaries=True).plain
-    assert shown.count("╎") == len(ids) - 2
-    assert "⏎\nI" in shown
+def test_boundaries_do_not_start_a_line(tokenizer: Any) -> None:
+    ids = tokenizer("How can\nI")["input_ids"]
+    text = TokenStrip(ids, tokenizer).text(boundaries=True).plain
+    assert text.count("╎") == len(ids) - 2
+    assert "⏎\nI" in text
 
 
-def test_the_whole_text_is_shown_however_narrow(tokenizer: object) -> None:
+def test_narrow_terminals_show_the_whole_text(tokenizer: Any) -> None:
     ids, _ = encode(tokenizer)
-    text = token_text(ids, tokenizer)
+    text = TokenStrip(ids, tokenizer).text()
     wrapped = render(text, width=7)
     assert wrapped.replace("\n", "") == text.plain.replace("\n", "")
     assert max(map(len, wrapped.splitlines())) <= 7
 
 
-def test_word_pieces_are_parted_by_plain_spaces() -> None:
+def test_word_pieces_are_separated_by_spaces() -> None:
     tokenizer = word_piece()
     ids = tokenizer("store the food")["input_ids"]
-    assert token_text(ids, tokenizer).plain.replace("##", "") == "store the food"
+    assert TokenStrip(ids, tokenizer).text().plain.replace("##", "") == "store the food"
 
 
-def test_visualize_tokens_prints_in_colour_and_draws_boundaries_without(tokenizer: object) -> None:
+def test_boundaries_replace_missing_colours(tokenizer: Any) -> None:
     ids, _ = encode(tokenizer)
     coloured, piped, no_color = console(color=True), console(), console(color=True, no_color=True)
     for target in (coloured, piped, no_color):
@@ -90,5 +135,5 @@ def test_visualize_tokens_prints_in_colour_and_draws_boundaries_without(tokenize
     assert "48;5;" not in written(no_color)
 
 
-def test_no_tokens_are_an_empty_text(tokenizer: object) -> None:
-    assert token_text([], tokenizer) == Text()
+def test_no_tokens_give_an_empty_text(tokenizer: Any) -> None:
+    assert TokenStrip([], tokenizer).text() == Text()

@@ -1,4 +1,4 @@
-"""Small real tokenizers of the three kinds there are, trained here."""
+"""Small real tokenizers of three kinds, trained on the spot."""
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -10,7 +10,7 @@ TEXTS = [
 
 
 def byte_level(with_decoder: bool = True) -> PreTrainedTokenizerFast:
-    """GPT-2's kind: every byte has a character; unseen text falls into single bytes."""
+    """As in GPT-2: every byte has a character, and unseen text is split into single bytes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if with_decoder:
@@ -24,7 +24,7 @@ def byte_level(with_decoder: bool = True) -> PreTrainedTokenizerFast:
 
 
 def byte_fallback() -> PreTrainedTokenizerFast:
-    """Llama 2's kind: `▁` is a space, `<0xE2>` a byte without a token of its own."""
+    """As in Llama 2: `▁` is a space, and `<0xE2>` is a byte of text that has no token."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     specials = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -39,7 +39,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
 
 
 def word_piece() -> PreTrainedTokenizerFast:
-    """BERT's kind: `##` goes on with a word."""
+    """As in BERT: `##` continues a word."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()

@@ -1,4 +1,4 @@
-"""The view of one comparison: pairs, lists, what was searched for, and dangerous texts."""
+"""One row: pairs, longer lists, search results and dropped rows are complete, and no text of the data controls the terminal."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.report.comparison_view import comparison_view
+from rmtrain.report.comparison_view import comparison_view, dropped_view
 from tests.report.render import console, written
 from tests.report.tokenizers import byte_level
 
@@ -58,11 +58,11 @@ def shown(document: dict[str, Any], tokenizer: Any, width: int = 120, color: boo
     return [Text.from_ansi(line).plain.rstrip() for line in written(target).splitlines()]
 
 
-def test_a_pair_is_told_in_numbers_tokens_and_text(tokenizer: Any) -> None:
+def test_pair_as_numbers_tokens_and_text(tokenizer: Any) -> None:
     document = row(tokenizer, " In a pantry.", " In the sun.", edges=[{"winner": 0, "loser": 1, **USUAL, "margin": 0.5}])
     lines = shown(document, tokenizer)
     text = "\n".join(lines)
-    assert lines[0] == "row     2 of train, id rows:3"
+    assert lines[0].split() == ["row", "2", "of", "train,", "id", "rows:3"]
     assert "margin  0.5" in lines
     assert "preferred" not in text
     assert text.count("⟦<eos>⟧") == 2
@@ -73,12 +73,13 @@ def test_a_pair_is_told_in_numbers_tokens_and_text(tokenizer: Any) -> None:
     assert "others" not in text
 
 
-def test_unusual_preferences_are_said(tokenizer: Any) -> None:
+def test_unusual_preferences_are_shown(tokenizer: Any) -> None:
     edges = [{"winner": 0, "loser": 1, "margin": 0.0, "probability": 0.5, "weight": 2.0}]
     assert "preference  probability 0.5, weight 2" in shown(row(tokenizer, " a", " b", edges=edges), tokenizer)
 
 
-def test_of_many_responses_the_best_and_the_worst_are_in_full_and_the_others_in_their_order(tokenizer: Any) -> None:
+def test_best_and_worst_are_shown_in_full(tokenizer: Any) -> None:
+    """The others are excerpts in a table, in the order of their ranking."""
     edges = [{"winner": winner, "loser": loser, **USUAL} for winner, loser in [(2, 0), (2, 1), (2, 3), (0, 1), (0, 3), (3, 1)]]
     document = row(tokenizer, " silver", " last", " gold", " bronze " * 60, edges=edges, ranking=[2, 0, 3, 1], compared=[2, 1])
     lines = shown(document, tokenizer)
@@ -87,19 +88,19 @@ def test_of_many_responses_the_best_and_the_worst_are_in_full_and_the_others_in_
     assert [line for line in lines if line.endswith(" as tokens")] == ["response 2 as tokens", "response 1 as tokens"]
     assert " ▸gold<eos>" in text
     assert " ▸last<eos>" in text
-    others = lines[lines.index("others best first") + 2 :]
+    others = lines[next(place for place, line in enumerate(lines) if line.startswith("others")) + 2 :]
     assert [line.split()[:4] for line in others if " of 4" in line] == [["3", "of", "4", "0"], ["2", "of", "4", "3"]]
     assert text.count("bronze") < 40, "guard: the others are excerpts"
 
 
-def test_many_preferences_are_cut_short(tokenizer: Any) -> None:
+def test_long_lists_of_preferences_are_cut(tokenizer: Any) -> None:
     edges = [{"winner": 0, "loser": number, **USUAL} for number in range(1, 20)]
     text = "\n".join(shown(row(tokenizer, *(f" r{number}" for number in range(20)), edges=edges), tokenizer))
     assert "0 over 12 and 7 more" in text
     assert "0 over 13" not in text
 
 
-def test_what_was_searched_for_is_shown_in_its_place(tokenizer: Any) -> None:
+def test_match_is_shown_with_its_context(tokenizer: Any) -> None:
     begin = len(PROMPT) - 5
     found = {"in": "prompt and rejected", "response": 1, "begin": begin, "end": begin + 8}
     lines = shown(row(tokenizer, " a", " bees", found=found), tokenizer)
@@ -110,8 +111,8 @@ def test_what_was_searched_for_is_shown_in_its_place(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("color", [False, True])
-@pytest.mark.parametrize("width", [60, 100, 160])
-def test_nothing_of_a_text_reaches_the_terminal_raw_and_no_line_is_too_wide(tokenizer: Any, width: int, color: bool) -> None:
+@pytest.mark.parametrize("width", [60, 80, 100, 160, 200])
+def test_dangerous_texts_are_escaped_and_lines_fit(tokenizer: Any, width: int, color: bool) -> None:
     evil = " \x1b[31mred\x1b]0;title\x07 \x9b2J \u202eevil\u202c \u2066x\u2069 \x00 🦊日本" * 4
     document = row(tokenizer, evil, " ok", " fine" + evil, prompt=PROMPT + evil, id="a\x1b:1", source="s\u202e")
     found = {"in": "response 0", "response": 0, "begin": len(PROMPT) + 2, "end": len(PROMPT) + 9}
@@ -121,3 +122,48 @@ def test_nothing_of_a_text_reaches_the_terminal_raw_and_no_line_is_too_wide(toke
     assert all(character.isprintable() for line in lines for character in line)
     assert not color or max(map(cell_len, lines)) <= width
     assert "\\x1b[31mred" in "".join(lines), "guard: it is shown"
+
+
+CELLS: dict[str, Any] = {
+    "prompt": "Say it.\nIn two lines.",
+    "chosen": [{"role": "user", "content": "word " * 40 + "end"}],
+    "score": 0,
+    "note": None,
+    "empty": "",
+    "[bold]markup[/]": "[red]unchanged[/]",
+    "evil\x1b[2J": "\x1b[31m\u202e\x9b",
+}
+
+
+def shown_dropped(content: Any, width: int = 100, color: bool = False) -> list[str]:
+    row = {"id": "rows:3", "source": "rows", "reason": "role_order", "detail": "a side ends\x1b with the user", "row": content}
+    target = console(width, color)
+    target.print(dropped_view(row), crop=False)
+    return [Text.from_ansi(line).plain.rstrip() for line in written(target).split("\n")]
+
+
+def test_dropped_row_has_reason_and_all_cells() -> None:
+    lines = shown_dropped(CELLS)
+    assert lines[:4] == ["id      rows:3", "source  rows", "reason  role_order", "detail  a side ends\\x1b with the user"]
+    cells = [line.split(None, 1) for line in lines[5:] if line]
+    assert cells[0] == ["prompt", "Say it."]
+    assert lines[6].strip() == "In two lines."
+    assert ["chosen.0.role", "user"] in cells
+    assert ["chosen.0.content", "word " * 40 + "end"] in cells
+    for cell in (["score", "0"], ["note", "null"], ["empty", "empty text"], ["[bold]markup[/]", "[red]unchanged[/]"]):
+        assert cell in cells
+    assert ["evil\\x1b[2J", "\\x1b[31m\\u202e\\x9b"] in cells
+
+
+def test_malformed_and_missing_rows_are_shown() -> None:
+    """A line that could not be parsed is shown unchanged; a row that its source no longer has gives a note."""
+    assert '{"prompt": oops\\x9b' in shown_dropped('{"prompt": oops\x9b')
+    assert len([line for line in shown_dropped(None) if line]) == 5
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_cells_fit_the_terminal(width: int) -> None:
+    lines = shown_dropped(CELLS | {"a.very.long.path.to.a.cell.that.is.deep": "日本語" * 60}, width, color=True)
+    assert max(map(cell_len, lines)) <= width
+    assert all(character.isprintable() for line in lines for character in line)
+    assert "".join(lines).count("日") == 60
