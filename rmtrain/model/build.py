@@ -124,7 +124,7 @@ def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if not loaded.head.pools_last_token and getattr(model.config, "use_cache", False):
         model.config.use_cache = False  # encoders would warn about it; causal models get it as an argument of each forward
-    if frozen_inputs:  # without an input that needs a gradient, nothing would be recomputed for the adapters
+    if frozen_inputs:  # checkpointed layers need an input with a gradient, and frozen embeddings give none
         model.enable_input_require_grads()
 
 

@@ -231,7 +231,7 @@ def load_pretrained(
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
     saved_head = None if head == "new" else read_head(weights, spec.name, required=head == "from_checkpoint")
     options: dict[str, Any] = {"config": config, "dtype": dtype}
-    if quantization is not None:  # 4-bit weights are packed on the device where they stay
+    if quantization is not None:  # weights are quantized on the way to their device
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     with seeded(seed, "weights"):

@@ -48,7 +48,7 @@ class RewardModel(nn.Module):
             for name, parameter in self.backbone.named_parameters()
             if parameter.is_floating_point() and name.partition(".")[0] != head.root
         }
-        # Adapters are float32 on a bfloat16 base; without autocast their products with it would fail.
+        # What trains is float32, also on a bfloat16 base; without autocast, products of the two dtypes would fail.
         self._has_mixed_dtypes = {torch.float32, torch.bfloat16} <= outside_head
         self._can_restrict = head.pools_last_token and restrict_last_layer(self.backbone)
         self._last_token_only = False
