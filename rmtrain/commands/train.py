@@ -362,7 +362,5 @@ def how_to_resume(stopped: Stopped, directory: RunDirectory, checkpoints: Checkp
     if directory.is_finished:
         return f"stopped by {signal} during the upload; the run is finished, and its model is in {directory.model}"
     if checkpoints.saved_step is None:
-        return f"stopped by {signal} before the first checkpoint; the same command starts over"
-    return (
-        f"stopped by {signal}; step {checkpoints.saved_step} is saved in {directory.path}, and the same command resumes from it"
-    )
+        return f"stopped by {signal} before the first checkpoint; run the same command to start over"
+    return f"stopped by {signal} after step {checkpoints.saved_step}, saved in {directory.path}; run the same command to resume"
