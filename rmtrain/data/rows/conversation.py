@@ -1,14 +1,14 @@
-"""Rows to conversations: find the prompt, join it with each response, split off what all share, and check roles and turns."""
+"""Rows to conversations, and conversations to a comparison: their shared prompt, checked roles and turns, and each different response."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
-from rmtrain.data.comparison import BadRow, Message, Turns
-from rmtrain.data.rows.cells import require_cell
-from rmtrain.data.rows.messages import CALL, decode_cell, is_turns, kind_of, to_messages
+from rmtrain.data.comparison import BadRow, Comparison, Message, Preference, Turns
+from rmtrain.data.rows.labels import pruned
+from rmtrain.data.rows.messages import CALL, decode_cell, is_turns, kind_of, require_cell, to_messages
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import PairSource, TextSource
 
@@ -41,7 +41,7 @@ class Prompt:
     def conversation(self, response: ResponseCell) -> Turns:
         """Return the whole conversation of a response, ending in its reply; raises BadRow where the cell is not a response."""
         replies = to_messages(response.cell, response.name, self.source.messages, "assistant")
-        if not replies or is_empty(replies[-1]):
+        if not replies or _is_empty(replies[-1]):
             raise BadRow("empty_response", f"{response.name} ends with an empty turn")
         questions = self.turns if self.turns is not None and is_turns(self.cell) else ()
         if is_turns(response.cell) and max(len(questions), len(replies)) > 1:
@@ -53,7 +53,7 @@ class Prompt:
         else:
             whole = replies if self.turns is None else _after_prompt(self.turns, replies)
         system: Message = {"role": "system", "content": self.system}
-        needs_system = self.system.strip() and not (whole and is_same(whole[0], system))
+        needs_system = self.system.strip() and not (whole and _is_same(whole[0], system))
         return (system, *whole) if needs_system else whole
 
     def refuse_repeated(self, responses: Sequence[ResponseCell]) -> None:
@@ -77,7 +77,7 @@ def read_prompt(row: Row, source: TextSource) -> Prompt:
         turns = to_messages(cell, column, source.messages, "user")
         if isinstance(cell, str) and turns[-1] == {"role": "assistant", "content": ""}:  # a transcript that ends in "Assistant:"
             turns = turns[:-1]
-        if not turns or is_empty(turns[-1]):
+        if not turns or _is_empty(turns[-1]):
             raise BadRow("empty_prompt", f"{column} is empty")
     system = None if source.system is None else require_cell(row, source.system)
     if system is not None and not isinstance(system, str):
@@ -120,15 +120,15 @@ def _after_prompt(prompt: Turns, turns: Turns) -> Turns:
 
 
 def _starts_with(turns: Turns, prompt: Turns) -> bool:
-    return len(turns) > len(prompt) and all(is_same(ours, theirs) for ours, theirs in zip(prompt, turns, strict=False))
+    return len(turns) > len(prompt) and all(_is_same(ours, theirs) for ours, theirs in zip(prompt, turns, strict=False))
 
 
-def is_empty(message: Message) -> bool:
+def _is_empty(message: Message) -> bool:
     """Return whether a message has neither text nor a tool call."""
     return not message["content"].strip() and CALL not in message
 
 
-def is_same(one: Message, other: Message) -> bool:
+def _is_same(one: Message, other: Message) -> bool:
     """Return whether two messages are equal, ignoring the space around their content."""
     return one == other or (one["role"] == other["role"] and text_of(one) == text_of(other))
 
@@ -142,19 +142,43 @@ def text_of(message: Message) -> str:
     return f"{content}\n{json.dumps(more, sort_keys=True, default=str)}"
 
 
-def split_prompt(conversations: Sequence[Turns], at_last_turn: bool) -> tuple[Turns, tuple[Turns, ...]]:
-    """Split conversations into the messages that all begin with, which never include the last one, and the rest of each.
+ResponseKey = tuple[tuple[str, str], ...]
 
-    Args:
-        conversations: whole conversations.
-        at_last_turn: everything but the last message must be the prompt, as in HH transcripts.
+
+def response_key(response: Turns) -> ResponseKey:
+    """Return a key that is equal for responses with the same roles and texts, ignoring the space around them."""
+    return tuple((message["role"], text_of(message)) for message in response)
+
+
+def assemble(conversations: Sequence[Turns], edges: Sequence[Preference], source: TextSource, row_id: str) -> Comparison:
+    """Return the comparison of at least two whole conversations. Equal responses are merged, and those without a preference are left out.
 
     Raises:
-        BadRow: the conversations answer different prompts, or their roles and turns are out of order.
+        BadRow: the conversations answer different prompts, their roles and turns are out of order, or all preferences are between equal
+            responses (`identical`).
+    """
+    prompt, responses = _split_prompt(conversations, at_last_turn=source.messages.transcript == "hh")
+    if len(responses) == 2:  # the usual case, without building the keys of all messages
+        one, other = responses
+        if len(one) != len(other) or not all(map(_is_same, one, other)):
+            return Comparison(row_id, source.title, prompt, responses, tuple(edges))
+    first: dict[ResponseKey, int] = {}
+    same_as = [first.setdefault(response_key(response), number) for number, response in enumerate(responses)]
+    moved = [replace(edge, winner=same_as[edge.winner], loser=same_as[edge.loser]) for edge in edges]
+    used, kept = pruned([edge for edge in moved if edge.winner != edge.loser])
+    if not kept:
+        raise BadRow("identical", "the responses are the same")
+    return Comparison(row_id, source.title, prompt, tuple(responses[number] for number in used), kept)
+
+
+def _split_prompt(conversations: Sequence[Turns], at_last_turn: bool) -> tuple[Turns, tuple[Turns, ...]]:
+    """Split conversations into the messages that all begin with, which never include the last one, and the rest of each.
+
+    With `at_last_turn`, everything but the last message must be the prompt, as in HH transcripts.
     """
     shared = 0
     for messages in zip(*(turns[:-1] for turns in conversations), strict=False):
-        if not all(is_same(messages[0], message) for message in messages):
+        if not all(_is_same(messages[0], message) for message in messages):
             break
         shared += 1
     if at_last_turn and any(len(turns) != shared + 1 for turns in conversations):
@@ -178,5 +202,5 @@ def _check_turns(prompt: Turns, response: Turns) -> None:
     begins_well = roles[0] == ("user" if len(turns) > len(response) else "assistant")
     if not begins_well or any(before not in FOLLOWED.get(role, ()) for before, role in pairwise(roles)):
         raise BadRow("role_order", f"expected user and assistant in turn, got {', '.join(roles[:NAMED_ROLES])}")
-    if any(is_empty(message) and message["role"] != "tool" for message in turns):
+    if any(_is_empty(message) and message["role"] != "tool" for message in turns):
         raise BadRow("empty_message", "a turn before the last is empty")

@@ -1,4 +1,4 @@
-"""A source of the recipe as a stream of raw rows, from local files or from the Hub, and the fingerprints that make up a cache key.
+"""A source of the recipe: its raw rows, from local files or the Hub; its `prepare` function; the fingerprints that make up a cache key.
 
 The `datasets` library takes a second to import, in each worker process. It is only imported where a source needs it: files do without.
 """
@@ -6,20 +6,24 @@ The `datasets` library takes a second to import, in each worker process. It is o
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.rows.prepare_hook import hook_of
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Source
+from rmtrain.recipe.sources import Hook
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -33,11 +37,8 @@ SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
     """Stream the rows of a source with their numbers, counted from 0.
 
-    A relative path is relative to the current directory. A path that does not exist is taken as a Hub id if it looks like one.
-
-    Args:
-        source: the source.
-        meter: shows how much of it has been read.
+    A relative path is relative to the current directory. A path that does not exist is taken as a Hub id if it looks like one. `meter`
+    shows how much has been read. Errors are raised when the first row is asked for, or later.
 
     Raises:
         DataError: a dataset, file or split that is missing or cannot be read.
@@ -65,20 +66,16 @@ def is_on_hub(source: Source) -> bool:
 def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
     """Read a source on the Hub. With `streaming` no more is downloaded than is read; offline, cached rows are read instead."""
     builder = _hub_builder(source)
-    if source.streaming and not _is_cached(builder):
-        return _streamed_rows(source, builder)
     with _hub_errors(source):
-        builder.download_and_prepare()
-        dataset = builder.as_dataset(split=source.split or _only_split(source, list(builder.info.splits)))
-    return read_dataset(dataset, meter, dataset.num_rows)
-
-
-def _streamed_rows(source: Source, builder: "DatasetBuilder") -> Iterator[Row]:
-    if source.limit is None:
-        raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
-    with _hub_errors(source):
-        split = source.split or _only_split(source, list(builder.as_streaming_dataset()))
-        yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit))
+        if source.streaming and not _is_cached(builder):
+            if source.limit is None:
+                raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
+            split = source.split or _only_split(source, list(builder.as_streaming_dataset()))
+            yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit), meter)
+        else:
+            builder.download_and_prepare()
+            split = source.split or _only_split(source, list(builder.info.splits))
+            yield from read_dataset(builder.as_dataset(split=split), meter)
 
 
 def _hub_builder(source: Source) -> "DatasetBuilder":
@@ -102,7 +99,7 @@ def _hub_builder(source: Source) -> "DatasetBuilder":
 
 
 def _is_cached(builder: "DatasetBuilder") -> bool:
-    """Return whether a builder reads what is cached, because the Hub cannot be reached or HF_HUB_OFFLINE is set."""
+    """Return whether a builder reads the cache, because the Hub cannot be reached or HF_HUB_OFFLINE is set."""
     from datasets.packaged_modules.cache.cache import Cache
 
     return isinstance(builder, Cache)
@@ -127,8 +124,9 @@ def _hub_errors(source: Source) -> Iterator[None]:
         ) from error
 
 
-def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
-    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
+def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None) -> Iterator[Row]:
+    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone."""
+    count = getattr(dataset, "num_rows", None)
     # cells of different shapes, which `datasets` stores as text and decodes only row by row
     if "Json(" in repr(dataset.features):
         return flatten(([row] for row in dataset), count, meter)
@@ -148,21 +146,17 @@ def _no_such_split(source: Source, splits: Sequence[str]) -> DataError:
 
 
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
-    folder = _saved_dataset(source)
-    if folder is not None:
+    if (folder := _saved_dataset(source)) is not None:
         from datasets import load_from_disk
 
-        dataset = load_from_disk(str(folder))
-        return read_dataset(dataset, meter, dataset.num_rows)
-    return _file_rows(data_files(source), frozenset(source.number_columns), meter)
-
-
-def _file_rows(files: Sequence[Path], numbers: frozenset[str], meter: ReadMeter) -> Iterator[RawRow]:
+        yield from read_dataset(load_from_disk(str(folder)), meter)
+        return
+    files = data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
         meter.begin, meter.size = sum(sizes[:index]) / total, sizes[index] / total
-        yield from read_file(file, numbers, meter)
+        yield from read_file(file, frozenset(source.number_columns), meter)
 
 
 def data_files(source: Source) -> list[Path]:
@@ -253,6 +247,74 @@ def _saved_dataset(source: Source) -> Path | None:
         raise _no_such_split(source, names)
     _refuse_keys(source, "name", "revision", "data_files")
     return folder
+
+
+MESSAGE_CHARACTERS = 200
+
+Number = int | str
+"""Number of a row in its source, from 0; rows that were made from row 12 are `12.0`, `12.1`, ..."""
+
+
+def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
+    """Yield the rows that the `prepare` function returns for a row: one, several, or none. What it prints goes to stderr.
+
+    Raises:
+        DataError: the function fails on the row, or returns anything but a dict, a list of dicts or None.
+        RecipeError: the function does not exist.
+    """
+    hook = hook_of(source)
+    function = load_function(hook.code, hook.function, str(hook.file))
+    try:
+        with redirect_stdout(sys.stderr):
+            result = function(row)
+    except Exception as error:  # the user's function may raise anything
+        raise DataError(f"{source.title}:{number}: {_at_line(str(hook.file), error, f'{hook.function}: ')}") from error
+    if result is None:
+        return
+    is_list = isinstance(result, list)
+    for index, made in enumerate(result if is_list else [result]):
+        if not isinstance(made, dict):
+            returned = f"{'a list with ' if is_list else ''}{type(made).__name__}"
+            expected = "expected a dict, a list of dicts or None"
+            raise DataError(f"{source.title}:{number}: {hook.file}: {hook.function}: {expected}, got {returned}")
+        yield (f"{number}.{index}" if is_list else number), made
+
+
+def hook_of(source: Source) -> Hook:
+    """Return the hook of a source that has `prepare`; raises RecipeError when its recipe was not loaded from a file."""
+    if source.hook is None:
+        raise RecipeError(f"{source.title}: prepare: needs a recipe that is a file, next to its code; load it with load_recipe")
+    return source.hook
+
+
+@cache
+def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
+    """Return the function of a hook, from the bytes that were read with the recipe. No search path changes, and nothing is written.
+
+    Raises:
+        RecipeError: running the file fails, or it has no such function.
+    """
+    module = ModuleType(f"prepare_{hashlib.sha256(code).hexdigest()[:16]}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up the module of a class there
+    try:
+        exec(compile(code, file, "exec"), module.__dict__)
+    except Exception as error:  # the user's file may raise anything
+        raise RecipeError(f"prepare: {_at_line(file, error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(f"prepare: {file} has no function {name}")
+    return function  # type: ignore[no-any-return]
+
+
+def _at_line(file: str, error: Exception, name: str = "") -> str:
+    """Return an error in one line, after the file and the last of its lines in the traceback."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines = [error.lineno]
+    else:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    place = f"{file}:{lines[-1]}" if lines else file
+    return f"{place}: {name}" + " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
 
 
 PIPELINE_VERSION = 4

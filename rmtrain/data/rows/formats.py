@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -11,19 +11,16 @@ from rmtrain.data.comparison import (
     Adapted,
     BadRow,
     Comparison,
-    Dropped,
     Preference,
     TokenizedComparison,
     Turns,
     common_prefix_length,
     dropped,
 )
-from rmtrain.data.rows.cells import MISSING, find_cell, require_cell, to_number
-from rmtrain.data.rows.conversation import ResponseCell, read_prompt, read_response
+from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
 from rmtrain.data.rows.labels import DIGITS, judge, margin_of, preferences
-from rmtrain.data.rows.messages import decode_cell, kind_of
+from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, kind_of, require_cell, to_number
 from rmtrain.data.rows.readers import Row
-from rmtrain.data.rows.responses import Parts, assemble, in_groups, response_key
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
 TIE = "tie"
@@ -44,33 +41,29 @@ def adapt(row: Row, row_id: str, source: Source) -> Adapted:
     try:
         match source:
             case PairSource():
-                return Comparison(row_id, source.title, *pair(row, source))
+                return _pair(row, source, row_id)
             case AbSource():
-                return Comparison(row_id, source.title, *ab(row, source))
+                return _ab(row, source, row_id)
             case RankedSource() if source.group_by is not None:
-                return candidate(row, source, row_id)
+                return _candidate(row, source, row_id)
             case RankedSource():
-                return Comparison(row_id, source.title, *ranked(row, source, row_id))
+                return _ranked(row, source, row_id)
             case TokenizedSource():
-                return tokenized(row, source, row_id)
+                return _tokenized(row, source, row_id)
     except BadRow as problem:
         return dropped(row_id, source.title, problem)
 
 
-def pair(row: Row, source: PairSource) -> Parts:
-    """Return the parts of a pair's comparison, chosen responses first.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
+    """Return the comparison of a pair, chosen responses first."""
     chosen, rejected = (_listed(row, column, source) for column in (source.chosen, source.rejected))
     prompt, cells = read_prompt(row, source), [*chosen, *rejected]
     prompt.refuse_repeated(cells)
     conversations = [prompt.conversation(cell) for cell in cells]
     edges = product(range(len(chosen)), range(len(chosen), len(cells)))
-    parts = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source)
+    pair = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source, row_id)
     margin = margin_of(row, source.number_columns, source.margin_default)
-    return parts._replace(preferences=tuple(replace(edge, margin=margin) for edge in parts.preferences)) if margin else parts
+    return replace(pair, preferences=tuple(replace(edge, margin=margin) for edge in pair.preferences)) if margin else pair
 
 
 def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
@@ -82,12 +75,8 @@ def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
     return [ResponseCell(f"{column}.{number}", item) for number, item in enumerate(response.cell)]
 
 
-def ab(row: Row, source: AbSource) -> Parts:
-    """Return the parts of a comparison of two candidates, the better one first; of a tie that is kept, a is first.
-
-    Raises:
-        BadRow: the row cannot be used; `tie` where the label says so and `source.tie` is not `half`.
-    """
+def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
+    """Return the comparison of two candidates, the better one first; of a tie that is kept, a is first."""
     outcome, strength = judge(row, source.label)
     if outcome == TIE and source.tie != "half":
         raise BadRow(TIE, "the label says that neither is better")
@@ -96,56 +85,44 @@ def ab(row: Row, source: AbSource) -> Parts:
     prompt.refuse_repeated(cells)
     conversations = [prompt.conversation(cell) for cell in (reversed(cells) if outcome == "b" else cells)]
     if outcome == TIE:
-        return assemble(conversations, [Preference(0, 1, probability=0.5)], source)
-    parts = assemble(conversations, [Preference(0, 1)], source)
+        return assemble(conversations, [Preference(0, 1, probability=0.5)], source, row_id)
+    compared = assemble(conversations, [Preference(0, 1)], source, row_id)
     columns = source.number_columns[::-1] if outcome == "b" else source.number_columns  # the better side's score comes first
     margin = strength if source.margin_from_label else margin_of(row, columns, source.margin_default)
     if margin == math.inf:
         raise BadRow("bad_margin", "the difference of the scores is infinite")
-    return parts._replace(preferences=(Preference(0, 1, margin),))
+    return replace(compared, preferences=(Preference(0, 1, margin),))
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredConversation:
-    """A response as a whole conversation, and its score."""
-
-    turns: Turns
-    score: float
-
-
-def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
-    """Return the parts of the comparison of a row with a list of responses; `left_out` counts those that cannot be used.
-
-    Raises:
-        BadRow: the row cannot be used; where fewer than two responses are left, the problem of the first that was left out.
-    """
+def _ranked(row: Row, source: RankedSource, row_id: str) -> Comparison:
+    """Return the comparison of a list of responses; where fewer than two can be used, raise the problem of the first that cannot."""
     assert source.responses is not None, "a source of lists names them"
     column = read_response(row, source.responses, source)
     if not isinstance(column.cell, list):
         raise BadRow("not_a_list", f"{column.name} is {kind_of(column.cell)}; expected a list of responses")
     prompt, count = read_prompt(row, source), len(column.cell)
-    usable: list[ScoredConversation] = []
+    usable: list[tuple[Turns, float]] = []
     problems: list[BadRow] = []
     for number, item in enumerate(column.cell):
         try:
             cell = _response_in(item, f"{column.name}.{number}", source)
             score = _score(item, row, source, cell.name, (number, count))
-            usable.append(ScoredConversation(prompt.conversation(cell), score))
+            usable.append((prompt.conversation(cell), score))
         except BadRow as problem:
             problems.append(problem)
     # equal responses may have different scores; the first one counts
-    different: dict[tuple[tuple[str, str], ...], ScoredConversation] = {}
-    for response in usable:
-        different.setdefault(response_key(response.turns), response)
+    different: dict[ResponseKey, tuple[Turns, float]] = {}
+    for conversation, score in usable:
+        different.setdefault(response_key(conversation), (conversation, score))
     if len(different) < 2:
         if problems:
             raise BadRow(problems[0].reason, f"{problems[0].detail}; fewer than two of {count} responses can be used")
         if len(usable) > 1:
             raise BadRow("identical", "the responses are the same")
         raise BadRow("one_response", f"{count} responses; a comparison needs two")
-    responses = list(different.values())
-    edges = preferences([response.score for response in responses], source, row_id)
-    return _best_first(responses, edges, source)._replace(left_out=tuple(problem.reason for problem in problems))
+    conversations, scores = zip(*different.values(), strict=True)
+    comparison = compare_scored(conversations, scores, source, row_id)
+    return replace(comparison, left_out=tuple(problem.reason for problem in problems))
 
 
 def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
@@ -162,11 +139,7 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
 def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[int, int]) -> float:
     """Return the weighted sum of the scores of an item, each from the item or from a list of the row with one score for each item.
 
-    Args:
-        item, row: the item of the list, and the whole row.
-        source: the paths of the scores.
-        name: the response, for the error.
-        place: the number of the item, and the number of items.
+    `place` is the number of the item, and the number of items.
     """
     total = 0.0
     for path, weight in ({source.score: 1.0} if isinstance(source.score, str) else source.score).items():
@@ -185,15 +158,37 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
     return total
 
 
-def _best_first(responses: Sequence[ScoredConversation], edges: Sequence[Preference], source: RankedSource) -> Parts:
-    """Return the parts of a comparison of the responses that have a preference, the best first."""
+def compare_scored(
+    conversations: Sequence[Turns], scores: Sequence[float], source: RankedSource, row_id: str, rows: Sequence[str] = ()
+) -> Comparison:
+    """Return the comparison of the responses that have a preference, the best first.
+
+    Args:
+        conversations: each ends with a response; no two are equal.
+        scores: the score of each.
+        source: its policy.
+        row_id: the id of the comparison.
+        rows: the id of the row of each response, where they come from several.
+
+    Raises:
+        BadRow: there is no preference (see `preferences`), or the conversations make no comparison (see `assemble`).
+    """
+    edges = preferences(scores, source, row_id)
     used = {number for edge in edges for number in (edge.winner, edge.loser)}
     sign = 1.0 if source.lower_is_better else -1.0
     # response 0 is the best one, as in a pair
-    order = sorted(used, key=lambda number: (sign * responses[number].score, number))
+    order = sorted(used, key=lambda number: (sign * scores[number], number))
     place = {number: rank for rank, number in enumerate(order)}
-    moved = [replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges]
-    return assemble([responses[number].turns for number in order], moved, source)
+    moved = [
+        replace(
+            edge,
+            winner=place[edge.winner],
+            loser=place[edge.loser],
+            rows=(rows[edge.winner], rows[edge.loser]) if rows else (),
+        )
+        for edge in edges
+    ]
+    return assemble([conversations[number] for number in order], moved, source, row_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,12 +208,7 @@ class Candidate(Comparison):
         return (*self.prompt, *self.responses[0])
 
 
-def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
-    """Return the response of a row that is one.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     assert source.group_by is not None, "a source of single responses names the column that groups them"
     group, prompt = require_cell(row, source.group_by), read_prompt(row, source)
     if group is None:
@@ -232,56 +222,8 @@ def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     )
 
 
-def grouped(rows: Iterable[Adapted], source: RankedSource) -> Iterator[Adapted]:
-    """Yield the comparison of each group in the place of its first row, and each row that is in no comparison with the reason.
-
-    A row is in the comparison where its response has a preference.
-
-    Args:
-        rows: candidates, and anything else, which is passed through. All are held in memory.
-        source: its policy and so on.
-    """
-    for group in in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
-        candidates = [row for row in group if isinstance(row, Candidate)]
-        yield from _compare(candidates, source) if candidates else group
-
-
-def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Comparison | Dropped]:
-    problems: dict[str, BadRow] = {}
-    owners: dict[tuple[tuple[str, str], ...], str] = {}
-    usable: list[Candidate] = []
-    for row in group:
-        owner = owners.setdefault(response_key(row.turns), row.id)
-        if response_key(row.named_prompt) != response_key(group[0].named_prompt):
-            problems[row.id] = BadRow("different_prompts", f"{group[0].id} has the same {source.group_by} and another prompt")
-        elif owner != row.id:
-            problems[row.id] = BadRow("identical", f"{owner} has the same response")
-        else:
-            usable.append(row)
-    try:
-        if len(usable) < 2:
-            raise BadRow("one_response", f"no other usable row has the same {source.group_by}")
-        edges = preferences([row.score for row in usable], source, group[0].id)
-        edges = tuple(replace(edge, rows=(usable[edge.winner].id, usable[edge.loser].id)) for edge in edges)
-        parts = _best_first([ScoredConversation(row.turns, row.score) for row in usable], edges, source)
-    except BadRow as problem:
-        problems |= {row.id: problem for row in usable}
-    else:
-        used = {row_id for edge in parts.preferences for row_id in edge.rows}
-        unused = BadRow("not_paired", f"policy {source.policy} makes no preference with its response")
-        problems |= {row.id: unused for row in usable if row.id not in used}
-        yield Comparison(next(row.id for row in usable if row.id in used), source.title, *parts)
-    for row in group:
-        if row.id in problems:
-            yield dropped(row.id, row.source, problems[row.id])
-
-
-def tokenized(row: Row, source: TokenizedSource, row_id: str) -> TokenizedComparison:
-    """Return the comparison of a row of tokens; its prompt is the common prefix of both sequences.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _tokenized(row: Row, source: TokenizedSource, row_id: str) -> TokenizedComparison:
+    """Return the comparison of a row of tokens; its prompt is the common prefix of both sequences."""
     for chosen, rejected, chosen_mask, rejected_mask in TOKEN_COLUMNS:
         missing = [column for column in (chosen, rejected) if row.get(column) is None]
         if len(missing) == 1:

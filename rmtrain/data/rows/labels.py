@@ -1,14 +1,15 @@
-"""Labels, scores and margins: the better of two candidates, the preferences among scored responses, and by how much."""
+"""Labels, scores and margins to preferences: the better of two candidates, the pairs among scored responses, and by how much."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import combinations, groupby, pairwise, product
 from typing import Any, NamedTuple
 
 from rmtrain.data.comparison import BadRow, Preference
-from rmtrain.data.rows.cells import find_cell, is_blank, to_number
+from rmtrain.data.rows.messages import find_cell, is_blank, to_number
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.preference_labels import (
     IndexLabel,
@@ -124,10 +125,7 @@ def _unknown(column: str, cell: Any, expected: str) -> BadRow:
 def preferences(scores: Sequence[float], source: RankedSource, name: str) -> tuple[Preference, ...]:
     """Return the preferences that the source's policy makes of scores, those of the best responses first.
 
-    Args:
-        scores: the score of each response, finite.
-        source: its policy, smallest gap, largest number of pairs, and whether margins are differences of scores.
-        name: the row id, by which `max_pairs` draws.
+    The scores are finite. `max_pairs` draws by `name`, the row id.
 
     Raises:
         BadRow: `tie`: all scores are equal; `below_min_gap`: none differ enough; `bad_margin`: a difference is infinite.
@@ -169,15 +167,12 @@ def _pairs(scores: Sequence[float], source: RankedSource) -> list[tuple[int, int
 
 
 def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
-    """Return the margin of a row, finite and not negative; 0 where no column is named.
+    """Return the margin of a row, finite and not negative; raises BadRow `bad_margin`.
 
     Args:
         row: the row.
-        columns: none; the column of the margin; or the score columns of the better response and of the other.
+        columns: none, for a margin of 0; the column of the margin; or the score columns of the better response and of the other.
         default: the margin where a cell is null or missing; None: that is an error.
-
-    Raises:
-        BadRow: `bad_margin`.
     """
     if not columns:
         return 0.0
@@ -198,3 +193,20 @@ def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
     if not 0 <= margin < math.inf:
         raise BadRow("bad_margin", f"expected at least 0, got {margin:g}")
     return margin
+
+
+def pruned(edges: Sequence[Preference]) -> tuple[list[int], tuple[Preference, ...]]:
+    """Return the responses that have a preference, in order, and the preferences renumbered to these alone, equal ones merged."""
+    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
+    place = {response: number for number, response in enumerate(used)}
+    return used, merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+
+
+def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:
+    """Merge equal preferences into one with the sum of their weights; opposite ones, and those with other margins, stay apart."""
+    by_key: dict[Preference, Preference] = {}
+    for edge in edges:
+        key = replace(edge, weight=1.0)
+        known = by_key.get(key)
+        by_key[key] = edge if known is None else replace(known, weight=known.weight + edge.weight, rows=known.rows + edge.rows)
+    return tuple(by_key.values())

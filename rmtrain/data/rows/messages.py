@@ -1,39 +1,20 @@
-"""Cells to messages: role and content under their usual names, text parts, lists of turns, transcripts, JSON, tool calls."""
+"""The cells of a row by dotted path, such as `answers.0.text`, and the messages in them: text, turns, transcripts, JSON, tool calls."""
 
 import json
+import math
 import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from rmtrain.data.comparison import BadRow, Message, Turns
-from rmtrain.data.rows.readers import SURROGATE, has_lone_surrogate
+from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
+from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Messages
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "chatgpt": "assistant",
-    "ai": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
-}
-TRANSCRIPT_START = "\n\nHuman:"
-TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
-CALL = "tool_calls"
-THOUGHTS = ("reasoning_content", "thinking")
-"""Keys of the assistant's reasoning before the content."""
-CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
-"""Texts next to role and content that are passed to the chat template."""
-UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
+INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
+MISSING = object()
+"""Default of `find_cell` that no cell is equal to."""
 JSON_NAMES = {
     bool: "a boolean",
     int: "a number",
@@ -45,6 +26,60 @@ JSON_NAMES = {
 }
 
 
+def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(path, cell)` for each leaf of a row in order; an empty list or object is a leaf."""
+    if not value or not isinstance(value, Mapping | list):
+        yield path, value
+        return
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from cells(inner, f"{path}.{name}" if path else str(name))
+
+
+def find_cell(row: Any, path: str, default: Any = None) -> Any:
+    """Return the cell at a dotted path such as `answers.0.text`, or `default` where it is missing; names may contain dots themselves."""
+    if isinstance(row, dict):
+        if path in row:
+            return row[path]
+        parts = path.split(".")
+        for size in range(len(parts) - 1, 0, -1):
+            name, rest = ".".join(parts[:size]), ".".join(parts[size:])
+            if name in row and (cell := find_cell(row[name], rest, MISSING)) is not MISSING:
+                return cell
+    elif isinstance(row, list):
+        index, dot, rest = path.partition(".")
+        if index.isdecimal() and len(index) <= INDEX_DIGITS and int(index) < len(row):
+            return find_cell(row[int(index)], rest, default) if dot else row[int(index)]
+    return default
+
+
+def require_cell(row: Row, column: str) -> Any:
+    """Return the cell of a column; raises BadRow where it is missing."""
+    cell = find_cell(row, column, MISSING)
+    if cell is MISSING:
+        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}')
+    return cell
+
+
+def is_blank(cell: Any) -> bool:
+    """Return whether a cell holds nothing: null, text of spaces only, or NaN."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
+
+
+def to_number(cell: Any) -> float | None:
+    """Return a cell as a finite number, also where the number is written as text; None for anything else, including true and false."""
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if not NUMBER.fullmatch(cell):
+            return None
+    elif isinstance(cell, bool) or not isinstance(cell, int | float | Decimal):
+        return None
+    try:
+        number = float(cell)
+    except (OverflowError, ValueError):  # an integer that is too large, a signalling NaN
+        return None
+    return number if math.isfinite(number) else None
+
+
 def kind_of(value: Any) -> str:
     """Return the type of a value in the words of JSON."""
     return JSON_NAMES.get(type(value), type(value).__name__)
@@ -53,13 +88,8 @@ def kind_of(value: Any) -> str:
 def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
     """Return a cell unchanged or, with `messages.decode_json`, the JSON value of its text; an empty text is null.
 
-    Args:
-        cell: any cell; only text is decoded.
-        column: its name, for the error.
-        settings: the `messages` section of the source.
-
     Raises:
-        BadRow: `not_json`.
+        BadRow: `not_json`, naming the column.
     """
     if not settings.decode_json or not isinstance(cell, str):
         return cell
@@ -76,6 +106,23 @@ def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
     except (ValueError, RecursionError) as error:
         raise BadRow("not_json", f"{column} is not JSON: {str(error)[:80]}") from None
     return value
+
+
+ALIASES = {
+    "system": ("developer",),
+    "user": ("human", "prompter"),
+    "assistant": ("gpt", "bot", "chatbot", "chatgpt", "ai", "model"),
+    "tool": ("function", "observation", "ipython"),
+}
+ROLES = {name: role for role, aliases in ALIASES.items() for name in (role, *aliases)}
+TRANSCRIPT_START = "\n\nHuman:"
+TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
+CALL = "tool_calls"
+THOUGHTS = ("reasoning_content", "thinking")
+"""Keys of the assistant's reasoning before the content."""
+CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
+"""Texts next to role and content that are passed to the chat template."""
+UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
 
 
 def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.text.render import Rendered
-from rmtrain.data.text.templates import edge_tokens
+from rmtrain.data.text.templates import Rendered, edge_tokens
 
 WORDS = re.compile(r"[\s\S](?:[^ ]+|(?<=\s) )*")
 """Pieces, cut before each space that follows a character other than white space."""

@@ -1,6 +1,6 @@
 """Comparisons to tokens: the one render-and-encode path of preprocess, train, eval and score, with its length policy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -12,19 +12,19 @@ from rmtrain.data.comparison import (
     BadRow,
     Comparison,
     Dropped,
+    Preference,
     TokenizedComparison,
     Tokens,
     common_prefix_length,
     dropped,
     rows_of,
 )
-from rmtrain.data.rows.responses import Checked, without
-from rmtrain.data.text.render import Conversation, Rendered, Renderer, render_all
-from rmtrain.data.text.text_encoder import Encoded, TextEncoder
+from rmtrain.data.rows.labels import pruned
+from rmtrain.data.rows.select import name_rows
+from rmtrain.data.text.templates import Conversation, Rendered, Renderer, render_all
+from rmtrain.data.text.text_encoder import TextEncoder
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
-
-NAMED_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,7 @@ class LengthPolicy:
 def find_overlong(row: TokenizedComparison, policy: LengthPolicy, leading: int) -> dict[int, BadRow]:
     """Return why a response is too long, by its number: `too_long`, or `response_too_long` where the prompt may be truncated.
 
-    Args:
-        row: the comparison.
-        policy: the limits.
-        leading: special tokens at the beginning of each sequence, such as `<s>`.
+    `leading` counts the special tokens at the beginning of each sequence, such as `<s>`.
     """
     faults: dict[int, BadRow] = {}
     if policy.max_length is None or policy.overlong == "cut":
@@ -102,6 +99,59 @@ def _without_begin(sequence: Tokens, count: int, leading: int) -> Tokens:
     return np.delete(sequence, slice(leading, leading + count)) if count else sequence
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The remainder of a comparison.
+
+    row: the comparison, under the id of the first of its rows that remains; None: nothing remains.
+    responses: the responses that remain, by their previous numbers.
+    lost: its rows of which nothing remains.
+    left_out: the reasons of responses that were removed, where no lost row counts them.
+    """
+
+    row: TokenizedComparison | None
+    responses: Sequence[int] = ()
+    lost: tuple[Dropped, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
+    """Return a comparison without its faulty responses, whose problems `faults` has by number.
+
+    Responses with equal tokens are merged; those without a preference are left out.
+    """
+    numbers = range(len(row.sequences))
+    same_as: Sequence[int] = numbers
+    if len(set(map(len, row.sequences))) < len(row.sequences):  # responses of different lengths cannot be equal
+        first: dict[bytes, int] = {}
+        same_as = [first.setdefault(np.asarray(row.sequences[number], np.int32).tobytes(), number) for number in numbers]
+    if not faults and list(same_as) == list(numbers):
+        return Checked(row, same_as)
+    edges: list[Preference] = []
+    problems: dict[str, BadRow] = {}
+    for edge in row.preferences:
+        winner, loser = same_as[edge.winner], same_as[edge.loser]
+        faulty = [number for number in (winner, loser) if number in faults]
+        if faulty:
+            problem = faults[max(faulty, key=lambda number: len(row.sequences[number]))]
+        elif winner == loser:
+            problem = BadRow("identical", "the responses have the same tokens")
+        else:
+            edges.append(replace(edge, winner=winner, loser=loser))
+            continue
+        problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
+    used, kept = pruned(edges)
+    rows = rows_of(replace(row, preferences=kept))
+    lost = tuple(dropped(row_id, row.source, problem) for row_id, problem in problems.items() if row_id not in rows)
+    left_out = () if lost else tuple(problem.reason for problem in faults.values())
+    if not kept:
+        return Checked(None, lost=lost, left_out=left_out)
+    sequences = tuple(row.sequences[number] for number in used)
+    prefix = common_prefix_length(sequences)
+    remaining = TokenizedComparison(rows[0], row.source, sequences, prefix, min(row.prompt_length, prefix), kept)
+    return Checked(remaining, used, lost, left_out)
+
+
 class Encoder:
     """Comparisons to tokens.
 
@@ -129,8 +179,17 @@ class Encoder:
             DataError: the template fails on a row, or `overlong: error` and rows are too long.
         """
         rendered = self.renderer.render(comparisons)
-        encoded = self.texts.encode(rendered)
-        return self._checked([self._row(*parts) for parts in zip(comparisons, rendered, encoded, strict=True)], self.policy)
+        changed = BadRow("rewritten_by_template", "the chat template changes the text of a response")
+        rows = []
+        for row, texts, encoded in zip(comparisons, rendered, self.texts.encode(rendered), strict=True):
+            sequences = tuple(encoded.sequences)
+            prefix = common_prefix_length(sequences)
+            prompt = prefix if encoded.begin is None else min(encoded.begin, prefix)
+            faults = {} if self.allow_rewritten else dict.fromkeys(texts.rewritten, changed)
+            for number, key in texts.hidden.items():
+                faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
+            rows.append((TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults))
+        return self._checked(rows, self.policy)
 
     def check(self, rows: Sequence[TokenizedComparison]) -> list[Checked]:
         """Check rows that came as tokens: known tokens, one end token, different responses, and the length policy without truncation.
@@ -141,13 +200,12 @@ class Encoder:
         vocabulary = len(self.tokenizer)
         with_faults = []
         for row in rows:
-            highest = {number: max(sequence) for number, sequence in enumerate(row.sequences)}
-            unknown = {
-                number: BadRow("unknown_token", f"token {token} is not one of the tokenizer's {vocabulary}")
-                for number, token in highest.items()
-                if token >= vocabulary
+            faults = {
+                number: BadRow("unknown_token", f"token {max(sequence)} is not one of the tokenizer's {vocabulary}")
+                for number, sequence in enumerate(row.sequences)
+                if max(sequence) >= vocabulary
             }
-            with_faults.append((row, unknown))
+            with_faults.append((row, faults))
         overlong: Literal["error", "drop"] = "error" if self.policy.overlong == "error" else "drop"
         return self._checked(with_faults, LengthPolicy(self.policy.max_length, None, overlong))
 
@@ -182,24 +240,16 @@ class Encoder:
         texts = render_all(conversations, self.tokenizer, ids)
         return [row.sequences[0] for row in self.texts.encode([Rendered([text]) for text in texts])]
 
-    def _row(self, row: Comparison, rendered: Rendered, encoded: Encoded) -> tuple[TokenizedComparison, dict[int, BadRow]]:
-        sequences = tuple(encoded.sequences)
-        prefix = common_prefix_length(sequences)
-        prompt = prefix if encoded.begin is None else min(encoded.begin, prefix)
-        changed = BadRow("rewritten_by_template", "the chat template changes the text of a response")
-        faults = {} if self.allow_rewritten else dict.fromkeys(rendered.rewritten, changed)
-        for number, key in rendered.hidden.items():
-            faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
-        return TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults
-
     def _leading(self, row: TokenizedComparison) -> int:
         first = row.sequences[0][: len(self.edges.leading)]
         return len(self.edges.leading) if tuple(first) == self.edges.leading else 0
 
     def _checked(self, rows: Sequence[tuple[TokenizedComparison, dict[int, BadRow]]], policy: LengthPolicy) -> list[Checked]:
         checked = [self._checked_row(row, faults, policy) for row, faults in rows]
-        if policy.overlong == "error":
-            _refuse_overlong([lost for row in checked for lost in row.lost])
+        lost = [lost for row in checked for lost in row.lost if lost.reason in ("too_long", "prompt_too_long")]
+        if lost and policy.overlong == "error":
+            named = name_rows(lost)
+            raise DataError(f"data.overlong is error, and rows are too long: {named}; shorten them, or raise data.max_length")
         return checked
 
     def _checked_row(self, row: TokenizedComparison, faults: dict[int, BadRow], policy: LengthPolicy) -> Checked:
@@ -218,14 +268,6 @@ class Encoder:
         except BadRow as problem:
             return Checked(None, lost=tuple(dropped(row_id, row.source, problem) for row_id in rows_of(row)))
         return checked if fitting is checked.row else replace(checked, row=fitting)
-
-
-def _refuse_overlong(rows: Sequence[Dropped]) -> None:
-    refused = [row for row in rows if row.reason in ("too_long", "prompt_too_long")]
-    if refused:
-        named = "; ".join(f"{row.id}: {row.detail}" for row in refused[:NAMED_ROWS])
-        more = f" and {len(refused) - NAMED_ROWS} more" if len(refused) > NAMED_ROWS else ""
-        raise DataError(f"data.overlong is error, and rows are too long: {named}{more}; shorten them, or raise data.max_length")
 
 
 def encode_conversations(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -11,8 +11,7 @@ from rmtrain.data.cache import get_or_build
 from rmtrain.data.comparison import Comparison, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import digest, source_identity
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.render import render_all
-from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
+from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
@@ -118,61 +117,13 @@ def _texts(data: Data, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
                 yield text.replace(END_TOKEN, "")
 
 
-CANARIES = tuple(
-    form.replace("{}", word)
-    for word in [
-        *[
-            "the",
-            "Reward",
-            "don't",
-            "'s",
-            "'LL",
-            "naïve",
-            "Straße",
-            "İstanbul",
-            "ﬁne",
-            "é",
-            "e\u0301",
-            "Привет",
-            "مرحبا",
-            "हिन्दी",
-        ],
-        *[
-            "你好，世界",
-            "こんにちは",
-            "👩‍👩‍👧",
-            "🇩🇪",
-            "\u200b",
-            "\u00a0",
-            "\ufeff",
-            "…",
-            "“quoted”",
-            "x_1",
-            "camelCase",
-            "HTTP/2",
-        ],
-        *[
-            "0",
-            "007",
-            "1234567",
-            "3.14",
-            "1e-5",
-            "½",
-            "50%",
-            "$9.99",
-            "2026-11-25",
-            "12:30",
-            "==",
-            "->",
-            "//",
-            "#!",
-            "\\n",
-            "{{x}}",
-        ],
-        *["<s>", "</s>", "[CLS]", "<|endoftext|>", "<think>", "a@b.org", "C++"],
-    ]
-    for form in ("{}", " {}", "{}\n\n{}", "  {}\t{}", "A {}, B {}.")
+CANARY_WORDS = (
+    "the Reward don't 's 'LL naïve Straße İstanbul ﬁne é e\u0301 Привет مرحبا हिन्दी 你好，世界 こんにちは 👩‍👩‍👧 🇩🇪 \u200b \u00a0 \ufeff … "
+    "“quoted” x_1 camelCase HTTP/2 0 007 1234567 3.14 1e-5 ½ 50% $9.99 2026-11-25 12:30 == -> // #! \\n {{x}} "
+    "<s> </s> [CLS] <|endoftext|> <think> a@b.org C++"
 )
+CANARY_FORMS = ("{}", " {}", "{}\n\n{}", "  {}\t{}", "A {}, B {}.")
+CANARIES = tuple(form.replace("{}", word) for word in CANARY_WORDS.split(" ") for form in CANARY_FORMS)
 
 
 def canary_hashes(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -15,7 +15,7 @@ from transformers import GemmaTokenizer, GPTNeoXTokenizer, LlamaTokenizer, PreTr
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from rmtrain.data.text import text_encoder as module
-from rmtrain.data.text.render import Rendered
+from rmtrain.data.text.templates import Rendered
 from rmtrain.data.text.text_encoder import WORDS, WORDS_AND_PUNCTUATION, TextEncoder, piece_pattern
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
