@@ -70,11 +70,11 @@ def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
         if source.streaming and not _is_cached(builder):
             if source.limit is None:
                 raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
-            split = source.split or _only_split(source, list(builder.as_streaming_dataset()))
+            split = source.split or _split_of(source, list(builder.as_streaming_dataset()))
             yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit), meter)
         else:
             builder.download_and_prepare()
-            split = source.split or _only_split(source, list(builder.info.splits))
+            split = source.split or _split_of(source, list(builder.info.splits))
             yield from read_dataset(builder.as_dataset(split=split), meter)
 
 
@@ -134,15 +134,15 @@ def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None =
     return flatten((table.to_pylist() for table in tables), count, meter)
 
 
-def _only_split(source: Source, splits: Sequence[str]) -> str:
-    """Return the split of a source that does not name one; raises DataError when there are several."""
-    if len(splits) == 1:
-        return splits[0]
-    raise DataError(f"{source.title}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
-
-
-def _no_such_split(source: Source, splits: Sequence[str]) -> DataError:
-    return DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+def _split_of(source: Source, splits: Sequence[str]) -> str:
+    """Return the split that a source names, or the only one there is; raises DataError where it is missing, or there are several."""
+    if source.split is not None:
+        if source.split in splits:
+            return source.split
+        raise DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+    if len(splits) != 1:
+        raise DataError(f"{source.title}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
+    return splits[0]
 
 
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
@@ -160,7 +160,7 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
 
 
 def data_files(source: Source) -> list[Path]:
-    """Return the local files of a source's split, in the order of their names.
+    """Return the local files of a source's split, sorted.
 
     In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
     the name of a folder that contains it.
@@ -180,15 +180,12 @@ def data_files(source: Source) -> list[Path]:
         return [path]
     folder = path / (source.data_dir or "")
     files = _files_in(folder, source)
-    splits = sorted({_split_names(file, folder)[0] for file in files})
-    if source.split is None:
-        if source.data_files is None:
-            _only_split(source, splits)
+    if source.split is None and source.data_files is not None:
         return files
     chosen = [file for file in files if source.split in _split_names(file, folder)]
-    if not chosen:
-        raise _no_such_split(source, splits)
-    return chosen
+    if not chosen:  # the split is missing, or none is named, so there must be only one
+        _split_of(source, sorted({_split_names(file, folder)[0] for file in files}))
+    return chosen or files
 
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
@@ -235,16 +232,11 @@ def _saved_dataset(source: Source) -> Path | None:
     """Return the folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
     folder = Path(source.path).expanduser() / (source.data_dir or "")
     if (folder / SAVED_SPLITS).is_file():
-        names = json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
-        split = source.split or _only_split(source, names)
-        folder = folder / split
+        folder /= _split_of(source, json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
     elif (folder / SAVED_DATASET).is_file():
-        names = [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"]
-        split = source.split or names[0]
+        _split_of(source, [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"])
     else:
         return None
-    if split not in names:
-        raise _no_such_split(source, names)
     _refuse_keys(source, "name", "revision", "data_files")
     return folder
 
@@ -256,7 +248,7 @@ Number = int | str
 
 
 def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
-    """Yield the rows that the `prepare` function returns for a row: one, several, or none. What it prints goes to stderr.
+    """Yield the rows that the `prepare` function returns for a row: one, several, or none. Its prints go to stderr.
 
     Raises:
         DataError: the function fails on the row, or returns anything but a dict, a list of dicts or None.
@@ -326,7 +318,7 @@ def fingerprint(source: Source) -> str:
     """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset.
 
     Raises:
-        DataError: see `read_rows`; or a file cannot be read.
+        DataError: see `read_rows`.
     """
     if is_on_hub(source):
         builder = _hub_builder(source)

@@ -33,26 +33,20 @@ SPARE_NAME = re.compile(r"reserved|unused", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class EdgeTokens:
-    """The special tokens around a text.
-
-    leading, trailing: ids that `tokenizer(text)` adds before and after the text.
-    end: id of the token that ends every response; the reward is read there.
-    in_template: whether the chat template writes them, as for decoder models (`<s>` or nothing, then `</s>`); otherwise the tokenizer
-        adds them to the rendered text, as for encoder models (`[CLS]` and `[SEP]`).
-    """
+    """The special tokens around a text."""
 
     leading: tuple[int, ...]
     trailing: tuple[int, ...]
+    """Ids that `tokenizer(text)` adds before and after the text."""
     end: int
+    """Id of the token that ends every response; the reward is read there."""
     in_template: bool
+    """The chat template writes them, as for decoder models (`<s>` or nothing, then `</s>`); otherwise the tokenizer adds them to the text,
+    as for encoder models (`[CLS]` and `[SEP]`)."""
 
 
 def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> EdgeTokens:
-    """Return the edge tokens of a tokenizer, found by encoding a word with and without special tokens.
-
-    Raises:
-        RecipeError: the tokenizer has no token that could end a response.
-    """
+    """Return the edge tokens of a tokenizer; raises RecipeError where none could end a response."""
     bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
     begin = next(start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare)
     leading, trailing = tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
@@ -68,8 +62,8 @@ def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> EdgeTokens:
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, end: int) -> Any:
     """Return the token to pad with, never one that ends a response: transformers reads the reward at the last token that is not padding.
 
-    The first that exists of: the tokenizer's own padding token, another special token for padding, a reserved or unused one, the unknown
-    token. Otherwise a new `<|pad|>`, for which the model's embeddings must grow.
+    It is the first that exists of: the tokenizer's padding token, another special token for padding, a reserved or unused one, the unknown
+    token, and a new `<|pad|>`, for which the model's embeddings must grow.
     """
     ends = {end, tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token is not None and tokenizer.pad_token_id not in ends:
@@ -135,11 +129,9 @@ CHAT_TEMPLATES = {
 
 
 def resolve_template(chat_template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of `data.chat_template`, completed for this tokenizer, and set it as the tokenizer's `chat_template`.
+    """Complete a template for a tokenizer, and return it as well as set it as the tokenizer's `chat_template`.
 
-    Args:
-        chat_template: a built-in name, `tokenizer`, a path that ends in `.jinja`, or the template itself.
-        tokenizer: provides its own template, and the special tokens around a text.
+    `chat_template` is a built-in name, `tokenizer` for its own, a path that ends in `.jinja`, or the template itself.
 
     Raises:
         RecipeError: the template does not exist or is too long.
@@ -178,11 +170,7 @@ def _find(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def freeze_dates(template: str) -> str:
-    """Return the template with every `strftime_now("...")` replaced by the text of a fixed day.
-
-    Raises:
-        RecipeError: the template computes the format of a date.
-    """
+    """Return the template with the text of a fixed day for `strftime_now("...")`; raises RecipeError where the format is computed."""
     frozen = CLOCK_CALL.sub(lambda call: repr(TODAY.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen):
         raise RecipeError(
@@ -191,13 +179,13 @@ def freeze_dates(template: str) -> str:
     return frozen
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> str:
+def _render_probe(tokenizer: PreTrainedTokenizerBase) -> str:
     return render_all([PROBE], tokenizer, ["data.chat_template"], seconds=PROBE_SECONDS)[0]
 
 
 def _completed(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
     """Return the template, extended to write the special tokens around a text that it does not write yet."""
-    text, template = _probe(tokenizer), str(tokenizer.chat_template)
+    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
     end = tokenizer.convert_ids_to_tokens(edges.end)
     if text.rstrip() != text and text.rstrip().endswith(end):
         template = _wrapped(template, "rendered.rstrip()")
@@ -210,7 +198,7 @@ def _completed(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
 
 def _stripped(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
     """Return the template without the special tokens around a text, which the tokenizer adds."""
-    text, template = _probe(tokenizer), str(tokenizer.chat_template)
+    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
     start, end = ("".join(tokenizer.convert_ids_to_tokens(list(ids))) for ids in (edges.leading, edges.trailing))
     if end and text.rstrip().endswith(end):
         template = _wrapped(template, f"rendered.rstrip()[:-{len(end)}]")
@@ -224,7 +212,7 @@ def _wrapped(template: str, result: str) -> str:
 
 
 def _check_edges(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> None:
-    text = _probe(tokenizer)
+    text = _render_probe(tokenizer)
     end = tokenizer.convert_ids_to_tokens(edges.end)
     body = text.removesuffix(end) if edges.in_template else text
     if (edges.in_template and body == text) or body.rstrip().endswith(end):
@@ -254,7 +242,7 @@ CALL_PROBE = "tool-call-probe"
 
 
 def render(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
-    """Return the text of one conversation; see `render_all`."""
+    """Return the text of a conversation; see `render_all`."""
     return render_all([conversation], tokenizer, ["conversation"], add_generation_prompt)[0]
 
 
@@ -323,18 +311,16 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A comparison as text.
-
-    texts: the whole conversation of each response.
-    begin: (number, position): where the text of that response begins in its conversation; None if no response was found.
-    rewritten: numbers of the responses that do not appear unchanged in their conversation.
-    hidden: by number of a response, the key of a message that the template does not write, such as `tool_calls`.
-    """
+    """A comparison as text."""
 
     texts: Sequence[str]
+    """The whole conversation of each response."""
     begin: tuple[int, int] | None = None
+    """Number of a response, and the position where its own text begins; None: no response was found in its conversation."""
     rewritten: tuple[int, ...] = ()
+    """Numbers of the responses that do not appear unchanged."""
     hidden: Mapping[int, str] = field(default_factory=dict)
+    """By number of a response, the key of a message that the template does not write, such as `tool_calls`."""
 
 
 class Renderer:
@@ -354,9 +340,9 @@ class Renderer:
             whole = [next(texts) for _ in row.responses]
             prompt = next(prompts) if row.prompt else ""
             begins = [_find_response(*item, prompt) for item in zip(row.responses, whole, strict=True)]
-            unchanged = [(number, begin) for number, begin in enumerate(begins) if begin is not None]
+            first = next(((number, begin) for number, begin in enumerate(begins) if begin is not None), None)
             rewritten = tuple(number for number, begin in enumerate(begins) if begin is None)
-            rendered.append(Rendered(whole, unchanged[0] if unchanged else None, rewritten, self._hidden(row, whole)))
+            rendered.append(Rendered(whole, first, rewritten, self._hidden(row, whole)))
         return rendered
 
     def _hidden(self, row: Comparison, texts: Sequence[str]) -> dict[int, str]:
@@ -385,7 +371,7 @@ class Renderer:
 
 
 def _find_response(response: Conversation, text: str, prompt: str) -> int | None:
-    """Return where a response begins in the text, thoughts included; None if one of its messages is not there unchanged.
+    """Return where a response begins in the text, thoughts included; None if the text does not have all of its messages unchanged.
 
     The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
     """

@@ -47,7 +47,7 @@ class LengthPolicy:
 
 
 def find_overlong(row: TokenizedComparison, policy: LengthPolicy, leading: int) -> dict[int, BadRow]:
-    """Return why a response is too long, by its number: `too_long`, or `response_too_long` where the prompt may be truncated.
+    """Return why responses are too long, by number: `too_long`, or `response_too_long` where the prompt may be truncated.
 
     `leading` counts the special tokens at the beginning of each sequence, such as `<s>`.
     """
@@ -101,18 +101,16 @@ def _without_begin(sequence: Tokens, count: int, leading: int) -> Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The remainder of a comparison.
-
-    row: the comparison, under the id of the first of its rows that remains; None: nothing remains.
-    responses: the responses that remain, by their previous numbers.
-    lost: its rows of which nothing remains.
-    left_out: the reasons of responses that were removed, where no lost row counts them.
-    """
+    """The remainder of a comparison."""
 
     row: TokenizedComparison | None
+    """The comparison, under the id of the first of its rows that remains; None: nothing remains."""
     responses: Sequence[int] = ()
+    """The responses that remain, by their previous numbers."""
     lost: tuple[Dropped, ...] = ()
+    """Rows of which nothing remains."""
     left_out: tuple[str, ...] = ()
+    """Reasons of responses that were removed, where no lost row counts them."""
 
 
 def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
@@ -153,12 +151,9 @@ def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
 
 
 class Encoder:
-    """Comparisons to tokens.
+    """Encodes comparisons, with a tokenizer that `load_tokenizer` or `prepared` returned.
 
-    Args:
-        tokenizer: one that `load_tokenizer` or `prepared` returned.
-        policy: what becomes of long sequences.
-        allow_rewritten: keep responses that the chat template changes.
+    `allow_rewritten` keeps responses that the chat template changes.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, policy: LengthPolicy, allow_rewritten: bool = False) -> None:
@@ -167,13 +162,9 @@ class Encoder:
         self.edges = self.texts.edges
 
     def encode(self, comparisons: Sequence[Comparison]) -> list[Checked]:
-        """Return the tokens of each comparison with the responses that can be trained on, in the order given.
+        """Return the tokens of each comparison with the responses that can be trained on; some hundreds at once are fastest.
 
-        `prompt_length` counts the tokens before the first token of a response's own text: the rendered prompt and the text that
-        announces a reply.
-
-        Args:
-            comparisons: a batch, some hundreds to thousands: its texts are encoded in one call.
+        `prompt_length` counts the tokens before a response's own text: the rendered prompt and the text that announces a reply.
 
         Raises:
             DataError: the template fails on a row, or `overlong: error` and rows are too long.
@@ -210,9 +201,7 @@ class Encoder:
         return self._checked(with_faults, LengthPolicy(self.policy.max_length, None, overlong))
 
     def encode_for_scoring(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """Return the tokens of each row with all its responses, and whether some of them were cut.
-
-        `prompt_length` is `prefix_length`: where a response begins does not matter to its reward.
+        """Return the tokens of each row with all its responses, and whether some were cut. `prompt_length` is just `prefix_length`.
 
         Raises:
             DataError: the template fails on a row, or a response is too long; the row is named.
@@ -232,11 +221,7 @@ class Encoder:
         return comparisons, are_cut
 
     def encode_conversations(self, conversations: Sequence[Conversation], ids: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the tokens of whole conversations, whatever their length, each ending in its end token.
-
-        Raises:
-            DataError: the template fails on one; it is named by its row id.
-        """
+        """Return the tokens of whole conversations, whatever their length; raises DataError, with the row id, where the template fails."""
         texts = render_all(conversations, self.tokenizer, ids)
         return [row.sequences[0] for row in self.texts.encode([Rendered([text]) for text in texts])]
 
