@@ -27,7 +27,7 @@ from rmtrain.data.comparison import (
 )
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select
-from rmtrain.data.text.tokenize import Encoder, LengthPolicy
+from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Data, Source

@@ -37,8 +37,7 @@ SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
     """Stream the rows of a source with their numbers, counted from 0.
 
-    A relative path is relative to the current directory. A path that does not exist is taken as a Hub id if it looks like one. `meter`
-    shows how much has been read. Errors are raised when the first row is asked for, or later.
+    A path that does not exist is taken as a Hub id if it looks like one. Errors are raised when rows are read, not before.
 
     Raises:
         DataError: a dataset, file or split that is missing or cannot be read.
@@ -51,11 +50,7 @@ def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[
 
 
 def is_on_hub(source: Source) -> bool:
-    """Return whether the path is a Hub id rather than a file or directory.
-
-    Raises:
-        DataError: the path does not exist and cannot be a Hub id.
-    """
+    """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
     if Path(source.path).expanduser().exists():
         return False
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
@@ -281,10 +276,9 @@ def hook_of(source: Source) -> Hook:
 
 @cache
 def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
-    """Return the function of a hook, from the bytes that were read with the recipe. No search path changes, and nothing is written.
+    """Return a function from the bytes that were read with the recipe, which changes no search path and writes nothing.
 
-    Raises:
-        RecipeError: running the file fails, or it has no such function.
+    Raises RecipeError where running the file fails, or it has no such function.
     """
     module = ModuleType(f"prepare_{hashlib.sha256(code).hexdigest()[:16]}")
     module.__file__ = file
@@ -315,11 +309,7 @@ PACKAGES = ("rmtrain", "transformers", "tokenizers")
 
 
 def fingerprint(source: Source) -> str:
-    """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset.
-
-    Raises:
-        DataError: see `read_rows`.
-    """
+    """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset."""
     if is_on_hub(source):
         builder = _hub_builder(source)
         parts = [source.path, builder.config_id, builder.hash, source.split]

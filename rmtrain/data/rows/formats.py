@@ -1,11 +1,16 @@
-"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), tokenized."""
+"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), tokenized.
+
+The preferences come from labels, scores and margins: the better of two candidates, the pairs among scored responses, and by how much.
+"""
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from hashlib import blake2b
+from itertools import combinations, groupby, pairwise, product
+from typing import Any, NamedTuple
 
 from rmtrain.data.comparison import (
     Adapted,
@@ -18,11 +23,23 @@ from rmtrain.data.comparison import (
     dropped,
 )
 from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
-from rmtrain.data.rows.labels import DIGITS, judge, margin_of, preferences
-from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, kind_of, require_cell, to_number
+from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_blank, kind_of, require_cell, to_number
 from rmtrain.data.rows.readers import Row
+from rmtrain.recipe.preference_labels import (
+    IndexLabel,
+    Label,
+    OneHotLabel,
+    Outcome,
+    ScoresLabel,
+    SignLabel,
+    ValueLabel,
+    label_text,
+)
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
+SHOWN_CHARACTERS = 40
+DIGITS = 9
+"""Decimals that differences of scores are rounded to, so that 0.3 - 0.1 is 0.2."""
 TIE = "tie"
 TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
@@ -33,10 +50,7 @@ TOKEN_COLUMNS = (
 def adapt(row: Row, row_id: str, source: Source) -> Adapted:
     """Return the comparison of a row, or why it is dropped; a `Candidate` for a row that is one response of a group.
 
-    Args:
-        row: the row.
-        row_id: the tag of its source and its number there, `tag:12`.
-        source: the names of its columns.
+    `row_id` is the tag of the source and the row's number there, `tag:12`.
     """
     try:
         match source:
@@ -57,10 +71,8 @@ def adapt(row: Row, row_id: str, source: Source) -> Adapted:
 def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
     """Return the comparison of a pair, chosen responses first."""
     chosen, rejected = (_listed(row, column, source) for column in (source.chosen, source.rejected))
-    prompt, cells = read_prompt(row, source), [*chosen, *rejected]
-    prompt.refuse_repeated(cells)
-    conversations = [prompt.conversation(cell) for cell in cells]
-    edges = product(range(len(chosen)), range(len(chosen), len(cells)))
+    conversations = read_prompt(row, source).conversations([*chosen, *rejected])
+    edges = product(range(len(chosen)), range(len(chosen), len(conversations)))
     pair = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source, row_id)
     margin = margin_of(row, source.number_columns, source.margin_default)
     return replace(pair, preferences=tuple(replace(edge, margin=margin) for edge in pair.preferences)) if margin else pair
@@ -81,9 +93,7 @@ def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     if outcome == TIE and source.tie != "half":
         raise BadRow(TIE, "the label says that neither is better")
     cells = [read_response(row, column, source) for column in (source.a, source.b)]
-    prompt = read_prompt(row, source)
-    prompt.refuse_repeated(cells)
-    conversations = [prompt.conversation(cell) for cell in (reversed(cells) if outcome == "b" else cells)]
+    conversations = read_prompt(row, source).conversations(cells[::-1] if outcome == "b" else cells)
     if outcome == TIE:
         return assemble(conversations, [Preference(0, 1, probability=0.5)], source, row_id)
     compared = assemble(conversations, [Preference(0, 1)], source, row_id)
@@ -92,6 +102,117 @@ def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     if margin == math.inf:
         raise BadRow("bad_margin", "the difference of the scores is infinite")
     return replace(compared, preferences=(Preference(0, 1, margin),))
+
+
+class Verdict(NamedTuple):
+    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither."""
+
+    outcome: Outcome
+    strength: float = 0.0
+
+
+def judge(row: Row, label: Label) -> Verdict:
+    """Read the label of a row; raises BadRow `no_label` (null or missing) or `unknown_label` (a value that the recipe does not name)."""
+    gap: float
+    positive: Outcome
+    match label:
+        case ValueLabel():
+            return Verdict(_majority(row, label.columns, label.outcomes, f"one of {', '.join(label.values)}, see label.values"))
+        case IndexLabel():
+            names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
+            return Verdict(_majority(row, (label.column,), names, " or ".join(names)))
+        case OneHotLabel():
+            return Verdict(_one_hot(row, label))
+        case SignLabel():
+            gap, positive = _number(row, label.column), label.positive
+        case ScoresLabel():
+            gap = round(_number(row, label.a) - _number(row, label.b), DIGITS)
+            positive = "b" if label.lower_is_better else "a"
+    if gap == 0:
+        return Verdict("tie")
+    negative: Outcome = "b" if positive == "a" else "a"
+    return Verdict(positive if gap > 0 else negative, abs(gap))
+
+
+def _majority(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome], expected: str) -> Outcome:
+    """Return the outcome with more than half of the votes that were given, or a tie."""
+    votes: Counter[Outcome] = Counter()
+    for column in columns:
+        cell = find_cell(row, column)
+        if is_blank(cell):
+            continue
+        vote = outcomes.get(label_text(cell))
+        if vote is None:
+            raise _unknown(column, cell, expected)
+        votes[vote] += 1
+    if not votes:
+        raise _no_label(*columns)
+    outcome, count = votes.most_common(1)[0]
+    return outcome if 2 * count > votes.total() else "tie"  # two of four votes decide nothing
+
+
+def _one_hot(row: Row, label: OneHotLabel) -> Outcome:
+    columns: dict[Outcome, str | None] = {"a": label.a, "b": label.b, "tie": label.tie}
+    outcomes: dict[Outcome, str] = {}
+    for outcome, column in columns.items():
+        cell = None if column is None else find_cell(row, column)
+        if column is None or is_blank(cell):
+            continue
+        text = label_text(cell)
+        if text not in ("0", "1", "false", "true"):
+            raise _unknown(column, cell, "0, 1, true or false")
+        if text in ("1", "true"):
+            outcomes[outcome] = column
+    if not outcomes:
+        raise BadRow("no_label", f"none of {', '.join(label.columns)} is set")
+    if len(outcomes) > 1:
+        raise BadRow("unknown_label", f"{' and '.join(outcomes.values())} are set; expected one")
+    return next(iter(outcomes))
+
+
+def _number(row: Row, column: str) -> float:
+    cell = find_cell(row, column)
+    number = to_number(cell)
+    if number is None:
+        raise _no_label(column) if is_blank(cell) else _unknown(column, cell, "a finite number")
+    return number
+
+
+def _no_label(*columns: str) -> BadRow:
+    return BadRow("no_label", f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} null, empty or missing")
+
+
+def _unknown(column: str, cell: Any, expected: str) -> BadRow:
+    return BadRow("unknown_label", f"{column} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
+
+
+def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
+    """Return the margin of a row, finite and not negative; raises BadRow `bad_margin`.
+
+    Args:
+        row: the row.
+        columns: none, for a margin of 0; the column of the margin; or the score columns of the better response and of the other.
+        default: the margin where a cell is null or missing; None: that is an error.
+    """
+    if not columns:
+        return 0.0
+    values: list[float] = []
+    for column in columns:
+        cell = find_cell(row, column)
+        if cell is None:
+            continue
+        number = None if isinstance(cell, str) else to_number(cell)
+        if number is None:
+            raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:SHOWN_CHARACTERS]!r}")
+        values.append(number)
+    if len(values) < len(columns):
+        if default is None:
+            raise BadRow("bad_margin", f"no number in {' or '.join(columns)}; set margin_default, or remove the row")
+        return default
+    margin = values[0] if len(values) == 1 else values[0] - values[1]
+    if not 0 <= margin < math.inf:
+        raise BadRow("bad_margin", f"expected at least 0, got {margin:g}")
+    return margin
 
 
 def _ranked(row: Row, source: RankedSource, row_id: str) -> Comparison:
@@ -163,15 +284,7 @@ def compare_scored(
 ) -> Comparison:
     """Return the comparison of the responses that have a preference, the best first.
 
-    Args:
-        conversations: each ends with a response; no two are equal.
-        scores: the score of each.
-        source: its policy.
-        row_id: the id of the comparison.
-        rows: the id of the row of each response, where they come from several.
-
-    Raises:
-        BadRow: there is no preference (see `preferences`), or the conversations make no comparison (see `assemble`).
+    No two conversations are equal. `rows` are the ids of their rows, where each has its own. Raises BadRow as `preferences` and `assemble`.
     """
     edges = preferences(scores, source, row_id)
     used = {number for edge in edges for number in (edge.winner, edge.loser)}
@@ -179,28 +292,64 @@ def compare_scored(
     # response 0 is the best one, as in a pair
     order = sorted(used, key=lambda number: (sign * scores[number], number))
     place = {number: rank for rank, number in enumerate(order)}
-    moved = [
-        replace(
-            edge,
-            winner=place[edge.winner],
-            loser=place[edge.loser],
-            rows=(rows[edge.winner], rows[edge.loser]) if rows else (),
-        )
-        for edge in edges
-    ]
+    moved = []
+    for edge in edges:
+        its_rows = (rows[edge.winner], rows[edge.loser]) if rows else ()
+        moved.append(replace(edge, winner=place[edge.winner], loser=place[edge.loser], rows=its_rows))
     return assemble([conversations[number] for number in order], moved, source, row_id)
+
+
+def preferences(scores: Sequence[float], source: RankedSource, name: str) -> tuple[Preference, ...]:
+    """Return the preferences that the source's policy makes of finite scores, those of the best responses first.
+
+    `max_pairs` draws by `name`, the row id. Raises BadRow `tie` (all are equal), `below_min_gap` (none differ enough) or `bad_margin` (a
+    difference is infinite).
+    """
+    pairs = _pairs(scores, source)
+    if not pairs:
+        raise BadRow("tie", f"all {len(scores)} responses have the score {scores[0]:g}")
+    gaps = {(winner, loser): round(abs(scores[winner] - scores[loser]), DIGITS) for winner, loser in pairs}
+    if source.min_gap is not None:
+        pairs = [pair for pair in pairs if gaps[pair] >= source.min_gap]
+        if not pairs:
+            largest = max(gaps.values())
+            raise BadRow("below_min_gap", f"the largest difference of scores is {largest:g}, less than {source.min_gap:g}")
+    if source.margin_from_score and math.inf in gaps.values():
+        raise BadRow("bad_margin", "the difference of two scores is infinite")
+    if source.max_pairs is not None and len(pairs) > source.max_pairs:
+        # drawn by hash, so that a row keeps its pairs wherever it is read
+        hashes = {pair: blake2b(f"{name} {pair[0]} {pair[1]}".encode()).digest() for pair in pairs}
+        drawn = set(sorted(pairs, key=hashes.__getitem__)[: source.max_pairs])
+        pairs = [pair for pair in pairs if pair in drawn]
+    return tuple(Preference(*pair, gaps[pair] if source.margin_from_score else 0.0) for pair in pairs)
+
+
+def _pairs(scores: Sequence[float], source: RankedSource) -> list[tuple[int, int]]:
+    """Return pairs of responses with different scores, the better one first; among equal bests or worsts, the first one listed."""
+    numbers = sorted(range(len(scores)), key=lambda number: scores[number], reverse=not source.lower_is_better)
+    levels = [list(level) for _, level in groupby(numbers, key=lambda number: scores[number])]
+    if len(levels) == 1:
+        return []
+    match source.policy:
+        case "best_worst":
+            return [(levels[0][0], levels[-1][0])]
+        case "best_vs_rest":
+            return [(levels[0][0], worse) for level in levels[1:] for worse in level]
+        case "adjacent":
+            return [pair for better, worse in pairwise(levels) for pair in product(better, worse)]
+        case "all":
+            return [pair for better, worse in combinations(levels, 2) for pair in product(better, worse)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate(Comparison):
-    """A row that is one response, without preferences yet: it is compared with the others of its `group` (a JSON text).
-
-    Until then its prompt is all but its last message. `named_prompt` is the explicit prompt of the row, if it has one.
-    """
+    """A row that is one response, to be compared with the others of its group. Until then its prompt is all but its last message."""
 
     group: str
+    """The cell of `group_by`, as JSON."""
     score: float
     named_prompt: Turns
+    """The explicit prompt of the row, if it has one."""
 
     @property
     def turns(self) -> Turns:

@@ -18,10 +18,9 @@ from rmtrain.data.comparison import (
     response_hashes,
     rows_of,
 )
-from rmtrain.data.rows.conversation import ResponseKey, response_key, text_of
+from rmtrain.data.rows.conversation import ResponseKey, merged, response_key, text_of
 from rmtrain.data.rows.dataset import read_rows
 from rmtrain.data.rows.formats import Candidate, compare_scored
-from rmtrain.data.rows.labels import merged
 from rmtrain.data.rows.readers import ReadMeter
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, check_rows, content_key, drawn, is_limited, select
 from rmtrain.recipe.schema import RankedSource, Source, TextSource
@@ -51,14 +50,17 @@ def no_progress(reading: Reading) -> None:
     """Report nothing."""
 
 
+def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        yield batch
+
+
 def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[RawBatch | list[Adapted]]:
     """Yield all rows of a source in batches: raw ones, to be selected and adapted by any process; or comparisons where rows are grouped.
 
     `dedup` and `cap` are left to the process that sees all raw batches in order; comparisons that were grouped have passed them. `progress`
-    is called while rows are grouped, before the first batch is yielded.
-
-    Raises:
-        DataError: a source that cannot be read, or, where rows are grouped, see `select`.
+    is called while rows are grouped, before the first batch is yielded. Raises DataError as `read_rows` and `select`.
     """
     # the rows of a group may be anywhere in the source, so that one process has to see all of them
     by_prompt = isinstance(source, TextSource) and source.group_by_prompt
@@ -69,11 +71,7 @@ def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[R
 
 
 def load_comparisons(source: Source, progress: Progress = no_progress) -> Iterator[list[Adapted]]:
-    """Yield all rows of a source in batches, each a comparison or dropped, as the recipe selects them; none are grouped by prompt.
-
-    Raises:
-        DataError: a source that cannot be read, or see `select`.
-    """
+    """Yield the same as comparisons and dropped rows, selected but not grouped by prompt; raises DataError as `read_rows` and `select`."""
 
     def selections() -> Iterator[Selection]:
         read = 0
@@ -98,12 +96,6 @@ def _raw_batches(source: Source) -> Iterator[RawBatch]:
         # a limit may end a large file early, and the file may end before its limit
         share = max(meter.share or 0.0, read / source.limit) if source.limit else meter.share
         yield RawBatch(source, rows, is_first, share)
-
-
-def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
 
 
 def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:

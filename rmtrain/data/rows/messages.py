@@ -86,11 +86,7 @@ def kind_of(value: Any) -> str:
 
 
 def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
-    """Return a cell unchanged or, with `messages.decode_json`, the JSON value of its text; an empty text is null.
-
-    Raises:
-        BadRow: `not_json`, naming the column.
-    """
+    """Return a cell or, with `messages.decode_json`, the JSON value of its text (null for an empty one); raises BadRow `not_json`."""
     if not settings.decode_json or not isinstance(cell, str):
         return cell
     if not cell.strip():
@@ -128,14 +124,8 @@ UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "fu
 def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
     """Return the messages of a cell; empty system messages are left out.
 
-    Args:
-        cell: text, a message, a list of messages, or a list of texts, which are turns of the same role.
-        column: the cell's name, for the error.
-        settings: names of keys and roles, and whether text is a transcript.
-        role: the role of plain text.
-
-    Raises:
-        BadRow: the cell is none of these.
+    A cell is text, with the role `role`; a list of such texts, which are turns; a message, or a list of messages. Raises BadRow, naming the
+    column, for any other.
     """
     if isinstance(cell, str):
         if not cell.startswith(TRANSCRIPT_START):
@@ -238,8 +228,7 @@ def _further_keys(item: dict[str, Any], column: str, settings: Messages) -> Mess
 def tool_calls(calls: Any) -> list[dict[str, Any]]:
     """Return calls with their arguments as an object; arguments as JSON text, as the OpenAI API has them, are decoded.
 
-    Raises:
-        ValueError: not a list of calls, each with the name of a function, directly or under `function`.
+    Raises ValueError unless each call has the name of a function, directly or under `function`.
     """
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError("expected a list of objects")

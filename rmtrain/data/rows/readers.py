@@ -89,10 +89,7 @@ def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
     """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line, for `parse`, or, in `.json`, one array of objects.
 
     Repeated keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and values that are not objects make a row `Malformed`;
-    reading continues with the next one.
-
-    Raises:
-        DataError: an array that is not valid JSON as a whole (with line and column), or a damaged archive.
+    reading continues with the next one. Raises DataError for an array that is not valid JSON as a whole, or a damaged archive.
     """
     try:
         with open_bytes(path, meter) as stream:
@@ -210,9 +207,7 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
     """Read a comma-separated UTF-8 file with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
 
     Cells of the columns `numbers` become numbers; an empty one None, and one that is not a number stays text, for the caller to refuse.
-
-    Raises:
-        DataError: invalid quoting, a repeated column name, or invalid UTF-8.
+    Raises DataError for invalid quoting, a repeated column name, or invalid UTF-8.
     """
 
     def number(cell: str) -> float | str | None:

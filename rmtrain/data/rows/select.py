@@ -37,14 +37,11 @@ class RawBatch:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The selected rows of a batch.
-
-    rows: comparisons and dropped rows.
-    groups: by row id, 64 bits of the cell that `cap` counts by; empty without `cap`.
-    """
+    """The selected rows of a batch: comparisons and dropped ones."""
 
     rows: list[Adapted]
     groups: Mapping[str, int] = field(default_factory=dict)
+    """By row id, 64 bits of the cell that `cap` counts by; empty without `cap`."""
 
 
 def select(batch: RawBatch) -> Selection:
@@ -124,11 +121,7 @@ def _check_columns(
 
 
 def check_rows(rows: Sequence[Adapted], source: Source) -> None:
-    """Refuse rows that cannot be dropped without changing the meaning of the recipe.
-
-    Raises:
-        DataError: naming the first rows with margins that are not finite numbers of at least 0, or with ties under `tie: error`.
-    """
+    """Raise DataError for rows that cannot be dropped without changing the meaning of the recipe: bad margins, ties under `tie: error`."""
     margins = [row for row in rows if isinstance(row, Dropped) and row.reason == "bad_margin"]
     # a margin is the user's own number: to drop or to clip it would train on something else than asked for
     if margins:
@@ -155,13 +148,9 @@ def _check_first(rows: Sequence[Adapted], source: Source) -> None:
 
 
 def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:
-    """Test a row against all conditions, in their order.
+    """Test a row against all conditions, in their order. Null passes `is_not` only.
 
-    Cells of CSV files are text, so text that spells a number, `true` or `false` equals that value where the condition has one. Null passes
-    `is_not` only.
-
-    Raises:
-        BadRow: `filtered` where a condition does not hold; `missing_column` or `not_a_number` where it cannot be decided.
+    Raises BadRow `filtered` where a condition does not hold, `missing_column` or `not_a_number` where it cannot be decided.
     """
     for condition in conditions:
         cell = require_cell(row, condition.column)
@@ -188,6 +177,7 @@ def _holds(cell: Any, criterion: Criterion, column: str) -> bool:
 
 
 def _same(cell: Any, value: Any) -> bool:
+    # cells of CSV files are text: one that spells a number, true or false equals that value
     if isinstance(cell, str) and isinstance(value, bool):
         return cell.strip().lower() == str(value).lower()
     if isinstance(cell, str) and not isinstance(value, str):
@@ -226,9 +216,6 @@ class Limits:
 
     Contents and values are known by 64 bits each: the chance that any two of ten million different comparisons have the same key is 3 in
     a million. A key takes about 100 bytes of memory: 1 GB for ten million rows.
-
-    Args:
-        source: the source whose `dedup` and `cap` apply.
     """
 
     def __init__(self, source: Source) -> None:
@@ -238,12 +225,9 @@ class Limits:
         self._groups: dict[str, Counter[int]] = defaultdict(Counter)
 
     def problem(self, split: str, content: int, group: int) -> BadRow | None:
-        """Return why a comparison is dropped, if it is. All comparisons of a source must come by here, in order.
+        """Return why a comparison of a split is dropped, if it is. All comparisons of the source must come by here, in order.
 
-        Args:
-            split: the split it goes to.
-            content: its `content_key`.
-            group: its entry in `Selection.groups`.
+        `content` is its `content_key`, `group` its entry in `Selection.groups`.
         """
         if self.source.dedup:
             if content in self._contents[split]:

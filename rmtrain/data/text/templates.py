@@ -255,15 +255,8 @@ def render_all(
 ) -> list[str]:
     """Return the text of each conversation under the tokenizer's chat template, rendered in transformers' sandbox.
 
-    Args:
-        conversations: messages, none empty.
-        tokenizer: one whose `chat_template` is set.
-        ids: a row id for each conversation, for errors.
-        add_generation_prompt: end with the text that announces a reply.
-        seconds: time limit for all of them together. It applies in the main thread only, where Python delivers alarms.
-
-    Raises:
-        DataError: the template fails on a row, takes too long or writes too much.
+    `add_generation_prompt` adds the text that announces a reply. `seconds` limits the time of all together, in the main thread only, where
+    Python delivers alarms. Raises DataError, with the row id, where the template fails, takes too long or writes too much.
     """
 
     def apply(batch: Sequence[Conversation]) -> list[str]:
