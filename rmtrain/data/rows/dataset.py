@@ -94,10 +94,9 @@ def _hub_builder(source: Source) -> "DatasetBuilder":
 
 
 def _is_cached(builder: "DatasetBuilder") -> bool:
-    """Return whether a builder reads the cache, because the Hub cannot be reached or HF_HUB_OFFLINE is set."""
     from datasets.packaged_modules.cache.cache import Cache
 
-    return isinstance(builder, Cache)
+    return isinstance(builder, Cache)  # the Hub cannot be reached, or HF_HUB_OFFLINE is set
 
 
 @contextmanager
@@ -146,7 +145,7 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
 
         yield from read_dataset(load_from_disk(str(folder)), meter)
         return
-    files = data_files(source)
+    files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
@@ -154,15 +153,11 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
         yield from read_file(file, frozenset(source.number_columns), meter)
 
 
-def data_files(source: Source) -> list[Path]:
+def _data_files(source: Source) -> list[Path]:
     """Return the local files of a source's split, sorted.
 
     In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
     the name of a folder that contains it.
-
-    Raises:
-        DataError: no such file or split.
-        RecipeError: a key that only applies to a Hub dataset or a directory.
     """
     path = Path(source.path).expanduser()
     _refuse_keys(source, "name", "revision")
@@ -245,9 +240,7 @@ Number = int | str
 def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
     """Yield the rows that the `prepare` function returns for a row: one, several, or none. Its prints go to stderr.
 
-    Raises:
-        DataError: the function fails on the row, or returns anything but a dict, a list of dicts or None.
-        RecipeError: the function does not exist.
+    Raises DataError where it fails or returns anything but a dict, a list of dicts or None, and RecipeError where it does not exist.
     """
     hook = hook_of(source)
     function = load_function(hook.code, hook.function, str(hook.file))
@@ -317,7 +310,7 @@ def fingerprint(source: Source) -> str:
         folder = _saved_dataset(source)
         saved = sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json")) if folder else None
         try:
-            parts = [sha256_file(file) for file in saved or data_files(source)]
+            parts = [sha256_file(file) for file in saved or _data_files(source)]
         except OSError as error:
             raise DataError(f"{source.title}: {error.filename} cannot be read: {error.strerror}") from error
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -114,10 +114,8 @@ def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[
 
 
 def _in_groups(rows: Iterable[Adapted], key_of: Callable[[Adapted], Hashable]) -> Iterable[list[Adapted]]:
-    """Return rows with equal keys together, in the place of the first of them; a row whose key is None is alone.
-
-    All rows are held in memory: the last may belong to the first.
-    """
+    """Return rows with equal keys together, in the place of the first of them; a row whose key is None is alone."""
+    # all rows are held in memory: the last may belong to the first
     groups: dict[Hashable, list[Adapted]] = {}
     for row in rows:
         key = key_of(row)
@@ -127,15 +125,14 @@ def _in_groups(rows: Iterable[Adapted], key_of: Callable[[Adapted], Hashable]) -
 
 def _compare_groups(selections: Iterable[Selection], source: RankedSource) -> Iterator[Selection]:
     """Yield the same rows, but each group of candidates as a comparison, in the place of its first row. All are read first."""
+    rows: list[Adapted] = []
     groups: dict[str, int] = {}
-
-    def rows() -> Iterator[Adapted]:
-        for selection in selections:
-            groups.update(selection.groups)
-            yield from selection.rows
+    for selection in selections:
+        rows += selection.rows
+        groups.update(selection.groups)
 
     def compared() -> Iterator[Adapted]:
-        for group in _in_groups(rows(), lambda row: row.group if isinstance(row, Candidate) else None):
+        for group in _in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
             candidates = [row for row in group if isinstance(row, Candidate)]
             yield from _compare(candidates, source) if candidates else group
 
@@ -178,10 +175,7 @@ def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
     """Yield the rows, comparisons with exactly equal prompts as one, in the place and under the id of the first of them.
 
     The result has each different response once, and the preferences of all its rows, each with its margin. A preference that several rows
-    state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone.
-
-    Args:
-        rows: comparisons, and anything else, which is passed through. All are held in memory: the last row may belong to the first.
+    state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone; other rows pass through.
     """
     for group in _in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
         comparisons = [row for row in group if isinstance(row, Comparison)]

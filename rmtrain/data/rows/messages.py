@@ -111,6 +111,8 @@ ALIASES = {
     "tool": ("function", "observation", "ipython"),
 }
 ROLES = {name: role for role, aliases in ALIASES.items() for name in (role, *aliases)}
+SHAREGPT_KEYS = {"role": "from", "content": "value"}
+"""Keys that are understood in place of the usual ones."""
 TRANSCRIPT_START = "\n\nHuman:"
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
 CALL = "tool_calls"
@@ -164,24 +166,22 @@ def split_transcript(text: str) -> Turns:
 def _message(item: Any, column: str, settings: Messages) -> Message:
     if not isinstance(item, dict):
         raise BadRow("not_messages", f"{column} contains {kind_of(item)}; expected messages")
-    name = _value(item, settings.role_key, "from" if settings.role_key == "role" else None, column)
+    name = _value(item, settings.role_key, column)
     role = (settings.roles.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
     if role is None:
         raise BadRow("unknown_role", f"{column}: unknown role {str(name)[:40]!r}; map it in messages.roles")
-    calls, alias = item.get(CALL), "value" if settings.content_key == "content" else None
-    may_lack_content = calls and settings.content_key not in item and alias not in item
-    content = None if may_lack_content else _value(item, settings.content_key, alias, column)
+    calls, key = item.get(CALL), settings.content_key
+    may_lack_content = calls and key not in item and SHAREGPT_KEYS.get(key, key) not in item
+    content = None if may_lack_content else _value(item, key, column)
     more = _further_keys(item, column, settings) if len(item) > 2 or calls else {}
     text = "" if content is None and CALL in more else _text(content, column)
     return {"role": role, "content": text, **more}
 
 
-def _value(item: dict[str, Any], key: str, alias: str | None, column: str) -> Any:
-    """Return a value by its key or by an alias, the name that ShareGPT has for it."""
-    if key in item:
-        return item[key]
-    if alias is not None and alias in item:
-        return item[alias]
+def _value(item: dict[str, Any], key: str, column: str) -> Any:
+    for name in (key, SHAREGPT_KEYS.get(key, key)):
+        if name in item:
+            return item[name]
     raise BadRow("not_messages", f'{column}: a message has no "{key}"; it has: {", ".join(map(str, item))}')
 
 

@@ -205,10 +205,10 @@ def drawn(rows: Sequence[Adapted], source: Source) -> list[Adapted]:
     return result
 
 
-def is_drawn(hash_of_prompt: int, fraction: float | None) -> bool:
+def is_drawn(hash_of_prompt: int, fraction: float) -> bool:
     """Return whether a prompt belongs to the share that is used; this is independent of whether it is held out."""
     # hashed again: with the same hash, a fraction of 0.1 would be the prompts that holdout: 0.1 takes
-    return fraction is None or _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
+    return _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
 
 
 class Limits:

@@ -228,16 +228,7 @@ Conversation = Sequence[Message]
 
 MAX_TEXT_CHARACTERS = 16 * 2**20
 MAX_SECONDS = 60.0
-TEMPLATE_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
+RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError, RecursionError)
 CALL_PROBE = "tool-call-probe"
 
 
@@ -261,20 +252,19 @@ def render_all(
 
     def apply(batch: Sequence[Conversation]) -> list[str]:
         listed = [list(conversation) for conversation in batch]
-        result = tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt)
-        return list(result)
+        return list(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt))
 
     if not conversations:
         return []
     with _time_limit(seconds):
         try:
             texts = apply(conversations)
-        except TEMPLATE_ERRORS:
+        except RENDER_ERRORS:
             texts = []
             for conversation, row_id in zip(conversations, ids, strict=True):  # one at a time, to find the row
                 try:
                     texts += apply([conversation])
-                except TEMPLATE_ERRORS as error:
+                except RENDER_ERRORS as error:
                     message = " ".join(str(error).split())[:300]
                     raise DataError(f"{row_id}: the chat template failed: {type(error).__name__}: {message}") from error
     for text, row_id in zip(texts, ids, strict=True):
