@@ -1,16 +1,16 @@
 """Comparisons to tokens: the one render-and-encode path of preprocess, train, eval and score, with its length policy.
 
-Most tokenizers split a text into words before they look for tokens. For those, the tokens of each different word are computed once, which
-encodes the HH rows in 0.3 s instead of 0.7 s. For any other tokenizer, texts are encoded whole. The tokens are the same either way.
+Responses share their prompt, and most words occur again and again. Most tokenizers split a text into words before they look for tokens:
+for those, the tokens of each different word are computed once, which encodes the HH rows in 0.24 s instead of 0.77 s. For any other
+tokenizer, texts are encoded whole. The tokens are the same either way.
 """
 
 import json
 import re
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -131,25 +131,23 @@ class TextEncoder:
         """Return the tokens of each comparison. The tokenizer is called once, so some hundreds of rows at a time are fastest."""
         if self.pattern is None:
             return self._encode_whole(rows)
-        split = {text: self.pattern.findall(text) for row in rows for text in row.texts}
-        known = self._learn(chain.from_iterable(split.values()))
+        halved = [_halves(row) for row in rows]
+        pieces = {half: self.pattern.findall(half) for halves in chain.from_iterable(halved) for half in halves}
+        known = self._learn(chain.from_iterable(pieces.values()))
+        tokens = {half: b"".join(map(known.__getitem__, found)) for half, found in pieces.items()}
         encoded = []
-        for row in rows:
-            wholes = [b"".join((self.before, *map(known.__getitem__, split[text]), self.after)) for text in row.texts]
-            begin = None if row.begin is None else self._begin(split[row.texts[row.begin[0]]], row.begin[1], known)
+        for row, texts in zip(rows, halved, strict=True):
+            wholes = [b"".join((self.before, *map(tokens.__getitem__, halves), self.after)) for halves in texts]
+            begin = None
+            if row.begin is not None:
+                number, position = row.begin
+                *head, last = texts[number]  # the response begins in the first word of the last half
+                word = WORDS.match(last)
+                inside = self._token_at(word[0], position - sum(map(len, head))) if word else None
+                before = len(self.before) + sum(len(tokens[half]) for half in head)
+                begin = None if inside is None else before // TOKEN_BYTES + inside
             encoded.append(Encoded([np.frombuffer(whole, np.int32) for whole in wholes], begin))
         return encoded
-
-    def _begin(self, pieces: Sequence[str], position: int, known: Mapping[str, bytes]) -> int | None:
-        """Return the index of the token at a position of a text in pieces; None where no token is."""
-        ends = list(accumulate(map(len, pieces)))
-        number = bisect_right(ends, position)
-        if number == len(pieces):
-            return None
-        piece = self.backend.encode(pieces[number], add_special_tokens=False)
-        inside: int | None = piece.char_to_token(position - ends[number] + len(pieces[number]))
-        before = len(self.before) + sum(len(known[piece]) for piece in pieces[:number])
-        return None if inside is None else before // TOKEN_BYTES + inside
 
     def _learn(self, pieces: Iterable[str]) -> dict[str, bytes]:
         """Return the tokens of the pieces, and of others that were seen before."""
@@ -164,6 +162,10 @@ class TextEncoder:
         known.update((piece, array("i", encoding.ids).tobytes()) for piece, encoding in zip(new, encodings, strict=True))
         self.size += sum(map(len, new)) + PIECE_COST * len(new)
         return known
+
+    def _token_at(self, text: str, position: int) -> int | None:
+        token: int | None = self.backend.encode(text, add_special_tokens=False).char_to_token(position)
+        return token
 
     def _encode_whole(self, rows: Sequence[Rendered]) -> list[Encoded]:
         texts = [text for row in rows for text in row.texts]
@@ -183,6 +185,19 @@ class TextEncoder:
             encoded.append(Encoded(sequences, begin))
             first += len(row.texts)
         return encoded
+
+
+def _halves(row: Rendered) -> list[tuple[str, ...]]:
+    """Cut each text in two before the word in which the response begins: the texts share the first half. Some texts stay whole."""
+    at = 0
+    if row.begin is not None:
+        text, position = row.texts[row.begin[0]], row.begin[1]
+        at = text.rfind(" ", 0, position + 1)
+        while at > 0 and text[at - 1].isspace():
+            at = text.rfind(" ", 0, at)
+    if at <= 0:
+        return [(text,) for text in row.texts]
+    return [(text[:at], other[at:]) if other.startswith(text[: at + 1]) else (other,) for other in row.texts]
 
 
 @dataclass(frozen=True, slots=True)
