@@ -16,7 +16,7 @@ from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.comparison import Comparison, Preference, TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.tokenize import Encoder, LengthPolicy
+from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.recipe.schema import Recipe
 

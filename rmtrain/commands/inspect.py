@@ -23,7 +23,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
 from rmtrain.data.decode import Match, decoded, search
 from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
-from rmtrain.data.rows.cells import cells
+from rmtrain.data.rows.messages import cells
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Recipe

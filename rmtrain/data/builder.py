@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.artifact import SCHEMA, StoredRow, record_batch
 from rmtrain.data.comparison import (
     Adapted,
+    BadRow,
     Comparison,
     Dropped,
     TokenizedComparison,
+    dropped,
     is_held_out,
     prompt_hash,
     response_hashes,
     rows_of,
 )
-from rmtrain.data.rows.adapt import RawBatch
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
-from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, is_limited, select
-from rmtrain.data.text.tokenize import Encoder, LengthPolicy
+from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select
+from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Data, Source
@@ -52,7 +53,7 @@ class EncodedRows:
     kept: number of comparisons.
     gathered: `(row id, id of the comparison it is part of)` of rows that are part of another row's comparison.
     dropped: rows that are not used.
-    marks: the keys by which `dedup` and `cap` know the comparisons; None if the source has neither.
+    marks: the content and the group by which `dedup` and `cap` know each comparison; None if the source has neither.
     left_out: number of responses that were left out of these comparisons, by reason.
     """
 
@@ -60,21 +61,21 @@ class EncodedRows:
     kept: int
     gathered: list[tuple[str, str]]
     dropped: list[Dropped]
-    marks: Marks | None = None
+    marks: list[tuple[int, int]] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
 
-    def without(self, refused: Sequence[Dropped]) -> "EncodedRows":
-        """Return the rows with some comparisons, and all rows that are part of them, dropped."""
-        if not refused or self.stored is None:
+    def without(self, problems: Mapping[str, BadRow], source: str) -> "EncodedRows":
+        """Return the rows with the comparisons that have a problem, and all rows that are part of them, dropped."""
+        if not problems or self.stored is None:
             return self
-        problems = {row.id: row for row in refused}
         kept = [row_id not in problems for row_id in self.stored.column("id").to_pylist()]
-        parts = [replace(problems[whole], id=row_id) for row_id, whole in self.gathered if whole in problems]
+        lost = [*problems.items()]
+        lost += [(row_id, problems[whole]) for row_id, whole in self.gathered if whole in problems]
         return EncodedRows(
             stored=self.stored.filter(pa.array(kept)) if any(kept) else None,
             kept=sum(kept),
             gathered=[pair for pair in self.gathered if pair[1] not in problems],
-            dropped=[*self.dropped, *refused, *parts],
+            dropped=[*self.dropped, *(dropped(row_id, source, problem) for row_id, problem in lost)],
             left_out=self.left_out,
         )
 
@@ -121,7 +122,7 @@ class RowEncoder:
         marks = None
         if groups is not None:
             contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in stored]
-            marks = Marks(contents, [groups.get(row.comparison.id, 0) for row in stored])
+            marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
         batch = record_batch(stored) if stored else None
         return EncodedRows(batch, len(stored), gathered, dropped, marks, left_out)
@@ -184,6 +185,9 @@ def _encoded(
             if rows.marks is not None and rows.stored is not None:
                 # Here and not in the encoder: an earlier row may have been encoded by another process.
                 limit = limits.setdefault(place, Limits(task.source))
-                rows = rows.without(limit.refused(split, rows.stored.column("id").to_pylist(), rows.marks))
+                ids = rows.stored.column("id").to_pylist()
+                problems = [limit.problem(split, *mark) for mark in rows.marks]
+                refused = {row_id: problem for row_id, problem in zip(ids, problems, strict=True) if problem}
+                rows = rows.without(refused, task.source.title)
             yield split, task.source, rows
         progress(Reading(task.source.title, read[place], task.rows.share if isinstance(task.rows, RawBatch) else None))

@@ -248,7 +248,7 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
 
 
 def _content(row: Row | Line | Malformed) -> Content:
-    parsed = parse(row) if isinstance(row, Line) else row
+    parsed = parse(row)
     if not isinstance(parsed, Malformed):
         return parsed
     return row.content.decode(errors="backslashreplace") if isinstance(row, Line) else parsed.detail

@@ -11,7 +11,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
 from rmtrain.data.rows.messages import to_messages
-from rmtrain.data.text.tokenize import Encoder, LengthPolicy
+from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches

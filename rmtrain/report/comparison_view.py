@@ -7,7 +7,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.data.rows.cells import cells
+from rmtrain.data.rows.messages import cells
 from rmtrain.report.console import KeyValues, NoWrap, WrapText, escape_invisible
 from rmtrain.report.tables import Excerpt
 from rmtrain.report.text_diff import SideBySide

@@ -32,7 +32,7 @@ from rmtrain.data.prepare import (
 )
 from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading
-from rmtrain.data.text.tokenize import Encoder
+from rmtrain.data.text.encoder import Encoder
 from rmtrain.data.text.tokenizer import load_tokenizer, prepared
 from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.recipe.schema import Architecture, Data, Messages, PairSource, RankedSource, ScratchModel, TokenizedSource

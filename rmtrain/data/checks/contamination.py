@@ -10,7 +10,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import BadRow, Comparison, Turns, prompt_hash
 from rmtrain.data.rows.dataset import FORMATS, read_rows
 from rmtrain.data.rows.messages import to_messages
-from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
+from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Messages, PairSource
 
@@ -75,7 +75,7 @@ def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> list[Contami
 
 def _prompts(raw: RawRow, where: str) -> Iterator[Turns]:
     """Yield the prompt of a benchmark row, in each form in which a training row may have it."""
-    row = parse(raw) if isinstance(raw, Line) else raw
+    row = parse(raw)
     if isinstance(row, Malformed):
         raise DataError(f"{where} cannot be read: {row.detail}")
     column = next((name for name in PROMPT_COLUMNS if row.get(name)), None)

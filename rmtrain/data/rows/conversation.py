@@ -1,14 +1,13 @@
-"""Rows to conversations: find the prompt, join it with each response, split off what all share, and check roles and turns."""
+"""Rows to conversations, and conversations to a comparison: their shared prompt, checked roles and turns, and each different response."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from rmtrain.data.comparison import BadRow, Message, Turns
-from rmtrain.data.rows.cells import require_cell
-from rmtrain.data.rows.messages import CALL, decode_cell, is_turns, kind_of, to_messages
+from rmtrain.data.comparison import BadRow, Comparison, Message, Preference, Turns
+from rmtrain.data.rows.messages import CALL, decode_cell, is_turns, kind_of, require_cell, to_messages
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import PairSource, TextSource
 
@@ -18,8 +17,7 @@ FOLLOWED = {"user": ("assistant",), "assistant": ("user", "tool"), "tool": ("ass
 """The roles that each role may follow. Results of tools come between two turns of the assistant."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseCell:
+class ResponseCell(NamedTuple):
     """A response as a row has it: the name of its column or path, and the cell."""
 
     name: str
@@ -28,20 +26,20 @@ class ResponseCell:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The context of a row's responses: an explicit prompt, with the cell it was read from, and the text of a system message.
-
-    `turns` is None where the prompt is implicit: the common beginning of the responses.
-    """
+    """The context of a row's responses."""
 
     source: TextSource
     turns: Turns | None
+    """None: the prompt is implicit, the common beginning of the responses."""
     cell: Any
+    """The cell that an explicit prompt was read from."""
     system: str
+    """Text of a system message."""
 
     def conversation(self, response: ResponseCell) -> Turns:
         """Return the whole conversation of a response, ending in its reply; raises BadRow where the cell is not a response."""
         replies = to_messages(response.cell, response.name, self.source.messages, "assistant")
-        if not replies or is_empty(replies[-1]):
+        if not replies or _is_empty(replies[-1]):
             raise BadRow("empty_response", f"{response.name} ends with an empty turn")
         questions = self.turns if self.turns is not None and is_turns(self.cell) else ()
         if is_turns(response.cell) and max(len(questions), len(replies)) > 1:
@@ -53,16 +51,16 @@ class Prompt:
         else:
             whole = replies if self.turns is None else _after_prompt(self.turns, replies)
         system: Message = {"role": "system", "content": self.system}
-        needs_system = self.system.strip() and not (whole and is_same(whole[0], system))
+        needs_system = self.system.strip() and not (whole and _is_same(whole[0], system))
         return (system, *whole) if needs_system else whole
 
-    def refuse_repeated(self, responses: Sequence[ResponseCell]) -> None:
-        """Raise BadRow where the prompt is text, and every response is text that begins with it."""
+    def conversations(self, responses: Sequence[ResponseCell]) -> list[Turns]:
+        """Return the conversation of each response; raises BadRow also where all of them are texts that begin with the prompt."""
         start = self.cell.strip() if isinstance(self.cell, str) else ""
         if start and all(isinstance(response.cell, str) and response.cell.startswith(start) for response in responses):
-            raise BadRow(
-                "response_repeats_prompt", "all responses begin with the prompt; remove it from them, or set prompt: implicit"
-            )
+            detail = "all responses begin with the prompt; remove it from them, or set prompt: implicit"
+            raise BadRow("response_repeats_prompt", detail)
+        return [self.conversation(response) for response in responses]
 
 
 def read_prompt(row: Row, source: TextSource) -> Prompt:
@@ -77,7 +75,7 @@ def read_prompt(row: Row, source: TextSource) -> Prompt:
         turns = to_messages(cell, column, source.messages, "user")
         if isinstance(cell, str) and turns[-1] == {"role": "assistant", "content": ""}:  # a transcript that ends in "Assistant:"
             turns = turns[:-1]
-        if not turns or is_empty(turns[-1]):
+        if not turns or _is_empty(turns[-1]):
             raise BadRow("empty_prompt", f"{column} is empty")
     system = None if source.system is None else require_cell(row, source.system)
     if system is not None and not isinstance(system, str):
@@ -109,26 +107,26 @@ def read_response(row: Row, column: str, source: TextSource) -> ResponseCell:
 
 def _after_prompt(prompt: Turns, turns: Turns) -> Turns:
     """Return the prompt and the turns that follow it, unless the turns begin with the prompt themselves."""
+
+    def starts_with(turns: Turns, prompt: Turns) -> bool:
+        return len(turns) > len(prompt) and all(_is_same(ours, theirs) for ours, theirs in zip(prompt, turns, strict=False))
+
     has_system = bool(turns) and turns[0]["role"] == "system"
-    if _starts_with(turns, prompt) or (has_system and _starts_with(turns[1:], prompt)):
+    if starts_with(turns, prompt) or (has_system and starts_with(turns[1:], prompt)):
         return turns
-    if prompt[0]["role"] == "system" and _starts_with(turns, prompt[1:]):
+    if prompt[0]["role"] == "system" and starts_with(turns, prompt[1:]):
         return (prompt[0], *turns)
     if turns and turns[0]["role"] != "assistant":
         raise BadRow("different_prompts", "a response begins with a message that is not in the prompt column")
     return (*prompt, *turns)
 
 
-def _starts_with(turns: Turns, prompt: Turns) -> bool:
-    return len(turns) > len(prompt) and all(is_same(ours, theirs) for ours, theirs in zip(prompt, turns, strict=False))
-
-
-def is_empty(message: Message) -> bool:
+def _is_empty(message: Message) -> bool:
     """Return whether a message has neither text nor a tool call."""
     return not message["content"].strip() and CALL not in message
 
 
-def is_same(one: Message, other: Message) -> bool:
+def _is_same(one: Message, other: Message) -> bool:
     """Return whether two messages are equal, ignoring the space around their content."""
     return one == other or (one["role"] == other["role"] and text_of(one) == text_of(other))
 
@@ -142,19 +140,41 @@ def text_of(message: Message) -> str:
     return f"{content}\n{json.dumps(more, sort_keys=True, default=str)}"
 
 
-def split_prompt(conversations: Sequence[Turns], at_last_turn: bool) -> tuple[Turns, tuple[Turns, ...]]:
+ResponseKey = tuple[tuple[str, str], ...]
+
+
+def response_key(response: Turns) -> ResponseKey:
+    """Return a key that is equal for responses with the same roles and texts, ignoring the space around them."""
+    return tuple((message["role"], text_of(message)) for message in response)
+
+
+def assemble(conversations: Sequence[Turns], edges: Sequence[Preference], source: TextSource, row_id: str) -> Comparison:
+    """Return the comparison of at least two whole conversations. Equal responses are merged, and those without a preference are left out.
+
+    Raises BadRow where they answer different prompts, roles are out of order, or only equal responses are compared (`identical`).
+    """
+    prompt, responses = _split_prompt(conversations, at_last_turn=source.messages.transcript == "hh")
+    if len(responses) == 2:  # the usual case, without building the keys of all messages
+        one, other = responses
+        if len(one) != len(other) or not all(map(_is_same, one, other)):
+            return Comparison(row_id, source.title, prompt, responses, tuple(edges))
+    first: dict[ResponseKey, int] = {}
+    same_as = [first.setdefault(response_key(response), number) for number, response in enumerate(responses)]
+    moved = [replace(edge, winner=same_as[edge.winner], loser=same_as[edge.loser]) for edge in edges]
+    used, kept = pruned([edge for edge in moved if edge.winner != edge.loser])
+    if not kept:
+        raise BadRow("identical", "the responses are the same")
+    return Comparison(row_id, source.title, prompt, tuple(responses[number] for number in used), kept)
+
+
+def _split_prompt(conversations: Sequence[Turns], at_last_turn: bool) -> tuple[Turns, tuple[Turns, ...]]:
     """Split conversations into the messages that all begin with, which never include the last one, and the rest of each.
 
-    Args:
-        conversations: whole conversations.
-        at_last_turn: everything but the last message must be the prompt, as in HH transcripts.
-
-    Raises:
-        BadRow: the conversations answer different prompts, or their roles and turns are out of order.
+    With `at_last_turn`, everything but the last message must be the prompt, as in HH transcripts.
     """
     shared = 0
     for messages in zip(*(turns[:-1] for turns in conversations), strict=False):
-        if not all(is_same(messages[0], message) for message in messages):
+        if not all(_is_same(messages[0], message) for message in messages):
             break
         shared += 1
     if at_last_turn and any(len(turns) != shared + 1 for turns in conversations):
@@ -178,5 +198,22 @@ def _check_turns(prompt: Turns, response: Turns) -> None:
     begins_well = roles[0] == ("user" if len(turns) > len(response) else "assistant")
     if not begins_well or any(before not in FOLLOWED.get(role, ()) for before, role in pairwise(roles)):
         raise BadRow("role_order", f"expected user and assistant in turn, got {', '.join(roles[:NAMED_ROLES])}")
-    if any(is_empty(message) and message["role"] != "tool" for message in turns):
+    if any(_is_empty(message) and message["role"] != "tool" for message in turns):
         raise BadRow("empty_message", "a turn before the last is empty")
+
+
+def pruned(edges: Sequence[Preference]) -> tuple[list[int], tuple[Preference, ...]]:
+    """Return the responses that have a preference, in order, and the preferences renumbered to these alone, equal ones merged."""
+    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
+    place = {response: number for number, response in enumerate(used)}
+    return used, merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+
+
+def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:
+    """Merge equal preferences into one with the sum of their weights; opposite ones, and those with other margins, stay apart."""
+    by_key: dict[Preference, Preference] = {}
+    for edge in edges:
+        key = replace(edge, weight=1.0)
+        known = by_key.get(key)
+        by_key[key] = edge if known is None else replace(known, weight=known.weight + edge.weight, rows=known.rows + edge.rows)
+    return tuple(by_key.values())

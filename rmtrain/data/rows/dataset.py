@@ -1,4 +1,4 @@
-"""A source of the recipe as a stream of raw rows, from local files or from the Hub, and the fingerprints that make up a cache key.
+"""A source of the recipe: its raw rows, from local files or the Hub; its `prepare` function; the fingerprints that make up a cache key.
 
 The `datasets` library takes a second to import, in each worker process. It is only imported where a source needs it: files do without.
 """
@@ -6,20 +6,24 @@ The `datasets` library takes a second to import, in each worker process. It is o
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.rows.prepare_hook import hook_of
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Source
+from rmtrain.recipe.sources import Hook
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -33,11 +37,7 @@ SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
     """Stream the rows of a source with their numbers, counted from 0.
 
-    A relative path is relative to the current directory. A path that does not exist is taken as a Hub id if it looks like one.
-
-    Args:
-        source: the source.
-        meter: shows how much of it has been read.
+    A path that does not exist is taken as a Hub id if it looks like one. Errors are raised when rows are read, not before.
 
     Raises:
         DataError: a dataset, file or split that is missing or cannot be read.
@@ -50,11 +50,7 @@ def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[
 
 
 def is_on_hub(source: Source) -> bool:
-    """Return whether the path is a Hub id rather than a file or directory.
-
-    Raises:
-        DataError: the path does not exist and cannot be a Hub id.
-    """
+    """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
     if Path(source.path).expanduser().exists():
         return False
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
@@ -65,20 +61,16 @@ def is_on_hub(source: Source) -> bool:
 def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
     """Read a source on the Hub. With `streaming` no more is downloaded than is read; offline, cached rows are read instead."""
     builder = _hub_builder(source)
-    if source.streaming and not _is_cached(builder):
-        return _streamed_rows(source, builder)
     with _hub_errors(source):
-        builder.download_and_prepare()
-        dataset = builder.as_dataset(split=source.split or _only_split(source, list(builder.info.splits)))
-    return read_dataset(dataset, meter, dataset.num_rows)
-
-
-def _streamed_rows(source: Source, builder: "DatasetBuilder") -> Iterator[Row]:
-    if source.limit is None:
-        raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
-    with _hub_errors(source):
-        split = source.split or _only_split(source, list(builder.as_streaming_dataset()))
-        yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit))
+        if source.streaming and not _is_cached(builder):
+            if source.limit is None:
+                raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
+            split = source.split or _split_of(source, list(builder.as_streaming_dataset()))
+            yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit), meter)
+        else:
+            builder.download_and_prepare()
+            split = source.split or _split_of(source, list(builder.info.splits))
+            yield from read_dataset(builder.as_dataset(split=split), meter)
 
 
 def _hub_builder(source: Source) -> "DatasetBuilder":
@@ -102,10 +94,9 @@ def _hub_builder(source: Source) -> "DatasetBuilder":
 
 
 def _is_cached(builder: "DatasetBuilder") -> bool:
-    """Return whether a builder reads what is cached, because the Hub cannot be reached or HF_HUB_OFFLINE is set."""
     from datasets.packaged_modules.cache.cache import Cache
 
-    return isinstance(builder, Cache)
+    return isinstance(builder, Cache)  # the Hub cannot be reached, or HF_HUB_OFFLINE is set
 
 
 @contextmanager
@@ -127,8 +118,9 @@ def _hub_errors(source: Source) -> Iterator[None]:
         ) from error
 
 
-def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, count: int | None = None) -> Iterator[Row]:
-    """Read a dataset; `count` is its number of rows, where known, for `meter`."""
+def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None) -> Iterator[Row]:
+    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone."""
+    count = getattr(dataset, "num_rows", None)
     # cells of different shapes, which `datasets` stores as text and decodes only row by row
     if "Json(" in repr(dataset.features):
         return flatten(([row] for row in dataset), count, meter)
@@ -136,44 +128,36 @@ def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None =
     return flatten((table.to_pylist() for table in tables), count, meter)
 
 
-def _only_split(source: Source, splits: Sequence[str]) -> str:
-    """Return the split of a source that does not name one; raises DataError when there are several."""
-    if len(splits) == 1:
-        return splits[0]
-    raise DataError(f"{source.title}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
-
-
-def _no_such_split(source: Source, splits: Sequence[str]) -> DataError:
-    return DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+def _split_of(source: Source, splits: Sequence[str]) -> str:
+    """Return the split that a source names, or the only one there is; raises DataError where it is missing, or there are several."""
+    if source.split is not None:
+        if source.split in splits:
+            return source.split
+        raise DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+    if len(splits) != 1:
+        raise DataError(f"{source.title}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
+    return splits[0]
 
 
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
-    folder = _saved_dataset(source)
-    if folder is not None:
+    if (folder := _saved_dataset(source)) is not None:
         from datasets import load_from_disk
 
-        dataset = load_from_disk(str(folder))
-        return read_dataset(dataset, meter, dataset.num_rows)
-    return _file_rows(data_files(source), frozenset(source.number_columns), meter)
-
-
-def _file_rows(files: Sequence[Path], numbers: frozenset[str], meter: ReadMeter) -> Iterator[RawRow]:
+        yield from read_dataset(load_from_disk(str(folder)), meter)
+        return
+    files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
         meter.begin, meter.size = sum(sizes[:index]) / total, sizes[index] / total
-        yield from read_file(file, numbers, meter)
+        yield from read_file(file, frozenset(source.number_columns), meter)
 
 
-def data_files(source: Source) -> list[Path]:
-    """Return the local files of a source's split, in the order of their names.
+def _data_files(source: Source) -> list[Path]:
+    """Return the local files of a source's split, sorted.
 
     In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
     the name of a folder that contains it.
-
-    Raises:
-        DataError: no such file or split.
-        RecipeError: a key that only applies to a Hub dataset or a directory.
     """
     path = Path(source.path).expanduser()
     _refuse_keys(source, "name", "revision")
@@ -186,15 +170,12 @@ def data_files(source: Source) -> list[Path]:
         return [path]
     folder = path / (source.data_dir or "")
     files = _files_in(folder, source)
-    splits = sorted({_split_names(file, folder)[0] for file in files})
-    if source.split is None:
-        if source.data_files is None:
-            _only_split(source, splits)
+    if source.split is None and source.data_files is not None:
         return files
     chosen = [file for file in files if source.split in _split_names(file, folder)]
-    if not chosen:
-        raise _no_such_split(source, splits)
-    return chosen
+    if not chosen:  # the split is missing, or none is named, so there must be only one
+        _split_of(source, sorted({_split_names(file, folder)[0] for file in files}))
+    return chosen or files
 
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
@@ -241,18 +222,78 @@ def _saved_dataset(source: Source) -> Path | None:
     """Return the folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
     folder = Path(source.path).expanduser() / (source.data_dir or "")
     if (folder / SAVED_SPLITS).is_file():
-        names = json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"]
-        split = source.split or _only_split(source, names)
-        folder = folder / split
+        folder /= _split_of(source, json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
     elif (folder / SAVED_DATASET).is_file():
-        names = [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"]
-        split = source.split or names[0]
+        _split_of(source, [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"])
     else:
         return None
-    if split not in names:
-        raise _no_such_split(source, names)
     _refuse_keys(source, "name", "revision", "data_files")
     return folder
+
+
+MESSAGE_CHARACTERS = 200
+
+Number = int | str
+"""Number of a row in its source, from 0; rows that were made from row 12 are `12.0`, `12.1`, ..."""
+
+
+def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
+    """Yield the rows that the `prepare` function returns for a row: one, several, or none. Its prints go to stderr.
+
+    Raises DataError where it fails or returns anything but a dict, a list of dicts or None, and RecipeError where it does not exist.
+    """
+    hook = hook_of(source)
+    function = load_function(hook.code, hook.function, str(hook.file))
+    try:
+        with redirect_stdout(sys.stderr):
+            result = function(row)
+    except Exception as error:  # the user's function may raise anything
+        raise DataError(f"{source.title}:{number}: {_at_line(str(hook.file), error, f'{hook.function}: ')}") from error
+    if result is None:
+        return
+    is_list = isinstance(result, list)
+    for index, made in enumerate(result if is_list else [result]):
+        if not isinstance(made, dict):
+            returned = f"{'a list with ' if is_list else ''}{type(made).__name__}"
+            expected = "expected a dict, a list of dicts or None"
+            raise DataError(f"{source.title}:{number}: {hook.file}: {hook.function}: {expected}, got {returned}")
+        yield (f"{number}.{index}" if is_list else number), made
+
+
+def hook_of(source: Source) -> Hook:
+    """Return the hook of a source that has `prepare`; raises RecipeError when its recipe was not loaded from a file."""
+    if source.hook is None:
+        raise RecipeError(f"{source.title}: prepare: needs a recipe that is a file, next to its code; load it with load_recipe")
+    return source.hook
+
+
+@cache
+def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
+    """Return a function from the bytes that were read with the recipe, which changes no search path and writes nothing.
+
+    Raises RecipeError where running the file fails, or it has no such function.
+    """
+    module = ModuleType(f"prepare_{hashlib.sha256(code).hexdigest()[:16]}")
+    module.__file__ = file
+    sys.modules[module.__name__] = module  # dataclasses and pickle look up the module of a class there
+    try:
+        exec(compile(code, file, "exec"), module.__dict__)
+    except Exception as error:  # the user's file may raise anything
+        raise RecipeError(f"prepare: {_at_line(file, error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RecipeError(f"prepare: {file} has no function {name}")
+    return function  # type: ignore[no-any-return]
+
+
+def _at_line(file: str, error: Exception, name: str = "") -> str:
+    """Return an error in one line, after the file and the last of its lines in the traceback."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        lines = [error.lineno]
+    else:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    place = f"{file}:{lines[-1]}" if lines else file
+    return f"{place}: {name}" + " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
 
 
 PIPELINE_VERSION = 4
@@ -261,11 +302,7 @@ PACKAGES = ("rmtrain", "transformers", "tokenizers")
 
 
 def fingerprint(source: Source) -> str:
-    """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset.
-
-    Raises:
-        DataError: see `read_rows`; or a file cannot be read.
-    """
+    """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset."""
     if is_on_hub(source):
         builder = _hub_builder(source)
         parts = [source.path, builder.config_id, builder.hash, source.split]
@@ -273,7 +310,7 @@ def fingerprint(source: Source) -> str:
         folder = _saved_dataset(source)
         saved = sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json")) if folder else None
         try:
-            parts = [sha256_file(file) for file in saved or data_files(source)]
+            parts = [sha256_file(file) for file in saved or _data_files(source)]
         except OSError as error:
             raise DataError(f"{source.title}: {error.filename} cannot be read: {error.strerror}") from error
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,31 +1,45 @@
-"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), tokenized."""
+"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), tokenized.
+
+The preferences come from labels, scores and margins: the better of two candidates, the pairs among scored responses, and by how much.
+"""
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Any
+from hashlib import blake2b
+from itertools import combinations, groupby, pairwise, product
+from typing import Any, NamedTuple
 
 from rmtrain.data.comparison import (
     Adapted,
     BadRow,
     Comparison,
-    Dropped,
     Preference,
     TokenizedComparison,
     Turns,
     common_prefix_length,
     dropped,
 )
-from rmtrain.data.rows.cells import MISSING, find_cell, require_cell, to_number
-from rmtrain.data.rows.conversation import ResponseCell, read_prompt, read_response
-from rmtrain.data.rows.labels import DIGITS, judge, margin_of, preferences
-from rmtrain.data.rows.messages import decode_cell, kind_of
+from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
+from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_blank, kind_of, require_cell, to_number
 from rmtrain.data.rows.readers import Row
-from rmtrain.data.rows.responses import Parts, assemble, in_groups, response_key
+from rmtrain.recipe.preference_labels import (
+    IndexLabel,
+    Label,
+    OneHotLabel,
+    Outcome,
+    ScoresLabel,
+    SignLabel,
+    ValueLabel,
+    label_text,
+)
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
+SHOWN_CHARACTERS = 40
+DIGITS = 9
+"""Decimals that differences of scores are rounded to, so that 0.3 - 0.1 is 0.2."""
 TIE = "tie"
 TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
@@ -36,41 +50,32 @@ TOKEN_COLUMNS = (
 def adapt(row: Row, row_id: str, source: Source) -> Adapted:
     """Return the comparison of a row, or why it is dropped; a `Candidate` for a row that is one response of a group.
 
-    Args:
-        row: the row.
-        row_id: the tag of its source and its number there, `tag:12`.
-        source: the names of its columns.
+    `row_id` is the tag of the source and the row's number there, `tag:12`.
     """
     try:
         match source:
             case PairSource():
-                return Comparison(row_id, source.title, *pair(row, source))
+                return _pair(row, source, row_id)
             case AbSource():
-                return Comparison(row_id, source.title, *ab(row, source))
+                return _ab(row, source, row_id)
             case RankedSource() if source.group_by is not None:
-                return candidate(row, source, row_id)
+                return _candidate(row, source, row_id)
             case RankedSource():
-                return Comparison(row_id, source.title, *ranked(row, source, row_id))
+                return _ranked(row, source, row_id)
             case TokenizedSource():
-                return tokenized(row, source, row_id)
+                return _tokenized(row, source, row_id)
     except BadRow as problem:
         return dropped(row_id, source.title, problem)
 
 
-def pair(row: Row, source: PairSource) -> Parts:
-    """Return the parts of a pair's comparison, chosen responses first.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
+    """Return the comparison of a pair, chosen responses first."""
     chosen, rejected = (_listed(row, column, source) for column in (source.chosen, source.rejected))
-    prompt, cells = read_prompt(row, source), [*chosen, *rejected]
-    prompt.refuse_repeated(cells)
-    conversations = [prompt.conversation(cell) for cell in cells]
-    edges = product(range(len(chosen)), range(len(chosen), len(cells)))
-    parts = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source)
+    conversations = read_prompt(row, source).conversations([*chosen, *rejected])
+    edges = product(range(len(chosen)), range(len(chosen), len(conversations)))
+    pair = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source, row_id)
     margin = margin_of(row, source.number_columns, source.margin_default)
-    return parts._replace(preferences=tuple(replace(edge, margin=margin) for edge in parts.preferences)) if margin else parts
+    return replace(pair, preferences=tuple(replace(edge, margin=margin) for edge in pair.preferences)) if margin else pair
 
 
 def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
@@ -82,70 +87,163 @@ def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
     return [ResponseCell(f"{column}.{number}", item) for number, item in enumerate(response.cell)]
 
 
-def ab(row: Row, source: AbSource) -> Parts:
-    """Return the parts of a comparison of two candidates, the better one first; of a tie that is kept, a is first.
-
-    Raises:
-        BadRow: the row cannot be used; `tie` where the label says so and `source.tie` is not `half`.
-    """
+def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
+    """Return the comparison of two candidates, the better one first; of a tie that is kept, a is first."""
     outcome, strength = judge(row, source.label)
     if outcome == TIE and source.tie != "half":
         raise BadRow(TIE, "the label says that neither is better")
     cells = [read_response(row, column, source) for column in (source.a, source.b)]
-    prompt = read_prompt(row, source)
-    prompt.refuse_repeated(cells)
-    conversations = [prompt.conversation(cell) for cell in (reversed(cells) if outcome == "b" else cells)]
+    conversations = read_prompt(row, source).conversations(cells[::-1] if outcome == "b" else cells)
     if outcome == TIE:
-        return assemble(conversations, [Preference(0, 1, probability=0.5)], source)
-    parts = assemble(conversations, [Preference(0, 1)], source)
+        return assemble(conversations, [Preference(0, 1, probability=0.5)], source, row_id)
+    compared = assemble(conversations, [Preference(0, 1)], source, row_id)
     columns = source.number_columns[::-1] if outcome == "b" else source.number_columns  # the better side's score comes first
     margin = strength if source.margin_from_label else margin_of(row, columns, source.margin_default)
     if margin == math.inf:
         raise BadRow("bad_margin", "the difference of the scores is infinite")
-    return parts._replace(preferences=(Preference(0, 1, margin),))
+    return replace(compared, preferences=(Preference(0, 1, margin),))
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredConversation:
-    """A response as a whole conversation, and its score."""
+class Verdict(NamedTuple):
+    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither."""
 
-    turns: Turns
-    score: float
+    outcome: Outcome
+    strength: float = 0.0
 
 
-def ranked(row: Row, source: RankedSource, row_id: str) -> Parts:
-    """Return the parts of the comparison of a row with a list of responses; `left_out` counts those that cannot be used.
+def judge(row: Row, label: Label) -> Verdict:
+    """Read the label of a row; raises BadRow `no_label` (null or missing) or `unknown_label` (a value that the recipe does not name)."""
+    gap: float
+    positive: Outcome
+    match label:
+        case ValueLabel():
+            return Verdict(_majority(row, label.columns, label.outcomes, f"one of {', '.join(label.values)}, see label.values"))
+        case IndexLabel():
+            names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
+            return Verdict(_majority(row, (label.column,), names, " or ".join(names)))
+        case OneHotLabel():
+            return Verdict(_one_hot(row, label))
+        case SignLabel():
+            gap, positive = _number(row, label.column), label.positive
+        case ScoresLabel():
+            gap = round(_number(row, label.a) - _number(row, label.b), DIGITS)
+            positive = "b" if label.lower_is_better else "a"
+    if gap == 0:
+        return Verdict("tie")
+    negative: Outcome = "b" if positive == "a" else "a"
+    return Verdict(positive if gap > 0 else negative, abs(gap))
 
-    Raises:
-        BadRow: the row cannot be used; where fewer than two responses are left, the problem of the first that was left out.
+
+def _majority(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome], expected: str) -> Outcome:
+    """Return the outcome with more than half of the votes that were given, or a tie."""
+    votes: Counter[Outcome] = Counter()
+    for column in columns:
+        cell = find_cell(row, column)
+        if is_blank(cell):
+            continue
+        vote = outcomes.get(label_text(cell))
+        if vote is None:
+            raise _unknown(column, cell, expected)
+        votes[vote] += 1
+    if not votes:
+        raise _no_label(*columns)
+    outcome, count = votes.most_common(1)[0]
+    return outcome if 2 * count > votes.total() else "tie"  # two of four votes decide nothing
+
+
+def _one_hot(row: Row, label: OneHotLabel) -> Outcome:
+    columns: dict[Outcome, str | None] = {"a": label.a, "b": label.b, "tie": label.tie}
+    outcomes: dict[Outcome, str] = {}
+    for outcome, column in columns.items():
+        cell = None if column is None else find_cell(row, column)
+        if column is None or is_blank(cell):
+            continue
+        text = label_text(cell)
+        if text not in ("0", "1", "false", "true"):
+            raise _unknown(column, cell, "0, 1, true or false")
+        if text in ("1", "true"):
+            outcomes[outcome] = column
+    if not outcomes:
+        raise BadRow("no_label", f"none of {', '.join(label.columns)} is set")
+    if len(outcomes) > 1:
+        raise BadRow("unknown_label", f"{' and '.join(outcomes.values())} are set; expected one")
+    return next(iter(outcomes))
+
+
+def _number(row: Row, column: str) -> float:
+    cell = find_cell(row, column)
+    number = to_number(cell)
+    if number is None:
+        raise _no_label(column) if is_blank(cell) else _unknown(column, cell, "a finite number")
+    return number
+
+
+def _no_label(*columns: str) -> BadRow:
+    return BadRow("no_label", f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} null, empty or missing")
+
+
+def _unknown(column: str, cell: Any, expected: str) -> BadRow:
+    return BadRow("unknown_label", f"{column} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
+
+
+def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
+    """Return the margin of a row, finite and not negative; raises BadRow `bad_margin`.
+
+    Args:
+        row: the row.
+        columns: none, for a margin of 0; the column of the margin; or the score columns of the better response and of the other.
+        default: the margin where a cell is null or missing; None: that is an error.
     """
+    if not columns:
+        return 0.0
+    values: list[float] = []
+    for column in columns:
+        cell = find_cell(row, column)
+        if cell is None:
+            continue
+        number = None if isinstance(cell, str) else to_number(cell)
+        if number is None:
+            raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:SHOWN_CHARACTERS]!r}")
+        values.append(number)
+    if len(values) < len(columns):
+        if default is None:
+            raise BadRow("bad_margin", f"no number in {' or '.join(columns)}; set margin_default, or remove the row")
+        return default
+    margin = values[0] if len(values) == 1 else values[0] - values[1]
+    if not 0 <= margin < math.inf:
+        raise BadRow("bad_margin", f"expected at least 0, got {margin:g}")
+    return margin
+
+
+def _ranked(row: Row, source: RankedSource, row_id: str) -> Comparison:
+    """Return the comparison of a list of responses; where fewer than two can be used, raise the problem of the first that cannot."""
     assert source.responses is not None, "a source of lists names them"
     column = read_response(row, source.responses, source)
     if not isinstance(column.cell, list):
         raise BadRow("not_a_list", f"{column.name} is {kind_of(column.cell)}; expected a list of responses")
     prompt, count = read_prompt(row, source), len(column.cell)
-    usable: list[ScoredConversation] = []
+    usable: list[tuple[Turns, float]] = []
     problems: list[BadRow] = []
     for number, item in enumerate(column.cell):
         try:
             cell = _response_in(item, f"{column.name}.{number}", source)
             score = _score(item, row, source, cell.name, (number, count))
-            usable.append(ScoredConversation(prompt.conversation(cell), score))
+            usable.append((prompt.conversation(cell), score))
         except BadRow as problem:
             problems.append(problem)
     # equal responses may have different scores; the first one counts
-    different: dict[tuple[tuple[str, str], ...], ScoredConversation] = {}
-    for response in usable:
-        different.setdefault(response_key(response.turns), response)
+    different: dict[ResponseKey, tuple[Turns, float]] = {}
+    for conversation, score in usable:
+        different.setdefault(response_key(conversation), (conversation, score))
     if len(different) < 2:
         if problems:
             raise BadRow(problems[0].reason, f"{problems[0].detail}; fewer than two of {count} responses can be used")
         if len(usable) > 1:
             raise BadRow("identical", "the responses are the same")
         raise BadRow("one_response", f"{count} responses; a comparison needs two")
-    responses = list(different.values())
-    edges = preferences([response.score for response in responses], source, row_id)
-    return _best_first(responses, edges, source)._replace(left_out=tuple(problem.reason for problem in problems))
+    conversations, scores = zip(*different.values(), strict=True)
+    comparison = compare_scored(conversations, scores, source, row_id)
+    return replace(comparison, left_out=tuple(problem.reason for problem in problems))
 
 
 def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
@@ -162,11 +260,7 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
 def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[int, int]) -> float:
     """Return the weighted sum of the scores of an item, each from the item or from a list of the row with one score for each item.
 
-    Args:
-        item, row: the item of the list, and the whole row.
-        source: the paths of the scores.
-        name: the response, for the error.
-        place: the number of the item, and the number of items.
+    `place` is the number of the item, and the number of items.
     """
     total = 0.0
     for path, weight in ({source.score: 1.0} if isinstance(source.score, str) else source.score).items():
@@ -185,27 +279,77 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
     return total
 
 
-def _best_first(responses: Sequence[ScoredConversation], edges: Sequence[Preference], source: RankedSource) -> Parts:
-    """Return the parts of a comparison of the responses that have a preference, the best first."""
+def compare_scored(
+    conversations: Sequence[Turns], scores: Sequence[float], source: RankedSource, row_id: str, rows: Sequence[str] = ()
+) -> Comparison:
+    """Return the comparison of the responses that have a preference, the best first.
+
+    No two conversations are equal. `rows` are the ids of their rows, where each has its own. Raises BadRow as `preferences` and `assemble`.
+    """
+    edges = preferences(scores, source, row_id)
     used = {number for edge in edges for number in (edge.winner, edge.loser)}
     sign = 1.0 if source.lower_is_better else -1.0
     # response 0 is the best one, as in a pair
-    order = sorted(used, key=lambda number: (sign * responses[number].score, number))
+    order = sorted(used, key=lambda number: (sign * scores[number], number))
     place = {number: rank for rank, number in enumerate(order)}
-    moved = [replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges]
-    return assemble([responses[number].turns for number in order], moved, source)
+    moved = []
+    for edge in edges:
+        its_rows = (rows[edge.winner], rows[edge.loser]) if rows else ()
+        moved.append(replace(edge, winner=place[edge.winner], loser=place[edge.loser], rows=its_rows))
+    return assemble([conversations[number] for number in order], moved, source, row_id)
+
+
+def preferences(scores: Sequence[float], source: RankedSource, name: str) -> tuple[Preference, ...]:
+    """Return the preferences that the source's policy makes of finite scores, those of the best responses first.
+
+    `max_pairs` draws by `name`, the row id. Raises BadRow `tie` (all are equal), `below_min_gap` (none differ enough) or `bad_margin` (a
+    difference is infinite).
+    """
+    pairs = _pairs(scores, source)
+    if not pairs:
+        raise BadRow("tie", f"all {len(scores)} responses have the score {scores[0]:g}")
+    gaps = {(winner, loser): round(abs(scores[winner] - scores[loser]), DIGITS) for winner, loser in pairs}
+    if source.min_gap is not None:
+        pairs = [pair for pair in pairs if gaps[pair] >= source.min_gap]
+        if not pairs:
+            largest = max(gaps.values())
+            raise BadRow("below_min_gap", f"the largest difference of scores is {largest:g}, less than {source.min_gap:g}")
+    if source.margin_from_score and math.inf in gaps.values():
+        raise BadRow("bad_margin", "the difference of two scores is infinite")
+    if source.max_pairs is not None and len(pairs) > source.max_pairs:
+        # drawn by hash, so that a row keeps its pairs wherever it is read
+        hashes = {pair: blake2b(f"{name} {pair[0]} {pair[1]}".encode()).digest() for pair in pairs}
+        drawn = set(sorted(pairs, key=hashes.__getitem__)[: source.max_pairs])
+        pairs = [pair for pair in pairs if pair in drawn]
+    return tuple(Preference(*pair, gaps[pair] if source.margin_from_score else 0.0) for pair in pairs)
+
+
+def _pairs(scores: Sequence[float], source: RankedSource) -> list[tuple[int, int]]:
+    """Return pairs of responses with different scores, the better one first; among equal bests or worsts, the first one listed."""
+    numbers = sorted(range(len(scores)), key=lambda number: scores[number], reverse=not source.lower_is_better)
+    levels = [list(level) for _, level in groupby(numbers, key=lambda number: scores[number])]
+    if len(levels) == 1:
+        return []
+    match source.policy:
+        case "best_worst":
+            return [(levels[0][0], levels[-1][0])]
+        case "best_vs_rest":
+            return [(levels[0][0], worse) for level in levels[1:] for worse in level]
+        case "adjacent":
+            return [pair for better, worse in pairwise(levels) for pair in product(better, worse)]
+        case "all":
+            return [pair for better, worse in combinations(levels, 2) for pair in product(better, worse)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate(Comparison):
-    """A row that is one response, without preferences yet: it is compared with the others of its `group` (a JSON text).
-
-    Until then its prompt is all but its last message. `named_prompt` is the explicit prompt of the row, if it has one.
-    """
+    """A row that is one response, to be compared with the others of its group. Until then its prompt is all but its last message."""
 
     group: str
+    """The cell of `group_by`, as JSON."""
     score: float
     named_prompt: Turns
+    """The explicit prompt of the row, if it has one."""
 
     @property
     def turns(self) -> Turns:
@@ -213,12 +357,7 @@ class Candidate(Comparison):
         return (*self.prompt, *self.responses[0])
 
 
-def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
-    """Return the response of a row that is one.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     assert source.group_by is not None, "a source of single responses names the column that groups them"
     group, prompt = require_cell(row, source.group_by), read_prompt(row, source)
     if group is None:
@@ -232,56 +371,8 @@ def candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     )
 
 
-def grouped(rows: Iterable[Adapted], source: RankedSource) -> Iterator[Adapted]:
-    """Yield the comparison of each group in the place of its first row, and each row that is in no comparison with the reason.
-
-    A row is in the comparison where its response has a preference.
-
-    Args:
-        rows: candidates, and anything else, which is passed through. All are held in memory.
-        source: its policy and so on.
-    """
-    for group in in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
-        candidates = [row for row in group if isinstance(row, Candidate)]
-        yield from _compare(candidates, source) if candidates else group
-
-
-def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Comparison | Dropped]:
-    problems: dict[str, BadRow] = {}
-    owners: dict[tuple[tuple[str, str], ...], str] = {}
-    usable: list[Candidate] = []
-    for row in group:
-        owner = owners.setdefault(response_key(row.turns), row.id)
-        if response_key(row.named_prompt) != response_key(group[0].named_prompt):
-            problems[row.id] = BadRow("different_prompts", f"{group[0].id} has the same {source.group_by} and another prompt")
-        elif owner != row.id:
-            problems[row.id] = BadRow("identical", f"{owner} has the same response")
-        else:
-            usable.append(row)
-    try:
-        if len(usable) < 2:
-            raise BadRow("one_response", f"no other usable row has the same {source.group_by}")
-        edges = preferences([row.score for row in usable], source, group[0].id)
-        edges = tuple(replace(edge, rows=(usable[edge.winner].id, usable[edge.loser].id)) for edge in edges)
-        parts = _best_first([ScoredConversation(row.turns, row.score) for row in usable], edges, source)
-    except BadRow as problem:
-        problems |= {row.id: problem for row in usable}
-    else:
-        used = {row_id for edge in parts.preferences for row_id in edge.rows}
-        unused = BadRow("not_paired", f"policy {source.policy} makes no preference with its response")
-        problems |= {row.id: unused for row in usable if row.id not in used}
-        yield Comparison(next(row.id for row in usable if row.id in used), source.title, *parts)
-    for row in group:
-        if row.id in problems:
-            yield dropped(row.id, row.source, problems[row.id])
-
-
-def tokenized(row: Row, source: TokenizedSource, row_id: str) -> TokenizedComparison:
-    """Return the comparison of a row of tokens; its prompt is the common prefix of both sequences.
-
-    Raises:
-        BadRow: the row cannot be used.
-    """
+def _tokenized(row: Row, source: TokenizedSource, row_id: str) -> TokenizedComparison:
+    """Return the comparison of a row of tokens; its prompt is the common prefix of both sequences."""
     for chosen, rejected, chosen_mask, rejected_mask in TOKEN_COLUMNS:
         missing = [column for column in (chosen, rejected) if row.get(column) is None]
         if len(missing) == 1:

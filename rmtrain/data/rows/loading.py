@@ -1,25 +1,28 @@
-"""A source in batches while it is read: raw rows for other processes to adapt, or comparisons where they are grouped first."""
+"""A source in batches while it is read: raw rows for other processes to adapt, or comparisons where rows are combined first."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from rmtrain.data.comparison import (
     Adapted,
+    BadRow,
     Comparison,
     Dropped,
-    TokenizedComparison,
+    Preference,
+    Turns,
+    dropped,
     is_held_out,
     prompt_hash,
     response_hashes,
     rows_of,
 )
-from rmtrain.data.rows.adapt import RawBatch, check_rows
+from rmtrain.data.rows.conversation import ResponseKey, merged, response_key, text_of
 from rmtrain.data.rows.dataset import read_rows
-from rmtrain.data.rows.formats import grouped
+from rmtrain.data.rows.formats import Candidate, compare_scored
 from rmtrain.data.rows.readers import ReadMeter
-from rmtrain.data.rows.select import Limits, Marks, Selection, content_key, drawn, group_by_prompt, is_limited, select
+from rmtrain.data.rows.select import Limits, RawBatch, Selection, check_rows, content_key, drawn, is_limited, select
 from rmtrain.recipe.schema import RankedSource, Source, TextSource
 
 BATCH_ROWS = 1000
@@ -28,12 +31,9 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Progress on one source.
+    """Progress on a source: the number of its rows that are done, and their share of it, from 0 to 1 (None: unknown).
 
-    source: its tag.
-    rows: number of its rows that are done.
-    share: the share of the source that this is, from 0 to 1; None: unknown.
-    doing: what is done with the rows; rows are gathered before the first of them is tokenized.
+    `doing` is `gathering` while rows that are combined are read, before the first of them is tokenized.
     """
 
     source: str
@@ -50,17 +50,17 @@ def no_progress(reading: Reading) -> None:
     """Report nothing."""
 
 
+def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, BATCH_ROWS)):
+        yield batch
+
+
 def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[RawBatch | list[Adapted]]:
     """Yield all rows of a source in batches: raw ones, to be selected and adapted by any process; or comparisons where rows are grouped.
 
-    `dedup` and `cap` are left to the process that sees all raw batches in order; comparisons that were grouped have passed them.
-
-    Args:
-        source: the source.
-        progress: called while rows are grouped, before the first batch is yielded.
-
-    Raises:
-        DataError: a source that cannot be read, or, where rows are grouped, see `select`.
+    `dedup` and `cap` are left to the process that sees all raw batches in order; comparisons that were grouped have passed them. `progress`
+    is called while rows are grouped, before the first batch is yielded. Raises DataError as `read_rows` and `select`.
     """
     # the rows of a group may be anywhere in the source, so that one process has to see all of them
     by_prompt = isinstance(source, TextSource) and source.group_by_prompt
@@ -71,11 +71,7 @@ def read_batches(source: Source, progress: Progress = no_progress) -> Iterator[R
 
 
 def load_comparisons(source: Source, progress: Progress = no_progress) -> Iterator[list[Adapted]]:
-    """Yield all rows of a source in batches, each a comparison or dropped, as the recipe selects them; none are grouped by prompt.
-
-    Raises:
-        DataError: a source that cannot be read, or see `select`.
-    """
+    """Yield the same as comparisons and dropped rows, selected but not grouped by prompt; raises DataError as `read_rows` and `select`."""
 
     def selections() -> Iterator[Selection]:
         read = 0
@@ -102,43 +98,108 @@ def _raw_batches(source: Source) -> Iterator[RawBatch]:
         yield RawBatch(source, rows, is_first, share)
 
 
-def _batched(items: Iterable[Item]) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch
+def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:
+    """Return the rows with comparisons that `dedup` or `cap` refuse as dropped, each under all of its row ids."""
+    result: list[Adapted] = []
+    for row in selection.rows:
+        if isinstance(row, Dropped):
+            result.append(row)
+            continue
+        prompt = prompt_hash(row)
+        content = content_key(prompt, response_hashes(row), row.preferences)
+        split = "eval" if is_held_out(prompt, source.holdout) else "train"
+        problem = limits.problem(split, content, selection.groups.get(row.id, 0))
+        result += [row] if problem is None else [dropped(row_id, row.source, problem) for row_id in rows_of(row)]
+    return result
+
+
+def _in_groups(rows: Iterable[Adapted], key_of: Callable[[Adapted], Hashable]) -> Iterable[list[Adapted]]:
+    """Return rows with equal keys together, in the place of the first of them; a row whose key is None is alone."""
+    # all rows are held in memory: the last may belong to the first
+    groups: dict[Hashable, list[Adapted]] = {}
+    for row in rows:
+        key = key_of(row)
+        groups.setdefault(object() if key is None else key, []).append(row)
+    return groups.values()
 
 
 def _compare_groups(selections: Iterable[Selection], source: RankedSource) -> Iterator[Selection]:
-    """Yield the same rows, candidates as comparisons. All are read before the first one is yielded."""
+    """Yield the same rows, but each group of candidates as a comparison, in the place of its first row. All are read first."""
+    rows: list[Adapted] = []
     groups: dict[str, int] = {}
+    for selection in selections:
+        rows += selection.rows
+        groups.update(selection.groups)
 
-    def rows() -> Iterator[Adapted]:
-        for selection in selections:
-            groups.update(selection.groups)
-            yield from selection.rows
+    def compared() -> Iterator[Adapted]:
+        for group in _in_groups(rows, lambda row: row.group if isinstance(row, Candidate) else None):
+            candidates = [row for row in group if isinstance(row, Candidate)]
+            yield from _compare(candidates, source) if candidates else group
 
-    for batch in _batched(grouped(rows(), source)):
+    for batch in _batched(compared()):
         check_rows(batch, source)
         yield Selection(drawn(batch, source), groups)
 
 
-def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[Adapted]:
-    """Return the rows with comparisons that `dedup` or `cap` refuse as dropped, each under all of its row ids."""
-    splits: dict[str, list[tuple[str, int, int]]] = {"train": [], "eval": []}
-    for row in selection.rows:
-        if isinstance(row, Comparison | TokenizedComparison):
-            prompt = prompt_hash(row)
-            content = content_key(prompt, response_hashes(row), row.preferences)
-            split = "eval" if is_held_out(prompt, source.holdout) else "train"
-            splits[split].append((row.id, content, selection.groups.get(row.id, 0)))
-    refused: dict[str, Dropped] = {}
-    for split, marked in splits.items():
-        ids, contents, groups = zip(*marked, strict=True) if marked else ((), (), ())
-        refused |= {row.id: row for row in limits.refused(split, ids, Marks(contents, groups))}
-    result: list[Adapted] = []
-    for row in selection.rows:
-        if isinstance(row, Dropped) or row.id not in refused:
-            result.append(row)
+def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Comparison | Dropped]:
+    """Yield the comparison of a group, and each row whose response has no preference in it with the reason."""
+    problems: dict[str, BadRow] = {}
+    owners: dict[ResponseKey, str] = {}
+    usable: list[Candidate] = []
+    for row in group:
+        owner = owners.setdefault(response_key(row.turns), row.id)
+        if response_key(row.named_prompt) != response_key(group[0].named_prompt):
+            problems[row.id] = BadRow("different_prompts", f"{group[0].id} has the same {source.group_by} and another prompt")
+        elif owner != row.id:
+            problems[row.id] = BadRow("identical", f"{owner} has the same response")
         else:
-            result += [replace(refused[row.id], id=row_id) for row_id in rows_of(row)]
-    return result
+            usable.append(row)
+    try:
+        if len(usable) < 2:
+            raise BadRow("one_response", f"no other usable row has the same {source.group_by}")
+        conversations, scores, ids = zip(*((row.turns, row.score, row.id) for row in usable), strict=True)
+        comparison = compare_scored(conversations, scores, source, group[0].id, ids)
+    except BadRow as problem:
+        problems |= {row.id: problem for row in usable}
+    else:
+        used = {row_id for edge in comparison.preferences for row_id in edge.rows}
+        unused = BadRow("not_paired", f"policy {source.policy} makes no preference with its response")
+        problems |= {row.id: unused for row in usable if row.id not in used}
+        yield replace(comparison, id=next(row.id for row in usable if row.id in used))
+    for row in group:
+        if row.id in problems:
+            yield dropped(row.id, row.source, problems[row.id])
+
+
+def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
+    """Yield the rows, comparisons with exactly equal prompts as one, in the place and under the id of the first of them.
+
+    The result has each different response once, and the preferences of all its rows, each with its margin. A preference that several rows
+    state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone; other rows pass through.
+    """
+    for group in _in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
+        comparisons = [row for row in group if isinstance(row, Comparison)]
+        yield _one_of(comparisons) if comparisons else group[0]
+
+
+def _one_of(rows: Sequence[Comparison]) -> Comparison:
+    """Return the comparison of rows with the same prompt."""
+    if len(rows) == 1:
+        return rows[0]
+    numbers: dict[Any, int] = {}
+    responses: list[Turns] = []
+    edges: list[Preference] = []
+    for row in rows:
+        for response in row.responses:
+            if numbers.setdefault(_exact_key(response), len(responses)) == len(responses):
+                responses.append(response)
+        for edge in row.preferences:
+            winner, loser = (numbers[_exact_key(row.responses[number])] for number in (edge.winner, edge.loser))
+            edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
+    left_out = tuple(reason for row in rows for reason in row.left_out)
+    whole = replace(rows[0], responses=tuple(responses), preferences=merged(edges), left_out=left_out)
+    return replace(whole, id=rows_of(whole)[0])
+
+
+def _exact_key(turns: Turns) -> tuple[tuple[str, str, str], ...]:
+    return tuple((message["role"], message["content"], text_of(message) if len(message) > 2 else "") for message in turns)

@@ -1,39 +1,20 @@
-"""Cells to messages: role and content under their usual names, text parts, lists of turns, transcripts, JSON, tool calls."""
+"""The cells of a row by dotted path, such as `answers.0.text`, and the messages in them: text, turns, transcripts, JSON, tool calls."""
 
 import json
+import math
 import re
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
 from rmtrain.data.comparison import BadRow, Message, Turns
-from rmtrain.data.rows.readers import SURROGATE, has_lone_surrogate
+from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
+from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Messages
 
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "chatbot": "assistant",
-    "chatgpt": "assistant",
-    "ai": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
-}
-TRANSCRIPT_START = "\n\nHuman:"
-TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
-CALL = "tool_calls"
-THOUGHTS = ("reasoning_content", "thinking")
-"""Keys of the assistant's reasoning before the content."""
-CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
-"""Texts next to role and content that are passed to the chat template."""
-UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
+INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
+MISSING = object()
+"""Default of `find_cell` that no cell is equal to."""
 JSON_NAMES = {
     bool: "a boolean",
     int: "a number",
@@ -45,22 +26,67 @@ JSON_NAMES = {
 }
 
 
+def cells(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield `(path, cell)` for each leaf of a row in order; an empty list or object is a leaf."""
+    if not value or not isinstance(value, Mapping | list):
+        yield path, value
+        return
+    for name, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from cells(inner, f"{path}.{name}" if path else str(name))
+
+
+def find_cell(row: Any, path: str, default: Any = None) -> Any:
+    """Return the cell at a dotted path such as `answers.0.text`, or `default` where it is missing; names may contain dots themselves."""
+    if isinstance(row, dict):
+        if path in row:
+            return row[path]
+        parts = path.split(".")
+        for size in range(len(parts) - 1, 0, -1):
+            name, rest = ".".join(parts[:size]), ".".join(parts[size:])
+            if name in row and (cell := find_cell(row[name], rest, MISSING)) is not MISSING:
+                return cell
+    elif isinstance(row, list):
+        index, dot, rest = path.partition(".")
+        if index.isdecimal() and len(index) <= INDEX_DIGITS and int(index) < len(row):
+            return find_cell(row[int(index)], rest, default) if dot else row[int(index)]
+    return default
+
+
+def require_cell(row: Row, column: str) -> Any:
+    """Return the cell of a column; raises BadRow where it is missing."""
+    cell = find_cell(row, column, MISSING)
+    if cell is MISSING:
+        raise BadRow("missing_column", f'no column "{column}"; it has: {", ".join(map(str, row))}')
+    return cell
+
+
+def is_blank(cell: Any) -> bool:
+    """Return whether a cell holds nothing: null, text of spaces only, or NaN."""
+    return cell is None or (isinstance(cell, str) and not cell.strip()) or (isinstance(cell, float) and math.isnan(cell))
+
+
+def to_number(cell: Any) -> float | None:
+    """Return a cell as a finite number, also where the number is written as text; None for anything else, including true and false."""
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if not NUMBER.fullmatch(cell):
+            return None
+    elif isinstance(cell, bool) or not isinstance(cell, int | float | Decimal):
+        return None
+    try:
+        number = float(cell)
+    except (OverflowError, ValueError):  # an integer that is too large, a signalling NaN
+        return None
+    return number if math.isfinite(number) else None
+
+
 def kind_of(value: Any) -> str:
     """Return the type of a value in the words of JSON."""
     return JSON_NAMES.get(type(value), type(value).__name__)
 
 
 def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
-    """Return a cell unchanged or, with `messages.decode_json`, the JSON value of its text; an empty text is null.
-
-    Args:
-        cell: any cell; only text is decoded.
-        column: its name, for the error.
-        settings: the `messages` section of the source.
-
-    Raises:
-        BadRow: `not_json`.
-    """
+    """Return a cell or, with `messages.decode_json`, the JSON value of its text (null for an empty one); raises BadRow `not_json`."""
     if not settings.decode_json or not isinstance(cell, str):
         return cell
     if not cell.strip():
@@ -78,17 +104,30 @@ def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
     return value
 
 
+ALIASES = {
+    "system": ("developer",),
+    "user": ("human", "prompter"),
+    "assistant": ("gpt", "bot", "chatbot", "chatgpt", "ai", "model"),
+    "tool": ("function", "observation", "ipython"),
+}
+ROLES = {name: role for role, aliases in ALIASES.items() for name in (role, *aliases)}
+SHAREGPT_KEYS = {"role": "from", "content": "value"}
+"""Keys that are understood in place of the usual ones."""
+TRANSCRIPT_START = "\n\nHuman:"
+TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
+CALL = "tool_calls"
+THOUGHTS = ("reasoning_content", "thinking")
+"""Keys of the assistant's reasoning before the content."""
+CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
+"""Texts next to role and content that are passed to the chat template."""
+UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
+
+
 def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
     """Return the messages of a cell; empty system messages are left out.
 
-    Args:
-        cell: text, a message, a list of messages, or a list of texts, which are turns of the same role.
-        column: the cell's name, for the error.
-        settings: names of keys and roles, and whether text is a transcript.
-        role: the role of plain text.
-
-    Raises:
-        BadRow: the cell is none of these.
+    A cell is text, with the role `role`; a list of such texts, which are turns; a message, or a list of messages. Raises BadRow, naming the
+    column, for any other.
     """
     if isinstance(cell, str):
         if not cell.startswith(TRANSCRIPT_START):
@@ -127,24 +166,22 @@ def split_transcript(text: str) -> Turns:
 def _message(item: Any, column: str, settings: Messages) -> Message:
     if not isinstance(item, dict):
         raise BadRow("not_messages", f"{column} contains {kind_of(item)}; expected messages")
-    name = _value(item, settings.role_key, "from" if settings.role_key == "role" else None, column)
+    name = _value(item, settings.role_key, column)
     role = (settings.roles.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
     if role is None:
         raise BadRow("unknown_role", f"{column}: unknown role {str(name)[:40]!r}; map it in messages.roles")
-    calls, alias = item.get(CALL), "value" if settings.content_key == "content" else None
-    may_lack_content = calls and settings.content_key not in item and alias not in item
-    content = None if may_lack_content else _value(item, settings.content_key, alias, column)
+    calls, key = item.get(CALL), settings.content_key
+    may_lack_content = calls and key not in item and SHAREGPT_KEYS.get(key, key) not in item
+    content = None if may_lack_content else _value(item, key, column)
     more = _further_keys(item, column, settings) if len(item) > 2 or calls else {}
     text = "" if content is None and CALL in more else _text(content, column)
     return {"role": role, "content": text, **more}
 
 
-def _value(item: dict[str, Any], key: str, alias: str | None, column: str) -> Any:
-    """Return a value by its key or by an alias, the name that ShareGPT has for it."""
-    if key in item:
-        return item[key]
-    if alias is not None and alias in item:
-        return item[alias]
+def _value(item: dict[str, Any], key: str, column: str) -> Any:
+    for name in (key, SHAREGPT_KEYS.get(key, key)):
+        if name in item:
+            return item[name]
     raise BadRow("not_messages", f'{column}: a message has no "{key}"; it has: {", ".join(map(str, item))}')
 
 
@@ -191,8 +228,7 @@ def _further_keys(item: dict[str, Any], column: str, settings: Messages) -> Mess
 def tool_calls(calls: Any) -> list[dict[str, Any]]:
     """Return calls with their arguments as an object; arguments as JSON text, as the OpenAI API has them, are decoded.
 
-    Raises:
-        ValueError: not a list of calls, each with the name of a function, directly or under `function`.
+    Raises ValueError unless each call has the name of a function, directly or under `function`.
     """
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError("expected a list of objects")

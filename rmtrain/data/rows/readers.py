@@ -50,11 +50,9 @@ RawRow = Row | Line | Malformed
 
 @dataclass
 class ReadMeter:
-    """The share of a source that has been read.
+    """The share of a source that has been read: all before `begin`, and of the current file, the next `size`, the share `position()`.
 
-    position: returns the share of the current file that has been read, from 0 to 1. Readers set it; it is called by `share` only, because
-        asking for it at each row would take longer than reading the row.
-    begin, size: the part of the source that the current file is.
+    Readers set `position`. Only `share` calls it: at each row, it would take longer than reading the row.
     """
 
     position: Callable[[], float] | None = None
@@ -88,13 +86,10 @@ def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[IO[bytes]
 
 
 def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
-    """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line or, in `.json`, one array of objects.
+    """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line, for `parse`, or, in `.json`, one array of objects.
 
-    Lines are yielded unparsed, for `parse`. Repeated keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and values that
-    are not objects make a row `Malformed`; reading continues with the next one.
-
-    Raises:
-        DataError: an array that is not valid JSON as a whole (with line and column), or a damaged archive.
+    Repeated keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and values that are not objects make a row `Malformed`;
+    reading continues with the next one. Raises DataError for an array that is not valid JSON as a whole, or a damaged archive.
     """
     try:
         with open_bytes(path, meter) as stream:
@@ -120,8 +115,10 @@ def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
             yield Line(where, content)
 
 
-def parse(line: Line) -> Row | Malformed:
-    """Parse a line of JSON."""
+def parse(line: RawRow) -> Row | Malformed:
+    """Parse a row that is still a line of JSON; return any other unchanged."""
+    if not isinstance(line, Line):
+        return line
     try:
         text = line.content.decode()
         row, end = _decode_object(text, _skip_space(text, 0), line.where)
@@ -207,15 +204,10 @@ def has_lone_surrogate(text: str, value: Any) -> bool:
 
 
 def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> Iterator[Row | Malformed]:
-    """Read a comma-separated file with a header, optionally `.gz`. Every cell is text.
+    """Read a comma-separated UTF-8 file with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
 
-    Args:
-        path: the file, in UTF-8; a quoted cell may span lines.
-        numbers: columns whose cells are numbers. An empty cell becomes None; one that is not a number stays text, for the caller to refuse.
-        meter: shows how much of the file has been read.
-
-    Raises:
-        DataError: invalid quoting, a repeated column name, or invalid UTF-8.
+    Cells of the columns `numbers` become numbers; an empty one None, and one that is not a number stays text, for the caller to refuse.
+    Raises DataError for invalid quoting, a repeated column name, or invalid UTF-8.
     """
 
     def number(cell: str) -> float | str | None:

@@ -1,101 +1,156 @@
-"""The rows that the recipe wants: `prepare`, `filter` and `fraction` in a batch, `dedup` and `cap` over batches; and `group_by_prompt`."""
+"""A batch of raw rows to the comparisons that the recipe wants: `prepare`, `filter`, the format, `fraction`; then `dedup` and `cap`."""
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-from rmtrain.data.comparison import (
-    HASH_RANGE,
-    Adapted,
-    BadRow,
-    Comparison,
-    Dropped,
-    Preference,
-    Turns,
-    dropped,
-    prompt_hash,
-    rows_of,
-)
-from rmtrain.data.rows.adapt import RawBatch, adapt_batch, check_columns
-from rmtrain.data.rows.cells import is_blank, require_cell, to_number
-from rmtrain.data.rows.conversation import text_of
-from rmtrain.data.rows.formats import Candidate
-from rmtrain.data.rows.prepare_hook import Number, through_hook
-from rmtrain.data.rows.readers import Line, Malformed, Row, parse
-from rmtrain.data.rows.responses import in_groups, merged
-from rmtrain.recipe.schema import Source
+from rmtrain.data.comparison import HASH_RANGE, Adapted, BadRow, Dropped, Preference, dropped, prompt_hash, rows_of
+from rmtrain.data.rows.dataset import Number, through_hook
+from rmtrain.data.rows.formats import TIE, Candidate, adapt
+from rmtrain.data.rows.messages import MISSING, find_cell, is_blank, require_cell, to_number
+from rmtrain.data.rows.readers import Malformed, RawRow, Row, parse
+from rmtrain.data.waterfall import INTENTIONAL_DROPS
+from rmtrain.errors import DataError
+from rmtrain.recipe.schema import AbSource, PairSource, Source
 from rmtrain.recipe.sources import Condition, Criterion
 
+NAMED_ROWS = 5
+NAMED_COLUMNS = 40
 SHOWN_CHARACTERS = 40
 CRITERION_WORDS = {"equals": "", "is_not": "anything but ", "one_of": "one of ", "at_least": "at least ", "at_most": "at most "}
+TOKENS = {"input_ids_chosen", "chosen_ids"}
+UNPAIRED = {"completion", "label"}
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Rows of a source with their numbers; `share` is how much of the source has been read with them (0 to 1, None: unknown)."""
+
+    source: Source
+    rows: Sequence[tuple[Number, RawRow]]
+    is_first: bool
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The selected rows of a batch.
-
-    rows: comparisons and dropped rows.
-    groups: by row id, 64 bits of the cell that `cap` counts by; empty without `cap`.
-    """
+    """The selected rows of a batch: comparisons and dropped ones."""
 
     rows: list[Adapted]
     groups: Mapping[str, int] = field(default_factory=dict)
+    """By row id, 64 bits of the cell that `cap` counts by; empty without `cap`."""
 
 
 def select(batch: RawBatch) -> Selection:
-    """Return the rows of a batch as comparisons, and those that the recipe leaves out as dropped. A pure function of its argument.
+    """Return the rows of a batch, as comparisons or, where they cannot be used or are not wanted, as dropped. A pure function.
 
     In this order: `prepare` turns each row into any number of rows (`prepared_away`: none), `filter` tests those (`filtered`), the format
     makes comparisons, and `fraction` draws from them by prompt (`not_drawn`).
 
     Raises:
-        DataError: a column of `filter` or `cap` that no row of a first batch has; `prepare` fails; or see `adapt_batch`.
+        DataError: a column that no row of a first batch has; a first batch of which all rows are dropped for the same reason; `prepare`
+            fails; or see `check_rows`.
         RecipeError: `prepare` names a function that does not exist.
     """
     source, title = batch.source, batch.source.title
-    if source.prepare is None and not source.filter and source.cap is None:
-        return Selection(drawn(adapt_batch(batch), source))
-    lost: list[Dropped] = []
-    rows: list[tuple[Number, Row | Malformed]] = []
-    for number, raw in batch.rows:
-        row = parse(raw) if isinstance(raw, Line) else raw
-        made = (
-            [(number, row)] if source.prepare is None or isinstance(row, Malformed) else list(through_hook(row, number, source))
-        )
-        rows += made
-        if not made:
-            lost.append(Dropped(f"{title}:{number}", title, "prepared_away", f"{source.prepare} returned no row"))
+    rows, lost = _prepared(batch)
     if batch.is_first:
         columns = [condition.column for condition in source.filter] + ([source.cap.by] if source.cap else [])
-        check_columns([row for _, row in rows if not isinstance(row, Malformed)], source, columns, " for filter or cap")
+        _check_columns(rows, source, columns, " for filter or cap")
+
     groups: dict[str, int] = {}
-    kept: list[tuple[Number, Row | Malformed]] = []
-    for number, row in rows:
-        row_id = f"{title}:{number}"
+    kept: list[tuple[str, Row | Malformed]] = []
+    for row_id, row in rows:
         try:
             if not isinstance(row, Malformed):
                 check_conditions(row, source.filter)
                 if source.cap is not None:
                     groups[row_id] = _hash(json.dumps(require_cell(row, source.cap.by), sort_keys=True, default=str))
+            kept.append((row_id, row))
         except BadRow as problem:
             lost.append(dropped(row_id, title, problem))
-        else:
-            kept.append((number, row))
-    adapted = adapt_batch(replace(batch, rows=kept)) if kept else []  # what is filtered may be of any shape
+    if batch.is_first:
+        _check_columns(kept, source)  # after the filter: rows that it takes away may be of any shape
+
+    adapted = [
+        Dropped(row_id, title, "malformed_row", row.detail) if isinstance(row, Malformed) else adapt(row, row_id, source)
+        for row_id, row in kept
+    ]
+    check_rows(adapted, source)
+    if batch.is_first:
+        _check_first(adapted, source)
     return Selection([*lost, *drawn(adapted, source)], groups)
 
 
+def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[Dropped]]:
+    """Return the rows that `prepare` makes of a batch, with their ids, and those of which it makes none."""
+    source, title = batch.source, batch.source.title
+    rows: list[tuple[str, Row | Malformed]] = []
+    lost: list[Dropped] = []
+    for number, raw in batch.rows:
+        row = parse(raw)
+        if source.prepare is None or isinstance(row, Malformed):
+            rows.append((f"{title}:{number}", row))
+        elif made := [(f"{title}:{place}", new) for place, new in through_hook(row, number, source)]:
+            rows += made
+        else:
+            lost.append(Dropped(f"{title}:{number}", title, "prepared_away", f"{source.prepare} returned no row"))
+    return rows, lost
+
+
+def _check_columns(
+    rows: Sequence[tuple[str, Row | Malformed]], source: Source, columns: Sequence[str] | None = None, keys: str = ""
+) -> None:
+    """Refuse a recipe that names a column which none of the first rows has: one of its `keys` or, by default, one of the format."""
+    read = [row for _, row in rows if not isinstance(row, Malformed)]
+    wanted = dict.fromkeys(source.columns if columns is None else columns)
+    absent = [name for name in wanted if all(find_cell(row, name, MISSING) is MISSING for row in read)]
+    if not read or not absent:
+        return
+    names = list(dict.fromkeys(str(name) for row in read for name in row))
+    hint = ""
+    if columns is None and TOKENS & set(names):
+        hint = "; rows of tokens need format: tokenized"
+    elif columns is None and isinstance(source, PairSource) and set(names) >= UNPAIRED:
+        hint = "; rows of one completion and a label are unpaired (KTO), a reward model needs two responses to compare"
+    missing = ", ".join(f'"{name}"' for name in absent)
+    raise DataError(f"{source.title}: no column {missing}{keys}; it has: {', '.join(names[:NAMED_COLUMNS])}{hint}")
+
+
+def check_rows(rows: Sequence[Adapted], source: Source) -> None:
+    """Raise DataError for rows that cannot be dropped without changing the meaning of the recipe: bad margins, ties under `tie: error`."""
+    margins = [row for row in rows if isinstance(row, Dropped) and row.reason == "bad_margin"]
+    # a margin is the user's own number: to drop or to clip it would train on something else than asked for
+    if margins:
+        raise DataError(f"margins must be finite numbers of at least 0: {name_rows(margins)}")
+    ties = [row for row in rows if isinstance(row, Dropped) and row.reason == TIE]
+    if ties and isinstance(source, AbSource) and source.tie == "error":
+        raise DataError(f"{source.title}: ties are not allowed (tie: error): {name_rows(ties)}")
+
+
+def name_rows(rows: Sequence[Dropped]) -> str:
+    """Return the first rows with their problems, and the number of the others."""
+    more = f" and {len(rows) - NAMED_ROWS} more" if len(rows) > NAMED_ROWS else ""
+    return "; ".join(f"{row.id}: {row.detail}" for row in rows[:NAMED_ROWS]) + more
+
+
+def _check_first(rows: Sequence[Adapted], source: Source) -> None:
+    """Refuse a source whose first rows are all dropped for one reason, rather than after reading all of it."""
+    # a wrong column name or format drops all rows in the same way; faults of the data do not
+    reasons = {row.reason if isinstance(row, Dropped) else None for row in rows}
+    first = rows[0] if len(reasons) == 1 else None
+    if isinstance(first, Dropped) and first.reason not in INTENTIONAL_DROPS:
+        count = "its only row is" if len(rows) == 1 else f"the first {len(rows)} rows are all"
+        raise DataError(f"{source.title}: {count} refused ({first.reason}): {first.id}: {first.detail}")
+
+
 def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:
-    """Test a row against all conditions, in their order.
+    """Test a row against all conditions, in their order. Null passes `is_not` only.
 
-    Cells of CSV files are text, so text that spells a number, `true` or `false` equals that value where the condition has one. Null passes
-    `is_not` only.
-
-    Raises:
-        BadRow: `filtered` where a condition does not hold; `missing_column` or `not_a_number` where it cannot be decided.
+    Raises BadRow `filtered` where a condition does not hold, `missing_column` or `not_a_number` where it cannot be decided.
     """
     for condition in conditions:
         cell = require_cell(row, condition.column)
@@ -109,23 +164,20 @@ def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:
 
 def _holds(cell: Any, criterion: Criterion, column: str) -> bool:
     name, value = criterion
-    if name == "equals":
-        return _same(cell, value)
-    if name == "is_not":
-        return not _same(cell, value)
-    if name == "one_of":
-        assert isinstance(value, tuple), "the schema says so"
-        return any(_same(cell, one) for one in value)
+    if name not in ("at_least", "at_most"):
+        values = value if isinstance(value, tuple) else (value,)
+        return any(_same(cell, one) for one in values) != (name == "is_not")
+    assert isinstance(value, int | float), "the schema says so"
     if is_blank(cell):
         return False
     number = to_number(cell)
     if number is None:
         raise BadRow("not_a_number", f"{column} is {_shown(cell)}; {name} needs a number")
-    assert isinstance(value, int | float), "the schema says so"
     return value <= number if name == "at_least" else number <= value
 
 
 def _same(cell: Any, value: Any) -> bool:
+    # cells of CSV files are text: one that spells a number, true or false equals that value
     if isinstance(cell, str) and isinstance(value, bool):
         return cell.strip().lower() == str(value).lower()
     if isinstance(cell, str) and not isinstance(value, str):
@@ -153,60 +205,39 @@ def drawn(rows: Sequence[Adapted], source: Source) -> list[Adapted]:
     return result
 
 
-def is_drawn(hash_of_prompt: int, fraction: float | None) -> bool:
+def is_drawn(hash_of_prompt: int, fraction: float) -> bool:
     """Return whether a prompt belongs to the share that is used; this is independent of whether it is held out."""
     # hashed again: with the same hash, a fraction of 0.1 would be the prompts that holdout: 0.1 takes
-    return fraction is None or _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """The keys that `dedup` and `cap` know comparisons by, 64 bits of each.
-
-    The chance that any two of ten million different comparisons have the same key is 3 in a million.
-    """
-
-    contents: Sequence[int]
-    groups: Sequence[int]
+    return _hash(f"fraction {hash_of_prompt}") < fraction * HASH_RANGE
 
 
 class Limits:
     """Drops comparisons with the content of an earlier one, then those whose value of the `cap` column has its full number of rows.
 
-    A key takes about 100 bytes of memory: 1 GB for ten million rows.
-
-    Args:
-        source: the source whose `dedup` and `cap` apply.
+    Contents and values are known by 64 bits each: the chance that any two of ten million different comparisons have the same key is 3 in
+    a million. A key takes about 100 bytes of memory: 1 GB for ten million rows.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        # by split, so that a held-out row does not take the place of one that is trained on
         self._contents: dict[str, set[int]] = defaultdict(set)
         self._groups: dict[str, Counter[int]] = defaultdict(Counter)
 
-    def refused(self, split: str, ids: Sequence[str], marks: Marks) -> list[Dropped]:
-        """Return which of some comparisons are dropped. All comparisons of a source must come by here, in order.
+    def problem(self, split: str, content: int, group: int) -> BadRow | None:
+        """Return why a comparison of a split is dropped, if it is. All comparisons of the source must come by here, in order.
 
-        Args:
-            split: the split they go to.
-            ids: their row ids.
-            marks: the keys of each.
+        `content` is its `content_key`, `group` its entry in `Selection.groups`.
         """
-        # by split, so that a held-out row does not take the place of one that is trained on
-        source, contents, groups = self.source, self._contents[split], self._groups[split]
-        refused: list[Dropped] = []
-        for row_id, content, group in zip(ids, marks.contents, marks.groups, strict=True):
-            if source.dedup:
-                if content in contents:
-                    refused.append(Dropped(row_id, source.title, "duplicate", "an earlier row has the same content"))
-                    continue
-                contents.add(content)
-            if source.cap is not None:
-                groups[group] += 1
-                if groups[group] > source.cap.rows:
-                    detail = f"{source.cap.rows} earlier rows have the same {source.cap.by}"
-                    refused.append(Dropped(row_id, source.title, "capped", detail))
-        return refused
+        if self.source.dedup:
+            if content in self._contents[split]:
+                return BadRow("duplicate", "an earlier row has the same content")
+            self._contents[split].add(content)
+        if (cap := self.source.cap) is not None:
+            self._groups[split][group] += 1
+            if self._groups[split][group] > cap.rows:
+                return BadRow("capped", f"{cap.rows} earlier rows have the same {cap.by}")
+        return None
 
 
 def is_limited(source: Source) -> bool:
@@ -225,40 +256,3 @@ def content_key(prompt_hash: int, response_hashes: Sequence[int], preferences: S
 
 def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest())
-
-
-def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
-    """Yield the rows, comparisons with exactly equal prompts as one, in the place and under the id of the first of them.
-
-    The result has each different response once, and the preferences of all its rows, each with its margin. A preference that several rows
-    state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone.
-
-    Args:
-        rows: comparisons, and anything else, which is passed through. All are held in memory: the last row may belong to the first.
-    """
-    for group in in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
-        comparisons = [row for row in group if isinstance(row, Comparison)]
-        yield _one_of(comparisons) if comparisons else group[0]
-
-
-def _one_of(rows: Sequence[Comparison]) -> Comparison:
-    """Return the comparison of rows with the same prompt."""
-    if len(rows) == 1:
-        return rows[0]
-    numbers: dict[Any, int] = {}
-    responses: list[Turns] = []
-    edges: list[Preference] = []
-    for row in rows:
-        for response in row.responses:
-            if numbers.setdefault(_exact_key(response), len(responses)) == len(responses):
-                responses.append(response)
-        for edge in row.preferences:
-            winner, loser = (numbers[_exact_key(row.responses[number])] for number in (edge.winner, edge.loser))
-            edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
-    left_out = tuple(reason for row in rows for reason in row.left_out)
-    whole = replace(rows[0], responses=tuple(responses), preferences=merged(edges), left_out=left_out)
-    return replace(whole, id=rows_of(whole)[0])
-
-
-def _exact_key(turns: Turns) -> tuple[tuple[str, str, str], ...]:
-    return tuple((message["role"], message["content"], text_of(message) if len(message) > 2 else "") for message in turns)

@@ -1,4 +1,4 @@
-"""Chat templates: the built-in ones, where others come from, and the changes that make a template safe to train on and to export.
+"""Chat templates: the built-in ones, the changes that make one safe to train on and to export, and conversations rendered as text.
 
 A template is used, and exported with the model, only in its completed form:
 1. dates are frozen, so that a text is the same tomorrow;
@@ -8,15 +8,22 @@ So `apply_chat_template(conversation, tokenize=True)` of any consumer gives a de
 
 import difflib
 import re
-from dataclasses import dataclass
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.comparison import Message
-from rmtrain.data.text.render import render_all
+from rmtrain.data.comparison import Comparison, Message
+from rmtrain.data.rows.messages import CALL, THOUGHTS
 from rmtrain.errors import DataError, RecipeError
 
 NEW_PAD_TOKEN = "<|pad|>"
@@ -26,26 +33,20 @@ SPARE_NAME = re.compile(r"reserved|unused", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class EdgeTokens:
-    """The special tokens around a text.
-
-    leading, trailing: ids that `tokenizer(text)` adds before and after the text.
-    end: id of the token that ends every response; the reward is read there.
-    in_template: whether the chat template writes them, as for decoder models (`<s>` or nothing, then `</s>`); otherwise the tokenizer
-        adds them to the rendered text, as for encoder models (`[CLS]` and `[SEP]`).
-    """
+    """The special tokens around a text."""
 
     leading: tuple[int, ...]
     trailing: tuple[int, ...]
+    """Ids that `tokenizer(text)` adds before and after the text."""
     end: int
+    """Id of the token that ends every response; the reward is read there."""
     in_template: bool
+    """The chat template writes them, as for decoder models (`<s>` or nothing, then `</s>`); otherwise the tokenizer adds them to the text,
+    as for encoder models (`[CLS]` and `[SEP]`)."""
 
 
 def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> EdgeTokens:
-    """Return the edge tokens of a tokenizer, found by encoding a word with and without special tokens.
-
-    Raises:
-        RecipeError: the tokenizer has no token that could end a response.
-    """
+    """Return the edge tokens of a tokenizer; raises RecipeError where none could end a response."""
     bare, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
     begin = next(start for start in range(len(whole) + 1) if whole[start : start + len(bare)] == bare)
     leading, trailing = tuple(whole[:begin]), tuple(whole[begin + len(bare) :])
@@ -61,8 +62,8 @@ def edge_tokens(tokenizer: PreTrainedTokenizerBase) -> EdgeTokens:
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, end: int) -> Any:
     """Return the token to pad with, never one that ends a response: transformers reads the reward at the last token that is not padding.
 
-    The first that exists of: the tokenizer's own padding token, another special token for padding, a reserved or unused one, the unknown
-    token. Otherwise a new `<|pad|>`, for which the model's embeddings must grow.
+    It is the first that exists of: the tokenizer's padding token, another special token for padding, a reserved or unused one, the unknown
+    token, and a new `<|pad|>`, for which the model's embeddings must grow.
     """
     ends = {end, tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token is not None and tokenizer.pad_token_id not in ends:
@@ -128,11 +129,9 @@ CHAT_TEMPLATES = {
 
 
 def resolve_template(chat_template: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text of `data.chat_template`, completed for this tokenizer, and set it as the tokenizer's `chat_template`.
+    """Complete a template for a tokenizer, and return it as well as set it as the tokenizer's `chat_template`.
 
-    Args:
-        chat_template: a built-in name, `tokenizer`, a path that ends in `.jinja`, or the template itself.
-        tokenizer: provides its own template, and the special tokens around a text.
+    `chat_template` is a built-in name, `tokenizer` for its own, a path that ends in `.jinja`, or the template itself.
 
     Raises:
         RecipeError: the template does not exist or is too long.
@@ -171,11 +170,7 @@ def _find(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def freeze_dates(template: str) -> str:
-    """Return the template with every `strftime_now("...")` replaced by the text of a fixed day.
-
-    Raises:
-        RecipeError: the template computes the format of a date.
-    """
+    """Return the template with the text of a fixed day for `strftime_now("...")`; raises RecipeError where the format is computed."""
     frozen = CLOCK_CALL.sub(lambda call: repr(TODAY.strftime(call["format"])), template)
     if re.search(r"strftime_now\s*\(", frozen):
         raise RecipeError(
@@ -184,13 +179,13 @@ def freeze_dates(template: str) -> str:
     return frozen
 
 
-def _probe(tokenizer: PreTrainedTokenizerBase) -> str:
+def _render_probe(tokenizer: PreTrainedTokenizerBase) -> str:
     return render_all([PROBE], tokenizer, ["data.chat_template"], seconds=PROBE_SECONDS)[0]
 
 
 def _completed(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
     """Return the template, extended to write the special tokens around a text that it does not write yet."""
-    text, template = _probe(tokenizer), str(tokenizer.chat_template)
+    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
     end = tokenizer.convert_ids_to_tokens(edges.end)
     if text.rstrip() != text and text.rstrip().endswith(end):
         template = _wrapped(template, "rendered.rstrip()")
@@ -203,7 +198,7 @@ def _completed(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
 
 def _stripped(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
     """Return the template without the special tokens around a text, which the tokenizer adds."""
-    text, template = _probe(tokenizer), str(tokenizer.chat_template)
+    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
     start, end = ("".join(tokenizer.convert_ids_to_tokens(list(ids))) for ids in (edges.leading, edges.trailing))
     if end and text.rstrip().endswith(end):
         template = _wrapped(template, f"rendered.rstrip()[:-{len(end)}]")
@@ -217,7 +212,7 @@ def _wrapped(template: str, result: str) -> str:
 
 
 def _check_edges(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> None:
-    text = _probe(tokenizer)
+    text = _render_probe(tokenizer)
     end = tokenizer.convert_ids_to_tokens(edges.end)
     body = text.removesuffix(end) if edges.in_template else text
     if (edges.in_template and body == text) or body.rstrip().endswith(end):
@@ -227,3 +222,154 @@ def _check_edges(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> None:
     bos = tokenizer.bos_token
     if bos is not None and text.startswith(bos * 2):
         raise DataError(f"data.chat_template: it writes {bos} twice at the beginning; remove one from the template")
+
+
+Conversation = Sequence[Message]
+
+MAX_TEXT_CHARACTERS = 16 * 2**20
+MAX_SECONDS = 60.0
+RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError, RecursionError)
+CALL_PROBE = "tool-call-probe"
+
+
+def render(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
+    """Return the text of a conversation; see `render_all`."""
+    return render_all([conversation], tokenizer, ["conversation"], add_generation_prompt)[0]
+
+
+def render_all(
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[str],
+    add_generation_prompt: bool = False,
+    seconds: float = MAX_SECONDS,
+) -> list[str]:
+    """Return the text of each conversation under the tokenizer's chat template, rendered in transformers' sandbox.
+
+    `add_generation_prompt` adds the text that announces a reply. `seconds` limits the time of all together, in the main thread only, where
+    Python delivers alarms. Raises DataError, with the row id, where the template fails, takes too long or writes too much.
+    """
+
+    def apply(batch: Sequence[Conversation]) -> list[str]:
+        listed = [list(conversation) for conversation in batch]
+        return list(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt))
+
+    if not conversations:
+        return []
+    with _time_limit(seconds):
+        try:
+            texts = apply(conversations)
+        except RENDER_ERRORS:
+            texts = []
+            for conversation, row_id in zip(conversations, ids, strict=True):  # one at a time, to find the row
+                try:
+                    texts += apply([conversation])
+                except RENDER_ERRORS as error:
+                    message = " ".join(str(error).split())[:300]
+                    raise DataError(f"{row_id}: the chat template failed: {type(error).__name__}: {message}") from error
+    for text, row_id in zip(texts, ids, strict=True):
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise DataError(
+                f"{row_id}: the chat template wrote {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are allowed"
+            )
+    return texts
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise DataError(f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A comparison as text."""
+
+    texts: Sequence[str]
+    """The whole conversation of each response."""
+    begin: tuple[int, int] | None = None
+    """Number of a response, and the position where its own text begins; None: no response was found in its conversation."""
+    rewritten: tuple[int, ...] = ()
+    """Numbers of the responses that do not appear unchanged."""
+    hidden: Mapping[int, str] = field(default_factory=dict)
+    """By number of a response, the key of a message that the template does not write, such as `tool_calls`."""
+
+
+class Renderer:
+    """Renders comparisons under a tokenizer's chat template, and locates the responses in the text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def render(self, comparisons: Sequence[Comparison]) -> list[Rendered]:
+        """Return the texts of each comparison; raises DataError as `render_all` does."""
+        conversations = [(*row.prompt, *response) for row in comparisons for response in row.responses]
+        texts = iter(render_all(conversations, self.tokenizer, [row.id for row in comparisons for _ in row.responses]))
+        prompted = [row for row in comparisons if row.prompt]
+        prompts = iter(render_all([row.prompt for row in prompted], self.tokenizer, [row.id for row in prompted], True))
+        rendered = []
+        for row in comparisons:
+            whole = [next(texts) for _ in row.responses]
+            prompt = next(prompts) if row.prompt else ""
+            begins = [_find_response(*item, prompt) for item in zip(row.responses, whole, strict=True)]
+            first = next(((number, begin) for number, begin in enumerate(begins) if begin is not None), None)
+            rewritten = tuple(number for number, begin in enumerate(begins) if begin is None)
+            rendered.append(Rendered(whole, first, rewritten, self._hidden(row, whole)))
+        return rendered
+
+    def _hidden(self, row: Comparison, texts: Sequence[str]) -> dict[int, str]:
+        if all(len(message) == 2 for messages in (row.prompt, *row.responses) for message in messages):
+            return {}
+        hidden = {}
+        for number, (response, text) in enumerate(zip(row.responses, texts, strict=True)):
+            if any(CALL in message for message in (*row.prompt, *response)) and not self._writes_calls:
+                hidden[number] = CALL
+            # Thoughts of the prompt may be missing: templates leave out those of earlier turns when the model is served as well.
+            for key in THOUGHTS:
+                if any(message.get(key, "").strip() not in text for message in response):
+                    hidden[number] = key
+        return hidden
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        """Whether the template writes the name, the argument names and the values of a tool call."""
+        call = {"type": "function", "id": "callprobe", "function": {"name": CALL_PROBE, "arguments": {CALL_PROBE: CALL_PROBE}}}
+        calling = {"role": "assistant", "content": "", CALL: [call]}
+        try:
+            text = render([{"role": "user", "content": "call it"}, calling], self.tokenizer)
+        except DataError:
+            return False
+        return text.count(CALL_PROBE) >= 3
+
+
+def _find_response(response: Conversation, text: str, prompt: str) -> int | None:
+    """Return where a response begins in the text, thoughts included; None if the text does not have all of its messages unchanged.
+
+    The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
+    """
+    position = len(prompt)
+    if not text.startswith(prompt):
+        pairs = enumerate(zip(prompt, text, strict=False))
+        position = next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(text)))
+    begin: int | None = None
+    for message in response:
+        content = message["content"].strip()
+        at = text.find(content, position)
+        if at < 0:
+            return None
+        if begin is None:
+            thoughts = [text.find(message[key].strip(), position) for key in THOUGHTS if key in message]
+            begin = min([at, *(place for place in thoughts if place >= 0)])
+        position = at + len(content)
+    return begin

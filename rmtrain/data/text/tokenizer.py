@@ -11,8 +11,7 @@ from rmtrain.data.cache import get_or_build
 from rmtrain.data.comparison import Comparison, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import digest, source_identity
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.render import render_all
-from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
+from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
@@ -20,14 +19,10 @@ END_TOKEN = "<|endoftext|>"
 
 
 def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a recipe, ready to encode.
+    """Return the tokenizer of a recipe, ready to encode; for a model from scratch without one, it is trained on `data.train`, once.
 
     Its `chat_template` is the completed template, it pads on the right with a token that never ends a response, and it stays the same
     when saved and loaded again. If `<|pad|>` had to be added, `len(tokenizer)` is one more than the model's vocabulary may be.
-
-    Args:
-        model: `path`, or `scratch` with or without a tokenizer; without, a byte-level BPE is trained on `data.train`, once.
-        data: the chat template; for a trained tokenizer also its texts and its cache.
 
     Raises:
         RecipeError: the tokenizer or the template is missing or cannot be used.
@@ -68,11 +63,7 @@ def prepared(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrain
 def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE with `<|endoftext|>` and `<|pad|>`, trained on the rendered texts of `data.train` without the held-out share.
 
-    Training is deterministic. The tokenizer is cached in `data.cache_dir`.
-
-    Args:
-        data: sources, chat template and cache directory.
-        vocab_size: largest number of tokens; the texts may have too few pairs to merge for so many.
+    Training is deterministic, and the tokenizer is cached in `data.cache_dir`. It has at most `vocab_size` tokens.
 
     Raises:
         RecipeError: `data.chat_template` is `tokenizer`, and a new tokenizer has no template.
@@ -118,68 +109,19 @@ def _texts(data: Data, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
                 yield text.replace(END_TOKEN, "")
 
 
-CANARIES = tuple(
-    form.replace("{}", word)
-    for word in [
-        *[
-            "the",
-            "Reward",
-            "don't",
-            "'s",
-            "'LL",
-            "naïve",
-            "Straße",
-            "İstanbul",
-            "ﬁne",
-            "é",
-            "e\u0301",
-            "Привет",
-            "مرحبا",
-            "हिन्दी",
-        ],
-        *[
-            "你好，世界",
-            "こんにちは",
-            "👩‍👩‍👧",
-            "🇩🇪",
-            "\u200b",
-            "\u00a0",
-            "\ufeff",
-            "…",
-            "“quoted”",
-            "x_1",
-            "camelCase",
-            "HTTP/2",
-        ],
-        *[
-            "0",
-            "007",
-            "1234567",
-            "3.14",
-            "1e-5",
-            "½",
-            "50%",
-            "$9.99",
-            "2026-11-25",
-            "12:30",
-            "==",
-            "->",
-            "//",
-            "#!",
-            "\\n",
-            "{{x}}",
-        ],
-        *["<s>", "</s>", "[CLS]", "<|endoftext|>", "<think>", "a@b.org", "C++"],
-    ]
-    for form in ("{}", " {}", "{}\n\n{}", "  {}\t{}", "A {}, B {}.")
+CANARY_WORDS = (
+    "the Reward don't 's 'LL naïve Straße İstanbul ﬁne é e\u0301 Привет مرحبا हिन्दी 你好，世界 こんにちは 👩‍👩‍👧 🇩🇪 \u200b \u00a0 \ufeff … "
+    "“quoted” x_1 camelCase HTTP/2 0 007 1234567 3.14 1e-5 ½ 50% $9.99 2026-11-25 12:30 == -> // #! \\n {{x}} "
+    "<s> </s> [CLS] <|endoftext|> <think> a@b.org C++"
 )
+CANARY_FORMS = ("{}", " {}", "{}\n\n{}", "  {}\t{}", "A {}, B {}.")
+CANARIES = tuple(form.replace("{}", word) for word in CANARY_WORDS.split(" ") for form in CANARY_FORMS)
 
 
 def canary_hashes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return a short hash of the tokens of each of `CANARIES`.
+    """Return a short hash of the tokens of each of `CANARIES`, to be stored with tokenized data and compared before it is used.
 
-    They are stored with tokenized data and compared before it is used: an update of a library can change the tokens of a tokenizer whose
-    files, and therefore whose fingerprint, are unchanged.
+    An update of a library can change the tokens of a tokenizer whose files, and therefore whose fingerprint, are unchanged.
     """
     encoded = tokenizer(list(CANARIES), add_special_tokens=False, padding=False, truncation=False)
     return [blake2b(repr(list(ids)).encode(), digest_size=4).hexdigest() for ids in encoded["input_ids"]]

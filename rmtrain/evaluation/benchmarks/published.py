@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rmtrain.data.rows.dataset import FORMATS, METADATA, read_rows
-from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
+from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
 from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF, scores_of
@@ -33,9 +33,8 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
         DataError: no such files, or rows that are not the benchmark's; one line for each, the first ten.
     """
 
-    def item(row: RawRow, file: Path | None, index: int) -> Item:
-        if isinstance(row, Line):
-            row = parse(row)
+    def item(raw: RawRow, file: Path | None, index: int) -> Item:
+        row = parse(raw)
         if isinstance(row, Malformed):
             raise ValueError(row.detail)
         return benchmark.item(row, file, index)

@@ -16,7 +16,7 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data, PairSource, TokenizedSource
-from tests.data.text.test_tokenize import THINKING_TEMPLATE
+from tests.data.text.test_encoder import THINKING_TEMPLATE
 from tests.edges import prepared_rows, row
 from tests.helpers import byte_bpe, pairs, write_jsonl
 

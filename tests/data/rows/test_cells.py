@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rmtrain.data.comparison import BadRow
-from rmtrain.data.rows.cells import cells, find_cell, has_cell, is_blank, require_cell, to_number
+from rmtrain.data.rows.messages import MISSING, cells, find_cell, is_blank, require_cell, to_number
 
 ROW: dict[str, Any] = {
     "prompt": "a",
@@ -41,9 +41,8 @@ def test_dotted_paths_find_nested_cells() -> None:
     values = [find_cell(row, path, "nothing") for path in ("a.b.0.c d", "x.y", "p.q.r.s", "n", "a.b")]
     assert values == [1, 2, 3, None, [{"c d": 1}]]
     for path in ("a.b.1.c d", "a.b.-1", "a.z", "x", "n.a", "a.b.c", "a.b." + "9" * 5000, "", "."):
-        assert not has_cell(row, path)
         assert find_cell(row, path, "nothing") == "nothing"
-    assert has_cell(row, "n")
+    assert find_cell(row, "n", MISSING) is None
     with pytest.raises(BadRow, match=r'^missing_column: .*"z".* a, x\.y, p, n$'):
         require_cell(row, "z")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from rmtrain.data.comparison import BadRow
-from rmtrain.data.rows.labels import judge, preferences
+from rmtrain.data.rows.formats import judge, preferences
 from rmtrain.recipe.preference_labels import Label
 from rmtrain.recipe.schema import RankedSource
 

@@ -6,8 +6,8 @@ import pytest
 
 from rmtrain.data.comparison import Comparison, Dropped
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.adapt import RawBatch
 from rmtrain.data.rows.loading import load_comparisons, read_batches
+from rmtrain.data.rows.select import RawBatch
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource, TokenizedSource
 from tests.helpers import pairs, write_jsonl

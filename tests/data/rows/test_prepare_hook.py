@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.prepare_hook import load_function, through_hook
+from rmtrain.data.rows.dataset import load_function, through_hook
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import PairSource
 from rmtrain.recipe.sources import read_hook
@@ -113,7 +113,8 @@ def test_bytes_read_with_recipe_run(tmp_path: Path) -> None:
     assert sys.path == before
     assert [file.name for file in tmp_path.iterdir()] == ["mine.py"], "no compiled file next to the recipe"
     assert source.hook is not None
-    assert load_function(source.hook) is load_function(source.hook), "loaded once"
+    parts = source.hook.code, source.hook.function, str(source.hook.file)
+    assert load_function(*parts) is load_function(*parts), "loaded once"
 
 
 def test_prints_go_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

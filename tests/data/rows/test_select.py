@@ -1,7 +1,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rmtrain.data.comparison import (
@@ -15,8 +14,8 @@ from rmtrain.data.comparison import (
     prompt_hash,
     rows_of,
 )
-from rmtrain.data.rows.adapt import RawBatch
-from rmtrain.data.rows.select import Limits, Marks, check_conditions, content_key, group_by_prompt, is_drawn, is_limited, select
+from rmtrain.data.rows.loading import group_by_prompt
+from rmtrain.data.rows.select import Limits, RawBatch, check_conditions, content_key, is_drawn, is_limited, select
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource
 from rmtrain.recipe.sources import Cap, Condition, read_hook
@@ -193,13 +192,9 @@ def test_all_conditions_must_hold() -> None:
     check_conditions(row, ())
 
 
-def marks(contents: list[int], groups: list[int]) -> Marks:
-    return Marks(np.array(contents, np.uint64), np.array(groups, np.uint64))
-
-
 def refused(limits: Limits, split: str, contents: list[int], groups: list[int], begin: int = 0) -> dict[str, str]:
-    ids = [f"s:{number}" for number in range(begin, begin + len(contents))]
-    return {row.id: row.reason for row in limits.refused(split, ids, marks(contents, groups))}
+    problems = [limits.problem(split, *mark) for mark in zip(contents, groups, strict=True)]
+    return {f"s:{number}": problem.reason for number, problem in enumerate(problems, begin) if problem}
 
 
 def test_duplicate_does_not_count_for_cap() -> None:

@@ -9,9 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import Comparison, Message
-from rmtrain.data.text import render as render_module
-from rmtrain.data.text.render import Renderer, render, render_all
-from rmtrain.data.text.templates import CHAT_TEMPLATES
+from rmtrain.data.text import templates as render_module
+from rmtrain.data.text.templates import CHAT_TEMPLATES, Renderer, render, render_all
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like

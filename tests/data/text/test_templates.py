@@ -7,7 +7,6 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.text.render import render
 from rmtrain.data.text.templates import (
     CHAT_TEMPLATES,
     MAX_TEMPLATE_CHARACTERS,
@@ -15,6 +14,7 @@ from rmtrain.data.text.templates import (
     choose_pad_token,
     edge_tokens,
     freeze_dates,
+    render,
     resolve_template,
 )
 from rmtrain.errors import DataError, RecipeError

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from rmtrain.data.comparison import is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.tokenize import encode_conversations
+from rmtrain.data.text.encoder import encode_conversations
 from rmtrain.data.text.tokenizer import CANARIES, canary_hashes, first_change, load_tokenizer, open_tokenizer, trained_tokenizer
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Architecture, Data, PretrainedModel, ScratchModel

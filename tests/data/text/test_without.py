@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from rmtrain.data.comparison import BadRow, Preference, TokenizedComparison, common_prefix_length
-from rmtrain.data.rows.responses import merged, without
+from rmtrain.data.rows.conversation import merged
+from rmtrain.data.text.encoder import without
 
 A, B, C, D = [1, 2, 3, 9], [1, 2, 4, 9], [1, 5, 9], [1, 2, 3, 7, 9]
 LONG = BadRow("too_long", "9 tokens, over max_length 8")
