@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import step_loader
 from benchmarks.pairs import HH, hh_rows, recipe_for
-from rmtrain.commands.dry_run import DryRunOptions, dry_run
+from rmtrain.commands.dry_run import dry_run
+from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
@@ -82,7 +83,7 @@ def measure_here(name: str, arguments: Namespace) -> dict[str, int]:
         with ReadingProgress(Console(quiet=True)) as progress:
             prepared = prepare(recipe.data, tokenizer, progress)
         measured = _train(recipe, prepared, tokenizer)
-        document = dry_run(recipe, Console(quiet=True), DryRunOptions()).document
+        document = dry_run(recipe, Console(quiet=True), TrainOptions()).document
         (estimated,) = (one for one in document["strategies"] if one["name"] == document["strategy"])
         return {"measured": measured, "estimated": estimated["total"]}
 

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.loader import StepLoader
 from rmtrain.batching.plan import Costs, Plan, cpu_budget
+from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.result import CommandResult
 from rmtrain.commands.train import build_model, flos_per_token, make_plan
 from rmtrain.data.prepare import PreparedData, prepare
@@ -37,35 +38,21 @@ SEARCHED_STEPS = 1000
 """Steps in which the largest micro-batch is looked for; millions of them would take minutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class DryRunOptions:
-    """Options of a dry run.
-
-    processes, config: as in `--processes` and `--accelerate-config`; None: one process.
-    gpu_memory: of each GPU, in GB; None: that of this machine's GPU, or its main memory where it has none.
-    measure: compute two steps on this machine and derive how long a run takes.
-    """
-
-    processes: int | None = None
-    config: str | None = None
-    gpu_memory: float | None = None
-    measure: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        """True where GPUs are meant, of this machine or another."""
-        return self.gpu_memory is not None or torch.cuda.is_available()
-
-    def memory(self, processes: int) -> int:
-        """Return the bytes that each of `processes` processes of one machine has."""
-        if self.gpu_memory is not None:
-            return round(self.gpu_memory * GIGABYTE)
-        if torch.cuda.is_available():
-            return int(torch.cuda.mem_get_info()[1])
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+def on_gpu(options: TrainOptions) -> bool:
+    """Return whether GPUs are meant, of this machine or another."""
+    return options.gpu_memory is not None or torch.cuda.is_available()
 
 
-def dry_run(recipe: Recipe, console: Console, options: DryRunOptions) -> CommandResult:
+def memory_of(options: TrainOptions, processes: int) -> int:
+    """Return the bytes that each of `processes` processes of one machine has: of its GPU, or a share of the main memory without GPUs."""
+    if options.gpu_memory is not None:
+        return round(options.gpu_memory * GIGABYTE)
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+
+
+def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandResult:
     """Report what a run would do: its steps and tokens, and the memory of a process under each strategy.
 
     Data is read, checked and tokenized as for a run, or taken from the cache. Of the model only the configuration is read, unless steps are
@@ -76,37 +63,41 @@ def dry_run(recipe: Recipe, console: Console, options: DryRunOptions) -> Command
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("--dry-run: expected one process, got one of several; use --processes, which starts none in a dry run")
-    if options.measure and options.on_gpu and not torch.cuda.is_available():
+    if options.measure and on_gpu(options) and not torch.cuda.is_available():
         raise RecipeError("--measure: computes on this machine, which has no GPU; leave out --gpu-memory or --measure")
     strategy, processes, machines = launch_of(options)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
 
-    model = MemoryModel.of(recipe, tokenizer, prepared.train, recipe.batching.layout, options.on_gpu)
+    model = MemoryModel.of(recipe, tokenizer, prepared.train, recipe.batching.layout, on_gpu(options))
     budget, costs = recipe.batching.max_tokens, Costs.of(prepared.train, model.layout)
-    if budget == "auto" and options.on_gpu:
-        budget = model.budget(strategy, processes, options.memory(processes // machines), costs)
+    if budget == "auto" and on_gpu(options):
+        budget = model.budget(strategy, processes, memory_of(options, processes // machines), costs)
     plan = make_plan(recipe, prepared, model.layout, cpu_budget(costs) if budget == "auto" else budget, processes)
 
     # A run computes the heaviest micro-batch before its first step, so this one has to fit.
     tokens = plan.costs.of_micro_batch(plan.largest_micro_batch())
     estimates = [model.estimate(name, count, tokens) for name, count in _compared(strategy, processes, recipe, options)]
-    memories = [options.memory(max(1, one.processes // machines)) for one in estimates]
+    memories = [memory_of(options, max(1, one.processes // machines)) for one in estimates]
     document = {
         **_facts(recipe, prepared, plan, model),
         "strategy": strategy,
         "processes": processes,
-        "device": "cuda" if options.on_gpu else "cpu",
+        "device": "cuda" if on_gpu(options) else "cpu",
         **_fits(strategy, estimates, memories),
         **_time(measure(recipe, prepared, tokenizer) if options.measure else None, plan, processes),
     }
     return CommandResult(dry_run_report(document), document)
 
 
-def launch_of(options: DryRunOptions) -> tuple[StrategyKind, int, int]:
+def launch_of(options: TrainOptions) -> tuple[StrategyKind, int, int]:
     """Return the strategy that `--processes` and `--accelerate-config` name, and its processes and machines."""
-    launch = None if options.processes is None and options.config is None else read(options.processes, options.config)
+    launch = (
+        None
+        if options.processes is None and options.accelerate_config is None
+        else read(options.processes, options.accelerate_config)
+    )
     if launch is None:
         return "single", 1, 1
     kind = launch.content["distributed_type"]
@@ -119,11 +110,11 @@ def launch_of(options: DryRunOptions) -> tuple[StrategyKind, int, int]:
     return strategy, launch.processes, launch.machines
 
 
-def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: DryRunOptions) -> list[tuple[StrategyKind, int]]:
+def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: TrainOptions) -> list[tuple[StrategyKind, int]]:
     """The requested strategy and all others that the recipe allows, with their processes."""
     several = processes
     if processes == 1:
-        several = max(COMPARED_GPUS if options.on_gpu else 2, torch.cuda.device_count())
+        several = max(COMPARED_GPUS if on_gpu(options) else 2, torch.cuda.device_count())
     shardable = recipe.optimizer.name == "adamw" and recipe.model.quantization is None
     names = [name for name in STRATEGIES if shardable or name not in SHARDED or name == strategy]
     return [(name, processes if name == strategy else 1 if name == "single" else several) for name in names]
