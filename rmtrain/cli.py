@@ -37,16 +37,24 @@ from rmtrain.commands.options import (
     checked_precision,
     flat_options,
 )
-from rmtrain.engine.rank import REPORTS, RankReport, is_one_of_several, is_started_by_rmtrain, rank_number, watch_launcher
-from rmtrain.engine.signals import SIGNALS, raise_on_signal
-from rmtrain.engine.trackers import THREAD as TRACKERS
+from rmtrain.engine.rank import (
+    REPORTS,
+    SIGNALS,
+    TRACKERS_THREAD,
+    RankReport,
+    is_one_of_several,
+    is_started_by_rmtrain,
+    raise_on_signal,
+    rank_number,
+    watch_launcher,
+)
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import json_text
 
 if TYPE_CHECKING:
-    from rmtrain.commands.result import CommandResult
+    from rmtrain.commands.options import CommandResult
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -343,7 +351,7 @@ def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
     # for its network.
-    if is_one_of_several() or any(thread.name == TRACKERS for thread in threading.enumerate()):
+    if is_one_of_several() or any(thread.name == TRACKERS_THREAD for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else int(code is not None))

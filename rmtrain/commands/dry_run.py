@@ -10,20 +10,17 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Costs, Plan, cpu_budget
-from rmtrain.commands.options import TrainOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.batching.plan import Costs, Plan, StepLoader, cpu_budget
+from rmtrain.commands.options import CommandResult, TrainOptions
 from rmtrain.commands.train import build_model, flos_per_token, make_plan
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.distributed import start
 from rmtrain.engine.launch import read
-from rmtrain.engine.loop import train_step
+from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import token_budget, warmup_largest_batch
 from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryEstimate, MemoryModel, StrategyKind
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.start import start
+from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
@@ -173,12 +170,12 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     plan = make_plan(recipe, prepared, layout, token_budget(recipe, prepared.train, layout, tokenizer, strategy), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(strategy.accelerator, flos_per_token(model))
-    prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    warmup_largest_batch(strategy, prepared_model, optimizer, loader)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    warmup_largest_batch(strategy, loader)
     for number in (0, 1):  # the first allocates the optimizer's state
         batch = loader.step(number % len(loader))
         start_time = _now()
-        train_step(strategy, prepared_model, optimizer, recipe, meter, recipe.optimizer.lr, batch)
+        train_step(strategy, recipe, meter, recipe.optimizer.lr, batch)
         seconds = _now() - start_time
     return seconds / sum(loader.plan.costs.of_micro_batch(piece) for piece in loader.plan.step(batch.step).micro_batches[0])
 

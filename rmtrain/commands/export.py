@@ -11,15 +11,14 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.commands.options import ExportOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, ExportOptions
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import STEP, Checkpoint, Checkpoints
 from rmtrain.engine.checkpoint_manager import check_frozen
+from rmtrain.engine.distributed import versions
 from rmtrain.engine.run_dir import ENVIRONMENT, MARKER
 from rmtrain.engine.run_dir import RECIPE as RECIPE_FILE
-from rmtrain.engine.start import versions
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_text

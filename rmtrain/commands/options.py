@@ -1,16 +1,18 @@
-"""The options of the verbs, each declared once: as a field of a dataclass that the command line reads and Python callers fill in.
+"""What goes into a verb and what comes out: options, each declared once as a field of a dataclass, and `CommandResult`.
 
 Nothing heavy is imported here, so that options that cannot be combined are refused at once.
 """
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
+from rich.console import RenderableType
+from rich.text import Text
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Gate
@@ -39,25 +41,25 @@ BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
 def flat_options(verb: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `options` of a verb, a dataclass, by a parameter for each field that has a typer declaration."""
     signature = inspect.signature(verb)
-    parameters: list[inspect.Parameter] = []
-    names = set()
     options = signature.parameters["options"].annotation
     hints = get_type_hints(options, include_extras=True)
+    declared = {
+        option.name: inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=hints[option.name],
+        )
+        for option in fields(options)
+        if get_origin(hints[option.name]) is Annotated
+    }
+    parameters: list[inspect.Parameter] = []
     for parameter in signature.parameters.values():
-        if parameter.name != "options":
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
-            continue
-        for field in fields(options):
-            if hasattr(hints[field.name], "__metadata__"):
-                default = parameter.empty if field.default is MISSING else field.default
-                parameters.append(
-                    inspect.Parameter(field.name, parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
-                )
-                names.add(field.name)
+        parameters += declared.values() if parameter.name == "options" else [parameter.replace(kind=parameter.KEYWORD_ONLY)]
 
     @wraps(verb)
     def command(**values: Any) -> None:
-        verb(options=options(**{name: values.pop(name) for name in names}), **values)
+        verb(options=options(**{name: values.pop(name) for name in declared}), **values)
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
@@ -286,3 +288,17 @@ class ExportOptions:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """A result.
+
+    report: for people.
+    document: the same as JSON values.
+    commands: next commands to run, one a line.
+    """
+
+    report: RenderableType
+    document: dict[str, Any]
+    commands: Text = field(default_factory=Text)

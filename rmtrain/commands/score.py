@@ -21,12 +21,11 @@ from filelock import lock_descriptor
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.options import ScoreOptions, checked_precision
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
 from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer

@@ -16,23 +16,28 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Costs, Plan, check_budget
+from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
 from rmtrain.commands.export import export_with_card
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
+from rmtrain.engine.distributed import (
+    environment,
+    graceful_shutdown,
+    leave_group,
+    model_device,
+    run_on_main,
+    start,
+    uses_bfloat16,
+)
+from rmtrain.engine.loop import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory, check_output_dir
-from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import GracefulShutdown
-from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16
+from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
@@ -101,10 +106,10 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     meter = Meter(accelerator, flos_per_token(model))
     metadata = CheckpointMetadata.of(model, order_facts(recipe, data))
     parameters = trainable_summary(model)
-    prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     directory = open_directory(recipe, strategy, tokenizer, data, fresh, resume)
-    checkpoints = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
+    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, metadata)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with closing(directory), graceful_shutdown(accelerator) as shutdown:
         console.print(header(recipe, data, plan, layout, strategy, directory, parameters))
@@ -115,15 +120,13 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
         try:
             with start_trackers(accelerator, recipe, directory) as trackers, display:
                 log = RunLog(accelerator, directory.path, trackers, display)
-                evaluate_at = make_evaluator(recipe, tokenizer, data, layout, prepared_model, log, shutdown, accelerator)
-                last = run_loop(
-                    recipe, strategy, prepared_model, optimizer, loader, meter, log, evaluate_at, checkpoints, shutdown
-                )
+                evaluate_at = make_evaluator(recipe, tokenizer, data, layout, strategy.model, log, shutdown, accelerator)
+                last = run_loop(recipe, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
                 step = checkpoints.state.step
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
                     step, last = best, evaluate_at(step) if evaluate_at else None
-                weights = strategy.weights(prepared_model) if strategy.shards else None
+                weights = strategy.weights() if strategy.shards else None
                 peaks = peak_memory(accelerator)
                 leave_group(accelerator)  # nobody waits for the export, which the main process does alone
                 upload: Mapping[str, Any] = {"hub": None, "hub_problem": None}

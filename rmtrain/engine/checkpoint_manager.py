@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from accelerate.utils import gather_object
 from torch import nn
 
 from rmtrain.engine.checkpoint import Checkpoint, size_of
 from rmtrain.engine.distributed import any_rank, run_on_main
-from rmtrain.engine.meter import Meter
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.run_log import Meter
 from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
@@ -64,7 +63,6 @@ class CheckpointManager:
     """Saves the checkpoints of a run, and resumes it from one.
 
     strategy: how the processes share the model; the main process writes.
-    model, optimizer: prepared by the strategy.
     meter: its open log interval is saved as well.
     directory: the run directory.
     settings: when to save, and what to keep.
@@ -72,8 +70,6 @@ class CheckpointManager:
     """
 
     strategy: Strategy
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
     meter: Meter
     directory: RunDirectory
     settings: Checkpointing
@@ -107,8 +103,12 @@ class CheckpointManager:
             return
         self.state.step = step
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
-        weights, moments, values = self.strategy.state(self.model, self.optimizer)
-        files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
+        moments, values = self.strategy.optimizer_state()
+        files = {
+            "model": self.strategy.weights(),
+            "optimizer": moments,
+            **{f"rng-{rank}": state for rank, state in enumerate(generators)},
+        }
         state = {
             "train_state": asdict(self.state),
             "plan": dict(self.metadata.plan),
@@ -183,8 +183,8 @@ class CheckpointManager:
             if changed:
                 raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
             check_frozen(state, self.metadata.frozen)
-            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
-            self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), state["optimizer"])
+            self.strategy.restore_weights(checkpoint.tensors("model"))
+            self.strategy.restore_optimizer(checkpoint.tensors("optimizer"), state["optimizer"])
             if self.accelerator.process_index < processes:
                 restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
             self.meter.restore(state["meter"])
@@ -211,7 +211,7 @@ class CheckpointManager:
             return None
         try:
             checkpoint = run_on_main(self.accelerator, partial(self.checkpoints.read, self.checkpoints.path(best)))
-            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
+            self.strategy.restore_weights(checkpoint.tensors("model"))
         except CheckpointError as error:
             advice = "set checkpoints.load_best_at_end: false to export the last weights instead; they are saved"
             raise CheckpointError(*error.problems, advice) from error

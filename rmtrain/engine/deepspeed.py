@@ -6,11 +6,10 @@ those functions, so that checkpoints are the same as under every other strategy.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rmtrain.engine.memory_estimate import ZERO_STAGES, StrategyKind
@@ -24,8 +23,10 @@ from rmtrain.engine.state_dict import (
     persistent_buffers,
     trained_parameters,
 )
-from rmtrain.engine.strategy import Strategy, set_lr
+from rmtrain.engine.strategy import Strategy
 from rmtrain.model.reward_model import RewardModel, unwrap
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedStrategy(Strategy):
@@ -50,57 +51,52 @@ class DeepSpeedStrategy(Strategy):
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.stage}"
 
-    def prepare(
-        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = 0.0 if clip is None else clip
         config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
-        return super().prepare(model, optimizer, clip)
+        super().prepare(model, optimizer, clip)
 
-    def is_wrapped(self, model: Any) -> bool:
-        stage, processes = model.zero_optimization_stage(), model.dp_world_size
+    def is_wrapped(self) -> bool:
+        stage, processes = self.model.zero_optimization_stage(), self.model.dp_world_size
         return bool((stage, processes) == (self.stage, self.accelerator.num_processes))
 
     @contextmanager
-    def micro_batch(self, model: Any, is_last: bool) -> Iterator[None]:
-        model.set_gradient_accumulation_boundary(is_last)
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        self.model.set_gradient_accumulation_boundary(is_last)
         yield
 
-    def backward(self, model: Any, loss: Tensor) -> None:
-        model.backward(loss)
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss)
 
-    def update(self, model: Any, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
-        set_lr(optimizer, lr)
-        model.step()
-        norm = torch.as_tensor(model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device)
-        return norm, not model.optimizer.overflow
+    def update(self, lr: float) -> tuple[Tensor, bool]:
+        self.set_lr(lr)
+        self.model.step()
+        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device)
+        return norm, not self.model.optimizer.overflow
 
-    def params_without_grad(self, model: nn.Module) -> list[str]:
+    def params_without_grad(self) -> list[str]:
         from deepspeed.utils import safe_get_full_grad
 
-        return [name for name, parameter in trained_parameters(model).items() if safe_get_full_grad(parameter) is None]
+        return [name for name, parameter in trained_parameters(self.model).items() if safe_get_full_grad(parameter) is None]
 
-    def weights(self, model: nn.Module) -> Tensors:
+    def weights(self) -> Tensors:
         from deepspeed.runtime.zero import GatheredParameters
 
         tensors: Tensors = {}
-        for name, parameter in trained_parameters(model).items():
+        for name, parameter in trained_parameters(self.model).items():
             with GatheredParameters([parameter], enabled=self.stage == 3):
                 if self.accelerator.is_main_process:
                     tensors[name] = parameter.detach().cpu().clone()
         if self.accelerator.is_main_process:
-            tensors |= {name: buffer.detach().cpu() for name, buffer in persistent_buffers(unwrap(model))}
+            tensors |= {name: buffer.detach().cpu() for name, buffer in persistent_buffers(unwrap(self.model))}
         return tensors
 
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        return self.weights(model), *self._optimizer_state(model)
-
-    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param
 
-        trained, buffers = trained_parameters(model), dict(persistent_buffers(unwrap(model)))
+        trained, buffers = trained_parameters(self.model), dict(persistent_buffers(unwrap(self.model)))
         check_names("weights", [*trained, *buffers], tensors)
         for name, target in (trained | buffers).items():
             check_weight(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
@@ -112,52 +108,46 @@ class DeepSpeedStrategy(Strategy):
         for name, buffer in buffers.items():
             buffer.copy_(tensors[name])
 
-    def restore_optimizer(
-        self, optimizer: torch.optim.Optimizer, model: Any, tensors: Mapping[str, Tensor], values: OptimizerValues
-    ) -> None:
+    def restore_optimizer(self, tensors: Mapping[str, Tensor], values: OptimizerValues) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        trained = trained_parameters(model)
+        trained = trained_parameters(self.model)
         check_optimizer(tensors, values, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
         if not any(values.values()):
             return
         steps = next(tensors[f"{name}/step"] for name, keys in values.items() if "step" in keys)
-        self._allocate_state(model, steps)
+        # AdamW itself creates the state of the flat buffers only at its first step.
+        zero = self.model.optimizer
+        for buffer in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
+            moments = {key: torch.zeros_like(buffer) for key in MOMENTS}
+            zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
+        self._link_state()
         for name, parameter in trained.items():
             for key in sorted(values[name].keys() & set(PARAMETER_SHAPED)):
                 safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.accelerator.device), key)
 
-    def _optimizer_state(self, model: Any) -> tuple[Tensors, OptimizerValues]:
+    def optimizer_state(self) -> tuple[Tensors, OptimizerValues]:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         tensors: Tensors = {}
-        values: OptimizerValues = {name: {} for name in trained_parameters(model)}
-        flat = model.optimizer.optimizer.state
+        values: OptimizerValues = {name: {} for name in trained_parameters(self.model)}
+        flat = self.model.optimizer.optimizer.state
         if not flat:
             return tensors, values
-        self._link_state(model)
+        self._link_state()
         steps = next(iter(flat.values()))["step"]
-        for name, parameter in trained_parameters(model).items():
-            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq")}
+        for name, parameter in trained_parameters(self.model).items():
+            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             values[name] = dict.fromkeys(("step", *moments))
             if self.accelerator.is_main_process:
                 tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in {"step": steps, **moments}.items()}
         return tensors, values if self.accelerator.is_main_process else {}
 
-    def _allocate_state(self, model: Any, steps: Tensor) -> None:
-        """Create the state of the flat buffers, which AdamW itself creates only at its first step."""
-        zero = model.optimizer
-        buffers = zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups
-        for buffer in buffers:
-            moments = {key: torch.zeros_like(buffer) for key in ("exp_avg", "exp_avg_sq")}
-            zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
-        self._link_state(model)
-
-    def _link_state(self, model: Any) -> None:
+    def _link_state(self) -> None:
         """Map the parameters of stages 1 and 2 to their moments: DeepSpeed does that only after the step of the first group."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         if self.stage < 3:
-            zero = model.optimizer
+            zero = self.model.optimizer
             for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
                 lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)

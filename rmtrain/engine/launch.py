@@ -22,8 +22,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rmtrain.engine.rank import RankReport, read_reports, reports_folder
-from rmtrain.engine.signals import SIGNALS
+from rmtrain.engine.rank import SIGNALS, RankReport, read_reports, reports_folder
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"

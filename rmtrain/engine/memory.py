@@ -9,12 +9,10 @@ from typing import Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepBatch, StepLoader
-from rmtrain.batching.plan import Costs, cpu_budget
+from rmtrain.batching.plan import Costs, StepBatch, StepLoader, cpu_budget
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.memory_estimate import MemoryModel
@@ -70,9 +68,7 @@ def scoring_budget(max_tokens: int | Literal["auto"], costs: Costs) -> int:
     return cpu_budget(costs) if max_tokens == "auto" else max_tokens
 
 
-def retry_on_oom(
-    compute: Callable[[StepBatch], T], number: int, strategy: Strategy, optimizer: torch.optim.Optimizer, loader: StepLoader
-) -> T:
+def retry_on_oom(compute: Callable[[StepBatch], T], number: int, strategy: Strategy, loader: StepLoader) -> T:
     """Compute a step; when memory runs out, halve the budget and compute the same step again, from the same weights.
 
     With several processes the run ends instead: a rank without memory cannot call the others back from what they are reducing.
@@ -86,10 +82,10 @@ def retry_on_oom(
         except torch.OutOfMemoryError:
             if strategy.accelerator.num_processes > 1:
                 raise _out_of_memory(loader) from None
-            _lower_budget(optimizer, loader)
+            _lower_budget(strategy, loader)
 
 
-def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
+def warmup_largest_batch(strategy: Strategy, loader: StepLoader) -> None:
     """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
 
     Its loss has a weight of zero; weights, optimizer and random generators are unchanged afterwards.
@@ -102,16 +98,16 @@ def warmup_largest_batch(strategy: Strategy, model: nn.Module, optimizer: torch.
     while True:
         ran_out = False
         try:
-            with torch.random.fork_rng(devices=devices), strategy.micro_batch(model, is_last=False):
-                strategy.backward(model, model(loader.largest_micro_batch().to(device)).sum() * 0.0)
+            with torch.random.fork_rng(devices=devices), strategy.micro_batch(is_last=False):
+                strategy.backward(strategy.model(loader.largest_micro_batch().to(device)).sum() * 0.0)
         except torch.OutOfMemoryError:
             if strategy.shards:
                 raise _out_of_memory(loader) from None
             ran_out = True
         if not any_rank(strategy.accelerator, ran_out):
-            optimizer.zero_grad()
+            strategy.optimizer.zero_grad()
             return
-        _lower_budget(optimizer, loader)
+        _lower_budget(strategy, loader)
 
 
 def peak_memory(accelerator: Accelerator) -> list[int]:
@@ -131,8 +127,8 @@ def _out_of_memory(loader: StepLoader) -> RmtrainError:
     )
 
 
-def _lower_budget(optimizer: torch.optim.Optimizer, loader: StepLoader) -> None:
-    optimizer.zero_grad()
+def _lower_budget(strategy: Strategy, loader: StepLoader) -> None:
+    strategy.optimizer.zero_grad()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     before = loader.plan.max_tokens

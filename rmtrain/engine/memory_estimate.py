@@ -30,8 +30,7 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedTokeniz
 from transformers.masking_utils import AttentionMaskInterface
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
-from rmtrain.batching.loader import gather
-from rmtrain.batching.plan import Costs
+from rmtrain.batching.plan import Costs, gather
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend

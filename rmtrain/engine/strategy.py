@@ -8,6 +8,7 @@ tensors by name, so that any strategy can resume a run of any other.
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -35,11 +36,15 @@ from rmtrain.model.reward_model import RewardModel
 class Strategy:
     """One process, or DDP: every process holds the full model, and gradients are reduced with the last micro-batch of a step.
 
-    Args:
-        accelerator: as `start` made it.
+    accelerator: as `start` made it.
+    model, optimizer: as `prepare` wrapped them.
+    clip: the largest global gradient norm; None for no limit.
     """
 
     shards = False
+    model: Any
+    optimizer: torch.optim.Optimizer
+    clip: float | None = None
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -54,76 +59,80 @@ class Strategy:
         """The name shown to people and stored in checkpoints."""
         return "DDP" if self.accelerator.num_processes > 1 else "one process"
 
-    def prepare(
-        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrap the model and the optimizer.
-
-        Args:
-            model, optimizer: not sharded, on the device.
-            clip: the largest global gradient norm; None for no limit.
+    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+        """Wrap a model and its optimizer, which are on the device and not sharded.
 
         Raises:
             RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
-        prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
-        if not self.is_wrapped(prepared_model):
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.clip = clip
+        if not self.is_wrapped():
             raise RmtrainError(f"requested {self.name}, but accelerate did not wrap the model that way; please report this bug")
-        return prepared_model, prepared_optimizer
 
-    def is_wrapped(self, model: nn.Module) -> bool:
-        """Return whether a prepared model is wrapped as the strategy requires."""
+    def is_wrapped(self) -> bool:
+        """Return whether the model is wrapped as the strategy requires."""
         processes: int = self.accelerator.num_processes
-        return isinstance(model, DistributedDataParallel) == (processes > 1)
+        return isinstance(self.model, DistributedDataParallel) == (processes > 1)
 
-    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Context of the forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
-        return nullcontext() if is_last else self.accelerator.no_sync(model)
+        return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
-    def backward(self, model: nn.Module, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is already scaled, except for the average over processes."""
         self.accelerator.backward(loss)
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
+    def update(self, lr: float) -> tuple[Tensor, bool]:
         """Clip the gradient and step, unless the gradient is not finite: gradients are averaged, so every rank decides the same.
 
         Returns:
             The global gradient norm before clipping, float32 [], and whether there was a step.
         """
-        norm = full_tensor(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
+        norm = full_tensor(
+            self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if self.clip is None else self.clip)
+        )
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
-            set_lr(optimizer, lr)
-            optimizer.step()
-        optimizer.zero_grad()
+            self.set_lr(lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         return norm, is_finite
 
-    def params_without_grad(self, model: nn.Module) -> list[str]:
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every parameter group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def params_without_grad(self) -> list[str]:
         """Return the names of trainable parameters without gradient. Called on all ranks, between backward and update."""
-        return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        """Return full weights and the optimizer's state, see `rmtrain.engine.state_dict`. Called on all ranks.
+    # The full state, see `rmtrain.engine.state_dict`. These are called on all ranks; only the main process gets tensors.
 
-        Only the main process gets tensors.
-        """
-        return self.weights(model), *optimizer_state(optimizer, model, self.accelerator.is_main_process)
+    def weights(self) -> Tensors:
+        """Return full trained weights and buffers."""
+        self.reshard()
+        return model_state_dict(self.model, self.accelerator.is_main_process)
 
-    def weights(self, model: nn.Module) -> Tensors:
-        """Return full trained weights and buffers on the main process, an empty dict elsewhere. Called on all ranks."""
-        reshard(model)
-        return model_state_dict(model, self.accelerator.is_main_process)
+    def optimizer_state(self) -> tuple[Tensors, OptimizerValues]:
+        """Return the optimizer's full state of each trained parameter."""
+        return optimizer_state(self.optimizer, self.model, self.accelerator.is_main_process)
 
-    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Load full weights; raises CheckpointError as `restore_model`. Called on all ranks."""
-        reshard(model)
-        restore_model(model, tensors)
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load full weights; raises CheckpointError as `restore_model`."""
+        self.reshard()
+        restore_model(self.model, tensors)
 
-    def restore_optimizer(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], values: OptimizerValues
-    ) -> None:
-        """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`. Called on all ranks."""
-        restore_optimizer(optimizer, model, tensors, values)
+    def restore_optimizer(self, tensors: Mapping[str, Tensor], values: OptimizerValues) -> None:
+        """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`."""
+        restore_optimizer(self.optimizer, self.model, tensors, values)
+
+    def reshard(self) -> None:
+        """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class Fsdp2(Strategy):
@@ -133,9 +142,7 @@ class Fsdp2(Strategy):
     name = "FSDP2"
     shards = True
 
-    def prepare(
-        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
         """See `Strategy`. Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
@@ -145,14 +152,14 @@ class Fsdp2(Strategy):
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
             shard_head(head_of(model.backbone, model.head), optimizer)
-        return super().prepare(model, optimizer, clip)
+        super().prepare(model, optimizer, clip)
 
-    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
         return nullcontext()
 
-    def is_wrapped(self, model: nn.Module) -> bool:
-        return all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    def is_wrapped(self) -> bool:
+        return all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
 
 def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -162,16 +169,3 @@ def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     shards = {id(old): new for old, new in zip(before, head.parameters(), strict=True)}
     for group in optimizer.param_groups:
         group["params"] = [shards.get(id(parameter), parameter) for parameter in group["params"]]
-
-
-def reshard(model: nn.Module) -> None:
-    """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

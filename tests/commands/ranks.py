@@ -15,8 +15,7 @@ from rich.console import Console
 
 from rmtrain.cli import exit_process, finish
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer
 

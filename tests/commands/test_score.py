@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult
 from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score, until_closed
 from rmtrain.data.rows.readers import MAX_LINE_BYTES
 from rmtrain.errors import DataError, RecipeError, RmtrainError, Stopped, TryAgain

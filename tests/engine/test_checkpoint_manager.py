@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.run_dir import RunDirectory
+from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, TryAgain
 from rmtrain.model.build import build_reward_model
@@ -38,7 +38,9 @@ def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
         accelerator, directory = Accelerator(cpu=True), RunDirectory(tmp_path / "run", "ours", continues=True)
         optimizer = build_optimizer(model, recipe.optimizer)
         meter, metadata = Meter(accelerator, 1), CheckpointMetadata.of(model, plan)
-        return CheckpointManager(Strategy(accelerator), model, optimizer, meter, directory, Checkpointing(**settings), metadata)
+        strategy = Strategy(accelerator)
+        strategy.model, strategy.optimizer = model, optimizer
+        return CheckpointManager(strategy, meter, directory, Checkpointing(**settings), metadata)
 
     return build
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.state_dict import (
     frozen_fingerprint,
     model_state_dict,
