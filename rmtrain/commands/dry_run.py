@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,7 @@ from rmtrain.engine.distributed import start
 from rmtrain.engine.launch import read
 from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import token_budget, warmup_largest_batch
-from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryEstimate, MemoryModel, StrategyKind
+from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryModel, StrategyKind
 from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
@@ -52,8 +51,8 @@ def memory_of(options: TrainOptions, processes: int) -> int:
 def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandResult:
     """Report what a run would do: its steps and tokens, and the memory of a process under each strategy.
 
-    Data is read, checked and tokenized as for a run, or taken from the cache. Of the model only the configuration is read, unless steps are
-    measured. The exit code is 0 whatever fits: this is a report; scripts read `fits` of the document.
+    Data is prepared as for a run. Of the model only the configuration is read, unless steps are measured. The exit code is 0 whatever fits:
+    this is a report; scripts read `fits` of the document.
 
     Raises:
         RecipeError: what a run would refuse of recipe, data and launch configuration; or a model that cannot be traced.
@@ -76,14 +75,21 @@ def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandR
     # A run computes the heaviest micro-batch before its first step, so this one has to fit.
     tokens = plan.costs.of_micro_batch(plan.largest_micro_batch())
     estimates = [model.estimate(name, count, tokens) for name, count in _compared(strategy, processes, recipe, options)]
-    memories = [memory_of(options, max(1, one.processes // machines)) for one in estimates]
+    rows = []
+    for one in estimates:
+        memory = memory_of(options, max(1, one.processes // machines))
+        rows.append({**asdict(one), "total": one.total, "memory": memory, "fits": one.fits(memory)})
+    facts = _facts(recipe, prepared, plan, model)
+    seconds_per_token = measure(recipe, prepared, tokenizer) if options.measure else None
     document = {
-        **_facts(recipe, prepared, plan, model),
+        **facts,
         "strategy": strategy,
         "processes": processes,
         "device": "cuda" if on_gpu(options) else "cpu",
-        **_fits(strategy, estimates, memories),
-        **_time(measure(recipe, prepared, tokenizer) if options.measure else None, plan, processes),
+        "strategies": rows,
+        "fits": next(row["fits"] for row in rows if row["name"] == strategy),
+        "seconds": None if seconds_per_token is None else seconds_per_token * facts["tokens"] / processes,
+        "tokens_per_second": None if seconds_per_token is None else 1 / seconds_per_token,
     }
     return CommandResult(dry_run_report(document), document)
 
@@ -142,27 +148,8 @@ def _facts(recipe: Recipe, prepared: PreparedData, plan: Plan, model: MemoryMode
     }
 
 
-def _fits(strategy: StrategyKind, estimates: Sequence[MemoryEstimate], memories: Sequence[int]) -> dict[str, Any]:
-    rows = [
-        {**asdict(one), "total": one.total, "memory": memory, "fits": one.fits(memory)}
-        for one, memory in zip(estimates, memories, strict=True)
-    ]
-    return {"strategies": rows, "fits": next(row["fits"] for row in rows if row["name"] == strategy)}
-
-
-def _time(seconds_per_token: float | None, plan: Plan, processes: int) -> dict[str, float | None]:
-    if seconds_per_token is None:
-        return {"seconds": None, "tokens_per_second": None}
-    tokens = plan.computed_epoch() * plan.total_steps // plan.steps_per_epoch
-    return {"seconds": seconds_per_token * tokens / processes, "tokens_per_second": 1 / seconds_per_token}
-
-
 def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model.
-
-    Raises:
-        RecipeError, RmtrainError: as a run raises them when it starts.
-    """
+    """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model."""
     strategy = start(recipe)
     golden = golden_texts(tokenizer, recipe.data.max_length)
     model = build_model(recipe, tokenizer, golden, strategy.accelerator)

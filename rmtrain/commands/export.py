@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Group, RenderableType
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
@@ -38,7 +37,7 @@ def export(options: ExportOptions) -> CommandResult:
     The model of a finished run is not written again, only verified.
 
     Raises:
-        RecipeError: the options exclude each other.
+        RecipeError: options that cannot be combined.
         CheckpointError: there is no run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
         RmtrainError: the upload failed; the export is kept, and the message has the command that repeats the upload.
     """
@@ -55,18 +54,15 @@ def export(options: ExportOptions) -> CommandResult:
         check_reload(directory)
     else:
         directory, step = _export_checkpoint(options, recipe, run, _read_checkpoint(recipe, run, chosen))
-    lines: list[RenderableType] = [
-        Text(f"model         {directory}, reloaded and checked" + ("" if step is None else f", of step {step:,}"))
-    ]
+    report = f"model         {directory}, reloaded and checked" + ("" if step is None else f", of step {step:,}")
     url = None
     if options.push:
-        retry = f"rmtrain export {options.target} --push" + "".join(f" {override}" for override in options.overrides)
-        retry += (f" --output {options.output}" if options.output else "") + (
-            f" --dtype {options.dtype}" if options.dtype else ""
-        )
+        retry = " ".join(["rmtrain export", str(options.target), "--push", *options.overrides])
+        retry += f" --output {options.output}" if options.output else ""
+        retry += f" --dtype {options.dtype}" if options.dtype else ""
         url = push(directory, recipe.hub, recipe.run.name, retry)
-        lines.append(Text(f"hub           {url}"))
-    return CommandResult(Group(*lines), {"model": str(directory), "step": step, "hub": url})
+        report += f"\nhub           {url}"
+    return CommandResult(Text(report), {"model": str(directory), "step": step, "hub": url})
 
 
 def _read_checkpoint(recipe: Recipe, run: Path, chosen: Path | None) -> Checkpoint:
@@ -127,11 +123,9 @@ def export_with_card(
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Export a model that a recipe trained, and write its model card next to it.
+    """Export a model that a recipe trained with `export_model`, whose errors are raised, and write its model card next to it.
 
     Args:
-        model, tokenizer, directory, golden, dtype: see `export_model`, whose errors are raised.
-        recipe: what the model was trained by.
         data: key of the training data.
         step: optimizer steps of the weights.
         waterfall, evaluation: of the run, for the card; None if unknown.

@@ -3,7 +3,6 @@
 import logging
 import resource
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -38,32 +37,27 @@ def token_budget(
         return max_tokens
     if strategy.accelerator.device.type != "cuda":
         return cpu_budget(costs)
-    return run_on_main(strategy.accelerator, partial(_gpu_budget, recipe, data, layout, tokenizer, strategy))
 
+    def gpu_budget() -> int:
+        device, processes = strategy.accelerator.device, strategy.accelerator.num_processes
+        free, memory = torch.cuda.mem_get_info(device)
+        if not torch.are_deterministic_algorithms_enabled():
+            # Free memory changes from run to run, and the rounding of losses with the budget: deterministic runs count all of it.
+            memory = free + torch.cuda.memory_allocated(device)
+        try:
+            model = MemoryModel.of(recipe, tokenizer, data, layout, on_gpu=True)
+        except RecipeError as error:
+            logger.warning("%s; trying batching.max_tokens %d", error, cpu_budget(costs))
+            return cpu_budget(costs)
+        return model.budget(strategy.kind, processes, memory, costs)
 
-def _gpu_budget(
-    recipe: Recipe, data: TokenizedData, layout: Layout, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
-) -> int:
-    device, processes = strategy.accelerator.device, strategy.accelerator.num_processes
-    free, memory = torch.cuda.mem_get_info(device)
-    if not torch.are_deterministic_algorithms_enabled():
-        # Free memory changes from run to run, and the rounding of losses with the budget: deterministic runs count all of it.
-        memory = free + torch.cuda.memory_allocated(device)
-    costs = Costs.of(data, layout)
-    try:
-        model = MemoryModel.of(recipe, tokenizer, data, layout, on_gpu=True)
-    except RecipeError as error:
-        budget = cpu_budget(costs)
-        logger.warning("%s; trying batching.max_tokens %d", error, budget)
-        return budget
-    return model.budget(strategy.kind, processes, memory, costs)
+    return run_on_main(strategy.accelerator, gpu_budget)
 
 
 def scoring_budget(max_tokens: int | Literal["auto"], costs: Costs) -> int:
     """Return the tokens of a micro-batch that is only scored, on any device.
 
-    `auto` is the budget of a CPU: without backward a layer's activations are gone when the next one starts, so that it fits wherever the
-    model trains, and all GPUs are busy with it.
+    `auto` is the budget of a CPU: without backward, activations of one layer at a time are held, so it fits wherever the model trains.
     """
     return cpu_budget(costs) if max_tokens == "auto" else max_tokens
 
