@@ -18,13 +18,14 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from rmtrain.commands.options import (
     Arguments,
+    CommandResult,
     ConfigOption,
     EvalOptions,
     ExportOptions,
@@ -52,9 +53,6 @@ from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Sto
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import json_text
-
-if TYPE_CHECKING:
-    from rmtrain.commands.options import CommandResult
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -226,11 +224,7 @@ def schema() -> None:
 
 
 def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]:
-    """Split arguments into the one that is not an override, if any, and the overrides.
-
-    Raises:
-        RecipeError: more than one argument is not an override.
-    """
+    """Split arguments into the one that is not an override, if any, and the overrides; raise RecipeError for more than one."""
     overrides = [argument for argument in arguments or [] if OVERRIDE.match(argument)]
     others = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
     if len(others) > 1:
@@ -258,14 +252,13 @@ def start_processes(processes: int | None, config: str | None) -> None:
 
 
 class Notices(logging.Handler):
-    """Print log records of rmtrain as lines that begin with `note:` or `warning:`."""
+    """Prints log records of rmtrain as lines that begin with `note:` or `warning:`."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
         level = "warning" if record.levelno >= logging.WARNING else "note"
         self.console.print(f"{level}: {record.getMessage()}", highlight=False)
 
@@ -292,13 +285,10 @@ def start_console() -> Console:
     return console
 
 
-def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> None:
-    """Print the result on rank 0: the report on stdout, or with `--json` the document on stdout and the report on stderr.
+def finish(outcome: CommandResult, as_json: bool, is_taken: bool = False) -> None:
+    """Print the result on rank 0: the report on stdout, or with `--json` the document there and the report on stderr.
 
-    Args:
-        outcome: the result.
-        as_json: print the document.
-        is_taken: stdout holds rewards, so that the report goes to stderr.
+    `is_taken`: stdout holds rewards, so that the report goes to stderr.
     """
     if rank_number():
         return
@@ -342,12 +332,7 @@ def exit_with_error(error: BaseException) -> NoReturn:
 
 
 def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
-    """Print lines on stderr and exit.
-
-    Args:
-        code: as of SystemExit.
-        lines: to print.
-    """
+    """Print lines on stderr and exit with a code, as of SystemExit."""
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
     # for its network.
@@ -363,9 +348,8 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     if isinstance(error, RmtrainError | Stopped):
         return error
     if is_one_of_several() and _has_lost_peer(error):
-        return TryAgain(
-            f"lost the connection to another rank ({str(error).splitlines()[0]}); run the same command again to resume"
-        )
+        reason = str(error).splitlines()[0]
+        return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
     if not isinstance(error, OSError):
         return None
     if error.errno in DISK_FULL:
@@ -384,16 +368,16 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
     """Raise GateMissed with a line for each gate that was missed, or RmtrainError if only the upload failed. Only rank 0 raises."""
     if rank_number():
         return
-    missed = [_missed(name, **gate) for name, gate in gates.items() if not gate["passed"]]
+    missed = []
+    for name, gate in gates.items():
+        required, value = gate["required"], gate["value"]
+        if value is None:
+            missed.append(f"gate {name}: required {required}, but there is no value to compare")
+        elif not gate["passed"]:
+            missed.append(f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}")
     problems = [*missed, *([hub_problem] if hub_problem else [])]
     if problems:
         raise (GateMissed if missed else RmtrainError)(*problems)
-
-
-def _missed(name: str, required: float, value: float | None, passed: bool) -> str:
-    if value is None:
-        return f"gate {name}: required {required}, but there is no value to compare"
-    return f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}"
 
 
 def main() -> None:

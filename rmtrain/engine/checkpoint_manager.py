@@ -16,7 +16,7 @@ from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Meter
-from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
+from rmtrain.engine.state_dict import frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
 from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
@@ -41,10 +41,9 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointMetadata:
-    """Facts about the model and the data of a run, noted before a strategy shards the model.
+    """Facts about a run, collected before a strategy shards its model.
 
-    trained: bytes of the trained weights.
-    frozen: fingerprint of the other weights, see `frozen_fingerprint`.
+    trained: bytes of the trained weights. frozen: fingerprint of the others.
     plan: everything that the order of the comparisons depends on.
     """
 
@@ -54,18 +53,15 @@ class CheckpointMetadata:
 
     @classmethod
     def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
-        """Collect the facts of a model that is not prepared yet."""
+        """Collect the facts of a model."""
         return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
 
 
 @dataclass
 class CheckpointManager:
-    """Saves the checkpoints of a run, and resumes it from one.
+    """Saves the checkpoints of a run, and resumes it from one. Its methods are called on all ranks; the main process writes.
 
-    strategy: how the processes share the model; the main process writes.
     meter: its open log interval is saved as well.
-    directory: the run directory.
-    settings: when to save, and what to keep.
     metadata: checkpoints with another plan or other frozen weights are refused.
     """
 
@@ -82,7 +78,7 @@ class CheckpointManager:
         self.saved_step: int | None = None
 
     def is_due(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step, the same on every rank. Called on all ranks."""
+        """Return whether a checkpoint is due after this step, the same on every rank."""
         by_steps = self.settings.every is not None and step % self.settings.every == 0
         if self.settings.minutes is None:
             return by_steps
@@ -91,24 +87,14 @@ class CheckpointManager:
         return any_rank(self.accelerator, by_time and self.accelerator.is_main_process) or by_steps
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step, unless it exists, and delete those that need not be kept. Called on all ranks.
-
-        Args:
-            step: optimizer steps that are done.
-
-        Raises:
-            TryAgain: the disk is full.
-        """
+        """Write the checkpoint of a step, unless it exists, and delete those that need not be kept; raise TryAgain on a full disk."""
         if step == self.saved_step:
             return
         self.state.step = step
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
-        moments, values = self.strategy.optimizer_state()
-        files = {
-            "model": self.strategy.weights(),
-            "optimizer": moments,
-            **{f"rng-{rank}": state for rank, state in enumerate(generators)},
-        }
+        # Weights first: that re-shards what an evaluation left gathered, and the optimizer's parameters are the shards.
+        weights, (moments, values) = self.strategy.weights(), self.strategy.optimizer_state()
+        files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
         state = {
             "train_state": asdict(self.state),
             "plan": dict(self.metadata.plan),
@@ -118,23 +104,24 @@ class CheckpointManager:
             "meter": interval,
             "optimizer": values,
         }
-        run_on_main(self.accelerator, partial(self._write, files, state))
+
+        def write() -> None:
+            self.directory.sync()  # a checkpoint must never be newer than the records of its steps
+            self.checkpoints.save(step, files, state)
+            protected = (step, self.state.best_step, self.resumed_from)
+            self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
+
+        run_on_main(self.accelerator, write)
         self.saved_step, self.last_save_time = step, time.monotonic()
 
-    def _write(self, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-        self.directory.sync()  # a checkpoint must never be newer than the records of its steps
-        self.checkpoints.save(self.state.step, files, state)
-        protected = (self.state.step, self.state.best_step, self.resumed_from)
-        self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
-
     def save_and_stop_if_signaled(self, stop: GracefulShutdown, step: int) -> None:
-        """If any process received a signal, save and raise Stopped. Called on all ranks."""
+        """If any process received a signal, save and raise Stopped."""
         if stop.requested():
             self.save(step)
             stop.stop()
 
     def update_best(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Note that a step was evaluated; if its evaluation is the best so far, save its weights. Called on all ranks."""
+        """Note that a step was evaluated; if its evaluation is the best so far, save its weights."""
         self.state.last_evaluated_step = step
         metric, best = self.settings.best, self.state.best_value
         value = None if metric is None else summary[metric]
@@ -145,17 +132,13 @@ class CheckpointManager:
             self.save(step)
 
     def check_room(self, moments: float) -> None:
-        """Check before the first step that a checkpoint will fit: the weights, and `moments` times as much for the optimizer.
-
-        Raises:
-            TryAgain: it will not fit.
-        """
+        """Raise TryAgain unless the disk has room for a checkpoint: the weights, and `moments` times as much for the optimizer."""
         run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.metadata.trained * (1 + moments))))
 
     def resume(self, chosen: Path | None = None) -> None:
         """Resume from the chosen checkpoint, or from the newest valid one, or start from step 0 when there is none.
 
-        Records of later steps are cut off, later checkpoints renamed. Called on all ranks.
+        Records of later steps are cut off, later checkpoints renamed.
 
         Raises:
             CheckpointError: none is valid, or it does not match this run, model, optimizer or plan.
@@ -165,15 +148,16 @@ class CheckpointManager:
         if checkpoint is not None:
             self._restore(checkpoint)
             self.resumed_from = self.saved_step = checkpoint.step
-        run_on_main(self.accelerator, partial(self._rewind, checkpoint))
 
-    def _rewind(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            logger.info("no checkpoint found in %s; starting from step 0", self.directory.path)
-        else:
-            logger.info("resuming from step %d (%s)", checkpoint.step, checkpoint.path)
-            self.checkpoints.set_aside_after(checkpoint.step)
-        self.directory.rewind(self.state.step, self.state.last_evaluated_step)
+        def rewind() -> None:
+            if checkpoint is None:
+                logger.info("no checkpoint found in %s; starting from step 0", self.directory.path)
+            else:
+                logger.info("resuming from step %d (%s)", checkpoint.step, checkpoint.path)
+                self.checkpoints.set_aside_after(checkpoint.step)
+            self.directory.rewind(self.state.step, self.state.last_evaluated_step)
+
+        run_on_main(self.accelerator, rewind)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -201,7 +185,7 @@ class CheckpointManager:
             )
 
     def load_best(self) -> int | None:
-        """Load the weights of the best evaluation; returns its step, or None if they are the current ones. Called on all ranks.
+        """Load the weights of the best evaluation; return its step, or None if they are the current ones.
 
         Raises:
             CheckpointError: their checkpoint is missing or damaged.

@@ -100,10 +100,9 @@ def distributed_type(plugin: Plugin) -> DistributedType:
 
 
 def force_distributed_type(plugin: Plugin) -> None:
-    """Switch an accelerator of CPU processes to the strategy of a plugin.
+    """Switch an accelerator of CPU processes to the strategy of a plugin, which accelerate ignores there.
 
-    accelerate ignores its FSDP and DeepSpeed plugins on CPUs, though torch and DeepSpeed run there over gloo. Its state is private, and
-    writing it is the price for testing every strategy in CI without a GPU, on the code that runs on GPUs.
+    Its state is private, and writing it is the price for testing every strategy in CI without a GPU, on the code that runs on GPUs.
     """
     for shared in (PartialState._shared_state, AcceleratorState._shared_state):
         shared["distributed_type"] = distributed_type(plugin)
@@ -115,11 +114,7 @@ def force_distributed_type(plugin: Plugin) -> None:
 
 
 def _sharding_plugin() -> Plugin | None:
-    """Return the sharding that `accelerate launch` set up in the environment, or None.
-
-    Raises:
-        RecipeError: a setting that belongs into the recipe, or that rmtrain does not support.
-    """
+    """Return the sharding that `accelerate launch` set up, or None; raise RecipeError for a setting that rmtrain does not support."""
     if is_set(SHARDING["FSDP"]):
         fsdp = FullyShardedDataParallelPlugin()
         problems = {
@@ -184,10 +179,7 @@ def versions() -> dict[str, str]:
 
 
 def launched(**options: Any) -> Accelerator:
-    """Return the accelerator of this job, for one process or several.
-
-    Args:
-        options: of the Accelerator.
+    """Return the accelerator of this job, for one process or several; `options` are accelerate's.
 
     Raises:
         RmtrainError: accelerate runs another number of processes than were launched.
@@ -209,7 +201,6 @@ def start_evaluation() -> Accelerator:
 
     Raises:
         RecipeError: the job was launched with a strategy that shards the model.
-        RmtrainError: see `launched`.
     """
     sharding = [name for name, variable in SHARDING.items() if is_set(variable)]
     if sharding:
@@ -225,8 +216,8 @@ def is_set(variable: str) -> bool:
 def model_device(accelerator: Accelerator) -> torch.device:
     """Return the device for a rank's model.
 
-    accelerate calls the CPU of one rank of several `cpu:0`. Moving weights there copies them, to addresses that are aligned
-    differently, so that sums round differently from those of a single process.
+    accelerate calls the CPU of one of several ranks `cpu:0`. Moving weights there copies them to another alignment, so that sums round
+    differently from those of a single process.
     """
     return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
 
@@ -242,10 +233,7 @@ T = TypeVar("T")
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do work on rank 0 alone. A collective.
-
-    Returns:
-        The result of the work, on every rank.
+    """Do work on rank 0 alone, and return its result on every rank. A collective.
 
     Raises:
         RmtrainError, OSError: the error of the work, on every rank, so that none waits for the others.

@@ -1,7 +1,7 @@
 """`--processes` and `--accelerate-config`: start the same command line as several ranks, through `accelerate launch`.
 
-The launcher runs in this process, which stays the one that the user sees: it waits for the ranks, forwards signals to them, gives them
-time to save, stops them all when one fails, and exits with the code of the first that failed.
+The launcher runs in this process: it waits for the ranks, forwards signals to them, gives them time to save, stops them all when one
+fails, and exits with the code of the first that failed.
 """
 
 import importlib.util
@@ -36,12 +36,10 @@ CAUSE_SECONDS = 10.0
 class Launch:
     """A job of several ranks.
 
-    config: file of accelerate's form, one of configs/accelerate or the user's.
+    config: file of accelerate's form, one of configs/accelerate or the user's; `content` is what it holds.
     processes: ranks on all machines together.
-    machines: number of machines.
     on_cpu: GPUs are not used, or there are none.
     needs: module that the strategy needs in addition to torch, or None.
-    content: parsed content of the file.
     """
 
     config: Path
@@ -89,7 +87,11 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
     logging.disable()  # torch's agent logs what we print ourselves
     arguments = [f"--config_file={job.config}", f"--num_processes={job.processes}"]
     if job.machines == 1:
-        arguments.append(f"--main_process_port={_free_port()}")  # jobs on one machine must not share the default one
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            arguments.append(
+                f"--main_process_port={probe.getsockname()[1]}"
+            )  # jobs on one machine must not share the default one
     arguments += ["-m", "rmtrain", *sys.argv[1:]]
     with reports_folder() as reports:
         os.environ |= _rank_environment(job)
@@ -146,7 +148,7 @@ def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessF
     """Return the failure that ended the others.
 
     Args:
-        reports: left by the ranks themselves; one that was killed leaves none.
+        reports: left by the ranks; one that was killed leaves none.
         failures: exit codes and times of failed ranks, as torch's agent saw them, by rank.
     """
     ends = [(report.time + CAUSE_SECONDS * report.may_follow, report) for report in reports]
@@ -154,8 +156,8 @@ def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessF
         number = -failure.exitcode
         if number > 0 and number not in SIGNALS:
             hint = " (out of memory?)" if number == signal.SIGKILL else ""
-            killed = f"error: rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{hint}"
-            line = f"{killed}; run the same command again to resume"
+            killed = f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{hint}"
+            line = f"error: {killed}; run the same command again to resume"
             time_ = failure.timestamp + 1.0  # whole seconds, rounded down: not before a report of the same second
             ends.append((time_, RankReport(rank, TryAgain.exit_code, [line], False, time_)))
     if ends:
@@ -178,10 +180,3 @@ def _rank_environment(job: Launch) -> dict[str, str]:
     if not {"", os.getcwd()} & set(sys.path):
         environment["PYTHONSAFEPATH"] = "1"  # `python -m` would import from the working directory, which this command does not
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

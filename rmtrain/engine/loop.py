@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import Optimizer, Recipe, Training
 
@@ -25,37 +26,23 @@ logger = logging.getLogger("rmtrain")
 NAMED_ROWS, MAX_NONFINITE_STEPS = 5, 3
 
 
-class Summarized(Protocol):
-    """The result of an evaluation: metrics by name."""
-
-    @property
-    def summary(self) -> Mapping[str, Any]: ...
-
-
-Evaluated = TypeVar("Evaluated", bound=Summarized)
-
-
 def train(
     recipe: Recipe,
     strategy: Strategy,
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
-    evaluate: Callable[[int], Evaluated] | None,
+    evaluate: Callable[[int], EvaluationResult] | None,
     checkpoints: CheckpointManager,
     shutdown: GracefulShutdown,
-) -> Evaluated | None:
+) -> EvaluationResult | None:
     """Train from the step of `checkpoints.state` to the last step.
 
     Args:
-        recipe: objective, optimizer, and how often to log, evaluate and save.
-        strategy: how the processes share the model; it has prepared them.
+        strategy: has prepared the model and the optimizer.
         loader: every micro-batch of every step, for this rank.
         meter: statistics of the steps since the last log line.
-        log: records, trackers and display.
         evaluate: evaluates and logs at a given step; called last after the last step. None: there is no evaluation data.
-        checkpoints: writes checkpoints.
-        shutdown: knows if a signal was received.
 
     Returns:
         The last evaluation.
@@ -66,12 +53,11 @@ def train(
         TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
-    guard = NonFiniteGuard(log)
 
     def evaluation_is_due(step: int) -> bool:
         return evaluate is not None and step != last and is_due(recipe.evaluation.every, step)
 
-    def evaluate_at(step: int) -> Evaluated | None:
+    def evaluate_at(step: int) -> EvaluationResult | None:
         if evaluate is None:
             return None
         try:
@@ -88,11 +74,11 @@ def train(
     if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
         evaluate_at(state.step)  # the run was stopped between this step and its evaluation
 
+    nonfinite = 0
     for number in range(state.step, last):
         lr, step = rate(number), number + 1
-        compute = partial(train_step, strategy, recipe, meter, lr)
-        result = retry_on_oom(compute, number, strategy, loader)
-        guard.watch(result)
+        result = retry_on_oom(partial(train_step, strategy, recipe, meter, lr), number, strategy, loader)
+        nonfinite = record_rows(step, result, nonfinite, log)
         log.step(step, result.tokens)
 
         if not meter.is_empty and (is_due(recipe.tracking.log_every, step) or step in (1, last)):
@@ -112,12 +98,7 @@ def is_due(every: int | None, step: int) -> bool:
 
 
 class StepResult(NamedTuple):
-    """The outcome of one optimizer step.
-
-    batch: the step, with the row ids of all its comparisons.
-    tokens: tokens that this process computed.
-    is_finite: False if the gradient was not finite, in which case the weights are unchanged.
-    """
+    """The outcome of one optimizer step: `tokens` counts those of this process; if it is not finite, the weights are unchanged."""
 
     batch: StepBatch
     tokens: int
@@ -147,36 +128,25 @@ def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batc
     return StepResult(batch, tokens, is_finite)
 
 
-class NonFiniteGuard:
-    """Records the rows of every step, and ends a run whose gradients stay non-finite.
+def record_rows(step: int, result: StepResult, before: int, log: RunLog) -> int:
+    """Record the rows of a step; return how many steps in a row, of which `before` came before this one, were not finite.
 
-    Args:
-        log: the records of the run.
+    Raises:
+        NumericError: this is the third one.
     """
-
-    def __init__(self, log: RunLog) -> None:
-        self.log, self.in_a_row = log, 0
-
-    def watch(self, result: StepResult) -> None:
-        """Record a step.
-
-        Raises:
-            NumericError: the gradient is not finite for the third step in a row.
-        """
-        step, ids = result.batch.step + 1, result.batch.ids
-        self.log.rows(step, result.batch.epoch, ids)
-        if result.is_finite:
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
-        self.log.not_finite(step, ids)
-        named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
-        if self.in_a_row == MAX_NONFINITE_STEPS:
-            raise NumericError(
-                f"step {step}: gradient not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are unchanged since then. "
-                f"Lower optimizer.lr, or look at the rows with `rmtrain inspect`: {named} (all are in nonfinite.jsonl)"
-            )
-        logger.warning("step %d: gradient not finite, update skipped; rows: %s", step, named)
+    ids = result.batch.ids
+    log.rows(step, result.batch.epoch, ids)
+    if result.is_finite:
+        return 0
+    log.not_finite(step, ids)
+    named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
+    if before + 1 == MAX_NONFINITE_STEPS:
+        raise NumericError(
+            f"step {step}: gradient not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are unchanged since then. "
+            f"Lower optimizer.lr, or look at the rows with `rmtrain inspect`: {named} (all are in nonfinite.jsonl)"
+        )
+    logger.warning("step %d: gradient not finite, update skipped; rows: %s", step, named)
+    return before + 1
 
 
 def check_gradients(strategy: Strategy) -> None:
@@ -217,10 +187,8 @@ def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> Non
     weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
     if training.allow_bfloat16_weights and weights:
         movable = sum(int(((weight + lr) != weight).sum()) for weight in weights)
-        share = movable / sum(weight.numel() for weight in weights)
-        logger.warning(
-            "trainable weights are bfloat16: a step of %g is lost to rounding in %.1f %% of them", lr, 100 * (1 - share)
-        )
+        lost = 100 * (1 - movable / sum(weight.numel() for weight in weights))
+        logger.warning("trainable weights are bfloat16: a step of %g is lost to rounding in %.1f %% of them", lr, lost)
 
 
 def learning_rate(optimizer: Optimizer, total_steps: int) -> Callable[[int], float]:

@@ -205,9 +205,7 @@ class MemoryModel:
     def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
         """Estimate one of `processes` processes under a strategy, with micro-batches of at most `tokens` tokens."""
         sizes, on_cpu = self.sizes, not self.on_gpu
-        weights, gradients, optimizer = sizes.weight_bytes, sizes.trained_bytes, 2 * sizes.trained_bytes
-        if self.optimizer.name == "adamw_8bit":  # two moments of one byte, with a float32 scale for each 256 values
-            optimizer = math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
+        weights, gradients, optimizer = sizes.weight_bytes, sizes.trained_bytes, optimizer_bytes(sizes, self.optimizer)
         buffers, start = 0, weights
         activations = math.ceil(MARGIN * self.trace.peak(tokens)) + sizes.unpacked
         if strategy == "ddp":
@@ -242,6 +240,11 @@ class MemoryModel:
             middle = (low + high) // 2
             low, high = (middle, high) if self.estimate(strategy, processes, middle).fits(memory) else (low, middle)
         return low
+
+
+def optimizer_bytes(sizes: ModelSizes, optimizer: Optimizer) -> int:
+    """Return the bytes of AdamW's two moments; in 8 bits there is a float32 scale for each 256 values."""
+    return 2 * sizes.trained_bytes if optimizer.name == "adamw" else math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
 
 
 GPU_ATTENTION = "rmtrain_segments_as_on_gpu"

@@ -3,9 +3,7 @@
 A signal lets the step finish and saves; a second one exits at once.
 
 `rmtrain ... --processes N` prints one error for all its ranks: a rank that fails writes a report into a folder of the launcher, which
-prints the first one. Other launchers have no such folder; there each rank prints its own error.
-
-No torch here: the command line needs this before anything heavy is imported.
+prints the first one. Under other launchers each rank prints its own error. No torch here: the command line imports this at its start.
 """
 
 import json
@@ -17,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -28,7 +26,6 @@ from rmtrain.errors import Stopped, TryAgain
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
-
 
 HANDLED = threading.Event()
 """Set when the main thread has handled a signal."""
@@ -64,19 +61,16 @@ def raise_stopped(number: int, _: FrameType | None) -> None:
 class GracefulShutdown:
     """Note a signal instead of raising it, and let all ranks stop together where they ask for it.
 
-    Training asks after each step, an evaluation between two micro-batches. A second signal exits the process at once.
-    Use it as a context: the previous handlers come back at its end. Outside the main thread, where Python cannot set handlers, it
-    leaves signals alone.
+    Training asks after each step, an evaluation between two micro-batches. A second signal exits the process at once. Use it as a context.
+    Outside the main thread, where Python cannot set handlers, it leaves signals alone.
 
     Args:
-        agree: Collective that returns the largest of the numbers that the ranks pass; by default that of a single process.
+        agree: collective that returns the largest of the numbers that the ranks pass; by default that of a single process.
     """
 
     def __init__(self, agree: Callable[[int], int] = int) -> None:
         self.received: signal.Signals | None = None
-        self._agree = agree
-        self._received_at = 0.0
-        self._raises = False
+        self._agree, self._received_at, self._raises = agree, 0.0, False
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -147,13 +141,9 @@ def is_started_by_rmtrain() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """How a rank ended.
+    """How a rank ended: its exit code, the lines to print, and when, in seconds since the epoch.
 
-    rank: its number.
-    code: its exit code.
-    lines: to print.
     may_follow: another rank's end may have caused it.
-    time: seconds since the epoch.
     """
 
     rank: int
@@ -179,18 +169,15 @@ def read_reports(folder: Path) -> list[RankReport]:
     """Return the reports that ranks left; one that a kill cut short is not among them."""
     reports = []
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(json.JSONDecodeError):
             reports.append(RankReport(**json.loads(path.read_text(encoding="utf-8"))))
-        except json.JSONDecodeError:
-            continue
     return reports
 
 
 def watch_launcher() -> None:
     """End this rank, from a thread of its own, when its launcher dies, and at signals that its main thread does not come to handle.
 
-    Python runs signal handlers in the main thread, between two bytecodes. A main thread that waits in a collective, or for the other
-    ranks to start, runs none.
+    Python runs signal handlers in the main thread, which runs none while it waits in a collective or for the other ranks to start.
     """
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
     reader, writer = os.pipe()
