@@ -99,11 +99,7 @@ def preprocess(
 @app.command()
 @flat_options
 def inspect(
-    arguments: Arguments = None,
-    recipe: RecipeOption = None,
-    *,
-    options: InspectOptions,
-    as_json: JsonOption = False,
+    arguments: Arguments = None, recipe: RecipeOption = None, *, options: InspectOptions, as_json: JsonOption = False
 ) -> None:
     """Show rows as the model sees them. Also shows dropped rows and the contents of an optimizer step."""
     options.check()
@@ -119,11 +115,7 @@ def inspect(
 @app.command()
 @flat_options
 def train(
-    arguments: Arguments = None,
-    recipe: RecipeOption = None,
-    *,
-    options: TrainOptions,
-    as_json: JsonOption = False,
+    arguments: Arguments = None, recipe: RecipeOption = None, *, options: TrainOptions, as_json: JsonOption = False
 ) -> None:
     """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint."""
     options.check()

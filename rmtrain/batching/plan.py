@@ -95,12 +95,10 @@ class StepPlan:
 class Plan:
     """The steps of a run.
 
-    Args:
-        costs: costs of all comparisons, in the layout of the run.
-        batch_size: comparisons per step over all ranks.
-        max_tokens: largest micro-batch of one rank, in tokens as laid out.
-        epochs, max_steps, seed: as in the recipe.
-        world: number of processes.
+    costs: costs of all comparisons, in the layout of the run.
+    batch_size: comparisons per step over all ranks.
+    max_tokens: largest micro-batch of one rank, in tokens as laid out.
+    world: number of processes.
     """
 
     costs: Costs
@@ -114,15 +112,8 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, costs: Costs, max_tokens: int, world: int) -> "Plan":
         """Plan a recipe on `world` processes."""
-        return cls(
-            costs=costs,
-            batch_size=recipe.training.batch_size,
-            max_tokens=max_tokens,
-            epochs=recipe.training.epochs,
-            seed=recipe.run.seed,
-            world=world,
-            max_steps=recipe.training.max_steps,
-        )
+        training = recipe.training
+        return cls(costs, training.batch_size, max_tokens, training.epochs, recipe.run.seed, world, training.max_steps)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -136,7 +127,7 @@ class Plan:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def computed_epoch(self) -> int:
-        """Return the tokens of an epoch as laid out. The padded layout is extrapolated from the first steps."""
+        """Return the tokens of an epoch as laid out, with padding extrapolated from the first steps."""
         if not self.costs.padded:
             return int(self.costs.tokens.sum())
         steps = [self.step(number) for number in range(min(SAMPLED_STEPS, self.steps_per_epoch))]
@@ -184,26 +175,20 @@ def cpu_budget(costs: Costs) -> int:
 
 
 def check_budget(costs: Costs, ids: Sequence[str], max_tokens: int) -> None:
-    """Raise RecipeError, naming the row, if one comparison alone exceeds the budget of a micro-batch."""
+    """Raise RecipeError if one comparison alone exceeds the budget of a micro-batch."""
     worst = int(costs.tokens.argmax())
     if costs.tokens[worst] > max_tokens:
-        raise RecipeError(
-            f"batching.max_tokens: comparison {ids[worst]} has {costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to "
-            f"{costs.longest[worst]}), more than {max_tokens}; raise it, or lower data.max_length"
-        )
+        tokens = f"{costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to {costs.longest[worst]})"
+        problem = f"comparison {ids[worst]} has {tokens}, more than {max_tokens}"
+        raise RecipeError(f"batching.max_tokens: {problem}; raise it, or lower data.max_length")
 
 
 def split_step(indices: Indices, costs: Costs, max_tokens: int, world: int) -> tuple[tuple[Indices, ...], ...]:
-    """Split one step into world x m micro-batches within `max_tokens`, m small and equal on all ranks, their costs balanced.
+    """Split one step into `[rank][micro-batch]` -> indices, within `max_tokens`, in as few micro-batches as possible, costs balanced.
 
-    Returns:
-        `[rank][micro-batch]` -> indices; an empty array pads a rank that has fewer micro-batches.
+    All ranks get equally many: an empty array fills up a rank that has fewer.
     """
-    pieces = (
-        _split_padded(indices, costs, max_tokens, world)
-        if costs.padded
-        else _split_single_rows(indices, costs, max_tokens, world)
-    )
+    pieces = (_split_padded if costs.padded else _split_single_rows)(indices, costs, max_tokens, world)
     per_rank = math.ceil(len(pieces) / world)
     ranks: list[list[Indices]] = [[] for _ in range(world)]
     work = [(0, rank) for rank in range(world)]
@@ -278,9 +263,8 @@ class Comparisons(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """The part of one rank in one optimizer step.
+    """The part of one rank in one optimizer step, counted from 0.
 
-    step: number of the step, counted from 0.
     ids: row ids of the step's comparisons on all ranks, in the order of the plan. The loss is divided once by their number.
     """
 
@@ -291,15 +275,7 @@ class StepBatch:
 
 
 class StepLoader:
-    """Lays out the micro-batches that the plan assigns to one rank, step by step.
-
-    Args:
-        data: the tokenized comparisons.
-        plan: the steps.
-        layout: memory layout of every micro-batch.
-        pad_token_id: id of the padding, in the padded layout.
-        rank: index of this process.
-    """
+    """Lays out the micro-batches that the plan assigns to one rank, step by step; `pad_token_id` is for the padded layout."""
 
     def __init__(self, data: Comparisons, plan: Plan, layout: Layout, pad_token_id: int, rank: int = 0) -> None:
         self.data, self.plan, self.layout, self.pad_token_id, self.rank = data, plan, layout, pad_token_id, rank

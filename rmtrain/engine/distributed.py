@@ -60,24 +60,17 @@ def start(recipe: Recipe) -> Strategy:
         RecipeError: a tracker is not installed, or the strategy does not support a setting of the recipe or of accelerate.
         RmtrainError: accelerate runs another number of processes, or another strategy, than was launched.
     """
-    missing = {
-        f"{name} is not installed; install rmtrain[{name}] or leave it out": not TRACKERS[name]() for name in recipe.tracking.to
-    }
-    _refuse("tracking.to: ", missing)
+    missing = [name for name in recipe.tracking.to if not TRACKERS[name]()]
+    if missing:
+        raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
     if recipe.training.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     plugin = _sharding_plugin()
-    if plugin is not None:
-        problems = {
-            "optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration": (
-                recipe.optimizer.name == "adamw_8bit"
-            ),
-            "model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration": (
-                recipe.model.quantization is not None
-            ),
-        }
-        _refuse("", problems)
+    if plugin is not None and recipe.optimizer.name == "adamw_8bit":
+        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
+    if plugin is not None and recipe.model.quantization is not None:
+        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -86,12 +79,11 @@ def start(recipe: Recipe) -> Strategy:
     if plugin is not None and not torch.cuda.is_available():
         force_distributed_type(plugin)
     # accelerate falls back to another strategy without a word, as where a plugin is not supported on the device
-    running, strategy = accelerator.distributed_type, STRATEGIES.get(accelerator.distributed_type)
-    expected = Strategy if plugin is None else STRATEGIES[distributed_type(plugin)]
-    if strategy is not expected:
+    running, strategy = accelerator.distributed_type, Strategy if plugin is None else STRATEGIES[distributed_type(plugin)]
+    if STRATEGIES.get(running) is not strategy:
         requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
         raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
-    return expected(accelerator)
+    return strategy(accelerator)
 
 
 def distributed_type(plugin: Plugin) -> DistributedType:
@@ -123,7 +115,7 @@ def _sharding_plugin() -> Plugin | None:
             "fsdp_cpu_ram_efficient_loading: set false": fsdp.cpu_ram_efficient_loading,
             "fsdp_activation_checkpointing: set false, and model.gradient_checkpointing in the recipe": fsdp.activation_checkpointing,
         }
-        _refuse("accelerate configuration: ", problems)
+        _refuse(problems)
         return fsdp
     if not is_set(SHARDING["DeepSpeed"]):
         return None
@@ -139,14 +131,14 @@ def _sharding_plugin() -> Plugin | None:
         "zero3_init_flag: set false": bool(deepspeed.zero3_init_flag),
         **{f"{key}_device: set none": True for key in offloaded},
     }
-    _refuse("accelerate configuration: ", problems)
+    _refuse(problems)
     return deepspeed
 
 
-def _refuse(place: str, problems: dict[str, bool]) -> None:
-    wrong = [problem for problem, is_wrong in problems.items() if is_wrong]
+def _refuse(problems: dict[str, bool]) -> None:
+    wrong = [f"accelerate configuration: {problem}" for problem, is_wrong in problems.items() if is_wrong]
     if wrong:
-        raise RecipeError(*(f"{place}{problem}" for problem in wrong))
+        raise RecipeError(*wrong)
 
 
 def uses_bfloat16(precision: str) -> bool:

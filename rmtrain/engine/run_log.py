@@ -47,12 +47,11 @@ Draw = Callable[[], Figure]
 
 
 class Meter:
-    """Sums over the steps since the last log line.
+    """Sums over the steps since the last log line, reduced over ranks where they are read.
 
     Statistics stay tensors on the device: reading one waits for the GPU, and only `report` pays for that.
 
     Args:
-        accelerator: reduces the sums over ranks.
         flos_per_token: floating-point operations of one token, forward and backward.
     """
 
@@ -149,7 +148,7 @@ class Trackers:
     Args:
         builders: functions that make the trackers, by name. A tracker that cannot be made or started is sent nothing.
         settings: the recipe, by `section.key`.
-        seconds: how long the end of a run waits at most for unsent calls.
+        seconds: how long `close` waits at most for unsent calls.
     """
 
     def __init__(
@@ -185,24 +184,24 @@ class Trackers:
                 self.thread.join(max(0.0, deadline - time.monotonic()))
         except queue.Full:
             pass
-        self.is_given_up = self.thread.is_alive()
-        if self.is_given_up:
+        if self.thread.is_alive():
+            self.is_given_up = True
             self._warn("", f"no end after {self.seconds:g} s; some lines may not be sent")
 
     def _work(self) -> None:
-        started = {name: self._try(name, partial(self._start, build)) for name, build in self.builders.items()}
+        def start(build: Callable[[], Tracker]) -> Tracker:
+            tracker = build()
+            tracker.start()
+            tracker.store_init_configuration(dict(self.settings))
+            return tracker
+
+        started = {name: self._try(name, partial(start, build)) for name, build in self.builders.items()}
         running = {name: tracker for name, tracker in started.items() if tracker is not None}
         while running and not self.is_given_up and (call := self.calls.get()) is not None:
             for name, tracker in running.items():
                 self._try(name, partial(call, tracker))
         for name, tracker in running.items():
             self._try(name, tracker.finish)
-
-    def _start(self, build: Callable[[], Tracker]) -> Tracker:
-        tracker = build()
-        tracker.start()
-        tracker.store_init_configuration(dict(self.settings))
-        return tracker
 
     def _try(self, name: str, call: Callable[[], Any]) -> Any:
         """Return the result of a call into a tracker's library, or None if it raises."""
@@ -295,12 +294,6 @@ class RunLog:
     """Writes the records of a run, and passes them on to the trackers and the display. Only the main process writes.
 
     Each method that writes raises TryAgain when the disk is full or fails.
-
-    Args:
-        accelerator: knows which process is the main one.
-        directory: the run directory.
-        trackers: get copies; None for no trackers.
-        display: shows progress; None for none.
     """
 
     def __init__(
@@ -352,12 +345,8 @@ class RunLog:
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self.accelerator.is_main_process:
             return
-        file = self.directory / name
+        file, text = self.directory / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         # Row ids and texts of the data are private: only the owner can read those records.
         mode = 0o666 if name == "metrics.jsonl" else 0o600
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with (
-            disk_errors(file),
-            open(file, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream,
-        ):
+        with disk_errors(file), open(file, "a", encoding="utf-8", opener=partial(os.open, mode=mode)) as stream:
             stream.write(text)

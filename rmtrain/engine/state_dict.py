@@ -53,7 +53,7 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def model_state_dict(model: nn.Module, keep: bool = True) -> Tensors:
     """Return the trainable parameters and the persistent buffers by name, on the CPU. Called on all ranks.
 
-    Frozen parameters are those of the base model and are left out. Ranks without `keep` take part and get an empty dict.
+    Frozen parameters, those of the base model, are left out. Ranks without `keep` get an empty dict.
     """
     tensors = trained_parameters(model) | dict(persistent_buffers(unwrap(model)))
     gathered = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
@@ -66,8 +66,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names, shapes or types are not exactly those of the model; nothing was copied.
     """
-    reward_model = unwrap(model)
-    targets = trained_parameters(reward_model) | dict(persistent_buffers(reward_model))
+    targets = trained_parameters(model) | dict(persistent_buffers(unwrap(model)))
     check_names("weights", targets, tensors)
     for name, target in targets.items():
         check_weight(name, tensors[name], target.shape, target.dtype)
@@ -97,9 +96,7 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True) -> tuple[Tensors, OptimizerValues]:
-    """Return the optimizer's state of each trained parameter. Called on all ranks.
-
-    Ranks without `keep` take part in gathering and get no tensors.
+    """Return the optimizer's state of each trained parameter. Called on all ranks; those without `keep` get no tensors.
 
     Raises:
         CheckpointError: the optimizer has state that is neither a tensor nor a number.
@@ -167,7 +164,7 @@ def rng_tensors(device: torch.device) -> Tensors:
 
 
 def restore_rng(device: torch.device, tensors: Mapping[str, Tensor]) -> None:
-    """Set the random generators; raises CheckpointError when the checkpoint has none for this kind of device."""
+    """Set the random generators; raise CheckpointError when the checkpoint has none for this kind of device."""
     check_names("random generators", rng_tensors(device), tensors)
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda":

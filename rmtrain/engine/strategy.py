@@ -1,8 +1,7 @@
 """How the processes of a run share its model: what is sharded, what is reduced when, and how a step updates the weights.
 
-Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. Training asks the same four
-questions of each: how to run a micro-batch, its backward, the update, and how to gather the full state. A checkpoint holds full
-tensors by name, so that any strategy can resume a run of any other.
+Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. They differ in four things: a
+micro-batch, its backward, the update, and the full state. That has full tensors by name, so that any strategy resumes a run of any other.
 """
 
 import math
@@ -57,7 +56,7 @@ class Strategy:
     @property
     def name(self) -> str:
         """The name shown to people and stored in checkpoints."""
-        return "DDP" if self.accelerator.num_processes > 1 else "one process"
+        return "DDP" if self.kind == "ddp" else "one process"
 
     def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
         """Wrap a model and its optimizer, which are on the device and not sharded.
@@ -72,8 +71,7 @@ class Strategy:
 
     def is_wrapped(self) -> bool:
         """Return whether the model is wrapped as the strategy requires."""
-        processes: int = self.accelerator.num_processes
-        return isinstance(self.model, DistributedDataParallel) == (processes > 1)
+        return isinstance(self.model, DistributedDataParallel) == (self.kind == "ddp")
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Context of the forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
@@ -89,9 +87,8 @@ class Strategy:
         Returns:
             The global gradient norm before clipping, float32 [], and whether there was a step.
         """
-        norm = full_tensor(
-            self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if self.clip is None else self.clip)
-        )
+        clip = math.inf if self.clip is None else self.clip
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
             self.set_lr(lr)
