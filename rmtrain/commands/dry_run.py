@@ -96,11 +96,8 @@ def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandR
 
 def launch_of(options: TrainOptions) -> tuple[StrategyKind, int, int]:
     """Return the strategy that `--processes` and `--accelerate-config` name, and its processes and machines."""
-    launch = (
-        None
-        if options.processes is None and options.accelerate_config is None
-        else read(options.processes, options.accelerate_config)
-    )
+    is_requested = options.processes is not None or options.accelerate_config is not None
+    launch = read(options.processes, options.accelerate_config) if is_requested else None
     if launch is None:
         return "single", 1, 1
     kind = launch.content["distributed_type"]

@@ -25,7 +25,7 @@ from rmtrain.files import sha256_file, sync, write_text
 
 logger = logging.getLogger("rmtrain")
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-(\d{8,12})")
 PART = re.compile(r"manifest\.json|state\.json|(model|optimizer|rng-\d+)\.safetensors")

@@ -93,8 +93,8 @@ class CheckpointManager:
         self.state.step = step
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
         # Weights first: that re-shards what an evaluation left gathered, and the optimizer's parameters are the shards.
-        weights, (moments, values) = self.strategy.weights(), self.strategy.optimizer_state()
-        files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
+        files = {"model": self.strategy.weights(), "optimizer": self.strategy.optimizer_state()}
+        files |= {f"rng-{rank}": state for rank, state in enumerate(generators)}
         state = {
             "train_state": asdict(self.state),
             "plan": dict(self.metadata.plan),
@@ -102,7 +102,6 @@ class CheckpointManager:
             "strategy": self.strategy.name,
             "frozen": self.metadata.frozen,
             "meter": interval,
-            "optimizer": values,
         }
 
         def write() -> None:
@@ -168,7 +167,7 @@ class CheckpointManager:
                 raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
             check_frozen(state, self.metadata.frozen)
             self.strategy.restore_weights(checkpoint.tensors("model"))
-            self.strategy.restore_optimizer(checkpoint.tensors("optimizer"), state["optimizer"])
+            self.strategy.restore_optimizer(checkpoint.tensors("optimizer"))
             if self.accelerator.process_index < processes:
                 restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
             self.meter.restore(state["meter"])

@@ -14,13 +14,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from rmtrain.engine.memory_estimate import ZERO_STAGES, StrategyKind
 from rmtrain.engine.state_dict import (
-    PARAMETER_SHAPED,
-    OptimizerValues,
     Tensors,
     check_names,
-    check_optimizer,
     check_weight,
     persistent_buffers,
+    state_by_parameter,
     trained_parameters,
 )
 from rmtrain.engine.strategy import Strategy
@@ -108,40 +106,37 @@ class DeepSpeedStrategy(Strategy):
         for name, buffer in buffers.items():
             buffer.copy_(tensors[name])
 
-    def restore_optimizer(self, tensors: Mapping[str, Tensor], values: OptimizerValues) -> None:
+    def restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         trained = trained_parameters(self.model)
-        check_optimizer(tensors, values, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
-        if not any(values.values()):
+        states = state_by_parameter(tensors, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
+        if not states:
             return
-        steps = next(tensors[f"{name}/step"] for name, keys in values.items() if "step" in keys)
         # AdamW itself creates the state of the flat buffers only at its first step.
-        zero = self.model.optimizer
+        zero, steps = self.model.optimizer, next(iter(states.values()))["step"]
         for buffer in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
             moments = {key: torch.zeros_like(buffer) for key in MOMENTS}
             zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
         self._link_state()
         for name, parameter in trained.items():
-            for key in sorted(values[name].keys() & set(PARAMETER_SHAPED)):
-                safe_set_full_optimizer_state(parameter, tensors[f"{name}/{key}"].to(self.accelerator.device), key)
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, states[name][key].to(self.accelerator.device), key)
 
-    def optimizer_state(self) -> tuple[Tensors, OptimizerValues]:
+    def optimizer_state(self) -> Tensors:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         tensors: Tensors = {}
-        values: OptimizerValues = {name: {} for name in trained_parameters(self.model)}
         flat = self.model.optimizer.optimizer.state
         if not flat:
-            return tensors, values
+            return tensors
         self._link_state()
         steps = next(iter(flat.values()))["step"]
         for name, parameter in trained_parameters(self.model).items():
-            moments = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            values[name] = dict.fromkeys(("step", *moments))
+            state = {"step": steps, **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}}
             if self.accelerator.is_main_process:
-                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in {"step": steps, **moments}.items()}
-        return tensors, values if self.accelerator.is_main_process else {}
+                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state.items()}
+        return tensors
 
     def _link_state(self) -> None:
         """Map the parameters of stages 1 and 2 to their moments: DeepSpeed does that only after the step of the first group."""

@@ -8,7 +8,6 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -71,15 +70,14 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
         config: name of a file in configs/accelerate, or a path; None: DDP, on CPUs where there is no GPU.
 
     Returns:
-        How the job ended: the report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
+        The report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
 
     Raises:
         RecipeError: there is no such configuration, this machine cannot run it, or this process is a rank already.
     """
     if "RANK" in os.environ:
-        raise RecipeError(
-            "--processes and --accelerate-config: a launcher already started this process; set the process count there"
-        )
+        problem = "a launcher already started this process; set the process count there"
+        raise RecipeError(f"--processes and --accelerate-config: {problem}")
     job = read(processes, config)
     if job is None:
         return None
@@ -87,11 +85,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
     logging.disable()  # torch's agent logs what we print ourselves
     arguments = [f"--config_file={job.config}", f"--num_processes={job.processes}"]
     if job.machines == 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            arguments.append(
-                f"--main_process_port={probe.getsockname()[1]}"
-            )  # jobs on one machine must not share the default one
+        arguments.append("--main_process_port=0")  # any free one: jobs on one machine must not share the default one
     arguments += ["-m", "rmtrain", *sys.argv[1:]]
     with reports_folder() as reports:
         os.environ |= _rank_environment(job)
@@ -111,8 +105,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
 
 def read(processes: int | None, config: str | None) -> Launch | None:
     """Read a configuration; see `launch`. Return None if it means one process without a strategy."""
-    default = "ddp" if torch.cuda.is_available() else "cpu"
-    path = find_config(config or default)
+    path = find_config(config or ("ddp" if torch.cuda.is_available() else "cpu"))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind, machines = str(content["distributed_type"]), int(content.get("num_machines", 1))

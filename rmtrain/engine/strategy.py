@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rmtrain.engine.memory_estimate import StrategyKind
 from rmtrain.engine.state_dict import (
-    OptimizerValues,
     Tensors,
     full_tensor,
     model_state_dict,
@@ -112,7 +111,7 @@ class Strategy:
         self.reshard()
         return model_state_dict(self.model, self.accelerator.is_main_process)
 
-    def optimizer_state(self) -> tuple[Tensors, OptimizerValues]:
+    def optimizer_state(self) -> Tensors:
         """Return the optimizer's full state of each trained parameter."""
         return optimizer_state(self.optimizer, self.model, self.accelerator.is_main_process)
 
@@ -121,9 +120,9 @@ class Strategy:
         self.reshard()
         restore_model(self.model, tensors)
 
-    def restore_optimizer(self, tensors: Mapping[str, Tensor], values: OptimizerValues) -> None:
+    def restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`."""
-        restore_optimizer(self.optimizer, self.model, tensors, values)
+        restore_optimizer(self.optimizer, self.model, tensors)
 
     def reshard(self) -> None:
         """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
