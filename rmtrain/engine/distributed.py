@@ -26,9 +26,8 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import CPUOffloadPolicy
 
-from rmtrain.engine.deepspeed import DeepSpeedStrategy
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.strategy import Fsdp2, Strategy
+from rmtrain.engine.strategy import DeepSpeedStrategy, Fsdp2, Strategy
 from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.recipe.schema import Recipe
 
