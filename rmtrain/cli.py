@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from importlib.metadata import version
@@ -91,9 +91,7 @@ def preprocess(
     console = start_console()
     from rmtrain.commands.preprocess import preprocess as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, export=export, plot=plot)
-    finish(outcome, as_json)
+    finish(lambda: run(loaded, console, export=export, plot=plot), as_json)
 
 
 @app.command()
@@ -107,9 +105,7 @@ def inspect(
     console = start_console()
     from rmtrain.commands.inspect import inspect as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, options)
-    finish(outcome, as_json)
+    finish(lambda: run(loaded, console, options), as_json)
 
 
 @app.command()
@@ -124,17 +120,13 @@ def train(
         console = start_console()
         from rmtrain.commands.dry_run import dry_run
 
-        with redirect_stdout(sys.stderr):
-            outcome = dry_run(loaded, console, options)
-        finish(outcome, as_json)
+        finish(lambda: dry_run(loaded, console, options), as_json)
         return
     start_processes(options.processes, options.accelerate_config)
     console = start_console()
     from rmtrain.commands.train import train as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, fresh=options.fresh, resume=options.resume)
-    finish(outcome, as_json)
+    outcome = finish(lambda: run(loaded, console, fresh=options.fresh, resume=options.resume), as_json)
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
 
 
@@ -155,9 +147,7 @@ def export(
     start_console()
     from rmtrain.commands.export import export as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(replace(options, target=Path(target), overrides=overrides))
-    finish(outcome, as_json)
+    finish(lambda: run(replace(options, target=Path(target), overrides=overrides)), as_json)
 
 
 @app.command(name="eval")
@@ -181,9 +171,7 @@ def evaluate(
     console = start_console()
     from rmtrain.commands.evaluate import run_eval
 
-    with redirect_stdout(sys.stderr):
-        outcome = run_eval(options, console)
-    finish(outcome, as_json)
+    outcome = finish(lambda: run_eval(options, console), as_json)
     fail_on_missed(outcome.document["gates"])
 
 
@@ -204,7 +192,7 @@ def score(
     console = start_console()
     from rmtrain.commands.score import score as run
 
-    finish(run(options, console), as_json, is_taken=options.target == "-")
+    print_result(run(options, console), as_json, is_taken=options.target == "-")
 
 
 @app.command()
@@ -256,10 +244,7 @@ class Notices(logging.Handler):
 
 
 def start_console() -> Console:
-    """Return the console for everything but the result, on stderr, and silence libraries.
-
-    A library that prints all the same must not spoil the result either: verbs run with stdout redirected to stderr.
-    """
+    """Return the console for everything but the result, on stderr, and silence libraries."""
     if is_one_of_several():
         watch_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -277,7 +262,15 @@ def start_console() -> Console:
     return console
 
 
-def finish(outcome: CommandResult, as_json: bool, is_taken: bool = False) -> None:
+def finish(verb: Callable[[], CommandResult], as_json: bool) -> CommandResult:
+    """Run a verb and print its result; what a library prints meanwhile must not spoil that, and goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        outcome = verb()
+    print_result(outcome, as_json)
+    return outcome
+
+
+def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) -> None:
     """Print the result on rank 0: the report on stdout, or with `--json` the document there and the report on stderr.
 
     `is_taken`: stdout holds rewards, so that the report goes to stderr.
