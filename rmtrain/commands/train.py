@@ -21,7 +21,7 @@ from rmtrain.commands.options import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
+from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.distributed import (
     environment,
     graceful_shutdown,
@@ -111,16 +111,15 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
 
     # From here on the strategy may have sharded the model: facts about the whole model are collected before.
     meter = Meter(accelerator, flos_per_token(model))
-    training = recipe.training
-    order = {"batch_size": training.batch_size, "epochs": training.epochs, "max_steps": training.max_steps}
-    metadata = CheckpointMetadata.of(model, {"data": data.train.key, "seed": recipe.run.seed, **order})
     parameters = trainable_summary(model)
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
     record = environment(strategy, recipe.training.precision, hashes)
     directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
-    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, metadata)
+    keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
+    order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
+    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, order)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with closing(directory), graceful_shutdown(accelerator) as shutdown:
         console.print(header(inputs, loader, strategy, directory, parameters))

@@ -81,7 +81,7 @@ class Checkpoints:
         target = self.path(step)
         partial = _free(self.directory / f"{TEMPORARY}{target.name}")
         try:
-            self.check_room(sum(size_of(tensors) for tensors in files.values()))
+            self.check_room(sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()))
             partial.mkdir()
             for name, tensors in files.items():
                 _write_tensors(partial / f"{name}.safetensors", tensors)
@@ -188,11 +188,6 @@ class Checkpoints:
                 path.rmdir()
         except OSError as error:
             logger.warning("%s: could not be deleted: %s", path, error.strerror)
-
-
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _step_of(path: Path) -> int:

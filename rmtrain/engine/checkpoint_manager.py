@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from accelerate.utils import gather_object
-from torch import nn
 
-from rmtrain.engine.checkpoint import Checkpoint, size_of
+from rmtrain.engine.checkpoint import Checkpoint
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Meter
-from rmtrain.engine.state_dict import frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
+from rmtrain.engine.state_dict import restore_rng, rng_tensors
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
 from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
@@ -39,37 +38,19 @@ class TrainState:
     best_value: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointMetadata:
-    """Facts about a run, collected before a strategy shards its model.
-
-    trained: bytes of the trained weights. frozen: fingerprint of the others.
-    plan: everything that the order of the comparisons depends on.
-    """
-
-    trained: int
-    frozen: str | None
-    plan: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
-        """Collect the facts of a model."""
-        return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
-
-
 @dataclass
 class CheckpointManager:
     """Saves the checkpoints of a run, and resumes it from one. Its methods are called on all ranks; the main process writes.
 
     meter: its open log interval is saved as well.
-    metadata: checkpoints with another plan or other frozen weights are refused.
+    plan: everything that the order of the comparisons depends on; checkpoints with another plan or other frozen weights are refused.
     """
 
     strategy: Strategy
     meter: Meter
     directory: RunDirectory
     settings: Checkpointing
-    metadata: CheckpointMetadata
+    plan: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self.accelerator, self.checkpoints = self.strategy.accelerator, self.directory.checkpoints
@@ -97,10 +78,10 @@ class CheckpointManager:
         files |= {f"rng-{rank}": state for rank, state in enumerate(generators)}
         state = {
             "train_state": asdict(self.state),
-            "plan": dict(self.metadata.plan),
+            "plan": dict(self.plan),
             "processes": self.accelerator.num_processes,
             "strategy": self.strategy.name,
-            "frozen": self.metadata.frozen,
+            "frozen": self.strategy.frozen,
             "meter": interval,
         }
 
@@ -132,7 +113,7 @@ class CheckpointManager:
 
     def check_room(self, moments: float) -> None:
         """Raise TryAgain unless the disk has room for a checkpoint: the weights, and `moments` times as much for the optimizer."""
-        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.metadata.trained * (1 + moments))))
+        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.strategy.trained_bytes * (1 + moments))))
 
     def resume(self, chosen: Path | None = None) -> None:
         """Resume from the chosen checkpoint, or from the newest valid one, or start from step 0 when there is none.
@@ -162,10 +143,10 @@ class CheckpointManager:
         state = checkpoint.state
         try:
             plan, processes = state["plan"], state["processes"]
-            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.metadata.plan.items() if plan.get(key) != now]
+            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.plan.items() if plan.get(key) != now]
             if changed:
                 raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
-            check_frozen(state, self.metadata.frozen)
+            check_frozen(state, self.strategy.frozen)
             self.strategy.restore_weights(checkpoint.tensors("model"))
             self.strategy.restore_optimizer(checkpoint.tensors("optimizer"))
             if self.accelerator.process_index < processes:

@@ -22,6 +22,7 @@ from rmtrain.engine.state_dict import (
     Tensors,
     check_names,
     check_weight,
+    frozen_fingerprint,
     full_tensor,
     model_state_dict,
     optimizer_state,
@@ -42,15 +43,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Strategy:
     """One process, or DDP: every process holds the full model, and gradients are reduced with the last micro-batch of a step.
 
-    accelerator: as `start` made it.
     model, optimizer: as `prepare` wrapped them.
+    trained_bytes, frozen: size of the trained weights, and fingerprint of the others.
     clip: the largest global gradient norm; None for no limit.
     """
 
     shards = False
     model: Any
     optimizer: torch.optim.Optimizer
-    clip: float | None = None
+    trained_bytes: int
+    frozen: str | None
+    clip: float | None
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -71,10 +74,15 @@ class Strategy:
         Raises:
             RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
+        self.trained_bytes = sum(parameter.nbytes for parameter in trained_parameters(model).values())
+        self.frozen, self.clip = frozen_fingerprint(model), clip
+        self.configure(model, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        self.clip = clip
         if not self.is_wrapped():
             raise RmtrainError(f"requested {self.name}, but accelerate did not wrap the model that way; please report this bug")
+
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        """Set accelerate's plugin before it wraps a model."""
 
     def is_wrapped(self) -> bool:
         """Return whether the model is wrapped as the strategy requires."""
@@ -146,8 +154,8 @@ class Fsdp2(Strategy):
     name = "FSDP2"
     shards = True
 
-    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
-        """See `Strategy`. Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        """Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
@@ -156,7 +164,6 @@ class Fsdp2(Strategy):
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
             shard_head(head_of(model.backbone, model.head), optimizer)
-        super().prepare(model, optimizer, clip)
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
@@ -200,11 +207,10 @@ class DeepSpeedStrategy(Strategy):
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.stage}"
 
-    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
-        config["gradient_clipping"] = 0.0 if clip is None else clip
+        config["gradient_clipping"] = 0.0 if self.clip is None else self.clip
         config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
-        super().prepare(model, optimizer, clip)
 
     def is_wrapped(self) -> bool:
         stage, processes = self.model.zero_optimization_stage(), self.model.dp_world_size

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
+from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Meter
@@ -37,10 +37,9 @@ def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=seed)
         accelerator, directory = Accelerator(cpu=True), RunDirectory(tmp_path / "run", "ours", continues=True)
         optimizer = build_optimizer(model, recipe.optimizer)
-        meter, metadata = Meter(accelerator, 1), CheckpointMetadata.of(model, plan)
         strategy = Strategy(accelerator)
-        strategy.model, strategy.optimizer = model, optimizer
-        return CheckpointManager(strategy, meter, directory, Checkpointing(**settings), metadata)
+        strategy.prepare(model, optimizer, clip=None)
+        return CheckpointManager(strategy, Meter(accelerator, 1), directory, Checkpointing(**settings), plan)
 
     return build
 

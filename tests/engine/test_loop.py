@@ -43,7 +43,7 @@ def gradients_of_first_step(
     optimizer.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in model.named_parameters()}) or zero_grad()  # type: ignore[method-assign]
     meter, batch = Meter(accelerator, 1), StepLoader(rows, plan, layout, pad_token_id=1).step(0)
     strategy = Strategy(accelerator)
-    strategy.model, strategy.optimizer = model, optimizer
+    strategy.model, strategy.optimizer, strategy.clip = model, optimizer, None
     train_step(strategy, recipe, meter, 0.0, batch)
     return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
 
