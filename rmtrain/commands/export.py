@@ -38,7 +38,7 @@ def export(options: ExportOptions) -> CommandResult:
 
     Raises:
         RecipeError: options that cannot be combined.
-        CheckpointError: there is no run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
+        CheckpointError: not a run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
         RmtrainError: the upload failed; the export is kept, and the message has the command that repeats the upload.
     """
     options.check()

@@ -223,7 +223,7 @@ def header(
 def make_evaluator(
     inputs: Inputs, layout: Layout, strategy: Strategy, log: RunLog, shutdown: GracefulShutdown
 ) -> Callable[[int], EvaluationResult] | None:
-    """Return a function that evaluates the model and logs the result; None if there is no evaluation data.
+    """Return a function that evaluates the model and logs the result; None without evaluation data.
 
     The micro-batches are the same at every evaluation, and planned once.
     """

@@ -96,10 +96,8 @@ class Checkpoints:
         except OSError as error:
             self._discard(partial)
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise TryAgain(
-                f"{self.directory}: checkpoint of step {step} could not be written: {reason}; "
-                "earlier checkpoints are intact: run the same command again once the disk is writable"
-            ) from error
+            remedy = "earlier checkpoints are intact: run the same command again once the disk is writable"
+            raise TryAgain(f"{self.directory}: checkpoint of step {step} could not be written: {reason}; {remedy}") from error
         return target
 
     def check_room(self, size: int) -> None:

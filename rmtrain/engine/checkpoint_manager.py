@@ -157,12 +157,10 @@ class CheckpointManager:
             raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: not the state of a run: {error}") from error
-        if processes != self.accelerator.num_processes and self.accelerator.is_main_process:
-            logger.warning(
-                "checkpoint was saved with %d processes, now running %d: data order is unchanged, dropout masks will differ",
-                processes,
-                self.accelerator.num_processes,
-            )
+        running = self.accelerator.num_processes
+        if processes != running and self.accelerator.is_main_process:
+            change = "data order is unchanged, dropout masks will differ"
+            logger.warning("checkpoint was saved with %d processes, now running %d: %s", processes, running, change)
 
     def load_best(self) -> int | None:
         """Load the weights of the best evaluation; return its step, or None if they are the current ones.

@@ -73,7 +73,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
         The report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
 
     Raises:
-        RecipeError: there is no such configuration, this machine cannot run it, or this process is a rank already.
+        RecipeError: an unknown configuration, this machine cannot run it, or this process is a rank already.
     """
     if "RANK" in os.environ:
         problem = "a launcher already started this process; set the process count there"

@@ -42,7 +42,7 @@ def train(
         strategy: has prepared the model and the optimizer.
         loader: every micro-batch of every step, for this rank.
         meter: statistics of the steps since the last log line.
-        evaluate: evaluates and logs at a given step; called last after the last step. None: there is no evaluation data.
+        evaluate: evaluates and logs at a given step; called last after the last step. None: without evaluation data.
 
     Returns:
         The last evaluation.

@@ -27,10 +27,10 @@ T = TypeVar("T")
 def token_budget(
     recipe: Recipe, data: TokenizedData, layout: Layout, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
 ) -> int:
-    """Return `batching.max_tokens` as a number, the same on all ranks.
+    """Return `batching.max_tokens` as a number. Called on all ranks, with the model on the device.
 
     `auto` on a GPU is the largest micro-batch with which the estimate of `--dry-run` fits. Ranks take the number of the main one, because
-    each GPU may have other memory free. Called on all ranks, with the model on the device.
+    each GPU may have other memory free.
     """
     max_tokens, costs = recipe.batching.max_tokens, Costs.of(data, layout)
     if max_tokens != "auto":
@@ -115,10 +115,10 @@ def peak_memory(accelerator: Accelerator) -> list[int]:
 
 def _out_of_memory(loader: StepLoader) -> RmtrainError:
     budget = loader.plan.max_tokens
-    return RmtrainError(
-        f"out of memory with micro-batches of {budget} tokens; run the same command with batching.max_tokens={budget // 2}: it resumes "
-        "from the last checkpoint, with the same losses"
+    remedy = (
+        f"run the same command with batching.max_tokens={budget // 2}: it resumes from the last checkpoint, with the same losses"
     )
+    return RmtrainError(f"out of memory with micro-batches of {budget} tokens; {remedy}")
 
 
 def _lower_budget(strategy: Strategy, loader: StepLoader) -> None:
@@ -127,9 +127,7 @@ def _lower_budget(strategy: Strategy, loader: StepLoader) -> None:
         torch.cuda.empty_cache()
     before = loader.plan.max_tokens
     if not loader.halve_budget():
-        largest = int(loader.plan.costs.tokens.argmax())
-        raise RmtrainError(
-            f"out of memory with batching.max_tokens {before}, the tokens of comparison {loader.data[largest].id} alone; lower "
-            "data.max_length, set model.gradient_checkpointing, or train with lora"
-        )
+        largest = loader.data[int(loader.plan.costs.tokens.argmax())].id
+        problem = f"out of memory with batching.max_tokens {before}, the tokens of comparison {largest} alone"
+        raise RmtrainError(f"{problem}; lower data.max_length, set model.gradient_checkpointing, or train with lora")
     logger.warning("out of memory with micro-batches of %d tokens; continuing with %d", before, loader.plan.max_tokens)

@@ -41,7 +41,7 @@ class RunDirectory:
     """The files of one run, under one path.
 
     Args:
-        path: relative when it is below the current directory, as it is shown to people.
+        path: relative when it is below the current directory; shown to people.
         run_id: written into each checkpoint of the run.
         continues: whether the run was started earlier.
         lock: keeps other processes out; None on ranks other than the main one.
