@@ -27,7 +27,7 @@ from benchmarks.peer import Setting, pairs_of, train_trl
 from benchmarks.sampling import sample
 from rmtrain.batching.plan import order
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.start import start
+from rmtrain.engine.distributed import start
 from rmtrain.recipe.schema import Recipe
 
 LAYOUTS = ("shared_prefix", "packed", "padded")

@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import step_loader
 from benchmarks.pairs import HH, hh_rows, recipe_for
-from rmtrain.commands.dry_run import DryRunOptions, dry_run
+from rmtrain.commands.dry_run import dry_run
+from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.loop import train_step
+from rmtrain.engine.distributed import start, uses_bfloat16
+from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import warmup_largest_batch
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.start import start, uses_bfloat16
+from rmtrain.engine.run_log import Meter
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.progress import ReadingProgress
@@ -82,7 +82,7 @@ def measure_here(name: str, arguments: Namespace) -> dict[str, int]:
         with ReadingProgress(Console(quiet=True)) as progress:
             prepared = prepare(recipe.data, tokenizer, progress)
         measured = _train(recipe, prepared, tokenizer)
-        document = dry_run(recipe, Console(quiet=True), DryRunOptions()).document
+        document = dry_run(recipe, Console(quiet=True), TrainOptions()).document
         (estimated,) = (one for one in document["strategies"] if one["name"] == document["strategy"])
         return {"measured": measured, "estimated": estimated["total"]}
 
@@ -106,11 +106,11 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
     built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device)
     built.use_layout(recipe.batching.layout)
     built.autocast = uses_bfloat16(recipe.training.precision)
-    model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
+    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter, loader = Meter(strategy.accelerator, flos_per_token(built)), step_loader(recipe, prepared, tokenizer)
-    warmup_largest_batch(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, loader)
     for number in range(recipe.training.max_steps):
-        train_step(strategy, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
+        train_step(strategy, recipe, meter, recipe.optimizer.lr, loader.step(number))
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes() - before
 
 

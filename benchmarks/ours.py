@@ -8,16 +8,14 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.common import Stopwatch, Trace
 from benchmarks.pairs import unique_tokens, visible_pairs
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Costs, Plan
+from rmtrain.batching.plan import Costs, Plan, StepLoader
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
-from rmtrain.engine.loop import train_step
+from rmtrain.engine.distributed import uses_bfloat16
+from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import warmup_largest_batch
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.start import uses_bfloat16
+from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -83,19 +81,19 @@ def train_ours(
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     built.use_layout(recipe.batching.layout)
     built.autocast = uses_bfloat16(recipe.training.precision)
-    model, optimizer = strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
+    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter = Meter(accelerator, flos_per_token(built))
 
     def epoch(loader: StepLoader) -> list[dict[str, float]]:
         lines = []
         for number in range(len(loader)):
-            train_step(strategy, model, optimizer, recipe, meter, recipe.optimizer.lr, loader.step(number))
+            train_step(strategy, recipe, meter, recipe.optimizer.lr, loader.step(number))
             lines.append(meter.report(number + 1, 0.0, recipe.optimizer.lr))
         return lines
 
     rank, world = share or (accelerator.process_index, accelerator.num_processes)
     loader = step_loader(recipe, timed, tokenizer, rank, world)
-    warmup_largest_batch(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, loader)
     epoch(step_loader(recipe, warm, tokenizer, rank, world))
     watch = Stopwatch()
     lines = epoch(loader)

@@ -24,7 +24,7 @@ from benchmarks.ours import train_ours
 from benchmarks.pairs import HH, encode, hh_rows, llama, read_comparisons, recipe_for, stored
 from benchmarks.sampling import sample
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.start import start
+from rmtrain.engine.distributed import start
 
 SHARDING = {
     "DDP": {},

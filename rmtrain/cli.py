@@ -1,49 +1,58 @@
 """The command line: each verb parses its options, calls one function of `commands/` and prints the result.
 
-Heavy modules are imported inside the verbs: `--help` and errors in a recipe need neither torch nor transformers.
+An error becomes lines on stderr and an exit code here, and nowhere else. Heavy modules are imported inside the verbs: `--help` and errors
+in a recipe need neither torch nor transformers.
 """
 
+import errno
 import logging
 import os
 import re
+import signal
 import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from rmtrain.commands.options import EvalOptions, InspectOptions, checked_precision
-from rmtrain.engine.rank import is_one_of_several, is_started_by_rmtrain, rank_number, watch_launcher
-from rmtrain.engine.signals import raise_on_signal
-from rmtrain.errors import RecipeError
-from rmtrain.exits import exit_process, exit_with_error, fail_on_missed
+from rmtrain.commands.options import (
+    Arguments,
+    CommandResult,
+    ConfigOption,
+    EvalOptions,
+    ExportOptions,
+    InspectOptions,
+    JsonOption,
+    ProcessesOption,
+    RecipeOption,
+    ScoreOptions,
+    TrainOptions,
+    checked_precision,
+    flat_options,
+)
+from rmtrain.engine.rank import (
+    REPORTS,
+    SIGNALS,
+    TRACKERS_THREAD,
+    RankReport,
+    is_one_of_several,
+    is_started_by_rmtrain,
+    raise_on_signal,
+    rank_number,
+    watch_launcher,
+)
+from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import json_text
-
-if TYPE_CHECKING:
-    from rmtrain.commands.result import CommandResult
-
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, followed by overrides of its keys.")
-]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe file, if it is not the first argument.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
-MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
-PrecisionOption = Annotated[str, typer.Option(help="Precision of the model: auto, float32 or bfloat16.")]
-TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
-ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--accelerate-config", metavar="NAME|FILE", help="Accelerate configuration: a built-in name (ddp, fsdp2, ...) or a file."
-    ),
-]
-BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
-DataOption = Annotated[str | None, typer.Option("--data", help="File, directory or Hub dataset to evaluate on.")]
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -53,6 +62,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.[\w-]+)*=", re.ASCII)
+
+REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+)
+"""Errors of the file system that the user can act on. ENOENT is not one: a file that is missing is reported where it is opened."""
+RANK_0_SECONDS = 1.0
 
 
 @app.callback(invoke_without_command=True)
@@ -75,109 +91,53 @@ def preprocess(
     console = start_console()
     from rmtrain.commands.preprocess import preprocess as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, export=export, plot=plot)
-    finish(outcome, as_json)
+    finish(lambda: run(loaded, console, export=export, plot=plot), as_json)
 
 
 @app.command()
+@flat_options
 def inspect(
-    arguments: Arguments = None,
-    recipe: RecipeOption = None,
-    row: Annotated[str | None, typer.Option(help="Number or id of the row to show (default: the first kept row).")] = None,
-    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Show rows that contain this text; case is ignored.")] = None,
-    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this reason.")] = None,
-    longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False,
-    random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False,
-    step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None,
-    source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None,
-    split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train",
-    limit: Annotated[int | None, typer.Option(help="Maximum number of rows to show.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed for --random (default: a new one, which is printed).")] = None,
-    world_size: Annotated[int | None, typer.Option(help="Number of processes that share the --step (default: 1).")] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Also show token ids.")] = False,
-    side_by_side: Annotated[
-        bool | None,
-        typer.Option("--side-by-side/--stacked", help="Show responses in columns (default: if the terminal is wide enough)."),
-    ] = None,
-    as_json: JsonOption = False,
+    arguments: Arguments = None, recipe: RecipeOption = None, *, options: InspectOptions, as_json: JsonOption = False
 ) -> None:
     """Show rows as the model sees them. Also shows dropped rows and the contents of an optimizer step."""
-    query = InspectOptions(
-        row=row,
-        find=find,
-        dropped=dropped,
-        longest=longest,
-        random=random,
-        step=step,
-        source=source,
-        split=split,
-        limit=limit,
-        seed=seed,
-        world_size=world_size,
-        ids=ids,
-        side_by_side=side_by_side,
-    )
-    query.check()
+    options.check()
     loaded = read_recipe(arguments, recipe)
     console = start_console()
     from rmtrain.commands.inspect import inspect as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, query)
-    finish(outcome, as_json)
+    finish(lambda: run(loaded, console, options), as_json)
 
 
 @app.command()
+@flat_options
 def train(
-    arguments: Arguments = None,
-    recipe: RecipeOption = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start from scratch; an existing run is renamed.")] = False,
-    resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the latest valid one).")] = None,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same as training.deterministic=true.")] = False,
-    processes: ProcessesOption = None,
-    accelerate_config: ConfigOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and memory estimate without training.")] = False,
-    gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: this machine's).")
-    ] = None,
-    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one training step here.")] = False,
-    as_json: JsonOption = False,
+    arguments: Arguments = None, recipe: RecipeOption = None, *, options: TrainOptions, as_json: JsonOption = False
 ) -> None:
     """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint."""
-    if dry_run and (fresh or resume is not None):
-        raise RecipeError("--dry-run cannot be combined with --fresh or --resume")
-    if not dry_run and (measure or gpu_memory is not None):
-        raise RecipeError("--measure and --gpu-memory need --dry-run")
-    loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if deterministic else [])], recipe)
-    if dry_run:
+    options.check()
+    loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if options.deterministic else [])], recipe)
+    if options.dry_run:
         console = start_console()
-        from rmtrain.commands.dry_run import DryRunOptions
-        from rmtrain.commands.dry_run import dry_run as plan
+        from rmtrain.commands.dry_run import dry_run
 
-        with redirect_stdout(sys.stderr):
-            outcome = plan(loaded, console, DryRunOptions(processes, accelerate_config, gpu_memory, measure))
-        finish(outcome, as_json)
+        finish(lambda: dry_run(loaded, console, options), as_json)
         return
-    start_processes(processes, accelerate_config)
+    start_processes(options.processes, options.accelerate_config)
     console = start_console()
     from rmtrain.commands.train import train as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(loaded, console, fresh=fresh, resume=resume)
-    finish(outcome, as_json)
+    outcome = finish(lambda: run(loaded, console, fresh=options.fresh, resume=options.resume), as_json)
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
 
 
 @app.command()
+@flat_options
 def export(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="Run directory or one of its checkpoints.")
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: that of the run).")] = None,
-    push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False,
+    *,
+    options: ExportOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Export the model of a run or checkpoint. The export is reloaded, its rewards are compared, and --push uploads it."""
@@ -185,110 +145,54 @@ def export(
     if target is None:
         raise RecipeError("expected a run directory or a checkpoint; see `rmtrain export --help`")
     start_console()
-    from rmtrain.commands.export import ExportOptions
     from rmtrain.commands.export import export as run
 
-    with redirect_stdout(sys.stderr):
-        outcome = run(ExportOptions(Path(target), overrides, output, "adapter" if adapter else "merged", dtype, push))
-    finish(outcome, as_json)
+    finish(lambda: run(replace(options, target=Path(target), overrides=overrides)), as_json)
 
 
 @app.command(name="eval")
+@flat_options
 def evaluate(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="Recipe, run directory or model, followed by overrides."),
     ] = None,
-    recipe: RecipeOption = None,
-    data: DataOption = None,
-    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: next to the model).")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Compute the metrics from this scores.jsonl, without a model.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None,
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option(help="Exit with code 6 below this value, such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8."),
-    ] = None,
-    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Benchmarks to run: {BENCHMARKS}.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether scores file B is better than scores file A.")
-    ] = None,
-    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare run although settings differ.")] = False,
-    max_length: MaxLengthOption = None,
-    precision: PrecisionOption = "auto",
-    allow_template_change: TemplateOption = False,
+    *,
+    options: EvalOptions,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on pairs or benchmarks. Reports accuracy with its interval, ties, loss and baselines, per source."""
     target, overrides = split_arguments(arguments)
-    request = EvalOptions(
-        target=target,
-        overrides=tuple(overrides),
-        recipe=recipe,
-        data=data,
-        output=output,
-        scores=scores,
-        report=report,
-        fail_under=tuple(fail_under or []),
-        benchmark=benchmark,
-        data_dir=data_dir,
-        compare=compare,
-        allow_different_settings=allow_different_settings,
-        max_length=max_length,
-        precision=precision,
-        allow_template_change=allow_template_change,
-    )
-    request.check()
+    options = replace(options, target=target, overrides=overrides)
+    options.check()
     start_processes(processes, accelerate_config)
     console = start_console()
     from rmtrain.commands.evaluate import run_eval
 
-    with redirect_stdout(sys.stderr):
-        outcome = run_eval(request, console)
-    finish(outcome, as_json)
+    outcome = finish(lambda: run_eval(options, console), as_json)
     fail_on_missed(outcome.document["gates"])
 
 
 @app.command()
+@flat_options
 def score(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")],
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")],
-    best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best response of each line.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and count them.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite an existing output.")] = False,
-    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long.")] = False,
-    max_length: MaxLengthOption = None,
-    precision: PrecisionOption = "auto",
-    allow_template_change: TemplateOption = False,
+    *,
+    options: ScoreOptions,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a file of conversations. A line has `messages`, or `prompt` and `response` or `responses`."""
-    if output == "-" and as_json:
+    if options.target == "-" and as_json:
         raise RecipeError("--json and -o - both write to stdout; set -o to a file")
-    computed = checked_precision(precision)
+    checked_precision(options.precision)
     start_processes(processes, accelerate_config)
     console = start_console()
-    from rmtrain.commands.score import ScoreOptions
     from rmtrain.commands.score import score as run
 
-    wanted = ScoreOptions(
-        model=model,
-        source=source,
-        target=output,
-        best_of=best_of,
-        skip_bad=skip_bad,
-        fresh=fresh,
-        overlong="cut" if cut else "error",
-        max_length=max_length,
-        precision=computed,
-        allow_template_change=allow_template_change,
-    )
-    finish(run(wanted, console), as_json, is_taken=output == "-")
+    print_result(run(options, console), as_json, is_taken=options.target == "-")
 
 
 @app.command()
@@ -300,11 +204,7 @@ def schema() -> None:
 
 
 def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]:
-    """Split arguments into the one that is not an override, if any, and the overrides.
-
-    Raises:
-        RecipeError: more than one argument is not an override.
-    """
+    """Split arguments into the one that is not an override, if any, and the overrides; raise RecipeError for more than one."""
     overrides = [argument for argument in arguments or [] if OVERRIDE.match(argument)]
     others = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
     if len(others) > 1:
@@ -332,23 +232,19 @@ def start_processes(processes: int | None, config: str | None) -> None:
 
 
 class Notices(logging.Handler):
-    """Print log records of rmtrain as lines that begin with `note:` or `warning:`."""
+    """Prints log records of rmtrain as lines that begin with `note:` or `warning:`."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record."""
         level = "warning" if record.levelno >= logging.WARNING else "note"
         self.console.print(f"{level}: {record.getMessage()}", highlight=False)
 
 
 def start_console() -> Console:
-    """Return the console for everything but the result, on stderr, and silence libraries.
-
-    A library that prints all the same must not spoil the result either: verbs run with stdout redirected to stderr.
-    """
+    """Return the console for everything but the result, on stderr, and silence libraries."""
     if is_one_of_several():
         watch_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -366,13 +262,18 @@ def start_console() -> Console:
     return console
 
 
-def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> None:
-    """Print the result on rank 0: the report on stdout, or with `--json` the document on stdout and the report on stderr.
+def finish(verb: Callable[[], CommandResult], as_json: bool) -> CommandResult:
+    """Run a verb and print its result; what a library prints meanwhile must not spoil that, and goes to stderr."""
+    with redirect_stdout(sys.stderr):
+        outcome = verb()
+    print_result(outcome, as_json)
+    return outcome
 
-    Args:
-        outcome: the result.
-        as_json: print the document.
-        is_taken: stdout holds rewards, so that the report goes to stderr.
+
+def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) -> None:
+    """Print the result on rank 0: the report on stdout, or with `--json` the document there and the report on stderr.
+
+    `is_taken`: stdout holds rewards, so that the report goes to stderr.
     """
     if rank_number():
         return
@@ -383,6 +284,85 @@ def finish(outcome: "CommandResult", as_json: bool, is_taken: bool = False) -> N
         console.print(outcome.commands, soft_wrap=True)
     if as_json:
         print(json_text(outcome.document))
+
+
+def exit_with_error(error: BaseException) -> NoReturn:
+    """Print an error, one line per problem, and exit with its code. A bug shows its traceback, with code 1."""
+    known = _known(error)
+    if not is_one_of_several():
+        if known is None:
+            raise error
+        exit_process(known.exit_code, [f"error: {problem}" for problem in known.problems])
+    rank, is_stop = rank_number(), isinstance(known, Stopped)
+    prefix = "error: " if rank == 0 or is_stop else f"error: rank {rank}: "
+    if known is None:
+        traceback_lines = "".join(traceback.format_exception(error)).splitlines()
+        code, lines = 1, [f"{prefix}unexpected {type(error).__name__}; this is a bug", *traceback_lines]
+    else:
+        code, lines = known.exit_code, [prefix + problem for problem in known.problems]
+    report = RankReport(rank, code, lines, is_stop or _has_lost_peer(error), time.time())
+    if rank and not report.may_follow:
+        # What all ranks find wrong, rank 0 reports: when it exits, its launcher stops this one here.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(RANK_0_SECONDS)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if REPORTS in os.environ:
+        report.write(Path(os.environ[REPORTS]))
+        lines = []
+    elif is_stop and rank:
+        lines = []
+    exit_process(code, lines)
+
+
+def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
+    """Print lines on stderr and exit with a code, as of SystemExit."""
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
+    # for its network.
+    if is_one_of_several() or any(thread.name == TRACKERS_THREAD for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+    sys.exit(code)
+
+
+def _known(error: BaseException) -> RmtrainError | Stopped | None:
+    """Return an error that the user can act on, made from one of the machine where needed; None for a bug."""
+    if isinstance(error, RmtrainError | Stopped):
+        return error
+    if is_one_of_several() and _has_lost_peer(error):
+        reason = str(error).splitlines()[0]
+        return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in DISK_FULL:
+        return TryAgain(f"the disk is full: {error.filename or error.strerror}; make room and run the same command again")
+    if error.errno in REFUSALS and error.filename is not None:
+        return RmtrainError(f"{error.filename}: {error.strerror}")
+    return None
+
+
+def _has_lost_peer(error: BaseException) -> bool:
+    """Return whether a collective failed: gloo raises a RuntimeError with its name, NCCL and the store raise a Dist...Error."""
+    return isinstance(error, RuntimeError) and ("gloo/transport" in str(error) or type(error).__name__.startswith("Dist"))
+
+
+def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = None) -> None:
+    """Raise GateMissed with a line for each gate that was missed, or RmtrainError if only the upload failed. Only rank 0 raises."""
+    if rank_number():
+        return
+    missed = []
+    for name, gate in gates.items():
+        required, value = gate["required"], gate["value"]
+        if value is None:
+            missed.append(f"gate {name}: required {required}, but there is no value to compare")
+        elif not gate["passed"]:
+            missed.append(f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}")
+    problems = [*missed, *([hub_problem] if hub_problem else [])]
+    if problems:
+        raise (GateMissed if missed else RmtrainError)(*problems)
 
 
 def main() -> None:

@@ -8,11 +8,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RmtrainError(Exception):
-    """A failure that the user can act on. The command line prints its problems and exits with its code, without a traceback.
-
-    Args:
-        problems: one line for each.
-    """
+    """A failure that the user can act on. The command line prints its problems, a line each, and exits with its code."""
 
     exit_code = 1
 
@@ -61,9 +57,7 @@ class TryAgain(RmtrainError):
 class Stopped(BaseException):
     """A signal ended the command. Like KeyboardInterrupt it is not an Exception, so that no library catches it as one of its errors.
 
-    Args:
-        number: the signal.
-        problems: what was saved, and how to resume.
+    problems: what was saved, and how to resume.
     """
 
     def __init__(self, number: int, *problems: str) -> None:

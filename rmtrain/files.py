@@ -22,11 +22,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 def atomic_write(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces `path` when the block ends without an error, and leaves `path` unchanged otherwise.
 
-    The bytes are on the disk before the name is: a machine that loses power keeps the old file or has the new one.
-
-    Args:
-        path: the file; its directory exists.
-        mode: permissions of the new file, before the umask.
+    The bytes are on the disk before the name is: a machine that loses power keeps the old file or has the new one. `mode`: permissions of
+    the new file, before the umask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -66,15 +63,10 @@ def sha256_file(path: Path) -> str:
 
 
 def try_lock(path: Path) -> FileLock | None:
-    """Lock a file for this process, without waiting; the kernel releases it when the process dies.
+    """Lock a file for this process, without waiting; return None when another process holds it.
 
-    On a file system without locks a warning is logged and the lock counts as held.
-
-    Args:
-        path: the lock file; it is created, and stays after `release`.
-
-    Returns:
-        The lock, whose `release` frees it; None when another process holds it.
+    The file is created, and stays after `release`. The kernel releases the lock when the process dies. On a file system without locks a
+    warning is logged and the lock counts as held.
     """
     lock = FileLock(path)
     try:

@@ -23,7 +23,6 @@ LAYERS = [
     "engine",
     "report",
     "commands",
-    "exits",
     "cli",
     "__main__",
 ]

@@ -37,7 +37,7 @@ class Segments:
     prefixes: length of each comparison's prefix, 0 when nothing is shared.
     responses: number of tokens after the prefix, for each response of each comparison.
     read_at_N: int64, the only positions that the last layer has to compute; None: all.
-    memo: values that attention derives from the boundaries, shared by all layers for the lifetime of the micro-batch.
+    memo: values that attention derives from the boundaries, shared by all layers.
     """
 
     prefixes: tuple[int, ...]
@@ -83,16 +83,7 @@ class MicroBatch:
 
 
 def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layout: Layout = "padded") -> MicroBatch:
-    """Lay comparisons out as a micro-batch.
-
-    Args:
-        comparisons: at least one tokenized comparison.
-        pad_token_id: id written after a sequence's last token in the padded layout; never attended to.
-        layout: see the module docstring.
-
-    Returns:
-        The micro-batch, on the CPU. `tokens` counts the computed tokens that are not padding.
-    """
+    """Lay out at least one comparison as a micro-batch on the CPU; `pad_token_id` is never attended to."""
     tensors = _padded(comparisons, pad_token_id) if layout == "padded" else _single_row(comparisons, layout == "shared_prefix")
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(

@@ -4,21 +4,24 @@
 2. Each step takes the next `batch_size` comparisons of that order; the last step of an epoch takes the rest.
 3. A step is split into world x m micro-batches, each within `max_tokens` as laid out, m equal on all ranks, costs balanced.
 
-Nothing here depends on the rank: every rank derives the same plan from the same lengths.
+The plan does not depend on the rank: every rank derives the same one from the same lengths. `StepLoader` lays out the part of one rank, so
+that the position of a run is one integer.
 """
 
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from rmtrain.batching.layout import Layout
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Recipe
 
@@ -92,12 +95,10 @@ class StepPlan:
 class Plan:
     """The steps of a run.
 
-    Args:
-        costs: costs of all comparisons, in the layout of the run.
-        batch_size: comparisons per step over all ranks.
-        max_tokens: largest micro-batch of one rank, in tokens as laid out.
-        epochs, max_steps, seed: as in the recipe.
-        world: number of processes.
+    costs: costs of all comparisons, in the layout of the run.
+    batch_size: comparisons per step over all ranks.
+    max_tokens: largest micro-batch of one rank, in tokens as laid out.
+    world: number of processes.
     """
 
     costs: Costs
@@ -111,15 +112,8 @@ class Plan:
     @classmethod
     def of(cls, recipe: Recipe, costs: Costs, max_tokens: int, world: int) -> "Plan":
         """Plan a recipe on `world` processes."""
-        return cls(
-            costs=costs,
-            batch_size=recipe.training.batch_size,
-            max_tokens=max_tokens,
-            epochs=recipe.training.epochs,
-            seed=recipe.run.seed,
-            world=world,
-            max_steps=recipe.training.max_steps,
-        )
+        training = recipe.training
+        return cls(costs, training.batch_size, max_tokens, training.epochs, recipe.run.seed, world, training.max_steps)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -133,7 +127,7 @@ class Plan:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def computed_epoch(self) -> int:
-        """Return the tokens of an epoch as laid out. The padded layout is extrapolated from the first steps."""
+        """Return the tokens of an epoch as laid out, with padding extrapolated from the first steps."""
         if not self.costs.padded:
             return int(self.costs.tokens.sum())
         steps = [self.step(number) for number in range(min(SAMPLED_STEPS, self.steps_per_epoch))]
@@ -181,26 +175,20 @@ def cpu_budget(costs: Costs) -> int:
 
 
 def check_budget(costs: Costs, ids: Sequence[str], max_tokens: int) -> None:
-    """Raise RecipeError, naming the row, if one comparison alone exceeds the budget of a micro-batch."""
+    """Raise RecipeError if one comparison alone exceeds the budget of a micro-batch."""
     worst = int(costs.tokens.argmax())
     if costs.tokens[worst] > max_tokens:
-        raise RecipeError(
-            f"batching.max_tokens: comparison {ids[worst]} has {costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to "
-            f"{costs.longest[worst]}), more than {max_tokens}; raise it, or lower data.max_length"
-        )
+        tokens = f"{costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to {costs.longest[worst]})"
+        problem = f"comparison {ids[worst]} has {tokens}, more than {max_tokens}"
+        raise RecipeError(f"batching.max_tokens: {problem}; raise it, or lower data.max_length")
 
 
 def split_step(indices: Indices, costs: Costs, max_tokens: int, world: int) -> tuple[tuple[Indices, ...], ...]:
-    """Split one step into world x m micro-batches within `max_tokens`, m small and equal on all ranks, their costs balanced.
+    """Split one step into `[rank][micro-batch]` -> indices, within `max_tokens`, in as few micro-batches as possible, costs balanced.
 
-    Returns:
-        `[rank][micro-batch]` -> indices; an empty array pads a rank that has fewer micro-batches.
+    All ranks get equally many: an empty array fills up a rank that has fewer.
     """
-    pieces = (
-        _split_padded(indices, costs, max_tokens, world)
-        if costs.padded
-        else _split_single_rows(indices, costs, max_tokens, world)
-    )
+    pieces = (_split_padded if costs.padded else _split_single_rows)(indices, costs, max_tokens, world)
     per_rank = math.ceil(len(pieces) / world)
     ranks: list[list[Indices]] = [[] for _ in range(world)]
     work = [(0, rank) for rank in range(world)]
@@ -264,3 +252,71 @@ def _boundaries(lengths: Indices, rows: Indices, max_tokens: int) -> list[int]:
             edges.append(position)
             first, filled = position, int(rows[position])
     return [*edges, len(lengths)]
+
+
+class Comparisons(Protocol):
+    """Any indexable collection of tokenized comparisons."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> TokenizedComparison: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """The part of one rank in one optimizer step, counted from 0.
+
+    ids: row ids of the step's comparisons on all ranks, in the order of the plan. The loss is divided once by their number.
+    """
+
+    step: int
+    epoch: int
+    ids: tuple[str, ...]
+    micro_batches: tuple[MicroBatch, ...]
+
+
+class StepLoader:
+    """Lays out the micro-batches that the plan assigns to one rank, step by step; `pad_token_id` is for the padded layout."""
+
+    def __init__(self, data: Comparisons, plan: Plan, layout: Layout, pad_token_id: int, rank: int = 0) -> None:
+        self.data, self.plan, self.layout, self.pad_token_id, self.rank = data, plan, layout, pad_token_id, rank
+
+    def __len__(self) -> int:
+        return self.plan.total_steps
+
+    def step(self, number: int) -> StepBatch:
+        """Lay out step `number`, counted from 0."""
+        step = self.plan.step(number)
+        # The comparisons of all ranks, since the ledger names them all; reading them costs half a millisecond at batch size 512.
+        rows = {int(index): self.data[int(index)] for index in step.indices}
+        micro_batches = []
+        for indices in step.micro_batches[self.rank]:
+            if len(indices):
+                micro_batches.append(lay_out([rows[int(index)] for index in indices], self.pad_token_id, self.layout))
+            else:
+                # Every rank takes part in every collective call, so a rank with fewer micro-batches than the others computes
+                # the shortest comparison of the step with weight zero.
+                shortest = step.indices[self.plan.costs.tokens[step.indices].argmin()]
+                micro_batches.append(zero_weight(lay_out([rows[int(shortest)]], self.pad_token_id, self.layout)))
+        return StepBatch(number, step.epoch, tuple(row.id for row in rows.values()), tuple(micro_batches))
+
+    def largest_micro_batch(self) -> MicroBatch:
+        """Lay out a micro-batch at least as large as any in the plan, with weight zero."""
+        return zero_weight(lay_out(gather(self.data, self.plan.largest_micro_batch()), self.pad_token_id, self.layout))
+
+    def halve_budget(self) -> bool:
+        """Halve `max_tokens` for all later steps, down to the largest comparison. Return False when it cannot be lowered."""
+        smallest = int(self.plan.costs.tokens.max())
+        if self.plan.max_tokens <= smallest:
+            return False
+        self.plan = replace(self.plan, max_tokens=max(smallest, self.plan.max_tokens // 2))
+        return True
+
+
+def gather(data: Comparisons, indices: Indices | Sequence[int]) -> list[TokenizedComparison]:
+    """Return the comparisons at `indices`, in that order."""
+    return [data[int(index)] for index in indices]
+
+
+def zero_weight(batch: MicroBatch) -> MicroBatch:
+    """Return the micro-batch with weights of zero: it is computed, and adds nothing to loss, gradient or statistics."""
+    return replace(batch, weight_E=torch.zeros_like(batch.weight_E), ids=(), tokens=0)

@@ -9,8 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from rich.console import Console
 
-from rmtrain.commands.options import EvalOptions, checked_precision, parse_gates
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
 from rmtrain.data.comparison import Comparison
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores

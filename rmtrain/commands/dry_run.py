@@ -2,27 +2,24 @@
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Costs, Plan, cpu_budget
-from rmtrain.commands.result import CommandResult
+from rmtrain.batching.plan import Costs, Plan, StepLoader, cpu_budget
+from rmtrain.commands.options import CommandResult, TrainOptions
 from rmtrain.commands.train import build_model, flos_per_token, make_plan
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.distributed import start
 from rmtrain.engine.launch import read
-from rmtrain.engine.loop import train_step
+from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import token_budget, warmup_largest_batch
-from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryEstimate, MemoryModel, StrategyKind
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
-from rmtrain.engine.start import start
+from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryModel, StrategyKind
+from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
@@ -37,76 +34,70 @@ SEARCHED_STEPS = 1000
 """Steps in which the largest micro-batch is looked for; millions of them would take minutes."""
 
 
-@dataclass(frozen=True, slots=True)
-class DryRunOptions:
-    """Options of a dry run.
-
-    processes, config: as in `--processes` and `--accelerate-config`; None: one process.
-    gpu_memory: of each GPU, in GB; None: that of this machine's GPU, or its main memory where it has none.
-    measure: compute two steps on this machine and derive how long a run takes.
-    """
-
-    processes: int | None = None
-    config: str | None = None
-    gpu_memory: float | None = None
-    measure: bool = False
-
-    @property
-    def on_gpu(self) -> bool:
-        """True where GPUs are meant, of this machine or another."""
-        return self.gpu_memory is not None or torch.cuda.is_available()
-
-    def memory(self, processes: int) -> int:
-        """Return the bytes that each of `processes` processes of one machine has."""
-        if self.gpu_memory is not None:
-            return round(self.gpu_memory * GIGABYTE)
-        if torch.cuda.is_available():
-            return int(torch.cuda.mem_get_info()[1])
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+def on_gpu(options: TrainOptions) -> bool:
+    """Return whether GPUs are meant, of this machine or another."""
+    return options.gpu_memory is not None or torch.cuda.is_available()
 
 
-def dry_run(recipe: Recipe, console: Console, options: DryRunOptions) -> CommandResult:
+def memory_of(options: TrainOptions, processes: int) -> int:
+    """Return the bytes that each of `processes` processes of one machine has: of its GPU, or a share of the main memory without GPUs."""
+    if options.gpu_memory is not None:
+        return round(options.gpu_memory * GIGABYTE)
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+
+
+def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandResult:
     """Report what a run would do: its steps and tokens, and the memory of a process under each strategy.
 
-    Data is read, checked and tokenized as for a run, or taken from the cache. Of the model only the configuration is read, unless steps are
-    measured. The exit code is 0 whatever fits: this is a report; scripts read `fits` of the document.
+    Data is prepared as for a run. Of the model only the configuration is read, unless steps are measured. The exit code is 0 whatever fits:
+    this is a report; scripts read `fits` of the document.
 
     Raises:
         RecipeError: what a run would refuse of recipe, data and launch configuration; or a model that cannot be traced.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise RecipeError("--dry-run: expected one process, got one of several; use --processes, which starts none in a dry run")
-    if options.measure and options.on_gpu and not torch.cuda.is_available():
+    if options.measure and on_gpu(options) and not torch.cuda.is_available():
         raise RecipeError("--measure: computes on this machine, which has no GPU; leave out --gpu-memory or --measure")
     strategy, processes, machines = launch_of(options)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
 
-    model = MemoryModel.of(recipe, tokenizer, prepared.train, recipe.batching.layout, options.on_gpu)
+    model = MemoryModel.of(recipe, tokenizer, prepared.train, recipe.batching.layout, on_gpu(options))
     budget, costs = recipe.batching.max_tokens, Costs.of(prepared.train, model.layout)
-    if budget == "auto" and options.on_gpu:
-        budget = model.budget(strategy, processes, options.memory(processes // machines), costs)
+    if budget == "auto" and on_gpu(options):
+        budget = model.budget(strategy, processes, memory_of(options, processes // machines), costs)
     plan = make_plan(recipe, prepared, model.layout, cpu_budget(costs) if budget == "auto" else budget, processes)
 
     # A run computes the heaviest micro-batch before its first step, so this one has to fit.
     tokens = plan.costs.of_micro_batch(plan.largest_micro_batch())
     estimates = [model.estimate(name, count, tokens) for name, count in _compared(strategy, processes, recipe, options)]
-    memories = [options.memory(max(1, one.processes // machines)) for one in estimates]
+    rows = []
+    for one in estimates:
+        memory = memory_of(options, max(1, one.processes // machines))
+        rows.append({**asdict(one), "total": one.total, "memory": memory, "fits": one.fits(memory)})
+    facts = _facts(recipe, prepared, plan, model)
+    seconds_per_token = measure(recipe, prepared, tokenizer) if options.measure else None
     document = {
-        **_facts(recipe, prepared, plan, model),
+        **facts,
         "strategy": strategy,
         "processes": processes,
-        "device": "cuda" if options.on_gpu else "cpu",
-        **_fits(strategy, estimates, memories),
-        **_time(measure(recipe, prepared, tokenizer) if options.measure else None, plan, processes),
+        "device": "cuda" if on_gpu(options) else "cpu",
+        "strategies": rows,
+        "fits": next(row["fits"] for row in rows if row["name"] == strategy),
+        "seconds": None if seconds_per_token is None else seconds_per_token * facts["tokens"] / processes,
+        "tokens_per_second": None if seconds_per_token is None else 1 / seconds_per_token,
     }
     return CommandResult(dry_run_report(document), document)
 
 
-def launch_of(options: DryRunOptions) -> tuple[StrategyKind, int, int]:
+def launch_of(options: TrainOptions) -> tuple[StrategyKind, int, int]:
     """Return the strategy that `--processes` and `--accelerate-config` name, and its processes and machines."""
-    launch = None if options.processes is None and options.config is None else read(options.processes, options.config)
+    is_requested = options.processes is not None or options.accelerate_config is not None
+    launch = read(options.processes, options.accelerate_config) if is_requested else None
     if launch is None:
         return "single", 1, 1
     kind = launch.content["distributed_type"]
@@ -119,11 +110,11 @@ def launch_of(options: DryRunOptions) -> tuple[StrategyKind, int, int]:
     return strategy, launch.processes, launch.machines
 
 
-def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: DryRunOptions) -> list[tuple[StrategyKind, int]]:
+def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: TrainOptions) -> list[tuple[StrategyKind, int]]:
     """The requested strategy and all others that the recipe allows, with their processes."""
     several = processes
     if processes == 1:
-        several = max(COMPARED_GPUS if options.on_gpu else 2, torch.cuda.device_count())
+        several = max(COMPARED_GPUS if on_gpu(options) else 2, torch.cuda.device_count())
     shardable = recipe.optimizer.name == "adamw" and recipe.model.quantization is None
     names = [name for name in STRATEGIES if shardable or name not in SHARDED or name == strategy]
     return [(name, processes if name == strategy else 1 if name == "single" else several) for name in names]
@@ -154,27 +145,8 @@ def _facts(recipe: Recipe, prepared: PreparedData, plan: Plan, model: MemoryMode
     }
 
 
-def _fits(strategy: StrategyKind, estimates: Sequence[MemoryEstimate], memories: Sequence[int]) -> dict[str, Any]:
-    rows = [
-        {**asdict(one), "total": one.total, "memory": memory, "fits": one.fits(memory)}
-        for one, memory in zip(estimates, memories, strict=True)
-    ]
-    return {"strategies": rows, "fits": next(row["fits"] for row in rows if row["name"] == strategy)}
-
-
-def _time(seconds_per_token: float | None, plan: Plan, processes: int) -> dict[str, float | None]:
-    if seconds_per_token is None:
-        return {"seconds": None, "tokens_per_second": None}
-    tokens = plan.computed_epoch() * plan.total_steps // plan.steps_per_epoch
-    return {"seconds": seconds_per_token * tokens / processes, "tokens_per_second": 1 / seconds_per_token}
-
-
 def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model.
-
-    Raises:
-        RecipeError, RmtrainError: as a run raises them when it starts.
-    """
+    """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model."""
     strategy = start(recipe)
     golden = golden_texts(tokenizer, recipe.data.max_length)
     model = build_model(recipe, tokenizer, golden, strategy.accelerator)
@@ -182,12 +154,12 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     plan = make_plan(recipe, prepared, layout, token_budget(recipe, prepared.train, layout, tokenizer, strategy), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(strategy.accelerator, flos_per_token(model))
-    prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    warmup_largest_batch(strategy, prepared_model, optimizer, loader)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    warmup_largest_batch(strategy, loader)
     for number in (0, 1):  # the first allocates the optimizer's state
         batch = loader.step(number % len(loader))
         start_time = _now()
-        train_step(strategy, prepared_model, optimizer, recipe, meter, recipe.optimizer.lr, batch)
+        train_step(strategy, recipe, meter, recipe.optimizer.lr, batch)
         seconds = _now() - start_time
     return seconds / sum(loader.plan.costs.of_micro_batch(piece) for piece in loader.plan.step(batch.step).micro_batches[0])
 

@@ -12,13 +12,11 @@ from rich.text import Text
 
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.benchmarks import evaluate_benchmarks, measure_scores
-from rmtrain.commands.options import EvalOptions, parse_gates
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, EvalOptions, parse_gates
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
-from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
+from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
 from rmtrain.engine.memory import scoring_budget
-from rmtrain.engine.start import uses_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.registry import only
 from rmtrain.evaluation.compare import compare

@@ -2,26 +2,24 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from rich.console import Group, RenderableType
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, ExportOptions
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import STEP, Checkpoint, Checkpoints
 from rmtrain.engine.checkpoint_manager import check_frozen
+from rmtrain.engine.distributed import versions
 from rmtrain.engine.run_dir import ENVIRONMENT, MARKER
 from rmtrain.engine.run_dir import RECIPE as RECIPE_FILE
-from rmtrain.engine.start import versions
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.errors import CheckpointError
 from rmtrain.files import write_text
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
@@ -32,77 +30,39 @@ from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.card import card_of
 
-Form = Literal["merged", "adapter"]
-PRECISIONS = ("float32", "bfloat16", "float16")
 
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """Options of `rmtrain export`.
-
-    target: a run directory, or a checkpoint in one.
-    overrides: overrides of the run's recipe; only keys of `hub`.
-    output: where to; None: the run's `model`, or `exports/step-N` in the run for a checkpoint.
-    form: `merged` weights, with the adapter next to them, or the `adapter` alone.
-    dtype: type of all weights except the head; None: that of the run.
-    push: whether to upload the export.
-    """
-
-    target: Path
-    overrides: Sequence[str] = ()
-    output: Path | None = None
-    form: Form = "merged"
-    dtype: str | None = None
-    push: bool = False
-
-    def check(self) -> None:
-        """Raise RecipeError for options that exclude each other."""
-        foreign = [override for override in self.overrides if not override.startswith("hub.")]
-        if foreign:
-            raise RecipeError(*(f"{override}: only keys of hub can be overridden; remove it" for override in foreign))
-        if self.dtype not in (None, *PRECISIONS):
-            raise RecipeError(f"--dtype {self.dtype}: expected one of {', '.join(PRECISIONS)}")
-        if self.form == "adapter" and self.dtype is not None:
-            raise RecipeError("--dtype: an adapter is always float32; leave out --dtype or --adapter")
-        if self.form == "adapter" and self.push:
-            raise RecipeError("--push: uploads merged weights with their adapter next to them; leave out --adapter")
-
-
-def export(request: ExportOptions) -> CommandResult:
+def export(options: ExportOptions) -> CommandResult:
     """Export, verify, and upload if requested.
 
     The model of a finished run is not written again, only verified.
 
     Raises:
-        RecipeError: the options exclude each other.
-        CheckpointError: there is no run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
+        RecipeError: options that cannot be combined.
+        CheckpointError: not a run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
         RmtrainError: the upload failed; the export is kept, and the message has the command that repeats the upload.
     """
-    request.check()
-    path = request.target.expanduser().resolve()
+    options.check()
+    path = options.target.expanduser().resolve()
     chosen = path if STEP.fullmatch(path.name) else None
     run = path.parent.parent if chosen else path
     if not (run / MARKER).is_file() or not (run / RECIPE_FILE).is_file():
-        raise CheckpointError(f"{request.target}: not a run; name a run directory, or RUN/checkpoints/step-00000120")
-    recipe = load_recipe(run / RECIPE_FILE, list(request.overrides))
-    is_changed = chosen or request.output or request.dtype or request.form == "adapter"
+        raise CheckpointError(f"{options.target}: not a run; name a run directory, or RUN/checkpoints/step-00000120")
+    recipe = load_recipe(run / RECIPE_FILE, list(options.overrides))
+    is_changed = chosen or options.output or options.dtype or options.adapter
     directory, step = run / "model", None
     if directory.is_dir() and not is_changed:
         check_reload(directory)
     else:
-        directory, step = _export_checkpoint(request, recipe, run, _read_checkpoint(recipe, run, chosen))
-    lines: list[RenderableType] = [
-        Text(f"model         {directory}, reloaded and checked" + ("" if step is None else f", of step {step:,}"))
-    ]
+        directory, step = _export_checkpoint(options, recipe, run, _read_checkpoint(recipe, run, chosen))
+    report = f"model         {directory}, reloaded and checked" + ("" if step is None else f", of step {step:,}")
     url = None
-    if request.push:
-        retry = f"rmtrain export {request.target} --push" + "".join(f" {override}" for override in request.overrides)
-        retry += (f" --output {request.output}" if request.output else "") + (
-            f" --dtype {request.dtype}" if request.dtype else ""
-        )
+    if options.push:
+        retry = " ".join(["rmtrain export", str(options.target), "--push", *options.overrides])
+        retry += f" --output {options.output}" if options.output else ""
+        retry += f" --dtype {options.dtype}" if options.dtype else ""
         url = push(directory, recipe.hub, recipe.run.name, retry)
-        lines.append(Text(f"hub           {url}"))
-    return CommandResult(Group(*lines), {"model": str(directory), "step": step, "hub": url})
+        report += f"\nhub           {url}"
+    return CommandResult(Text(report), {"model": str(directory), "step": step, "hub": url})
 
 
 def _read_checkpoint(recipe: Recipe, run: Path, chosen: Path | None) -> Checkpoint:
@@ -121,7 +81,7 @@ def _read_checkpoint(recipe: Recipe, run: Path, chosen: Path | None) -> Checkpoi
     return checkpoints.read(checkpoints.path(best)) if recipe.checkpoints.load_best_at_end and best is not None else newest
 
 
-def _export_checkpoint(request: ExportOptions, recipe: Recipe, run: Path, checkpoint: Checkpoint) -> tuple[Path, int]:
+def _export_checkpoint(options: ExportOptions, recipe: Recipe, run: Path, checkpoint: Checkpoint) -> tuple[Path, int]:
     """Return the directory of the export, and the step of its weights."""
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     recorded = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["hashes"]["tokenizer"]
@@ -134,14 +94,14 @@ def _export_checkpoint(request: ExportOptions, recipe: Recipe, run: Path, checkp
     except CheckpointError as error:
         raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error
 
-    name = [f"step-{checkpoint.step:08d}", request.dtype, "adapter" if request.form == "adapter" else None]
-    output = request.output or run / "exports" / "-".join(filter(None, name))
+    name = [f"step-{checkpoint.step:08d}", options.dtype, "adapter" if options.adapter else None]
+    output = options.output or run / "exports" / "-".join(filter(None, name))
     output.parent.mkdir(parents=True, exist_ok=True)
     data, golden = checkpoint.state["plan"]["data"], golden_texts(tokenizer, recipe.data.max_length)
-    if request.form == "adapter":
+    if options.adapter:
         export_adapter(model, tokenizer, output, golden, provenance(recipe, data, checkpoint.step))
         return output, checkpoint.step
-    dtype = None if request.dtype is None else getattr(torch, request.dtype)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
     export_with_card(model, tokenizer, recipe, output, golden, data, checkpoint.step, dtype=dtype)
     facts, card = run / "model" / FACTS, run / "model/README.md"
     if facts.is_file() and card.is_file() and json.loads(facts.read_text(encoding="utf-8")).get("step") == checkpoint.step:
@@ -163,11 +123,9 @@ def export_with_card(
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
-    """Export a model that a recipe trained, and write its model card next to it.
+    """Export a model that a recipe trained with `export_model`, whose errors are raised, and write its model card next to it.
 
     Args:
-        model, tokenizer, directory, golden, dtype: see `export_model`, whose errors are raised.
-        recipe: what the model was trained by.
         data: key of the training data.
         step: optimizer steps of the weights.
         waterfall, evaluation: of the run, for the card; None if unknown.

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
-from rmtrain.commands.options import InspectOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
 from rmtrain.data.decode import Match, decoded, search

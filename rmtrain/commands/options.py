@@ -1,15 +1,70 @@
-"""The options of `rmtrain eval` and `rmtrain inspect`, and which of them go together. Checked before anything heavy is imported."""
+"""What goes into a verb and what comes out: options, each declared once as a field of a dataclass, and `CommandResult`.
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+Nothing heavy is imported here, so that options that cannot be combined are refused at once.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from functools import wraps
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Gate
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Kind = Literal["compare", "scores", "benchmarks", "pairs"]
+
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, followed by overrides of its keys.")
+]
+RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe file, if it is not the first argument.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
+PrecisionOption = Annotated[str, typer.Option(help="Precision of the model: auto, float32 or bfloat16.")]
+TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
+ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config", metavar="NAME|FILE", help="Accelerate configuration: a built-in name (ddp, fsdp2, ...) or a file."
+    ),
+]
+BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
+
+
+def flat_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter `options` of a verb, a dataclass, by a parameter for each field that has a typer declaration."""
+    signature = inspect.signature(verb)
+    options = signature.parameters["options"].annotation
+    hints = get_type_hints(options, include_extras=True)
+    declared = {
+        option.name: inspect.Parameter(
+            option.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if option.default is MISSING else option.default,
+            annotation=hints[option.name],
+        )
+        for option in fields(options)
+        if get_origin(hints[option.name]) is Annotated
+    }
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        parameters += declared.values() if parameter.name == "options" else [parameter.replace(kind=parameter.KEYWORD_ONLY)]
+
+    @wraps(verb)
+    def command(**values: Any) -> None:
+        verb(options=options(**{name: values.pop(name) for name in declared}), **values)
+
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return command
+
+
 NOT_WITH: Mapping[Kind, tuple[str, ...]] = {
     "compare": ("target", "recipe", "overrides", "data", "data_dir", "output", "report", "scores", "fail_under", "max_length"),
     "scores": ("target", "recipe", "overrides", "data", "data_dir", "output", "max_length"),
@@ -27,28 +82,31 @@ REASONS: Mapping[Kind, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """The options of `rmtrain eval`, each under its name.
+    """The options of `rmtrain eval`.
 
     target, overrides: recipe, run or model, and the overrides that follow it.
-    fail_under: gates as typed, such as `accuracy=0.7`.
-    compare: two files of scores.
     """
 
     target: str | None = None
-    overrides: tuple[str, ...] = ()
-    recipe: Path | None = None
-    data: str | None = None
-    output: Path | None = None
-    scores: Path | None = None
-    report: Path | None = None
-    fail_under: tuple[str, ...] = ()
-    benchmark: str | None = None
-    data_dir: Path | None = None
-    compare: tuple[Path, Path] | None = None
-    allow_different_settings: bool = False
-    max_length: int | None = None
-    precision: str = "auto"
-    allow_template_change: bool = False
+    overrides: Sequence[str] = ()
+    recipe: RecipeOption = None
+    data: Annotated[str | None, typer.Option(help="File, directory or Hub dataset to evaluate on.")] = None
+    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: next to the model).")] = None
+    scores: Annotated[Path | None, typer.Option(help="Compute the metrics from this scores.jsonl, without a model.")] = None
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with code 6 below this value, such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8."),
+    ] = None
+    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Benchmarks to run: {BENCHMARKS}.")] = None
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether scores file B is better than scores file A.")
+    ] = None
+    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare run although settings differ.")] = False
+    max_length: MaxLengthOption = None
+    precision: PrecisionOption = "auto"
+    allow_template_change: TemplateOption = False
 
     @property
     def kind(self) -> Kind:
@@ -79,10 +137,10 @@ def checked_precision(precision: str) -> Precision:
     return cast(Precision, precision)
 
 
-def parse_gates(values: Sequence[str], names: Collection[str] = get_args(Gate)) -> dict[str, float]:
+def parse_gates(values: Sequence[str] | None, names: Collection[str] = get_args(Gate)) -> dict[str, float]:
     """Parse gates such as `accuracy=0.7`; raises RecipeError for an unknown name, or where the value is not a number."""
     gates: dict[str, float] = {}
-    for value in values:
+    for value in values or ():
         name, _, bound = value.partition("=")
         if name not in names:
             raise RecipeError(f"--fail-under {value}: expected one of {', '.join(names)}, such as {next(iter(names))}=0.7")
@@ -106,34 +164,24 @@ LOWEST = {"step": 0, "seed": 0, "limit": 1, "world_size": 1}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectOptions:
-    """The options of `rmtrain inspect`, each under its name. The default is to show the first kept row of `train`.
+    """The options of `rmtrain inspect`. The default is to show the first kept row of `train`."""
 
-    row: number of a kept row, counted from 0 within `source`, or a row id such as `hh:17`.
-    find: show kept rows that contain this text, or dropped ones together with `dropped`.
-    dropped: show rows dropped for this reason; `all`: for any reason.
-    longest: show the row with the longest sequence first.
-    random: show rows in random order, by `seed`; None: by a new one.
-    step: number of an optimizer step, counted from 0, on `world_size` processes; None: 1.
-    source: show only rows of this source, by its tag.
-    split: `train` or `eval`.
-    limit: maximum number of rows to show; None: a few.
-    ids: print the id of each token.
-    side_by_side: show responses in columns; None: if the terminal is wide enough.
-    """
-
-    row: str | None = None
-    find: str | None = None
-    dropped: str | None = None
-    longest: bool = False
-    random: bool = False
-    step: int | None = None
-    source: str | None = None
-    split: str = "train"
-    limit: int | None = None
-    seed: int | None = None
-    world_size: int | None = None
-    ids: bool = False
-    side_by_side: bool | None = None
+    row: Annotated[str | None, typer.Option(help="Number or id of the row to show (default: the first kept row).")] = None
+    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Show rows that contain this text; case is ignored.")] = None
+    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this reason.")] = None
+    longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False
+    random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False
+    step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None
+    source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None
+    split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train"
+    limit: Annotated[int | None, typer.Option(help="Maximum number of rows to show.")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed for --random (default: a new one, which is printed).")] = None
+    world_size: Annotated[int | None, typer.Option(help="Number of processes that share the --step (default: 1).")] = None
+    ids: Annotated[bool, typer.Option("--ids", help="Also show token ids.")] = False
+    side_by_side: Annotated[
+        bool | None,
+        typer.Option("--side-by-side/--stacked", help="Show responses in columns (default: if the terminal is wide enough)."),
+    ] = None
 
     @property
     def names_one(self) -> bool:
@@ -164,5 +212,93 @@ class InspectOptions:
             raise RecipeError(*problems)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """The options of `rmtrain train`, `--dry-run` included."""
+
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start from scratch; an existing run is renamed.")] = False
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the latest valid one).")] = None
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same as training.deterministic=true.")] = False
+    processes: ProcessesOption = None
+    accelerate_config: ConfigOption = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and memory estimate without training.")] = False
+    gpu_memory: Annotated[
+        float | None, typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: this machine's).")
+    ] = None
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one training step here.")] = False
+
+    def check(self) -> None:
+        """Raise RecipeError for options that cannot be combined."""
+        if self.dry_run and (self.fresh or self.resume is not None):
+            raise RecipeError("--dry-run cannot be combined with --fresh or --resume")
+        if not self.dry_run and (self.measure or self.gpu_memory is not None):
+            raise RecipeError("--measure and --gpu-memory need --dry-run")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOptions:
+    """The options of `rmtrain score`.
+
+    max_tokens: largest batch, in tokens; None: that of `RewardScorer`.
+    """
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")]
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")]
+    target: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")]
+    best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best response of each line.")] = False
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and count them.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite an existing output.")] = False
+    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long.")] = False
+    max_length: MaxLengthOption = None
+    precision: PrecisionOption = "auto"
+    allow_template_change: TemplateOption = False
+    max_tokens: int | None = None
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """The options of `rmtrain export`.
+
+    target: a run directory, or a checkpoint in one.
+    overrides: overrides of the run's recipe; only keys of `hub`.
+    """
+
+    target: Path = Path()
+    overrides: Sequence[str] = ()
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None
+    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: that of the run).")] = None
+    push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False
+
+    def check(self) -> None:
+        """Raise RecipeError for options that cannot be combined, and for invalid values."""
+        foreign = [override for override in self.overrides if not override.startswith("hub.")]
+        if foreign:
+            raise RecipeError(*(f"{override}: only keys of hub can be overridden; remove it" for override in foreign))
+        if self.dtype not in (None, *DTYPES):
+            raise RecipeError(f"--dtype {self.dtype}: expected one of {', '.join(DTYPES)}")
+        if self.adapter and self.dtype is not None:
+            raise RecipeError("--dtype: an adapter is always float32; leave out --dtype or --adapter")
+        if self.adapter and self.push:
+            raise RecipeError("--push: uploads merged weights with their adapter next to them; leave out --adapter")
+
+
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """A result.
+
+    report: for people.
+    document: the same as JSON values.
+    commands: next commands to run, one a line.
+    """
+
+    report: RenderableType
+    document: dict[str, Any]
+    commands: Text = field(default_factory=Text)

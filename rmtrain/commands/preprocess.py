@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult
 from rmtrain.data.artifact import TokenizedData, export_columns
 from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare

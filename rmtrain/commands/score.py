@@ -21,14 +21,14 @@ from filelock import lock_descriptor
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
-from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer
+from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
 from rmtrain.files import NO_LOCKS
 from rmtrain.report.progress import ScoringProgress, is_watched
@@ -42,29 +42,6 @@ MAX_NAMED = 10
 Numbered = tuple[int, Line]
 Chunk = tuple[int, list[Numbered]]
 """The number of a chunk, and its lines with their line numbers, counted from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreOptions:
-    """The options of `rmtrain score`.
-
-    source, target: JSON Lines, `-` for standard input and output; the source may end in `.gz`.
-    best_of: write the best response of each line instead of all.
-    skip_bad: skip lines that cannot be scored instead of stopping.
-    fresh: overwrite the output instead of resuming it.
-    """
-
-    model: str
-    source: str
-    target: str
-    best_of: bool = False
-    skip_bad: bool = False
-    fresh: bool = False
-    overlong: Overlong = "error"
-    max_length: int | None = None
-    precision: Precision = "auto"
-    max_tokens: int = MAX_TOKENS
-    allow_template_change: bool = False
 
 
 def score(options: ScoreOptions, console: Console) -> CommandResult:
@@ -85,10 +62,10 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
     scorer = RewardScorer(
         options.model,
         device=model_device(accelerator),
-        precision=options.precision,
+        precision=checked_precision(options.precision),
         max_length=options.max_length,
-        overlong=options.overlong,
-        max_tokens=options.max_tokens,
+        overlong="cut" if options.cut else "error",
+        max_tokens=options.max_tokens or MAX_TOKENS,
         allow_template_change=options.allow_template_change,
     )
     head = scorer.model.head_weight_1H.detach().float().cpu().numpy().tobytes()

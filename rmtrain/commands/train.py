@@ -6,33 +6,37 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Costs, Plan, check_budget
+from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
 from rmtrain.commands.export import export_with_card
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.distributed import graceful_shutdown, leave_group, model_device, run_on_main
+from rmtrain.engine.checkpoint_manager import CheckpointManager
+from rmtrain.engine.distributed import (
+    environment,
+    graceful_shutdown,
+    leave_group,
+    model_device,
+    run_on_main,
+    start,
+    uses_bfloat16,
+)
+from rmtrain.engine.loop import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer, warn_of_lost_updates
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory, check_output_dir
-from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import GracefulShutdown
-from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat16
+from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
@@ -58,7 +62,15 @@ logger = logging.getLogger("rmtrain")
 OPTIMIZER_STATE = {"adamw": 2.0, "adamw_8bit": 0.5}
 """Size of the optimizer state, as a multiple of the size of the trained weights."""
 
-EvaluateAt = Callable[[int], EvaluationResult]
+
+class Inputs(NamedTuple):
+    """Everything that a run reads before it builds its model."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    golden: Golden
+    data: PreparedData
+    findings: Mapping[str, Mapping[str, Any]]
 
 
 def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> CommandResult:
@@ -88,10 +100,10 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     findings = audit(data, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
+    inputs = Inputs(recipe, tokenizer, golden_texts(tokenizer, recipe.data.max_length), data, findings)
 
     # The model, and the micro-batches it computes.
-    golden = golden_texts(tokenizer, recipe.data.max_length)
-    model = build_model(recipe, tokenizer, golden, accelerator)
+    model = build_model(recipe, tokenizer, inputs.golden, accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(data.train), tokenizer.pad_token_id)
     budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, data, layout, budget, accelerator.num_processes)
@@ -99,15 +111,18 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
 
     # From here on the strategy may have sharded the model: facts about the whole model are collected before.
     meter = Meter(accelerator, flos_per_token(model))
-    metadata = CheckpointMetadata.of(model, order_facts(recipe, data))
     parameters = trainable_summary(model)
-    prepared_model, optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
-    directory = open_directory(recipe, strategy, tokenizer, data, fresh, resume)
-    checkpoints = CheckpointManager(strategy, prepared_model, optimizer, meter, directory, recipe.checkpoints, metadata)
+    hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
+    record = environment(strategy, recipe.training.precision, hashes)
+    directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
+    keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
+    order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
+    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, order)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
     with closing(directory), graceful_shutdown(accelerator) as shutdown:
-        console.print(header(recipe, data, plan, layout, strategy, directory, parameters))
+        console.print(header(inputs, loader, strategy, directory, parameters))
         if directory.continues:
             checkpoints.resume(resume)
         if checkpoints.state.step < plan.total_steps:
@@ -115,15 +130,13 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
         try:
             with start_trackers(accelerator, recipe, directory) as trackers, display:
                 log = RunLog(accelerator, directory.path, trackers, display)
-                evaluate_at = make_evaluator(recipe, tokenizer, data, layout, prepared_model, log, shutdown, accelerator)
-                last = run_loop(
-                    recipe, strategy, prepared_model, optimizer, loader, meter, log, evaluate_at, checkpoints, shutdown
-                )
+                evaluate_at = make_evaluator(inputs, layout, strategy, log, shutdown)
+                last = run_loop(recipe, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
                 step = checkpoints.state.step
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
                     step, last = best, evaluate_at(step) if evaluate_at else None
-                weights = strategy.weights(prepared_model) if strategy.shards else None
+                weights = strategy.weights() if strategy.shards else None
                 peaks = peak_memory(accelerator)
                 leave_group(accelerator)  # nobody waits for the export, which the main process does alone
                 upload: Mapping[str, Any] = {"hub": None, "hub_problem": None}
@@ -132,7 +145,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
                         if weights is not None:
                             model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
                             restore_model(model, weights)
-                        write_results(recipe, tokenizer, golden, data, findings, model, directory, last, step)
+                        write_results(inputs, model, directory, last, step)
                         directory.finish()
                         upload = push_if_enabled(recipe, directory.model)
                 return result(recipe, directory, last, peaks, upload)
@@ -143,10 +156,9 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
     """Build the whole model on the device of this process, computing in the recipe's precision.
 
-    What would fail after training is refused here: sequences beyond the model's positions, and an export that cannot be loaded.
-
     Raises:
-        RecipeError: `data.max_length` is above the positions of the model, or see `build_reward_model` and `check_exportable`.
+        RecipeError: see `build_reward_model`; or what would fail after training: `data.max_length` is above the positions of the
+            model, or an export could not be loaded.
     """
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
@@ -160,10 +172,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Gold
 
 
 def flos_per_token(model: RewardModel) -> int:
-    """Return the floating-point operations of a token, forward and backward.
-
-    6 for each parameter that is not an embedding (Kaplan et al., arXiv:2001.08361, section 2.1).
-    """
+    """Return 6 operations for each parameter that is not an embedding: forward and backward (arXiv:2001.08361, section 2.1)."""
     return 6 * int(model.backbone.num_parameters(exclude_embeddings=True))
 
 
@@ -183,55 +192,22 @@ def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: in
     return Plan.of(recipe, costs, max_tokens, world)
 
 
-def order_facts(recipe: Recipe, data: PreparedData) -> dict[str, Any]:
-    """Return everything that the order of the comparisons depends on; a run resumes only if it is unchanged."""
-    training = recipe.training
-    return {
-        "data": data.train.key,
-        "seed": recipe.run.seed,
-        "batch_size": training.batch_size,
-        "epochs": training.epochs,
-        "max_steps": training.max_steps,
-    }
-
-
-def open_directory(
-    recipe: Recipe, strategy: Strategy, tokenizer: PreTrainedTokenizerBase, data: PreparedData, fresh: bool, resume: Path | None
-) -> RunDirectory:
-    """Open the run directory on the main process, and record what the run depends on. Called on all ranks."""
-    hashes = {
-        "data": data.train.key,
-        "tokenizer": data.tokenizer_fingerprint,
-        "template": str(template_hash(tokenizer)),
-    }
-    record = environment(strategy, recipe.training.precision, hashes)
-    return run_on_main(strategy.accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
-
-
 def header(
-    recipe: Recipe,
-    data: PreparedData,
-    plan: Plan,
-    layout: Layout,
-    strategy: Strategy,
-    directory: RunDirectory,
-    parameters: Mapping[str, Mapping[str, int]],
+    inputs: Inputs, loader: StepLoader, strategy: Strategy, directory: RunDirectory, parameters: Mapping[str, Mapping[str, int]]
 ) -> RenderableType:
     """Describe what is about to be trained, on what data, and how it is packed."""
-    accelerator = strategy.accelerator
+    recipe, data, accelerator = inputs.recipe, inputs.data, strategy.accelerator
+    plan, model = loader.plan, recipe.model
     padded, computed = plan.padded_epoch(), plan.computed_epoch()
     packing = (
-        f"{layout}: {compact(computed)} tokens an epoch, {padded / computed:.1f} times fewer than {compact(padded)} in padded batches; "
-        f"about {plan.micro_batches_per_step():.1f} micro-batches a step of at most {plan.max_tokens:,}"
+        f"{loader.layout}: {compact(computed)} tokens an epoch, {padded / computed:.1f} times fewer than {compact(padded)} in padded "
+        f"batches; about {plan.micro_batches_per_step():.1f} micro-batches a step of at most {plan.max_tokens:,}"
     )
-    model = recipe.model
+    computing = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
     facts = run_header(
         name=recipe.run.name,
         directory=str(directory.path),
-        device=(
-            f"{accelerator.num_processes} × {accelerator.device.type}, {strategy.name}, computing in "
-            f"{'bfloat16' if uses_bfloat16(recipe.training.precision) else 'float32'}"
-        ),
+        device=f"{accelerator.num_processes} × {accelerator.device.type}, {strategy.name}, computing in {computing}",
         model=model.path if isinstance(model, PretrainedModel) else f"{model.scratch.architecture} from scratch",
         parameters=sum(parameters["total"].values()),
         trainable=sum(parameters["trainable"].values()),
@@ -245,27 +221,21 @@ def header(
 
 
 def make_evaluator(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    data: PreparedData,
-    layout: Layout,
-    model: nn.Module,
-    log: RunLog,
-    shutdown: GracefulShutdown,
-    accelerator: Accelerator,
-) -> EvaluateAt | None:
-    """Return a function that evaluates the model and logs the result; None if there is no evaluation data.
+    inputs: Inputs, layout: Layout, strategy: Strategy, log: RunLog, shutdown: GracefulShutdown
+) -> Callable[[int], EvaluationResult] | None:
+    """Return a function that evaluates the model and logs the result; None without evaluation data.
 
     The micro-batches are the same at every evaluation, and planned once.
     """
-    if not len(data.eval):
+    recipe, tokenizer, rows = inputs.recipe, inputs.tokenizer, inputs.data.eval
+    if not len(rows):
         return None
-    costs = Costs.of(data.eval, layout)
-    plan = ScoringPlan.of(data.eval, layout, costs, scoring_budget(recipe.batching.max_tokens, costs), tokenizer.pad_token_id)
+    costs = Costs.of(rows, layout)
+    plan = ScoringPlan.of(rows, layout, costs, scoring_budget(recipe.batching.max_tokens, costs), tokenizer.pad_token_id)
 
     def evaluate_at(step: int) -> EvaluationResult:
-        evaluation = evaluate(model, plan, accelerator, recipe.objective, shutdown.check)
-        samples = sample_rows(data.eval, evaluation.scored, tokenizer, recipe.evaluation.samples)
+        evaluation = evaluate(strategy.model, plan, strategy.accelerator, recipe.objective, shutdown.check)
+        samples = sample_rows(rows, evaluation.scored, tokenizer, recipe.evaluation.samples)
         log.metrics(step, evaluation.metrics())
         log.samples(step, samples)
         log.pictures(step, pictures(evaluation))
@@ -277,22 +247,13 @@ def make_evaluator(
     return evaluate_at
 
 
-def write_results(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    golden: Golden,
-    data: PreparedData,
-    findings: Mapping[str, Mapping[str, Any]],
-    model: RewardModel,
-    directory: RunDirectory,
-    last: EvaluationResult | None,
-    step: int,
-) -> None:
+def write_results(inputs: Inputs, model: RewardModel, directory: RunDirectory, last: EvaluationResult | None, step: int) -> None:
     """Write the scores of the last evaluation, the exported model with its card, and the report.
 
     Raises:
         CheckpointError: the export does not reload, or reloads with other rewards.
     """
+    recipe, tokenizer, golden, data, findings = inputs
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
         write_scores(path / "scores.jsonl", last.scored)
@@ -300,12 +261,11 @@ def write_results(
         template = template_hash(tokenizer)
         settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, dtype, template)
         write_settings(path / "scores.jsonl", settings)
-    waterfall = data.train.waterfall.to_json()
+    waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
     export_with_card(
-        model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfall, evaluation=summary
+        model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfalls["train"], evaluation=summary
     )
     shutil.copyfile(directory.model / "golden.json", path / "golden.json")
-    splits = {"train": data.train, "eval": data.eval}
     write_report(
         path / "report.html",
         recipe.run.name,
@@ -313,7 +273,7 @@ def write_results(
         gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
         recipe=recipe,
         run=path,
-        waterfall={name: split.waterfall.to_json() for name, split in splits.items() if len(split)},
+        waterfall=waterfalls,
         findings=findings,
     )
 
@@ -329,11 +289,7 @@ def push_if_enabled(recipe: Recipe, model: Path) -> dict[str, Any]:
 
 
 def result(
-    recipe: Recipe,
-    directory: RunDirectory,
-    last: EvaluationResult | None,
-    peaks: Sequence[int],
-    upload: Mapping[str, Any],
+    recipe: Recipe, directory: RunDirectory, last: EvaluationResult | None, peaks: Sequence[int], upload: Mapping[str, Any]
 ) -> CommandResult:
     """Summarize a finished run."""
     path, summary = directory.path, None if last is None else last.summary
@@ -347,13 +303,13 @@ def result(
     }
     by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)
     ranks = f" on ranks 0 to {len(peaks) - 1}" if len(peaks) > 1 else ""
-    lines = [f"model         {directory.model}, reloaded and checked", f"memory        at most {by_rank} GB{ranks}"]
+    lines = f"\nmodel         {directory.model}, reloaded and checked\nmemory        at most {by_rank} GB{ranks}"
     commands = [
         ("see how good it is, and where it fails", f"{path}/report.html"),
         ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
         ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),
     ]
-    return CommandResult(Text("\n" + "\n".join(lines)), document, next_steps(commands))
+    return CommandResult(Text(lines), document, next_steps(commands))
 
 
 def how_to_resume(stopped: Stopped, directory: RunDirectory, checkpoints: CheckpointManager) -> str:

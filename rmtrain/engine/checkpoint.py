@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from rmtrain.files import sha256_file, sync, write_text
 
 logger = logging.getLogger("rmtrain")
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
 STEP = re.compile(r"step-(\d{8,12})")
 PART = re.compile(r"manifest\.json|state\.json|(model|optimizer|rng-\d+)\.safetensors")
 """The files of a checkpoint."""
 HALF_WRITTEN = re.compile(r"\.tmp\w+|\.(manifest|state)\.json\.\d+\.tmp")
-"""Names under which safetensors, and `atomic_write`, write a file before they rename it: kill -9 can leave one."""
+"""What kill -9 can leave of a file that safetensors or `atomic_write` has not renamed yet."""
 TEMPORARY, ASIDE = ".tmp-", "aside-"
 """Prefixes of a checkpoint that is being written or deleted, and of one that was in the way."""
 ROOM = 1.2
@@ -47,7 +48,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors of one of its files, on the CPU; raises CheckpointError when it has no such file."""
+        """Return the tensors of one of its files, on the CPU; raise CheckpointError when it has no such file."""
         file = self.path / f"{name}.safetensors"
         if file.name not in self.files:
             raise CheckpointError(f"{self.path}: {file.name} is missing")
@@ -56,12 +57,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Args:
-        directory: the directory of all of them.
-        run_id: the run; checkpoints of other runs are neither used nor deleted.
-    """
+    """The checkpoints of one run, in one directory; those of other runs are neither used nor deleted."""
 
     def __init__(self, directory: Path, run_id: str) -> None:
         self.directory, self.run_id = directory, run_id
@@ -71,26 +67,21 @@ class Checkpoints:
         return self.directory / f"step-{step:08d}"
 
     def save(self, step: int, files: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a step. When this returns, it is on the disk.
-
-        Args:
-            step: optimizer steps that are done.
-            files: tensors by file name (without suffix) and by their own name.
-            state: JSON values.
+        """Write the checkpoint of a step to the disk: tensors by file name (without suffix) and their own name, and JSON values.
 
         Raises:
             TryAgain: the disk is full or fails; earlier checkpoints are intact.
-            CheckpointError: a tensor is empty.
+            CheckpointError: a tensor is empty, as FSDP and ZeRO leave it where the shards of a weight were not gathered.
         """
-        empty = [
-            f"{file}.safetensors: {name}" for file, tensors in files.items() for name in tensors if not tensors[name].numel()
-        ]
-        if empty:  # FSDP and ZeRO leave empty tensors where the shards of a weight were not gathered
-            raise CheckpointError(f"{empty[0]} is empty (sharded weights were not gathered); refusing to save")
+        for file, tensors in files.items():
+            for name, tensor in tensors.items():
+                if not tensor.numel():
+                    place = f"{file}.safetensors: {name}"
+                    raise CheckpointError(f"{place} is empty (sharded weights were not gathered); refusing to save")
         target = self.path(step)
         partial = _free(self.directory / f"{TEMPORARY}{target.name}")
         try:
-            self.check_room(sum(size_of(tensors) for tensors in files.values()))
+            self.check_room(sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values()))
             partial.mkdir()
             for name, tensors in files.items():
                 _write_tensors(partial / f"{name}.safetensors", tensors)
@@ -105,10 +96,8 @@ class Checkpoints:
         except OSError as error:
             self._discard(partial)
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise TryAgain(
-                f"{self.directory}: checkpoint of step {step} could not be written: {reason}; "
-                "earlier checkpoints are intact: run the same command again once the disk is writable"
-            ) from error
+            remedy = "earlier checkpoints are intact: run the same command again once the disk is writable"
+            raise TryAgain(f"{self.directory}: checkpoint of step {step} could not be written: {reason}; {remedy}") from error
         return target
 
     def check_room(self, size: int) -> None:
@@ -116,16 +105,14 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.directory).free
         if free < ROOM * size:
-            raise TryAgain(
-                f"{self.directory}: a checkpoint needs {ROOM * size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free; "
-                "make room and run the same command again"
-            )
+            needed = f"a checkpoint needs {ROOM * size / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
+            raise TryAgain(f"{self.directory}: {needed}; make room and run the same command again")
 
     def newest(self) -> Checkpoint | None:
         """Return the newest valid checkpoint of this run, or None if it has none; damaged ones are reported and skipped.
 
         Raises:
-            CheckpointError: all checkpoints of this run are damaged.
+            CheckpointError: all are damaged.
         """
         problems: list[str] = []
         for path in self._all():
@@ -145,11 +132,7 @@ class Checkpoints:
         return None
 
     def read(self, path: Path) -> Checkpoint:
-        """Return a checkpoint after verifying every file of it.
-
-        Raises:
-            CheckpointError: it belongs to another run, or a file is missing or damaged.
-        """
+        """Verify a checkpoint and return it; raise CheckpointError if it belongs to another run, or a file is missing or damaged."""
         run_id, hashes = _read_manifest(path)
         if run_id != self.run_id:
             raise CheckpointError(f"{path}: belongs to another run")
@@ -167,8 +150,7 @@ class Checkpoints:
 
     def rotate(self, keep: int, protected: Collection[int]) -> None:
         """Delete all checkpoints of this run except the newest `keep` and those of the `protected` steps."""
-        ours = [path for path in self._all() if _owner(path) == self.run_id]
-        for path in ours[keep:]:
+        for path in [path for path in self._all() if _owner(path) == self.run_id][keep:]:
             if _step_of(path) not in protected:
                 self._discard(path)
 
@@ -184,7 +166,7 @@ class Checkpoints:
             self._discard(path)
 
     def _all(self) -> list[Path]:
-        """List all checkpoints, those of other runs included, newest first."""
+        """Return all checkpoints, those of other runs included, newest first."""
         paths = [path for path in self.directory.glob("step-*") if STEP.fullmatch(path.name) and not path.is_symlink()]
         return sorted(paths, key=_step_of, reverse=True)
 
@@ -204,11 +186,6 @@ class Checkpoints:
                 path.rmdir()
         except OSError as error:
             logger.warning("%s: could not be deleted: %s", path, error.strerror)
-
-
-def size_of(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _step_of(path: Path) -> int:
@@ -231,20 +208,13 @@ def _move_aside(path: Path) -> None:
 
 
 def _free(path: Path) -> Path:
-    """Return the path, or the first of path-2, path-3, ... that does not exist."""
-    free, number = path, 1
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    """Return the first of path, path-2, path-3, ... that does not exist."""
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(free for free in chain([path], others) if not os.path.lexists(free))
 
 
 def _read_manifest(path: Path) -> tuple[str, dict[str, str]]:
-    """Return the run id of a checkpoint, and the sha256 of each of its files.
-
-    Raises:
-        CheckpointError: the manifest is missing, damaged or in another format.
-    """
+    """Return the run id of a checkpoint, and the sha256 of each of its files; raise CheckpointError for any other manifest."""
     file = path / MANIFEST
     if not STEP.fullmatch(path.name):
         raise CheckpointError(f"{path}: not a checkpoint; name a directory such as checkpoints/step-00000120")

@@ -6,18 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import torch
 from accelerate.utils import gather_object
-from torch import nn
 
-from rmtrain.engine.checkpoint import Checkpoint, size_of
+from rmtrain.engine.checkpoint import Checkpoint
 from rmtrain.engine.distributed import any_rank, run_on_main
-from rmtrain.engine.meter import Meter
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.signals import GracefulShutdown
-from rmtrain.engine.state_dict import Tensors, frozen_fingerprint, restore_rng, rng_tensors, trained_parameters
+from rmtrain.engine.run_log import Meter
+from rmtrain.engine.state_dict import restore_rng, rng_tensors
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
 from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
@@ -40,44 +38,19 @@ class TrainState:
     best_value: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointMetadata:
-    """Facts about the model and the data of a run, noted before a strategy shards the model.
-
-    trained: bytes of the trained weights.
-    frozen: fingerprint of the other weights, see `frozen_fingerprint`.
-    plan: everything that the order of the comparisons depends on.
-    """
-
-    trained: int
-    frozen: str | None
-    plan: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, model: nn.Module, plan: Mapping[str, Any]) -> Self:
-        """Collect the facts of a model that is not prepared yet."""
-        return cls(size_of(trained_parameters(model)), frozen_fingerprint(model), plan)
-
-
 @dataclass
 class CheckpointManager:
-    """Saves the checkpoints of a run, and resumes it from one.
+    """Saves the checkpoints of a run, and resumes it from one. Its methods are called on all ranks; the main process writes.
 
-    strategy: how the processes share the model; the main process writes.
-    model, optimizer: prepared by the strategy.
     meter: its open log interval is saved as well.
-    directory: the run directory.
-    settings: when to save, and what to keep.
-    metadata: checkpoints with another plan or other frozen weights are refused.
+    plan: everything that the order of the comparisons depends on; checkpoints with another plan or other frozen weights are refused.
     """
 
     strategy: Strategy
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
     meter: Meter
     directory: RunDirectory
     settings: Checkpointing
-    metadata: CheckpointMetadata
+    plan: Mapping[str, Any]
 
     def __post_init__(self) -> None:
         self.accelerator, self.checkpoints = self.strategy.accelerator, self.directory.checkpoints
@@ -86,7 +59,7 @@ class CheckpointManager:
         self.saved_step: int | None = None
 
     def is_due(self, step: int) -> bool:
-        """Return whether a checkpoint is due after this step, the same on every rank. Called on all ranks."""
+        """Return whether a checkpoint is due after this step, the same on every rank."""
         by_steps = self.settings.every is not None and step % self.settings.every == 0
         if self.settings.minutes is None:
             return by_steps
@@ -95,46 +68,40 @@ class CheckpointManager:
         return any_rank(self.accelerator, by_time and self.accelerator.is_main_process) or by_steps
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of a step, unless it exists, and delete those that need not be kept. Called on all ranks.
-
-        Args:
-            step: optimizer steps that are done.
-
-        Raises:
-            TryAgain: the disk is full.
-        """
+        """Write the checkpoint of a step, unless it exists, and delete those that need not be kept; raise TryAgain on a full disk."""
         if step == self.saved_step:
             return
         self.state.step = step
         generators, interval = gather_object([rng_tensors(self.accelerator.device)]), self.meter.state()
-        weights, moments, values = self.strategy.state(self.model, self.optimizer)
-        files = {"model": weights, "optimizer": moments, **{f"rng-{rank}": state for rank, state in enumerate(generators)}}
+        # Weights first: that re-shards what an evaluation left gathered, and the optimizer's parameters are the shards.
+        files = {"model": self.strategy.weights(), "optimizer": self.strategy.optimizer_state()}
+        files |= {f"rng-{rank}": state for rank, state in enumerate(generators)}
         state = {
             "train_state": asdict(self.state),
-            "plan": dict(self.metadata.plan),
+            "plan": dict(self.plan),
             "processes": self.accelerator.num_processes,
             "strategy": self.strategy.name,
-            "frozen": self.metadata.frozen,
+            "frozen": self.strategy.frozen,
             "meter": interval,
-            "optimizer": values,
         }
-        run_on_main(self.accelerator, partial(self._write, files, state))
+
+        def write() -> None:
+            self.directory.sync()  # a checkpoint must never be newer than the records of its steps
+            self.checkpoints.save(step, files, state)
+            protected = (step, self.state.best_step, self.resumed_from)
+            self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
+
+        run_on_main(self.accelerator, write)
         self.saved_step, self.last_save_time = step, time.monotonic()
 
-    def _write(self, files: Mapping[str, Tensors], state: Mapping[str, Any]) -> None:
-        self.directory.sync()  # a checkpoint must never be newer than the records of its steps
-        self.checkpoints.save(self.state.step, files, state)
-        protected = (self.state.step, self.state.best_step, self.resumed_from)
-        self.checkpoints.rotate(self.settings.keep, {step for step in protected if step is not None})
-
     def save_and_stop_if_signaled(self, stop: GracefulShutdown, step: int) -> None:
-        """If any process received a signal, save and raise Stopped. Called on all ranks."""
+        """If any process received a signal, save and raise Stopped."""
         if stop.requested():
             self.save(step)
             stop.stop()
 
     def update_best(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Note that a step was evaluated; if its evaluation is the best so far, save its weights. Called on all ranks."""
+        """Note that a step was evaluated; if its evaluation is the best so far, save its weights."""
         self.state.last_evaluated_step = step
         metric, best = self.settings.best, self.state.best_value
         value = None if metric is None else summary[metric]
@@ -145,17 +112,13 @@ class CheckpointManager:
             self.save(step)
 
     def check_room(self, moments: float) -> None:
-        """Check before the first step that a checkpoint will fit: the weights, and `moments` times as much for the optimizer.
-
-        Raises:
-            TryAgain: it will not fit.
-        """
-        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.metadata.trained * (1 + moments))))
+        """Raise TryAgain unless the disk has room for a checkpoint: the weights, and `moments` times as much for the optimizer."""
+        run_on_main(self.accelerator, partial(self.checkpoints.check_room, int(self.strategy.trained_bytes * (1 + moments))))
 
     def resume(self, chosen: Path | None = None) -> None:
         """Resume from the chosen checkpoint, or from the newest valid one, or start from step 0 when there is none.
 
-        Records of later steps are cut off, later checkpoints renamed. Called on all ranks.
+        Records of later steps are cut off, later checkpoints renamed.
 
         Raises:
             CheckpointError: none is valid, or it does not match this run, model, optimizer or plan.
@@ -165,26 +128,27 @@ class CheckpointManager:
         if checkpoint is not None:
             self._restore(checkpoint)
             self.resumed_from = self.saved_step = checkpoint.step
-        run_on_main(self.accelerator, partial(self._rewind, checkpoint))
 
-    def _rewind(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            logger.info("no checkpoint found in %s; starting from step 0", self.directory.path)
-        else:
-            logger.info("resuming from step %d (%s)", checkpoint.step, checkpoint.path)
-            self.checkpoints.set_aside_after(checkpoint.step)
-        self.directory.rewind(self.state.step, self.state.last_evaluated_step)
+        def rewind() -> None:
+            if checkpoint is None:
+                logger.info("no checkpoint found in %s; starting from step 0", self.directory.path)
+            else:
+                logger.info("resuming from step %d (%s)", checkpoint.step, checkpoint.path)
+                self.checkpoints.set_aside_after(checkpoint.step)
+            self.directory.rewind(self.state.step, self.state.last_evaluated_step)
+
+        run_on_main(self.accelerator, rewind)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         try:
             plan, processes = state["plan"], state["processes"]
-            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.metadata.plan.items() if plan.get(key) != now]
+            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.plan.items() if plan.get(key) != now]
             if changed:
                 raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
-            check_frozen(state, self.metadata.frozen)
-            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
-            self.strategy.restore_optimizer(self.optimizer, self.model, checkpoint.tensors("optimizer"), state["optimizer"])
+            check_frozen(state, self.strategy.frozen)
+            self.strategy.restore_weights(checkpoint.tensors("model"))
+            self.strategy.restore_optimizer(checkpoint.tensors("optimizer"))
             if self.accelerator.process_index < processes:
                 restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
             self.meter.restore(state["meter"])
@@ -193,15 +157,13 @@ class CheckpointManager:
             raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{checkpoint.path / 'state.json'}: not the state of a run: {error}") from error
-        if processes != self.accelerator.num_processes and self.accelerator.is_main_process:
-            logger.warning(
-                "checkpoint was saved with %d processes, now running %d: data order is unchanged, dropout masks will differ",
-                processes,
-                self.accelerator.num_processes,
-            )
+        running = self.accelerator.num_processes
+        if processes != running and self.accelerator.is_main_process:
+            change = "data order is unchanged, dropout masks will differ"
+            logger.warning("checkpoint was saved with %d processes, now running %d: %s", processes, running, change)
 
     def load_best(self) -> int | None:
-        """Load the weights of the best evaluation; returns its step, or None if they are the current ones. Called on all ranks.
+        """Load the weights of the best evaluation; return its step, or None if they are the current ones.
 
         Raises:
             CheckpointError: their checkpoint is missing or damaged.
@@ -211,7 +173,7 @@ class CheckpointManager:
             return None
         try:
             checkpoint = run_on_main(self.accelerator, partial(self.checkpoints.read, self.checkpoints.path(best)))
-            self.strategy.restore_weights(self.model, checkpoint.tensors("model"))
+            self.strategy.restore_weights(checkpoint.tensors("model"))
         except CheckpointError as error:
             advice = "set checkpoints.load_best_at_end: false to export the last weights instead; they are saved"
             raise CheckpointError(*error.problems, advice) from error

@@ -1,18 +1,35 @@
-"""Work that all ranks of a job share: joining the job, rank 0's work whose outcome each rank gets, and questions that all answer."""
+"""A process and its job: which strategy it runs, what its results depend on, and work that all ranks share."""
 
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from importlib.metadata import version
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import (
+    DeepSpeedPlugin,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    is_deepspeed_available,
+    is_mlflow_available,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+from torch.distributed.fsdp import CPUOffloadPolicy
 
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.rank import GracefulShutdown
+from rmtrain.engine.strategy import DeepSpeedStrategy, Fsdp2, Strategy
 from rmtrain.errors import RecipeError, RmtrainError
+from rmtrain.recipe.schema import Recipe
 
 SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
 """Variables that `accelerate launch` sets for the ranks of a strategy that shards the model."""
@@ -20,13 +37,140 @@ EVALUATION_TIMEOUT = timedelta(days=30)
 """All ranks wait for the lines of standard input, which may come slowly."""
 LEFT_GROUPS: list[Any] = []
 """Groups that this process has left, kept alive: the destructor of one of gloo joins threads that may be waiting for the GIL."""
+Plugin: TypeAlias = FullyShardedDataParallelPlugin | DeepSpeedPlugin
+PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
+STRATEGIES: dict[DistributedType, type[Strategy]] = {
+    **dict.fromkeys((DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU), Strategy),
+    DistributedType.FSDP: Fsdp2,
+    DistributedType.DEEPSPEED: DeepSpeedStrategy,
+}
+TRACKERS = {
+    "wandb": is_wandb_available,
+    "tensorboard": is_tensorboard_available,
+    "trackio": is_trackio_available,
+    "mlflow": is_mlflow_available,
+}
+
+
+def start(recipe: Recipe) -> Strategy:
+    """Join the job as it was launched, and return the strategy that accelerate really runs.
+
+    Raises:
+        RecipeError: a tracker is not installed, or the strategy does not support a setting of the recipe or of accelerate.
+        RmtrainError: accelerate runs another number of processes, or another strategy, than was launched.
+    """
+    missing = [name for name in recipe.tracking.to if not TRACKERS[name]()]
+    if missing:
+        raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
+    if recipe.training.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    plugin = _sharding_plugin()
+    if plugin is not None and recipe.optimizer.name == "adamw_8bit":
+        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
+    if plugin is not None and recipe.model.quantization is not None:
+        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
+    accelerator = launched(
+        fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
+        deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if plugin is not None and not torch.cuda.is_available():
+        force_distributed_type(plugin)
+    # accelerate falls back to another strategy without a word, as where a plugin is not supported on the device
+    running, strategy = accelerator.distributed_type, Strategy if plugin is None else STRATEGIES[distributed_type(plugin)]
+    if STRATEGIES.get(running) is not strategy:
+        requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
+        raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
+    return strategy(accelerator)
+
+
+def distributed_type(plugin: Plugin) -> DistributedType:
+    """Return accelerate's name for the strategy of a plugin."""
+    return DistributedType.FSDP if isinstance(plugin, FullyShardedDataParallelPlugin) else DistributedType.DEEPSPEED
+
+
+def force_distributed_type(plugin: Plugin) -> None:
+    """Switch an accelerator of CPU processes to the strategy of a plugin, which accelerate ignores there.
+
+    Its state is private, and writing it is the price for testing every strategy in CI without a GPU, on the code that runs on GPUs.
+    """
+    for shared in (PartialState._shared_state, AcceleratorState._shared_state):
+        shared["distributed_type"] = distributed_type(plugin)
+    if isinstance(plugin, FullyShardedDataParallelPlugin):
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin
+        return
+    AcceleratorState._shared_state["deepspeed_plugins"] = {"default": plugin}
+    plugin.select(_from_accelerator_state=True)
+
+
+def _sharding_plugin() -> Plugin | None:
+    """Return the sharding that `accelerate launch` set up, or None; raise RecipeError for a setting that rmtrain does not support."""
+    if is_set(SHARDING["FSDP"]):
+        fsdp = FullyShardedDataParallelPlugin()
+        problems = {
+            f"fsdp_version: expected 2, got {fsdp.fsdp_version}": fsdp.fsdp_version != 2,
+            "fsdp_offload_params: set false": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
+            "fsdp_cpu_ram_efficient_loading: set false": fsdp.cpu_ram_efficient_loading,
+            "fsdp_activation_checkpointing: set false, and model.gradient_checkpointing in the recipe": fsdp.activation_checkpointing,
+        }
+        _refuse(problems)
+        return fsdp
+    if not is_set(SHARDING["DeepSpeed"]):
+        return None
+    if not is_deepspeed_available():
+        raise RecipeError("accelerate configuration: deepspeed is not installed; install rmtrain[deepspeed]")
+    deepspeed = DeepSpeedPlugin()
+    config = deepspeed.deepspeed_config["zero_optimization"]
+    offloaded = [key for key in ("offload_optimizer", "offload_param") if config.get(key, {}).get("device", "none") != "none"]
+    accumulates = deepspeed.deepspeed_config.get("gradient_accumulation_steps", 1) not in (1, "auto")
+    problems = {
+        f"zero_stage: expected 1, 2 or 3, got {deepspeed.zero_stage}; or use ddp": deepspeed.zero_stage not in (1, 2, 3),
+        "gradient_accumulation_steps: set 1; batching.max_tokens sets the size of micro-batches": accumulates,
+        "zero3_init_flag: set false": bool(deepspeed.zero3_init_flag),
+        **{f"{key}_device: set none": True for key in offloaded},
+    }
+    _refuse(problems)
+    return deepspeed
+
+
+def _refuse(problems: dict[str, bool]) -> None:
+    wrong = [f"accelerate configuration: {problem}" for problem, is_wrong in problems.items() if is_wrong]
+    if wrong:
+        raise RecipeError(*wrong)
+
+
+def uses_bfloat16(precision: str) -> bool:
+    """Return whether matrix products run in bfloat16 under this `training.precision` on this machine."""
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
+
+
+def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:
+    """Return the versions, hardware and hashes that a result depends on, without host name, user name or path."""
+    accelerator = strategy.accelerator
+    on_gpu = accelerator.device.type == "cuda"
+    return {
+        "versions": versions(),
+        "device": torch.cuda.get_device_name() if on_gpu else accelerator.device.type,
+        "processes": accelerator.num_processes,
+        "strategy": strategy.name,
+        "computing": "bfloat16" if uses_bfloat16(precision) else "float32",
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "hashes": hashes,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a result depends on."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def launched(**options: Any) -> Accelerator:
-    """Return the accelerator of this job, for one process or several.
-
-    Args:
-        options: of the Accelerator.
+    """Return the accelerator of this job, for one process or several; `options` are accelerate's.
 
     Raises:
         RmtrainError: accelerate runs another number of processes than were launched.
@@ -48,7 +192,6 @@ def start_evaluation() -> Accelerator:
 
     Raises:
         RecipeError: the job was launched with a strategy that shards the model.
-        RmtrainError: see `launched`.
     """
     sharding = [name for name, variable in SHARDING.items() if is_set(variable)]
     if sharding:
@@ -64,8 +207,8 @@ def is_set(variable: str) -> bool:
 def model_device(accelerator: Accelerator) -> torch.device:
     """Return the device for a rank's model.
 
-    accelerate calls the CPU of one rank of several `cpu:0`. Moving weights there copies them, to addresses that are aligned
-    differently, so that sums round differently from those of a single process.
+    accelerate calls the CPU of one of several ranks `cpu:0`. Moving weights there copies them to another alignment, so that sums round
+    differently from those of a single process.
     """
     return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
 
@@ -81,10 +224,7 @@ T = TypeVar("T")
 
 
 def run_on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do work on rank 0 alone. A collective.
-
-    Returns:
-        The result of the work, on every rank.
+    """Do work on rank 0 alone, and return its result on every rank. A collective.
 
     Raises:
         RmtrainError, OSError: the error of the work, on every rank, so that none waits for the others.

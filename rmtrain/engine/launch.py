@@ -1,14 +1,13 @@
 """`--processes` and `--accelerate-config`: start the same command line as several ranks, through `accelerate launch`.
 
-The launcher runs in this process, which stays the one that the user sees: it waits for the ranks, forwards signals to them, gives them
-time to save, stops them all when one fails, and exits with the code of the first that failed.
+The launcher runs in this process: it waits for the ranks, forwards signals to them, gives them time to save, stops them all when one
+fails, and exits with the code of the first that failed.
 """
 
 import importlib.util
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from rmtrain.engine.rank import RankReport, read_reports, reports_folder
-from rmtrain.engine.signals import SIGNALS
+from rmtrain.engine.rank import SIGNALS, RankReport, read_reports, reports_folder
 from rmtrain.errors import RecipeError, TryAgain
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
@@ -37,12 +35,10 @@ CAUSE_SECONDS = 10.0
 class Launch:
     """A job of several ranks.
 
-    config: file of accelerate's form, one of configs/accelerate or the user's.
+    config: file of accelerate's form, one of configs/accelerate or the user's; `content` is what it holds.
     processes: ranks on all machines together.
-    machines: number of machines.
     on_cpu: GPUs are not used, or there are none.
     needs: module that the strategy needs in addition to torch, or None.
-    content: parsed content of the file.
     """
 
     config: Path
@@ -74,15 +70,14 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
         config: name of a file in configs/accelerate, or a path; None: DDP, on CPUs where there is no GPU.
 
     Returns:
-        How the job ended: the report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
+        The report of the first rank that failed, or code 0. None if the job is a single process, which is this one.
 
     Raises:
-        RecipeError: there is no such configuration, this machine cannot run it, or this process is a rank already.
+        RecipeError: an unknown configuration, this machine cannot run it, or this process is a rank already.
     """
     if "RANK" in os.environ:
-        raise RecipeError(
-            "--processes and --accelerate-config: a launcher already started this process; set the process count there"
-        )
+        problem = "a launcher already started this process; set the process count there"
+        raise RecipeError(f"--processes and --accelerate-config: {problem}")
     job = read(processes, config)
     if job is None:
         return None
@@ -90,7 +85,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
     logging.disable()  # torch's agent logs what we print ourselves
     arguments = [f"--config_file={job.config}", f"--num_processes={job.processes}"]
     if job.machines == 1:
-        arguments.append(f"--main_process_port={_free_port()}")  # jobs on one machine must not share the default one
+        arguments.append("--main_process_port=0")  # any free one: jobs on one machine must not share the default one
     arguments += ["-m", "rmtrain", *sys.argv[1:]]
     with reports_folder() as reports:
         os.environ |= _rank_environment(job)
@@ -110,8 +105,7 @@ def launch(processes: int | None, config: str | None) -> RankReport | None:
 
 def read(processes: int | None, config: str | None) -> Launch | None:
     """Read a configuration; see `launch`. Return None if it means one process without a strategy."""
-    default = "ddp" if torch.cuda.is_available() else "cpu"
-    path = find_config(config or default)
+    path = find_config(config or ("ddp" if torch.cuda.is_available() else "cpu"))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         kind, machines = str(content["distributed_type"]), int(content.get("num_machines", 1))
@@ -147,7 +141,7 @@ def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessF
     """Return the failure that ended the others.
 
     Args:
-        reports: left by the ranks themselves; one that was killed leaves none.
+        reports: left by the ranks; one that was killed leaves none.
         failures: exit codes and times of failed ranks, as torch's agent saw them, by rank.
     """
     ends = [(report.time + CAUSE_SECONDS * report.may_follow, report) for report in reports]
@@ -155,8 +149,8 @@ def first_failure(reports: Sequence[RankReport], failures: Mapping[int, ProcessF
         number = -failure.exitcode
         if number > 0 and number not in SIGNALS:
             hint = " (out of memory?)" if number == signal.SIGKILL else ""
-            killed = f"error: rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{hint}"
-            line = f"{killed}; run the same command again to resume"
+            killed = f"rank {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{hint}"
+            line = f"error: {killed}; run the same command again to resume"
             time_ = failure.timestamp + 1.0  # whole seconds, rounded down: not before a report of the same second
             ends.append((time_, RankReport(rank, TryAgain.exit_code, [line], False, time_)))
     if ends:
@@ -179,10 +173,3 @@ def _rank_environment(job: Launch) -> dict[str, str]:
     if not {"", os.getcwd()} & set(sys.path):
         environment["PYTHONSAFEPATH"] = "1"  # `python -m` would import from the working directory, which this command does not
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

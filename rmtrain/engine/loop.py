@@ -1,63 +1,48 @@
-"""The training loop: `train` says when, `train_step` says how."""
+"""The training loop: `train` says when, `train_step` says how, and the optimizer and its learning rate are built for both."""
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers import get_scheduler
 
-from rmtrain.batching.loader import StepBatch, StepLoader
+from rmtrain.batching.plan import StepBatch, StepLoader
 from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import learning_rate
-from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.rank import GracefulShutdown
+from rmtrain.engine.run_log import Meter, RunLog
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import NumericError, RmtrainError, Stopped
+from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.objective import compute_objective
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Optimizer, Recipe, Training
 
 logger = logging.getLogger("rmtrain")
 
 NAMED_ROWS, MAX_NONFINITE_STEPS = 5, 3
 
 
-class Summarized(Protocol):
-    """The result of an evaluation: metrics by name."""
-
-    @property
-    def summary(self) -> Mapping[str, Any]: ...
-
-
-Evaluated = TypeVar("Evaluated", bound=Summarized)
-
-
 def train(
     recipe: Recipe,
     strategy: Strategy,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
-    evaluate: Callable[[int], Evaluated] | None,
+    evaluate: Callable[[int], EvaluationResult] | None,
     checkpoints: CheckpointManager,
     shutdown: GracefulShutdown,
-) -> Evaluated | None:
+) -> EvaluationResult | None:
     """Train from the step of `checkpoints.state` to the last step.
 
     Args:
-        recipe: objective, optimizer, and how often to log, evaluate and save.
-        strategy: how the processes share the model; it has prepared `model` and `optimizer`.
+        strategy: has prepared the model and the optimizer.
         loader: every micro-batch of every step, for this rank.
         meter: statistics of the steps since the last log line.
-        log: records, trackers and display.
-        evaluate: evaluates and logs at a given step; called last after the last step. None: there is no evaluation data.
-        checkpoints: writes checkpoints.
-        shutdown: knows if a signal was received.
+        evaluate: evaluates and logs at a given step; called last after the last step. None: without evaluation data.
 
     Returns:
         The last evaluation.
@@ -68,12 +53,11 @@ def train(
         TryAgain: the disk is full.
     """
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
-    guard = NonFiniteGuard(log)
 
     def evaluation_is_due(step: int) -> bool:
         return evaluate is not None and step != last and is_due(recipe.evaluation.every, step)
 
-    def evaluate_at(step: int) -> Evaluated | None:
+    def evaluate_at(step: int) -> EvaluationResult | None:
         if evaluate is None:
             return None
         try:
@@ -85,16 +69,16 @@ def train(
         checkpoints.update_best(step, evaluation.summary)
         return evaluation
 
-    warmup_largest_batch(strategy, model, optimizer, loader)
+    warmup_largest_batch(strategy, loader)
     state = checkpoints.state
     if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
         evaluate_at(state.step)  # the run was stopped between this step and its evaluation
 
+    nonfinite = 0
     for number in range(state.step, last):
         lr, step = rate(number), number + 1
-        compute = partial(train_step, strategy, model, optimizer, recipe, meter, lr)
-        result = retry_on_oom(compute, number, strategy, optimizer, loader)
-        guard.watch(result)
+        result = retry_on_oom(partial(train_step, strategy, recipe, meter, lr), number, strategy, loader)
+        nonfinite = record_rows(step, result, nonfinite, log)
         log.step(step, result.tokens)
 
         if not meter.is_empty and (is_due(recipe.tracking.log_every, step) or step in (1, last)):
@@ -114,27 +98,14 @@ def is_due(every: int | None, step: int) -> bool:
 
 
 class StepResult(NamedTuple):
-    """The outcome of one optimizer step.
-
-    batch: the step, with the row ids of all its comparisons.
-    tokens: tokens that this process computed.
-    is_finite: False if the gradient was not finite, in which case the weights are unchanged.
-    """
+    """The outcome of one optimizer step: `tokens` counts those of this process; if it is not finite, the weights are unchanged."""
 
     batch: StepBatch
     tokens: int
     is_finite: bool
 
 
-def train_step(
-    strategy: Strategy,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    meter: Meter,
-    lr: float,
-    batch: StepBatch,
-) -> StepResult:
+def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batch: StepBatch) -> StepResult:
     """Compute one optimizer step over all its micro-batches.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
@@ -144,57 +115,90 @@ def train_step(
     scale, statistics = accelerator.num_processes / len(batch.ids), []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
-        with strategy.micro_batch(model, is_last=number == len(batch.micro_batches)):
-            result = compute_objective(recipe.objective, model(micro_batch), micro_batch)
-            strategy.backward(model, result.loss * scale)
+        with strategy.micro_batch(is_last=number == len(batch.micro_batches)):
+            result = compute_objective(recipe.objective, strategy.model(micro_batch), micro_batch)
+            strategy.backward(result.loss * scale)
         statistics.append(result.statistics())
     if batch.step == 0:
-        check_gradients(strategy, model)
-    grad_norm, is_finite = strategy.update(model, optimizer, lr, recipe.optimizer.clip)
+        check_gradients(strategy)
+    grad_norm, is_finite = strategy.update(lr)
     tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
     if is_finite:
         meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
     return StepResult(batch, tokens, is_finite)
 
 
-class NonFiniteGuard:
-    """Records the rows of every step, and ends a run whose gradients stay non-finite.
+def record_rows(step: int, result: StepResult, before: int, log: RunLog) -> int:
+    """Record the rows of a step; return how many steps in a row, of which `before` came before this one, were not finite.
 
-    Args:
-        log: the records of the run.
+    Raises:
+        NumericError: this is the third one.
     """
-
-    def __init__(self, log: RunLog) -> None:
-        self.log, self.in_a_row = log, 0
-
-    def watch(self, result: StepResult) -> None:
-        """Record a step.
-
-        Raises:
-            NumericError: the gradient is not finite for the third step in a row.
-        """
-        step, ids = result.batch.step + 1, result.batch.ids
-        self.log.rows(step, result.batch.epoch, ids)
-        if result.is_finite:
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
-        self.log.not_finite(step, ids)
-        named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
-        if self.in_a_row == MAX_NONFINITE_STEPS:
-            raise NumericError(
-                f"step {step}: gradient not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are unchanged since then. "
-                f"Lower optimizer.lr, or look at the rows with `rmtrain inspect`: {named} (all are in nonfinite.jsonl)"
-            )
-        logger.warning("step %d: gradient not finite, update skipped; rows: %s", step, named)
+    ids = result.batch.ids
+    log.rows(step, result.batch.epoch, ids)
+    if result.is_finite:
+        return 0
+    log.not_finite(step, ids)
+    named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")
+    if before + 1 == MAX_NONFINITE_STEPS:
+        raise NumericError(
+            f"step {step}: gradient not finite, {MAX_NONFINITE_STEPS} steps in a row; the weights are unchanged since then. "
+            f"Lower optimizer.lr, or look at the rows with `rmtrain inspect`: {named} (all are in nonfinite.jsonl)"
+        )
+    logger.warning("step %d: gradient not finite, update skipped; rows: %s", step, named)
+    return before + 1
 
 
-def check_gradients(strategy: Strategy, model: nn.Module) -> None:
+def check_gradients(strategy: Strategy) -> None:
     """Raise RmtrainError if a trainable parameter has no gradient after the first backward: it would never train.
 
     Frozen inputs under gradient checkpointing, or a head left out of the graph, show up here and nowhere else.
     """
-    missing = strategy.params_without_grad(model)
+    missing = strategy.params_without_grad()
     if missing:
         named = ", ".join(missing[:3])
         raise RmtrainError(f"{len(missing)} trainable parameters got no gradient in the first step, such as {named}")
+
+
+def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters; weight decay applies to matrices, not to vectors (biases, norms).
+
+    Raises:
+        RecipeError: `adamw_8bit` is requested without bitsandbytes.
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if optimizer.name == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError:
+            raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
+        return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
+    on_accelerator = all(parameter.device.type == "cuda" for parameter in trainable)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=on_accelerator or None)
+
+
+def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
+    """Warn of the share of bfloat16 weights that a step cannot change: AdamW moves a weight by about `lr`, which may round to nothing."""
+    weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+    if training.allow_bfloat16_weights and weights:
+        movable = sum(int(((weight + lr) != weight).sum()) for weight in weights)
+        lost = 100 * (1 - movable / sum(weight.numel() for weight in weights))
+        logger.warning("trainable weights are bfloat16: a step of %g is lost to rounding in %.1f %% of them", lr, lost)
+
+
+def learning_rate(optimizer: Optimizer, total_steps: int) -> Callable[[int], float]:
+    """Return the learning rate as a function of the step, counted from 0, by transformers' schedule of that name.
+
+    A schedule that is stepped would have to be saved, restored and kept from accelerate, which steps it once per process.
+    """
+    placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    warmup_steps = math.ceil(optimizer.warmup * total_steps)
+    name = "constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule
+    schedule = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    (factor,) = schedule.lr_lambdas
+    return lambda step: optimizer.lr * float(factor(step))

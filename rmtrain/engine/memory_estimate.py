@@ -1,15 +1,13 @@
 """The memory that one process needs to train, estimated before anything is allocated.
 
-One estimate serves `rmtrain train --dry-run` and `batching.max_tokens: auto`:
-
-    total = weights + gradients + optimizer + buffers + activations
+One estimate serves `rmtrain train --dry-run` and `batching.max_tokens: auto`: weights + gradients + optimizer + buffers + activations.
 
 The first four are arithmetic: what a strategy shards is divided by the number of processes, and `buffers` is what it gathers and collects.
 Activations are traced: a micro-batch runs forward and backward on fake tensors, which have a shape, a type and a lifetime but no memory.
-So no formula of an architecture is needed, and LoRA, gradient checkpointing and the narrow last layer count as they run.
+So LoRA, gradient checkpointing and the narrow last layer count as they run, in any architecture.
 
-The estimate is an upper bound on purpose, because "fits" must not turn out to be wrong: gradients are always held (a step of a single
-micro-batch needs less), micro-batches are made of the largest comparisons, and activations get a margin. It only grows with tokens.
+The estimate is an upper bound, because "fits" must not turn out to be wrong: gradients are always held (a step of a single micro-batch
+needs less), micro-batches are made of the largest comparisons, and activations get a margin. It only grows with tokens.
 """
 
 import math
@@ -26,12 +24,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AttentionInterface, PreTrainedTokenizerBase
 from transformers.masking_utils import AttentionMaskInterface
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
-from rmtrain.batching.loader import gather
-from rmtrain.batching.plan import Costs
+from rmtrain.batching.plan import Costs, gather
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend
@@ -75,7 +72,7 @@ ZERO3_LIVE, ZERO3_PREFETCHED = 1_000_000_000, 50_000_000
 class MemoryEstimate:
     """Bytes of one process.
 
-    buffers: weights that the strategy gathers in order to compute, and gradients that it collects in order to reduce them.
+    buffers: weights that the strategy gathers, and gradients that it collects.
     activations: what a micro-batch adds, including copies of weights in the type that they are computed in.
     start: the most before the first step, while the strategy shards the whole model.
     """
@@ -91,7 +88,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The most that the process holds in a step: the sum of its parts."""
+        """The most that the process holds in a step."""
         return self.weights + self.gradients + self.optimizer + self.buffers + self.activations
 
     def fits(self, memory: int) -> bool:
@@ -181,10 +178,9 @@ class MemoryModel:
         layout: Layout | Literal["auto"],
         on_gpu: bool,
     ) -> Self:
-        """Trace the model of a recipe with the largest comparisons.
+        """Trace the model of a recipe with the largest comparisons of `data`.
 
         Args:
-            data: the comparisons to train on.
             layout: of micro-batches; `auto`: the first that the model accepts (a run also compares rewards, which needs weights).
             on_gpu: a GPU is meant, of this machine or another.
 
@@ -248,9 +244,7 @@ class MemoryModel:
 
 def optimizer_bytes(sizes: ModelSizes, optimizer: Optimizer) -> int:
     """Return the bytes of AdamW's two moments; in 8 bits there is a float32 scale for each 256 values."""
-    if optimizer.name == "adamw":
-        return 2 * sizes.trained_bytes
-    return math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
+    return 2 * sizes.trained_bytes if optimizer.name == "adamw" else math.ceil(2 * (1 + FLOAT32 / 256) * sizes.trained)
 
 
 GPU_ATTENTION = "rmtrain_segments_as_on_gpu"
@@ -259,11 +253,10 @@ AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
 
 
 def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: bool, on_gpu: bool) -> MemoryTrace:
-    """Run a micro-batch forward and backward on fake tensors.
+    """Run a micro-batch on the CPU, of which only the sizes count, forward and backward on fake tensors.
 
     Args:
         model: a meta model; it is left with fake tensors.
-        batch: on the CPU, in `layout`; only its sizes count.
         narrow: as in `RewardModel.use_layout`.
         on_gpu: take the path of a GPU through attention, also where torch has none.
 
@@ -286,11 +279,9 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
         except RuntimeError as error:
             if narrow:
                 raise
-            reason = str(error).partition("\n")[0].rstrip(".")
-            raise RecipeError(
-                f"model: {type(model.backbone).__name__} has data-dependent control flow; its memory cannot be estimated without "
-                f"running it ({reason})"
-            ) from error
+            name, reason = type(model.backbone).__name__, str(error).partition("\n")[0].rstrip(".")
+            problem = f"{name} has data-dependent control flow; its memory cannot be estimated without running it ({reason})"
+            raise RecipeError(f"model: {problem}") from error
 
 
 def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
@@ -378,14 +369,14 @@ def _materialize(model: nn.Module, device: torch.device) -> None:
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in made:
-                    blank = torch.empty_like(parameter, device=device, requires_grad=False)
-                    made[id(parameter)] = nn.Parameter(blank, parameter.requires_grad)
-                module._parameters[name] = made[id(parameter)]
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                blank = torch.empty_like(parameter, device=device, requires_grad=False)
+                made[id(parameter)] = nn.Parameter(blank, parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device=device)
+            module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device=device)
 
 
 def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
@@ -397,10 +388,17 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
         RecipeError: no such model, no `config.json`, sizes that do not fit together, or a LoRA target that is not a linear layer.
     """
     dtype: torch.dtype = getattr(torch, model.dtype)
+    if isinstance(model, ScratchModel):
+        config, trusted = scratch_config(model.scratch, tokenizer), False
+    else:
+        trusted = model.trust_remote_code
+        config = load_config(ModelRef(model.path, model.revision, "model.path", RecipeError, trusted).checked())
+        text = config.get_text_config()
+        text.vocab_size = max(text.vocab_size, len(tokenizer))
+    set_single_output(config)
+    set_dropout(config, model.dropout)
     with quiet_transformers():
-        hf = meta_classifier(
-            _config(model, tokenizer), RecipeError, isinstance(model, PretrainedModel) and model.trust_remote_code
-        )
+        hf = meta_classifier(config, RecipeError, trusted)
     head = find_head(hf, RecipeError)
     set_module_dropout(hf, model.dropout)
     for parameter in hf.parameters():
@@ -416,16 +414,3 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
     if model.gradient_checkpointing:
         checkpoint_gradients(backbone, frozen_inputs=lora is not None)
     return RewardModel(hf if lora is None else attach_lora(backbone, lora, None, 0), head, None, dtype).train()
-
-
-def _config(model: PretrainedModel | ScratchModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    if isinstance(model, ScratchModel):
-        config = scratch_config(model.scratch, tokenizer)
-    else:
-        origin = ModelRef(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code)
-        config = load_config(origin.checked())
-        text = config.get_text_config()
-        text.vocab_size = max(text.vocab_size, len(tokenizer))
-    set_single_output(config)
-    set_dropout(config, model.dropout)
-    return config

@@ -1,9 +1,9 @@
-"""One rank of a launched job: how it reports a failure, and what ends it when nothing else does.
+"""One process of a command: the signals that stop it, how it reports a failure as a rank, and what ends it when nothing else does.
+
+A signal lets the step finish and saves; a second one exits at once.
 
 `rmtrain ... --processes N` prints one error for all its ranks: a rank that fails writes a report into a folder of the launcher, which
-prints the first one. Other launchers have no such folder; there each rank prints its own error.
-
-No torch here: the command line needs it before anything heavy is imported.
+prints the first one. Under other launchers each rank prints its own error. No torch here: the command line imports this at its start.
 """
 
 import json
@@ -14,19 +14,114 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, Self
 
-from rmtrain.engine.signals import HANDLED, REPEAT_SECONDS, SIGNALS, raise_stopped
-from rmtrain.errors import TryAgain
+from rmtrain.errors import Stopped, TryAgain
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+REPEAT_SECONDS = 1.0
+"""A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
+
+HANDLED = threading.Event()
+"""Set when the main thread has handled a signal."""
+_raised_at: float | None = None
 LAUNCHER = "RMTRAIN_LAUNCHER"
 """Environment variable: process id of the launcher. A rank cannot ask for its parent instead: it may be dead by then."""
 REPORTS = "RMTRAIN_REPORTS"
 """Environment variable: folder for the reports of failed ranks."""
 STUCK_SECONDS = 3.0
+TRACKERS_THREAD = "trackers"
+"""Name of the thread that can hang in a tracker's library when the process ends."""
+
+
+def raise_on_signal() -> None:
+    """Make SIGTERM and SIGINT raise `Stopped` in the main thread, so that they end a command as an error does."""
+    global _raised_at
+    _raised_at = None
+    for number in SIGNALS:
+        signal.signal(number, raise_stopped)
+
+
+def raise_stopped(number: int, _: FrameType | None) -> None:
+    """Handle the first signal by raising `Stopped`; a second one interrupts the clean-up and exits."""
+    global _raised_at
+    HANDLED.set()
+    if _raised_at is None:
+        _raised_at = time.monotonic()
+        raise Stopped(number)
+    if time.monotonic() - _raised_at > REPEAT_SECONDS:
+        os._exit(128 + number)
+
+
+class GracefulShutdown:
+    """Note a signal instead of raising it, and let all ranks stop together where they ask for it.
+
+    Training asks after each step, an evaluation between two micro-batches. A second signal exits the process at once. Use it as a context.
+    Outside the main thread, where Python cannot set handlers, it leaves signals alone.
+
+    Args:
+        agree: collective that returns the largest of the numbers that the ranks pass; by default that of a single process.
+    """
+
+    def __init__(self, agree: Callable[[int], int] = int) -> None:
+        self.received: signal.Signals | None = None
+        self._agree, self._received_at, self._raises = agree, 0.0, False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def requested(self) -> bool:
+        """Return whether any rank received a signal. A collective: the answer is the same on every rank."""
+        number = self._agree(self.received or 0)
+        if number and self.received is None:
+            self._note(number)
+        return bool(number)
+
+    def check(self) -> None:
+        """Raise `Stopped` on all ranks if any received a signal. A collective."""
+        if self.requested():
+            self.stop()
+
+    @contextmanager
+    def raise_immediately(self) -> Iterator[None]:
+        """Let a signal interrupt work that one rank does alone: it raises `Stopped`, also if it came before."""
+        if self.received is not None:
+            self.stop()
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def stop(self) -> NoReturn:
+        """Raise `Stopped` for the signal that was received."""
+        assert self.received is not None, "no signal was received"
+        raise Stopped(self.received)
+
+    def _note(self, number: int) -> None:
+        HANDLED.set()
+        self.received, self._received_at = signal.Signals(number), time.monotonic()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self._note(number)
+            if self._raises:
+                self._raises = False  # once: what is interrupted may clean up
+                self.stop()
+        elif time.monotonic() - self._received_at > REPEAT_SECONDS:
+            os._exit(128 + number)
 
 
 def rank_number() -> int:
@@ -46,13 +141,9 @@ def is_started_by_rmtrain() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RankReport:
-    """How a rank ended.
+    """How a rank ended: its exit code, the lines to print, and when, in seconds since the epoch.
 
-    rank: its number.
-    code: its exit code.
-    lines: to print.
     may_follow: another rank's end may have caused it.
-    time: seconds since the epoch.
     """
 
     rank: int
@@ -78,18 +169,15 @@ def read_reports(folder: Path) -> list[RankReport]:
     """Return the reports that ranks left; one that a kill cut short is not among them."""
     reports = []
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(json.JSONDecodeError):
             reports.append(RankReport(**json.loads(path.read_text(encoding="utf-8"))))
-        except json.JSONDecodeError:
-            continue
     return reports
 
 
 def watch_launcher() -> None:
     """End this rank, from a thread of its own, when its launcher dies, and at signals that its main thread does not come to handle.
 
-    Python runs signal handlers in the main thread, between two bytecodes. A main thread that waits in a collective, or for the other
-    ranks to start, runs none.
+    Python runs signal handlers in the main thread, which runs none while it waits in a collective or for the other ranks to start.
     """
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
     reader, writer = os.pipe()

@@ -41,8 +41,8 @@ class RunDirectory:
     """The files of one run, under one path.
 
     Args:
-        path: the directory; relative when it is below the current one, as it is shown to people.
-        run_id: the run, written into each of its checkpoints.
+        path: relative when it is below the current directory; shown to people.
+        run_id: written into each checkpoint of the run.
         continues: whether the run was started earlier.
         lock: keeps other processes out; None on ranks other than the main one.
     """
@@ -67,8 +67,8 @@ class RunDirectory:
         """
         path = check_output_dir(recipe, fresh, resume)
         if fresh and (path / MARKER).exists():
-            number = next(number for number in count(1) if not path.with_name(f"{path.name}.old-{number}").exists())
-            aside = path.rename(path.with_name(f"{path.name}.old-{number}"))
+            names = (path.with_name(f"{path.name}.old-{number}") for number in count(1))
+            aside = path.rename(next(name for name in names if not name.exists()))
             logger.info("renamed the older run in %s to %s", path, aside)
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
@@ -99,25 +99,25 @@ class RunDirectory:
         self.is_finished = True
 
     def sync(self) -> None:
-        """Flush the records to the disk; raises TryAgain when it is full or fails."""
-        for name in RECORDS:
-            if (self.path / name).exists():
-                with disk_errors(self.path / name):
-                    sync(self.path / name)
+        """Flush the records to the disk; raise TryAgain when it is full or fails."""
+        for file in self._records():
+            with disk_errors(file):
+                sync(file)
 
     def rewind(self, step: int, last_evaluated_step: int) -> None:
         """Cut the records back to what had happened after `step` steps, of which `last_evaluated_step` was evaluated last.
 
         A line that was half written when the process ended is cut off as well.
         """
-        for name in RECORDS:
-            file = self.path / name
-            if file.exists():
-                with file.open("r+b") as stream:
-                    end = 0
-                    while (line := stream.readline()) and _is_before(line, step, last_evaluated_step):
-                        end = stream.tell()
-                    stream.truncate(end)
+        for file in self._records():
+            with file.open("r+b") as stream:
+                end = 0
+                while (line := stream.readline()) and _is_before(line, step, last_evaluated_step):
+                    end = stream.tell()
+                stream.truncate(end)
+
+    def _records(self) -> list[Path]:
+        return [self.path / name for name in RECORDS if (self.path / name).exists()]
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -153,7 +153,6 @@ def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = 
     """Return the directory of a run, symbolic links resolved, if this recipe can be trained in it. Nothing is written.
 
     Args:
-        recipe: names the directory.
         fresh: whether a run that is in it will be renamed.
         resume: the checkpoint that will be resumed from, if one was chosen.
 
@@ -176,7 +175,7 @@ def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = 
 
 
 def _resolve(output_dir: str) -> Path:
-    """Return the path, relative to the current directory if it is below it; raises RecipeError for one that no run may have."""
+    """Return the path, relative to the current directory if it is below it; raise RecipeError for one that no run may have."""
     try:
         given = Path(output_dir).expanduser()
         path, here, home = given.resolve(), Path.cwd().resolve(), Path.home().resolve()
@@ -191,7 +190,7 @@ def _resolve(output_dir: str) -> Path:
 
 
 def _lock(path: Path) -> FileLock:
-    """Lock a run directory for this process; raises CheckpointError when another process holds it."""
+    """Lock a run directory for this process; raise CheckpointError when another process holds it."""
     lock = try_lock(path / LOCK)
     if lock is None:
         raise CheckpointError(f"run.output_dir: another process is training in {path}; wait for it or choose another directory")

@@ -1,16 +1,285 @@
-"""The records of a run: every number is written to a file of the run directory before it goes to trackers and display."""
+"""The numbers of a run: summed by `Meter`, written to the run directory by `RunLog`, and copied to wandb and the like by `Trackers`.
+
+Trackers can fail, hang or fall behind, and never stop a run: `metrics.jsonl` has every line. All calls to them run in one thread with a
+bounded queue. When it is full, calls are dropped. Each tracker's first failure is reported once, and does not affect the others.
+"""
 
 import json
+import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
 
-from rmtrain.engine.run_dir import disk_errors
-from rmtrain.engine.trackers import Draw, Trackers, send_pictures, send_samples
+from rmtrain.engine.rank import TRACKERS_THREAD
+from rmtrain.engine.run_dir import RunDirectory, disk_errors, flat
+from rmtrain.errors import NumericError
+from rmtrain.objective import Objective
+from rmtrain.recipe.schema import Recipe
+from rmtrain.redact import redact
+
+logger = logging.getLogger("rmtrain")
+
+WAITING_CALLS = 1000
+SECONDS_AT_END = 15.0
+SAMPLES = "eval/samples"
+COLUMNS = ("id", "source", "prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "margin")
+
+Tracker = Any
+"""One of accelerate's trackers, such as a WandBTracker."""
+Draw = Callable[[], Figure]
+
+
+class Meter:
+    """Sums over the steps since the last log line, reduced over ranks where they are read.
+
+    Statistics stay tensors on the device: reading one waits for the GPU, and only `report` pays for that.
+
+    Args:
+        flos_per_token: floating-point operations of one token, forward and backward.
+    """
+
+    def __init__(self, accelerator: Accelerator, flos_per_token: int) -> None:
+        self.accelerator, self.flos_per_token = accelerator, flos_per_token
+        self.total_tokens = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums = torch.zeros(len(Objective._fields), device=self.accelerator.device)
+        self.grad_norm: Tensor | None = None
+        self.tokens, self.since = 0, time.perf_counter()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was added since the last report."""
+        return self.grad_norm is None
+
+    def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor) -> None:
+        """Add one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm."""
+        self.sums += statistics
+        self.tokens += tokens
+        self.grad_norm = grad_norm
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time of a block, such as an evaluation, from the throughput."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def report(self, step: int, epoch: float, learning_rate: float) -> dict[str, float]:
+        """Return means since the last report under the seed's names, reduced over ranks, and start a new interval.
+
+        Raises:
+            NumericError: the loss or the gradient norm of the interval is not finite.
+        """
+        assert self.grad_norm is not None, "no step since the last report"
+        counted = torch.cat([self.sums.double(), torch.tensor([self.tokens], device=self.sums.device, dtype=torch.float64)])
+        *sums, tokens = self.accelerator.reduce(counted, reduction="sum").tolist()
+        seconds = time.perf_counter() - self.since
+        total = dict(zip(Objective._fields, sums, strict=True))
+        comparisons = total["comparisons"]
+        self.total_tokens += int(tokens)
+        metrics = {
+            "train/loss": total["loss"] / comparisons,
+            "train/accuracy": total["correct"] / comparisons,
+            "train/margin": total["margin"] / comparisons,
+            "train/chosen_reward": total["winner_reward"] / comparisons,
+            "train/rejected_reward": total["loser_reward"] / comparisons,
+            "train/grad_norm": float(self.grad_norm),
+            "train/learning_rate": learning_rate,
+            "train/epoch": epoch,
+            "train/global_step": step,
+            "train/tokens_per_second": tokens / seconds,
+            "train/comparisons_per_second": comparisons / seconds,
+            "total_flos": float(self.total_tokens * self.flos_per_token),
+        }
+        self._reset()
+        check_finite(step, metrics)
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """Return the open interval, summed over ranks, as JSON values for a checkpoint. Called on all ranks."""
+        tokens = torch.tensor(self.tokens, device=self.sums.device)
+        return {
+            "sums": self.accelerator.reduce(self.sums.clone(), reduction="sum").tolist(),
+            "tokens": int(self.accelerator.reduce(tokens, reduction="sum").item()),
+            "total_tokens": self.total_tokens,
+            "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore the open log interval of a checkpoint; rank 0 takes the sums of all ranks."""
+        self._reset()
+        self.total_tokens = state["total_tokens"]
+        if state["grad_norm"] is not None:
+            self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
+        if self.accelerator.is_main_process:
+            self.sums += torch.tensor(state["sums"], device=self.sums.device)
+            self.tokens = state["tokens"]
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raise NumericError when a metric is not finite: the weights are lost by then, and more steps would only hide it."""
+    bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise NumericError(f"step {step}: {', '.join(bad)}; lower optimizer.lr, or look for extreme rows with `rmtrain inspect`")
+
+
+class Trackers:
+    """Calls trackers, one call after the other, in a thread of its own.
+
+    Args:
+        builders: functions that make the trackers, by name. A tracker that cannot be made or started is sent nothing.
+        settings: the recipe, by `section.key`.
+        seconds: how long `close` waits at most for unsent calls.
+    """
+
+    def __init__(
+        self, builders: Mapping[str, Callable[[], Tracker]], settings: Mapping[str, Any], seconds: float = SECONDS_AT_END
+    ) -> None:
+        self.builders, self.settings, self.seconds = builders, settings, seconds
+        self.calls: queue.Queue[Callable[[Tracker], Any] | None] = queue.Queue(WAITING_CALLS)
+        self.warned_about: set[str] = set()
+        self.is_given_up = False
+        self.thread = threading.Thread(target=self._work, name=TRACKERS_THREAD, daemon=True)
+        self.thread.start()
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Queue the metrics of a step for every tracker."""
+        values = dict(metrics)
+        self.each(lambda tracker: tracker.log(values, step=step))
+
+    def each(self, call: Callable[[Tracker], Any]) -> None:
+        """Queue a call, such as of `send_samples`, for every tracker."""
+        if not self.thread.is_alive():
+            return
+        try:
+            self.calls.put_nowait(call)
+        except queue.Full:
+            self._warn("", "trackers are slower than the run; some lines are not sent")
+
+    def close(self) -> None:
+        """Wait up to `seconds` for the queued calls, then give up."""
+        deadline = time.monotonic() + self.seconds
+        try:
+            if self.thread.is_alive():
+                self.calls.put(None, timeout=self.seconds)
+                self.thread.join(max(0.0, deadline - time.monotonic()))
+        except queue.Full:
+            pass
+        if self.thread.is_alive():
+            self.is_given_up = True
+            self._warn("", f"no end after {self.seconds:g} s; some lines may not be sent")
+
+    def _work(self) -> None:
+        def start(build: Callable[[], Tracker]) -> Tracker:
+            tracker = build()
+            tracker.start()
+            tracker.store_init_configuration(dict(self.settings))
+            return tracker
+
+        started = {name: self._try(name, partial(start, build)) for name, build in self.builders.items()}
+        running = {name: tracker for name, tracker in started.items() if tracker is not None}
+        while running and not self.is_given_up and (call := self.calls.get()) is not None:
+            for name, tracker in running.items():
+                self._try(name, partial(call, tracker))
+        for name, tracker in running.items():
+            self._try(name, tracker.finish)
+
+    def _try(self, name: str, call: Callable[[], Any]) -> Any:
+        """Return the result of a call into a tracker's library, or None if it raises."""
+        try:
+            return call()
+        except Exception as error:  # broad on purpose: it is their code, over their network
+            message = " ".join(f"{type(error).__name__}: {redact(str(error))}".split())
+            self._warn(name, f"{name}: {message.rstrip('.')}")
+            return None
+
+    def _warn(self, subject: str, problem: str) -> None:
+        if subject not in self.warned_about:
+            self.warned_about.add(subject)
+            logger.warning("trackers: %s. Training continues, and metrics.jsonl has every line", problem)
+
+
+@contextmanager
+def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Iterator[Trackers | None]:
+    """Start the recipe's trackers on rank 0, with its settings as `section.key`, and close them at the end; None if there are none.
+
+    wandb and trackio continue the run that they had before.
+    """
+    if not recipe.tracking.to or not accelerator.is_main_process:
+        yield None
+        return
+    run = recipe.run.name
+    options: dict[str, dict[str, Any]] = {
+        "wandb": {"name": run, "id": directory.run_id, "resume": "allow"},
+        "trackio": {"name": run, "resume": "allow" if directory.continues else "never"},
+        "mlflow": {"run_name": run},
+        "tensorboard": {"logging_dir": str(directory.path)},
+    }
+    builders: dict[str, Any] = {
+        name: partial(LOGGER_TYPE_TO_CLASS[name], recipe.tracking.project, **options[name]) for name in recipe.tracking.to
+    }
+    settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
+    trackers = Trackers(builders, settings)
+    try:
+        yield trackers
+    finally:
+        trackers.close()
+
+
+def send_samples(step: int, samples: Sequence[Mapping[str, Any]], tracker: Tracker) -> None:
+    """Send sample comparisons with their rewards to a tracker that shows tables: wandb and trackio."""
+    rows = []
+    for sample in samples:
+        chosen, rejected = sample["rewards"]
+        texts = [redact(sample[name]) for name in ("id", "source", "prompt", "chosen", "rejected")]
+        rows.append([*texts, chosen, rejected, chosen - rejected])
+    table = {"columns": list(COLUMNS), "data": rows}
+    if tracker.name == "wandb":
+        tracker.log_table(SAMPLES, **table, step=step)
+    elif tracker.name == "trackio":
+        tracker.log({SAMPLES: import_module("trackio").Table(**table)}, step=step)
+
+
+def send_pictures(step: int, pictures: Mapping[str, Draw], tracker: Tracker) -> None:
+    """Send pictures by name; they are drawn only if the tracker shows them."""
+    if tracker.name == "wandb":
+        tracker.log_images({name: [pixels(draw())] for name, draw in pictures.items()}, step=step)
+    elif tracker.name == "tensorboard":
+        images = {name: pixels(draw())[None] for name, draw in pictures.items()}
+        tracker.log_images(images, step=step, dataformats="NHWC")
+    elif tracker.name == "mlflow":
+        for name, draw in pictures.items():
+            tracker.log_figure(draw(), f"{name}/{step:08d}.png")
+    elif tracker.name == "trackio":
+        image = import_module("trackio").Image
+        tracker.log({name: image(pixels(draw())) for name, draw in pictures.items()}, step=step)
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """Draw a figure as an array of bytes [height, width, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture: NDArray[np.uint8] = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return picture
 
 
 class Display(Protocol):
@@ -25,12 +294,6 @@ class RunLog:
     """Writes the records of a run, and passes them on to the trackers and the display. Only the main process writes.
 
     Each method that writes raises TryAgain when the disk is full or fails.
-
-    Args:
-        accelerator: knows which process is the main one.
-        directory: the run directory.
-        trackers: get copies; None for no trackers.
-        display: shows progress; None for none.
     """
 
     def __init__(
@@ -82,12 +345,8 @@ class RunLog:
     def _append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if not self.accelerator.is_main_process:
             return
-        file = self.directory / name
+        file, text = self.directory / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         # Row ids and texts of the data are private: only the owner can read those records.
         mode = 0o666 if name == "metrics.jsonl" else 0o600
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with (
-            disk_errors(file),
-            open(file, "a", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, mode)) as stream,
-        ):
+        with disk_errors(file), open(file, "a", encoding="utf-8", opener=partial(os.open, mode=mode)) as stream:
             stream.write(text)

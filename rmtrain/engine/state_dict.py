@@ -1,4 +1,4 @@
-"""The state of a run as tensors by name and JSON values; no pickle.
+"""The state of a run as tensors by name; no pickle.
 
 Weights and optimizer state are named after the parameters within the RewardModel and are full tensors, so that they do not depend on
 what wraps the model or on how many processes share it.
@@ -16,10 +16,10 @@ from rmtrain.errors import CheckpointError
 from rmtrain.model.reward_model import unwrap
 
 Tensors = dict[str, Tensor]
-OptimizerValues = dict[str, dict[str, Any]]
-"""By parameter and key: a number, or None if the value is a tensor, which is then named `parameter/key`."""
 FINGERPRINT_VALUES = 64
 """Values of each frozen parameter in its fingerprint, evenly spread: enough to recognise another base model."""
+INTEGER = torch.int64
+"""Type of a saved integer, which no tensor in the state of an optimizer has."""
 PARAMETER_SHAPED = ("exp_avg", "exp_avg_sq", "state1", "state2")
 """Optimizer state with the shape of its parameter, which is sharded like it: AdamW's and AdamW8bit's moments."""
 
@@ -53,7 +53,7 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def model_state_dict(model: nn.Module, keep: bool = True) -> Tensors:
     """Return the trainable parameters and the persistent buffers by name, on the CPU. Called on all ranks.
 
-    Frozen parameters are those of the base model and are left out. Ranks without `keep` take part and get an empty dict.
+    Frozen parameters, those of the base model, are left out. Ranks without `keep` get an empty dict.
     """
     tensors = trained_parameters(model) | dict(persistent_buffers(unwrap(model)))
     gathered = ((name, full_tensor(tensor.detach())) for name, tensor in tensors.items())
@@ -66,8 +66,7 @@ def restore_model(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         CheckpointError: names, shapes or types are not exactly those of the model; nothing was copied.
     """
-    reward_model = unwrap(model)
-    targets = trained_parameters(reward_model) | dict(persistent_buffers(reward_model))
+    targets = trained_parameters(model) | dict(persistent_buffers(unwrap(model)))
     check_names("weights", targets, tensors)
     for name, target in targets.items():
         check_weight(name, tensors[name], target.shape, target.dtype)
@@ -96,60 +95,58 @@ def frozen_fingerprint(model: nn.Module) -> str | None:
     return digest.hexdigest()
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True) -> tuple[Tensors, OptimizerValues]:
-    """Return the optimizer's state of each trained parameter. Called on all ranks.
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, keep: bool = True) -> Tensors:
+    """Return the optimizer's state as `parameter/key`, on the CPU; an integer becomes a scalar. Called on all ranks.
 
-    Ranks without `keep` take part in gathering and get no tensors.
+    Ranks without `keep` get an empty dict.
 
     Raises:
-        CheckpointError: the optimizer has state that is neither a tensor nor a number.
+        CheckpointError: the optimizer has state that is neither a tensor nor an integer.
     """
     tensors: Tensors = {}
-    values: OptimizerValues = {}
     for name, parameter in _optimized_parameters(optimizer, model).items():
-        values[name] = {}
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                gathered = full_tensor(value.detach())
-                if keep:
-                    tensors[f"{name}/{key}"], values[name][key] = gathered.cpu().clone(), None
-            elif isinstance(value, bool | int | float | str):
-                values[name][key] = value
-            else:
+            if not isinstance(value, Tensor | int):
                 raise CheckpointError(f"optimizer state: {name}/{key} is a {type(value).__name__}, which cannot be saved")
-    return tensors, values
+            gathered = full_tensor(value.detach()) if isinstance(value, Tensor) else torch.tensor(value, dtype=INTEGER)
+            if keep:
+                tensors[f"{name}/{key}"] = gathered.cpu().clone()
+    return tensors
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], values: OptimizerValues
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load the state of every parameter; hyper-parameters stay those of the recipe.
 
     Raises:
         CheckpointError: the state is incomplete or belongs to other parameters.
     """
     parameters = _optimized_parameters(optimizer, model)
-    check_optimizer(tensors, values, {name: parameter.shape for name, parameter in parameters.items()})
-
-    def value_of(name: str, key: str) -> Any:
-        tensor = tensors.get(f"{name}/{key}")
-        if tensor is None:
-            return values[name][key]
-        return distribute_like(tensor, parameters[name].detach()) if key in PARAMETER_SHAPED else tensor
-
-    state = {number: {key: value_of(name, key) for key in values[name]} for number, name in enumerate(parameters) if values[name]}
+    states = state_by_parameter(tensors, {name: parameter.shape for name, parameter in parameters.items()})
+    state: dict[int, dict[str, Any]] = {}
+    for number, (name, parameter) in enumerate(parameters.items()):
+        for key, tensor in states.get(name, {}).items():
+            value: Any = distribute_like(tensor, parameter.detach()) if key in PARAMETER_SHAPED else tensor
+            state.setdefault(number, {})[key] = int(value) if tensor.dtype == INTEGER else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def check_optimizer(tensors: Mapping[str, Tensor], values: OptimizerValues, shapes: Mapping[str, torch.Size]) -> None:
-    """Raise CheckpointError when the state is incomplete or belongs to parameters of other names or shapes."""
-    check_names("optimizer state", shapes, values)
-    declared = {(name, key): f"{name}/{key}" for name, keys in values.items() for key, value in keys.items() if value is None}
-    check_names("optimizer state", declared.values(), tensors)
-    for (name, key), place in declared.items():
+def state_by_parameter(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensors]:
+    """Group an optimizer's state by parameter; it is empty before the first step.
+
+    Raises:
+        CheckpointError: it is incomplete, or belongs to parameters of other names or shapes.
+    """
+    places = {place: place.rpartition("/") for place in tensors}
+    keys = {key for _, _, key in places.values()} & {"step", *PARAMETER_SHAPED}
+    expected = [f"{name}/{key}" for name in shapes for key in keys]
+    check_names("optimizer state", expected, [place for place, (_, _, key) in places.items() if key in keys])
+    states: dict[str, Tensors] = {}
+    for place, (name, _, key) in places.items():
         if key in PARAMETER_SHAPED and tensors[place].shape != shapes[name]:
-            expected, got = tuple(shapes[name]), tuple(tensors[place].shape)
-            raise CheckpointError(f"optimizer state: {place}: expected {expected}, got {got}")
+            expected_shape, got = tuple(shapes[name]), tuple(tensors[place].shape)
+            raise CheckpointError(f"optimizer state: {place}: expected {expected_shape}, got {got}")
+        states.setdefault(name, {})[key] = tensors[place]
+    return states
 
 
 def _optimized_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, nn.Parameter]:
@@ -167,7 +164,7 @@ def rng_tensors(device: torch.device) -> Tensors:
 
 
 def restore_rng(device: torch.device, tensors: Mapping[str, Tensor]) -> None:
-    """Set the random generators; raises CheckpointError when the checkpoint has none for this kind of device."""
+    """Set the random generators; raise CheckpointError when the checkpoint has none for this kind of device."""
     check_names("random generators", rng_tensors(device), tensors)
     torch.set_rng_state(tensors["cpu"])
     if device.type == "cuda":

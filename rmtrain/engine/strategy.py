@@ -1,13 +1,13 @@
 """How the processes of a run share its model: what is sharded, what is reduced when, and how a step updates the weights.
 
-Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. Training asks the same four
-questions of each: how to run a micro-batch, its backward, the update, and how to gather the full state. A checkpoint holds full
-tensors by name, so that any strategy can resume a run of any other.
+Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. They differ in four things: a
+micro-batch, its backward, the update, and the full state. That has full tensors by name, so that any strategy resumes a run of any other.
 """
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,31 +15,45 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from rmtrain.engine.memory_estimate import StrategyKind
+from rmtrain.engine.memory_estimate import ZERO_STAGES, StrategyKind
 from rmtrain.engine.state_dict import (
-    OptimizerValues,
     Tensors,
+    check_names,
+    check_weight,
+    frozen_fingerprint,
     full_tensor,
     model_state_dict,
     optimizer_state,
+    persistent_buffers,
     restore_model,
     restore_optimizer,
+    state_by_parameter,
+    trained_parameters,
 )
 from rmtrain.errors import RmtrainError
 from rmtrain.model.head import head_of
 from rmtrain.model.last_layer import layers_of
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import RewardModel, unwrap
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Strategy:
     """One process, or DDP: every process holds the full model, and gradients are reduced with the last micro-batch of a step.
 
-    Args:
-        accelerator: as `start` made it.
+    model, optimizer: as `prepare` wrapped them.
+    trained_bytes, frozen: size of the trained weights, and fingerprint of the others.
+    clip: the largest global gradient norm; None for no limit.
     """
 
     shards = False
+    model: Any
+    optimizer: torch.optim.Optimizer
+    trained_bytes: int
+    frozen: str | None
+    clip: float | None
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
@@ -52,78 +66,85 @@ class Strategy:
     @property
     def name(self) -> str:
         """The name shown to people and stored in checkpoints."""
-        return "DDP" if self.accelerator.num_processes > 1 else "one process"
+        return "DDP" if self.kind == "ddp" else "one process"
 
-    def prepare(
-        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrap the model and the optimizer.
-
-        Args:
-            model, optimizer: not sharded, on the device.
-            clip: the largest global gradient norm; None for no limit.
+    def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+        """Wrap a model and its optimizer, which are on the device and not sharded.
 
         Raises:
             RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
-        prepared_model, prepared_optimizer = self.accelerator.prepare(model, optimizer)
-        if not self.is_wrapped(prepared_model):
+        self.trained_bytes = sum(parameter.nbytes for parameter in trained_parameters(model).values())
+        self.frozen, self.clip = frozen_fingerprint(model), clip
+        self.configure(model, optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if not self.is_wrapped():
             raise RmtrainError(f"requested {self.name}, but accelerate did not wrap the model that way; please report this bug")
-        return prepared_model, prepared_optimizer
 
-    def is_wrapped(self, model: nn.Module) -> bool:
-        """Return whether a prepared model is wrapped as the strategy requires."""
-        processes: int = self.accelerator.num_processes
-        return isinstance(model, DistributedDataParallel) == (processes > 1)
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        """Set accelerate's plugin before it wraps a model."""
 
-    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    def is_wrapped(self) -> bool:
+        """Return whether the model is wrapped as the strategy requires."""
+        return isinstance(self.model, DistributedDataParallel) == (self.kind == "ddp")
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Context of the forward and backward of a micro-batch; gradients are reduced in the last one of a step."""
-        return nullcontext() if is_last else self.accelerator.no_sync(model)
+        return nullcontext() if is_last else self.accelerator.no_sync(self.model)
 
-    def backward(self, model: nn.Module, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is already scaled, except for the average over processes."""
         self.accelerator.backward(loss)
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, lr: float, clip: float | None) -> tuple[Tensor, bool]:
+    def update(self, lr: float) -> tuple[Tensor, bool]:
         """Clip the gradient and step, unless the gradient is not finite: gradients are averaged, so every rank decides the same.
 
         Returns:
             The global gradient norm before clipping, float32 [], and whether there was a step.
         """
-        norm = full_tensor(self.accelerator.clip_grad_norm_(model.parameters(), math.inf if clip is None else clip))
+        clip = math.inf if self.clip is None else self.clip
+        norm = full_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
         is_finite = bool(torch.isfinite(norm))
         if is_finite:
-            set_lr(optimizer, lr)
-            optimizer.step()
-        optimizer.zero_grad()
+            self.set_lr(lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         return norm, is_finite
 
-    def params_without_grad(self, model: nn.Module) -> list[str]:
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every parameter group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def params_without_grad(self) -> list[str]:
         """Return the names of trainable parameters without gradient. Called on all ranks, between backward and update."""
-        return [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        return [name for name, parameter in self.model.named_parameters() if parameter.requires_grad and parameter.grad is None]
 
-    def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors, OptimizerValues]:
-        """Return full weights and the optimizer's state, see `rmtrain.engine.state_dict`. Called on all ranks.
+    # The full state, see `rmtrain.engine.state_dict`. These are called on all ranks; only the main process gets tensors.
 
-        Only the main process gets tensors.
-        """
-        return self.weights(model), *optimizer_state(optimizer, model, self.accelerator.is_main_process)
+    def weights(self) -> Tensors:
+        """Return full trained weights and buffers."""
+        self.reshard()
+        return model_state_dict(self.model, self.accelerator.is_main_process)
 
-    def weights(self, model: nn.Module) -> Tensors:
-        """Return full trained weights and buffers on the main process, an empty dict elsewhere. Called on all ranks."""
-        reshard(model)
-        return model_state_dict(model, self.accelerator.is_main_process)
+    def optimizer_state(self) -> Tensors:
+        """Return the optimizer's full state of each trained parameter."""
+        return optimizer_state(self.optimizer, self.model, self.accelerator.is_main_process)
 
-    def restore_weights(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Load full weights; raises CheckpointError as `restore_model`. Called on all ranks."""
-        reshard(model)
-        restore_model(model, tensors)
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load full weights; raises CheckpointError as `restore_model`."""
+        self.reshard()
+        restore_model(self.model, tensors)
 
-    def restore_optimizer(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], values: OptimizerValues
-    ) -> None:
-        """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`. Called on all ranks."""
-        restore_optimizer(optimizer, model, tensors, values)
+    def restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Load the state of the optimizer; raises CheckpointError as `restore_optimizer`."""
+        restore_optimizer(self.optimizer, self.model, tensors)
+
+    def reshard(self) -> None:
+        """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 class Fsdp2(Strategy):
@@ -133,10 +154,8 @@ class Fsdp2(Strategy):
     name = "FSDP2"
     shards = True
 
-    def prepare(
-        self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None
-    ) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """See `Strategy`. Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        """Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
@@ -145,14 +164,13 @@ class Fsdp2(Strategy):
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
             shard_head(head_of(model.backbone, model.head), optimizer)
-        return super().prepare(model, optimizer, clip)
 
-    def micro_batch(self, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
         return nullcontext()
 
-    def is_wrapped(self, model: nn.Module) -> bool:
-        return all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    def is_wrapped(self) -> bool:
+        return all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
 
 
 def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -164,14 +182,124 @@ def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         group["params"] = [shards.get(id(parameter), parameter) for parameter in group["params"]]
 
 
-def reshard(model: nn.Module) -> None:
-    """Re-shard modules that FSDP2 leaves gathered after a forward-only pass; their tensors are not parameters until then."""
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+class DeepSpeedStrategy(Strategy):
+    """DeepSpeed ZeRO: shards the optimizer's state (stage 1), also gradients (stage 2), also weights (stage 3).
 
+    The prepared model is a DeepSpeedEngine. It trains flat buffers, and `deepspeed.utils` maps each parameter to its part of them.
+    """
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    shards = True
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        super().__init__(accelerator)
+        unset_hf_deepspeed_config()  # otherwise transformers shards the weights of stage 3 while it loads them
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage: 1, 2 or 3."""
+        return int(self.accelerator.deepspeed_plugin.zero_stage)
+
+    @property
+    def kind(self) -> StrategyKind:
+        return ZERO_STAGES[self.stage]
+
+    @property
+    def name(self) -> str:
+        return f"DeepSpeed ZeRO-{self.stage}"
+
+    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+        config = self.accelerator.deepspeed_plugin.deepspeed_config
+        config["gradient_clipping"] = 0.0 if self.clip is None else self.clip
+        config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
+
+    def is_wrapped(self) -> bool:
+        stage, processes = self.model.zero_optimization_stage(), self.model.dp_world_size
+        return bool((stage, processes) == (self.stage, self.accelerator.num_processes))
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        self.model.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss)
+
+    def update(self, lr: float) -> tuple[Tensor, bool]:
+        self.set_lr(lr)
+        self.model.step()
+        norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device)
+        return norm, not self.model.optimizer.overflow
+
+    def params_without_grad(self) -> list[str]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return [name for name, parameter in trained_parameters(self.model).items() if safe_get_full_grad(parameter) is None]
+
+    def weights(self) -> Tensors:
+        from deepspeed.runtime.zero import GatheredParameters
+
+        tensors: Tensors = {}
+        for name, parameter in trained_parameters(self.model).items():
+            with GatheredParameters([parameter], enabled=self.stage == 3):
+                if self.accelerator.is_main_process:
+                    tensors[name] = parameter.detach().cpu().clone()
+        if self.accelerator.is_main_process:
+            tensors |= {name: buffer.detach().cpu() for name, buffer in persistent_buffers(unwrap(self.model))}
+        return tensors
+
+    def restore_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        trained, buffers = trained_parameters(self.model), dict(persistent_buffers(unwrap(self.model)))
+        check_names("weights", [*trained, *buffers], tensors)
+        for name, target in (trained | buffers).items():
+            check_weight(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
+        for name, parameter in trained.items():
+            value = tensors[name].to(self.accelerator.device)
+            with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
+                parameter.copy_(value)
+            safe_set_full_fp32_param(parameter, value.float())
+        for name, buffer in buffers.items():
+            buffer.copy_(tensors[name])
+
+    def restore_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        trained = trained_parameters(self.model)
+        states = state_by_parameter(tensors, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
+        if not states:
+            return
+        # AdamW itself creates the state of the flat buffers only at its first step.
+        zero, steps = self.model.optimizer, next(iter(states.values()))["step"]
+        for buffer in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
+            moments = {key: torch.zeros_like(buffer) for key in MOMENTS}
+            zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
+        self._link_state()
+        for name, parameter in trained.items():
+            for key in MOMENTS:
+                safe_set_full_optimizer_state(parameter, states[name][key].to(self.accelerator.device), key)
+
+    def optimizer_state(self) -> Tensors:
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        tensors: Tensors = {}
+        flat = self.model.optimizer.optimizer.state
+        if not flat:
+            return tensors
+        self._link_state()
+        steps = next(iter(flat.values()))["step"]
+        for name, parameter in trained_parameters(self.model).items():
+            state = {"step": steps, **{key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}}
+            if self.accelerator.is_main_process:
+                tensors |= {f"{name}/{key}": value.detach().cpu().clone() for key, value in state.items()}
+        return tensors
+
+    def _link_state(self) -> None:
+        """Map the parameters of stages 1 and 2 to their moments: DeepSpeed does that only after the step of the first group."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.stage < 3:
+            zero = self.model.optimizer
+            for parameters, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(parameters, flat, zero.optimizer.state)

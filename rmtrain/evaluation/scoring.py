@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtrain.batching.layout import Layout, lay_out
-from rmtrain.batching.loader import Comparisons, gather
-from rmtrain.batching.plan import Costs, Indices, Lengths, check_budget, split_step
+from rmtrain.batching.plan import Comparisons, Costs, Indices, Lengths, check_budget, gather, split_step
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison

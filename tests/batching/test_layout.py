@@ -3,8 +3,7 @@
 import pytest
 
 from rmtrain.batching.layout import Layout, lay_out
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan
+from rmtrain.batching.plan import Plan, StepLoader
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from tests.comparisons import costs_of, tokenized
 

@@ -13,13 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from rmtrain.cli import finish
+from rmtrain.cli import exit_process, finish
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.exits import exit_process
 
 SIZES = (1, 7, 8, 9)
 SMALL = 100
@@ -49,7 +47,7 @@ def cases(inputs: Path) -> Iterator[tuple[str, EvalOptions | ScoreOptions]]:
     yield "many", ScoreOptions(model, many, "made/many.jsonl", skip_bad=True, max_tokens=1000)
     yield (
         "best",
-        ScoreOptions(model, many, "best.jsonl", best_of=True, skip_bad=True, overlong="cut", max_length=64, max_tokens=1000),
+        ScoreOptions(model, many, "best.jsonl", best_of=True, skip_bad=True, cut=True, max_length=64, max_tokens=1000),
     )
 
 

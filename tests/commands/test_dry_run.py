@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from rmtrain.commands.dry_run import DryRunOptions, dry_run, launch_of
+from rmtrain.commands.dry_run import dry_run, launch_of
+from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import make_plan
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
@@ -25,7 +26,7 @@ LARGE = {"scratch": {"architecture": "llama", "hidden_size": 2048, "layers": 8, 
 
 
 def document_of(recipe: Recipe, **options: Any) -> dict[str, Any]:
-    return dry_run(recipe, QUIET, DryRunOptions(**options)).document
+    return dry_run(recipe, QUIET, TrainOptions(**options)).document
 
 
 def by_name(document: dict[str, Any]) -> dict[str, Any]:
@@ -119,13 +120,13 @@ def test_measuring_needs_the_device(recipe: Recipe, monkeypatch: pytest.MonkeyPa
 
 def test_unknown_configurations_are_refused(recipe: Recipe) -> None:
     with pytest.raises(RecipeError) as refused:
-        document_of(recipe, config="nowhere")
+        document_of(recipe, accelerate_config="nowhere")
     assert all(name in refused.value.problems[0] for name in ("--accelerate-config", "nowhere", "fsdp2"))
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
 def test_each_configuration_means_its_strategy(name: str) -> None:
-    assert launch_of(DryRunOptions(processes=2, config=name)) == (name.removeprefix("deepspeed_"), 2, 1)
+    assert launch_of(TrainOptions(processes=2, accelerate_config=name)) == (name.removeprefix("deepspeed_"), 2, 1)
 
 
 def test_auto_is_what_the_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

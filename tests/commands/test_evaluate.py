@@ -140,7 +140,7 @@ def test_benchmark_report_has_numbers_and_settings(folder: Path) -> None:
         benchmark="rewardbench",
         data_dir=folder / "data",
         output=folder / "report",
-        fail_under=("rewardbench=0.1",),
+        fail_under=["rewardbench=0.1"],
     )
     result = run_eval(options, QUIET)
     text = render(result.report, width=110)

@@ -108,14 +108,14 @@ def test_other_dtypes_keep_a_float32_head(run: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_alone_gives_the_same_rewards(lora_run: Path, tmp_path: Path) -> None:
-    export(ExportOptions(lora_run, output=tmp_path / "adapter", form="adapter"))
+    export(ExportOptions(lora_run, output=tmp_path / "adapter", adapter=True))
     names = {file.name for file in (tmp_path / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "golden.json", "tokenizer.json"} <= names
     assert "model.safetensors" not in names
     assert golden(tmp_path / "adapter") == pytest.approx(golden(lora_run / "model"), abs=1e-5)
     model, _ = load_reward_model(str(tmp_path / "adapter"), "cpu")
     assert any("lora_" in name for name, _ in model.named_parameters())
-    export(ExportOptions(lora_run, output=tmp_path / "adapter", form="adapter"))
+    export(ExportOptions(lora_run, output=tmp_path / "adapter", adapter=True))
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"], "the older export is replaced, nothing else is left"
 
 
@@ -132,9 +132,9 @@ def test_impossible_exports_are_refused(run: Path, lora_run: Path, tmp_path: Pat
         (ExportOptions(tmp_path), f"{tmp_path}: "),
         (ExportOptions(run, ["model.path=x"]), "model.path=x: "),
         (ExportOptions(run, dtype="int8"), "--dtype int8: "),
-        (ExportOptions(run, form="adapter", output=tmp_path / "a"), "--adapter: "),
-        (ExportOptions(lora_run, form="adapter", dtype="bfloat16"), "--dtype: "),
-        (ExportOptions(lora_run, form="adapter", push=True), "--push: "),
+        (ExportOptions(run, adapter=True, output=tmp_path / "a"), "--adapter: "),
+        (ExportOptions(lora_run, adapter=True, dtype="bfloat16"), "--dtype: "),
+        (ExportOptions(lora_run, adapter=True, push=True), "--push: "),
         (ExportOptions(checkpoint(run, 3)), f"{checkpoint(run, 3)}/manifest.json: "),
     ]
     for request, place in refusals:

@@ -8,9 +8,8 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import InspectOptions
+from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.commands.preprocess import preprocess
-from rmtrain.commands.result import CommandResult
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
 from tests.runs import planted_rows, tiny_recipe, write_rows

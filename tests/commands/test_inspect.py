@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import InspectOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer

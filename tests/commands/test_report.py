@@ -8,10 +8,9 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.train import train
-from rmtrain.engine.trackers import pixels
+from rmtrain.engine.run_log import pixels
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.report.page import HARDEST, pictures

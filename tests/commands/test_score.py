@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.result import CommandResult
+from rmtrain.commands.options import CommandResult
 from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score, until_closed
 from rmtrain.data.rows.readers import MAX_LINE_BYTES
 from rmtrain.errors import DataError, RecipeError, RmtrainError, Stopped, TryAgain
@@ -198,7 +198,7 @@ def test_bad_lines_stop_or_are_skipped(model: str, tmp_path: Path) -> None:
     assert (result.document["rows"], result.document["skipped"]) == (6, 4)
     numbers = [json.loads(line)["input_line"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert numbers == [1, 2, 3, 4, 9, 10]
-    cut = run(model, source, tmp_path / "cut.jsonl", skip_bad=True, overlong="cut")
+    cut = run(model, source, tmp_path / "cut.jsonl", skip_bad=True, cut=True)
     assert (cut.document["rows"], cut.document["cut"]) == (7, 1)
     assert json.loads((tmp_path / "cut.jsonl").read_text().splitlines()[4])["truncated"] is True
 

@@ -16,13 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan
+from rmtrain.batching.plan import Plan, StepLoader
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.engine.loop import train_step
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer, learning_rate
-from rmtrain.engine.start import start
+from rmtrain.engine.distributed import start
+from rmtrain.engine.loop import build_optimizer, learning_rate, train_step
+from rmtrain.engine.run_log import Meter
 from rmtrain.engine.state_dict import full_tensor, trained_parameters
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -113,7 +111,8 @@ class Trained:
         self.strategy, self.case, self.recipe, accelerator = strategy, case, recipe, strategy.accelerator
         plan = plan_of(case, accelerator.num_processes)
         self.loader = StepLoader(comparisons(), plan, case.layout, 1, accelerator.process_index)
-        self.model, self.optimizer = strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+        strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+        self.model = strategy.model
         self.meter, self.rate = Meter(accelerator, 1), learning_rate(recipe.optimizer, STEPS)
         accelerator._models.clear()
         accelerator._optimizers.clear()
@@ -121,16 +120,7 @@ class Trained:
     def step(self, number: int) -> bool:
         """Compute a step, and return whether there was an update."""
         self.meter.sums = self.meter.sums.to(self.case.weights)
-        arguments = (
-            self.strategy,
-            self.model,
-            self.optimizer,
-            self.recipe,
-            self.meter,
-            self.rate(number),
-            self.loader.step(number),
-        )
-        return train_step(*arguments).is_finite
+        return train_step(self.strategy, self.recipe, self.meter, self.rate(number), self.loader.step(number)).is_finite
 
 
 def compute(strategy: Any, case: Case, recipe: Recipe) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -165,13 +155,13 @@ def not_finite(strategy: Any, case: Case, recipe: Recipe) -> dict[str, bool]:
     trained, backward = Trained(strategy, case, recipe), strategy.backward
     is_last = strategy.accelerator.process_index == strategy.accelerator.num_processes - 1
     steps = [trained.step(0)]
-    before = {name: tensor.clone() for name, tensor in strategy.weights(trained.model).items()}
-    strategy.backward = lambda model, loss: backward(model, loss * float("nan") if is_last else loss)
+    before = {name: tensor.clone() for name, tensor in strategy.weights().items()}
+    strategy.backward = lambda loss: backward(loss * float("nan") if is_last else loss)
     steps.append(trained.step(1))
     strategy.backward = backward
-    after = {name: tensor.clone() for name, tensor in strategy.weights(trained.model).items()}
+    after = {name: tensor.clone() for name, tensor in strategy.weights().items()}
     steps.append(trained.step(2))
-    last = strategy.weights(trained.model)
+    last = strategy.weights()
     return {
         "steps": steps == [True, False, True],
         "unchanged": all(torch.equal(tensor, after[name]) for name, tensor in before.items()),

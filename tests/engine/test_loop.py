@@ -12,11 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan
+from rmtrain.batching.plan import Plan, StepLoader
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import check_gradients, train_step
-from rmtrain.engine.meter import Meter, check_finite
+from rmtrain.engine.run_log import Meter, check_finite
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError
 from rmtrain.model.build import build_reward_model
@@ -43,7 +42,9 @@ def gradients_of_first_step(
     zero_grad = optimizer.zero_grad
     optimizer.zero_grad = lambda: kept.update({n: p.grad.clone() for n, p in model.named_parameters()}) or zero_grad()  # type: ignore[method-assign]
     meter, batch = Meter(accelerator, 1), StepLoader(rows, plan, layout, pad_token_id=1).step(0)
-    train_step(Strategy(accelerator), model, optimizer, recipe, meter, 0.0, batch)
+    strategy = Strategy(accelerator)
+    strategy.model, strategy.optimizer, strategy.clip = model, optimizer, None
+    train_step(strategy, recipe, meter, 0.0, batch)
     return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
 
 
@@ -98,12 +99,12 @@ def test_trap_34_evaluation_restores_module_modes(tmp_path: Path) -> None:
 def test_trap_24_parameter_without_gradient_is_named() -> None:
     """A trainable parameter without gradient is an error that names it; a frozen one is not."""
     strategy = Strategy(Accelerator(cpu=True))
-    model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
+    model = strategy.model = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 1), "forgotten": torch.nn.Linear(2, 1)})
     model["used"](torch.ones(1, 2)).sum().backward()
     with pytest.raises(RmtrainError, match=r"^2 .*forgotten\.weight, forgotten\.bias"):
-        check_gradients(strategy, model)
+        check_gradients(strategy)
     model["forgotten"].requires_grad_(False)
-    check_gradients(strategy, model)
+    check_gradients(strategy)
 
 
 def test_nonfinite_loss_ends_the_run() -> None:

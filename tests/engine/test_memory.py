@@ -13,13 +13,12 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.batching.layout import Layout
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import CPU_TOKENS, Costs, Plan
+from rmtrain.batching.plan import CPU_TOKENS, Costs, Plan, StepLoader
 from rmtrain.commands.train import train
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.memory import scoring_budget, token_budget, warmup_largest_batch
 from rmtrain.engine.memory_estimate import MemoryModel
-from rmtrain.engine.optim import build_optimizer
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.model.build import build_reward_model
@@ -115,7 +114,9 @@ def test_trap_47_warmup_changes_nothing(tmp_path: Path) -> None:
     assert heaviest.weight_E.sum() == 0
     optimizer = build_optimizer(model, recipe.optimizer)
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-    warmup_largest_batch(Strategy(Accelerator(cpu=True)), model, optimizer, loader)
+    strategy = Strategy(Accelerator(cpu=True))
+    strategy.model, strategy.optimizer = model, optimizer
+    warmup_largest_batch(strategy, loader)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not optimizer.state

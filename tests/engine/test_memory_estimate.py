@@ -13,6 +13,7 @@ from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.memory_estimate import (
     SHARDED,
     STRATEGIES,
@@ -24,7 +25,6 @@ from rmtrain.engine.memory_estimate import (
     record_memory,
     trace_memory,
 )
-from rmtrain.engine.optim import build_optimizer
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel

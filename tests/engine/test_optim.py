@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmtrain.engine.optim import build_optimizer, learning_rate, warn_of_lost_updates
+from rmtrain.engine.loop import build_optimizer, learning_rate, warn_of_lost_updates
 from rmtrain.recipe.schema import Optimizer, Training
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.engine.rank import LAUNCHER, REPORTS, STUCK_SECONDS, RankReport, read_reports, reports_folder
-from rmtrain.engine.signals import REPEAT_SECONDS
+from rmtrain.engine.rank import LAUNCHER, REPEAT_SECONDS, REPORTS, STUCK_SECONDS, RankReport, read_reports, reports_folder
 from tests.faults.runs import wait_until
 from tests.runs import ROOT, environment_of_process
 
@@ -19,7 +18,7 @@ SECONDS = 20
 RANK = """
 import ctypes, os
 from rmtrain.engine.rank import watch_launcher
-from rmtrain.engine.signals import GracefulShutdown, raise_on_signal
+from rmtrain.engine.rank import GracefulShutdown, raise_on_signal
 
 def hang():  # as in a collective: Python runs no signal handler in the main thread
     mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock

@@ -9,18 +9,18 @@ import time
 
 import pytest
 
-from rmtrain.engine.signals import SIGNALS, GracefulShutdown
+from rmtrain.engine.rank import SIGNALS, GracefulShutdown
 from rmtrain.errors import RmtrainError, Stopped
 from tests.runs import ROOT, environment_of_process
 
 LONG = """
 import os, signal, sys, time
-from rmtrain.engine import signals
-with signals.GracefulShutdown() as shutdown:
+from rmtrain.engine import rank
+with rank.GracefulShutdown() as shutdown:
     os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)
     print("noted", shutdown.received.name, flush=True)
-    time.sleep(signals.REPEAT_SECONDS + 0.1)
+    time.sleep(rank.REPEAT_SECONDS + 0.1)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(20)
 """

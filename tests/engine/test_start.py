@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
-from rmtrain.engine.start import environment, start
+from rmtrain.engine.distributed import environment, start
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError
 from tests.engine.ranks import SHARDING

@@ -16,9 +16,8 @@ from accelerate.tracking import TensorBoardTracker
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rmtrain.engine import trackers
-from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.trackers import COLUMNS, Trackers, pixels, send_pictures, send_samples
+from rmtrain.engine import run_log
+from rmtrain.engine.run_log import COLUMNS, RunLog, Trackers, pixels, send_pictures, send_samples
 
 
 class Recorder:
@@ -96,7 +95,7 @@ def test_trap_44_failures_do_not_affect_other_trackers(where: str, caplog: pytes
 def test_trap_44_a_hanging_tracker_is_given_up(
     where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trackers, "WAITING_CALLS", 3)
+    monkeypatch.setattr(run_log, "WAITING_CALLS", 3)
     release = threading.Event()
     started = running(seconds=0.3, wandb=Recorder(**{where: lambda: release.wait(60)}))
     before = time.monotonic()
@@ -114,7 +113,7 @@ def test_trap_44_a_hanging_tracker_is_given_up(
 
 
 def test_a_full_queue_drops_lines_with_one_warning(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "WAITING_CALLS", 3)
+    monkeypatch.setattr(run_log, "WAITING_CALLS", 3)
     release = threading.Event()
     recorder = Recorder(at_send=lambda: release.wait(60))
     started = running(wandb=recorder)

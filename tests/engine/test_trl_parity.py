@@ -11,16 +11,13 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
-from rmtrain.batching.loader import StepLoader
-from rmtrain.batching.plan import Plan, order
+from rmtrain.batching.plan import Plan, StepLoader, order
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.engine.checkpoint_manager import CheckpointManager, CheckpointMetadata
-from rmtrain.engine.loop import train
-from rmtrain.engine.meter import Meter
-from rmtrain.engine.optim import build_optimizer
+from rmtrain.engine.checkpoint_manager import CheckpointManager
+from rmtrain.engine.loop import build_optimizer, train
+from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import RunDirectory
-from rmtrain.engine.run_log import RunLog
-from rmtrain.engine.signals import GracefulShutdown
+from rmtrain.engine.run_log import Meter, RunLog
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.recipe.schema import Recipe
@@ -113,14 +110,14 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     ours.use_layout(layout)
     plan = Plan(costs_of(rows, layout), BATCH, 150, epochs=1, seed=1, max_steps=STEPS)
     accelerator = Accelerator(cpu=True)
-    strategy, metadata = Strategy(accelerator), CheckpointMetadata.of(ours, {})
-    model, optimizer = strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), recipe.optimizer.clip)
+    strategy = Strategy(accelerator)
+    strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), recipe.optimizer.clip)
     (tmp_path / "ours").mkdir()
     loader, meter = StepLoader(rows, plan, layout, tokenizer.pad_token_id), Meter(accelerator, 1)
     log = RunLog(accelerator, tmp_path / "ours")
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
-    saver = CheckpointManager(strategy, model, optimizer, meter, directory, recipe.checkpoints, metadata)
-    train(recipe, strategy, model, optimizer, loader, meter, log, None, saver, GracefulShutdown())
+    saver = CheckpointManager(strategy, meter, directory, recipe.checkpoints, {})
+    train(recipe, strategy, loader, meter, log, None, saver, GracefulShutdown())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]

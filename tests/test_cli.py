@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from rmtrain.cli import fail_on_missed
 from rmtrain.errors import GateMissed, RmtrainError
-from rmtrain.exits import fail_on_missed
 from tests.runs import ROOT, environment_of_process
 
 ERRORS = {
@@ -29,7 +29,7 @@ def exits(error: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The end of a process that meets an error."""
     script = f"""
 from rmtrain.errors import *
-from rmtrain.exits import exit_with_error
+from rmtrain.cli import exit_with_error
 class DistBackendError(RuntimeError): pass
 try:
     raise {error}
