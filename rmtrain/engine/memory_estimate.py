@@ -34,11 +34,10 @@ from rmtrain.batching.loader import gather
 from rmtrain.batching.plan import Costs
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
-from rmtrain.model.attention import attend
+from rmtrain.model.attention import attend, layers_of
 from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
 from rmtrain.model.head import find_head, install_head, meta_classifier
 from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
-from rmtrain.model.last_layer import layers_of
 from rmtrain.model.layout_probe import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS
 from rmtrain.model.lora import attach_lora
 from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config

@@ -27,8 +27,8 @@ from rmtrain.engine.state_dict import (
     restore_optimizer,
 )
 from rmtrain.errors import RmtrainError
+from rmtrain.model.attention import layers_of
 from rmtrain.model.head import head_of
-from rmtrain.model.last_layer import layers_of
 from rmtrain.model.reward_model import RewardModel
 
 

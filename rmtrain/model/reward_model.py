@@ -15,9 +15,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from rmtrain.batching.layout import Layout, MicroBatch
-from rmtrain.model.attention import ATTENTION, SegmentsNotSeen
+from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
 from rmtrain.model.head import HeadSpec, head_of
-from rmtrain.model.last_layer import restrict_last_layer
 from rmtrain.model.pretrained import ModelRef
 
 
@@ -87,20 +86,15 @@ class RewardModel(nn.Module):
     def use_layout(self, layout: Layout, last_token_only: bool = True) -> None:
         """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows.
 
-        Args:
-            last_token_only: compute the last layer of a single row only where rewards are read, if the model has a list of layers.
+        With `last_token_only`, the last layer of a single row is computed only where rewards are read, if the model has a list of layers.
         """
         self._last_token_only = last_token_only and self._can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """Compute the rewards of a micro-batch.
+        """Return rewards_N, float32, in the order of the batch's responses.
 
-        Causal models are read at the last real token, as the layout says; transformers would look for the last token
-        that is not the pad id.
-
-        Returns:
-            rewards_N, float32, in the order of the batch's responses.
+        Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
         """
         device = batch.input_ids_RT.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self._has_mixed_dtypes or self.autocast):
