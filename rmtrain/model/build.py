@@ -42,13 +42,8 @@ logger = logging.getLogger("rmtrain")
 def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int) -> RewardModel:
     """Build the model that a recipe describes, on the CPU (4-bit weights: on the current GPU), in training mode.
 
-    Each random number depends on `seed` and its purpose; the global generators are neither read nor moved.
-
-    Args:
-        model: the source of the weights, or the sizes of a model from scratch.
-        lora: adapters to train instead of all weights.
-        tokenizer: sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding.
-        seed: seed of a new head, random weights and adapters.
+    The tokenizer sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding. Each random number depends
+    on `seed` and its purpose; the global generators are neither read nor moved.
 
     Raises:
         RecipeError: the model cannot be found, read, trusted or built as described.

@@ -139,7 +139,7 @@ def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Go
     for name in (GOLDEN, FACTS):
         os.replace(partial / name, partial / ADAPTER / name)
     ref = ModelRef(str(partial / ADAPTER), None, "model", CheckpointError)
-    loaded, _ = load_from(ref, reward_model.device, torch.float32)
+    loaded, _ = load_from(ref, reward_model.device)
     _check_rewards(reward_model, loaded, reward_model.dtype, tokenizer, golden)
     _move(partial / ADAPTER, directory)
     shutil.rmtree(partial)
@@ -204,7 +204,7 @@ def write_export(
     revision = _trusted_revision(reward_model)
     ref = ModelRef(str(directory), revision, "export", CheckpointError, trust_remote_code=revision is not None)
     # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
-    exported, _ = load_from(ref, "cpu", torch.float32)
+    exported, _ = load_from(ref, "cpu")
     _check_head_equal(reward_model, find_weights(ref))
     saved = _check_rewards(reward_model, exported, saved_dtype, tokenizer, golden)
     write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, saved, strict=True)])

@@ -97,10 +97,6 @@ def install_head(model: PreTrainedModel, head: HeadSpec, weight_1H: Tensor | Non
 
     New weights are N(0, 1/sqrt(H + 1)) (Stiennon et al., arXiv:2009.01325, appendix B.1), drawn in float32 on the CPU from
     a generator of their own: the same bytes for any dtype and number of processes. A new bias is zero.
-
-    Args:
-        weight_1H, bias_1: float weights of a checkpoint, or None.
-        seed: seed of new weights.
     """
     old = model.get_submodule(head.name)
     assert old.out_features == 1, f"{head.name} has {old.out_features} outputs"

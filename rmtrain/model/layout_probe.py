@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.data.artifact import TokenizedData
@@ -31,13 +30,11 @@ LAST_TOKEN_ERRORS = (*LAYOUT_ERRORS, RuntimeError, IndexError)
 
 
 def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> Layout:
-    """Return the layout for training and scoring, and set the model's attention for it.
+    """Return the layout for training and scoring, and set the model's attention for it; the model is on its device, without wrappers.
 
     Args:
-        model: on its device, without wrappers.
         wanted: a layout, or `auto`: the first of shared_prefix, packed and padded in which the model is right.
         comparisons: real ones for the probe.
-        pad_token_id: for the padded reference.
 
     Raises:
         RecipeError: the model is wrong in the requested layout, or does not support it.
@@ -79,7 +76,12 @@ def probe(
     with evaluating(model):
         model.use_layout("padded")
         expected_NH = model.hidden(lay_out(comparisons, pad_token_id).to(model.device))
-        other_NH = model.hidden(lay_out([_reverse_context(row) for row in comparisons], pad_token_id).to(model.device))
+        # Another context: the tokens of each sequence, except the last, in reverse order.
+        others = [
+            TokenizedComparison(row.id, row.source, tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences), 0, 0, ())
+            for row in comparisons
+        ]
+        other_NH = model.hidden(lay_out(others, pad_token_id).to(model.device))
         try:
             model.use_layout(layout, last_token_only)
             actual_NH = model.hidden(lay_out(comparisons, pad_token_id, layout).to(model.device))
@@ -88,7 +90,7 @@ def probe(
         finally:
             model.use_layout("padded")
     # Relative to the effect of another context: a fresh model hardly looks at its context, and any mask would pass an absolute tolerance.
-    difference, effect = _largest_norm(actual_NH - expected_NH), _largest_norm(other_NH - expected_NH)
+    difference, effect = (float((hidden - expected_NH).float().norm(dim=-1).max()) for hidden in (actual_NH, other_NH))
     if difference <= TOLERANCE[model.dtype] * effect:
         return None
     return f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g}"
@@ -99,13 +101,3 @@ def probing_comparisons(data: TokenizedData) -> list[TokenizedComparison]:
     by_length = np.argsort(data.longest, kind="stable")
     numbers = {int(by_length[place]) for place in (0, len(by_length) // 2, -1)}
     return [data[number] for number in sorted(numbers)]
-
-
-def _reverse_context(row: TokenizedComparison) -> TokenizedComparison:
-    """Return the comparison with the tokens of each sequence, except the last, in reverse order."""
-    sequences = tuple([*reversed(sequence[:-1]), sequence[-1]] for sequence in row.sequences)
-    return TokenizedComparison(row.id, row.source, sequences, 0, 0, row.preferences)
-
-
-def _largest_norm(difference_NH: Tensor) -> float:
-    return float(difference_NH.float().norm(dim=-1).max())

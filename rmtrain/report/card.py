@@ -93,18 +93,14 @@ def model_card(
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
 
     Args:
-        name: of the run.
         path: argument of `from_pretrained`, such as `owner/name`.
         base_model: Hub id of the model that was trained; None: there is none, or it is not on the Hub.
-        adapted: whether low-rank adapters were trained rather than all weights.
-        datasets: Hub ids of the sources on the Hub, by tag.
-        splits: of those datasets, by tag.
-        waterfall: rows read, dropped and kept of each training source; empty: not known any more.
+        adapted: low-rank adapters were trained rather than all weights.
+        datasets, splits: Hub ids of the sources on the Hub, and their splits, by tag.
+        waterfall: rows read, dropped and kept of each training source; empty if unknown.
         evaluation: as `summarize` returns it for the final model; None: it was not evaluated.
         recipe: the resolved recipe, as YAML text.
-        max_length: of the responses in training, with their prompt, in tokens.
-        add_special_tokens: whether the tokenizer adds them to a rendered text, as those of encoders do; otherwise its template writes them.
-        versions: of the software, by package name.
+        add_special_tokens: the tokenizer adds them, as those of encoders do; otherwise the template writes them.
     """
     results = [
         EvalResult(
@@ -131,9 +127,12 @@ def model_card(
         pipeline_tag="text-classification",
         tags=TAGS,
     )
+    origin = f"`{base_model}`" if base_model else "a model that is not on the Hub"
     sections = [
         f"# {name}",
-        _introduction(base_model, adapted),
+        "A reward model: it reads a conversation and gives its last response one number, greater for better. "
+        f"Trained from {origin} on comparisons of responses with rmtrain"
+        f"{', by low-rank adapters that are merged into these weights' if adapted else ''}.",
         f"## Use\n\n{_use(path, add_special_tokens)}",
         f"## Data\n\n{_data(waterfall)}",
         f"## Evaluation\n\n{_evaluation(evaluation)}",
@@ -143,21 +142,14 @@ def model_card(
     return f"---\n{metadata.to_yaml().strip()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _introduction(base_model: str | None, adapted: bool) -> str:
-    origin = f"`{base_model}`" if base_model else "a model that is not on the Hub"
-    return (
-        f"A reward model: it reads a conversation and gives its last response one number, greater for better. Trained from {origin} "
-        f"on comparisons of responses with rmtrain{', by low-rank adapters that are merged into these weights' if adapted else ''}."
-    )
-
-
 def _use(path: str, add_special_tokens: bool) -> str:
-    position = "the score head of the encoder" if add_special_tokens else "the last token"
-    special_tokens = (
-        "The tokenizer adds the special tokens around the text of the chat template."
-        if add_special_tokens
-        else "The chat template writes every special token itself, so none is added when its text is encoded."
+    position, special_tokens = (
+        "the last token",
+        "The chat template writes every special token itself, so none is added when its text is encoded.",
     )
+    if add_special_tokens:
+        position = "the score head of the encoder"
+        special_tokens = "The tokenizer adds the special tokens around the text of the chat template."
     return (
         f"The reward is the raw logit at {position}: no sigmoid, no softmax. Only differences between responses to the same prompt "
         "have a meaning; the probability that one is better than another is `sigmoid(reward_a - reward_b)`. "

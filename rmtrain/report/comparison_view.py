@@ -1,6 +1,7 @@
 """One row in a terminal: a comparison as tokens and text, or a dropped row as its source has it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -29,8 +30,6 @@ def comparison_view(
         row: `id`, `source`, `split`, `row`, `prompt`, `prompt_length`, `prefix_length`, `preferences`, `ranking`, `compared`, and
             `responses`, each with `name`, `rank`, `length`, `reward_index`, `ids`, `text` and `own_text`, the text after the prompt. After
             a search also `found`, with `in`, `response`, `begin` and `end`, in characters of that response's `text`.
-        tokenizer: a transformers tokenizer.
-        show_ids: print the id of each token.
         side_by_side: show texts in columns; None: if the terminal is wide enough.
     """
     best, worst = (row["responses"][number] for number in row["compared"])
@@ -106,12 +105,7 @@ def _found(found: Mapping[str, Any], text: str) -> Text:
 
 
 def dropped_view(row: Mapping[str, Any]) -> RenderableType:
-    """Show a dropped row: the reason, and all of its cells.
-
-    Args:
-        row: `id`, `source`, `reason`, `detail`, and `row`: its columns; its line as text if it could not be parsed; None if its source
-            no longer has it.
-    """
+    """Show a dropped row: `id`, `source`, `reason`, `detail`, and as `row` its columns, or its line as text if it could not be parsed."""
     facts = KeyValues({name: escape_invisible(row[name]) for name in ("id", "source", "reason", "detail")})
     content: RenderableType
     match row["row"]:
@@ -124,22 +118,18 @@ def dropped_view(row: Mapping[str, Any]) -> RenderableType:
     return Group(facts, Text(), content)
 
 
+@dataclass(frozen=True, slots=True)
 class RowCells:
-    """The cells of a row, each under its dotted path. Invisible characters are shown as escapes.
+    """The cells of a row with nested columns, each under its dotted path."""
 
-    Args:
-        row: the columns, nested.
-    """
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.cells = list(cells(row))
+    row: Mapping[str, Any]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="cyan", overflow="fold", max_width=MAX_PATH_WIDTH if console.is_terminal else None)
         table.add_column(overflow="fold")
         had_lines = False
-        for path, value in self.cells:
+        for path, value in cells(self.row):
             has_lines = isinstance(value, str) and "\n" in value
             if table.row_count and (had_lines or has_lines):
                 table.add_row()  # an empty line sets texts of several lines apart

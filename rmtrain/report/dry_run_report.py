@@ -8,7 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.report.console import compact, duration, percent
+from rmtrain.report.console import KeyValues, compact, duration
+from rmtrain.report.tables import parameter_counts
 
 GIGABYTE = 10**9
 TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
@@ -28,9 +29,7 @@ def dry_run_report(document: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _facts(document: Mapping[str, Any]) -> Table:
-    parameters, trainable = document["parameters"], document["trainable"]
-    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
+def _facts(document: Mapping[str, Any]) -> RenderableType:
     times = document["padded_tokens_per_epoch"] / document["tokens_per_epoch"]
     assumed = " (a run verifies it)" if document["layout_is_auto"] and document["layout"] != "padded" else ""
     auto = " (auto)" if document["max_tokens_is_auto"] else ""
@@ -39,7 +38,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
     if document["processes"] > 1:
         where = f"{document['processes']} processes on {device}s, {TITLES[document['strategy']]}"
     facts = {
-        "model": f"{document['model']}, {compact(parameters)} parameters, {share}",
+        "model": f"{document['model']}, {parameter_counts(document['parameters'], document['trainable'])}",
         "steps": f"{document['steps']:,} of {document['batch_size']:,} comparisons, {document['comparisons']:,} an epoch",
         "tokens": (
             f"{compact(document['tokens'])}, {compact(document['tokens_per_epoch'])} an epoch; "
@@ -55,12 +54,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
         rate = f"{compact(document['tokens_per_second'])} tokens a second, measured in one process here"
         several = "; communication comes on top" if document["processes"] > 1 else ""
         facts["time"] = f"about {duration(document['seconds'])} without evaluations: {rate}{several}"
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for key, value in facts.items():
-        grid.add_row(Text(key), Text(value))
-    return grid
+    return KeyValues(facts).view  # lines that fit next to the table, in a pipe as well
 
 
 def _table(document: Mapping[str, Any]) -> Table:

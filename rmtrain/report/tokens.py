@@ -21,13 +21,7 @@ WHITESPACE = str.maketrans(" \t\n", "·⇥⏎")
 
 
 def visualize_tokens(ids: Sequence[int], tokenizer: Any, console: Console | None = None) -> None:
-    """Print token ids as text in alternating colours; without colours, a thin line separates the tokens.
-
-    Args:
-        ids: token ids.
-        tokenizer: a transformers tokenizer.
-        console: the console to print on; None: stdout.
-    """
+    """Print token ids as text in alternating colours, on stdout by default; without colours, a thin line separates the tokens."""
     (console or Console()).print(TokenStrip(ids, tokenizer), crop=False)
 
 
@@ -39,8 +33,6 @@ class TokenStrip:
     are reversed. Whitespace is drawn: `·` is a space, `⇥` a tab and `⏎` a line feed, which also starts a new line. Invisible characters
     and parts of characters are escapes such as `\\xe2`.
 
-    ids: token ids.
-    tokenizer: a transformers tokenizer.
     prefix_length: number of leading tokens that all responses share; `│` follows them.
     reward_index: the token whose logit is the reward, marked `⟦...⟧`.
     show_ids: print each token's id after it, in subscript digits.
@@ -95,10 +87,6 @@ def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
 
     A token with only a part of a character's UTF-8 bytes gives escapes: an emoji that is split in two may give `\\xf0\\x9f` and
     `\\x98\\x80`. WordPiece tokens keep their `##`. Added and special tokens give their own content.
-
-    Args:
-        ids: token ids.
-        tokenizer: a transformers tokenizer.
     """
     # `tokenizer.decode` of a single token would replace incomplete characters and drop leading spaces.
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
