@@ -51,7 +51,8 @@ from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import pictures, with_errors, write_report
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
-from rmtrain.report.tables import findings_notes, next_steps, run_header, waterfall_table
+from rmtrain.report.run_view import next_steps, run_header
+from rmtrain.report.tables import findings_notes, waterfall_table
 
 logger = logging.getLogger("rmtrain")
 

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
-from rmtrain.report.console import KeyValues, compact, escape_invisible, percent
+from rmtrain.report.console import escape_invisible, percent
 
 BAR_WIDTH = 24
 """Characters of a bar in a terminal."""
@@ -170,60 +170,6 @@ def plain(cell: str | Text) -> str:
 def warning_lines(warnings: Sequence[str]) -> Table:
     """Return warnings, each behind a red exclamation mark."""
     return Table("warnings", (Column("", "text", "bold red"), Column("", "text")), [Row(("!", line)) for line in warnings], gap=1)
-
-
-def run_header(
-    *,
-    name: str,
-    directory: str,
-    device: str,
-    model: str,
-    parameters: int,
-    trainable: int,
-    comparisons: int,
-    tokens: int,
-    steps: int,
-    batch_size: int,
-    notes: Mapping[str, str] | None = None,
-) -> RenderableType:
-    """Summarize what is about to be trained, and on what data.
-
-    Args:
-        directory: where the run writes.
-        device: such as `cpu` or `4 × NVIDIA H100`.
-        model: Hub id, directory, or architecture of a scratch model.
-        parameters, trainable: number of parameters, and of those that are trained.
-        comparisons, tokens: in one epoch.
-        steps, batch_size: optimizer steps of the whole run, and comparisons of each.
-        notes: further facts, by name.
-    """
-    facts = {
-        "model": f"{model}, {parameter_counts(parameters, trainable)}",
-        "data": f"{comparisons:,} comparisons, {compact(tokens)} tokens an epoch",
-        "steps": f"{steps:,} of {batch_size:,} comparisons",
-        "device": device,
-        **(notes or {}),
-        "writes to": directory,
-    }
-    return Group(Text.assemble(("rmtrain ", "bold cyan"), (name, "bold")), KeyValues(facts))
-
-
-def parameter_counts(parameters: int, trainable: int) -> str:
-    """Format the number of parameters, and of those that are trained: `1.01B parameters, 12.3M train (1.2 %)`."""
-    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
-    return f"{compact(parameters)} parameters, {share}"
-
-
-def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
-    """Return commands to copy, each under a line with its purpose; the pairs are purpose and command.
-
-    Print it with `soft_wrap=True`: a command that is wider than the terminal then stays one line to copy.
-    """
-    text = Text.assemble(("next", "bold"))
-    for purpose, command in commands:
-        text.append(f"\n  # {purpose}", "dim")
-        text.append(f"\n  {command}", "cyan")
-    return text
 
 
 def waterfall_table(waterfall: Mapping[str, Numbers]) -> Table:

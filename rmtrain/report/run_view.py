@@ -1,6 +1,6 @@
-"""The report of `rmtrain train --dry-run`: steps and tokens, the memory of a process under each strategy, and a conclusion."""
+"""A run in a terminal: its header and the commands that follow it, and the report of `rmtrain train --dry-run`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -8,8 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.report.console import KeyValues, compact, duration
-from rmtrain.report.tables import parameter_counts
+from rmtrain.report.console import KeyValues, compact, duration, percent
 
 GIGABYTE = 10**9
 TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
@@ -17,8 +16,62 @@ CONFIGS = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed_zero1", "zero2": 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations")
 
 
+def run_header(
+    *,
+    name: str,
+    directory: str,
+    device: str,
+    model: str,
+    parameters: int,
+    trainable: int,
+    comparisons: int,
+    tokens: int,
+    steps: int,
+    batch_size: int,
+    notes: Mapping[str, str] | None = None,
+) -> RenderableType:
+    """Summarize what is about to be trained, and on what data.
+
+    Args:
+        directory: where the run writes.
+        device: such as `cpu` or `4 × NVIDIA H100`.
+        model: Hub id, directory, or architecture of a scratch model.
+        parameters, trainable: number of parameters, and of those that are trained.
+        comparisons, tokens: in one epoch.
+        steps, batch_size: optimizer steps of the whole run, and comparisons of each.
+        notes: further facts, by name.
+    """
+    facts = {
+        "model": f"{model}, {parameter_counts(parameters, trainable)}",
+        "data": f"{comparisons:,} comparisons, {compact(tokens)} tokens an epoch",
+        "steps": f"{steps:,} of {batch_size:,} comparisons",
+        "device": device,
+        **(notes or {}),
+        "writes to": directory,
+    }
+    return Group(Text.assemble(("rmtrain ", "bold cyan"), (name, "bold")), KeyValues(facts))
+
+
+def parameter_counts(parameters: int, trainable: int) -> str:
+    """Format the number of parameters, and of those that are trained: `1.01B parameters, 12.3M train (1.2 %)`."""
+    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
+    return f"{compact(parameters)} parameters, {share}"
+
+
+def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
+    """Return commands to copy, each under a line with its purpose; the pairs are purpose and command.
+
+    Print it with `soft_wrap=True`: a command that is wider than the terminal then stays one line to copy.
+    """
+    text = Text.assemble(("next", "bold"))
+    for purpose, command in commands:
+        text.append(f"\n  # {purpose}", "dim")
+        text.append(f"\n  {command}", "cyan")
+    return text
+
+
 def dry_run_report(document: Mapping[str, Any]) -> RenderableType:
-    """Return the whole report; `document`: the JSON values of `rmtrain.commands.dry_run`."""
+    """Return steps and tokens, the memory of a process under each strategy, and a conclusion; see `rmtrain.commands.dry_run`."""
     return Group(
         Text.assemble(("rmtrain ", "bold cyan"), (document["name"], "bold"), "  dry run: nothing is trained or written"),
         _facts(document),
