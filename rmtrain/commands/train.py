@@ -43,8 +43,7 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import push
-from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.reward_model import RewardModel, trainable_summary
+from rmtrain.model.reward_model import RewardModel, choose_layout, probing_comparisons, trainable_summary
 from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact

@@ -35,13 +35,17 @@ from rmtrain.batching.plan import Costs
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend, layers_of
-from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
-from rmtrain.model.head import find_head, install_head, meta_classifier
-from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
-from rmtrain.model.layout_probe import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS
-from rmtrain.model.lora import attach_lora
+from rmtrain.model.build import UNQUANTIZED, attach_lora, checkpoint_gradients, scratch_config
+from rmtrain.model.classifier import (
+    find_head,
+    install_head,
+    meta_classifier,
+    prepare_config,
+    quiet_transformers,
+    set_module_dropout,
+)
 from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS, RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -425,6 +429,5 @@ def _config(model: PretrainedModel | ScratchModel, tokenizer: PreTrainedTokenize
         config = load_config(origin.checked())
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, len(tokenizer))
-    set_single_output(config)
-    set_dropout(config, model.dropout)
+    prepare_config(config, model.dropout)
     return config

@@ -28,7 +28,7 @@ from rmtrain.engine.state_dict import (
 )
 from rmtrain.errors import RmtrainError
 from rmtrain.model.attention import layers_of
-from rmtrain.model.head import head_of
+from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel
 
 

@@ -25,6 +25,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import Message, TokenizedComparison
@@ -33,9 +34,7 @@ from rmtrain.data.text.tokenize import encode_conversations
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.files import sync
 from rmtrain.model import reload_check
-from rmtrain.model.head import head_of
-from rmtrain.model.hf_setup import quiet_transformers, seeded
-from rmtrain.model.lora import copy_base
+from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
 from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_pretrained
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
@@ -262,7 +261,7 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     ref = ModelRef(str(adapter), None, "export", CheckpointError)
     _check_head_equal(model, find_weights(ref, "adapter_model"), "base_model.model.")
     if getattr(model.backbone, "hf_quantizer", None) is None:
-        base = copy_base(model.hf, model.head, model.dtype)
+        base = _copy_base(model.hf, model.head, model.dtype)
     else:
         # Merging into 4-bit weights would round the adapter away, so it is merged into the base before quantization.
         assert model.base_ref is not None, "quantized weights come from a checkpoint"
@@ -270,6 +269,22 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     with quiet_transformers(), seeded(0, "overwritten"):
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter), torch_device="cpu").merge_and_unload()
     return merged
+
+
+def _copy_base(adapted: PeftModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy, on the CPU, of the frozen model below the adapters; the adapted model is unchanged."""
+    wrapped = adapted.get_base_model()
+    weights = {}
+    for name, tensor in wrapped.state_dict().items():
+        parts = name.split(".")
+        if not any(part.startswith(("lora_", "modules_to_save", "trainable_tokens_", "token_indices")) for part in parts):
+            plain = [part for part in parts if part not in ("base_layer", "original_module", "token_adapter")]
+            weights[".".join(plain)] = tensor
+    with no_init_weights():
+        base = type(wrapped)._from_config(copy.deepcopy(wrapped.config), dtype=dtype)
+    install_head(base, head, torch.zeros(1, base.get_submodule(head.name).in_features), None, seed=0)
+    base.load_state_dict(weights, strict=True)
+    return base.eval()
 
 
 def _check_head_equal(model: RewardModel, weights: Weights, prefix: str = "") -> None:

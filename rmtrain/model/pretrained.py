@@ -23,14 +23,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from rmtrain.errors import RmtrainError
-from rmtrain.model.head import HeadSpec, find_head, install_head, meta_classifier
-from rmtrain.model.hf_setup import (
+from rmtrain.model.classifier import (
+    HeadSpec,
+    find_head,
     generator,
+    install_head,
+    meta_classifier,
+    prepare_config,
     quiet_transformers,
     seeded,
-    set_dropout,
     set_module_dropout,
-    set_single_output,
     set_token_ids,
 )
 
@@ -219,8 +221,7 @@ def load_pretrained(
     """
     config = load_config(ref)
     weights = find_weights(ref)
-    set_single_output(config)
-    set_dropout(config, dropout)
+    prepare_config(config, dropout)
     with quiet_transformers():
         spec = find_head(meta_classifier(config, ref.error, ref.trust_remote_code), ref.error)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.

@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoTokenizer, PretrainedConfig
 
 from rmtrain.errors import CheckpointError
-from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.classifier import quiet_transformers, seeded
 from rmtrain.model.pretrained import LoadedModel, ModelRef, find_weights, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
 
