@@ -57,8 +57,8 @@ def write_report(
     run: Path | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     findings: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Path]:
-    """Write a report that only its owner can read, and next to it, under its name, the PNGs of an evaluation; return all files.
+) -> None:
+    """Write a report that only its owner can read, and next to it, under its name, the PNGs of an evaluation.
 
     `run` is the directory of a run, whose records become curves, samples and versions; see `page` for the rest.
     """
@@ -71,19 +71,15 @@ def write_report(
         gates=gates,
         metrics=_read_lines(run, "metrics.jsonl"),
         samples=_read_lines(run, "samples.jsonl"),
-        waterfall=waterfall or {},
-        findings=findings or {},
+        waterfall=waterfall,
+        findings=findings,
         recipe=None if recipe is None else recipe.model_dump(mode="json"),
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment and environment.is_file() else None,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, html, OWNER_ONLY)
-    written = [path]
-    if evaluation is not None:
-        for key, draw in pictures(evaluation).items():
-            written.append(path.with_name(f"{path.stem}_{key.removeprefix('eval/')}.png"))
-            save_png(draw(), written[-1])
-    return written
+    for key, draw in (pictures(evaluation) if evaluation is not None else {}).items():
+        save_png(draw(), path.with_name(f"{path.stem}_{key.removeprefix('eval/')}.png"))
 
 
 def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
