@@ -48,7 +48,8 @@ from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
-from rmtrain.report.page import pictures, with_errors, write_report
+from rmtrain.report.page import with_errors, write_report
+from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
 from rmtrain.report.run_view import next_steps, run_header
 from rmtrain.report.tables import findings_notes, waterfall_table

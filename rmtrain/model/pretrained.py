@@ -286,7 +286,6 @@ def _load_weights(
         is_after_layers = not name.startswith(prefix) or "pooler" in name.split(".")
         return not with_head and is_after_layers and (name not in mismatched or is_head(name))
 
-    _check_names(ref, "lacks", [name for name in missing if not may_lack(name)])
     has_prefix = any(name.startswith(prefix) for name in weights.files)  # a checkpoint of the base model alone has none
 
     def must_fit(name: str) -> bool:
@@ -297,15 +296,13 @@ def _load_weights(
             return name.startswith(prefix)
         return hasattr(model.base_model, name.partition(".")[0]) and "pooler" not in name.split(".")
 
-    _check_names(ref, "has unexpected", [name for name in report["unexpected_keys"] if must_fit(name)])
+    lacking = sorted(name for name in missing if not may_lack(name))
+    unexpected = sorted(name for name in report["unexpected_keys"] if must_fit(name))
+    for problem, names in (("lacks", lacking), ("has unexpected", unexpected)):
+        if names:
+            first, more = ", ".join(names[:3]), f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
     return model, missing
-
-
-def _check_names(ref: ModelRef, problem: str, names: Collection[str]) -> None:
-    if names:
-        first = ", ".join(sorted(names)[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
 
 
 def _initialize(model: PreTrainedModel, names: Collection[str], seed: int) -> None:

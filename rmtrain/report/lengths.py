@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
@@ -74,9 +73,6 @@ class LengthDistribution:
                 yield Segment(" " * margin + row.rstrip() + "\n", style)
             yield Segment(f"{name:<{margin}}{lowest.rstrip()}\n", style)
         yield Segment(" " * margin + _axis(end, len(edges) - 1, cut=end < longest) + "\n", Style(dim=True))
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(20, options.max_width)
 
 
 def _bars(counts: NDArray[np.int64], height: int) -> list[str]:

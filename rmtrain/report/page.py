@@ -4,7 +4,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
@@ -26,17 +25,7 @@ from rmtrain.redact import redact, redact_paths
 from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import interval
 from rmtrain.report.panel import save_png
-from rmtrain.report.plots import (
-    calibration_plot,
-    diagnosis_plots,
-    drift_plot,
-    margin_plot,
-    reward_plot,
-    sample_plot,
-    source_plot,
-    stacked,
-    training_plots,
-)
+from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
 from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, waterfall_table
 from rmtrain.report.text_diff import beginning, passages, prompt_end
 
@@ -80,22 +69,6 @@ def write_report(
     write_text(path, html, OWNER_ONLY)
     for key, draw in (pictures(evaluation) if evaluation is not None else {}).items():
         save_png(draw(), path.with_name(f"{path.stem}_{key.removeprefix('eval/')}.png"))
-
-
-def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
-    """Return functions that draw the pictures of an evaluation, under the names that trackers show; none if no preference has a winner."""
-    if not any(edge.probability > 0.5 for row in evaluation.scored for edge in row.preferences):
-        return {}
-    summary, scored = evaluation.summary, evaluation.scored
-
-    def draw_rewards() -> Figure:
-        diagnosis = diagnose(scored)
-        return stacked([reward_plot(diagnosis["rewards"], summary["rewards"]), margin_plot(diagnosis["margins"])])
-
-    return {
-        "eval/rewards": draw_rewards,
-        "eval/calibration": lambda: stacked([calibration_plot(diagnose(scored)["calibration"])]),
-    }
 
 
 def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:

@@ -17,6 +17,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
+from rmtrain.evaluation.diagnosis import diagnose
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import calibration_table, difference_words, length_difference_table, source_table
 from rmtrain.report.panel import (
@@ -110,6 +112,22 @@ def stacked(plots: Sequence[Plot]) -> Figure:
     return figure
 
 
+def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
+    """Return functions that draw the pictures of an evaluation, under the names that trackers show; none if no preference has a winner."""
+    if not any(edge.probability > 0.5 for row in evaluation.scored for edge in row.preferences):
+        return {}
+    summary, scored = evaluation.summary, evaluation.scored
+
+    def draw_rewards() -> Figure:
+        diagnosis = diagnose(scored)
+        return stacked([reward_plot(diagnosis["rewards"], summary["rewards"]), margin_plot(diagnosis["margins"])])
+
+    return {
+        "eval/rewards": draw_rewards,
+        "eval/calibration": lambda: stacked([calibration_plot(diagnose(scored)["calibration"])]),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A named line of a plot in one of `COLORS`; `dots` mark values that were measured one by one."""
@@ -125,8 +143,8 @@ def curve_plot(
     title: str,
     curves: Sequence[Curve],
     *,
-    x_name: str,
     note: str,
+    x_name: str = "step",
     reference: float | None = None,
     include: Sequence[float] = (),
     table: Table | None = None,
@@ -229,9 +247,7 @@ def training_plots(metrics: Sequence[Numbers]) -> list[Plot]:
         if key in ("learning_rate", "grad_norm"):
             curves = [Curve("", train, "accent")]
         if any(curve.points for curve in curves):
-            plots.append(
-                curve_plot(f"curve-{key}", title, curves, x_name="step", note=note, reference=reference, include=include)
-            )
+            plots.append(curve_plot(f"curve-{key}", title, curves, note=note, reference=reference, include=include))
     return plots
 
 
@@ -244,7 +260,7 @@ def sample_plot(number: int, title: str, history: Sequence[Numbers]) -> Plot:
     chosen, rejected = history[-1]["rewards"]
     verdict = "right" if chosen > rejected else "tied" if chosen == rejected else "wrong"
     note = f"At the end {verdict}, by {decimal(abs(chosen - rejected), 3)}."
-    return curve_plot(f"sample-{number}", title, curves, x_name="step", note=note)
+    return curve_plot(f"sample-{number}", title, curves, note=note)
 
 
 def drift_plot(drift: Sequence[Mapping[str, float]]) -> Plot:
@@ -252,7 +268,7 @@ def drift_plot(drift: Sequence[Mapping[str, float]]) -> Plot:
     sides = (("chosen", "accent"), ("rejected", "neutral"))
     curves = [Curve(side, [(row["step"], row[side]) for row in drift], color, dots=True) for side, color in sides]
     note = "Mean rewards on the evaluation data. Only their distance is trained; both may drift together."
-    return curve_plot("drift", "Reward drift", curves, x_name="step", note=note)
+    return curve_plot("drift", "Reward drift", curves, note=note)
 
 
 def source_plot(summary: Numbers) -> Plot:

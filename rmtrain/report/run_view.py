@@ -30,16 +30,9 @@ def run_header(
     batch_size: int,
     notes: Mapping[str, str] | None = None,
 ) -> RenderableType:
-    """Summarize what is about to be trained, and on what data.
+    """Summarize what is about to be trained, and on what data: comparisons and tokens of an epoch, steps of the whole run.
 
-    Args:
-        directory: where the run writes.
-        device: such as `cpu` or `4 × NVIDIA H100`.
-        model: Hub id, directory, or architecture of a scratch model.
-        parameters, trainable: number of parameters, and of those that are trained.
-        comparisons, tokens: in one epoch.
-        steps, batch_size: optimizer steps of the whole run, and comparisons of each.
-        notes: further facts, by name.
+    `trainable` is the number of parameters that are trained, `device` such as `4 × cuda`, and `notes` are further facts by name.
     """
     facts = {
         "model": f"{model}, {parameter_counts(parameters, trainable)}",

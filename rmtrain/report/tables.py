@@ -130,9 +130,6 @@ class Table:
             total += min(max(widths), LEAST_TEXT) if self.columns[number].kind == "text" else max(widths)
         return total
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, self._grid(range(len(self.columns)), self.gap))
-
     def _grid(self, shown: Sequence[int], gap: int) -> RichTable:
         has_header = any(column.name for column in self.columns)
         grid = RichTable(box=None, show_header=has_header, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
