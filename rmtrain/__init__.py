@@ -8,7 +8,7 @@ _HOMES = {
     "preprocess": "rmtrain.commands.preprocess",
     "train": "rmtrain.commands.train",
     "evaluate": "rmtrain.commands.evaluate",
-    "visualize_tokens": "rmtrain.report.tokens",
+    "visualize_tokens": "rmtrain.report.comparison_view",
     "CHAT_TEMPLATES": "rmtrain.data.text.templates",
     "RewardScorer": "rmtrain.evaluation.scorer",
 }

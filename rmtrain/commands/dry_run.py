@@ -22,10 +22,10 @@ from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, Mem
 from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.layout_probe import choose_layout, probing_comparisons
+from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.recipe.schema import PretrainedModel, Recipe
-from rmtrain.report.dry_run_report import dry_run_report
 from rmtrain.report.progress import ReadingProgress
+from rmtrain.report.run_view import dry_run_report
 
 GIGABYTE = 10**9
 COMPARED_GPUS = 8

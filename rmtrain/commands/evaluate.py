@@ -32,7 +32,7 @@ from rmtrain.evaluation.scores_file import (
 )
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
-from rmtrain.model.layout_probe import choose_layout, probing_comparisons
+from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.load import evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe

@@ -5,6 +5,8 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,11 +28,10 @@ from rmtrain.data.rows.messages import cells
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Recipe
-from rmtrain.report.comparison_view import comparison_view, dropped_view
+from rmtrain.report.comparison_view import comparison_view, dropped_view, token_strings
 from rmtrain.report.console import WrapText
 from rmtrain.report.progress import ReadingProgress
-from rmtrain.report.step_view import TokenRun, step_view
-from rmtrain.report.tokens import token_strings
+from rmtrain.report.step_view import step_view
 
 Item = TypeVar("Item")
 ANY_REASON = "all"
@@ -39,12 +40,7 @@ FEW = 3
 
 
 def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = None) -> CommandResult:
-    """Show rows of a recipe's data, or an optimizer step.
-
-    Args:
-        recipe: its data and model sections are used, and for a step also those that determine the plan.
-        console: shows progress.
-        options: what to show; None: the first row.
+    """Show rows of a recipe's data, by default the first, or an optimizer step.
 
     Raises:
         RecipeError: options that cannot be combined; no such step, source or reason; a comparison above the budget of a step.
@@ -52,6 +48,8 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
     """
     options = options or InspectOptions()
     options.check()
+    if options.random and options.seed is None:
+        options = replace(options, seed=secrets.randbelow(2**32))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = (prepare if options.dropped is None else prepare_unchecked)(recipe.data, tokenizer, progress)
@@ -72,24 +70,24 @@ def _show_kept(
     data: TokenizedData, directory: Path, tokenizer: PreTrainedTokenizerBase, options: InspectOptions, console: Console
 ) -> CommandResult:
     """Show kept rows. The document is the row itself if one is named, and otherwise has a list of rows."""
+    view = partial(comparison_view, tokenizer=tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
     numbers: Sequence[int] = range(len(data))
     if options.source is not None:
         numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]
     if options.names_one:
         number = _find_row(data, directory, numbers, options)
         document = _row_document(data[number], number, options.split, tokenizer)
-        return CommandResult(_view(document, tokenizer, options), document)
+        return CommandResult(view(document), document)
 
     limit = options.limit or (1 if options.find is None else FEW)
-    seed = _seed(options)
     document = {"split": options.split, "source": options.source, "kept": len(numbers), "limit": limit}
-    document |= {} if seed is None else {"seed": seed}
+    document |= {} if options.seed is None else {"seed": options.seed}
     if options.longest:
         members = np.asarray(numbers, np.int64)
         ordered: Sequence[int] = members[np.argsort(-data.longest[members], kind="stable")].tolist()
     else:
-        ordered = _in_order(numbers, seed)
-    whole = f"{len(numbers):,} kept rows of {options.source or options.split}{_order_note(options, seed)}"
+        ordered = _in_order(numbers, options.seed)
+    whole = f"{len(numbers):,} kept rows of {options.source or options.split}{_order_note(options)}"
 
     if options.find is None:
         matches: dict[int, Match | None] = dict.fromkeys(ordered[:limit])
@@ -107,7 +105,7 @@ def _show_kept(
         end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
         heading = f"{len(matches):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
     rows = [_row_document(data[number], number, options.split, tokenizer, match) for number, match in matches.items()]
-    return CommandResult(_listing(Text(heading), [_view(row, tokenizer, options) for row in rows]), document | {"rows": rows})
+    return CommandResult(_listing(Text(heading), [view(row) for row in rows]), document | {"rows": rows})
 
 
 def _find_row(data: TokenizedData, directory: Path, numbers: Sequence[int], options: InspectOptions) -> int:
@@ -127,10 +125,6 @@ def _find_row(data: TokenizedData, directory: Path, numbers: Sequence[int], opti
     raise DataError(f"--row {row}: no kept row of {where} has this id; {hint}")
 
 
-def _view(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, options: InspectOptions) -> RenderableType:
-    return comparison_view(document, tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
-
-
 def _listing(heading: Text, views: Sequence[RenderableType]) -> RenderableType:
     parts: list[RenderableType] = [WrapText(heading)]
     for place, view in enumerate(views, start=1):
@@ -138,21 +132,14 @@ def _listing(heading: Text, views: Sequence[RenderableType]) -> RenderableType:
     return Group(*parts)
 
 
-def _seed(options: InspectOptions) -> int | None:
-    """Return the seed of a random order, a new one if none is given; None without `--random`."""
-    if not options.random:
-        return None
-    return secrets.randbelow(2**32) if options.seed is None else options.seed
-
-
 def _in_order(items: Sequence[Item], seed: int | None) -> Sequence[Item]:
     return items if seed is None else [items[place] for place in np.random.default_rng(seed).permutation(len(items)).tolist()]
 
 
-def _order_note(options: InspectOptions, seed: int | None) -> str:
+def _order_note(options: InspectOptions) -> str:
     if options.longest:
         return ", longest first"
-    return "" if seed is None else f", in random order (repeat with --seed {seed})"
+    return "" if options.seed is None else f", in random order (repeat with --seed {options.seed})"
 
 
 def _row_document(
@@ -209,7 +196,7 @@ def _show_dropped(section: Data, data: TokenizedData, directory: Path, options: 
             f"--dropped {reason}: no row of {where} was dropped for this reason; expected {ANY_REASON}, or {listed}"
         )
 
-    seed, limit = _seed(options), options.limit or FEW
+    seed, limit = options.seed, options.limit or FEW
     total = totals.total() if reason == ANY_REASON else counts.get(reason, 0)
     document: dict[str, Any] = {"split": options.split, "source": options.source, "dropped": reason, "count": total}
     document |= {"reasons": counts, "limit": limit}
@@ -242,7 +229,7 @@ def _show_dropped(section: Data, data: TokenizedData, directory: Path, options: 
         return CommandResult(Text(f"no row of {where} was dropped"), document)
     of_reason = "" if reason == ANY_REASON else f" ({reason})"
     with_text = "" if options.find is None else f" with {options.find!r}"
-    heading = Text(f"{len(pairs):,}{with_text} of {total:,} dropped rows of {where}{of_reason}{_order_note(options, seed)}")
+    heading = Text(f"{len(pairs):,}{with_text} of {total:,} dropped rows of {where}{of_reason}{_order_note(options)}")
     if reason == ANY_REASON:
         heading.append(f"\n{listed}", "dim")
     return CommandResult(_listing(heading, [dropped_view(row) for row in document["rows"]]), document)
@@ -262,20 +249,16 @@ def _step_document(recipe: Recipe, data: TokenizedData, number: int, world: int)
     """Return an optimizer step of `world` processes as JSON values, see `step_view`.
 
     No model is built: `batching.layout: auto` is taken to be `shared_prefix`, and `batching.max_tokens: auto` its value on a CPU.
-
-    Raises:
-        RecipeError: no such step, or a comparison above the budget.
     """
     layout: Layout = "shared_prefix" if recipe.batching.layout == "auto" else recipe.batching.layout
     plan = step_plan(recipe, data, layout, world)
     if number >= plan.total_steps:
         raise RecipeError(f"--step {number}: the run has {plan.total_steps} steps, 0 to {plan.total_steps - 1}")
     step = plan.step(number)
-    batches = [
-        {"rank": rank, "number": place, **_micro_batch(indices, data, layout)}
-        for rank, micro_batches in enumerate(step.micro_batches)
-        for place, indices in enumerate(micro_batches)
-    ]
+    batches = []
+    for rank, micro_batches in enumerate(step.micro_batches):
+        for place, indices in enumerate(micro_batches):
+            batches.append({"rank": rank, "number": place, **_micro_batch(indices, data, layout)})
     return {
         "step": number,
         "steps": plan.total_steps,
@@ -307,7 +290,14 @@ def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[
     longest = max((len(sequence) for row in rows.values() for sequence in row.sequences), default=0)
     comparisons = []
     for number, row in rows.items():
-        runs = _runs(row, layout, longest)
+        # The tokens by kind, in the order in which `batching.layout.lay_out` stores them.
+        kinds = dict(zip(extremes(row), ("chosen", "rejected"), strict=True))
+        prefix = row.prefix_length if layout == "shared_prefix" else 0
+        runs = [("prefix", prefix)]
+        for place, sequence in enumerate(row.sequences):
+            runs.append((kinds.get(place, "other"), len(sequence) - prefix))
+            runs.append(("padding", longest - len(sequence) if layout == "padded" else 0))
+        runs = [(kind, tokens) for kind, tokens in runs if tokens]
         comparisons.append(
             {
                 "id": row.id,
@@ -327,15 +317,3 @@ def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[
         "padded_tokens": longest * sum(len(row.sequences) for row in rows.values()),
         "comparisons": comparisons,
     }
-
-
-def _runs(row: TokenizedComparison, layout: Layout, longest: int) -> list[TokenRun]:
-    """Return the tokens of a comparison by kind, in the order in which `batching.layout.lay_out` stores them."""
-    best, worst = extremes(row)
-    kinds = {best: "chosen", worst: "rejected"}
-    prefix = row.prefix_length if layout == "shared_prefix" else 0
-    runs = [("prefix", prefix)]
-    for number, sequence in enumerate(row.sequences):
-        runs.append((kinds.get(number, "other"), len(sequence) - prefix))
-        runs.append(("padding", longest - len(sequence) if layout == "padded" else 0))
-    return [(kind, tokens) for kind, tokens in runs if tokens]

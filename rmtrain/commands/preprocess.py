@@ -15,8 +15,7 @@ from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import KeyValues
-from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table
-from rmtrain.report.plots import plot_lengths
+from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table, plot_lengths
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.tables import findings_report, waterfall_table
 

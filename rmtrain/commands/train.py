@@ -47,15 +47,16 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import push
-from rmtrain.model.layout_probe import choose_layout, probing_comparisons
-from rmtrain.model.reward_model import RewardModel, trainable_summary
+from rmtrain.model.reward_model import RewardModel, choose_layout, probing_comparisons, trainable_summary
 from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
-from rmtrain.report.page import pictures, with_errors, write_report
+from rmtrain.report.page import with_errors, write_report
+from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
-from rmtrain.report.tables import findings_notes, next_steps, run_header, waterfall_table
+from rmtrain.report.run_view import next_steps, run_header
+from rmtrain.report.tables import findings_notes, waterfall_table
 
 logger = logging.getLogger("rmtrain")
 

@@ -31,15 +31,17 @@ from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.batching.plan import Costs, gather
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
-from rmtrain.model.attention import attend
-from rmtrain.model.build import UNQUANTIZED, checkpoint_gradients, scratch_config
-from rmtrain.model.head import find_head, install_head, meta_classifier
-from rmtrain.model.hf_setup import quiet_transformers, set_dropout, set_module_dropout, set_single_output
-from rmtrain.model.last_layer import layers_of
-from rmtrain.model.layout_probe import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS
-from rmtrain.model.lora import attach_lora
+from rmtrain.model.attention import attend, layers_of
+from rmtrain.model.build import UNQUANTIZED, attach_lora, checkpoint_gradients, scratch_config
+from rmtrain.model.classifier import (
+    find_head,
+    install_head,
+    meta_classifier,
+    quiet_transformers,
+    set_module_dropout,
+)
 from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS, RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -395,8 +397,7 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
         config = load_config(ModelRef(model.path, model.revision, "model.path", RecipeError, trusted).checked())
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, len(tokenizer))
-    set_single_output(config)
-    set_dropout(config, model.dropout)
+    prepare_config(config, model.dropout)
     with quiet_transformers():
         hf = meta_classifier(config, RecipeError, trusted)
     head = find_head(hf, RecipeError)

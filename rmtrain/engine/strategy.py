@@ -33,8 +33,8 @@ from rmtrain.engine.state_dict import (
     trained_parameters,
 )
 from rmtrain.errors import RmtrainError
-from rmtrain.model.head import head_of
-from rmtrain.model.last_layer import layers_of
+from rmtrain.model.attention import layers_of
+from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -16,8 +16,7 @@ from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.layout_probe import choose_layout
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import RewardModel, choose_layout
 from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.schema import Messages
 

@@ -1,22 +1,34 @@
-"""The model that a recipe's `model` and `lora` sections describe: from a checkpoint, or from scratch."""
+"""The model that a recipe's `model` and `lora` sections describe: from a checkpoint, or from scratch, with low-rank adapters or not."""
 
 import copy
 import difflib
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from peft import prepare_model_for_kbit_training
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.pytorch_utils import Conv1D
 
 from rmtrain.errors import RecipeError
-from rmtrain.model.head import find_head, install_head, meta_classifier
-from rmtrain.model.hf_setup import quiet_transformers, seeded, set_dropout, set_module_dropout, set_single_output, set_token_ids
-from rmtrain.model.lora import attach_lora
+from rmtrain.model.classifier import (
+    HeadSpec,
+    find_head,
+    head_of,
+    install_head,
+    meta_classifier,
+    prepare_config,
+    quiet_transformers,
+    seeded,
+    set_module_dropout,
+    set_token_ids,
+)
 from rmtrain.model.pretrained import LoadedModel, ModelRef, load_pretrained
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, PretrainedModel, ScratchModel
@@ -42,13 +54,8 @@ logger = logging.getLogger("rmtrain")
 def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int) -> RewardModel:
     """Build the model that a recipe describes, on the CPU (4-bit weights: on the current GPU), in training mode.
 
-    Each random number depends on `seed` and its purpose; the global generators are neither read nor moved.
-
-    Args:
-        model: the source of the weights, or the sizes of a model from scratch.
-        lora: adapters to train instead of all weights.
-        tokenizer: sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding.
-        seed: seed of a new head, random weights and adapters.
+    The tokenizer sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding. Each random number depends
+    on `seed` and its purpose; the global generators are neither read nor moved.
 
     Raises:
         RecipeError: the model cannot be found, read, trusted or built as described.
@@ -128,6 +135,67 @@ def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
         model.enable_input_require_grads()
 
 
+def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed: int) -> PeftModel:
+    """Freeze a model and add adapters to its linear layers.
+
+    The head, new layers before it and the embeddings of new tokens also train, and are saved with the adapters. Everything
+    that trains is float32.
+
+    Raises:
+        RecipeError: a target is the head, or names no linear layer.
+    """
+    model, head = loaded.model, loaded.head
+    targets = _find_targets(model, head, loaded.new_modules, lora)
+    embeddings = model.get_input_embeddings()
+    embeddings_name = next(str(name) for name, module in model.named_modules() if module is embeddings)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        modules_to_save=[head.root, *(name for name in loaded.new_modules if name.partition(".")[0] != head.root)],
+        trainable_token_indices={embeddings_name: list(loaded.new_tokens)} if loaded.new_tokens else None,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
+        base_model_name_or_path=None if base_ref is None else base_ref.path,
+        revision=None if base_ref is None else base_ref.revision,
+    )
+    with quiet_transformers(), seeded(seed, "lora"):
+        adapted = get_peft_model(model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    # PEFT trains a head only if modules_to_save names it; a random frozen head is a known silent failure.
+    assert head_of(adapted.get_base_model(), head).weight.requires_grad, "the head must train"
+    return adapted
+
+
+def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[str], lora: Lora) -> list[str]:
+    """Return the names of the linear layers to adapt, without the head and new layers, which are trained whole."""
+    whole = tuple(f"{name}." for name in (head.root, *new_modules))
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not f"{name}.".startswith(whole)
+    ]
+    if lora.targets == "all-linear":
+        return linear
+    chosen: set[str] = set()
+    for target in lora.targets:
+        matching = {name for name in linear if f".{name}".endswith(f".{target}")}
+        if not matching and target in (head.root, head.name):
+            raise RecipeError(f"lora.targets: {target} is the head, which always trains; remove it from the list")
+        if not matching:
+            known = sorted({name.rpartition(".")[2] for name in linear})
+            near = difflib.get_close_matches(target, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RecipeError(f"lora.targets: no linear layer is named {target}; {hint}expected some of {', '.join(known)}")
+        chosen |= matching
+    return sorted(chosen)
+
+
 def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, seed: int) -> LoadedModel:
     """Build a model of the recipe's sizes with random weights, and run it once to show that it works."""
     if recipe.head == "from_checkpoint":
@@ -135,8 +203,7 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
     sizes = recipe.scratch
     with quiet_transformers():
         config = scratch_config(sizes, tokenizer)
-        set_single_output(config)
-        set_dropout(config, recipe.dropout)
+        prepare_config(config, recipe.dropout)
         # First without memory: an architecture that ignores the sizes would allocate billions of parameters.
         try:
             empty = meta_classifier(config, RecipeError)

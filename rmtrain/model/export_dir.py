@@ -1,8 +1,9 @@
 """A RewardModel, written to a directory that every consumer loads, and proven by loading it.
 
 The save contract: merged weights in safetensors, one bias-free output named reward, raw numbers (`problem_type: regression`), the
-pad id at both levels, configuration and tokenizer in the names of transformers 5 and 4, the chat template in both places,
-`golden.json` with texts, ids and rewards, `rmtrain.json` with the origin of the model, and in `adapter/` the adapter if there is one.
+pad id at both levels, the chat template in both places, `golden.json` with texts, ids and rewards, `rmtrain.json` with the origin of
+the model, and in `adapter/` the adapter if there is one. Configuration and tokenizer have the names of transformers 5 and 4: vLLM,
+SGLang, TEI, reward-bench and OpenRLHF read those of 4, some silently with a wrong default.
 """
 
 import copy
@@ -24,6 +25,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import Message, TokenizedComparison
@@ -32,10 +34,7 @@ from rmtrain.data.text.templates import render_all
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.files import sync
 from rmtrain.model import reload_check
-from rmtrain.model.head import head_of
-from rmtrain.model.hf_compat import write_config, write_json, write_tokenizer
-from rmtrain.model.hf_setup import quiet_transformers, seeded
-from rmtrain.model.lora import copy_base
+from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
 from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_pretrained
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
@@ -51,6 +50,16 @@ EXCHANGES = (
     ("What is 7 times 8?", "56"),
     ("How do I boil an egg?", "Put it into boiling water for seven minutes,\n\nthen into cold water. Salt it, and eat it warm."),
 )
+
+TRANSFORMERS_4_TOKENIZERS = frozenset(
+    f"{name}Tokenizer"
+    for name in (
+        *("Albert", "Barthez", "Bart", "Bert", "BigBird", "Bloom", "Camembert", "CodeGen", "Cohere", "Deberta", "DebertaV2"),
+        *("DistilBert", "Electra", "FNet", "Funnel", "Gemma", "GPT2", "GPTNeoX", "Llama", "MobileBert", "MPNet", "OpenAIGPT"),
+        *("Qwen2", "RemBert", "Roberta", "RoFormer", "SqueezeBert", "T5", "XLMRoberta"),
+    )
+)
+"""Tokenizer classes that transformers 4 has under the same name."""
 
 logger = logging.getLogger("rmtrain")
 
@@ -93,19 +102,15 @@ def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None
 def export_model(
     model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> Path:
-    """Write a model next to `directory`, verify it in a fresh process through transformers alone, then rename it to `directory`.
+    """Write a model next to `directory`, verify it in a fresh process through transformers alone, then rename it; return `directory`.
 
-    The model is unchanged. An export that fails the check stays in `.<name>.partial` for inspection.
+    The model is unchanged. An earlier export is replaced. One that fails the check stays in `.<name>.partial` for inspection.
 
     Args:
         model: a RewardModel, or torch.compile or DDP around one.
-        directory: the export; an earlier export is replaced.
         golden: at least one text with its ids, of different lengths if possible.
         extra: further entries of `rmtrain.json`, such as the recipe's hash.
         dtype: dtype of all weights except the head, which is float32; None: that of the model.
-
-    Returns:
-        `directory`.
 
     Raises:
         CheckpointError: the directory holds something else, the written weights are not those in memory, or the reload differs.
@@ -118,12 +123,9 @@ def export_model(
 
 
 def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Golden, extra: Mapping[str, Any]) -> Path:
-    """Write the adapter with its head and tokenizer, verify it on its base, then rename it to `directory`.
+    """Write the adapter with its head and tokenizer, verify it on its base, then rename it to `directory`; see `export_model`.
 
-    Arguments and errors are those of `export_model`.
-
-    Raises:
-        RecipeError: the model has no adapter, or its base has random weights that nobody else has.
+    Also raises RecipeError if the model has no adapter, or its base has random weights that nobody else has.
     """
     reward_model = unwrap(model)
     if not isinstance(reward_model.hf, PeftModel):
@@ -136,8 +138,8 @@ def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Go
     for name in (GOLDEN, FACTS):
         os.replace(partial / name, partial / ADAPTER / name)
     ref = ModelRef(str(partial / ADAPTER), None, "model", CheckpointError)
-    loaded, _ = load_from(ref, reward_model.device, torch.float32)
-    _check_rewards(reward_model, reward_model.dtype, *(_rewards(each, tokenizer, golden) for each in (reward_model, loaded)))
+    loaded, _ = load_from(ref, reward_model.device)
+    _check_rewards(reward_model, loaded, reward_model.dtype, tokenizer, golden)
     _move(partial / ADAPTER, directory)
     shutil.rmtree(partial)
     return directory
@@ -201,24 +203,17 @@ def write_export(
     revision = _trusted_revision(reward_model)
     ref = ModelRef(str(directory), revision, "export", CheckpointError, trust_remote_code=revision is not None)
     # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
-    exported, _ = load_from(ref, "cpu", torch.float32)
+    exported, _ = load_from(ref, "cpu")
     _check_head_equal(reward_model, find_weights(ref))
-    saved = _rewards(exported, tokenizer, golden)
-    _check_rewards(reward_model, saved_dtype, _rewards(reward_model, tokenizer, golden), saved)
+    saved = _check_rewards(reward_model, exported, saved_dtype, tokenizer, golden)
     write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, saved, strict=True)])
 
 
 def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:
-    """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache.
+    """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache, and return its report.
 
-    Args:
-        code_revision: commit of a Hub model whose code may be run; the code is then read from the usual cache.
-
-    Returns:
-        The report that the process printed: `ok`, `golden`, `largest_error`, `modes`, `skipped`.
-
-    Raises:
-        CheckpointError: the rewards are not reproduced, or the export does not load.
+    With `code_revision`, code of that commit may be run, and is read from the usual cache. Raises CheckpointError if the rewards are not
+    reproduced, or the export does not load.
     """
     command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
     with tempfile.TemporaryDirectory() as cache:
@@ -266,7 +261,7 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     ref = ModelRef(str(adapter), None, "export", CheckpointError)
     _check_head_equal(model, find_weights(ref, "adapter_model"), "base_model.model.")
     if getattr(model.backbone, "hf_quantizer", None) is None:
-        base = copy_base(model.hf, model.head, model.dtype)
+        base = _copy_base(model.hf, model.head, model.dtype)
     else:
         # Merging into 4-bit weights would round the adapter away, so it is merged into the base before quantization.
         assert model.base_ref is not None, "quantized weights come from a checkpoint"
@@ -276,21 +271,36 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     return merged
 
 
+def _copy_base(adapted: PeftModel, head: HeadSpec, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy, on the CPU, of the frozen model below the adapters; the adapted model is unchanged."""
+    wrapped = adapted.get_base_model()
+    weights = {}
+    for name, tensor in wrapped.state_dict().items():
+        parts = name.split(".")
+        if not any(part.startswith(("lora_", "modules_to_save", "trainable_tokens_", "token_indices")) for part in parts):
+            plain = [part for part in parts if part not in ("base_layer", "original_module", "token_adapter")]
+            weights[".".join(plain)] = tensor
+    with no_init_weights():
+        base = type(wrapped)._from_config(copy.deepcopy(wrapped.config), dtype=dtype)
+    install_head(base, head, torch.zeros(1, base.get_submodule(head.name).in_features), None, seed=0)
+    base.load_state_dict(weights, strict=True)
+    return base.eval()
+
+
 def _check_head_equal(model: RewardModel, weights: Weights, prefix: str = "") -> None:
     saved = weights.tensor(f"{prefix}{model.head.name}.weight")
     if saved.dtype != torch.float32 or not torch.equal(saved, model.head_weight_1H.detach().cpu()):
         raise weights.ref.error(f"the head in {weights.ref.path} is not the one in memory")
 
 
-def _rewards(model: RewardModel, tokenizer: Any, golden: Golden) -> list[float]:
-    """Return the reward of each text, computed alone, so that padding cannot change it."""
+def _check_rewards(model: RewardModel, saved: RewardModel, dtype: torch.dtype, tokenizer: Any, golden: Golden) -> list[float]:
+    """Return the saved rewards, each of one text alone; refuse any that differ by more than the rounding to their dtype explains."""
     rows = [TokenizedComparison("golden", "golden", (list(map(int, ids)),), 0, 0, ()) for _, ids in golden]
-    with evaluating(model):
-        return [float(model(lay_out([row], tokenizer.pad_token_id).to(model.device))) for row in rows]
-
-
-def _check_rewards(model: RewardModel, dtype: torch.dtype, in_memory: Sequence[float], on_disk: Sequence[float]) -> None:
-    """Refuse an export whose rewards differ from those in memory by more than the rounding to its dtype explains."""
+    rewards = []
+    for each in (model, saved):
+        with evaluating(each):
+            rewards.append([float(each(lay_out([row], tokenizer.pad_token_id).to(each.device))) for row in rows])
+    in_memory, on_disk = rewards
     if not all(map(math.isfinite, [*in_memory, *on_disk])):
         raise NumericError(f"export: golden rewards are not finite: {in_memory} in memory, {on_disk} on disk")
     difference = max(abs(a - b) / (1 + abs(a)) for a, b in zip(in_memory, on_disk, strict=True))
@@ -301,6 +311,7 @@ def _check_rewards(model: RewardModel, dtype: torch.dtype, in_memory: Sequence[f
         raise CheckpointError(f"export: rewards on disk differ by {difference:.2g} from those in memory: {on_disk}, {in_memory}")
     if dtype != torch.float32 or is_quantized:
         logger.info("rewards as saved in %s differ from those in memory by at most %.2g (relative)", dtype, difference)
+    return on_disk
 
 
 def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,3 +334,68 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
         "template_sha256": template_hash(tokenizer),
         **extra,
     }
+
+
+def write_config(directory: Path, pad_token_id: int) -> None:
+    """Complete `config.json`: both names of the dtype and of rotary positions, and the pad id at both levels."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for level in (config, config.get("text_config")):
+        if isinstance(level, dict):
+            level["pad_token_id"] = pad_token_id
+            level.update(old_rope(level))
+            if "dtype" in level:
+                level["torch_dtype"] = level["dtype"]
+    config.pop("_name_or_path", None)  # a path of this machine
+    write_json(file, config)
+
+
+def old_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rotary positions under the names of transformers 4, from the `rope_parameters` of a configuration.
+
+    >>> old_rope({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
+    {'rope_theta': 500000.0}
+    """
+    parameters, model_type = config.get("rope_parameters"), config.get("model_type")
+    if not parameters:
+        return {}
+    if all(isinstance(value, dict) for value in parameters.values()):  # one set for each type of layer
+        full, sliding = parameters.get("full_attention", {}), parameters.get("sliding_attention", {})
+        if model_type == "modernbert":
+            return {"global_rope_theta": full.get("rope_theta"), "local_rope_theta": sliding.get("rope_theta")}
+        old = {"rope_theta": full.get("rope_theta"), "rope_local_base_freq": sliding.get("rope_theta")}
+        parameters = full
+    else:
+        old = {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor") if name in parameters}
+    if model_type == "gpt_neox":
+        old |= {"rotary_emb_base": parameters["rope_theta"], "rotary_pct": parameters.get("partial_rotary_factor", 1.0)}
+    scaling = {name: value for name, value in parameters.items() if name not in ("rope_theta", "partial_rotary_factor")}
+    if model_type in ("phi3", "phimoe"):  # transformers 4 refuses any other key here
+        names = ("short_factor", "long_factor", "short_mscale", "long_mscale")
+        scaling = {"type": parameters.get("rope_type")} | {name: scaling[name] for name in names if name in scaling}
+    return old if parameters.get("rope_type", "default") == "default" else {**old, "rope_scaling": scaling}
+
+
+def write_tokenizer(tokenizer: Any, directory: Path, causal: bool) -> None:
+    """Save a tokenizer with its chat template in both places and a class that transformers 4 has."""
+    tokenizer.save_pretrained(directory)
+    file = directory / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template
+        (directory / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
+    if str(config.get("tokenizer_class", "TokenizersBackend")).removesuffix("Fast") not in TRANSFORMERS_4_TOKENIZERS:
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for name in ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token"):
+        config.setdefault(name, None)  # left out, some tokenizer classes would add one of their own
+    if causal:
+        config["model_input_names"] = ["input_ids", "attention_mask"]  # GPT-2 would add an embedding for token types
+    for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "auto_map", "is_local", "local_files_only"):
+        config.pop(name, None)
+    config["padding_side"] = "right"
+    write_json(file, config)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write indented JSON with a newline at the end."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -26,23 +26,16 @@ logger = logging.getLogger("rmtrain")
 
 
 def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
-    """Upload an export in one commit. A repeated upload sends only those large files that are missing.
+    """Upload an export in one commit, and return the repository's address. A repeated upload sends only missing large files.
 
     Args:
-        directory: what `export_model` wrote.
-        hub: repository and visibility.
         name: repository name under the logged-in user if `hub.id` is None.
         retry: the command that repeats the upload; None: `rmtrain export` of the run around the directory.
-
-    Returns:
-        The repository's address.
 
     Raises:
         RmtrainError: no network, no login or no permission; the message ends with the command that repeats the upload.
     """
-    files = uploaded_files(directory)
-    repository = hub.id or name
-    api = HfApi()
+    files, repository, api = uploaded_files(directory), hub.id or name, HfApi()
     try:
         address = api.create_repo(repository, private=not hub.public, exist_ok=True)
         if not hub.public and api.model_info(address.repo_id).private is False:
@@ -60,19 +53,18 @@ def uploaded_files(directory: Path) -> list[str]:
 
     An adapter on a local base is left out: nobody else could load it, and its configuration would publish a local path.
     """
-    files = _matching(directory, ALLOWED)
-    adapter = directory / "adapter"
+
+    def matching(folder: Path, patterns: tuple[str, ...]) -> list[str]:
+        return sorted(file.name for file in folder.iterdir() if file.is_file() and any(map(file.match, patterns)))
+
+    files, adapter = matching(directory, ALLOWED), directory / "adapter"
     if not (adapter / "adapter_config.json").is_file():
         return files
     base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base or base.startswith((".", "/", "~")) or Path(base).exists():
         logger.info("the adapter is not uploaded: its base is not a model of the Hub")
         return files
-    return files + [f"adapter/{name}" for name in _matching(adapter, ADAPTER_ALLOWED)]
-
-
-def _matching(directory: Path, patterns: tuple[str, ...]) -> list[str]:
-    return sorted(file.name for file in directory.iterdir() if file.is_file() and any(map(file.match, patterns)))
+    return files + [f"adapter/{name}" for name in matching(adapter, ADAPTER_ALLOWED)]
 
 
 def _first_lines(error: BaseException) -> str:

@@ -23,14 +23,16 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from rmtrain.errors import RmtrainError
-from rmtrain.model.head import HeadSpec, find_head, install_head, meta_classifier
-from rmtrain.model.hf_setup import (
+from rmtrain.model.classifier import (
+    HeadSpec,
+    find_head,
     generator,
+    install_head,
+    meta_classifier,
+    prepare_config,
     quiet_transformers,
     seeded,
-    set_dropout,
     set_module_dropout,
-    set_single_output,
     set_token_ids,
 )
 
@@ -44,9 +46,8 @@ logger = logging.getLogger("rmtrain")
 class ModelRef:
     """A Hub id or a local directory, and how to report problems with it.
 
-    Attributes:
-        label: start of each error line: a recipe key such as `model.path`, or the name of a command's argument.
-        error_type: RecipeError for training, CheckpointError for scoring.
+    label: start of each error line: a recipe key such as `model.path`, or the name of a command's argument.
+    error_type: RecipeError for training, CheckpointError for scoring.
     """
 
     path: str
@@ -88,10 +89,7 @@ class ModelRef:
         return replace(self, revision=file.parent.name) if file and COMMIT.fullmatch(file.parent.name) else self
 
     def find(self, name: str, required: bool = False) -> Path | None:
-        """Return the path of a file, downloaded if needed, or None if the model has no such file.
-
-        Raises `error` if there is no such repository, no connection, or a required file is missing.
-        """
+        """Return the path of a file, downloaded if needed, or None; raise `error` without a repository, connection or required file."""
         # Only the Hub's error for a missing file says more than that it is missing.
         strict = required and not Path(self.path).is_dir()
         try:
@@ -165,9 +163,11 @@ def find_weights(ref: ModelRef, stem: str = "model") -> Weights:
     index = ref.read_json(index_name)
     if index is None:
         pickles = sorted(file.name for file in Path(ref.path).glob("*") if file.suffix in PICKLES)
-        found = f", only {', '.join(pickles[:3])}, which can run code when opened" if pickles else ""
-        remedy = "; save the model as safetensors (transformers: save_pretrained)" if pickles else ""
-        raise ref.error(f"{ref.path} has no {name}{found}{remedy}")
+        problem = f"{ref.path} has no {name}"
+        if pickles:
+            problem += f", only {', '.join(pickles[:3])}, which can run code when opened"
+            problem += "; save the model as safetensors (transformers: save_pretrained)"
+        raise ref.error(problem)
     files = index.get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
         raise ref.error(f"{index_name} of {ref.path}: expected weight_map to name a file for each tensor")
@@ -187,10 +187,9 @@ def _open(ref: ModelRef, file: Path) -> Iterator[Any]:
 class LoadedModel:
     """A transformers model with one output and a RewardHead.
 
-    Attributes:
-        new_head: the head is random, not the checkpoint's.
-        new_modules: modules between the last layer and the score that the checkpoint lacks: a new head, and the pooler of some encoders.
-        new_tokens: ids whose embeddings were added because the tokenizer has more tokens than the checkpoint.
+    new_head: the head is random, not the checkpoint's.
+    new_modules: modules between the last layer and the score that the checkpoint lacks: a new head, and the pooler of some encoders.
+    new_tokens: ids whose embeddings were added because the tokenizer has more tokens than the checkpoint.
     """
 
     model: PreTrainedModel
@@ -217,15 +216,12 @@ def load_pretrained(
         head: `from_checkpoint` requires a head with one output; `auto` uses such a head if there is one.
         dtype: dtype of all weights except the head, which is float32.
         seed: seed of everything that is new.
-        quantization: a transformers quantization configuration, or None.
 
-    Raises:
-        ref.error: files are missing, damaged, not safetensors or of another model, or the required head is missing.
+    Raises `ref.error` if files are missing, damaged, not safetensors or of another model, or the required head is missing.
     """
     config = load_config(ref)
     weights = find_weights(ref)
-    set_single_output(config)
-    set_dropout(config, dropout)
+    prepare_config(config, dropout)
     with quiet_transformers():
         spec = find_head(meta_classifier(config, ref.error, ref.trust_remote_code), ref.error)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
@@ -290,7 +286,6 @@ def _load_weights(
         is_after_layers = not name.startswith(prefix) or "pooler" in name.split(".")
         return not with_head and is_after_layers and (name not in mismatched or is_head(name))
 
-    _check_names(ref, "lacks", [name for name in missing if not may_lack(name)])
     has_prefix = any(name.startswith(prefix) for name in weights.files)  # a checkpoint of the base model alone has none
 
     def must_fit(name: str) -> bool:
@@ -301,15 +296,13 @@ def _load_weights(
             return name.startswith(prefix)
         return hasattr(model.base_model, name.partition(".")[0]) and "pooler" not in name.split(".")
 
-    _check_names(ref, "has unexpected", [name for name in report["unexpected_keys"] if must_fit(name)])
+    lacking = sorted(name for name in missing if not may_lack(name))
+    unexpected = sorted(name for name in report["unexpected_keys"] if must_fit(name))
+    for problem, names in (("lacks", lacking), ("has unexpected", unexpected)):
+        if names:
+            first, more = ", ".join(names[:3]), f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
     return model, missing
-
-
-def _check_names(ref: ModelRef, problem: str, names: Collection[str]) -> None:
-    if names:
-        first = ", ".join(sorted(names)[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
 
 
 def _initialize(model: PreTrainedModel, names: Collection[str], seed: int) -> None:

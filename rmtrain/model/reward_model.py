@@ -1,24 +1,34 @@
-"""From tokens to rewards: one module with one forward, for every model.
+"""From tokens to rewards: one module with one forward, for every model, and the layout in which a model computes the same as padded.
+
+Not every architecture can share prefixes: encoders are bidirectional, ALiBi and linear attention have masks of their own, and some
+models do not pass segments to their attention. Instead of keeping a list of models, a run probes its own, on its own comparisons, before
+the first step.
 
 Tensor legend: R rows, T tokens of a row, N responses, H hidden size.
 """
 
 import inspect
+import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from rmtrain.batching.layout import Layout, MicroBatch
-from rmtrain.model.attention import ATTENTION, SegmentsNotSeen
-from rmtrain.model.head import HeadSpec, head_of
-from rmtrain.model.last_layer import restrict_last_layer
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.errors import RecipeError
+from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
+from rmtrain.model.classifier import HeadSpec, head_of
 from rmtrain.model.pretrained import ModelRef
+
+logger = logging.getLogger("rmtrain")
 
 
 class RewardModel(nn.Module):
@@ -87,20 +97,15 @@ class RewardModel(nn.Module):
     def use_layout(self, layout: Layout, last_token_only: bool = True) -> None:
         """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows.
 
-        Args:
-            last_token_only: compute the last layer of a single row only where rewards are read, if the model has a list of layers.
+        With `last_token_only`, the last layer of a single row is computed only where rewards are read, if the model has a list of layers.
         """
         self._last_token_only = last_token_only and self._can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
     def forward(self, batch: MicroBatch) -> Tensor:
-        """Compute the rewards of a micro-batch.
+        """Return rewards_N, float32, in the order of the batch's responses.
 
-        Causal models are read at the last real token, as the layout says; transformers would look for the last token
-        that is not the pad id.
-
-        Returns:
-            rewards_N, float32, in the order of the batch's responses.
+        Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
         """
         device = batch.input_ids_RT.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self._has_mixed_dtypes or self.autocast):
@@ -159,3 +164,86 @@ def trainable_summary(model: nn.Module) -> dict[str, dict[str, int]]:
         total[kind] += count
         trainable[kind] += count if parameter.requires_grad else 0
     return {"total": dict(total), "trainable": {kind: count for kind, count in trainable.items() if count}}
+
+
+FALLBACKS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")
+TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2}
+"""Largest error, as a share of the change of a hidden state when the tokens before it change."""
+LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError)
+"""Errors of models that do not pass segments on, or check their arguments."""
+LAST_TOKEN_ERRORS = (*LAYOUT_ERRORS, RuntimeError, IndexError)
+"""Errors of a last layer that supports the layout, but not the selection of tokens."""
+
+
+def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> Layout:
+    """Return the layout for training and scoring, and set the model's attention for it; the model is on its device, without wrappers.
+
+    Args:
+        wanted: a layout, or `auto`: the first of shared_prefix, packed and padded in which the model is right.
+        comparisons: real ones for the probe.
+
+    Raises:
+        RecipeError: the model is wrong in the requested layout, or does not support it.
+    """
+    for layout in FALLBACKS:
+        if wanted not in ("auto", layout):
+            continue
+        # Two probes, because the layout and the restricted last layer can fail independently: a model may support the layout but
+        # have a last layer that needs all tokens, and only then must the layout be kept and the restriction dropped.
+        problem = probe(model, layout, comparisons, pad_token_id, last_token_only=False)
+        if problem is None:
+            restriction = probe(model, layout, comparisons, pad_token_id)
+            if restriction is not None:
+                logger.info("the last layer is computed for all tokens: %s", restriction)
+            model.use_layout(layout, last_token_only=restriction is None)
+            return layout
+        if wanted != "auto":
+            raise RecipeError(f"batching.layout: {layout} does not work with this model: {problem}; set auto, or padded")
+        logger.info("layout %s does not work with this model: %s", layout, problem)
+    raise AssertionError("padded needs no probe")
+
+
+def probe(
+    model: RewardModel,
+    layout: Layout,
+    comparisons: Sequence[TokenizedComparison],
+    pad_token_id: int,
+    last_token_only: bool = True,
+) -> str | None:
+    """Return the problem with a layout, or None if the hidden states at the reward positions agree with the padded ones.
+
+    The model is left in the padded layout.
+    """
+    if layout == "padded":
+        return None
+    if not model.pools_last_token:
+        return "an encoder is bidirectional"
+    refusals = LAST_TOKEN_ERRORS if last_token_only else LAYOUT_ERRORS
+    with evaluating(model):
+        model.use_layout("padded")
+        expected_NH = model.hidden(lay_out(comparisons, pad_token_id).to(model.device))
+        # Another context: the tokens of each sequence, except the last, in reverse order.
+        others = [
+            TokenizedComparison(row.id, row.source, tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences), 0, 0, ())
+            for row in comparisons
+        ]
+        other_NH = model.hidden(lay_out(others, pad_token_id).to(model.device))
+        try:
+            model.use_layout(layout, last_token_only)
+            actual_NH = model.hidden(lay_out(comparisons, pad_token_id, layout).to(model.device))
+        except refusals as error:
+            return f"it does not support the layout ({type(error).__name__})"
+        finally:
+            model.use_layout("padded")
+    # Relative to the effect of another context: a fresh model hardly looks at its context, and any mask would pass an absolute tolerance.
+    difference, effect = (float((hidden - expected_NH).float().norm(dim=-1).max()) for hidden in (actual_NH, other_NH))
+    if difference <= TOLERANCE[model.dtype] * effect:
+        return None
+    return f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g}"
+
+
+def probing_comparisons(data: TokenizedData) -> list[TokenizedComparison]:
+    """Return the shortest, middle and longest comparison: errors of windows and long-range scaling appear only in long ones."""
+    by_length = np.argsort(data.longest, kind="stable")
+    numbers = {int(by_length[place]) for place in (0, len(by_length) // 2, -1)}
+    return [data[number] for number in sorted(numbers)]

@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoTokenizer, PretrainedConfig
 
 from rmtrain.errors import CheckpointError
-from rmtrain.model.hf_setup import quiet_transformers, seeded
+from rmtrain.model.classifier import quiet_transformers, seeded
 from rmtrain.model.pretrained import LoadedModel, ModelRef, find_weights, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
 
@@ -22,50 +22,42 @@ FACTS, GOLDEN = "rmtrain.json", "golden.json"
 
 
 def load_reward_model(
-    path: str,
-    device: torch.device | str,
-    *,
-    revision: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    trust_remote_code: bool = False,
-    allow_template_change: bool = False,
+    path: str, device: torch.device | str, *, revision: str | None = None, allow_template_change: bool = False
 ) -> tuple[RewardModel, Any]:
-    """Load a reward model and its tokenizer, in evaluation mode.
+    """Load a reward model in float32 and evaluation mode, and its tokenizer, which pads on the right.
 
     Args:
         path: Hub id or directory of a sequence-classification model with one output, or of a PEFT adapter for one.
         revision: commit, tag or branch of a Hub model.
-        dtype: dtype of all weights except the head, which is float32.
-        trust_remote_code: run code that comes with the model; needs a full commit hash as `revision`.
         allow_template_change: load an rmtrain export whose chat template is no longer the one it was trained with.
-
-    Returns:
-        The model, and its tokenizer, which pads on the right.
 
     Raises:
         CheckpointError: there is no model, it has no score head with one output, its pad token is missing, inconsistent or the end
             token, or its tokenizer no longer gives the tokens that it gave when the model was exported.
     """
-    ref = ModelRef(path, revision, "model", CheckpointError, trust_remote_code).checked()
-    return load_from(ref, device, dtype, allow_template_change)
+    return load_from(ModelRef(path, revision, "model", CheckpointError).checked(), device, allow_template_change)
 
 
-def load_from(
-    ref: ModelRef, device: torch.device | str, dtype: torch.dtype, allow_template_change: bool = False
-) -> tuple[RewardModel, Any]:
+def load_from(ref: ModelRef, device: torch.device | str, allow_template_change: bool = False) -> tuple[RewardModel, Any]:
     """Load as `load_reward_model` does, from a checked reference."""
     adapter = ref.read_json("adapter_config.json")
     base = ref if adapter is None else _base_of(ref, adapter)
     config = load_config(base)
-    tokenizer = _load_tokenizer(ref if adapter is None or ref.find("tokenizer_config.json") else base)
+    source = ref if adapter is None or ref.find("tokenizer_config.json") else base
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.loading)
+    except (OSError, ValueError, KeyError) as error:
+        raise source.error(f"cannot load the tokenizer of {source.path}: {error}") from error
+    tokenizer.padding_side = "right"
     _check_template_and_tokens(ref, tokenizer, allow_template_change)
-    loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=dtype)
+    loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=torch.float32)
     _check_pad_token(ref, tokenizer, loaded.head.pools_last_token, config if adapter is None else None)
     if adapter is None and loaded.new_tokens:
         rows = loaded.new_tokens.start
         raise ref.error(f"the tokenizer of {ref.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
     hf = loaded.model if adapter is None else _add_adapter(ref, loaded)
-    return RewardModel(hf, loaded.head, base, dtype).to(device).eval(), tokenizer
+    return RewardModel(hf, loaded.head, base, torch.float32).to(device).eval(), tokenizer
 
 
 def template_hash(tokenizer: Any) -> str | None:
@@ -81,16 +73,6 @@ def _base_of(ref: ModelRef, adapter: dict[str, Any]) -> ModelRef:
     if not isinstance(path, str) or not path:
         raise ref.error(f"the adapter {ref.path} names no base model; load the merged model instead")
     return ModelRef(path, adapter.get("revision"), f"base model of {ref.path}", CheckpointError).checked()
-
-
-def _load_tokenizer(ref: ModelRef) -> Any:
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(ref.path, **ref.loading)
-    except (OSError, ValueError, KeyError) as error:
-        raise ref.error(f"cannot load the tokenizer of {ref.path}: {error}") from error
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def _check_template_and_tokens(ref: ModelRef, tokenizer: Any, allow_template_change: bool) -> None:

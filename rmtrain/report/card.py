@@ -1,4 +1,4 @@
-"""The model card, Markdown for the Hub: how to use a model, its data, evaluation, training and limits."""
+"""The model card, Markdown for the Hub: how to use a model, its data, evaluation, training and limits; `card.md` is the template."""
 
 import re
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.text.templates import edge_tokens
@@ -18,34 +19,8 @@ from rmtrain.report.console import decimal, percent
 from rmtrain.report.evaluation_view import interval, source_table
 from rmtrain.report.tables import Column, Row, Table, with_total
 
+FOLDER = Path(__file__).parent
 TAGS = ["reward-model", "rmtrain", "text-classification"]
-
-VLLM_SNIPPET = """\
-from vllm import LLM
-
-llm = LLM("{path}", runner="pooling")
-prompts = [{{"prompt_token_ids": tokenizer(text, add_special_tokens={add_special_tokens})["input_ids"]}} for text in texts]
-print([output.outputs.probs[0] for output in llm.classify(prompts)])
-"""
-SNIPPET = """\
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-path = "{path}"
-tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32).eval()
-
-question = {{"role": "user", "content": "How many legs has a spider?"}}
-conversations = [
-    [question, {{"role": "assistant", "content": "A spider has eight legs."}}],
-    [question, {{"role": "assistant", "content": "Six."}}],
-]
-texts = [tokenizer.apply_chat_template(conversation, tokenize=False) for conversation in conversations]
-batch = tokenizer(texts, add_special_tokens={add_special_tokens}, padding=True, return_tensors="pt")
-with torch.no_grad():
-    rewards = model(**batch).logits[:, 0]
-print(rewards)
-"""
 
 
 def card_of(
@@ -93,18 +68,14 @@ def model_card(
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
 
     Args:
-        name: of the run.
         path: argument of `from_pretrained`, such as `owner/name`.
         base_model: Hub id of the model that was trained; None: there is none, or it is not on the Hub.
-        adapted: whether low-rank adapters were trained rather than all weights.
-        datasets: Hub ids of the sources on the Hub, by tag.
-        splits: of those datasets, by tag.
-        waterfall: rows read, dropped and kept of each training source; empty: not known any more.
+        adapted: low-rank adapters were trained rather than all weights.
+        datasets, splits: Hub ids of the sources on the Hub, and their splits, by tag.
+        waterfall: rows read, dropped and kept of each training source; empty if unknown.
         evaluation: as `summarize` returns it for the final model; None: it was not evaluated.
         recipe: the resolved recipe, as YAML text.
-        max_length: of the responses in training, with their prompt, in tokens.
-        add_special_tokens: whether the tokenizer adds them to a rendered text, as those of encoders do; otherwise its template writes them.
-        versions: of the software, by package name.
+        add_special_tokens: the tokenizer adds them, as those of encoders do; otherwise the template writes them.
     """
     results = [
         EvalResult(
@@ -131,97 +102,37 @@ def model_card(
         pipeline_tag="text-classification",
         tags=TAGS,
     )
-    sections = [
-        f"# {name}",
-        _introduction(base_model, adapted),
-        f"## Use\n\n{_use(path, add_special_tokens)}",
-        f"## Data\n\n{_data(waterfall)}",
-        f"## Evaluation\n\n{_evaluation(evaluation)}",
-        f"## Training\n\n{_training(recipe, versions)}",
-        f"## Limits\n\n{_limits(max_length, evaluation)}",
-    ]
-    return f"---\n{metadata.to_yaml().strip()}\n---\n\n" + "\n\n".join(sections) + "\n"
-
-
-def _introduction(base_model: str | None, adapted: bool) -> str:
-    origin = f"`{base_model}`" if base_model else "a model that is not on the Hub"
-    return (
-        f"A reward model: it reads a conversation and gives its last response one number, greater for better. Trained from {origin} "
-        f"on comparisons of responses with rmtrain{', by low-rank adapters that are merged into these weights' if adapted else ''}."
+    shareable = write_yaml(redact_paths(yaml.safe_load(recipe))).rstrip()
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["decimal"] = decimal
+    return environment.get_template("card.md").render(
+        metadata=metadata.to_yaml().strip(),
+        name=name,
+        path=path,
+        base_model=base_model,
+        adapted=adapted,
+        add_special_tokens=add_special_tokens,
+        waterfall=_data_table(waterfall).markdown() if waterfall else None,
+        evaluation=evaluation,
+        sources=source_table(evaluation, digits=4).markdown() if evaluation else None,
+        versions=versions,
+        recipe=shareable,
+        fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", shareable)), default=0)),
+        max_length=max_length,
     )
 
 
-def _use(path: str, add_special_tokens: bool) -> str:
-    position = "the score head of the encoder" if add_special_tokens else "the last token"
-    special_tokens = (
-        "The tokenizer adds the special tokens around the text of the chat template."
-        if add_special_tokens
-        else "The chat template writes every special token itself, so none is added when its text is encoded."
-    )
-    return (
-        f"The reward is the raw logit at {position}: no sigmoid, no softmax. Only differences between responses to the same prompt "
-        "have a meaning; the probability that one is better than another is `sigmoid(reward_a - reward_b)`. "
-        f"{special_tokens}\n\n{_fenced(SNIPPET.format(path=path, add_special_tokens=add_special_tokens), 'python')}\n\n"
-        "With vLLM, for the same `tokenizer` and `texts`; `problem_type: regression` in `config.json` makes it skip the sigmoid, and "
-        "older versions need `PoolingParams(use_activation=False)`:\n\n"
-        f"{_fenced(VLLM_SNIPPET.format(path=path, add_special_tokens=add_special_tokens), 'python')}"
-    )
-
-
-def _data(waterfall: Mapping[str, Mapping[str, Any]]) -> str:
-    if not waterfall:
-        return "The recipe below names the data."
+def _data_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
     names = ("rows read", "dropped", "comparisons", "share of rows used")
     rows = []
     for source, counts in with_total(waterfall).items():
         dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["dropped"].items())
         used = percent(counts["kept"] + counts["gathered"], counts["read"])
         rows.append(Row((source, f"{counts['read']:,}", dropped or "none", f"{counts['kept']:,}", used)))
-    return Table("Data", (Column("source", "text"), *map(Column, names)), rows).markdown()
-
-
-def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
-    if evaluation is None:
-        return "This model was not evaluated."
-    lines = [f"{key.replace('_', ' ')}: {evaluation['rules'][key]}" for key in ("accuracy", "longer_wins", "loss")]
-    if evaluation["accuracy"] is not None:
-        chosen, rejected = (
-            f"{decimal(evaluation['rewards'][side]['mean'], 3)} ± {decimal(evaluation['rewards'][side]['std'], 3)}"
-            for side in ("winners", "losers")
-        )
-        lines += [
-            f"rewards, mean and standard deviation: chosen {chosen}, rejected {rejected}",
-            f"calibration error of sigmoid(margin): {decimal(evaluation['calibration_error'], 3)}",
-        ]
-    if evaluation["accuracy"] is not None and evaluation["longer_wins"] is not None:
-        by_length = evaluation["accuracy_by_length"]
-        longer, shorter = (decimal(by_length[key]["accuracy"], 3) for key in ("winner_longer", "winner_shorter"))
-        lines.append(
-            f"length: accuracy {longer} where the preferred response is longer and {shorter} where it is shorter; rank correlation of "
-            f"reward and length within a prompt {decimal(evaluation['spearman_length_within'], 3)}"
-        )
-    return source_table(evaluation, digits=4).markdown() + "\n\n" + "\n".join(f"- {line}." for line in lines)
-
-
-def _training(recipe: str, versions: Mapping[str, str]) -> str:
-    software = ", ".join(f"{package} {version}" for package, version in versions.items())
-    shareable = write_yaml(redact_paths(yaml.safe_load(recipe)))
-    return f"`rmtrain train recipe.yaml` with this recipe, and {software}:\n\n" + _fenced(shareable, "yaml")
-
-
-def _limits(max_length: int, evaluation: Mapping[str, Any] | None) -> str:
-    limits = [
-        "A reward predicts which response the people or models behind the training data would prefer; it repeats their errors and tastes.",
-        f"The model was trained on conversations of at most {max_length:,} tokens, end token included, and has seen no longer ones.",
-        "Rewards for different prompts, and rewards of different models, are not on one scale.",
-        "A policy trained against it will exploit its errors: watch length and format, and use a second judge.",
-    ]
-    warnings = evaluation["warnings"] if evaluation else []
-    return "\n".join(f"- {line}" for line in [*limits, *(f"Warning of its evaluation: {warning}." for warning in warnings)])
-
-
-def _fenced(text: str, language: str) -> str:
-    """Return a code block whose fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+    return Table("Data", (Column("source", "text"), *map(Column, names)), rows)

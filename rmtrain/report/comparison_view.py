@@ -1,23 +1,36 @@
 """One row in a terminal: a comparison as tokens and text, or a dropped row as its source has it."""
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rmtrain.data.rows.messages import cells
-from rmtrain.report.console import KeyValues, NoWrap, WrapText, escape_invisible
+from rmtrain.report.console import KeyValues, NoWrap, WrapText, escape_invisible, has_colours
 from rmtrain.report.tables import Excerpt
 from rmtrain.report.text_diff import SideBySide
-from rmtrain.report.tokens import TokenStrip
 
 MAX_PREFERENCES = 12
 CONTEXT = 40
 MATCH_STYLE = "bold reverse yellow"
 USUAL = {"margin": 0.0, "probability": 1.0, "weight": 1.0}
 MAX_PATH_WIDTH = 24
+RESPONSE_STYLES = ("color(16) on color(117)", "color(16) on color(223)", "color(16) on color(157)", "color(16) on color(219)")
+PREFIX_STYLES = ("dim", "dim underline")
+REWARD_STYLE = "bold color(231) on color(161)"
+MARK_STYLE = "bold"
+ID_STYLE = "dim"
+BOUNDARY = "╎"
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+WHITESPACE = str.maketrans(" \t\n", "·⇥⏎")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+BYTE_OF = {char: byte for byte, char in bytes_to_unicode().items()}
+"""Bytes by the characters of byte-level tokenizers."""
 
 
 def comparison_view(
@@ -29,8 +42,6 @@ def comparison_view(
         row: `id`, `source`, `split`, `row`, `prompt`, `prompt_length`, `prefix_length`, `preferences`, `ranking`, `compared`, and
             `responses`, each with `name`, `rank`, `length`, `reward_index`, `ids`, `text` and `own_text`, the text after the prompt. After
             a search also `found`, with `in`, `response`, `begin` and `end`, in characters of that response's `text`.
-        tokenizer: a transformers tokenizer.
-        show_ids: print the id of each token.
         side_by_side: show texts in columns; None: if the terminal is wide enough.
     """
     best, worst = (row["responses"][number] for number in row["compared"])
@@ -106,12 +117,7 @@ def _found(found: Mapping[str, Any], text: str) -> Text:
 
 
 def dropped_view(row: Mapping[str, Any]) -> RenderableType:
-    """Show a dropped row: the reason, and all of its cells.
-
-    Args:
-        row: `id`, `source`, `reason`, `detail`, and `row`: its columns; its line as text if it could not be parsed; None if its source
-            no longer has it.
-    """
+    """Show a dropped row: `id`, `source`, `reason`, `detail`, and as `row` its columns, or its line as text if it could not be parsed."""
     facts = KeyValues({name: escape_invisible(row[name]) for name in ("id", "source", "reason", "detail")})
     content: RenderableType
     match row["row"]:
@@ -124,22 +130,18 @@ def dropped_view(row: Mapping[str, Any]) -> RenderableType:
     return Group(facts, Text(), content)
 
 
+@dataclass(frozen=True, slots=True)
 class RowCells:
-    """The cells of a row, each under its dotted path. Invisible characters are shown as escapes.
+    """The cells of a row with nested columns, each under its dotted path."""
 
-    Args:
-        row: the columns, nested.
-    """
-
-    def __init__(self, row: Mapping[str, Any]) -> None:
-        self.cells = list(cells(row))
+    row: Mapping[str, Any]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="cyan", overflow="fold", max_width=MAX_PATH_WIDTH if console.is_terminal else None)
         table.add_column(overflow="fold")
         had_lines = False
-        for path, value in self.cells:
+        for path, value in cells(self.row):
             has_lines = isinstance(value, str) and "\n" in value
             if table.row_count and (had_lines or has_lines):
                 table.add_row()  # an empty line sets texts of several lines apart
@@ -152,3 +154,101 @@ class RowCells:
                 shown = Text(escape_invisible(str(value)), style="yellow")
             table.add_row(Text(escape_invisible(path)), shown)
         yield NoWrap(table)
+
+
+def visualize_tokens(ids: Sequence[int], tokenizer: Any, console: Console | None = None) -> None:
+    """Print token ids as text in alternating colours, on stdout by default; without colours, a thin line separates the tokens."""
+    (console or Console()).print(TokenStrip(ids, tokenizer), crop=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenStrip:
+    """Token ids as one text.
+
+    Tokens of a response alternate between four background colours. Prefix tokens are dim, every other one underlined; special tokens
+    are reversed. Whitespace is drawn: `·` is a space, `⇥` a tab and `⏎` a line feed, which also starts a new line. Invisible characters
+    and parts of characters are escapes such as `\\xe2`.
+
+    prefix_length: number of leading tokens that all responses share; `│` follows them.
+    reward_index: the token whose logit is the reward, marked `⟦...⟧`.
+    show_ids: print each token's id after it, in subscript digits.
+    """
+
+    ids: Sequence[int]
+    tokenizer: Any
+    prefix_length: int = 0
+    reward_index: int | None = None
+    show_ids: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield WrapText(self.text(boundaries=not has_colours(console)))
+
+    def text(self, boundaries: bool = False) -> Text:
+        """Return the styled text; with `boundaries`, a thin line separates the tokens."""
+        special = special_ids(self.tokenizer)
+        is_word_piece = _uses(self.tokenizer, "WordPiece")
+        text = Text(overflow="fold")
+        for index, (token_id, string) in enumerate(zip(self.ids, token_strings(self.ids, self.tokenizer), strict=True)):
+            in_prefix = index < self.prefix_length
+            if index == self.prefix_length > 0:
+                text.append("│", MARK_STYLE)
+            elif boundaries and index and not text.plain.endswith("\n"):
+                text.append(BOUNDARY, ID_STYLE)
+            if is_word_piece and index and not string.startswith("##"):
+                text.append(" ")
+
+            drawn = escape_invisible(string).translate(WHITESPACE)
+            if index == self.reward_index:
+                text.append(f"⟦{drawn}⟧", REWARD_STYLE)
+            elif token_id in special:
+                text.append(drawn, "dim reverse" if in_prefix else "bold reverse")
+            else:
+                styles = PREFIX_STYLES if in_prefix else RESPONSE_STYLES
+                text.append(drawn, styles[(index - self.prefix_length) % len(styles)])
+            if self.show_ids:
+                text.append(str(token_id).translate(SUBSCRIPTS), ID_STYLE)
+            text.append("\n" * string.count("\n"))
+        return text
+
+
+def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Return the text of each token.
+
+    A token with only a part of a character's UTF-8 bytes gives escapes: an emoji that is split in two may give `\\xf0\\x9f` and
+    `\\x98\\x80`. WordPiece tokens keep their `##`. Added and special tokens give their own content.
+    """
+    # `tokenizer.decode` of a single token would replace incomplete characters and drop leading spaces.
+    added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
+    is_byte_level = _uses(tokenizer, "ByteLevel")
+    strings = []
+    for token_id in map(int, ids):
+        token = tokenizer.convert_ids_to_tokens(token_id)
+        if token_id in added:
+            strings.append(added[token_id])
+            continue
+        if token is None:
+            raw = f"<no token {token_id}>".encode()
+        elif isinstance(token, bytes):
+            raw = token
+        elif is_byte_level:
+            raw = bytes(BYTE_OF[char] for char in token) if all(char in BYTE_OF for char in token) else token.encode()
+        elif byte := BYTE_TOKEN.fullmatch(token):
+            raw = bytes.fromhex(byte[1])
+        else:
+            raw = token.replace("▁", " ").encode()
+        strings.append(raw.decode(errors="backslashreplace"))
+    return strings
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of tokens that structure a text, such as end, padding and turn marks."""
+    return {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special} | set(
+        tokenizer.all_special_ids
+    )
+
+
+def _uses(tokenizer: Any, kind: str) -> bool:
+    """Return True if the decoder or pre-tokenizer has a part of this kind, such as `ByteLevel` or `WordPiece`."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [] if backend is None else [backend.decoder, backend.pre_tokenizer]
+    return any(part is not None and f'"type":"{kind}"'.encode() in part.__getstate__() for part in parts)

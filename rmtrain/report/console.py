@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -57,19 +58,12 @@ def percent(part: float, whole: float) -> str:
 
 
 def escape_invisible(text: str) -> str:
-    """Escape all characters that are invisible or control a terminal, as in `\\x1b`.
-
-    Spaces, tabs and line feeds are unchanged. Control, format, private and unassigned characters and all other spaces are escaped.
-    """
+    """Escape control, format, private and unassigned characters, as in `\\x1b`, and all spaces but space, tab and line feed."""
     return "".join(char.encode("unicode_escape").decode() if _is_invisible(char) else char for char in text)
 
 
 def json_text(document: Any) -> str:
-    """Return a JSON document on one line that is safe to print: invisible characters are JSON escapes.
-
-    Raises:
-        ValueError: a number that JSON does not have, such as NaN.
-    """
+    """Return a JSON document on one line, with invisible characters as JSON escapes; raises ValueError for NaN and infinity."""
     text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     return "".join(json.dumps(char)[1:-1] if _is_invisible(char) else char for char in text)
 
@@ -84,15 +78,11 @@ def has_colours(console: Console) -> bool:
     return not console.no_color and console.color_system is not None
 
 
+@dataclass(frozen=True, slots=True)
 class WrapText:
-    """Text that is wrapped in a terminal; elsewhere its lines stay whole, so that `grep` finds them.
+    """Text that is wrapped in a terminal, and folded in a word that is wider; elsewhere its lines stay whole, for `grep`."""
 
-    Args:
-        text: the text; a word wider than the terminal is folded.
-    """
-
-    def __init__(self, text: Text) -> None:
-        self.text = text
+    text: Text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         text = self.text.copy()
@@ -100,15 +90,11 @@ class WrapText:
         yield text
 
 
+@dataclass(frozen=True)
 class NoWrap:
-    """A view that fits the terminal; elsewhere it is as wide as it needs to be, so that no cell is folded or padded at the end.
+    """A view that fits the terminal; elsewhere it is as wide as it needs to be, so that no cell is folded or padded at the end."""
 
-    Args:
-        view: any renderable.
-    """
-
-    def __init__(self, view: RenderableType) -> None:
-        self.view = view
+    view: RenderableType
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if console.is_terminal:
@@ -119,11 +105,7 @@ class NoWrap:
 
 
 class KeyValues(NoWrap):
-    """Names and values, one per line. In a terminal a long value is wrapped and indented.
-
-    Args:
-        values: values by name, as plain or styled text.
-    """
+    """Names and values, plain or styled, one per line. In a terminal a long value is wrapped and indented."""
 
     def __init__(self, values: Mapping[str, str | Text]) -> None:
         grid = Table.grid(padding=(0, 2, 0, 0))

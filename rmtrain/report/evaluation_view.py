@@ -3,7 +3,7 @@
 The tables of sources, of length differences and of calibration are also those of the HTML report and of the model card.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -20,9 +20,7 @@ MAX_SUBSETS = 30
 def evaluation_summary(summary: Numbers, title: str = "evaluation") -> RenderableType:
     """Return accuracy with its interval, ties, the baseline by length, loss, margin, a table of several sources, and warnings.
 
-    Args:
-        summary: as `summarize` returns it, or the same read from JSON.
-        title: first line.
+    `summary` is as `summarize` returns it, or the same read from JSON.
     """
     rewards = [
         f"{side} {decimal(values['mean'], 3, sign=True)} ± {decimal(values['std'], 3)}"
@@ -72,47 +70,26 @@ def _longer_wins(summary: Numbers) -> str:
 
 
 def source_table(summary: Numbers, digits: int = 3) -> Table:
-    """Return the numbers of each source, and of several sources together as the last row, `all`.
-
-    Args:
-        summary: as `summarize` returns it.
-        digits: of the bounds of the interval.
-    """
-    sources = summary["sources"]
+    """Return the numbers of each source, and of several sources together as the last row, `all`; `digits` are those of the interval."""
+    sources: Numbers = summary["sources"]
     columns = (
         Column("source", "text"),
         Column("n"),
         Column("accuracy", style="bold"),
-        Column("95 % interval"),
-        Column("ties"),
-        Column("loss"),
-        Column("longer wins"),
+        *map(Column, ("95 % interval", "ties", "loss", "longer wins")),
         Column("half credit", optional=True),
     )
-    rows = [
-        Row(
-            (
-                source,
-                f"{numbers['n']:,}",
-                decimal(numbers["accuracy"]),
-                interval(numbers, digits),
-                f"{numbers['ties']:,}",
-                decimal(numbers["loss"]),
-                decimal(numbers["longer_wins"]),
-                decimal(numbers["half_credit_accuracy"]),
-            )
-        )
-        for source, numbers in ({**sources, "all": summary} if len(sources) > 1 else sources).items()
-    ]
+    rows = []
+    for source, numbers in ({**sources, "all": summary} if len(sources) > 1 else sources).items():
+        accuracy, half_credit = decimal(numbers["accuracy"]), decimal(numbers["half_credit_accuracy"])
+        ties, loss, longer_wins = f"{numbers['ties']:,}", decimal(numbers["loss"]), decimal(numbers["longer_wins"])
+        cells = (source, f"{numbers['n']:,}", accuracy, interval(numbers, digits), ties, loss, longer_wins, half_credit)
+        rows.append(Row(cells))
     return Table("Sources", columns, rows)
 
 
 def diagnosis_view(diagnosis: Numbers) -> RenderableType:
-    """Return histograms of rewards and margins, accuracy by difference in length, and calibration, as far as there are numbers.
-
-    Args:
-        diagnosis: as `diagnose` returns it.
-    """
+    """Return histograms of rewards and margins, accuracy by difference in length, and calibration, as far as `diagnose` has numbers."""
     parts: list[RenderableType] = []
     if diagnosis["rewards"] is not None:
         parts.append(_histograms(diagnosis["rewards"], diagnosis["margins"]))
@@ -170,42 +147,20 @@ def calibration_table(curve: Numbers) -> Table:
 
 
 def share_table(heading: str, rows: Sequence[tuple[str, Numbers]]) -> Table:
-    """Return the accuracy of each part of the preferences with its 95 % interval, as numbers and drawn.
-
-    Args:
-        heading: of the names.
-        rows: a name, and `preferences`, `accuracy`, `accuracy_low` and `accuracy_high`, None where there are no preferences.
-    """
-    columns = (
-        Column(heading),
-        Column("n"),
-        Column("accuracy"),
-        Column("95 % interval"),
-        Column(SHARE_SCALE, "bar"),
-    )
-    cells = [
-        (
-            name,
-            f"{numbers['preferences']:,}",
-            decimal(numbers["accuracy"], 3),
-            interval(numbers),
-            Bar(numbers["accuracy_low"], numbers["accuracy_high"], numbers["accuracy"])
-            if numbers["accuracy"] is not None
-            else "",
-        )
-        for name, numbers in rows
-    ]
-    return Table(heading, columns, [Row(line) for line in cells])
+    """Return the accuracy of each named part of the preferences with its 95 % interval, as numbers and drawn."""
+    columns = (Column(heading), Column("n"), Column("accuracy"), Column("95 % interval"), Column(SHARE_SCALE, "bar"))
+    drawn = []
+    for name, numbers in rows:
+        accuracy = numbers["accuracy"]
+        bar = "" if accuracy is None else Bar(numbers["accuracy_low"], numbers["accuracy_high"], accuracy)
+        drawn.append(Row((name, f"{numbers['preferences']:,}", decimal(accuracy, 3), interval(numbers), bar)))
+    return Table(heading, columns, drawn)
 
 
 def sample_table(samples: Sequence[Mapping[str, Any]], title: str = "samples") -> RenderableType:
-    """Return three lines for each comparison: the end of its prompt, then both responses with their rewards.
+    """Return three lines for each pair: the end of its prompt, then both responses with their `rewards`, chosen first.
 
     `✓` marks a chosen response that has the greater reward, `=` a tie and `✗` an error.
-
-    Args:
-        samples: a mapping for each pair, with `prompt`, `chosen` and `rejected` as text and `rewards`, chosen first.
-        title: first line.
     """
     rows = []
     for sample in samples:
@@ -225,9 +180,7 @@ def sample_table(samples: Sequence[Mapping[str, Any]], title: str = "samples") -
 def benchmark_report(benchmarks: Mapping[str, Numbers], gates: Mapping[str, Numbers]) -> RenderableType:
     """Return a table for each benchmark with the settings its numbers depend on, then the gates and the files of scores.
 
-    Args:
-        benchmarks: as `measure` returns them, by name, with `settings` and `scores`.
-        gates: for each, whether it `passed`.
+    `benchmarks` are as `measure` returns them, by name, with `settings` and `scores`.
     """
     parts: list[RenderableType] = []
     for numbers in benchmarks.values():
@@ -237,31 +190,14 @@ def benchmark_report(benchmarks: Mapping[str, Numbers], gates: Mapping[str, Numb
         if numbers["longer_wins"] is not None:
             parts.append(Text(f"preferring the longer response gives {decimal(numbers['longer_wins'])}"))
         if numbers["settings"]:
-            parts.append(Text(_settings(numbers["settings"]), style="dim"))
+            settings = numbers["settings"]
+            length, template = settings.get("max_length"), str(settings.get("template_sha256"))[:8]
+            counts = f"{settings.get('rows_cut', 0):,} rows cut, {settings.get('rows_dropped', 0):,} dropped"
+            limit = f"max_length {length:,}" if length else "no max_length"
+            parts.append(Text(f"{settings.get('dtype')}, {limit}, {counts}, template {template}", style="dim"))
         parts += [warning_lines(numbers["warnings"]), Text()] if numbers["warnings"] else [Text()]
     parts += [Text(f"gate          {name} {'passed' if gate['passed'] else 'missed'}") for name, gate in gates.items()]
     return Group(*parts, *(Text(f"scores        {numbers['scores']}") for numbers in benchmarks.values()))
-
-
-def benchmark_table(numbers: Numbers) -> Table:
-    """Return the total of a benchmark, its sections, and below each its subsets, unless they are more than `MAX_SUBSETS`.
-
-    A column that is empty is left out, and so are strict numbers that equal the scores.
-    """
-    values = [("total", numbers, "total"), *_sections(numbers)]
-    texts = {name: [text(row) for _, row, _ in values] for name, text in BENCHMARK_COLUMNS.items()}
-    shown = [name for name, cells in texts.items() if any(cells) and (name != "strict" or cells != texts["score"])]
-    rows = [Row((title, *(texts[name][number] for name in shown)), kind) for number, (title, _, kind) in enumerate(values)]
-    return Table(numbers["title"], (Column(numbers["title"], "text"), *map(Column, shown)), rows)
-
-
-def _sections(numbers: Numbers) -> Iterator[tuple[str, Numbers, str]]:
-    subsets = numbers["subsets"] if len(numbers["subsets"]) <= MAX_SUBSETS else {}
-    for section, values in numbers["sections"].items():
-        yield section, values, ""
-        for name, subset in subsets.items():
-            if subset["section"] == section != name:
-                yield f"  {name}", subset, "subset"
 
 
 BENCHMARK_COLUMNS: Mapping[str, Callable[[Numbers], str]] = {
@@ -274,16 +210,21 @@ BENCHMARK_COLUMNS: Mapping[str, Callable[[Numbers], str]] = {
 }
 
 
-def _settings(settings: Numbers) -> str:
-    length = settings.get("max_length")
-    parts = [
-        f"{settings.get('dtype')}",
-        f"max_length {length:,}" if length else "no max_length",
-        f"{settings.get('rows_cut', 0):,} rows cut",
-        f"{settings.get('rows_dropped', 0):,} dropped",
-        f"template {str(settings.get('template_sha256'))[:8]}",
-    ]
-    return ", ".join(parts)
+def benchmark_table(numbers: Numbers) -> Table:
+    """Return the total of a benchmark, its sections, and below each its subsets, unless they are more than `MAX_SUBSETS`.
+
+    A column that is empty is left out, and so are strict numbers that equal the scores.
+    """
+    subsets = numbers["subsets"] if len(numbers["subsets"]) <= MAX_SUBSETS else {}
+    lines = [("total", numbers, "total")]
+    for section, values in numbers["sections"].items():
+        lines.append((section, values, ""))
+        inside = {name: subset for name, subset in subsets.items() if subset["section"] == section != name}
+        lines += [(f"  {name}", subset, "subset") for name, subset in inside.items()]
+    texts = {name: [text(row) for _, row, _ in lines] for name, text in BENCHMARK_COLUMNS.items()}
+    shown = [name for name, cells in texts.items() if any(cells) and (name != "strict" or cells != texts["score"])]
+    rows = [Row((title, *(texts[name][number] for name in shown)), kind) for number, (title, _, kind) in enumerate(lines)]
+    return Table(numbers["title"], (Column(numbers["title"], "text"), *map(Column, shown)), rows)
 
 
 def difference_report(compared: Numbers) -> RenderableType:

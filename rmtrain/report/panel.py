@@ -5,6 +5,7 @@ Lengths are points of matplotlib and, in the report, CSS pixels. A plot is as wi
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from rich.cells import cell_len
 
+from rmtrain.files import atomic_write
 from rmtrain.report.console import escape_invisible
 
 WIDTH, HEIGHT = 360.0, 210.0
@@ -41,17 +43,12 @@ def add_panel(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     x_name: str,
-    *,
-    right: float = 10.0,
+    right: float = 14.0,
     integer: bool = False,
 ) -> Axes:
     """Add axes that fill a figure, with thin lines at round values; their labels have room and do not touch.
 
-    Args:
-        x_range, y_range: values at the edges.
-        x_name: label of the horizontal axis.
-        right: room for labels on the right, in points.
-        integer: whether only whole numbers are labelled on the horizontal axis.
+    There are `right` points of room for labels on the right. With `integer`, only whole numbers are labelled on the horizontal axis.
     """
     total = height_of(figure)
     # margins are computed here, not by matplotlib's layout engines: those measure fonts that the reader may not have
@@ -79,7 +76,11 @@ def add_panel(
 
 def add_rows(figure: Canvas, names: Sequence[str], x_range: tuple[float, float]) -> Axes:
     """Add axes with a row for each name, from the top, in a figure of `rows_height`; there is room for a number behind each row."""
-    names = [_short_name(name) for name in names]
+    names = [escape_invisible(name).replace("\n", " ") for name in names]
+    for number, name in enumerate(names):
+        while cell_len(name) > NAME_CELLS:  # the end of a long name distinguishes files
+            name = "…" + name[2:]
+        names[number] = name
     total, height = height_of(figure), ROW_HEIGHT * len(names)
     left, width = 14 + max(map(text_width, names)), WIDTH - NUMBER_WIDTH
     box = (left / WIDTH, (BOTTOM - LINE_HEIGHT) / total, (width - left) / WIDTH, height / total)
@@ -97,14 +98,6 @@ def add_rows(figure: Canvas, names: Sequence[str], x_range: tuple[float, float])
 def rows_height(rows: int) -> float:
     """Return the height of a figure for `add_rows`, in points."""
     return ROW_HEIGHT * rows + BOTTOM - LINE_HEIGHT + 12
-
-
-def _short_name(name: str) -> str:
-    """Cut the start of a long name; its end distinguishes files."""
-    word = escape_invisible(name).replace("\n", " ")
-    while cell_len(word) > NAME_CELLS:
-        word = "…" + word[2:]
-    return word
 
 
 def height_of(figure: Canvas) -> float:
@@ -130,6 +123,12 @@ def label_right(panel: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     for place, (_, label, color) in zip(places, labels, strict=True):
         style: dict[str, Any] = {"color": COLORS[color], "weight": "bold", "size": FONT_SIZE, "va": "center"}
         panel.annotate(label, (1, place / height), (6, 0), xycoords="axes fraction", textcoords="offset points", **style)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def spread_labels(centers: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:

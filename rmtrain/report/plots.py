@@ -9,7 +9,6 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,11 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
-from numpy.typing import NDArray
 
-from rmtrain.files import atomic_write
+from rmtrain.evaluation.diagnosis import diagnose
+from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import calibration_table, difference_words, length_difference_table, source_table
-from rmtrain.report.lengths import PERCENTILES
 from rmtrain.report.panel import (
     COLORS,
     DASHES,
@@ -43,8 +41,6 @@ from rmtrain.report.tables import Column, Numbers, Row, Table
 
 TITLE_HEIGHT = 22.0
 PNG_DPI = 200
-LENGTH_COLORS = ("#0b63b5", "#2f8f5b", "#c4473a")
-
 MAX_POINTS = 150
 """Points of a curve that are drawn."""
 MAX_SOURCES = 30
@@ -116,10 +112,20 @@ def stacked(plots: Sequence[Plot]) -> Figure:
     return figure
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
+    """Return functions that draw the pictures of an evaluation, under the names that trackers show; none if no preference has a winner."""
+    if not any(edge.probability > 0.5 for row in evaluation.scored for edge in row.preferences):
+        return {}
+    summary, scored = evaluation.summary, evaluation.scored
+
+    def draw_rewards() -> Figure:
+        diagnosis = diagnose(scored)
+        return stacked([reward_plot(diagnosis["rewards"], summary["rewards"]), margin_plot(diagnosis["margins"])])
+
+    return {
+        "eval/rewards": draw_rewards,
+        "eval/calibration": lambda: stacked([calibration_plot(diagnose(scored)["calibration"])]),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +143,8 @@ def curve_plot(
     title: str,
     curves: Sequence[Curve],
     *,
-    x_name: str,
     note: str,
+    x_name: str = "step",
     reference: float | None = None,
     include: Sequence[float] = (),
     table: Table | None = None,
@@ -192,8 +198,7 @@ def curve_plot(
 def share_plot(name: str, title: str, shares: Sequence[tuple[str, Numbers, float | None]], *, note: str, table: Table) -> Plot:
     """Plot a row for each share: a dot on a line as long as its 95 % interval, its value, and a diamond at another value, if any.
 
-    Args:
-        shares: a name, `accuracy`, `accuracy_low` and `accuracy_high`, and the place of the diamond.
+    A share is a name, `accuracy`, `accuracy_low` and `accuracy_high`, and the place of the diamond.
     """
     bounds = [numbers[key] for _, numbers, _ in shares for key in ("accuracy_low", "accuracy_high")]
     values = [value for value in (0.5, *bounds, *(mark for _, _, mark in shares)) if value is not None]
@@ -242,9 +247,7 @@ def training_plots(metrics: Sequence[Numbers]) -> list[Plot]:
         if key in ("learning_rate", "grad_norm"):
             curves = [Curve("", train, "accent")]
         if any(curve.points for curve in curves):
-            plots.append(
-                curve_plot(f"curve-{key}", title, curves, x_name="step", note=note, reference=reference, include=include)
-            )
+            plots.append(curve_plot(f"curve-{key}", title, curves, note=note, reference=reference, include=include))
     return plots
 
 
@@ -257,7 +260,7 @@ def sample_plot(number: int, title: str, history: Sequence[Numbers]) -> Plot:
     chosen, rejected = history[-1]["rewards"]
     verdict = "right" if chosen > rejected else "tied" if chosen == rejected else "wrong"
     note = f"At the end {verdict}, by {decimal(abs(chosen - rejected), 3)}."
-    return curve_plot(f"sample-{number}", title, curves, x_name="step", note=note)
+    return curve_plot(f"sample-{number}", title, curves, note=note)
 
 
 def drift_plot(drift: Sequence[Mapping[str, float]]) -> Plot:
@@ -265,7 +268,7 @@ def drift_plot(drift: Sequence[Mapping[str, float]]) -> Plot:
     sides = (("chosen", "accent"), ("rejected", "neutral"))
     curves = [Curve(side, [(row["step"], row[side]) for row in drift], color, dots=True) for side, color in sides]
     note = "Mean rewards on the evaluation data. Only their distance is trained; both may drift together."
-    return curve_plot("drift", "Reward drift", curves, x_name="step", note=note)
+    return curve_plot("drift", "Reward drift", curves, note=note)
 
 
 def source_plot(summary: Numbers) -> Plot:
@@ -281,12 +284,7 @@ def source_plot(summary: Numbers) -> Plot:
 
 
 def diagnosis_plots(summary: Numbers, diagnosis: Numbers) -> list[Plot]:
-    """Plot rewards, margins, lengths and calibration, as far as there are numbers.
-
-    Args:
-        summary: as `summarize` returns it.
-        diagnosis: as `diagnose` returns it for the same scores.
-    """
+    """Plot rewards, margins, lengths and calibration, as far as `summarize` and `diagnose` have numbers of the same scores."""
     plots = []
     if diagnosis["rewards"] is not None:
         plots += [reward_plot(diagnosis["rewards"], summary["rewards"]), margin_plot(diagnosis["margins"])]
@@ -303,7 +301,7 @@ def reward_plot(histograms: Numbers, rewards: Numbers) -> Plot:
     chosen, rejected = (rewards[side]["mean"] for side in ("winners", "losers"))
 
     def draw(figure: Canvas) -> None:
-        panel = add_panel(figure, (edges[0], edges[-1]), (0, max(*winners, *losers)), "reward", right=14)
+        panel = add_panel(figure, (edges[0], edges[-1]), (0, max(*winners, *losers)), "reward")
         for counts, color in ((losers, COLORS["neutral"]), (winners, COLORS["accent"])):
             panel.stairs(counts, edges, fill=True, color=color, alpha=0.16, linewidth=0)
             panel.stairs(counts, edges, color=color, linewidth=1.8, clip_on=False)
@@ -326,7 +324,7 @@ def margin_plot(margins: Numbers) -> Plot:
     right, wrong, tied = (percent(margins[key], 1) for key in ("right", "wrong", "tied"))
 
     def draw(figure: Canvas) -> None:
-        panel = add_panel(figure, (edges[0], edges[-1]), (0, max(counts)), "reward of chosen − reward of rejected", right=14)
+        panel = add_panel(figure, (edges[0], edges[-1]), (0, max(counts)), "reward of chosen − reward of rejected")
         # the edge at zero has a rounding error
         colors = [COLORS["accent"] if low >= -1e-12 else COLORS["neutral"] for low in edges[:-1]]
         panel.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colors, edgecolor=COLORS["paper"], linewidth=1)
@@ -341,7 +339,7 @@ def margin_plot(margins: Numbers) -> Plot:
 
 
 def length_plot(bins: Sequence[Numbers]) -> Plot:
-    """Plot the accuracy by the number of tokens that the chosen response is longer."""
+    """Plot the accuracy by the number of tokens that the chosen response is longer than the rejected one."""
     note = (
         "Rows: tokens by which the chosen response is longer (+) or shorter (−). "
         "A slope shows a length bias: the model prefers longer responses, or shorter ones, whichever is better."
@@ -357,15 +355,14 @@ def reward_length_plot(bins: Sequence[Numbers], summary: Numbers) -> Plot:
     note = (
         f"Rank correlation of reward and length: {within} within a prompt, {overall} over all responses; 0 means no length bias."
     )
-    columns = (Column("tokens"), Column("responses"), Column("mean reward"), Column("deviation"))
-    rows = []
+    rows, points = [], []
     for row in bins:
         tokens, responses = f"{row['low']:,} to {row['high']:,}", f"{row['responses']:,}"
         rows.append(Row((tokens, responses, decimal(row["reward"], 3), decimal(row["deviation"], 3))))
-    title = "Reward by length"
-    curves = [Curve("", [((row["low"] + row["high"]) / 2, row["reward"]) for row in bins], "accent", dots=True)]
-    table = Table(title, columns, rows)
-    return curve_plot("reward-length", title, curves, x_name="tokens, with the prompt", note=note, table=table)
+        points.append(((row["low"] + row["high"]) / 2, row["reward"]))
+    table = Table("Reward by length", tuple(map(Column, ("tokens", "responses", "mean reward", "deviation"))), rows)
+    curves, x_name = [Curve("", points, "accent", dots=True)], "tokens, with the prompt"
+    return curve_plot("reward-length", table.title, curves, x_name=x_name, note=note, table=table)
 
 
 def calibration_plot(curve: Numbers) -> Plot:
@@ -375,7 +372,7 @@ def calibration_plot(curve: Numbers) -> Plot:
 
     def draw(figure: Canvas) -> None:
         y_range = (0.5 if lowest >= 0.5 else int(lowest * 10) / 10, 1.0)
-        panel = add_panel(figure, (0.5, 1.0), y_range, "confidence, σ(|margin|)", right=14)
+        panel = add_panel(figure, (0.5, 1.0), y_range, "confidence, σ(|margin|)")
         style: dict[str, Any] = {"color": COLORS["accent"], "clip_on": False}
         panel.plot((0.5, 1), (0.5, 1), color=COLORS["dim"], linewidth=1, linestyle=DASHES)
         for row in bins:
@@ -410,44 +407,3 @@ def _number(value: float) -> str:
 
 def _bin(edges: Sequence[float], number: int) -> str:
     return f"{decimal(edges[number], 3)} to {decimal(edges[number + 1], 3)}"
-
-
-FARTHEST_LIMIT = 3
-LENGTH_BINS = 80
-
-
-def plot_lengths(lengths: Mapping[str, NDArray[Any]], path: Path, max_length: int | None) -> None:
-    """Draw the distribution of token lengths, one panel for each name over a shared axis, with lines at p50, p90 and p99.
-
-    Args:
-        lengths: named arrays, such as prompt, chosen and rejected, in tokens.
-        path: the PNG; it is written whole or not at all.
-        max_length: the limit in tokens, drawn as a dashed line, or named at the edge where it is far off; None: no limit.
-    """
-    longest = max(int(values.max()) for values in lengths.values())
-    near = max_length is not None and max_length <= FARTHEST_LIMIT * longest
-    end = max(longest, max_length) if max_length is not None and near else longest
-    edges = np.linspace(0, end + 1, min(LENGTH_BINS, end + 1) + 1).tolist()
-    figure = Figure(figsize=(8, 0.9 + 1.35 * len(lengths)), dpi=150, layout="constrained", facecolor=COLORS["paper"])
-    panels = figure.subplots(len(lengths), 1, sharex=True, squeeze=False)[:, 0]
-    for number, (panel, (name, values)) in enumerate(zip(panels, lengths.items(), strict=True)):
-        color = LENGTH_COLORS[number % len(LENGTH_COLORS)]
-        percentiles = np.percentile(values, PERCENTILES, method="inverted_cdf").astype(int)
-        panel.hist(values, bins=edges, color=color, linewidth=0)
-        for value in percentiles:
-            panel.axvline(value, ymax=0.92, color=COLORS["ink"], linewidth=0.8)
-        if max_length is not None and near:
-            panel.axvline(max_length, color=COLORS["ink"], linewidth=1, linestyle=DASHES)
-        marks = [f"p{percentile} {value:,}" for percentile, value in zip(PERCENTILES, percentiles, strict=True)]
-        panel.set_title(name, loc="left", size=10, color=color, weight="bold")
-        panel.set_title("    ".join([*marks, f"longest {int(values.max()):,}"]), size=9, color=COLORS["ink"])
-        for side in ("top", "right", "left"):
-            panel.spines[side].set_visible(False)
-        panel.spines["bottom"].set_color(COLORS["dim"])
-        panel.tick_params(colors=COLORS["ink"], labelsize=8, left=False, labelleft=False)
-    if max_length is not None:
-        panels[0].set_title(f"limit {max_length:,}{'' if near else ' →'}", loc="right", size=8, color=COLORS["ink"])
-    panels[-1].set_xlabel("tokens", color=COLORS["ink"])
-    panels[-1].set_xlim(0, 1.01 * (end + 1))
-    panels[-1].xaxis.set_major_formatter("{x:,.0f}")
-    save_png(figure, path)

@@ -37,10 +37,8 @@ class ProgressLine:
     """A task whose facts are shown in a line that is redrawn, or printed as plain lines. Use it as a context.
 
     Args:
-        console: where to print.
-        live: whether to redraw one line; None: where a person watches a terminal.
-        keep: whether the live line stays when the work is done.
-        clock: seconds that only increase.
+        live: redraw one line; None: where a person watches a terminal.
+        keep: the live line stays when the work is done.
     """
 
     def __init__(self, console: Console, *, live: bool | None = None, keep: bool = False, clock: Clock = time.monotonic) -> None:
@@ -70,7 +68,6 @@ class ProgressLine:
 
     @property
     def task(self) -> Task:
-        """The task that was added last."""
         return self.progress.tasks[-1]
 
     def facts(self, task: Task) -> list[str]:
@@ -94,8 +91,6 @@ class ProgressLine:
 
 
 class _TextColumn(ProgressColumn):
-    """A part of the live line; it is computed only when the line is drawn."""
-
     def __init__(self, text_of: Callable[[Task], str]) -> None:
         super().__init__(Column(no_wrap=True))
         self.text_of = text_of
@@ -109,12 +104,7 @@ def _eta(task: Task, speed: float | None) -> list[str]:
 
 
 class TrainingProgress(ProgressLine):
-    """Steps of a training: `step 120/900 ━━━━  loss 0.612  acc 0.671  24.0k tok/s  eta 4m10s`, or such a line for each log.
-
-    Args:
-        total_steps: the last step.
-        processes: that share the work; the plan gives each about as many tokens.
-    """
+    """Steps of a training: `step 120/900 ━━━━  loss 0.612  acc 0.671  24.0k tok/s  eta 4m10s`, or such a line for each log."""
 
     def __init__(self, console: Console, total_steps: int, processes: int = 1, **options: Any) -> None:
         super().__init__(console, keep=True, **options)
@@ -129,6 +119,7 @@ class TrainingProgress(ProgressLine):
     def facts(self, task: Task) -> list[str]:
         """Return loss and accuracy of the last log line, tokens per second of all processes, and the time to the last step."""
         speed = self._speed(task)
+        # The plan gives each process about as many tokens.
         tokens = [f"{compact(speed * self.tokens / self.steps * self.processes)} tok/s"] if speed else []
         return [*self._losses(), *tokens, *_eta(task, speed)]
 
@@ -189,12 +180,7 @@ class ReadingProgress(ProgressLine):
 
 
 class ScoringProgress(ProgressLine):
-    """Units of work that are done, of a known total or not: `scoring: 20 of 60 micro-batches, 2.0/s, eta 20s`.
-
-    Args:
-        unit: name of the units, such as lines.
-        total: number of units; None: not known.
-    """
+    """Units of work that are done, of a known total or not: `scoring: 20 of 60 micro-batches, 2.0/s, eta 20s`."""
 
     def __init__(self, console: Console, unit: str, total: int | None = None, **options: Any) -> None:
         super().__init__(console, **options)
@@ -202,7 +188,7 @@ class ScoringProgress(ProgressLine):
         self.progress.add_task("scoring", total=total)
 
     def facts(self, task: Task) -> list[str]:
-        """Return the units that are done, units per second, and the time to the end, as far as they are known."""
+        """Return the units that are done, their pace, and the time to the end, as far as they are known."""
         total = "" if task.total is None else f" of {task.total:,.0f}"
         speed = task.speed or 0.0
         pace = [f"{compact(speed) if speed >= 10 else f'{speed:.1f}'}/s"] if speed else []

@@ -1,7 +1,8 @@
 """An optimizer step as it is packed: a bar for each micro-batch, and a table of the comparisons."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def step_view(step: Mapping[str, Any], limit: int | None = None) -> RenderableTy
         Text.assemble((f"step {step['step']:,}", "bold cyan"), (f"  of {step['steps']:,}, counted from 0", "dim")),
         KeyValues(facts),
         Text(),
-        BarLegend(kind for batch in batches for row in batch["comparisons"] for kind, _ in row["runs"]),
+        BarLegend({kind for batch in batches for row in batch["comparisons"] for kind, _ in row["runs"]}),
     ]
     lines = max(1, min(MAX_BAR_LINES, MAX_LINES // len(batches)))
     for batch in batches:
@@ -91,14 +92,9 @@ def _saved(counts: Mapping[str, Any]) -> str:
 
 
 class TokenBar:
-    """Tokens in their order, over as many lines as they need to be visible; the whole bar is the budget, and `·` is free.
+    """The tokens of each comparison in their order, over as many lines as they need to be visible; the whole bar is the budget.
 
-    With colours, a character shows two samples, and comparisons alternate in shade; without, each kind has a character.
-
-    Args:
-        comparisons: the runs of tokens of each comparison.
-        budget: number of tokens that fill the bar.
-        max_lines: maximum number of lines.
+    With colours, a character shows two samples, and comparisons alternate in shade; without, each kind has a character. `·` is free.
     """
 
     def __init__(self, comparisons: Sequence[Sequence[TokenRun]], budget: int, max_lines: int = MAX_BAR_LINES) -> None:
@@ -136,15 +132,11 @@ class TokenBar:
         return Segment("▌", Style.parse(f"{left} on {right}" if right else left))
 
 
+@dataclass(frozen=True, slots=True)
 class BarLegend:
-    """The meaning of the blocks of a bar.
+    """The meaning of the blocks of a bar with these kinds of tokens."""
 
-    Args:
-        kinds: kinds of tokens in the bar; any order, repeated or not.
-    """
-
-    def __init__(self, kinds: Iterable[str]) -> None:
-        self.kinds = set(kinds)
+    kinds: Collection[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         legend = Text()
@@ -155,13 +147,7 @@ class BarLegend:
 
 
 class StepTable:
-    """The comparisons of a step. A narrow terminal omits columns that follow from others.
-
-    Args:
-        batches: the micro-batches, see `step_view`.
-        with_ranks: name micro-batches `rank.number`.
-        limit: maximum number of comparisons; None: all.
-    """
+    """The first `limit` comparisons of a step, or all. A narrow terminal omits columns that follow from others."""
 
     def __init__(self, batches: Sequence[Mapping[str, Any]], with_ranks: bool, limit: int | None) -> None:
         self.rows = [(batch, row) for batch in batches for row in batch["comparisons"]]

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
-from rmtrain.report.console import KeyValues, compact, escape_invisible, percent
+from rmtrain.report.console import escape_invisible, percent
 
 BAR_WIDTH = 24
 """Characters of a bar in a terminal."""
@@ -48,26 +48,19 @@ class Bar:
 
 
 class Excerpt:
-    """The start or the end of a text, cut to a few lines of the width that is available; `⏎` replaces line breaks.
+    """The start or the end of a text, cut to two lines of the width that is available; `⏎` replaces line breaks."""
 
-    Args:
-        text: any text; its invisible characters are shown as escapes.
-        keep: the part that is kept.
-        lines: maximum number of lines.
-        style: of the text.
-    """
-
-    def __init__(self, text: str, keep: Literal["start", "end"] = "start", lines: int = 2, style: str = "") -> None:
+    def __init__(self, text: str, keep: Literal["start", "end"] = "start", style: str = "") -> None:
         self.text = " ⏎ ".join(" ".join(line.split()) for line in escape_invisible(text).strip().splitlines() if line.strip())
-        self.keep, self.lines, self.style = keep, lines, style
+        self.keep, self.style = keep, style
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width = max(2, options.max_width)
         rows = [row.plain.rstrip() for row in Text(self.text, overflow="fold").wrap(console, width)]
-        if len(rows) > self.lines and self.keep == "start":
-            rows = [*rows[: self.lines - 1], set_cell_size(rows[self.lines - 1], width - 1).rstrip() + "…"]
-        elif len(rows) > self.lines:
-            rows = rows[-self.lines :]
+        if len(rows) > 2 and self.keep == "start":
+            rows = [rows[0], set_cell_size(rows[1], width - 1).rstrip() + "…"]
+        elif len(rows) > 2:
+            rows = rows[-2:]
             while cell_len(rows[0]) >= width:
                 rows[0] = rows[0][1:]
             rows[0] = "…" + rows[0]
@@ -137,9 +130,6 @@ class Table:
             total += min(max(widths), LEAST_TEXT) if self.columns[number].kind == "text" else max(widths)
         return total
 
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement.get(console, options, self._grid(range(len(self.columns)), self.gap))
-
     def _grid(self, shown: Sequence[int], gap: int) -> RichTable:
         has_header = any(column.name for column in self.columns)
         grid = RichTable(box=None, show_header=has_header, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
@@ -152,7 +142,9 @@ class Table:
                 grid.add_row()
             bar_style = BAR_STYLES.get(row.kind, "blue")
             cells = [row.cells[number] for number in shown]
-            drawn = [cell.text(bar_style) if isinstance(cell, Bar) else printable(cell) for cell in cells]
+            # a string is text, never markup
+            cells = [Text(escape_invisible(cell)) if isinstance(cell, str) else cell for cell in cells]
+            drawn = [cell.text(bar_style) if isinstance(cell, Bar) else cell for cell in cells]
             grid.add_row(*drawn, style=ROW_STYLES.get(row.kind, ""))
         return grid
 
@@ -167,12 +159,6 @@ class Table:
         return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def printable(cell: Any) -> RenderableType:
-    """Return a cell for the terminal: a string as text, which is never read as markup; anything else unchanged."""
-    renderable: RenderableType = Text(escape_invisible(cell)) if isinstance(cell, str) else cell
-    return renderable
-
-
 def plain(cell: str | Text) -> str:
     """Return the text of a cell; invisible characters are escaped."""
     return escape_invisible(cell.plain if isinstance(cell, Text) else cell)
@@ -183,73 +169,18 @@ def warning_lines(warnings: Sequence[str]) -> Table:
     return Table("warnings", (Column("", "text", "bold red"), Column("", "text")), [Row(("!", line)) for line in warnings], gap=1)
 
 
-def run_header(
-    *,
-    name: str,
-    directory: str,
-    device: str,
-    model: str,
-    parameters: int,
-    trainable: int,
-    comparisons: int,
-    tokens: int,
-    steps: int,
-    batch_size: int,
-    notes: Mapping[str, str] | None = None,
-) -> RenderableType:
-    """Summarize what is about to be trained, and on what data.
-
-    Args:
-        name: of the run.
-        directory: where the run writes.
-        device: such as `cpu` or `4 × NVIDIA H100`.
-        model: Hub id, directory, or architecture of a scratch model.
-        parameters, trainable: number of parameters, and of those that are trained.
-        comparisons, tokens: in one epoch.
-        steps, batch_size: optimizer steps of the whole run, and comparisons of each.
-        notes: further facts, by name.
-    """
-    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
-    facts = {
-        "model": f"{model}, {compact(parameters)} parameters, {share}",
-        "data": f"{comparisons:,} comparisons, {compact(tokens)} tokens an epoch",
-        "steps": f"{steps:,} of {batch_size:,} comparisons",
-        "device": device,
-        **(notes or {}),
-        "writes to": directory,
-    }
-    return Group(Text.assemble(("rmtrain ", "bold cyan"), (name, "bold")), KeyValues(facts))
-
-
-def next_steps(commands: Sequence[tuple[str, str]], title: str = "next") -> Text:
-    """Return commands to copy, each under a line with its purpose.
-
-    Print it with `soft_wrap=True`: a command that is wider than the terminal then stays one line to copy.
-
-    Args:
-        commands: pairs of purpose and command.
-        title: first line.
-    """
-    text = Text.assemble((title, "bold"))
-    for purpose, command in commands:
-        text.append(f"\n  # {purpose}", "dim")
-        text.append(f"\n  {command}", "cyan")
-    return text
-
-
 def waterfall_table(waterfall: Mapping[str, Numbers]) -> Table:
     """Return each source's rows from read to kept, with a bar for what each reason took away; the sum of several sources is last.
-
-    Rows that the recipe itself leaves out come first, marked `as asked`; faults follow.
 
     Args:
         waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and `left_out`, responses
             by reason, where there are any.
     """
     columns = (Column("data", "text"), Column("rows"), Column("share"), Column("", "bar"))
-    return Table(
-        "rows", columns, [row for source, counts in with_total(waterfall).items() for row in _source_rows(source, counts)]
-    )
+    rows: list[Row] = []
+    for source, counts in with_total(waterfall).items():
+        rows += _source_rows(source, counts)
+    return Table("rows", columns, rows)
 
 
 def with_total(waterfall: Mapping[str, Numbers]) -> dict[str, Numbers]:
@@ -273,6 +204,7 @@ def _source_rows(source: str, counts: Numbers) -> list[Row]:
 
     rows = [Row((Text(escape_invisible(source), "bold"), f"{read:,}", "", Bar(0.0, float(read > 0))), "source", first=True)]
     left = read
+    # rows that the recipe itself leaves out come first
     for reason, count in sorted(counts["dropped"].items(), key=lambda item: (item[0] not in INTENTIONAL_DROPS, -item[1])):
         left -= count
         is_asked = reason in INTENTIONAL_DROPS
@@ -314,36 +246,22 @@ RULES: Mapping[str, str] = {
 
 
 def findings_table(found: Mapping[str, Numbers]) -> Table:
-    """Return a row for each kind of fault: its number, the share of rows it is in, the first row ids, and the remedy.
-
-    Args:
-        found: by kind, as `summarize_findings` returns it for a split.
-    """
-    columns = (
-        Column("look at", "text", "yellow"),
-        Column("found"),
-        Column("of rows"),
-        Column("the first, and what to do", "text"),
-    )
+    """Return a row for each kind of fault, as `summarize_findings` returns them: number, share of rows, first row ids, and remedy."""
+    last = Column("the first, and what to do", "text")
+    columns = (Column("look at", "text", "yellow"), Column("found"), Column("of rows"), last)
     rows = []
     for kind, numbers in found.items():
-        ids = [
-            ", ".join(example["ids"][:MAX_IDS]) + (", …" if len(example["ids"]) > MAX_IDS else "")
-            for example in numbers["examples"]
-        ]
-        more = numbers["found"] - len(ids[:MAX_EXAMPLES])
-        examples = escape_invisible("; ".join(ids[:MAX_EXAMPLES]) + (f"; {more:,} more" if more else ""))
-        text = Text.assemble(examples, "\n", (ADVICE[kind], "dim"))
+        examples = numbers["examples"][:MAX_EXAMPLES]
+        named = [", ".join(one["ids"][:MAX_IDS]) + (", …" if len(one["ids"]) > MAX_IDS else "") for one in examples]
+        if numbers["found"] > len(examples):
+            named.append(f"{numbers['found'] - len(examples):,} more")
+        text = Text.assemble(escape_invisible("; ".join(named)), "\n", (ADVICE[kind], "dim"))
         rows.append(Row((_words(kind), f"{numbers['found']:,}", percent(numbers["share"], 1), text)))
     return Table("findings", columns, rows)
 
 
 def baselines_table(baselines: Mapping[str, Numbers]) -> Table:
-    """Return a row for each rule that does not read the text: its accuracy with the 95 % interval, and the preferences it decides.
-
-    Args:
-        baselines: by rule, as `label_baselines` returns them.
-    """
+    """Return a row for each rule, as `label_baselines` returns them: its accuracy with its interval, and the preferences it decides."""
     bar = Column(SHARE_SCALE, "bar")
     columns = (Column("the winner", "text"), Column("share"), Column("95 % interval"), Column("of"), bar)
     rows = []
@@ -372,11 +290,7 @@ def findings_report(split: Numbers) -> RenderableType:
 
 
 def findings_notes(splits: Mapping[str, Numbers]) -> list[str]:
-    """Return one line for the faults of all splits, and one for each rule that decides nearly everything; none if all is well.
-
-    Args:
-        splits: as `audit` returns them.
-    """
+    """Return one line for the faults of all splits of `audit`, and one for each rule that decides nearly everything."""
     faults = [
         f"{numbers['found']:,} {_words(kind)}{' (eval)' if name == 'eval' else ''}"
         for name, split in splits.items()

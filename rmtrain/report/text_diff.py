@@ -24,11 +24,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of two texts.
-
-    begin: the first character of the first word that differs; both texts are the same up to there.
-    spans: for each text, `(begin, end)` of the passages that the other does not have at that place; whole words.
-    """
+    """The first character of the first word that differs, and for each text the passages, in whole words, that only it has there."""
 
     begin: int
     spans: tuple[tuple[Span, ...], tuple[Span, ...]]
@@ -50,13 +46,8 @@ def difference(one: str, other: str) -> Difference | None:
     matcher = SequenceMatcher(None, [one[low:high] for low, high in places], [other[low:high] for low, high in others])
     shortest = 1 if matcher.ratio() >= SIMILAR else MIN_SHARED_WORDS
     blocks = [block for block in matcher.get_matching_blocks() if block.size >= shortest]
-    return Difference(
-        begin,
-        (
-            _between(places, [(block.a, block.a + block.size) for block in blocks]),
-            _between(others, [(block.b, block.b + block.size) for block in blocks]),
-        ),
-    )
+    shared = ([(block.a, block.a + block.size) for block in blocks], [(block.b, block.b + block.size) for block in blocks])
+    return Difference(begin, (_between(places, shared[0]), _between(others, shared[1])))
 
 
 def _between(words: Sequence[Span], shared: Sequence[Span]) -> tuple[Span, ...]:
@@ -153,14 +144,10 @@ DIVIDED = Box("    \n  │ \n ─┼ \n  │ \n    \n    \n  │ \n    \n")
 
 
 class SideBySide:
-    """Two texts in columns, with equal lines next to each other; one below the other if there is not enough room.
+    """Two named texts in columns, with equal lines next to each other; one below the other if there is not enough room.
 
-    The common beginning is dim, `▸` marks its end, and words that only one text has are coloured.
-
-    Args:
-        names: names of the texts.
-        texts: the texts; invisible characters are shown as escapes.
-        in_columns: True: if there are 60 columns. False: never. None: in terminals of 100 columns or more.
+    The common beginning is dim, `▸` marks its end, and words that only one text has are coloured. With `in_columns` 60 characters are
+    enough for columns; None: in terminals of 100 or more; False: never.
     """
 
     def __init__(self, names: tuple[str, str], texts: tuple[str, str], in_columns: bool | None = None) -> None:

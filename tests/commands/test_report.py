@@ -13,7 +13,8 @@ from rmtrain.commands.train import train
 from rmtrain.engine.run_log import pixels
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scoring import EvaluationResult
-from rmtrain.report.page import HARDEST, pictures
+from rmtrain.report.page import HARDEST
+from rmtrain.report.plots import pictures
 from tests.evaluation.test_metrics import random_pairs
 from tests.report.test_page import SECTIONS, Reader
 from tests.runs import planted_rows, tiny_recipe, write_rows

@@ -9,7 +9,7 @@ import torch
 
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.head import meta_classifier
+from rmtrain.model.classifier import meta_classifier
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_sequences, make_tokenizer, only_problem, scratch
 

@@ -19,8 +19,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer, pipeline
 from rmtrain.errors import CheckpointError, NumericError, RecipeError
 from rmtrain.model import export_dir, reload_check
 from rmtrain.model.build import build_reward_model, scratch_config
-from rmtrain.model.export_dir import check_exportable, check_reload, export_model, write_export
-from rmtrain.model.hf_compat import old_rope
+from rmtrain.model.export_dir import check_exportable, check_reload, export_model, old_rope, write_export
 from rmtrain.model.reload_check import check
 from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.model.saved_model import load_reward_model

@@ -13,9 +13,8 @@ from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.errors import RecipeError
 from rmtrain.model import attention
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.head import find_head, install_head
-from rmtrain.model.layout_probe import choose_layout, probe
-from rmtrain.model.reward_model import RewardModel, unwrap
+from rmtrain.model.classifier import find_head, install_head
+from rmtrain.model.reward_model import RewardModel, choose_layout, probe, unwrap
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry, Lora
 from tests.comparisons import tokenized

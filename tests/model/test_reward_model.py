@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmtrain.model.head import RewardHead
+from rmtrain.model.classifier import RewardHead
 from rmtrain.model.reward_model import evaluating, trainable_summary, unwrap
 from rmtrain.recipe.schema import Lora
 from tests.model.builders import CAUSAL, ENCODERS, build, make_batch, make_sequences, spread

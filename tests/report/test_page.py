@@ -2,7 +2,6 @@
 
 import os
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from rmtrain.data.checks.baselines import RULES
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
-from rmtrain.report.page import ReportData, page, write_report
+from rmtrain.report.page import page, write_report
 from rmtrain.report.tables import ADVICE
 from rmtrain.report.tables import RULES as RULE_WORDS
 from tests.chromium import PROGRAM, Browser, chromium
@@ -29,7 +28,7 @@ def row(step: int, name: str = "a:0") -> dict[str, Any]:
     return {"step": step, "id": name, "source": "a", "rewards": [step / 10, 1.0], **texts}
 
 
-def evidence() -> ReportData:
+def evidence() -> dict[str, Any]:
     scored = random_pairs(200)
     summary = summarize(scored)
     curves = [
@@ -43,19 +42,19 @@ def evidence() -> ReportData:
     baseline = {"wins": 60, "losses": 40, "ties": 0, "share": 0.6, "low": 0.5, "high": 0.7}
     fault = {"found": 3, "rows": 3, "share": 0.01, "examples": [{"ids": [NASTY], "detail": NASTY}]}
     counts = {"read": 1000, "dropped": {"too_long": 30, "filtered": 100}, "gathered": 20, "kept": 850}
-    return ReportData(
-        name="run " + NASTY,
-        summary={**summary, "warnings": [NASTY]},
-        diagnosis=diagnose(scored),
-        hardest=[row(0), row(1, "b:1")],
-        gates={"accuracy": {"required": 0.7, "value": 0.6, "passed": False}},
-        metrics=[*curves, *evaluations],
-        samples=[row(step, name) for step in (20, 40, 59) for name in ("a:0", NASTY)],
-        waterfall={"train": {NASTY: counts, "b": counts}, "eval": {"a": counts}},
-        findings={"train": {"found": {"duplicate": fault}, "baselines": dict.fromkeys(RULES, baseline)}},
-        recipe={"run": {"name": "x", "output_dir": f"{os.path.expanduser('~')}/runs/x"}, "note": SECRET, "template": NASTY},
-        environment={"versions": {"torch": "2.13"}, "device": "cpu", "hashes": {"data": "0" * 64}},
-    )
+    return {
+        "name": "run " + NASTY,
+        "summary": {**summary, "warnings": [NASTY]},
+        "diagnosis": diagnose(scored),
+        "hardest": [row(0), row(1, "b:1")],
+        "gates": {"accuracy": {"required": 0.7, "value": 0.6, "passed": False}},
+        "metrics": [*curves, *evaluations],
+        "samples": [row(step, name) for step in (20, 40, 59) for name in ("a:0", NASTY)],
+        "waterfall": {"train": {NASTY: counts, "b": counts}, "eval": {"a": counts}},
+        "findings": {"train": {"found": {"duplicate": fault}, "baselines": dict.fromkeys(RULES, baseline)}},
+        "recipe": {"run": {"name": "x", "output_dir": f"{os.path.expanduser('~')}/runs/x"}, "note": SECRET, "template": NASTY},
+        "environment": {"versions": {"torch": "2.13"}, "device": "cpu", "hashes": {"data": "0" * 64}},
+    }
 
 
 class Reader(HTMLParser):
@@ -94,7 +93,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def written() -> str:
-    return page(evidence())
+    return page(**evidence())
 
 
 def test_page_is_well_formed_with_unique_ids(written: str) -> None:
@@ -150,8 +149,7 @@ def test_every_picture_has_words_and_numbers(written: str) -> None:
 
 def test_page_has_the_numbers_that_matter(written: str) -> None:
     words = " ".join("".join(Reader(written).words).split())
-    summary = evidence().summary
-    assert summary
+    summary = evidence()["summary"]
     assert f"{summary['accuracy']:.3f}" in words
     assert f"[{summary['accuracy_low']:.3f}, {summary['accuracy_high']:.3f}]" in words
     assert "longer wins" in words
@@ -164,10 +162,10 @@ def test_page_has_the_numbers_that_matter(written: str) -> None:
 
 
 def test_page_with_few_parts_is_well_formed() -> None:
-    for few in (ReportData("x"), ReportData("x", summary=summarize(random_pairs(1))), ReportData("x", samples=[row(3)])):
-        assert not Reader(page(few)).open
+    for few in (page("x"), page("x", summary=summarize(random_pairs(1))), page("x", samples=[row(3)])):
+        assert not Reader(few).open
     scored = random_pairs(5)
-    assert 'id="diagnosis"' in page(replace(ReportData("x"), summary=summarize(scored), diagnosis=diagnose(scored)))
+    assert 'id="diagnosis"' in page("x", summary=summarize(scored), diagnosis=diagnose(scored))
 
 
 def test_trap_s8_only_the_owner_can_read(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from PIL import Image
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
-from rmtrain.report.panel import COLORS, WIDTH
+from rmtrain.report.lengths import LENGTH_COLORS, plot_lengths
+from rmtrain.report.panel import COLORS, WIDTH, save_png
 from rmtrain.report.plots import (
-    LENGTH_COLORS,
     MAX_POINTS,
     MAX_SOURCES,
     Curve,
@@ -29,9 +29,7 @@ from rmtrain.report.plots import (
     downsample,
     drift_plot,
     margin_plot,
-    plot_lengths,
     reward_plot,
-    save_png,
     share_plot,
     source_plot,
     stacked,

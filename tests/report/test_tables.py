@@ -6,6 +6,7 @@ from rich.text import Text
 
 from rmtrain.data.checks.audit import KINDS as FAULT_KINDS
 from rmtrain.data.checks.baselines import RULES as RULE_KINDS
+from rmtrain.report.run_view import next_steps, run_header
 from rmtrain.report.tables import (
     ADVICE,
     RULES,
@@ -18,8 +19,6 @@ from rmtrain.report.tables import (
     findings_notes,
     findings_report,
     findings_table,
-    next_steps,
-    run_header,
     waterfall_table,
     with_total,
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.report.dry_run_report import PARTS, dry_run_report
+from rmtrain.report.run_view import PARTS, dry_run_report
 from tests.report.render import render
 
 GIGABYTE = 10**9

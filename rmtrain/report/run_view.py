@@ -1,6 +1,6 @@
-"""The report of `rmtrain train --dry-run`: steps and tokens, the memory of a process under each strategy, and a conclusion."""
+"""A run in a terminal: its header and the commands that follow it, and the report of `rmtrain train --dry-run`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from rmtrain.report.console import compact, duration, percent
+from rmtrain.report.console import KeyValues, compact, duration, percent
 
 GIGABYTE = 10**9
 TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
@@ -16,8 +16,55 @@ CONFIGS = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed_zero1", "zero2": 
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations")
 
 
+def run_header(
+    *,
+    name: str,
+    directory: str,
+    device: str,
+    model: str,
+    parameters: int,
+    trainable: int,
+    comparisons: int,
+    tokens: int,
+    steps: int,
+    batch_size: int,
+    notes: Mapping[str, str] | None = None,
+) -> RenderableType:
+    """Summarize what is about to be trained, and on what data: comparisons and tokens of an epoch, steps of the whole run.
+
+    `trainable` is the number of parameters that are trained, `device` such as `4 × cuda`, and `notes` are further facts by name.
+    """
+    facts = {
+        "model": f"{model}, {parameter_counts(parameters, trainable)}",
+        "data": f"{comparisons:,} comparisons, {compact(tokens)} tokens an epoch",
+        "steps": f"{steps:,} of {batch_size:,} comparisons",
+        "device": device,
+        **(notes or {}),
+        "writes to": directory,
+    }
+    return Group(Text.assemble(("rmtrain ", "bold cyan"), (name, "bold")), KeyValues(facts))
+
+
+def parameter_counts(parameters: int, trainable: int) -> str:
+    """Format the number of parameters, and of those that are trained: `1.01B parameters, 12.3M train (1.2 %)`."""
+    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
+    return f"{compact(parameters)} parameters, {share}"
+
+
+def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
+    """Return commands to copy, each under a line with its purpose; the pairs are purpose and command.
+
+    Print it with `soft_wrap=True`: a command that is wider than the terminal then stays one line to copy.
+    """
+    text = Text.assemble(("next", "bold"))
+    for purpose, command in commands:
+        text.append(f"\n  # {purpose}", "dim")
+        text.append(f"\n  {command}", "cyan")
+    return text
+
+
 def dry_run_report(document: Mapping[str, Any]) -> RenderableType:
-    """Return the whole report; `document`: the JSON values of `rmtrain.commands.dry_run`."""
+    """Return steps and tokens, the memory of a process under each strategy, and a conclusion; see `rmtrain.commands.dry_run`."""
     return Group(
         Text.assemble(("rmtrain ", "bold cyan"), (document["name"], "bold"), "  dry run: nothing is trained or written"),
         _facts(document),
@@ -28,9 +75,7 @@ def dry_run_report(document: Mapping[str, Any]) -> RenderableType:
     )
 
 
-def _facts(document: Mapping[str, Any]) -> Table:
-    parameters, trainable = document["parameters"], document["trainable"]
-    share = "all train" if trainable == parameters else f"{compact(trainable)} train ({percent(trainable, parameters)})"
+def _facts(document: Mapping[str, Any]) -> RenderableType:
     times = document["padded_tokens_per_epoch"] / document["tokens_per_epoch"]
     assumed = " (a run verifies it)" if document["layout_is_auto"] and document["layout"] != "padded" else ""
     auto = " (auto)" if document["max_tokens_is_auto"] else ""
@@ -39,7 +84,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
     if document["processes"] > 1:
         where = f"{document['processes']} processes on {device}s, {TITLES[document['strategy']]}"
     facts = {
-        "model": f"{document['model']}, {compact(parameters)} parameters, {share}",
+        "model": f"{document['model']}, {parameter_counts(document['parameters'], document['trainable'])}",
         "steps": f"{document['steps']:,} of {document['batch_size']:,} comparisons, {document['comparisons']:,} an epoch",
         "tokens": (
             f"{compact(document['tokens'])}, {compact(document['tokens_per_epoch'])} an epoch; "
@@ -55,12 +100,7 @@ def _facts(document: Mapping[str, Any]) -> Table:
         rate = f"{compact(document['tokens_per_second'])} tokens a second, measured in one process here"
         several = "; communication comes on top" if document["processes"] > 1 else ""
         facts["time"] = f"about {duration(document['seconds'])} without evaluations: {rate}{several}"
-    grid = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    grid.add_column(style="cyan", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for key, value in facts.items():
-        grid.add_row(Text(key), Text(value))
-    return grid
+    return KeyValues(facts).view  # lines that fit next to the table, in a pipe as well
 
 
 def _table(document: Mapping[str, Any]) -> Table:
