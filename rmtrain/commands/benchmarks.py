@@ -14,9 +14,8 @@ from rmtrain.commands.result import CommandResult
 from rmtrain.data.comparison import Comparison
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
+from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets, named, only
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
-from rmtrain.evaluation.benchmarks.registry import named, only
 from rmtrain.evaluation.metrics import check_gates
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import TIES, ScoredComparison, digest_of, versions, write_scores, write_settings

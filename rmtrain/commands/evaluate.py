@@ -20,7 +20,7 @@ from rmtrain.engine.distributed import model_device, run_on_main, start_evaluati
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.start import uses_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.evaluation.benchmarks.registry import only
+from rmtrain.evaluation.benchmarks.measure import only
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import check_gates, summarize

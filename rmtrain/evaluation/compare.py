@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Scores
-from rmtrain.evaluation.benchmarks.measure import measure
+from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.registry import BENCHMARKS
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings
 from rmtrain.intervals import paired_bootstrap

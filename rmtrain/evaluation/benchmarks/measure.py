@@ -1,4 +1,4 @@
-"""Everything that is reported of a benchmark: official numbers, the same with ties as wrong and as half, tie counts, and intervals."""
+"""The benchmarks by name, and every number that is reported of one: official, with ties as wrong and as half, tie counts, intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.errors import DataError, NumericError
+from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.benchmarks.base import RULES, Benchmark, Rule, Scores, Units
-from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF
+from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
+from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
+from rmtrain.evaluation.benchmarks.rewardbench2 import REWARDBENCH2
+from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH
+from rmtrain.evaluation.benchmarks.rmb import RMB
 from rmtrain.evaluation.metrics import MAX_TIE_SHARE, shorten
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
 
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark for benchmark in (REWARDBENCH, REWARDBENCH2, RM_BENCH, JUDGEBENCH, LLMBAR, RMB)
+}
 NOTES = {
     "score": "by the benchmark's own rule, ties included",
     "strict": "a tie counts as wrong",
@@ -23,6 +31,23 @@ NOTES = {
     "all or nothing, which makes it wider",
     "longer_wins": "the score, ties counting half, of preferring the response with more tokens",
 }
+
+
+def named(names: str) -> list[Benchmark]:
+    """Return the benchmarks of a comma-separated list, each once, in its order; raises RecipeError for an unknown name."""
+    wanted = list(dict.fromkeys(name.strip().lower().replace("-", "_") for name in names.split(",") if name.strip()))
+    unknown = [name for name in wanted if name not in BENCHMARKS]
+    if unknown or not wanted:
+        raise RecipeError(f"--benchmark {', '.join(unknown) or names}: expected one or more of {','.join(BENCHMARKS)}")
+    return [BENCHMARKS[name] for name in wanted]
+
+
+def only(names: str, option: str) -> Benchmark:
+    """Return the one benchmark of a list; raises RecipeError for several or for an unknown name."""
+    chosen = named(names)
+    if len(chosen) > 1:
+        raise RecipeError(f"{option}: expected scores of one benchmark, got {len(chosen)}; name one in --benchmark")
+    return chosen[0]
 
 
 def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[str, Any]:
@@ -50,30 +75,21 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
     except (KeyError, ValueError, IndexError) as error:  # from looking up a subset, or from the shape of the rewards
         raise DataError(f"{benchmark.name}: these are not its rows: {type(error).__name__}: {error}") from error
 
-    everything = np.ones(len(units.subsets), np.bool_)
-    section_of = dict(zip(units.subsets, units.sections, strict=True))
-    official = scores["official"]
+    official, section_U, subset_U = scores["official"], np.array(units.sections), np.array(units.subsets)
     sections = {
-        name: _numbers({rule: scores[rule].sections.get(name) for rule in RULES}, units, np.array(units.sections) == name)
+        name: _numbers({rule: scores[rule].sections.get(name) for rule in RULES}, units, section_U == name)
         for name in official.sections
     }
     subsets = {
-        name: _numbers({rule: scores[rule].subsets.get(name) for rule in RULES}, units, np.array(units.subsets) == name)
-        | {"section": section_of.get(name)}
+        name: _numbers({rule: scores[rule].subsets.get(name) for rule in RULES}, units, subset_U == name)
         for name in official.subsets
     }
-    numbers = {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
-        "rows": len(scored),
-        **_numbers({rule: scores[rule].total for rule in RULES}, units, everything),
-        "sections": sections,
-        "subsets": subsets,
-        "others": official.others,
-        "longer_wins": _longer_wins(benchmark, scored),
-    }
-    missing = [section for section in benchmark.sections if section not in sections]
-    return {**numbers, "missing": missing, "warnings": _missing_warning(missing) + _warnings(numbers), "notes": NOTES}
+    total = _numbers({rule: scores[rule].total for rule in RULES}, units, np.ones(len(subset_U), np.bool_))
+    longer_wins = None
+    if all(len(row.lengths) == len(row.rewards) for row in scored):
+        by_length = [replace(row, rewards=tuple(map(float, row.lengths))) for row in scored]
+        longer_wins = benchmark.scores(by_length, "half_credit").total
+    return _document(benchmark, len(scored), total, sections, subsets, official.others, longer_wins)
 
 
 def measure_subsets(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
@@ -82,18 +98,46 @@ def measure_subsets(benchmark: Benchmark, scores: Scores) -> dict[str, Any]:
     def bare(value: float | None) -> dict[str, Any]:
         return {"score": value} | dict.fromkeys(("low", "high", "strict", "half_credit", "ties", "decisions", "n"))
 
-    missing = [section for section in benchmark.sections if section not in scores.sections]
+    sections, subsets = ({name: bare(value) for name, value in part.items()} for part in (scores.sections, scores.subsets))
+    return _document(benchmark, None, bare(scores.total), sections, subsets, scores.others, None)
+
+
+def _document(
+    benchmark: Benchmark,
+    rows: int | None,
+    total: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
+    subsets: dict[str, dict[str, Any]],
+    others: dict[str, float],
+    longer_wins: float | None,
+) -> dict[str, Any]:
+    missing = [section for section in benchmark.sections if section not in sections]
+    warnings = []
+    if missing:
+        warnings.append(
+            f"no rows of {', '.join(missing)}: the score covers only the sections present and is not comparable with published results"
+        )
+    ties, decisions = total["ties"], total["decisions"]
+    if ties is not None and ties > MAX_TIE_SHARE * decisions:
+        share = f"{100 * ties / decisions:.1f} %"
+        warnings.append(f"{ties:,} of {decisions:,} decisions are ties ({share}): rewards may be computed in too low a precision")
+    low = total["low"]
+    if longer_wins is not None and low is not None and longer_wins >= low:
+        warnings.append(
+            f"not better than length: score {total['score']:.4f} [{low:.4f}, {total['high']:.4f}], while preferring the longer "
+            f"response gives {longer_wins:.4f}"
+        )
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
-        "rows": None,
-        **bare(scores.total),
-        "sections": {name: bare(value) for name, value in scores.sections.items()},
-        "subsets": {name: bare(value) | {"section": SECTION_OF[name]} for name, value in scores.subsets.items()},
-        "others": scores.others,
-        "longer_wins": None,
+        "rows": rows,
+        **total,
+        "sections": sections,
+        "subsets": {name: numbers | {"section": benchmark.section(name)} for name, numbers in subsets.items()},
+        "others": others,
+        "longer_wins": longer_wins,
         "missing": missing,
-        "warnings": _missing_warning(missing),
+        "warnings": warnings,
         "notes": NOTES,
     }
 
@@ -116,33 +160,3 @@ def _numbers(values: Mapping[Rule, float | None], units: Units, members: NDArray
         "decisions": int(units.decisions_U[members].sum()),
         "n": int(units.rows_U[members].sum()),
     }
-
-
-def _longer_wins(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> float | None:
-    if not all(len(row.lengths) == len(row.rewards) for row in scored):
-        return None
-    by_length = [replace(row, rewards=tuple(map(float, row.lengths))) for row in scored]
-    return benchmark.scores(by_length, "half_credit").total
-
-
-def _missing_warning(missing: Sequence[str]) -> list[str]:
-    if not missing:
-        return []
-    return [
-        f"no rows of {', '.join(missing)}: the score covers only the sections present and is not comparable with published results"
-    ]
-
-
-def _warnings(numbers: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    ties, decisions = numbers["ties"], numbers["decisions"]
-    if ties > MAX_TIE_SHARE * decisions:
-        share = f"{100 * ties / decisions:.1f} %"
-        warnings.append(f"{ties:,} of {decisions:,} decisions are ties ({share}): rewards may be computed in too low a precision")
-    longer, low = numbers["longer_wins"], numbers["low"]
-    if longer is not None and low is not None and longer >= low:
-        warnings.append(
-            f"not better than length: score {numbers['score']:.4f} [{low:.4f}, {numbers['high']:.4f}], while preferring the longer "
-            f"response gives {longer:.4f}"
-        )
-    return warnings

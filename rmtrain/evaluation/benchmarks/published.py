@@ -11,7 +11,7 @@ from rmtrain.data.rows.dataset import FORMATS, METADATA, read_rows
 from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
-from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF, scores_of
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from rmtrain.evaluation.scores_file import ScoredComparison, read_scores
 from rmtrain.recipe.schema import PairSource
 
@@ -40,25 +40,24 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
             raise ValueError(row.detail)
         return benchmark.item(row, file, index)
 
+    sources: list[tuple[Path | None, PairSource]]
+    if data_dir is not None:
+        files = find_files(benchmark, data_dir)
+        sources = [(file, PairSource(path=str(file), tag=benchmark.name)) for file in files]
+    elif benchmark.hub is not None:
+        dataset, split = benchmark.hub
+        sources = [(None, PairSource(path=dataset, split=split, tag=benchmark.name))]
+    else:
+        raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
     rows = (
         (f"{benchmark.name}: {file.name if file else 'row'}:{index}", (row, file, index))
-        for file, index, row in _rows(benchmark, data_dir)
+        for file, source in sources
+        for index, row in read_rows(source)
     )
     items = _converted(item, rows)
     if not items:
         raise DataError(f"{benchmark.name}: {data_dir or (benchmark.hub or ('',))[0]} has no rows")
     return with_unique_ids(items)
-
-
-def _rows(benchmark: Benchmark, data_dir: Path | None) -> Iterator[tuple[Path | None, int, RawRow]]:
-    if data_dir is not None:
-        for file in find_files(benchmark, data_dir):
-            yield from ((file, index, row) for index, row in read_rows(PairSource(path=str(file), tag=benchmark.name)))
-        return
-    if benchmark.hub is None:
-        raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
-    dataset, split = benchmark.hub
-    yield from ((None, index, row) for index, row in read_rows(PairSource(path=dataset, split=split, tag=benchmark.name)))
 
 
 def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
@@ -100,18 +99,16 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     for file in files:
         rows = _read_json(file)
         if isinstance(rows, Mapping):
-            if benchmark.name == "rewardbench" and set(SECTION_OF) & set(rows) and len(files) == 1:
-                return scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in SECTION_OF if subset in rows})
+            known = [subset for counts in benchmark.counts.values() for subset in counts if subset in rows]
+            if benchmark is REWARDBENCH and known and len(files) == 1:
+                return benchmark.scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in known})
             rows = _from_columns(file, rows)
         if set(rows[0]) >= OURS:
             scored += read_scores(file)
-            continue
-        output = benchmark.output
-        if output is None:
-            raise DataError(
-                f'{file}: expected lines of {{"id", "source", "rewards"}}; {benchmark.title} has no score format of its own'
+        else:
+            scored += _converted(
+                benchmark.output, ((f"{file}: row {index}", (row, file, index)) for index, row in enumerate(rows))
             )
-        scored += _converted(output, ((f"{file}: row {index}", (row, file, index)) for index, row in enumerate(rows)))
     return with_unique_ids(scored)
 
 

@@ -12,7 +12,7 @@ answer minus its best wrong one, `spread` its best minus its worst right one. It
 where 0 / 0 counts as a tanh of 0. It can reach 1.01.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +32,87 @@ from rmtrain.evaluation.benchmarks.base import (
     cell,
     credit_of_gaps,
     each_over_each,
-    gaps,
+    lead,
+    matching,
     means,
     number,
-    section_weights,
     shared_first,
     texts,
     user,
 )
-from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 
-SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
 TIES = "Ties"
+SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", TIES)
+WEIGHTS = {subset: {subset: 1.0} for subset in SUBSETS}
+TERMS = (0.30, 0.30, 0.20, 0.20, 0.01)
+"""Weights of the terms of Ties, in the order of the official script."""
+
+
+class RewardBench2(Benchmark):
+    """See the module; each row is a unit, and in Ties each number N that has both kinds of prompts, with both its rows."""
+
+    name = "rewardbench2"
+    title = "RewardBench 2"
+    sections = SUBSETS
+    counts = WEIGHTS
+    hub = ("allenai/reward-bench-2", "test")
+    published = "the dataset allenai/reward-bench-2, split test"
+
+    def files(self, found: Sequence[Path]) -> list[Path]:
+        return matching(found, ["test"]) or list(found)
+
+    def item(self, row: Row, file: Path | None, index: int) -> Item:
+        chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
+        subset = _subset(row)
+        row_id = _checked_id(str(row.get("id", index)), subset, len(chosen))
+        edges = each_over_each(len(chosen), len(rejected))
+        return Item(row_id, subset, user(cell(row, "prompt", str)), (*chosen, *rejected), edges)
+
+    def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
+        """Convert a row that `run_v2.py` writes: `scores` of all responses, of which the first `num_correct` are right."""
+        values, right = cell(row, "scores", list), cell(row, "num_correct", int)
+        rewards = tuple(number(value, "scores") for value in values)
+        if not 0 < right < len(rewards):
+            raise ValueError(f"num_correct: expected 1 to {len(rewards) - 1}, got {right}")
+        subset = _subset(row)
+        row_id = _checked_id(str(row.get("id", index)), subset, right)
+        return ScoredComparison(row_id, subset, rewards, (), each_over_each(right, len(rewards) - right))
+
+    def credits(self, scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+        """Return the credits of rows outside Ties."""
+        return credit_of_gaps(lead(scored), "strict") if rule == "strict" else shared_first(scored)
+
+    def scores(self, scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
+        rows, prompts = _split(scored)
+        subsets = means(self.credits(rows, rule), [row.source for row in rows])
+        if len(prompts.tied_B):
+            terms = prompts.terms(prompts.tied, prompts.ref, rule)
+            subsets[TIES] = float(sum(weight * np.mean(term) for weight, term in zip(TERMS, terms, strict=True)))
+        return self.scores_of(subsets)
+
+    def units(self, scored: Sequence[ScoredComparison]) -> Units:
+        rows, prompts = _split(scored)
+        count = len(prompts.tied_B)
+        subsets = (*(row.source for row in rows), *[TIES] * count)
+        credits = {}
+        for rule in RULES:
+            terms = prompts.terms(prompts.tied_B, prompts.ref_B, rule)
+            of_prompts = sum(weight * term for weight, term in zip(TERMS, terms, strict=True))
+            credits[rule] = np.concatenate([self.credits(rows, rule), of_prompts])
+        size = Counter(subsets)
+        weights = np.array([1 / size[subset] for subset in subsets])
+        tied = np.asarray(prompts.ref_B == 0, np.int64) + np.asarray(prompts.tied_B == 0, np.int64)
+        rows_U = np.array([1] * len(rows) + [2] * count, np.int64)
+        return Units(
+            subsets=subsets,
+            sections=subsets,
+            weights_U=weights / weights.sum(),
+            credits=credits,
+            ties_U=np.concatenate([np.asarray(lead(rows) == 0, np.int64), tied]),
+            decisions_U=rows_U,
+            rows_U=rows_U,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,51 +121,28 @@ class _Prompts:
 
     ref: Floats
     tied: Floats
-    both: list[int]
     ref_B: Floats
     tied_B: Floats
     spread_B: Floats
 
-
-def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """Compute all scores of scored rows."""
-    rows = [row for row in scored if row.source != TIES]
-    scores_by_subset = means(_credits(rows, rule), [row.source for row in rows])
-    prompts = _prompts([row for row in scored if row.source == TIES])
-    if prompts.both:
-        scores_by_subset[TIES] = _ties_score(prompts, rule)
-    subsets = {subset: scores_by_subset[subset] for subset in SUBSETS if subset in scores_by_subset}
-    return Scores(mean(list(subsets.values())), subsets, subsets)
+    def terms(self, tied: Floats, ref: Floats, rule: Rule) -> tuple[Floats, ...]:
+        """Return the values that each term of `TERMS` is the mean of, given the gaps for the first two."""
+        least = np.minimum(self.ref_B, self.tied_B)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            closeness = np.nan_to_num(np.tanh(least / self.spread_B - 1), nan=0.0)
+        gaps = (tied, ref, self.tied_B - self.spread_B, least - self.spread_B)
+        return (*(credit_of_gaps(gap, rule) for gap in gaps), closeness)
 
 
-def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Make each row a unit; in Ties each number N that has both kinds, with both its rows."""
-    rows = [row for row in scored if row.source != TIES]
-    prompts = _prompts([row for row in scored if row.source == TIES])
-    count = len(prompts.both)
-    subsets = [*(row.source for row in rows), *[TIES] * count]
-    credits = {rule: np.concatenate([_credits(rows, rule), _prompt_credits(prompts, rule)]) for rule in RULES}
-    weights = section_weights(subsets, subsets)
-    tied = np.asarray(prompts.ref_B == 0, np.int64) + np.asarray(prompts.tied_B == 0, np.int64)
-    return Units(
-        subsets=tuple(subsets),
-        sections=tuple(subsets),
-        weights_U=weights / weights.sum(),
-        credits=credits,
-        ties_U=np.concatenate([np.asarray(gaps(rows) == 0, np.int64), tied]),
-        decisions_U=np.array([1] * len(rows) + [2] * count, np.int64),
-        rows_U=np.array([1] * len(rows) + [2] * count, np.int64),
-    )
-
-
-def _credits(rows: Sequence[ScoredComparison], rule: Rule) -> Floats:
-    return credit_of_gaps(gaps(rows), "strict") if rule == "strict" else shared_first(rows)
-
-
-def _prompts(rows: Sequence[ScoredComparison]) -> _Prompts:
+def _split(scored: Sequence[ScoredComparison]) -> tuple[list[ScoredComparison], _Prompts]:
+    """Return the rows outside Ties, and the prompts of Ties."""
     gap: dict[str, dict[int, float]] = defaultdict(dict)
     spread: dict[int, float] = {}
-    for row in rows:
+    rows = []
+    for row in scored:
+        if row.source != TIES:
+            rows.append(row)
+            continue
         kind, number = _kind(row.id)
         right = better_count(row)
         worst, best = min(row.rewards[:right]), max(row.rewards[:right])
@@ -106,66 +151,14 @@ def _prompts(rows: Sequence[ScoredComparison]) -> _Prompts:
             spread[number] = best - worst
     # In the order of a set, as in the official script: the last digit of a mean depends on the order.
     both = list(set(gap["ref"]) & set(gap["tied"]))
-    return _Prompts(
+    prompts = _Prompts(
         ref=np.array(list(gap["ref"].values())),
         tied=np.array(list(gap["tied"].values())),
-        both=both,
         ref_B=np.array([gap["ref"][number] for number in both]),
         tied_B=np.array([gap["tied"][number] for number in both]),
         spread_B=np.array([spread[number] for number in both]),
     )
-
-
-def _ties_score(prompts: _Prompts, rule: Rule) -> float:
-    """Compute the score of Ties, its terms added up in the order of the official script."""
-    wide, wider, closeness = _margins(prompts, rule)
-    tied_accuracy, ref_accuracy = np.mean(credit_of_gaps(prompts.tied, rule)), np.mean(credit_of_gaps(prompts.ref, rule))
-    return float(
-        0.30 * tied_accuracy
-        + 0.30 * ref_accuracy
-        + 0.20 * np.mean(wide)
-        + 0.20 * np.mean(wider)
-        + 0.01 * float(np.mean(closeness))
-    )
-
-
-def _prompt_credits(prompts: _Prompts, rule: Rule) -> Floats:
-    """Return the share of each prompt in the score of Ties, [B]."""
-    wide, wider, closeness = _margins(prompts, rule)
-    return (
-        0.30 * credit_of_gaps(prompts.tied_B, rule)
-        + 0.30 * credit_of_gaps(prompts.ref_B, rule)
-        + 0.20 * wide
-        + 0.20 * wider
-        + 0.01 * closeness
-    )
-
-
-def _margins(prompts: _Prompts, rule: Rule) -> tuple[Floats, Floats, Floats]:
-    least = np.minimum(prompts.ref_B, prompts.tied_B)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        closeness = np.nan_to_num(np.tanh(least / prompts.spread_B - 1), nan=0.0)
-    return credit_of_gaps(prompts.tied_B - prompts.spread_B, rule), credit_of_gaps(least - prompts.spread_B, rule), closeness
-
-
-def item(row: Row, file: Path | None, index: int) -> Item:
-    """Convert a row; the right responses come first."""
-    chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
-    subset = _subset(row)
-    row_id = _checked_id(str(row.get("id", index)), subset, len(chosen))
-    edges = each_over_each(len(chosen), len(rejected))
-    return Item(row_id, subset, user(cell(row, "prompt", str)), (*chosen, *rejected), edges)
-
-
-def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """Convert a row that `run_v2.py` writes: `scores` of all responses, of which the first `num_correct` are right."""
-    values, right = cell(row, "scores", list), cell(row, "num_correct", int)
-    rewards = tuple(number(value, "scores") for value in values)
-    if not 0 < right < len(rewards):
-        raise ValueError(f"num_correct: expected 1 to {len(rewards) - 1}, got {right}")
-    subset = _subset(row)
-    row_id = _checked_id(str(row.get("id", index)), subset, right)
-    return ScoredComparison(row_id, subset, rewards, (), each_over_each(right, len(rewards) - right))
+    return rows, prompts
 
 
 def _subset(row: Row) -> str:
@@ -194,20 +187,4 @@ def _kind(row_id: str) -> tuple[str, int]:
     return kind, int(number)
 
 
-def files(found: Sequence[Path]) -> list[Path]:
-    """Select the files with `test`, the benchmark's split, in their name; all where none has."""
-    return [file for file in found if "test" in file.name] or list(found)
-
-
-REWARDBENCH2 = Benchmark(
-    name="rewardbench2",
-    title="RewardBench 2",
-    sections=SUBSETS,
-    hub=("allenai/reward-bench-2", "test"),
-    published="the dataset allenai/reward-bench-2, split test",
-    files=files,
-    item=item,
-    scores=scores,
-    units=units,
-    output=output,
-)
+REWARDBENCH2 = RewardBench2()
