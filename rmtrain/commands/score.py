@@ -27,8 +27,16 @@ from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.signals import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
-from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
-from rmtrain.evaluation.scorer import MAX_TOKENS, Overlong, Precision, RewardScorer
+from rmtrain.evaluation.scorer import (
+    MAX_TOKENS,
+    WRITTEN,
+    InputRow,
+    Overlong,
+    Precision,
+    RewardScorer,
+    format_response,
+    parse_input,
+)
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
 from rmtrain.files import NO_LOCKS
 from rmtrain.report.progress import ScoringProgress, is_watched

@@ -36,9 +36,9 @@ from rmtrain.engine.start import environment, start, start_trackers, uses_bfloat
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.diagnosis import sample_rows
 from rmtrain.evaluation.metrics import check_gates
-from rmtrain.evaluation.samples import sample_rows
-from rmtrain.evaluation.scores_file import pair_settings, write_scores, write_settings
+from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
@@ -295,11 +295,10 @@ def write_results(
     """
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
-        write_scores(path / "scores.jsonl", last.scored)
         dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
         template = template_hash(tokenizer)
         settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, dtype, template)
-        write_settings(path / "scores.jsonl", settings)
+        write_scores(path / "scores.jsonl", last.scored, settings)
     waterfall = data.train.waterfall.to_json()
     export_with_card(
         model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfall, evaluation=summary

@@ -17,7 +17,7 @@ from rmtrain.intervals import paired_bootstrap
 
 MAX_NAMED = 3
 Rows = Sequence[ScoredComparison]
-Units = tuple[list[NDArray[np.float64]], list[float], list[str], NDArray[np.float64]]
+Floats = NDArray[np.float64]
 
 
 def compare(
@@ -29,7 +29,6 @@ def compare(
         one, other: files of scores; their settings are read where they are next to them.
         benchmark: the benchmark they are scores of; None: as the settings say.
         allow_different: compare although settings differ, and report which.
-        seed: of the bootstrap.
 
     Returns:
         JSON-ready: `metric`, `one` and `other` with `path` and `value`, `difference` with `low`, `high` and `p`, the number of `units`
@@ -54,12 +53,18 @@ def compare(
         )
 
     benchmark = benchmark or BENCHMARKS.get(str((settings[0] or {}).get("benchmark")))
-    first, second = _aligned((one, other), [_read(path, benchmark) for path in (one, other)])
-    values, totals, strata, weights = _pair_units(first, second) if benchmark is None else _units(benchmark, first, second)
+    rows = _aligned((one, other), [_read(path, benchmark) for path in (one, other)])
+    if benchmark is None:
+        metric, totals = "accuracy", [summarize(of_file)["accuracy"] for of_file in rows]
+        values, strata, weights = _pair_units(*rows)
+    else:
+        metric, totals = f"{benchmark.name} score", [measure(benchmark, of_file)["score"] for of_file in rows]
+        units = [benchmark.units(of_file) for of_file in rows]
+        values, strata, weights = [of_file.credits["official"] for of_file in units], units[0].subsets, units[0].weights_U
     difference = paired_bootstrap(values[0], values[1], weights, strata, seed)
     change = np.sign(values[1] - values[0])
     return {
-        "metric": "accuracy" if benchmark is None else f"{benchmark.name} score",
+        "metric": metric,
         "one": {"path": str(one), "value": totals[0]},
         "other": {"path": str(other), "value": totals[1]},
         "difference": totals[1] - totals[0],
@@ -99,24 +104,15 @@ def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows
     return list(one.values()), [other[key] for key in one]
 
 
-def _pair_units(one: Rows, other: Rows) -> Units:
-    """Return, for each comparison, the share of its decided preferences that is right; it weighs as many as it has."""
-    totals = [summarize(rows)["accuracy"] for rows in (one, other)]
+def _pair_units(one: Rows, other: Rows) -> tuple[list[Floats], tuple[str, ...], Floats]:
+    """Return the share of each comparison's decided preferences that is right, under both models; its source; and its weight."""
     decided = [[edge for edge in row.preferences if edge.probability > 0.5] for row in one]
     kept = [number for number, edges in enumerate(decided) if edges]
     if not kept:
         raise DataError("every preference is a tie (target probability 0.5): there is no accuracy to compare")
     counts = np.array([len(decided[number]) for number in kept], np.float64)
-    right = [
-        np.array(
-            [float(sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n])) for n in kept],
-        )
-        for rows in (one, other)
-    ]
-    return [values / counts for values in right], totals, [one[number].source for number in kept], counts / counts.sum()
-
-
-def _units(benchmark: Benchmark, one: Rows, other: Rows) -> Units:
-    totals = [measure(benchmark, rows)["score"] for rows in (one, other)]
-    units = [benchmark.units(rows) for rows in (one, other)]
-    return [of_file.credits["official"] for of_file in units], totals, list(units[0].subsets), units[0].weights_U
+    values = []
+    for rows in (one, other):
+        right = [sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n]) for n in kept]
+        values.append(np.array(right, np.float64) / counts)
+    return values, tuple(one[number].source for number in kept), counts / counts.sum()

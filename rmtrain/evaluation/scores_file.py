@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -23,6 +23,7 @@ DECISIVE = ("benchmark", "dtype", "max_length", "overlong", "template_sha256", "
 TIES = "equal float32 rewards; counted apart, wrong by the strict rule"
 PACKAGES = ("rmtrain", "torch", "transformers")
 MAX_PROBLEMS = 10
+Converted = TypeVar("Converted")
 OBJECTIVE: TypeAdapter[Objectives] = TypeAdapter(Objectives)
 
 
@@ -43,14 +44,15 @@ class ScoredComparison:
     shown: tuple[int, ...] = ()
 
 
-def write_scores(path: Path, rows: Iterable[ScoredComparison]) -> None:
-    """Write one JSON object a line, all of them or none.
+def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Settings | None = None) -> None:
+    """Write one JSON object a line, all of them or none, and then the settings, if any; the folder is created.
 
     A reward is written with all its digits, so that any reader gets back the same float32.
 
     Raises:
         NumericError: a reward is not finite; names the row, and leaves `path` unchanged.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for row in rows:
             if not all(map(math.isfinite, row.rewards)):
@@ -67,6 +69,8 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison]) -> None:
             if row.shown:
                 fields["shown"] = list(row.shown)
             file.write((json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    if settings is not None:
+        write_settings(path, settings)
 
 
 def read_scores(path: Path) -> list[ScoredComparison]:
@@ -78,28 +82,41 @@ def read_scores(path: Path) -> list[ScoredComparison]:
     Raises:
         DataError: one line for each malformed row (the first ten), with the file and line number.
     """
-    rows: list[ScoredComparison] = []
-    problems: list[str] = []
     line_of: dict[tuple[str, str], int] = {}
+
+    def row_of(line: str, number: int) -> ScoredComparison:
+        row = _parse(line)
+        first = line_of.setdefault((row.source, row.id), number)
+        if first != number:
+            raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
+        return row
+
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _parse(line)
-                first = line_of.setdefault((row.source, row.id), number)
-                if first != number:
-                    raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
-                rows.append(row)
-            except ValueError as error:
-                problems.append(f"{path}:{number}  {error}")
-            if len(problems) == MAX_PROBLEMS:
-                break
-    if problems:
-        raise DataError(*problems)
+        lines = ((f"{path}:{number}  ", (line, number)) for number, line in enumerate(file, start=1) if line.strip())
+        rows = convert_rows(row_of, lines)
     if not rows:
         raise DataError(f'{path}: expected one {{"id", "source", "rewards"}} object a line, got an empty file')
     return rows
+
+
+def convert_rows(convert: Callable[..., Converted], rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[Converted]:
+    """Convert rows, given the place of each, which begins its problem, and the arguments.
+
+    Raises:
+        DataError: one line for each ValueError, the first ten.
+    """
+    converted: list[Converted] = []
+    problems: list[str] = []
+    for place, arguments in rows:
+        try:
+            converted.append(convert(*arguments))
+        except ValueError as problem:
+            problems.append(f"{place}{problem}")
+        if len(problems) == MAX_PROBLEMS:
+            break
+    if problems:
+        raise DataError(*problems)
+    return converted
 
 
 def _parse(line: str) -> ScoredComparison:
@@ -182,15 +199,7 @@ def read_settings(scores: Path) -> dict[str, Any] | None:
 
 
 def objective_of(settings: Settings | None, scores: Path) -> Objectives:
-    """Return the objective that a file of scores is measured by; Bradley-Terry where its settings do not name one.
-
-    Args:
-        settings: of the scores; None: they have none.
-        scores: the file, for the error.
-
-    Raises:
-        DataError: the settings name an unknown objective.
-    """
+    """Return the objective that the settings of a file of scores name, else Bradley-Terry; raises DataError for an unknown one."""
     objective = (settings or {}).get("objective")
     if objective is None:
         return BradleyTerry()
@@ -206,12 +215,12 @@ def pair_settings(
     """Return everything the scores of pairs depend on, JSON-ready.
 
     Args:
-        model: path or Hub id of the model.
+        model: path or Hub id.
         data: the comparisons; they count as the same rows where prompts and responses are the same, whatever the tokenizer.
         recipe: the data section that they were prepared with.
         objective: gives `loss`.
         dtype: of matrix products.
-        template_sha256: hash of the chat template that the tokens were written with.
+        template_sha256: of the chat template.
     """
     counts = data.waterfall.sources.values()
     return {

@@ -7,7 +7,7 @@ import pytest
 
 from rmtrain.data.rows.readers import Line
 from rmtrain.errors import DataError
-from rmtrain.evaluation.requests import format_response, parse_input
+from rmtrain.evaluation.scorer import format_response, parse_input
 
 USER, REPLY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
 

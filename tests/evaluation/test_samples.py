@@ -6,7 +6,7 @@ from typing import Any
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.evaluation.samples import hardest_errors, hardest_rows, reward_drift, sample_histories, sample_rows
+from rmtrain.evaluation.diagnosis import hardest_errors, hardest_rows, reward_drift, sample_histories, sample_rows
 from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.test_metrics import pair, random_lists
 from tests.runs import tiny_recipe

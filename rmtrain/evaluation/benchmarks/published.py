@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,14 +12,12 @@ from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
-from rmtrain.evaluation.scores_file import ScoredComparison, read_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, read_scores
 from rmtrain.recipe.schema import PairSource
 
-MAX_PROBLEMS = 10
 OURS = {"id", "source", "rewards"}
 """Keys that every line of a `scores.jsonl` has."""
 Unique = TypeVar("Unique", Item, ScoredComparison)
-Converted = TypeVar("Converted")
 
 
 def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
@@ -50,11 +48,11 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
     else:
         raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
     rows = (
-        (f"{benchmark.name}: {file.name if file else 'row'}:{index}", (row, file, index))
+        (f"{benchmark.name}: {file.name if file else 'row'}:{index}: ", (row, file, index))
         for file, source in sources
         for index, row in read_rows(source)
     )
-    items = _converted(item, rows)
+    items = convert_rows(item, rows)
     if not items:
         raise DataError(f"{benchmark.name}: {data_dir or (benchmark.hub or ('',))[0]} has no rows")
     return with_unique_ids(items)
@@ -106,26 +104,9 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
         if set(rows[0]) >= OURS:
             scored += read_scores(file)
         else:
-            scored += _converted(
-                benchmark.output, ((f"{file}: row {index}", (row, file, index)) for index, row in enumerate(rows))
-            )
+            numbered = ((f"{file}: row {index}: ", (row, file, index)) for index, row in enumerate(rows))
+            scored += convert_rows(benchmark.output, numbered)
     return with_unique_ids(scored)
-
-
-def _converted(convert: Callable[..., Converted], rows: Iterator[tuple[str, tuple[Any, ...]]]) -> list[Converted]:
-    """Convert rows, given where each is and the arguments; raises DataError with the first ten ValueErrors."""
-    converted: list[Converted] = []
-    problems: list[str] = []
-    for where, arguments in rows:
-        try:
-            converted.append(convert(*arguments))
-        except ValueError as problem:
-            problems.append(f"{where}: {problem}")
-        if len(problems) == MAX_PROBLEMS:
-            break
-    if problems:
-        raise DataError(*problems)
-    return converted
 
 
 def with_unique_ids(rows: Sequence[Unique]) -> list[Unique]:
