@@ -207,7 +207,7 @@ class InputRow:
     several: str | None
 
 
-def parse_input(line: Line, number: int) -> InputRow:
+def parse_input(line: Line | Malformed, number: int) -> InputRow:
     """Parse a line to score.
 
     It has `messages` that end with the assistant's turn, or `prompt` and one of `response`, `completion`, `responses`, `completions`;
@@ -216,8 +216,9 @@ def parse_input(line: Line, number: int) -> InputRow:
     Raises:
         DataError: the line is neither; one problem, which begins with the file and the line number.
     """
-    row = parse(line)
-    where = line.where
+    if isinstance(line, Malformed):
+        raise DataError(line.detail)
+    row, where = parse(line), line.where
     if isinstance(row, Malformed):
         raise DataError(row.detail)
     taken = [key for key in WRITTEN if key in row]
