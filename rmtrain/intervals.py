@@ -49,7 +49,7 @@ def paired_bootstrap(
         one_U, other_U: a value of each unit under either model.
         weights_U: weights of the units, summing to 1.
         strata: the stratum of each unit.
-        seed: seed of the drawing; the same seed gives the same interval.
+        seed: the same seed gives the same interval.
         resamples: number of resamples.
     """
     weighted_U = (other_U - one_U) * weights_U

@@ -54,13 +54,7 @@ class Objective(NamedTuple):
 
 
 def compute_objective(objective: Objectives, rewards_N: Tensor, batch: Batch) -> Objective:
-    """Compute the objective of a recipe, all its terms included, on the rewards of a batch.
-
-    Args:
-        objective: the section `objective` of the recipe.
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses.
-    """
+    """Compute the objective of a recipe, all its terms included, on the rewards of a batch, float [N], one per response."""
     if isinstance(objective, PlackettLuce):
         return plackett_luce(rewards_N, batch, objective.center_rewards)
     return bradley_terry(rewards_N, batch, objective.center_rewards, objective.label_smoothing)
@@ -72,13 +66,8 @@ def bradley_terry(
     """Sum over comparisons of the Bradley-Terry negative log-likelihood, averaged over the edges of each.
 
     With d = r_winner - r_loser - margin (Llama 2, arXiv:2307.09288, section 3.2.2), an edge costs
-    `-p log sigmoid(d) - (1 - p) log sigmoid(-d)`, where p is the target probability that the winner is better.
-
-    Args:
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses.
-        center_rewards: coefficient of the centering term; None: no such term.
-        label_smoothing: assumed share e of flipped labels: p becomes `p (1 - e) + (1 - p) e`.
+    `-p log sigmoid(d) - (1 - p) log sigmoid(-d)`, where p is the target probability that the winner is better. With `label_smoothing`,
+    an assumed share e of flipped labels, p becomes `p (1 - e) + (1 - p) e`. For `center_rewards` see `_with_statistics`.
     """
     winner_E, loser_E = _sides(rewards_N, batch)
     logit_E = winner_E - loser_E - batch.margin_E
@@ -92,12 +81,7 @@ def plackett_luce(rewards_N: Tensor, batch: Batch, center_rewards: float | None 
 
     The best response is chosen among all, the second among the rest, and so on; each choice is a softmax over rewards. For two responses
     this is `bradley_terry`. A response ranks by the edges it wins minus those it loses, so the edges of a comparison must order its
-    responses. Margins and probabilities are not used.
-
-    Args:
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses; a comparison whose weights are zero is left out.
-        center_rewards: coefficient of the centering term; None: no such term.
+    responses. Margins and probabilities are not used; a comparison whose weights are zero is left out.
     """
     winner_E, loser_E = _sides(rewards_N, batch)
     comparison_N = batch.comparison_N
@@ -129,7 +113,7 @@ def _sides(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _with_statistics(loss: Tensor, winner_E: Tensor, loser_E: Tensor, batch: Batch, center_rewards: float | None) -> Objective:
-    """Add the centering term, `center_rewards * (r_winner + r_loser)^2` (arXiv:2312.09244, eq. 2), and the statistics."""
+    """Add the centering term, if any, `center_rewards * (r_winner + r_loser)^2` (arXiv:2312.09244, eq. 2), and the statistics."""
     weight_E = batch.weight_E
     if center_rewards is not None:
         loss = loss + center_rewards * ((winner_E + loser_E) ** 2 * weight_E).sum()

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import Preference, TokenizedComparison
 
 Layout = Literal["shared_prefix", "packed", "padded"]
 
@@ -97,8 +97,7 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(
         **tensors,
-        **_edges(comparisons),
-        comparison_N=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        **preference_tensors(counts, [comparison.preferences for comparison in comparisons]),
         ids=tuple(comparison.id for comparison in comparisons),
         response_counts=tuple(counts),
     )
@@ -150,22 +149,26 @@ def _single_row(comparisons: Sequence[TokenizedComparison], share: bool) -> dict
     }
 
 
-def _edges(comparisons: Sequence[TokenizedComparison]) -> dict[str, Any]:
+def preference_tensors(
+    counts: Sequence[int], preferences: Sequence[Sequence[Preference]], dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Return `comparison_N` to `weight_E` of a MicroBatch, given the number of responses and the preferences of each comparison."""
     winners, losers, margins, probabilities, weights = [], [], [], [], []
     first = 0
-    for comparison in comparisons:
-        total = sum(edge.weight for edge in comparison.preferences)
-        for edge in comparison.preferences:
+    for count, edges in zip(counts, preferences, strict=True):
+        total = sum(edge.weight for edge in edges)
+        for edge in edges:
             winners.append(first + edge.winner)
             losers.append(first + edge.loser)
             margins.append(edge.margin)
             probabilities.append(edge.probability)
             weights.append(edge.weight / total)
-        first += len(comparison.sequences)
+        first += count
     return {
+        "comparison_N": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
         "winner_E": torch.tensor(winners, dtype=torch.int64),
         "loser_E": torch.tensor(losers, dtype=torch.int64),
-        "margin_E": torch.tensor(margins, dtype=torch.float32),
-        "probability_E": torch.tensor(probabilities, dtype=torch.float32),
-        "weight_E": torch.tensor(weights, dtype=torch.float32),
+        "margin_E": torch.tensor(margins, dtype=dtype),
+        "probability_E": torch.tensor(probabilities, dtype=dtype),
+        "weight_E": torch.tensor(weights, dtype=dtype),
     }

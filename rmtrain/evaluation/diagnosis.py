@@ -24,11 +24,7 @@ ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 def diagnose(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
-    """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None.
-
-    Returns:
-        `preferences`, `rewards`, `margins`, `length_difference`, `reward_by_length` and `calibration`.
-    """
+    """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None."""
     edges = scored_edges(scored)
     return {
         "preferences": len(edges),
@@ -67,11 +63,7 @@ def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | 
     """Return the accuracy by how many tokens longer the winner is than the loser, from much shorter to much longer.
 
     The bounds are the thirds of the differences' sizes, the same for both signs, so that a preference for length shows as a slope; equal
-    lengths have a bin of their own.
-
-    Returns:
-        For each bin that has any: `low` and `high` (whole tokens, both included; None: unbounded), `preferences`, and `accuracy` with its
-        interval.
+    lengths have a bin of their own. A bin has `low` and `high` (both included; None: unbounded), and `accuracy` with its interval.
     """
     if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
         return None
@@ -92,10 +84,8 @@ def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | 
 def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     """Return the mean reward of responses of similar length, in bins of equal counts.
 
-    Lengths include the prompt. A response counts once for each preference it is in.
-
-    Returns:
-        For each bin `low` and `high` in tokens, `responses`, mean `reward` and its standard `deviation`.
+    A response counts once for each preference it is in. A bin has `low` and `high` in tokens, prompt included, `responses`, their mean
+    `reward` and its standard `deviation`.
     """
     if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
         return None
@@ -119,10 +109,7 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
 def calibration_curve(edges: ScoredEdges) -> dict[str, Any] | None:
     """Return how often the model is right at each level of confidence (Guo et al. 2017, eq. 3); see `confidence_bins`.
 
-    A tie has confidence 0.5 and is half right. The error is `sum_b n_b / n * |right_b - confidence_b|`.
-
-    Returns:
-        `error`, and for each bin that has any `low`, `high`, `confidence`, `preferences`, and `accuracy` with its interval.
+    A tie has confidence 0.5 and is half right. The `error` is `sum_b n_b / n * |right_b - confidence_b|` over the bins that have any.
     """
     if not len(edges):
         return None
@@ -166,14 +153,7 @@ def _counts(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[n
 def sample_rows(
     data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, Any]]:
-    """Return up to `count` comparisons spread evenly over the data, the same ones each time; see `describe_edge`.
-
-    Args:
-        data: the comparisons, in the order of `scored`.
-        scored: their rewards.
-        tokenizer: decodes them.
-        count: how many.
-    """
+    """Return up to `count` comparisons as text, spread evenly over the data and the same ones each time; see `describe_edge`."""
     numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)).tolist()
     rows = [(data[number], scored[number].rewards) for number in numbers]
     return [describe_edge(row, row.preferences[0], rewards, tokenizer) for row, rewards in rows]
@@ -182,16 +162,15 @@ def sample_rows(
 def hardest_rows(
     data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, Any]]:
-    """Return the hardest errors as text, worst first; arguments as for `sample_rows`."""
+    """Return up to `count` of the hardest errors as text, worst first."""
     errors = hardest_errors(scored, count)
     return [describe_edge(data[number], edge, scored[number].rewards, tokenizer) for number, edge in errors]
 
 
 def hardest_errors(scored: Sequence[ScoredComparison], count: int) -> list[tuple[int, Preference]]:
-    """Return the up to `count` comparisons with the largest wrong margin, worst first.
+    """Return the numbers of up to `count` comparisons with the largest wrong margin, and the preference whose loser leads most.
 
-    Returns:
-        The number of each in `scored`, and the preference whose loser leads most. Ties are not errors here.
+    Worst first. Ties are not errors here.
     """
     wrong = []
     for number, row in enumerate(scored):
@@ -208,14 +187,7 @@ def hardest_errors(scored: Sequence[ScoredComparison], count: int) -> list[tuple
 def describe_edge(
     row: TokenizedComparison, edge: Preference, rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """Return a preference as text: `id`, `source`, `prompt`, `chosen`, `rejected` and the two `rewards`.
-
-    Args:
-        row: the comparison.
-        edge: one of its preferences.
-        rewards: of each response of the comparison.
-        tokenizer: decodes it, without special tokens.
-    """
+    """Return a preference as text: `id`, `source`, `prompt`, `chosen`, `rejected`, and the two of the comparison's `rewards`."""
     chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]
     parts = {
         "prompt": chosen[: row.prompt_length],
@@ -231,12 +203,9 @@ def describe_edge(
 
 
 def reward_drift(metrics: Iterable[Row]) -> list[dict[str, float]]:
-    """Return the mean rewards of winners and losers at each evaluation, from the lines of `metrics.jsonl`.
+    """Return the mean rewards of winners and losers at each evaluation, by step, from the lines of `metrics.jsonl`; the last counts.
 
     Only differences of rewards are trained: where the mean drifts, rewards of two checkpoints are not on one scale.
-
-    Returns:
-        `step`, `chosen` and `rejected`, by step; the last line of a step counts.
     """
     chosen, rejected = "eval/chosen_reward", "eval/rejected_reward"
     by_step = {row["step"]: row for row in metrics if chosen in row and rejected in row}
@@ -244,11 +213,7 @@ def reward_drift(metrics: Iterable[Row]) -> list[dict[str, float]]:
 
 
 def sample_histories(samples: Iterable[Row]) -> list[dict[str, Any]]:
-    """Return each sample comparison once, with its rewards at every evaluation, from the lines of `samples.jsonl`.
-
-    Returns:
-        `id`, `source`, `prompt`, `chosen` and `rejected`, and `history`: `step` and `rewards` (chosen first), by step.
-    """
+    """Return each comparison of the lines of `samples.jsonl` once, with its `history`: `step` and `rewards`, chosen first, by step."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for sample in samples:
         texts = {key: sample[key] for key in ("id", "source", "prompt", "chosen", "rejected")}

@@ -86,10 +86,7 @@ class RewardScorer:
         }
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        """Return the reward of each conversation, in the given order.
-
-        Args:
-            conversations: messages, each ending with the reply to score.
+        """Return the reward of each conversation; its messages end with the reply to score.
 
         Raises:
             DataError: a conversation does not end with the assistant's turn, is refused by the template, or is too long.
@@ -138,11 +135,7 @@ class RewardScorer:
         return ScoringPlan.of(data, layout, costs, max(self.max_tokens, int(costs.tokens.max())), self.pad_token_id)
 
     def rewards(self, rows: Sequence[TokenizedComparison], check: Callable[[], None] | None = None) -> list[tuple[float, ...]]:
-        """Return the rewards of each row's responses, float32 values, computed by this process alone.
-
-        Args:
-            rows: as `encode` returns them.
-            check: called before each micro-batch; ends the work by raising.
+        """Return the rewards of each row's responses, float32 values, computed by this process alone; for `check` see `score`.
 
         Raises:
             NumericError: a reward is not finite; names the row.
@@ -199,7 +192,7 @@ WRITTEN = ("reward", "rewards", "best", "input_line", "truncated")
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """A line of the input: its number, its keys, what is scored, and the key of its responses where it has several."""
+    """A line of the input: its number, its keys, the request to score, and the key of its responses where it has several."""
 
     number: int
     row: Row
@@ -248,11 +241,8 @@ def parse_input(line: Line | Malformed, number: int) -> InputRow:
 def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> dict[str, Any]:
     """Return a line of the output: the keys of the input, then `reward`, or `rewards` in the order of the responses, and `input_line`.
 
-    Args:
-        line: the line of the input.
-        rewards: one for each of its responses.
-        is_cut: some sequence was cut; adds `truncated`.
-        best_of: replace the responses by the best one (the first of several) as `response`, with its `reward` and number `best`.
+    With `is_cut` it has `truncated`. With `best_of`, the best of several responses (the first of equal ones) replaces them as `response`,
+    with its `reward` and number `best`.
     """
     row = dict(line.row)
     if line.several is None:

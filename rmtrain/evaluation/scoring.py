@@ -33,11 +33,7 @@ class Scorable(Comparisons, Lengths, Protocol):
 
 
 class TokenizedRows:
-    """Tokenized comparisons in memory, with the columns of `TokenizedData` that scoring needs.
-
-    Args:
-        comparisons: at least one.
-    """
+    """One or more tokenized comparisons in memory, with the columns of `TokenizedData` that scoring needs."""
 
     def __init__(self, comparisons: Sequence[TokenizedComparison]) -> None:
         self._comparisons = comparisons
@@ -60,11 +56,9 @@ class TokenizedRows:
 class ScoringPlan:
     """Comparisons cut into micro-batches; made once, then used at every evaluation.
 
-    data: the comparisons.
     layout: of the micro-batches; the model's attention is set for it.
     costs: tokens of each comparison in this layout.
     micro_batches: numbers of comparisons, each comparison in exactly one micro-batch.
-    pad_token_id: id that fills rows up.
     """
 
     data: Scorable
@@ -85,16 +79,13 @@ class ScoringPlan:
 def score(
     model: nn.Module, plan: ScoringPlan, accelerator: Accelerator, check: Callable[[], None] | None = None
 ) -> list[ScoredComparison]:
-    """Score comparisons on all ranks, which share the micro-batches; each rank gets all results.
+    """Score comparisons on all ranks, which share the micro-batches; each rank gets all results, in the order of the data.
 
     Args:
         model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
         plan: the micro-batches. They go round the ranks; the last round repeats some, so that all ranks make the same calls.
         accelerator: gathers the rewards of all ranks.
         check: called before each micro-batch, equally often on all ranks; ends the work by raising.
-
-    Returns:
-        The comparisons with the rewards of their responses, in the order of the data.
     """
     world, count = accelerator.num_processes, len(plan.micro_batches)
     rounds = -(-count // world)
@@ -112,11 +103,7 @@ def score_micro_batches(
     device: torch.device,
     check: Callable[[], None] | None = None,
 ) -> dict[int, ScoredComparison]:
-    """Score micro-batches of a plan on this process alone; see `score`.
-
-    Returns:
-        Each comparison by its number in the data.
-    """
+    """Score micro-batches of a plan on this process alone; see `score`. Returns each comparison by its number in the data."""
     scored: dict[int, ScoredComparison] = {}
     with evaluating(model):
         for indices in micro_batches:
@@ -135,8 +122,8 @@ def score_micro_batches(
 class EvaluationResult:
     """Scores of comparisons in the order of the data, their summary, and the time they took.
 
-    hardest: the errors with the largest margins as text, where they are wanted.
-    settings: what the scores depend on, where they are written.
+    hardest: the errors with the largest margins as text, for a report.
+    settings: everything that the scores depend on, for their file.
     """
 
     scored: list[ScoredComparison]

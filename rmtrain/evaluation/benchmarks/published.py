@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rmtrain.data.rows.dataset import FORMATS, METADATA, read_rows
+from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
@@ -67,13 +67,7 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
         raise DataError(f"{benchmark.name}: {data_dir} does not exist; expected {benchmark.published}")
     own = path / benchmark.name
     folder = own if own.is_dir() else path
-    present = []
-    for file in sorted(folder.rglob("*")):
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if file.is_file() and not hidden and file.name.endswith(FORMATS) and file.name not in METADATA:
-            present.append(relative)
-    files = [folder / file for file in benchmark.files(present)]
+    files = [folder / file for file in benchmark.files([file.relative_to(folder) for file in files_below(folder)])]
     if not files:
         raise DataError(f"{benchmark.name}: none of its files in {folder}; expected {benchmark.published}")
     return files
