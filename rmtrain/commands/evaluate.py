@@ -252,7 +252,7 @@ def _score_items(
         )
         for item in items
     ]
-    comparisons, were_cut = scorer.encode(requests)
+    comparisons, were_cut = scorer.encoder.encode_for_scoring(requests)
     plan = scorer.plan(comparisons)
     tokens = compact(int(plan.costs.tokens.sum()))
     console.print(f"scoring {benchmark.title}: {len(items):,} rows, {tokens} tokens as {plan.layout}", highlight=False)

@@ -189,12 +189,12 @@ def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encode
         except DataError as problem:
             problems[number] = problem
     try:
-        encoded = list(zip(rows, *scorer.encode([row.request for row in rows]), strict=True))
+        encoded = list(zip(rows, *scorer.encoder.encode_for_scoring([row.request for row in rows]), strict=True))
     except DataError:  # names one line only; encode each alone to know about all
         encoded = []
         for row in rows:
             try:
-                (tokens,), (is_cut,) = scorer.encode([row.request])
+                (tokens,), (is_cut,) = scorer.encoder.encode_for_scoring([row.request])
                 encoded.append((row, tokens, is_cut))
             except DataError as problem:
                 problems[row.number] = problem

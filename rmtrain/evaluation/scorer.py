@@ -110,10 +110,6 @@ class RewardScorer:
         replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
         return self._score_groups(asked, replies)
 
-    def encode(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """Return the tokens of rows, and which of the rows were cut; see `Encoder.encode_for_scoring` for the errors."""
-        return self.encoder.encode_for_scoring(rows)
-
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
         """Return the layout of everything that is scored; the first call probes it with these rows and two golden conversations."""
         if self.layout is None:
@@ -156,11 +152,11 @@ class RewardScorer:
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
         rows: list[Comparison] = []
         begin = 0
-        for prompt, group in groupby(prompts):
-            end = begin + len(list(group))
-            rows.append(Comparison(f"conversation {begin}", "", prompt, tuple(responses[begin:end]), ()))
-            begin = end
-        comparisons, _ = self.encode(rows)
+        for prompt, group in groupby(zip(prompts, responses, strict=True), key=lambda pair: pair[0]):
+            replies = tuple(reply for _, reply in group)
+            rows.append(Comparison(f"conversation {begin}", "", prompt, replies, ()))
+            begin += len(replies)
+        comparisons, _ = self.encoder.encode_for_scoring(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
 
 

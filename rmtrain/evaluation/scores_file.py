@@ -21,6 +21,8 @@ Settings = Mapping[str, Any]
 DECISIVE = ("benchmark", "dtype", "max_length", "overlong", "template_sha256", "rows_sha256", "ties")
 """Settings that change rewards. The others, such as how many rows were cut, are only shown."""
 TIES = "equal float32 rewards; counted apart, wrong by the strict rule"
+NUMBERS = (int, float)
+"""Types of the numbers of JSON; `bool` would pass `isinstance`."""
 PACKAGES = ("rmtrain", "torch", "transformers")
 MAX_PROBLEMS = 10
 Converted = TypeVar("Converted")
@@ -132,14 +134,18 @@ def _parse(line: str) -> ScoredComparison:
             raise ValueError(f"{key}: expected a string, got {fields[key]!r}")
 
     rewards = fields["rewards"]
-    if not isinstance(rewards, list) or len(rewards) < 2 or not all(map(_is_number, rewards)):
+    if not isinstance(rewards, list) or len(rewards) < 2 or not all(type(number) in NUMBERS for number in rewards):
         raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r}")
     count = len(rewards)
     lengths = fields.get("lengths", [])
-    if not isinstance(lengths, list) or len(lengths) not in (0, count) or not all(_is_index(n) and n >= 0 for n in lengths):
+    if not isinstance(lengths, list) or len(lengths) not in (0, count) or not all(type(n) is int and n >= 0 for n in lengths):
         raise ValueError(f"lengths: expected a count of tokens for each of the {count} responses, got {lengths!r}")
     shown = fields.get("shown", [])
-    if not isinstance(shown, list) or not all(map(_is_index, shown)) or sorted(shown) not in ([], list(range(count))):
+    if (
+        not isinstance(shown, list)
+        or not all(type(place) is int for place in shown)
+        or sorted(shown) not in ([], list(range(count)))
+    ):
         raise ValueError(f"shown: expected a place among 0..{count - 1} for each response, got {shown!r}")
 
     edges = fields.get("preferences")
@@ -153,10 +159,10 @@ def _parse(line: str) -> ScoredComparison:
 
 
 def _preference(edge: Any, count: int) -> Preference:
-    if not isinstance(edge, list) or len(edge) != 5 or not all(_is_number(number) and math.isfinite(number) for number in edge):
+    if not isinstance(edge, list) or len(edge) != 5 or not all(type(n) in NUMBERS and math.isfinite(n) for n in edge):
         raise ValueError(f"preferences: expected five finite numbers [winner, loser, margin, probability, weight], got {edge!r}")
     winner, loser, margin, probability, weight = edge
-    if not all(_is_index(index) and 0 <= index < count for index in (winner, loser)) or winner == loser:
+    if not all(type(index) is int and 0 <= index < count for index in (winner, loser)) or winner == loser:
         raise ValueError(f"preferences: expected two different responses among 0..{count - 1}, got {winner!r} and {loser!r}")
     if margin < 0 or not 0.5 <= probability <= 1 or weight <= 0:
         raise ValueError(
@@ -164,14 +170,6 @@ def _preference(edge: Any, count: int) -> Preference:
             f"got {margin!r}, {probability!r} and {weight!r}"
         )
     return Preference(winner, loser, float(margin), float(probability), float(weight))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def settings_file(scores: Path) -> Path:

@@ -12,8 +12,7 @@ from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.benchmarks.base import RULES, Benchmark, Rule, Scores, Units
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
-from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
-from rmtrain.evaluation.benchmarks.rewardbench2 import REWARDBENCH2
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, REWARDBENCH2
 from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH
 from rmtrain.evaluation.benchmarks.rmb import RMB
 from rmtrain.evaluation.metrics import MAX_TIE_SHARE, shorten

@@ -120,23 +120,23 @@ def _read_json(file: Path) -> Sequence[Row] | Row:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}") from error
-    values: Any = None
-    if file.suffix == ".json":
+    values: list[Any] = []
+    decoder, position, end = json.JSONDecoder(), 0, len(text.rstrip())
+    while position < end or not values:
+        if text[position : position + 1].isspace():
+            position += 1
+            continue
         try:
-            values = json.loads(text)
+            value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # then it is JSON Lines under the name .json
-                raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
-        if isinstance(values, dict):
-            return [values] if set(values) >= OURS else values
-    if values is None:
-        values = []
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                values += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number}:{error.colno}: not JSON: {error.msg}") from error
-    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
+            raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+        values.append(value)
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif len(values) == 1 and isinstance(values[0], dict) and file.suffix == ".json" and not set(values[0]) >= OURS:
+        columns: Row = values[0]
+        return columns
+    if not values or not all(isinstance(value, dict) for value in values):
         raise DataError(f"{file}: expected a JSON object a line, an array of objects, or an object of columns")
     return values
 

@@ -8,7 +8,7 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.rewardbench2 import REWARDBENCH2
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH2
 from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.benchmarks.rows import best_of, weighted_total
 
