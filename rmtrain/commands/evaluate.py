@@ -52,12 +52,7 @@ from rmtrain.report.progress import ReadingProgress, ScoringProgress
 
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
-    """Do what the options of `rmtrain eval` ask for; see the functions below for the errors.
-
-    Args:
-        options: checked by `EvalOptions.check`.
-        console: shows progress on the main process.
-    """
+    """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
     if options.compare is not None:
         return _compare_scores(options, *options.compare)
     if options.scores is not None:
@@ -71,11 +66,8 @@ def run_eval(options: EvalOptions, console: Console) -> CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class EvalTarget:
-    """The model to evaluate.
+    """The model to evaluate, by directory or Hub id; the run it belongs to, and the recipe that was named, if any.
 
-    model: its directory or Hub id.
-    run: the run directory it belongs to; None: it is not part of one.
-    recipe: the recipe that was named; None: none was.
     by_recipe: the recipe was named in place of a model, and stands for the model of its run.
     """
 
@@ -86,12 +78,7 @@ class EvalTarget:
 
 
 def find_model(options: EvalOptions, overrides: Sequence[str] = ()) -> EvalTarget:
-    """Find the model that a recipe, a run directory or a model names.
-
-    Raises:
-        RecipeError: nothing is named, or the recipe is wrong.
-        CheckpointError: a recipe whose run has no model yet.
-    """
+    """Find the model that a recipe, a run directory or a model names; raises CheckpointError for a run that has no model yet."""
     target = options.target
     file = options.recipe or (Path(target) if target is not None and target.endswith((".yaml", ".yml")) else None)
     recipe = None if file is None else load_recipe(file, overrides)
@@ -165,7 +152,7 @@ def evaluate(
 
     Raises:
         CheckpointError: no model, no head, or another chat template than the model was trained with.
-        RecipeError, DataError: see `prepare`; or there is nothing to evaluate on. RecipeError, RmtrainError: see `start_evaluation`.
+        RecipeError, DataError: see `prepare` and `start_evaluation`; or there is nothing to evaluate on.
         Stopped: a signal came to one of several processes.
     """
     accelerator = start_evaluation()
@@ -199,14 +186,9 @@ def evaluate(
 
 
 def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:
-    """Score benchmarks with a model. A row that is too long loses its beginning, as in RewardBench's script; none is left out.
+    """Score benchmarks with a model, and write `NAME/scores.jsonl` and `NAME/scores.settings.json` of each into a folder.
 
-    Args:
-        options: data_dir, fail_under, max_length, precision and allow_template_change are used.
-        names: benchmarks, separated by commas.
-        model: directory or Hub id.
-        folder: `NAME/scores.jsonl` and `NAME/scores.settings.json` of each benchmark are written here.
-        console: shows progress on the main process.
+    A row that is too long loses its beginning, as in RewardBench's script; none is left out.
 
     Raises:
         RecipeError: an unknown benchmark or gate. DataError: rows that are missing, or not of the benchmark.
@@ -298,12 +280,7 @@ def _benchmarks_result(
 
 
 def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
-    """Compute numbers from a file of scores alone: of a benchmark where one is named or its settings name one, else of pairs.
-
-    Raises:
-        RecipeError: the file is missing, or a report of a benchmark is asked for; several benchmarks, or an unknown gate.
-        DataError: the scores are malformed, or not of the benchmark.
-    """
+    """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
     if not scores.exists():
         raise RecipeError(f"--scores: {scores} does not exist")
     settings = read_settings(scores)
@@ -345,7 +322,6 @@ def _pairs_result(
 
 
 def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
-    """Compare two files of scores; raises RecipeError where one is missing, or where several benchmarks are named."""
     missing = [path for path in (one, other) if not path.exists()]
     if missing:
         raise RecipeError(*(f"--compare: {path} does not exist" for path in missing))

@@ -203,9 +203,9 @@ def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encode
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """Lines of the output with their line numbers in the input.
+    """Lines of the output with their numbers in the input; how many were cut; and the first of those that were skipped.
 
-    cut: lines that were cut. problems: the first lines that were skipped. error: ends the run; nothing of the chunk is written.
+    error: ends the run; nothing of the chunk is written.
     """
 
     lines: list[tuple[int, str]] = field(default_factory=list)
@@ -241,12 +241,9 @@ def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreO
 
 
 class ScoreFiles:
-    """The input and the output of `rmtrain score`. Only the main process opens and uses them.
+    """The input and the output of `rmtrain score`, which only the main process opens and uses; `stack` closes both.
 
-    Args:
-        options: source, target and fresh.
-        settings: everything rewards depend on; stored next to the output, and compared when it is resumed.
-        stack: closes both.
+    `settings`, everything that rewards depend on, are stored next to the output, and compared when it is resumed.
     """
 
     def __init__(self, options: ScoreOptions, settings: Mapping[str, Any], stack: ExitStack) -> None:
@@ -259,10 +256,7 @@ class ScoreFiles:
         self._tail: list[tuple[int, int, dict[str, Any]]] = []
 
     def open(self) -> tuple[int, int]:
-        """Open both.
-
-        Returns:
-            The first chunk to score, and the complete lines that the output already has.
+        """Open both; return the first chunk to score, and the number of complete lines that the output already has.
 
         Raises:
             RecipeError: something else wrote the output, or it has other settings, unless `fresh`.
@@ -331,11 +325,7 @@ class ScoreFiles:
         self._tail = [row for row in self._tail if (row[1] - 1) // CHUNK == chunk]
 
     def next_chunks(self, count: int, stop: GracefulShutdown) -> list[Chunk]:
-        """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent.
-
-        Raises:
-            DataError: a damaged archive.
-        """
+        """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent."""
         try:
             with stop.raise_immediately():
                 return list(itertools.islice(self._chunks, count))
@@ -347,11 +337,7 @@ class ScoreFiles:
             return []
 
     def write(self, chunks: Sequence[Sequence[tuple[int, str]]]) -> int:
-        """Write the lines of chunks that the output does not have yet; returns their number.
-
-        Raises:
-            DataError: lines of the output are not those of the input.
-        """
+        """Write the lines of chunks that the output does not have yet; return their number."""
         if self._tail and chunks:
             computed = {number: _without_scores(json.loads(text)) for number, text in chunks[0]}
             self._refuse([(place, number) for place, number, row in self._tail if computed.get(number) != row])
@@ -364,7 +350,7 @@ class ScoreFiles:
         return len(new)
 
     def finish(self) -> None:
-        """Flush the output to the disk and close both; raises DataError where the output has lines that the input does not have."""
+        """Flush the output to the disk and close both."""
         self._refuse([(place, number) for place, number, _ in self._tail])
         self.stack.close()
 

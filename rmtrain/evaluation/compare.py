@@ -25,17 +25,11 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the second file with the first: scores of a benchmark by its score, scores of pairs by their strict accuracy.
 
-    Args:
-        one, other: files of scores; their settings are read where they are next to them.
-        benchmark: the benchmark they are scores of; None: as the settings say.
-        allow_different: compare although settings differ, and report which.
+    The files are of `benchmark`, or else of what their settings name. Raises DataError where rows, or, unless allowed, settings differ.
 
     Returns:
         JSON-ready: `metric`, `one` and `other` with `path` and `value`, `difference` with `low`, `high` and `p`, the number of `units`
         and how many are `better`, `worse` and `equal` in the second, `differing` settings, `warnings`.
-
-    Raises:
-        DataError: settings or rows differ.
     """
     settings = [read_settings(path) for path in (one, other)]
     differing: list[str] = []
@@ -53,7 +47,13 @@ def compare(
         )
 
     benchmark = benchmark or BENCHMARKS.get(str((settings[0] or {}).get("benchmark")))
-    rows = _aligned((one, other), [_read(path, benchmark) for path in (one, other)])
+    files: list[Rows] = []
+    for path in (one, other):
+        output = read_scores(path) if benchmark is None else read_output(benchmark, path)
+        if isinstance(output, Scores):
+            raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; pass a file of scores")
+        files.append(output)
+    rows = _aligned((one, other), files)
     if benchmark is None:
         metric, totals = "accuracy", [summarize(of_file)["accuracy"] for of_file in rows]
         values, strata, weights = _pair_units(*rows)
@@ -79,15 +79,6 @@ def compare(
         "differing": differing,
         "warnings": warnings + [f"settings differ: {line}" for line in differing],
     }
-
-
-def _read(path: Path, benchmark: Benchmark | None) -> Rows:
-    if benchmark is None:
-        return read_scores(path)
-    output = read_output(benchmark, path)
-    if isinstance(output, Scores):
-        raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; pass a file of scores")
-    return output
 
 
 def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows]:

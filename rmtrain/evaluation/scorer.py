@@ -131,10 +131,9 @@ class RewardScorer:
         return ScoringPlan.of(data, layout, costs, max(self.max_tokens, int(costs.tokens.max())), self.pad_token_id)
 
     def rewards(self, rows: Sequence[TokenizedComparison], check: Callable[[], None] | None = None) -> list[tuple[float, ...]]:
-        """Return the rewards of each row's responses, float32 values, computed by this process alone; for `check` see `score`.
+        """Return the rewards of each row's responses, float32, by this process alone; raises NumericError where one is not finite.
 
-        Raises:
-            NumericError: a reward is not finite; names the row.
+        `check` is called before each micro-batch; it ends the work by raising.
         """
         if not rows:
             return []
@@ -163,8 +162,7 @@ class RewardScorer:
 def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) -> Turns:
     """Return text or messages as messages. A text of the user may be an HH transcript up to `Assistant:`.
 
-    Raises:
-        DataError: the value is neither, or should end with the assistant's reply and does not; names the value.
+    Raises DataError, naming the value, where it is neither, or should end with the assistant's reply and does not.
     """
     settings = Messages(transcript="hh") if role == "user" else Messages()
     try:

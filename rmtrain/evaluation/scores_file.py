@@ -79,10 +79,7 @@ def read_scores(path: Path) -> list[ScoredComparison]:
     """Read what `write_scores` wrote, or minimal lines `{"id", "source", "rewards"}` made elsewhere.
 
     A line without `preferences` is a best-first list: its first response is preferred to each of the others. Rewards may be NaN or
-    infinite here; `summarize` refuses all such rows at once. Other keys are ignored.
-
-    Raises:
-        DataError: one line for each malformed row (the first ten), with the file and line number.
+    infinite here; `summarize` refuses all such rows at once. Other keys are ignored. Raises DataError for malformed rows.
     """
     line_of: dict[tuple[str, str], int] = {}
 
@@ -102,11 +99,7 @@ def read_scores(path: Path) -> list[ScoredComparison]:
 
 
 def convert_rows(convert: Callable[..., Converted], rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[Converted]:
-    """Convert rows, given the place of each, which begins its problem, and the arguments.
-
-    Raises:
-        DataError: one line for each ValueError, the first ten.
-    """
+    """Convert rows, given the place of each and the arguments; raises DataError with the place of each ValueError, the first ten."""
     converted: list[Converted] = []
     problems: list[str] = []
     for place, arguments in rows:
@@ -212,13 +205,7 @@ def pair_settings(
 ) -> dict[str, Any]:
     """Return everything the scores of pairs depend on, JSON-ready.
 
-    Args:
-        model: path or Hub id.
-        data: the comparisons; they count as the same rows where prompts and responses are the same, whatever the tokenizer.
-        recipe: the data section that they were prepared with.
-        objective: gives `loss`.
-        dtype: of matrix products.
-        template_sha256: of the chat template.
+    Rows count as the same where prompts and responses are the same, whatever the tokenizer. `dtype` is that of matrix products.
     """
     counts = data.waterfall.sources.values()
     return {

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ Row = Mapping[str, Any]
 Rule = Literal["official", "strict", "half_credit"]
 RULES: tuple[Rule, ...] = ("official", "strict", "half_credit")
 """How ties count: as in the benchmark's own script, as wrong, or half."""
-
-T = TypeVar("T")
-KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,49 +171,6 @@ class Benchmark(ABC):
                 sections[section] = weighted / total
         known = {subset: subsets[subset] for counts in self.counts.values() for subset in counts if subset in subsets}
         return Scores(mean(list(sections.values())), sections, known)
-
-
-def matching(found: Sequence[Path], words: Sequence[str], parts: int = 1) -> list[Path]:
-    """Return the files with one of the words, case ignored, in the last `parts` parts of their path; 0: in all."""
-    return [file for file in found if first_in(words, file, parts) is not None]
-
-
-def first_in(words: Sequence[str], file: Path, parts: int = 1) -> str | None:
-    """Return the first of the words, case ignored, that is in the last `parts` parts of a path; None where none is."""
-    path = "/".join(file.parts[-parts:]).lower()
-    return next((word for word in words if word.lower() in path), None)
-
-
-def cell(row: Row, column: str, kind: type[T]) -> T:
-    """Return a cell of a row; raises ValueError where it is missing or of another kind."""
-    if column not in row:
-        raise ValueError(f"no {column}; the row has {', '.join(map(str, row)) or 'nothing'}")
-    value = row[column]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{column}: expected {KINDS.get(kind, kind.__name__)}, got {value!r:.60}")
-    return value
-
-
-def texts(row: Row, column: str) -> list[str]:
-    """Return a list of texts of a row; raises ValueError where it is something else, or empty."""
-    values = cell(row, column, list)
-    if not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{column}: expected a list of texts, got {values!r:.60}")
-    return values
-
-
-def number(value: Any, column: str) -> float:
-    """Return a reward; some models write it as a list of one. Raises ValueError where it is not a number."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{column}: expected a number, got {value!r:.60}")
-    return float(value)
-
-
-def user(text: str) -> tuple[Message, ...]:
-    """Return a prompt of one message."""
-    return ({"role": "user", "content": text},)
 
 
 def each_over_each(better: int, worse: int) -> tuple[Preference, ...]:

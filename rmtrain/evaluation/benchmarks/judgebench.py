@@ -12,21 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.base import (
-    Benchmark,
-    Floats,
-    Item,
-    Row,
-    Rule,
-    Scores,
-    cell,
-    credit_of_gaps,
-    lead,
-    matching,
-    means,
-    number,
-    user,
-)
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, lead, means
+from rmtrain.evaluation.benchmarks.published import cell, matching, number, user
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 ORIGINS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, cell, first_in, matching, user
+from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row
+from rmtrain.evaluation.benchmarks.published import cell, first_in, matching, user
 
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SUBSETS = ("Natural", *ADVERSARIAL)

@@ -57,8 +57,7 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison]) -> dict[st
         `subsets`, which name their `section`; `others` that its authors report; `longer_wins`; `missing` sections and `warnings`.
 
     Raises:
-        DataError: nothing to measure, or rows of another benchmark.
-        NumericError: a reward is not finite.
+        DataError: nothing to measure, or rows of another benchmark. NumericError: a reward is not finite.
     """
     if not scored:
         raise DataError(f"{benchmark.name}: expected at least one scored row, got none")

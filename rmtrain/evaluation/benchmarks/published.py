@@ -1,4 +1,4 @@
-"""Files of benchmarks as they are published: the rows to score, and scores that were made elsewhere."""
+"""Files of benchmarks as they are published: the rows to score, scores that were made elsewhere, and the cells of both."""
 
 import json
 from collections import Counter
@@ -7,28 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rmtrain.data.comparison import Message
 from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Line, Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
-from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, read_scores
 from rmtrain.recipe.schema import PairSource
 
 OURS = {"id", "source", "rewards"}
 """Keys that every line of a `scores.jsonl` has."""
+T = TypeVar("T")
+KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 Unique = TypeVar("Unique", Item, ScoredComparison)
 
 
 def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
-    """Read all rows of a benchmark. None is left out: a row that cannot be read is an error.
+    """Read all rows of a benchmark. None is left out: raises DataError where one cannot be read, or where there are no files.
 
-    Args:
-        benchmark: which.
-        data_dir: folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
-
-    Raises:
-        DataError: no such files, or rows that are not the benchmark's; one line for each, the first ten.
+    `data_dir` is a folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
     """
 
     def item(row: RawRow, file: Path | None, index: int) -> Item:
@@ -38,23 +35,20 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
             raise ValueError(row.detail)
         return benchmark.item(row, file, index)
 
-    sources: list[tuple[Path | None, PairSource]]
+    files: Sequence[Path | None] = [None]
+    hub, split = benchmark.hub or ("", None)
     if data_dir is not None:
-        files = find_files(benchmark, data_dir)
-        sources = [(file, PairSource(path=str(file), tag=benchmark.name)) for file in files]
-    elif benchmark.hub is not None:
-        dataset, split = benchmark.hub
-        sources = [(None, PairSource(path=dataset, split=split, tag=benchmark.name))]
-    else:
+        files, split = find_files(benchmark, data_dir), None
+    elif not hub:
         raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
     rows = (
         (f"{benchmark.name}: {file.name if file else 'row'}:{index}: ", (row, file, index))
-        for file, source in sources
-        for index, row in read_rows(source)
+        for file in files
+        for index, row in read_rows(PairSource(path=str(file or hub), split=split, tag=benchmark.name))
     )
     items = convert_rows(item, rows)
     if not items:
-        raise DataError(f"{benchmark.name}: {data_dir or (benchmark.hub or ('',))[0]} has no rows")
+        raise DataError(f"{benchmark.name}: {data_dir or hub} has no rows")
     return with_unique_ids(items)
 
 
@@ -77,10 +71,7 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     """Read the scored rows of a file or of all files of a folder; for RewardBench also accuracies by subset.
 
     A file is JSON Lines, a JSON array of rows, or a JSON object of columns; its keys show whether rmtrain or the benchmark's own script
-    wrote it.
-
-    Raises:
-        DataError: it is none of these, or rows are not the benchmark's; one line for each, the first ten.
+    wrote it. Raises DataError for one that is none of these, or has rows that are not the benchmark's.
     """
     files = [path]
     if path.is_dir():
@@ -92,7 +83,7 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
         rows = _read_json(file)
         if isinstance(rows, Mapping):
             known = [subset for counts in benchmark.counts.values() for subset in counts if subset in rows]
-            if benchmark is REWARDBENCH and known and len(files) == 1:
+            if benchmark.name == "rewardbench" and known and len(files) == 1:
                 return benchmark.scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in known})
             rows = _from_columns(file, rows)
         if set(rows[0]) >= OURS:
@@ -154,3 +145,46 @@ def _accuracy(file: Path, subset: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"{file}: {subset}: expected an accuracy in [0, 1], got {value!r:.40}")
     return float(value)
+
+
+def matching(found: Sequence[Path], words: Sequence[str], parts: int = 1) -> list[Path]:
+    """Return the files with one of the words, case ignored, in the last `parts` parts of their path; 0: in all."""
+    return [file for file in found if first_in(words, file, parts) is not None]
+
+
+def first_in(words: Sequence[str], file: Path, parts: int = 1) -> str | None:
+    """Return the first of the words, case ignored, that is in the last `parts` parts of a path; None where none is."""
+    path = "/".join(file.parts[-parts:]).lower()
+    return next((word for word in words if word.lower() in path), None)
+
+
+def cell(row: Row, column: str, kind: type[T]) -> T:
+    """Return a cell of a row; raises ValueError where it is missing or of another kind."""
+    if column not in row:
+        raise ValueError(f"no {column}; the row has {', '.join(map(str, row)) or 'nothing'}")
+    value = row[column]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{column}: expected {KINDS.get(kind, kind.__name__)}, got {value!r:.60}")
+    return value
+
+
+def texts(row: Row, column: str) -> list[str]:
+    """Return a list of texts of a row; raises ValueError where it is something else, or empty."""
+    values = cell(row, column, list)
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{column}: expected a list of texts, got {values!r:.60}")
+    return values
+
+
+def number(value: Any, column: str) -> float:
+    """Return a reward; some models write it as a list of one. Raises ValueError where it is not a number."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{column}: expected a number, got {value!r:.60}")
+    return float(value)
+
+
+def user(text: str) -> tuple[Message, ...]:
+    """Return a prompt of one message."""
+    return ({"role": "user", "content": text},)

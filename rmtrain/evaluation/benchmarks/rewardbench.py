@@ -18,17 +18,13 @@ from rmtrain.evaluation.benchmarks.base import (
     Scores,
     Units,
     better_count,
-    cell,
     credit_of_gaps,
     each_over_each,
     lead,
-    matching,
     means,
-    number,
     shared_first,
-    texts,
-    user,
 )
+from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 LANGUAGES = ("cpp", "go", "java", "js", "python", "rust")

@@ -11,21 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rmtrain.evaluation.benchmarks.base import (
-    Benchmark,
-    Floats,
-    Item,
-    Row,
-    Rule,
-    Scores,
-    cell,
-    credit_of_gaps,
-    each_over_each,
-    matching,
-    number,
-    texts,
-    user,
-)
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, each_over_each
+from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
 from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 

@@ -16,14 +16,12 @@ from rmtrain.evaluation.benchmarks.base import (
     Item,
     Row,
     Rule,
-    cell,
     credit_of_gaps,
     each_over_each,
     lead,
-    matching,
-    number,
     shared_first,
 )
+from rmtrain.evaluation.benchmarks.published import cell, matching, number
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 SECTIONS = ("Helpfulness pairs", "Helpfulness best-of-n", "Harmlessness pairs", "Harmlessness best-of-n")
