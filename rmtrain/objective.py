@@ -10,28 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rmtrain.batching.layout import MicroBatch
+from rmtrain.batching.layout import PreferenceBatch
 from rmtrain.recipe.schema import Objectives, PlackettLuce
-
-
-class PreferenceBatch(NamedTuple):
-    """Preferences among the N responses of C comparisons: the part of a `MicroBatch` that an objective reads.
-
-    comparison_N: int64, the comparison of each response, numbered from 0 in order.
-    winner_E, loser_E: int64, indices into the responses.
-    margin_E, probability_E, weight_E: float of the rewards' dtype. A probability is that of the winner being better, 0.5 is a tie; the
-        weights of a comparison sum to 1.
-    """
-
-    comparison_N: Tensor
-    winner_E: Tensor
-    loser_E: Tensor
-    margin_E: Tensor
-    probability_E: Tensor
-    weight_E: Tensor
-
-
-Batch = MicroBatch | PreferenceBatch
 
 
 class Objective(NamedTuple):
@@ -53,7 +33,7 @@ class Objective(NamedTuple):
         return torch.stack([value.detach() for value in self])
 
 
-def compute_objective(objective: Objectives, rewards_N: Tensor, batch: Batch) -> Objective:
+def compute_objective(objective: Objectives, rewards_N: Tensor, batch: PreferenceBatch) -> Objective:
     """Compute the objective of a recipe, all its terms included, on the rewards of a batch, float [N], one per response."""
     if isinstance(objective, PlackettLuce):
         return plackett_luce(rewards_N, batch, objective.center_rewards)
@@ -61,7 +41,7 @@ def compute_objective(objective: Objectives, rewards_N: Tensor, batch: Batch) ->
 
 
 def bradley_terry(
-    rewards_N: Tensor, batch: Batch, center_rewards: float | None = None, label_smoothing: float = 0.0
+    rewards_N: Tensor, batch: PreferenceBatch, center_rewards: float | None = None, label_smoothing: float = 0.0
 ) -> Objective:
     """Sum over comparisons of the Bradley-Terry negative log-likelihood, averaged over the edges of each.
 
@@ -76,7 +56,7 @@ def bradley_terry(
     return _with_statistics((loss_E * batch.weight_E).sum(), winner_E, loser_E, batch, center_rewards)
 
 
-def plackett_luce(rewards_N: Tensor, batch: Batch, center_rewards: float | None = None) -> Objective:
+def plackett_luce(rewards_N: Tensor, batch: PreferenceBatch, center_rewards: float | None = None) -> Objective:
     """Sum over comparisons of the negative log-likelihood of their rankings (Luce 1959, Plackett 1975).
 
     The best response is chosen among all, the second among the rest, and so on; each choice is a softmax over rewards. For two responses
@@ -103,7 +83,7 @@ def plackett_luce(rewards_N: Tensor, batch: Batch, center_rewards: float | None 
     return _with_statistics((cost_CK.sum(1) * weight_C).sum(), winner_E, loser_E, batch, center_rewards)
 
 
-def _sides(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _sides(rewards_N: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Return the rewards of winners and losers, [E] each."""
     # [N, 1] would broadcast against [E] to a loss over all pairs of edges, without an error.
     assert rewards_N.ndim == 1, f"rewards must be [N], got {tuple(rewards_N.shape)}"
@@ -112,7 +92,9 @@ def _sides(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return winner_E, loser_E
 
 
-def _with_statistics(loss: Tensor, winner_E: Tensor, loser_E: Tensor, batch: Batch, center_rewards: float | None) -> Objective:
+def _with_statistics(
+    loss: Tensor, winner_E: Tensor, loser_E: Tensor, batch: PreferenceBatch, center_rewards: float | None
+) -> Objective:
     """Add the centering term, if any, `center_rewards * (r_winner + r_loser)^2` (arXiv:2312.09244, eq. 2), and the statistics."""
     weight_E = batch.weight_E
     if center_rewards is not None:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.evaluation.metrics import CALIBRATION_BINS, ScoredEdges, confidence_bins, scored_edges, share_with_interval
+from rmtrain.evaluation.metrics import CALIBRATION_BINS, Floats, ScoredEdges, confidence_bins, scored_edges, share_with_interval
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 HISTOGRAM_BINS = 30
@@ -43,7 +42,7 @@ def reward_histograms(edges: ScoredEdges) -> dict[str, Any] | None:
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
     bins = round_edges(float(rewards.min()), float(rewards.max()), HISTOGRAM_BINS)
     winners, losers = (_counts(values, bins) for values in (edges.winner_E, edges.loser_E))
-    return {"edges": bins.tolist(), "winners": winners.tolist(), "losers": losers.tolist()}
+    return {"edges": bins.tolist(), "winners": winners, "losers": losers}
 
 
 def margin_histogram(edges: ScoredEdges) -> dict[str, Any] | None:
@@ -56,7 +55,7 @@ def margin_histogram(edges: ScoredEdges) -> dict[str, Any] | None:
     margin_E = edges.margin_E
     bins = round_edges(min(0.0, float(margin_E.min())), max(0.0, float(margin_E.max())), HISTOGRAM_BINS)
     shares = {name: float(np.mean(np.sign(margin_E) == sign)) for name, sign in (("right", 1), ("wrong", -1), ("tied", 0))}
-    return {"edges": bins.tolist(), "counts": _counts(margin_E, bins).tolist(), **shares}
+    return {"edges": bins.tolist(), "counts": _counts(margin_E, bins), **shares}
 
 
 def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | None:
@@ -136,17 +135,16 @@ def round_width(span: float, most: int) -> float:
     return next(digits * power for digits in ROUND if digits * power >= least * (1 - 1e-9))
 
 
-def round_edges(low: float, high: float, most: int) -> NDArray[np.float64]:
+def round_edges(low: float, high: float, most: int) -> Floats:
     """Return edges at multiples of a round width that enclose `low` to `high`; about `most` bins, one more where both ends are cut."""
     width = round_width(high - low, most)
     first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
     return np.arange(first, max(last, first + 1) + 1, dtype=np.float64) * np.float64(width)
 
 
-def _counts(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.int64]:
+def _counts(values: Floats, bins: Floats) -> list[int]:
     """Count the values in each bin, its lower edge included; rounding at the outer edges loses none."""
-    numbers = np.clip(np.searchsorted(bins, values, side="right") - 1, 0, len(bins) - 2)
-    counts: NDArray[np.int64] = np.bincount(numbers, minlength=len(bins) - 1)
+    counts: list[int] = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0].tolist()
     return counts
 
 

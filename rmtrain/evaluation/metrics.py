@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtrain.batching.layout import preference_tensors
+from rmtrain.batching.layout import PreferenceBatch, preference_tensors
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
-from rmtrain.objective import PreferenceBatch, compute_objective
+from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import LOWER_IS_BETTER, BradleyTerry, Objectives, PlackettLuce
 
 Floats = NDArray[np.float64]
