@@ -21,8 +21,8 @@ from rmtrain.engine.distributed import model_device, run_on_main, start_evaluati
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.start import uses_bfloat16
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets, named, only
+from rmtrain.evaluation.benchmarks.base import Benchmark, Item
+from rmtrain.evaluation.benchmarks.measure import measure, named, only
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.diagnosis import diagnose
@@ -262,11 +262,9 @@ def _score_items(
 
 def gate_names(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, str | None]]:
     """Return the benchmark and section (None: the whole) of each gate by its name, such as `rm_bench` or `rewardbench.chat_hard`."""
-    names: dict[str, tuple[str, str | None]] = {benchmark.name: (benchmark.name, None) for benchmark in benchmarks}
-    for benchmark in benchmarks:
-        for section in benchmark.sections:
-            names[f"{benchmark.name}.{section.lower().replace(' ', '_')}"] = (benchmark.name, section)
-    return names
+    parts = [(benchmark.name, section) for benchmark in benchmarks for section in benchmark.sections]
+    sections = {f"{name}.{section.lower().replace(' ', '_')}": (name, section) for name, section in parts}
+    return {**{benchmark.name: (benchmark.name, None) for benchmark in benchmarks}, **sections}
 
 
 def _benchmarks_result(
@@ -290,8 +288,7 @@ def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
             raise RecipeError(f"--report: only for pairs, and {scores} has scores of a benchmark; leave it out")
         benchmark = only(str(name), "--scores")
         gates = parse_gates(options.fail_under, gate_names([benchmark]))
-        output = read_output(benchmark, scores)
-        numbers = measure_subsets(benchmark, output) if isinstance(output, Scores) else measure(benchmark, output)
+        numbers = measure(benchmark, read_output(benchmark, scores))
         return _benchmarks_result({benchmark.name: {**numbers, "settings": settings, "scores": str(scores)}}, [benchmark], gates)
 
     gates = parse_gates(options.fail_under)

@@ -101,17 +101,9 @@ def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN)
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
 
     Raises:
-        DataError: nothing to summarize.
-        NumericError: a reward is not finite. It would compare as lost and look like an error of the model.
+        DataError, NumericError: see `check_rewards`.
     """
-    if not scored:
-        raise DataError("expected at least one scored comparison, got none")
-    bad = [row.id for row in scored if not all(map(math.isfinite, row.rewards))]
-    if bad:
-        raise NumericError(
-            f"{len(bad):,} of {len(scored):,} comparisons have a reward that is not finite: {shorten(bad)}; "
-            "inspect one with `rmtrain inspect --row`, and score in float32"
-        )
+    check_rewards(scored, remedy="inspect one with `rmtrain inspect --row`, and score in float32")
     by_source: dict[str, list[ScoredComparison]] = defaultdict(list)
     for row in scored:
         by_source[row.source].append(row)
@@ -256,9 +248,14 @@ def mean(values: NDArray[Any] | Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def shorten(names: Sequence[str]) -> str:
-    """Join the first ten names."""
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+def check_rewards(scored: Sequence[ScoredComparison], place: str = "", remedy: str = "score in float32") -> None:
+    """Raise DataError where nothing is scored, and NumericError where a reward is not finite: it would look like an error of the model."""
+    if not scored:
+        raise DataError(f"{place}expected at least one scored comparison, got none")
+    bad = [row.id for row in scored if not all(map(math.isfinite, row.rewards))]
+    if bad:
+        named = ", ".join(bad[:MAX_NAMED]) + (", ..." if len(bad) > MAX_NAMED else "")
+        raise NumericError(f"{place}{len(bad):,} of {len(scored):,} rows have a reward that is not finite: {named}; {remedy}")
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:

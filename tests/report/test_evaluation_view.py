@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
+from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
@@ -222,9 +222,7 @@ def test_strict_numbers_show_where_they_differ() -> None:
 
 
 def test_accuracies_alone_give_one_column() -> None:
-    numbers = measure_subsets(
-        REWARDBENCH, REWARDBENCH.scores_of({subset: 0.5 for counts in SECTIONS.values() for subset in counts})
-    )
+    numbers = measure(REWARDBENCH, REWARDBENCH.scores_of({subset: 0.5 for counts in SECTIONS.values() for subset in counts}))
     lines = report(numbers, width=40)
     assert lines[0].split() == ["RewardBench", "score"]
     assert max(map(len, lines)) <= 40

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
+from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS
 from rmtrain.intervals import wilson_interval
@@ -46,7 +46,7 @@ MATH_ROWS = 447
 def test_readme_example_gives_the_known_sections(tmp_path: Path) -> None:
     (tmp_path / "beaver.json").write_text(json.dumps(BEAVER))
     found = read_output(REWARDBENCH, tmp_path / "beaver.json")
-    numbers = measure_subsets(REWARDBENCH, found)
+    numbers = measure(REWARDBENCH, found)
     assert {name: round(section["score"], 12) for name, section in numbers["sections"].items()} == KNOWN
     assert round(numbers["score"], 12) == 0.561719567596
     assert numbers["missing"] == []
