@@ -6,7 +6,7 @@ Training's evaluation, `rmtrain eval`, its benchmarks, `rmtrain score` and `Rewa
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,20 +16,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtrain.batching.layout import Layout, lay_out
-from rmtrain.batching.loader import Comparisons, gather
-from rmtrain.batching.plan import Costs, Indices, Lengths, check_budget, split_step
+from rmtrain.batching.loader import gather
+from rmtrain.batching.plan import Costs, Indices, check_budget, split_step
+from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.model.reward_model import evaluating
 from rmtrain.recipe.schema import Objectives
-
-
-class Scorable(Comparisons, Lengths, Protocol):
-    """Comparisons that can be cut into micro-batches and scored, such as `TokenizedData`."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
 
 
 class TokenizedRows:
@@ -61,14 +55,14 @@ class ScoringPlan:
     micro_batches: numbers of comparisons, each comparison in exactly one micro-batch.
     """
 
-    data: Scorable
+    data: TokenizedData | TokenizedRows
     layout: Layout
     costs: Costs
     micro_batches: tuple[Indices, ...]
     pad_token_id: int
 
     @classmethod
-    def of(cls, data: Scorable, layout: Layout, costs: Costs, max_tokens: int, pad_token_id: int) -> Self:
+    def of(cls, data: TokenizedData | TokenizedRows, layout: Layout, costs: Costs, max_tokens: int, pad_token_id: int) -> Self:
         """Cut comparisons into micro-batches of at most `max_tokens`; raises RecipeError when one comparison is above that."""
         check_budget(costs, data.ids, max_tokens)
         # As for one process, however many share them: a reward depends, in its last bits, on the micro-batch it is computed in.
