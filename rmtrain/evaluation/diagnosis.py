@@ -4,7 +4,7 @@ Array legend: E preferences (edges).
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,33 +25,29 @@ ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 def diagnose(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
     """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None."""
     edges = scored_edges(scored)
-    return {
-        "preferences": len(edges),
-        "rewards": reward_histograms(edges),
-        "margins": margin_histogram(edges),
-        "length_difference": accuracy_by_length_difference(edges),
-        "reward_by_length": reward_by_length(edges),
-        "calibration": calibration_curve(edges),
+    parts: dict[str, Callable[[ScoredEdges], Any]] = {
+        "rewards": reward_histograms,
+        "margins": margin_histogram,
+        "length_difference": accuracy_by_length_difference,
+        "reward_by_length": reward_by_length,
+        "calibration": calibration_curve,
     }
+    return {"preferences": len(edges), **{name: part(edges) if len(edges) else None for name, part in parts.items()}}
 
 
-def reward_histograms(edges: ScoredEdges) -> dict[str, Any] | None:
+def reward_histograms(edges: ScoredEdges) -> dict[str, Any]:
     """Return the rewards of winners and losers over the same bins: `edges` (one more than bins), counts `winners` and `losers`."""
-    if not len(edges):
-        return None
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
     bins = round_edges(float(rewards.min()), float(rewards.max()), HISTOGRAM_BINS)
     winners, losers = (_counts(values, bins) for values in (edges.winner_E, edges.loser_E))
     return {"edges": bins.tolist(), "winners": winners, "losers": losers}
 
 
-def margin_histogram(edges: ScoredEdges) -> dict[str, Any] | None:
+def margin_histogram(edges: ScoredEdges) -> dict[str, Any]:
     """Return the margins of rewards: `edges`, including 0, `counts`, and the shares `right`, `wrong` and `tied`.
 
     A tie counts in the bin above 0.
     """
-    if not len(edges):
-        return None
     margin_E = edges.margin_E
     bins = round_edges(min(0.0, float(margin_E.min())), max(0.0, float(margin_E.max())), HISTOGRAM_BINS)
     shares = {name: float(np.mean(np.sign(margin_E) == sign)) for name, sign in (("right", 1), ("wrong", -1), ("tied", 0))}
@@ -64,7 +60,7 @@ def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | 
     The bounds are the thirds of the differences' sizes, the same for both signs, so that a preference for length shows as a slope; equal
     lengths have a bin of their own. A bin has `low` and `high` (both included; None: unbounded), and `accuracy` with its interval.
     """
-    if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
+    if edges.winner_length_E is None or edges.loser_length_E is None:
         return None
     difference_E = edges.winner_length_E - edges.loser_length_E
     sizes = np.abs(difference_E[difference_E != 0])
@@ -86,7 +82,7 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     A response counts once for each preference it is in. A bin has `low` and `high` in tokens, prompt included, `responses`, their mean
     `reward` and its standard `deviation`.
     """
-    if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
+    if edges.winner_length_E is None or edges.loser_length_E is None:
         return None
     lengths = np.concatenate([edges.winner_length_E, edges.loser_length_E])
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
@@ -105,13 +101,11 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     ]
 
 
-def calibration_curve(edges: ScoredEdges) -> dict[str, Any] | None:
+def calibration_curve(edges: ScoredEdges) -> dict[str, Any]:
     """Return how often the model is right at each level of confidence (Guo et al. 2017, eq. 3); see `confidence_bins`.
 
     A tie has confidence 0.5 and is half right. The `error` is `sum_b n_b / n * |right_b - confidence_b|` over the bins that have any.
     """
-    if not len(edges):
-        return None
     (confidence_E, bin_E), credit_E = confidence_bins(edges.margin_E), edges.credit_E
     bins = [
         {

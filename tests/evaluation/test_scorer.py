@@ -1,4 +1,4 @@
-"""RewardScorer: rewards equal those of transformers alone, whatever shares a prompt or a batch; a reward function of TRL; lines to score."""
+"""RewardScorer: rewards equal those of transformers alone, whatever shares a prompt or a batch; TRL; and lines to score."""
 
 import json
 import subprocess

@@ -152,24 +152,17 @@ class RewardBench2(Benchmark):
         rows, prompts = _split(scored)
         count = len(prompts.tied_B)
         subsets = (*(row.source for row in rows), *[TIES] * count)
+        size = Counter(subsets)
+        weights = np.array([1 / size[subset] for subset in subsets])
         credits = {}
         for rule in RULES:
             terms = prompts.terms(prompts.tied_B, prompts.ref_B, rule)
             of_prompts = sum(weight * term for weight, term in zip(TERMS, terms, strict=True))
             credits[rule] = np.concatenate([self.credits(rows, rule), of_prompts])
-        size = Counter(subsets)
-        weights = np.array([1 / size[subset] for subset in subsets])
-        tied = np.asarray(prompts.ref_B == 0, np.int64) + np.asarray(prompts.tied_B == 0, np.int64)
+        tied_B = np.sum([prompts.ref_B == 0, prompts.tied_B == 0], axis=0)
+        ties_U = np.concatenate([np.asarray(lead(rows) == 0, np.int64), tied_B])
         rows_U = np.array([1] * len(rows) + [2] * count, np.int64)
-        return Units(
-            subsets=subsets,
-            sections=subsets,
-            weights_U=weights / weights.sum(),
-            credits=credits,
-            ties_U=np.concatenate([np.asarray(lead(rows) == 0, np.int64), tied]),
-            decisions_U=rows_U,
-            rows_U=rows_U,
-        )
+        return Units(subsets, subsets, weights / weights.sum(), credits, ties_U, decisions_U=rows_U, rows_U=rows_U)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,12 +220,9 @@ def _subset(row: Row) -> str:
 
 
 def _checked_id(row_id: str, subset: str, right: int) -> str:
-    if subset != TIES:
-        if right != 1:
-            raise ValueError(f"a row outside Ties has {right} right responses; expected one")
-        return row_id
-    kind, _ = _kind(row_id)
-    if kind == "tied" and right < 2:
+    if subset != TIES and right != 1:
+        raise ValueError(f"a row outside Ties has {right} right responses; expected one")
+    if subset == TIES and _kind(row_id)[0] == "tied" and right < 2:
         raise ValueError(f"{row_id} has one right response; a tied prompt has several")
     return row_id
 
