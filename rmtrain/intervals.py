@@ -39,7 +39,6 @@ def paired_bootstrap(
     weights_U: NDArray[np.float64],
     strata: Sequence[str],
     seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> PairedDifference:
     """Return the weighted mean of `other_U` minus that of `one_U`, with the percentile interval of the paired bootstrap (Efron, 1979).
 
@@ -47,21 +46,18 @@ def paired_bootstrap(
 
     Args:
         one_U, other_U: a value of each unit under either model.
-        weights_U: weights of the units, summing to 1.
-        strata: the stratum of each unit.
-        seed: seed of the drawing; the same seed gives the same interval.
-        resamples: number of resamples.
+        weights_U, strata: of the units; the weights sum to 1.
+        seed: the same seed gives the same interval.
     """
     weighted_U = (other_U - one_U) * weights_U
     generator = np.random.default_rng(seed)
     stratum_U = np.array(strata)
-    sums_R = np.zeros(resamples)
+    sums_R = np.zeros(RESAMPLES)
     for stratum in dict.fromkeys(strata):
         values = weighted_U[stratum_U == stratum]
-        for begin in range(0, resamples, RESAMPLES_AT_ONCE):
-            size = min(RESAMPLES_AT_ONCE, resamples - begin)
-            drawn = generator.integers(0, len(values), (size, len(values)), dtype=np.int32)
-            sums_R[begin : begin + size] += values[drawn].sum(axis=1)
+        for begin in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
+            drawn = generator.integers(0, len(values), (RESAMPLES_AT_ONCE, len(values)), dtype=np.int32)
+            sums_R[begin : begin + RESAMPLES_AT_ONCE] += values[drawn].sum(axis=1)
     low, high = np.quantile(sums_R, (0.025, 0.975))
     beyond = min(float(np.mean(sums_R <= 0)), float(np.mean(sums_R >= 0)))
     return PairedDifference(float(weighted_U.sum()), float(low), float(high), min(1.0, 2 * beyond))

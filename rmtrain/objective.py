@@ -10,28 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rmtrain.batching.layout import MicroBatch
+from rmtrain.batching.layout import PreferenceBatch
 from rmtrain.recipe.schema import Objectives, PlackettLuce
-
-
-class PreferenceBatch(NamedTuple):
-    """Preferences among the N responses of C comparisons: the part of a `MicroBatch` that an objective reads.
-
-    comparison_N: int64, the comparison of each response, numbered from 0 in order.
-    winner_E, loser_E: int64, indices into the responses.
-    margin_E, probability_E, weight_E: float of the rewards' dtype. A probability is that of the winner being better, 0.5 is a tie; the
-        weights of a comparison sum to 1.
-    """
-
-    comparison_N: Tensor
-    winner_E: Tensor
-    loser_E: Tensor
-    margin_E: Tensor
-    probability_E: Tensor
-    weight_E: Tensor
-
-
-Batch = MicroBatch | PreferenceBatch
 
 
 class Objective(NamedTuple):
@@ -53,32 +33,21 @@ class Objective(NamedTuple):
         return torch.stack([value.detach() for value in self])
 
 
-def compute_objective(objective: Objectives, rewards_N: Tensor, batch: Batch) -> Objective:
-    """Compute the objective of a recipe, all its terms included, on the rewards of a batch.
-
-    Args:
-        objective: the section `objective` of the recipe.
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses.
-    """
+def compute_objective(objective: Objectives, rewards_N: Tensor, batch: PreferenceBatch) -> Objective:
+    """Compute the objective of a recipe, all its terms included, on the rewards of a batch, float [N], one per response."""
     if isinstance(objective, PlackettLuce):
         return plackett_luce(rewards_N, batch, objective.center_rewards)
     return bradley_terry(rewards_N, batch, objective.center_rewards, objective.label_smoothing)
 
 
 def bradley_terry(
-    rewards_N: Tensor, batch: Batch, center_rewards: float | None = None, label_smoothing: float = 0.0
+    rewards_N: Tensor, batch: PreferenceBatch, center_rewards: float | None = None, label_smoothing: float = 0.0
 ) -> Objective:
     """Sum over comparisons of the Bradley-Terry negative log-likelihood, averaged over the edges of each.
 
     With d = r_winner - r_loser - margin (Llama 2, arXiv:2307.09288, section 3.2.2), an edge costs
-    `-p log sigmoid(d) - (1 - p) log sigmoid(-d)`, where p is the target probability that the winner is better.
-
-    Args:
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses.
-        center_rewards: coefficient of the centering term; None: no such term.
-        label_smoothing: assumed share e of flipped labels: p becomes `p (1 - e) + (1 - p) e`.
+    `-p log sigmoid(d) - (1 - p) log sigmoid(-d)`, where p is the target probability that the winner is better. With `label_smoothing`,
+    an assumed share e of flipped labels, p becomes `p (1 - e) + (1 - p) e`. For `center_rewards` see `_with_statistics`.
     """
     winner_E, loser_E = _sides(rewards_N, batch)
     logit_E = winner_E - loser_E - batch.margin_E
@@ -87,17 +56,12 @@ def bradley_terry(
     return _with_statistics((loss_E * batch.weight_E).sum(), winner_E, loser_E, batch, center_rewards)
 
 
-def plackett_luce(rewards_N: Tensor, batch: Batch, center_rewards: float | None = None) -> Objective:
+def plackett_luce(rewards_N: Tensor, batch: PreferenceBatch, center_rewards: float | None = None) -> Objective:
     """Sum over comparisons of the negative log-likelihood of their rankings (Luce 1959, Plackett 1975).
 
     The best response is chosen among all, the second among the rest, and so on; each choice is a softmax over rewards. For two responses
     this is `bradley_terry`. A response ranks by the edges it wins minus those it loses, so the edges of a comparison must order its
-    responses. Margins and probabilities are not used.
-
-    Args:
-        rewards_N: float [N], one per response.
-        batch: preferences among the responses; a comparison whose weights are zero is left out.
-        center_rewards: coefficient of the centering term; None: no such term.
+    responses. Margins and probabilities are not used; a comparison whose weights are zero is left out.
     """
     winner_E, loser_E = _sides(rewards_N, batch)
     comparison_N = batch.comparison_N
@@ -119,7 +83,7 @@ def plackett_luce(rewards_N: Tensor, batch: Batch, center_rewards: float | None 
     return _with_statistics((cost_CK.sum(1) * weight_C).sum(), winner_E, loser_E, batch, center_rewards)
 
 
-def _sides(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def _sides(rewards_N: Tensor, batch: PreferenceBatch) -> tuple[Tensor, Tensor]:
     """Return the rewards of winners and losers, [E] each."""
     # [N, 1] would broadcast against [E] to a loss over all pairs of edges, without an error.
     assert rewards_N.ndim == 1, f"rewards must be [N], got {tuple(rewards_N.shape)}"
@@ -128,8 +92,10 @@ def _sides(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return winner_E, loser_E
 
 
-def _with_statistics(loss: Tensor, winner_E: Tensor, loser_E: Tensor, batch: Batch, center_rewards: float | None) -> Objective:
-    """Add the centering term, `center_rewards * (r_winner + r_loser)^2` (arXiv:2312.09244, eq. 2), and the statistics."""
+def _with_statistics(
+    loss: Tensor, winner_E: Tensor, loser_E: Tensor, batch: PreferenceBatch, center_rewards: float | None
+) -> Objective:
+    """Add the centering term, if any, `center_rewards * (r_winner + r_loser)^2` (arXiv:2312.09244, eq. 2), and the statistics."""
     weight_E = batch.weight_E
     if center_rewards is not None:
         loss = loss + center_rewards * ((winner_E + loser_E) ** 2 * weight_E).sum()

@@ -1,12 +1,14 @@
 """The objectives against their formulas, term by term, and the choice among them."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from rmtrain.objective import PreferenceBatch, bradley_terry, compute_objective, plackett_luce
+from rmtrain.batching.layout import PreferenceBatch
+from rmtrain.objective import bradley_terry, compute_objective, plackett_luce
 from rmtrain.recipe.schema import BradleyTerry, PlackettLuce
 
 TWO_PAIRS = PreferenceBatch(
@@ -44,7 +46,7 @@ def test_loss_is_sum_over_pairs() -> None:
 
 def test_margin_is_inside_the_sigmoid() -> None:
     """A margin is subtracted from the reward difference."""
-    result = bradley_terry(REWARDS, TWO_PAIRS._replace(margin_E=torch.tensor([0.5, 0.1])))
+    result = bradley_terry(REWARDS, replace(TWO_PAIRS, margin_E=torch.tensor([0.5, 0.1])))
     assert result.loss.item() == pytest.approx(cost(0.75) + cost(-3.1), rel=1e-6)
 
 
@@ -55,8 +57,8 @@ def test_centering_adds_the_square_of_sums() -> None:
 
 def test_tie_label_is_symmetric() -> None:
     """A target probability of 0.5 costs the same from both sides, and least at equal rewards."""
-    half = TWO_PAIRS._replace(probability_E=torch.full((2,), 0.5))
-    swapped = half._replace(winner_E=half.loser_E, loser_E=half.winner_E)
+    half = replace(TWO_PAIRS, probability_E=torch.full((2,), 0.5))
+    swapped = replace(half, winner_E=half.loser_E, loser_E=half.winner_E)
     assert bradley_terry(REWARDS, half).loss.item() == pytest.approx(bradley_terry(REWARDS, swapped).loss.item())
     assert bradley_terry(torch.zeros(4), half).loss.item() == pytest.approx(2 * math.log(2))
     assert bradley_terry(REWARDS, half).loss > bradley_terry(torch.zeros(4), half).loss
@@ -97,7 +99,7 @@ def test_label_smoothing_flips_a_share_of_labels() -> None:
 
 
 def test_zero_weight_leaves_a_comparison_out() -> None:
-    weighed = bradley_terry(REWARDS, TWO_PAIRS._replace(weight_E=torch.tensor([1.0, 0.0])))
+    weighed = bradley_terry(REWARDS, replace(TWO_PAIRS, weight_E=torch.tensor([1.0, 0.0])))
     assert weighed.loss.item() == pytest.approx(cost(1.25), rel=1e-6)
     assert weighed.comparisons.item() == 1
 
@@ -126,7 +128,7 @@ def test_plackett_luce_is_the_product_of_choices() -> None:
     assert rewards.grad is not None
     assert torch.isfinite(rewards.grad).all()
     assert rewards.grad.abs().min() > 0
-    left_out = plackett_luce(rewards, RANKED._replace(weight_E=torch.tensor([0.0, 0.0, 0.0, 1.0])))
+    left_out = plackett_luce(rewards, replace(RANKED, weight_E=torch.tensor([0.0, 0.0, 0.0, 1.0])))
     assert left_out.loss.item() == pytest.approx(cost(-0.1), rel=1e-5)
 
 
@@ -136,7 +138,7 @@ def test_recipe_chooses_objective_with_all_terms() -> None:
 
     def loss(objective: Any, dtype: torch.dtype = torch.float32) -> float:
         floats = {name: getattr(RANKED, name).to(dtype) for name in ("margin_E", "probability_E", "weight_E")}
-        return compute_objective(objective, rewards.to(dtype), RANKED._replace(**floats)).loss.item()
+        return compute_objective(objective, rewards.to(dtype), replace(RANKED, **floats)).loss.item()
 
     objectives = [
         BradleyTerry(),

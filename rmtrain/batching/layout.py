@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import Preference, TokenizedComparison
 
 Layout = Literal["shared_prefix", "packed", "padded"]
 
@@ -47,15 +47,30 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
+class PreferenceBatch:
+    """Preferences among the N responses of some comparisons: the part of a `MicroBatch` that an objective reads.
+
+    comparison_N: int64, the comparison of each response, numbered from 0 in order.
+    winner_E, loser_E: int64, indices into the responses.
+    margin_E, probability_E: float. A probability is that of the winner being better; 0.5 is a tie.
+    weight_E: float, the edge's weight divided by the sum of weights of its comparison, so that each comparison counts once.
+    """
+
+    comparison_N: Tensor
+    winner_E: Tensor
+    loser_E: Tensor
+    margin_E: Tensor
+    probability_E: Tensor
+    weight_E: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch(PreferenceBatch):
     """Input of the model and of the objective for some comparisons. Responses keep the order of their comparisons.
 
     input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None for a single row.
     segments: boundaries within the single row; None when padded.
     reward_row_N, reward_column_N: int64, the place of each response's last real token.
-    comparison_N: int64, the comparison of each response, numbered from 0.
-    winner_E, loser_E: int64, indices into the N responses. margin_E, probability_E: float32.
-    weight_E: float32, the edge's weight divided by the sum of weights of its comparison, so that each comparison counts once.
     ids: row ids of the comparisons. response_counts: responses of each comparison. tokens: real tokens that are computed.
     """
 
@@ -65,12 +80,6 @@ class MicroBatch:
     segments: Segments | None
     reward_row_N: Tensor
     reward_column_N: Tensor
-    comparison_N: Tensor
-    winner_E: Tensor
-    loser_E: Tensor
-    margin_E: Tensor
-    probability_E: Tensor
-    weight_E: Tensor
     ids: tuple[str, ...]
     response_counts: tuple[int, ...]
     tokens: int
@@ -88,8 +97,7 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(
         **tensors,
-        **_edges(comparisons),
-        comparison_N=torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
+        **preference_tensors(counts, [comparison.preferences for comparison in comparisons]),
         ids=tuple(comparison.id for comparison in comparisons),
         response_counts=tuple(counts),
     )
@@ -141,22 +149,26 @@ def _single_row(comparisons: Sequence[TokenizedComparison], share: bool) -> dict
     }
 
 
-def _edges(comparisons: Sequence[TokenizedComparison]) -> dict[str, Any]:
+def preference_tensors(
+    counts: Sequence[int], preferences: Sequence[Sequence[Preference]], dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Return the fields of a `PreferenceBatch`, given the number of responses and the preferences of each comparison."""
     winners, losers, margins, probabilities, weights = [], [], [], [], []
     first = 0
-    for comparison in comparisons:
-        total = sum(edge.weight for edge in comparison.preferences)
-        for edge in comparison.preferences:
+    for count, edges in zip(counts, preferences, strict=True):
+        total = sum(edge.weight for edge in edges)
+        for edge in edges:
             winners.append(first + edge.winner)
             losers.append(first + edge.loser)
             margins.append(edge.margin)
             probabilities.append(edge.probability)
             weights.append(edge.weight / total)
-        first += len(comparison.sequences)
+        first += count
     return {
+        "comparison_N": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
         "winner_E": torch.tensor(winners, dtype=torch.int64),
         "loser_E": torch.tensor(losers, dtype=torch.int64),
-        "margin_E": torch.tensor(margins, dtype=torch.float32),
-        "probability_E": torch.tensor(probabilities, dtype=torch.float32),
-        "weight_E": torch.tensor(weights, dtype=torch.float32),
+        "margin_E": torch.tensor(margins, dtype=dtype),
+        "probability_E": torch.tensor(probabilities, dtype=dtype),
+        "weight_E": torch.tensor(weights, dtype=dtype),
     }

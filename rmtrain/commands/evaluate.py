@@ -1,4 +1,4 @@
-"""`rmtrain eval`: numbers of a model on pairs or benchmarks, numbers of scores alone, and the comparison of two files of scores."""
+"""`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,47 +7,50 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from rich.console import Console, Group
 from rich.text import Text
 
 from rmtrain.batching.plan import Costs
-from rmtrain.commands.benchmarks import evaluate_benchmarks, measure_scores
-from rmtrain.commands.options import CommandResult, EvalOptions, parse_gates
+from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
+from rmtrain.data.comparison import Comparison
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.evaluation.benchmarks.registry import only
+from rmtrain.evaluation.benchmarks.base import Benchmark, Item
+from rmtrain.evaluation.benchmarks.measure import measure, named, only
+from rmtrain.evaluation.benchmarks.published import read_items, read_output
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import check_gates, summarize
+from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import (
+    TIES,
+    ScoredComparison,
+    digest_of,
     objective_of,
     pair_settings,
     read_scores,
     read_settings,
+    versions,
     write_scores,
-    write_settings,
 )
-from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan
+from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.load import evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe
-from rmtrain.report.evaluation_view import diagnosis_view, difference_report, evaluation_summary
+from rmtrain.report.console import compact
+from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
-from rmtrain.report.progress import ReadingProgress
+from rmtrain.report.progress import ReadingProgress, ScoringProgress
 
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
-    """Do what the options of `rmtrain eval` ask for; see the functions below for the errors.
-
-    Args:
-        options: checked by `EvalOptions.check`.
-        console: shows progress on the main process.
-    """
+    """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
     if options.compare is not None:
         return _compare_scores(options, *options.compare)
     if options.scores is not None:
@@ -61,11 +64,8 @@ def run_eval(options: EvalOptions, console: Console) -> CommandResult:
 
 @dataclass(frozen=True, slots=True)
 class EvalTarget:
-    """The model to evaluate.
+    """The model to evaluate, by directory or Hub id; the run it belongs to, and the recipe that was named, if any.
 
-    model: its directory or Hub id.
-    run: the run directory it belongs to; None: it is not part of one.
-    recipe: the recipe that was named; None: none was.
     by_recipe: the recipe was named in place of a model, and stands for the model of its run.
     """
 
@@ -76,12 +76,7 @@ class EvalTarget:
 
 
 def find_model(options: EvalOptions, overrides: Sequence[str] = ()) -> EvalTarget:
-    """Find the model that a recipe, a run directory or a model names.
-
-    Raises:
-        RecipeError: nothing is named, or the recipe is wrong.
-        CheckpointError: a recipe whose run has no model yet.
-    """
+    """Find the model that a recipe, a run directory or a model names; raises CheckpointError for a run that has no model yet."""
     target = options.target
     file = options.recipe or (Path(target) if target is not None and target.endswith((".yaml", ".yml")) else None)
     recipe = None if file is None else load_recipe(file, overrides)
@@ -131,9 +126,7 @@ def _evaluate_pairs(options: EvalOptions, console: Console) -> CommandResult:
     passed = check_gates(result.summary, gates)
 
     def write() -> None:
-        scores.parent.mkdir(parents=True, exist_ok=True)
-        write_scores(scores, result.scored)
-        write_settings(scores, result.settings)
+        write_scores(scores, result.scored, result.settings)
         if options.report is not None:
             name = recipe.run.name if run is not None and isinstance(recipe, Recipe) else Path(target.model).name
             write_report(options.report, name, result, gates=passed, recipe=recipe, run=run)
@@ -157,7 +150,7 @@ def evaluate(
 
     Raises:
         CheckpointError: no model, no head, or another chat template than the model was trained with.
-        RecipeError, DataError: see `prepare`; or there is nothing to evaluate on. RecipeError, RmtrainError: see `start_evaluation`.
+        RecipeError, DataError: see `prepare` and `start_evaluation`; or there is nothing to evaluate on.
         Stopped: a signal came to one of several processes.
     """
     accelerator = start_evaluation()
@@ -190,21 +183,111 @@ def evaluate(
     return replace(with_errors(result, data, tokenizer), settings=settings)
 
 
-def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
-    """Compute numbers from a file of scores alone: of a benchmark where one is named or its settings name one, else of pairs.
+def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:
+    """Score benchmarks with a model, and write `NAME/scores.jsonl` and `NAME/scores.settings.json` of each into a folder.
+
+    A row that is too long loses its beginning, as in RewardBench's script; none is left out.
 
     Raises:
-        RecipeError: the file is missing, or a report of a benchmark is asked for.
-        DataError: the scores are malformed, or not of the benchmark.
+        RecipeError: an unknown benchmark or gate. DataError: rows that are missing, or not of the benchmark.
+        CheckpointError: no model, or no score head. Stopped: a signal came to one of several processes.
     """
+    benchmarks = named(names)
+    gates = parse_gates(options.fail_under, gate_names(benchmarks))
+    items_of = {benchmark.name: read_items(benchmark, options.data_dir) for benchmark in benchmarks}
+    accelerator = start_evaluation()
+    console = console if accelerator.is_main_process else Console(quiet=True)
+    scorer = RewardScorer(
+        model,
+        device=model_device(accelerator),
+        precision=checked_precision(options.precision),
+        max_length=options.max_length,
+        overlong="cut",
+        allow_template_change=options.allow_template_change,
+    )
+    numbers: dict[str, dict[str, Any]] = {}
+    for benchmark in benchmarks:
+        scored, settings = _score_items(benchmark, items_of[benchmark.name], scorer, accelerator, console)
+        path = folder / benchmark.name / "scores.jsonl"
+        run_on_main(accelerator, partial(write_scores, path, scored, settings))
+        measured = measure(benchmark, scored)
+        cut, rows, length = settings["rows_cut"], settings["rows"], settings["max_length"]
+        if cut:
+            measured["warnings"].append(f"{cut:,} of {rows:,} rows are over {length:,} tokens and lost their beginning")
+        numbers[benchmark.name] = {**measured, "settings": settings, "scores": str(path)}
+    return _benchmarks_result(numbers, benchmarks, gates)
+
+
+def _score_items(
+    benchmark: Benchmark, items: Sequence[Item], scorer: RewardScorer, accelerator: Accelerator, console: Console
+) -> tuple[list[ScoredComparison], dict[str, Any]]:
+    """Score the items of a benchmark on all ranks; returns the rows and everything their rewards depend on."""
+    requests = [
+        Comparison(
+            f"{benchmark.name}: {item.source}/{item.id}",
+            item.source,
+            item.prompt,
+            tuple(({"role": "assistant", "content": response},) for response in item.responses),
+            item.preferences,
+        )
+        for item in items
+    ]
+    comparisons, were_cut = scorer.encoder.encode_for_scoring(requests)
+    plan = scorer.plan(comparisons)
+    tokens = compact(int(plan.costs.tokens.sum()))
+    console.print(f"scoring {benchmark.title}: {len(items):,} rows, {tokens} tokens as {plan.layout}", highlight=False)
+    with stopping(accelerator) as stop, ScoringProgress(console, "micro-batches", len(plan.micro_batches)) as progress:
+
+        def check() -> None:
+            stop.check()
+            progress.step(accelerator.num_processes)
+
+        scored = score(scorer.model, plan, accelerator, check)
+    settings = {
+        "benchmark": benchmark.name,
+        "model": scorer.path,
+        **scorer.settings,
+        "ties": TIES,
+        "layout": plan.layout,
+        "rows": len(items),
+        "rows_cut": sum(were_cut),
+        "rows_dropped": 0,
+        "rows_sha256": digest_of([[item.source, item.id, item.prompt, item.responses] for item in items]),
+        "versions": versions(),
+    }
+    return [replace(row, id=item.id, shown=item.shown) for row, item in zip(scored, items, strict=True)], settings
+
+
+def gate_names(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, str | None]]:
+    """Return the benchmark and section (None: the whole) of each gate by its name, such as `rm_bench` or `rewardbench.chat_hard`."""
+    parts = [(benchmark.name, section) for benchmark in benchmarks for section in benchmark.sections]
+    sections = {f"{name}.{section.lower().replace(' ', '_')}": (name, section) for name, section in parts}
+    return {**{benchmark.name: (benchmark.name, None) for benchmark in benchmarks}, **sections}
+
+
+def _benchmarks_result(
+    numbers: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark], gates: Mapping[str, float]
+) -> CommandResult:
+    values = {}
+    for gate, (name, section) in gate_names(benchmarks).items():
+        values[gate] = (numbers[name] if section is None else numbers[name]["sections"].get(section, {})).get("score")
+    results = check_gates(values, gates)
+    return CommandResult(benchmark_report(numbers, results), {"benchmarks": dict(numbers), "gates": results})
+
+
+def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
+    """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
     if not scores.exists():
         raise RecipeError(f"--scores: {scores} does not exist")
     settings = read_settings(scores)
-    benchmark = options.benchmark or (settings or {}).get("benchmark")
-    if benchmark is not None:
+    name = options.benchmark or (settings or {}).get("benchmark")
+    if name is not None:
         if options.report is not None:
             raise RecipeError(f"--report: only for pairs, and {scores} has scores of a benchmark; leave it out")
-        return measure_scores(options, str(benchmark), scores, settings)
+        benchmark = only(str(name), "--scores")
+        gates = parse_gates(options.fail_under, gate_names([benchmark]))
+        numbers = measure(benchmark, read_output(benchmark, scores))
+        return _benchmarks_result({benchmark.name: {**numbers, "settings": settings, "scores": str(scores)}}, [benchmark], gates)
 
     gates = parse_gates(options.fail_under)
     accelerator = start_evaluation()
@@ -234,7 +317,6 @@ def _pairs_result(
 
 
 def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
-    """Compare two files of scores; raises RecipeError where one is missing, or where several benchmarks are named."""
     missing = [path for path in (one, other) if not path.exists()]
     if missing:
         raise RecipeError(*(f"--compare: {path} does not exist" for path in missing))

@@ -23,12 +23,18 @@ from rich.text import Text
 
 from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.rows.readers import MAX_LINE_BYTES, Line, open_bytes
+from rmtrain.data.rows.readers import Line, Malformed, open_bytes, read_lines
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
-from rmtrain.evaluation.requests import WRITTEN, InputRow, format_response, parse_input
-from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
+from rmtrain.evaluation.scorer import (
+    MAX_TOKENS,
+    WRITTEN,
+    InputRow,
+    RewardScorer,
+    format_response,
+    parse_input,
+)
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
 from rmtrain.files import NO_LOCKS
 from rmtrain.report.progress import ScoringProgress, is_watched
@@ -39,9 +45,12 @@ run was resumed, nor on the number of processes."""
 STANDARD = "-"
 MAX_NAMED = 10
 
-Numbered = tuple[int, Line]
+Numbered = tuple[int, Line | Malformed]
+"""A line of the input, after its number, counted from 1."""
 Chunk = tuple[int, list[Numbered]]
-"""The number of a chunk, and its lines with their line numbers, counted from 1."""
+"""The number of a chunk, and its lines."""
+Encoded = tuple[InputRow, TokenizedComparison, bool]
+"""A line of the input, its tokens, and whether some of its sequences were cut."""
 
 
 def score(options: ScoreOptions, console: Console) -> CommandResult:
@@ -94,8 +103,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
             read += sum(len(lines) for _, lines in chunks)
             if scorer.layout is None:
                 # By the first chunk of the input on all processes, and also when it is already scored: rewards depend on the layout.
-                encoded, _ = encode(chunks[0][1], scorer)
-                scorer.choose_layout([row.tokens for row in encoded])
+                scorer.choose_layout([tokens for _, tokens, _ in encode(chunks[0][1], scorer)[0]])
             mine = [lines for number, lines in chunks[accelerator.process_index :][:1] if number >= resume_chunk]
             results: list[ScoredChunk] = gather_object([score_chunk(lines, scorer, options, stop) for lines in mine])
             stop.check()
@@ -146,32 +154,23 @@ def _name(path: str, standard: str) -> str:
     return standard if path == STANDARD else Path(path).name
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedRow:
-    """A line of the input with its tokens. `is_cut`: some of its sequences were cut."""
-
-    line: InputRow
-    tokens: TokenizedComparison
-    is_cut: bool
-
-
-def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[EncodedRow], list[DataError]]:
-    """Return the tokens of the lines that can be scored, and the problems of the others, both in order."""
-    inputs: list[InputRow] = []
+def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encoded], list[DataError]]:
+    """Return the lines that can be scored with their tokens, and the problems of the others, both in order."""
+    rows: list[InputRow] = []
     problems: dict[int, DataError] = {}
     for number, line in lines:
         try:
-            inputs.append(parse_input(line, number))
+            rows.append(parse_input(line, number))
         except DataError as problem:
             problems[number] = problem
     try:
-        encoded = [*map(EncodedRow, inputs, *scorer.encode([row.request for row in inputs]))]
+        encoded = list(zip(rows, *scorer.encoder.encode_for_scoring([row.request for row in rows]), strict=True))
     except DataError:  # names one line only; encode each alone to know about all
         encoded = []
-        for row in inputs:
+        for row in rows:
             try:
-                (tokens,), (is_cut,) = scorer.encode([row.request])
-                encoded.append(EncodedRow(row, tokens, is_cut))
+                (tokens,), (is_cut,) = scorer.encoder.encode_for_scoring([row.request])
+                encoded.append((row, tokens, is_cut))
             except DataError as problem:
                 problems[row.number] = problem
     return encoded, [problems[number] for number in sorted(problems)]
@@ -179,9 +178,9 @@ def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encode
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """Lines of the output with their line numbers in the input.
+    """Lines of the output with their numbers in the input; how many were cut; and the first of those that were skipped.
 
-    cut: lines that were cut. problems: the first lines that were skipped. error: ends the run; nothing of the chunk is written.
+    error: ends the run; nothing of the chunk is written.
     """
 
     lines: list[tuple[int, str]] = field(default_factory=list)
@@ -201,47 +200,38 @@ def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreO
     if bad and not options.skip_bad:
         return ScoredChunk(error=bad[0])
     try:
-        rewards = scorer.rewards([row.tokens for row in encoded], check)
+        rewards = scorer.rewards([tokens for _, tokens, _ in encoded], check)
     except NumericError as error:
         return ScoredChunk(error=error)
     except Stopped:
         if stop.received is None:  # a single process: its handler raises at once
             raise
         return ScoredChunk()
-    written = [
-        (row.line.number, _dump(format_response(row.line, of_row, row.is_cut, options.best_of)))
-        for row, of_row in zip(encoded, rewards, strict=True)
-    ]
+    written = []
+    for (row, _, is_cut), of_row in zip(encoded, rewards, strict=True):
+        response = format_response(row, of_row, is_cut, options.best_of)
+        written.append((row.number, json.dumps(response, ensure_ascii=False, allow_nan=False) + "\n"))
     problems = [line for problem in bad[:MAX_NAMED] for line in problem.problems]
-    return ScoredChunk(written, sum(row.is_cut for row in encoded), problems)
-
-
-def _dump(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    return ScoredChunk(written, sum(is_cut for _, _, is_cut in encoded), problems)
 
 
 class ScoreFiles:
-    """The input and the output of `rmtrain score`. Only the main process opens and uses them.
+    """The input and the output of `rmtrain score`, which only the main process opens and uses; `stack` closes both.
 
-    Args:
-        options: source, target and fresh.
-        settings: everything rewards depend on; stored next to the output, and compared when it is resumed.
-        stack: closes both.
+    `settings`, everything that rewards depend on, are stored next to the output, and compared when it is resumed.
     """
 
     def __init__(self, options: ScoreOptions, settings: Mapping[str, Any], stack: ExitStack) -> None:
         self.options, self.settings, self.stack = options, settings, stack
         self._chunks: Iterator[Chunk] = iter(())
         self._output: IO[bytes] = sys.stdout.buffer
-        # The complete lines of the output: how many, where they end, the input line of the last, and those of its chunk by input line.
+        # The complete lines of the output: how many, where they end, and the input line of the last.
         self._rows = self._end = self._last_line = 0
-        self._unconfirmed: dict[int, dict[str, Any]] = {}
+        # Those of its last chunk, until they are confirmed: line of the output, line of the input, and the row without its rewards.
+        self._tail: list[tuple[int, int, dict[str, Any]]] = []
 
     def open(self) -> tuple[int, int]:
-        """Open both.
-
-        Returns:
-            The first chunk to score, and the complete lines that the output already has.
+        """Open both; return the first chunk to score, and the number of complete lines that the output already has.
 
         Raises:
             RecipeError: something else wrote the output, or it has other settings, unless `fresh`.
@@ -251,7 +241,7 @@ class ScoreFiles:
         stream = sys.stdin.buffer
         if source != STANDARD:
             stream = self.stack.enter_context(open_bytes(Path(source).expanduser()))
-        lines = read_lines(stream, _name(source, "stdin"))
+        lines = read_lines(_name(source, "stdin"), stream)
         # By line number, not by count, so that skipped and empty lines do not shift the chunks.
         self._chunks = ((n, list(group)) for n, group in itertools.groupby(lines, lambda line: (line[0] - 1) // CHUNK))
         if target == STANDARD:
@@ -271,7 +261,7 @@ class ScoreFiles:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
-        if not self.options.fresh:
+        if path.stat().st_size and not self.options.fresh:
             self._read_output(path)
         if not self._rows:
             self._output.seek(0)
@@ -281,8 +271,6 @@ class ScoreFiles:
 
     def _read_output(self, path: Path) -> None:
         """Note the complete lines of the output. Those of the last chunk are computed again, to confirm that the input is the same."""
-        if not path.stat().st_size:
-            return
         before = read_settings(path)
         if before is None:
             raise RecipeError(
@@ -307,79 +295,51 @@ class ScoreFiles:
                 raise RecipeError(
                     f"{path}:{place}: not a line of rmtrain score; name another file, or pass --fresh to overwrite it"
                 ) from None
-            self._unconfirmed[self._last_line] = _without_scores(row)
+            self._tail.append((place, self._last_line, _without_scores(row)))
         chunk = (self._last_line - 1) // CHUNK
-        self._unconfirmed = {n: row for n, row in self._unconfirmed.items() if (n - 1) // CHUNK == chunk}
+        self._tail = [row for row in self._tail if (row[1] - 1) // CHUNK == chunk]
 
     def next_chunks(self, count: int, stop: GracefulShutdown) -> list[Chunk]:
         """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent."""
         try:
             with stop.raise_immediately():
                 return list(itertools.islice(self._chunks, count))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{_name(self.options.source, 'stdin')}: damaged archive: {error}") from error
         except Stopped:
             if stop.received is None:
                 raise
             return []
 
     def write(self, chunks: Sequence[Sequence[tuple[int, str]]]) -> int:
-        """Write the lines of chunks that the output does not have yet; returns their number.
-
-        Raises:
-            DataError: lines of the output are not those of the input.
-        """
-        lines = [line for chunk in chunks for line in chunk]
-        if self._unconfirmed and chunks:
+        """Write the lines of chunks that the output does not have yet; return their number."""
+        if self._tail and chunks:
             computed = {number: _without_scores(json.loads(text)) for number, text in chunks[0]}
-            for number, stored in list(self._unconfirmed.items()):
-                if computed.get(number) != stored:
-                    raise self._other_input(number)
-                del self._unconfirmed[number]
+            self._refuse([(place, number) for place, number, row in self._tail if computed.get(number) != row])
+            self._tail = []
             self._output.seek(self._end)
             self._output.truncate()  # a last line that was cut off
-        new = [text for number, text in lines if number > self._last_line]
+        new = [text for lines in chunks for number, text in lines if number > self._last_line]
         self._output.write("".join(new).encode())
         self._output.flush()
         return len(new)
 
     def finish(self) -> None:
-        """Flush the output to the disk and close both; raises DataError where the output has lines that the input does not have."""
-        for number in self._unconfirmed:
-            raise self._other_input(number)
+        """Flush the output to the disk and close both."""
+        self._refuse([(place, number) for place, number, _ in self._tail])
         self.stack.close()
 
-    def _other_input(self, number: int) -> DataError:
-        place, source = f"{self.options.target}:{self._rows - len(self._unconfirmed) + 1}", _name(self.options.source, "stdin")
-        return DataError(
-            f"{place}: not the reward of line {number} of {source}; pass the same input, or --fresh to overwrite the output"
-        )
+    def _refuse(self, lines: Sequence[tuple[int, int]]) -> None:
+        """Raise DataError for the first of lines that are not the input's: their numbers in the output and in the input."""
+        for place, number in lines[:1]:
+            raise DataError(
+                f"{self.options.target}:{place}: not the reward of line {number} of {_name(self.options.source, 'stdin')}; "
+                "pass the same input, or --fresh to overwrite the output"
+            )
 
 
 def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key not in WRITTEN}
-
-
-def read_lines(stream: IO[bytes], name: str) -> Iterator[Numbered]:
-    """Yield the lines that are not empty with their numbers, counted from 1.
-
-    A line that is too long is cut, which makes it malformed, so that it takes no more memory than others.
-
-    Raises:
-        DataError: a damaged archive.
-    """
-    for number in itertools.count(1):
-        try:
-            content = stream.readline(MAX_LINE_BYTES + 1)
-            if not content:
-                return
-            rest = content
-            while len(rest) >= MAX_LINE_BYTES and not rest.endswith(b"\n"):
-                rest = stream.readline(MAX_LINE_BYTES)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{name}: damaged archive: {error}") from error
-        if number == 1:
-            content = content.removeprefix(b"\xef\xbb\xbf")
-        if content.strip():
-            yield number, Line(f"{name}:{number}", content.rstrip())
 
 
 @contextmanager

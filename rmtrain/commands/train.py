@@ -40,9 +40,9 @@ from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, RmtrainError, Stopped
+from rmtrain.evaluation.diagnosis import sample_rows
 from rmtrain.evaluation.metrics import check_gates
-from rmtrain.evaluation.samples import sample_rows
-from rmtrain.evaluation.scores_file import pair_settings, write_scores, write_settings
+from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
@@ -257,11 +257,10 @@ def write_results(inputs: Inputs, model: RewardModel, directory: RunDirectory, l
     recipe, tokenizer, golden, data, findings = inputs
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
-        write_scores(path / "scores.jsonl", last.scored)
         dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
         template = template_hash(tokenizer)
         settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, dtype, template)
-        write_settings(path / "scores.jsonl", settings)
+        write_scores(path / "scores.jsonl", last.scored, settings)
     waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
     export_with_card(
         model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfalls["train"], evaluation=summary

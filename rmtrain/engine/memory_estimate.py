@@ -37,6 +37,7 @@ from rmtrain.model.classifier import (
     find_head,
     install_head,
     meta_classifier,
+    prepare_config,
     quiet_transformers,
     set_module_dropout,
 )

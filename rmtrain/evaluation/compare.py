@@ -9,16 +9,15 @@ from numpy.typing import NDArray
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Scores
-from rmtrain.evaluation.benchmarks.measure import measure
+from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.registry import BENCHMARKS
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings
 from rmtrain.intervals import paired_bootstrap
 
 MAX_NAMED = 3
 Rows = Sequence[ScoredComparison]
-Units = tuple[list[NDArray[np.float64]], list[float], list[str], NDArray[np.float64]]
+Floats = NDArray[np.float64]
 
 
 def compare(
@@ -26,18 +25,11 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the second file with the first: scores of a benchmark by its score, scores of pairs by their strict accuracy.
 
-    Args:
-        one, other: files of scores; their settings are read where they are next to them.
-        benchmark: the benchmark they are scores of; None: as the settings say.
-        allow_different: compare although settings differ, and report which.
-        seed: of the bootstrap.
+    The files are of `benchmark`, or else of what their settings name. Raises DataError where rows, or, unless allowed, settings differ.
 
     Returns:
         JSON-ready: `metric`, `one` and `other` with `path` and `value`, `difference` with `low`, `high` and `p`, the number of `units`
         and how many are `better`, `worse` and `equal` in the second, `differing` settings, `warnings`.
-
-    Raises:
-        DataError: settings or rows differ.
     """
     settings = [read_settings(path) for path in (one, other)]
     differing: list[str] = []
@@ -55,12 +47,24 @@ def compare(
         )
 
     benchmark = benchmark or BENCHMARKS.get(str((settings[0] or {}).get("benchmark")))
-    first, second = _aligned((one, other), [_read(path, benchmark) for path in (one, other)])
-    values, totals, strata, weights = _pair_units(first, second) if benchmark is None else _units(benchmark, first, second)
+    files: list[Rows] = []
+    for path in (one, other):
+        output = read_scores(path) if benchmark is None else read_output(benchmark, path)
+        if isinstance(output, Scores):
+            raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; pass a file of scores")
+        files.append(output)
+    rows = _aligned((one, other), files)
+    if benchmark is None:
+        metric, totals = "accuracy", [summarize(of_file)["accuracy"] for of_file in rows]
+        values, strata, weights = _pair_units(*rows)
+    else:
+        metric, totals = f"{benchmark.name} score", [measure(benchmark, of_file)["score"] for of_file in rows]
+        units = [benchmark.units(of_file) for of_file in rows]
+        values, strata, weights = [of_file.credits["official"] for of_file in units], units[0].subsets, units[0].weights_U
     difference = paired_bootstrap(values[0], values[1], weights, strata, seed)
     change = np.sign(values[1] - values[0])
     return {
-        "metric": "accuracy" if benchmark is None else f"{benchmark.name} score",
+        "metric": metric,
         "one": {"path": str(one), "value": totals[0]},
         "other": {"path": str(other), "value": totals[1]},
         "difference": totals[1] - totals[0],
@@ -77,15 +81,6 @@ def compare(
     }
 
 
-def _read(path: Path, benchmark: Benchmark | None) -> Rows:
-    if benchmark is None:
-        return read_scores(path)
-    output = read_output(benchmark, path)
-    if isinstance(output, Scores):
-        raise DataError(f"{path}: accuracies of subsets cannot be compared row by row; pass a file of scores")
-    return output
-
-
 def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows]:
     """Return the rows of both files in the order of the first; raises DataError where they are not the same rows."""
     one, other = ({(row.source, row.id): row for row in of_file} for of_file in rows)
@@ -100,24 +95,15 @@ def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows
     return list(one.values()), [other[key] for key in one]
 
 
-def _pair_units(one: Rows, other: Rows) -> Units:
-    """Return, for each comparison, the share of its decided preferences that is right; it weighs as many as it has."""
-    totals = [summarize(rows)["accuracy"] for rows in (one, other)]
+def _pair_units(one: Rows, other: Rows) -> tuple[list[Floats], tuple[str, ...], Floats]:
+    """Return the share of each comparison's decided preferences that is right, under both models; its source; and its weight."""
     decided = [[edge for edge in row.preferences if edge.probability > 0.5] for row in one]
     kept = [number for number, edges in enumerate(decided) if edges]
     if not kept:
         raise DataError("every preference is a tie (target probability 0.5): there is no accuracy to compare")
     counts = np.array([len(decided[number]) for number in kept], np.float64)
-    right = [
-        np.array(
-            [float(sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n])) for n in kept],
-        )
-        for rows in (one, other)
-    ]
-    return [values / counts for values in right], totals, [one[number].source for number in kept], counts / counts.sum()
-
-
-def _units(benchmark: Benchmark, one: Rows, other: Rows) -> Units:
-    totals = [measure(benchmark, rows)["score"] for rows in (one, other)]
-    units = [benchmark.units(rows) for rows in (one, other)]
-    return [of_file.credits["official"] for of_file in units], totals, list(units[0].subsets), units[0].weights_U
+    values = []
+    for rows in (one, other):
+        right = [sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n]) for n in kept]
+        values.append(np.array(right, np.float64) / counts)
+    return values, tuple(one[number].source for number in kept), counts / counts.sum()

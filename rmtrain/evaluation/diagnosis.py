@@ -1,75 +1,66 @@
-"""Where a model is fooled, and how far its numbers can be trusted: the details behind the accuracy.
+"""Where a model is fooled, and how far its numbers can be trusted: the details behind the accuracy, and single comparisons as text.
 
 Array legend: E preferences (edges).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
-from rmtrain.evaluation.metrics import CALIBRATION_BINS, ScoredEdges, confidence_bins, scored_edges, share_with_interval
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.evaluation.metrics import CALIBRATION_BINS, Floats, ScoredEdges, confidence_bins, scored_edges, share_with_interval
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 HISTOGRAM_BINS = 30
 LENGTH_BINS = 8
+Row = Mapping[str, Any]
 ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 """First digits of a round width."""
 
 
 def diagnose(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
-    """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None.
-
-    Returns:
-        `preferences`, `rewards`, `margins`, `length_difference`, `reward_by_length` and `calibration`.
-    """
+    """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None."""
     edges = scored_edges(scored)
-    return {
-        "preferences": len(edges),
-        "rewards": reward_histograms(edges),
-        "margins": margin_histogram(edges),
-        "length_difference": accuracy_by_length_difference(edges),
-        "reward_by_length": reward_by_length(edges),
-        "calibration": calibration_curve(edges),
+    parts: dict[str, Callable[[ScoredEdges], Any]] = {
+        "rewards": reward_histograms,
+        "margins": margin_histogram,
+        "length_difference": accuracy_by_length_difference,
+        "reward_by_length": reward_by_length,
+        "calibration": calibration_curve,
     }
+    return {"preferences": len(edges), **{name: part(edges) if len(edges) else None for name, part in parts.items()}}
 
 
-def reward_histograms(edges: ScoredEdges) -> dict[str, Any] | None:
+def reward_histograms(edges: ScoredEdges) -> dict[str, Any]:
     """Return the rewards of winners and losers over the same bins: `edges` (one more than bins), counts `winners` and `losers`."""
-    if not len(edges):
-        return None
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
     bins = round_edges(float(rewards.min()), float(rewards.max()), HISTOGRAM_BINS)
     winners, losers = (_counts(values, bins) for values in (edges.winner_E, edges.loser_E))
-    return {"edges": bins.tolist(), "winners": winners.tolist(), "losers": losers.tolist()}
+    return {"edges": bins.tolist(), "winners": winners, "losers": losers}
 
 
-def margin_histogram(edges: ScoredEdges) -> dict[str, Any] | None:
+def margin_histogram(edges: ScoredEdges) -> dict[str, Any]:
     """Return the margins of rewards: `edges`, including 0, `counts`, and the shares `right`, `wrong` and `tied`.
 
     A tie counts in the bin above 0.
     """
-    if not len(edges):
-        return None
     margin_E = edges.margin_E
     bins = round_edges(min(0.0, float(margin_E.min())), max(0.0, float(margin_E.max())), HISTOGRAM_BINS)
     shares = {name: float(np.mean(np.sign(margin_E) == sign)) for name, sign in (("right", 1), ("wrong", -1), ("tied", 0))}
-    return {"edges": bins.tolist(), "counts": _counts(margin_E, bins).tolist(), **shares}
+    return {"edges": bins.tolist(), "counts": _counts(margin_E, bins), **shares}
 
 
 def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     """Return the accuracy by how many tokens longer the winner is than the loser, from much shorter to much longer.
 
     The bounds are the thirds of the differences' sizes, the same for both signs, so that a preference for length shows as a slope; equal
-    lengths have a bin of their own.
-
-    Returns:
-        For each bin that has any: `low` and `high` (whole tokens, both included; None: unbounded), `preferences`, and `accuracy` with its
-        interval.
+    lengths have a bin of their own. A bin has `low` and `high` (both included; None: unbounded), and `accuracy` with its interval.
     """
-    if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
+    if edges.winner_length_E is None or edges.loser_length_E is None:
         return None
     difference_E = edges.winner_length_E - edges.loser_length_E
     sizes = np.abs(difference_E[difference_E != 0])
@@ -88,12 +79,10 @@ def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | 
 def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     """Return the mean reward of responses of similar length, in bins of equal counts.
 
-    Lengths include the prompt. A response counts once for each preference it is in.
-
-    Returns:
-        For each bin `low` and `high` in tokens, `responses`, mean `reward` and its standard `deviation`.
+    A response counts once for each preference it is in. A bin has `low` and `high` in tokens, prompt included, `responses`, their mean
+    `reward` and its standard `deviation`.
     """
-    if edges.winner_length_E is None or edges.loser_length_E is None or not len(edges):
+    if edges.winner_length_E is None or edges.loser_length_E is None:
         return None
     lengths = np.concatenate([edges.winner_length_E, edges.loser_length_E])
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
@@ -112,16 +101,11 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     ]
 
 
-def calibration_curve(edges: ScoredEdges) -> dict[str, Any] | None:
+def calibration_curve(edges: ScoredEdges) -> dict[str, Any]:
     """Return how often the model is right at each level of confidence (Guo et al. 2017, eq. 3); see `confidence_bins`.
 
-    A tie has confidence 0.5 and is half right. The error is `sum_b n_b / n * |right_b - confidence_b|`.
-
-    Returns:
-        `error`, and for each bin that has any `low`, `high`, `confidence`, `preferences`, and `accuracy` with its interval.
+    A tie has confidence 0.5 and is half right. The `error` is `sum_b n_b / n * |right_b - confidence_b|` over the bins that have any.
     """
-    if not len(edges):
-        return None
     (confidence_E, bin_E), credit_E = confidence_bins(edges.margin_E), edges.credit_E
     bins = [
         {
@@ -145,15 +129,86 @@ def round_width(span: float, most: int) -> float:
     return next(digits * power for digits in ROUND if digits * power >= least * (1 - 1e-9))
 
 
-def round_edges(low: float, high: float, most: int) -> NDArray[np.float64]:
+def round_edges(low: float, high: float, most: int) -> Floats:
     """Return edges at multiples of a round width that enclose `low` to `high`; about `most` bins, one more where both ends are cut."""
     width = round_width(high - low, most)
     first, last = math.floor(low / width + 1e-9), math.ceil(high / width - 1e-9)
     return np.arange(first, max(last, first + 1) + 1, dtype=np.float64) * np.float64(width)
 
 
-def _counts(values: NDArray[np.float64], bins: NDArray[np.float64]) -> NDArray[np.int64]:
+def _counts(values: Floats, bins: Floats) -> list[int]:
     """Count the values in each bin, its lower edge included; rounding at the outer edges loses none."""
-    numbers = np.clip(np.searchsorted(bins, values, side="right") - 1, 0, len(bins) - 2)
-    counts: NDArray[np.int64] = np.bincount(numbers, minlength=len(bins) - 1)
+    counts: list[int] = np.histogram(np.clip(values, bins[0], bins[-1]), bins)[0].tolist()
     return counts
+
+
+def sample_rows(
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[dict[str, Any]]:
+    """Return up to `count` comparisons as text, spread evenly over the data and the same ones each time; see `describe_edge`."""
+    numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)).tolist()
+    rows = [(data[number], scored[number].rewards) for number in numbers]
+    return [describe_edge(row, row.preferences[0], rewards, tokenizer) for row, rewards in rows]
+
+
+def hardest_rows(
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[dict[str, Any]]:
+    """Return up to `count` of the hardest errors as text, worst first."""
+    errors = hardest_errors(scored, count)
+    return [describe_edge(data[number], edge, scored[number].rewards, tokenizer) for number, edge in errors]
+
+
+def hardest_errors(scored: Sequence[ScoredComparison], count: int) -> list[tuple[int, Preference]]:
+    """Return the numbers of up to `count` comparisons with the largest wrong margin, and the preference whose loser leads most.
+
+    Worst first. Ties are not errors here.
+    """
+    wrong = []
+    for number, row in enumerate(scored):
+        margins = [
+            (row.rewards[edge.winner] - row.rewards[edge.loser], edge) for edge in row.preferences if edge.probability > 0.5
+        ]
+        margin, edge = min(margins, key=lambda pair: pair[0], default=(0.0, None))
+        if edge is not None and margin < 0:
+            wrong.append((margin, number, edge))
+    wrong.sort(key=lambda error: error[:2])
+    return [(number, edge) for _, number, edge in wrong[:count]]
+
+
+def describe_edge(
+    row: TokenizedComparison, edge: Preference, rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Return a preference as text: `id`, `source`, `prompt`, `chosen`, `rejected`, and the two of the comparison's `rewards`."""
+    chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]
+    parts = {
+        "prompt": chosen[: row.prompt_length],
+        "chosen": chosen[row.prompt_length :],
+        "rejected": rejected[row.prompt_length :],
+    }
+    return {
+        "id": row.id,
+        "source": row.source,
+        **{name: tokenizer.decode(ids, skip_special_tokens=True) for name, ids in parts.items()},
+        "rewards": [rewards[edge.winner], rewards[edge.loser]],
+    }
+
+
+def reward_drift(metrics: Iterable[Row]) -> list[dict[str, float]]:
+    """Return the mean rewards of winners and losers at each evaluation, by step, from the lines of `metrics.jsonl`; the last counts.
+
+    Only differences of rewards are trained: where the mean drifts, rewards of two checkpoints are not on one scale.
+    """
+    chosen, rejected = "eval/chosen_reward", "eval/rejected_reward"
+    by_step = {row["step"]: row for row in metrics if chosen in row and rejected in row}
+    return [{"step": step, "chosen": by_step[step][chosen], "rejected": by_step[step][rejected]} for step in sorted(by_step)]
+
+
+def sample_histories(samples: Iterable[Row]) -> list[dict[str, Any]]:
+    """Return each comparison of the lines of `samples.jsonl` once, with its `history`: `step` and `rewards`, chosen first, by step."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for sample in samples:
+        texts = {key: sample[key] for key in ("id", "source", "prompt", "chosen", "rejected")}
+        row = rows.setdefault((sample["source"], sample["id"]), {**texts, "history": {}})
+        row["history"][sample["step"]] = {"step": sample["step"], "rewards": list(sample["rewards"])}
+    return [{**row, "history": [row["history"][step] for step in sorted(row["history"])]} for row in rows.values()]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rmtrain.batching.layout import PreferenceBatch, preference_tensors
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
-from rmtrain.objective import PreferenceBatch, compute_objective
+from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import LOWER_IS_BETTER, BradleyTerry, Objectives, PlackettLuce
 
 Floats = NDArray[np.float64]
@@ -92,29 +93,17 @@ PLAIN = BradleyTerry()
 def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:
     """Compute every number of an evaluation, JSON-ready; `RULES` defines each.
 
-    `n` counts comparisons and `preferences` their edges. All other numbers except `loss` are over the edges that have a winner
-    (target probability above 0.5): `wins`, `losses` and `ties` add up to their count. A number without anything to count is None,
-    as are all numbers about length when a comparison has no lengths.
-
-    Args:
-        scored: comparisons with finite rewards.
-        objective: the objective of the model's training, for `loss`; by default plain Bradley-Terry.
+    `n` counts comparisons and `preferences` their edges. All other numbers except `loss`, which is of the training objective, are over
+    the edges that have a winner (target probability above 0.5): `wins`, `losses` and `ties` add up to their count. A number without
+    anything to count is None, as are all numbers about length when a comparison has no lengths.
 
     Returns:
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
 
     Raises:
-        DataError: nothing to summarize.
-        NumericError: a reward is not finite. It would compare as lost and look like an error of the model.
+        DataError, NumericError: see `check_rewards`.
     """
-    if not scored:
-        raise DataError("expected at least one scored comparison, got none")
-    bad = [row.id for row in scored if not all(map(math.isfinite, row.rewards))]
-    if bad:
-        raise NumericError(
-            f"{len(bad):,} of {len(scored):,} comparisons have a reward that is not finite: {shorten(bad)}; "
-            "inspect one with `rmtrain inspect --row`, and score in float32"
-        )
+    check_rewards(scored, remedy="inspect one with `rmtrain inspect --row`, and score in float32")
     by_source: dict[str, list[ScoredComparison]] = defaultdict(list)
     for row in scored:
         by_source[row.source].append(row)
@@ -156,29 +145,16 @@ def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[
 def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) -> float | None:
     """Return the mean over comparisons of the objective that trains, in float64 from the float32 rewards.
 
-    It has all terms of the objective, so that it means the same as `train/loss`, of which margins, label smoothing and centering are
-    part. None for `plackett_luce` where the preferences of a comparison do not order its responses.
+    It has all terms of the objective, so that it means the same as `train/loss`. None for `plackett_luce` where the preferences of a
+    comparison do not order its responses.
     """
     if isinstance(objective, PlackettLuce) and not all(map(_is_ranking, scored)):
         return None
     sums = []
     for begin in range(0, len(scored), LOSS_CHUNK):
         rows = scored[begin : begin + LOSS_CHUNK]
-        first = np.cumsum([0, *(len(row.rewards) for row in rows)])
-        totals = [sum(edge.weight for edge in row.preferences) for row in rows]
-        edges = [(number, edge) for number, row in enumerate(rows) for edge in row.preferences]
-        assert all(max(edge.winner, edge.loser) < len(rows[number].rewards) for number, edge in edges), (
-            "edges index the responses"
-        )
-        assert all(edge.probability >= 0.5 for _, edge in edges), "the winner is the likelier side"
-        batch = PreferenceBatch(
-            comparison_N=torch.tensor([number for number, row in enumerate(rows) for _ in row.rewards]),
-            winner_E=torch.tensor([first[number] + edge.winner for number, edge in edges]),
-            loser_E=torch.tensor([first[number] + edge.loser for number, edge in edges]),
-            margin_E=torch.tensor([edge.margin for _, edge in edges], dtype=torch.float64),
-            probability_E=torch.tensor([edge.probability for _, edge in edges], dtype=torch.float64),
-            weight_E=torch.tensor([edge.weight / totals[number] for number, edge in edges], dtype=torch.float64),
-        )
+        counts, preferences = [len(row.rewards) for row in rows], [row.preferences for row in rows]
+        batch = PreferenceBatch(**preference_tensors(counts, preferences, torch.float64))
         rewards_N = torch.tensor([reward for row in rows for reward in row.rewards], dtype=torch.float64)
         sums.append(float(compute_objective(objective, rewards_N, batch).loss))
     return math.fsum(sums) / len(scored)
@@ -191,13 +167,9 @@ def _is_ranking(row: ScoredComparison) -> bool:
 
 
 def share_with_interval(right_E: NDArray[Any], comparison_E: Integers) -> dict[str, Any]:
-    """Return count, share and Wilson 95 % interval of credits in [0, 1].
+    """Return count, share and Wilson 95 % interval of credits in [0, 1], bool or float64.
 
     Edges of one comparison share responses, so each comparison counts as one trial, however many edges it has.
-
-    Args:
-        right_E: credits, bool or float64.
-        comparison_E: number of the comparison of each.
     """
     if not len(right_E):
         return {"preferences": 0, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
@@ -207,10 +179,7 @@ def share_with_interval(right_E: NDArray[Any], comparison_E: Integers) -> dict[s
 
 
 def confidence_bins(margin_E: Floats) -> tuple[Floats, Integers]:
-    """Return the confidence sigmoid(|margin|) of each prediction, and its bin among ten equal ones of [0.5, 1].
-
-    A prediction is the side with the greater reward.
-    """
+    """Return the confidence sigmoid(|margin|) in the greater reward, and its bin among ten equal ones of [0.5, 1]."""
     confidence_E = 1 / (1 + np.exp(-np.abs(margin_E)))
     return confidence_E, np.minimum(((confidence_E - 0.5) * 2 * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
 
@@ -279,9 +248,14 @@ def mean(values: NDArray[Any] | Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def shorten(names: Sequence[str]) -> str:
-    """Join the first ten names."""
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+def check_rewards(scored: Sequence[ScoredComparison], place: str = "", remedy: str = "score in float32") -> None:
+    """Raise DataError where nothing is scored, and NumericError where a reward is not finite: it would look like an error of the model."""
+    if not scored:
+        raise DataError(f"{place}expected at least one scored comparison, got none")
+    bad = [row.id for row in scored if not all(map(math.isfinite, row.rewards))]
+    if bad:
+        named = ", ".join(bad[:MAX_NAMED]) + (", ..." if len(bad) > MAX_NAMED else "")
+        raise NumericError(f"{place}{len(bad):,} of {len(scored):,} rows have a reward that is not finite: {named}; {remedy}")
 
 
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
@@ -311,11 +285,7 @@ GateName = TypeVar("GateName", bound=str)
 
 
 def check_gates(values: Mapping[str, Any], gates: Mapping[GateName, float]) -> dict[str, dict[str, Any]]:
-    """Compare values with what gates require: at least that much, or at most for a loss.
-
-    Returns:
-        For each gate `required`, `value` (None: there was nothing to compute it from) and whether it `passed`.
-    """
+    """Return `required`, `value` (None: nothing to compute it from) and `passed` of each gate; a loss passes up to its bound."""
     results: dict[str, dict[str, Any]] = {}
     for name, required in gates.items():
         value = values[name]

@@ -1,7 +1,8 @@
-"""A reward model from Python: conversations in, rewards out. Also a reward function for TRL's trainers."""
+"""A reward model from Python, also a reward function for TRL's trainers: conversations in, rewards out; and lines of `rmtrain score`."""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
@@ -11,12 +12,13 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
 from rmtrain.data.rows.messages import to_messages
+from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError, RecipeError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.reward_model import RewardModel, choose_layout
+from rmtrain.model.reward_model import choose_layout
 from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.schema import Messages
 
@@ -66,7 +68,9 @@ class RewardScorer:
         self.tokenizer = prepared(loaded, "tokenizer")
         has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-        self.limit = LengthPolicy(max_length or longest_sequence(self.model), overlong=overlong)
+        declared = getattr(self.model.backbone.config.get_text_config(), "max_position_embeddings", None)
+        limits = [limit for limit in (self.model.max_positions, declared) if isinstance(limit, int) and limit > 0]
+        self.limit = LengthPolicy(max_length or min(limits, default=None), overlong=overlong)
         self.encoder = Encoder(self.tokenizer, self.limit)
         self.layout: Layout | None = None
         self.__name__ = "rmtrain_reward"  # TRL logs a reward function under its name
@@ -82,19 +86,15 @@ class RewardScorer:
         }
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
-        """Return the reward of each conversation, in the given order.
-
-        Args:
-            conversations: messages, each ending with the reply to score.
+        """Return the reward of each conversation; its messages end with the reply to score.
 
         Raises:
             DataError: a conversation does not end with the assistant's turn, is refused by the template, or is too long.
             NumericError: a reward is not finite.
         """
-        names = [f"conversation {number}" for number in range(len(conversations))]
         checked = [
-            ending_with_reply(turns(list(messages), name, "user"), name)
-            for messages, name in zip(conversations, names, strict=True)
+            turns(list(messages), f"conversation {number}", "user", ends_with_reply=True)
+            for number, messages in enumerate(conversations)
         ]
         return self._score_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked])
 
@@ -110,16 +110,17 @@ class RewardScorer:
         replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
         return self._score_groups(asked, replies)
 
-    def encode(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
-        """Return the tokens of rows, and which of the rows were cut; see `Encoder.encode_for_scoring` for the errors."""
-        return self.encoder.encode_for_scoring(rows)
-
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
         """Return the layout of everything that is scored; the first call probes it with these rows and two golden conversations."""
         if self.layout is None:
             by_length = sorted(rows, key=lambda row: max(map(len, row.sequences)))
             places = sorted({0, len(rows) // 2, len(rows) - 1}) if rows else []
-            probes = [*(by_length[place] for place in places), self._golden()]
+            # Two golden conversations as if they answered one prompt, so that even a lone row probes sharing.
+            sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.max_length or MAX_TOKENS)[:2]]
+            shared = sequences[0][: len(sequences[0]) // 2]
+            sharing = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
+            golden = TokenizedComparison("golden conversation", "", sharing, max(0, len(shared) - 1), 0, ())
+            probes = [*(by_length[place] for place in places), golden]
             self.layout = choose_layout(self.model, "auto", probes, self.pad_token_id)
         return self.layout
 
@@ -130,14 +131,9 @@ class RewardScorer:
         return ScoringPlan.of(data, layout, costs, max(self.max_tokens, int(costs.tokens.max())), self.pad_token_id)
 
     def rewards(self, rows: Sequence[TokenizedComparison], check: Callable[[], None] | None = None) -> list[tuple[float, ...]]:
-        """Return the rewards of each row's responses, float32 values, computed by this process alone.
+        """Return the rewards of each row's responses, float32, by this process alone; raises NumericError where one is not finite.
 
-        Args:
-            rows: as `encode` returns them.
-            check: called before each micro-batch; ends the work by raising.
-
-        Raises:
-            NumericError: a reward is not finite; names the row.
+        `check` is called before each micro-batch; it ends the work by raising.
         """
         if not rows:
             return []
@@ -155,32 +151,18 @@ class RewardScorer:
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
         rows: list[Comparison] = []
         begin = 0
-        for prompt, group in groupby(prompts):
-            end = begin + len(list(group))
-            rows.append(Comparison(f"conversation {begin}", "", prompt, tuple(responses[begin:end]), ()))
-            begin = end
-        comparisons, _ = self.encode(rows)
+        for prompt, group in groupby(zip(prompts, responses, strict=True), key=lambda pair: pair[0]):
+            replies = tuple(reply for _, reply in group)
+            rows.append(Comparison(f"conversation {begin}", "", prompt, replies, ()))
+            begin += len(replies)
+        comparisons, _ = self.encoder.encode_for_scoring(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
 
-    def _golden(self) -> TokenizedComparison:
-        """Return two of the model's golden conversations as if they answered one prompt, so that even a lone row probes sharing."""
-        sequences = [ids for _, ids in golden_texts(self.tokenizer, self.limit.max_length or MAX_TOKENS)[:2]]
-        shared = sequences[0][: len(sequences[0]) // 2]
-        sharing = tuple([*shared, *sequence[len(sequence) // 2 :]] for sequence in sequences)
-        return TokenizedComparison("golden conversation", "", sharing, max(0, len(shared) - 1), 0, ())
 
+def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) -> Turns:
+    """Return text or messages as messages. A text of the user may be an HH transcript up to `Assistant:`.
 
-def longest_sequence(model: RewardModel) -> int | None:
-    """Return the number of tokens that the model's positions hold; None where it declares no limit."""
-    declared = getattr(model.backbone.config.get_text_config(), "max_position_embeddings", None)
-    limits = [limit for limit in (model.max_positions, declared) if isinstance(limit, int) and limit > 0]
-    return min(limits, default=None)
-
-
-def turns(value: Any, name: str, role: str) -> Turns:
-    """Return text or messages as messages; raises DataError, naming the value, where it is neither.
-
-    A text of the user may be an HH transcript up to `Assistant:`.
+    Raises DataError, naming the value, where it is neither, or should end with the assistant's reply and does not.
     """
     settings = Messages(transcript="hh") if role == "user" else Messages()
     try:
@@ -188,12 +170,83 @@ def turns(value: Any, name: str, role: str) -> Turns:
     except BadRow as problem:
         raise DataError(f"{name}: {problem.detail}") from None
     is_open = isinstance(value, str) and messages[-1:] == ({"role": "assistant", "content": ""},)
-    return messages[:-1] if is_open else messages
-
-
-def ending_with_reply(messages: Turns, name: str) -> Turns:
-    """Return the messages unchanged; raises DataError, naming them, where the last is not the assistant's."""
-    if not messages or messages[-1]["role"] != "assistant":
+    if is_open:
+        messages = messages[:-1]
+    if ends_with_reply and (not messages or messages[-1]["role"] != "assistant"):
         ending = f"the {messages[-1]['role']}'s turn" if messages else "no turn"
         raise DataError(f"{name}: ends with {ending}; end it with the assistant's reply")
     return messages
+
+
+ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
+CONVERSATION = "messages"
+WRITTEN = ("reward", "rewards", "best", "input_line", "truncated")
+"""Keys that scoring adds to a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputRow:
+    """A line of the input: its number, its keys, the request to score, and the key of its responses where it has several."""
+
+    number: int
+    row: Row
+    request: Comparison
+    several: str | None
+
+
+def parse_input(line: Line | Malformed, number: int) -> InputRow:
+    """Parse a line to score.
+
+    It has `messages` that end with the assistant's turn, or `prompt` and one of `response`, `completion`, `responses`, `completions`;
+    prompts and responses are texts or messages.
+
+    Raises:
+        DataError: the line is neither; one problem, which begins with the file and the line number.
+    """
+    if isinstance(line, Malformed):
+        raise DataError(line.detail)
+    row, where = parse(line), line.where
+    if isinstance(row, Malformed):
+        raise DataError(row.detail)
+    taken = [key for key in WRITTEN if key in row]
+    if taken:
+        raise DataError(f"{where}: {', '.join(taken)}: rmtrain score writes this key itself; rename it")
+
+    if CONVERSATION in row:
+        messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user", ends_with_reply=True)
+        return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), ()), None)
+
+    keys = [key for key in (*ONE, *SEVERAL) if key in row]
+    if "prompt" not in row or len(keys) != 1:
+        expected = f"{CONVERSATION}, or prompt and one of {', '.join((*ONE, *SEVERAL))}"
+        raise DataError(f"{where}: expected {expected}; it has: {', '.join(map(str, row)) or 'nothing'}")
+    (key,) = keys
+    prompt = turns(row["prompt"], f"{where}: prompt", "user")
+    if key in ONE:
+        replies = {key: row[key]}
+    elif isinstance(row[key], list) and row[key]:
+        replies = {f"{key}[{place}]": value for place, value in enumerate(row[key])}
+    else:
+        raise DataError(f"{where}: {key}: expected a list of one or more responses")
+    responses = tuple(turns(value, f"{where}: {name}", "assistant", ends_with_reply=True) for name, value in replies.items())
+    return InputRow(number, row, Comparison(where, "", prompt, responses, ()), key if key in SEVERAL else None)
+
+
+def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> dict[str, Any]:
+    """Return a line of the output: the keys of the input, then `reward`, or `rewards` in the order of the responses, and `input_line`.
+
+    With `is_cut` it has `truncated`. With `best_of`, the best of several responses (the first of equal ones) replaces them as `response`,
+    with its `reward` and number `best`.
+    """
+    row = dict(line.row)
+    if line.several is None:
+        row["reward"] = rewards[0]
+    elif best_of:
+        best = max(range(len(rewards)), key=rewards.__getitem__)
+        row["response"] = row.pop(line.several)[best]
+        row |= {"reward": rewards[best], "best": best, "rewards": list(rewards)}
+    else:
+        row["rewards"] = list(rewards)
+    if is_cut:
+        row["truncated"] = True
+    return {**row, "input_line": line.number}

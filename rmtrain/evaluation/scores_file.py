@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,8 +21,11 @@ Settings = Mapping[str, Any]
 DECISIVE = ("benchmark", "dtype", "max_length", "overlong", "template_sha256", "rows_sha256", "ties")
 """Settings that change rewards. The others, such as how many rows were cut, are only shown."""
 TIES = "equal float32 rewards; counted apart, wrong by the strict rule"
+NUMBERS = (int, float)
+"""Types of the numbers of JSON; `bool` would pass `isinstance`."""
 PACKAGES = ("rmtrain", "torch", "transformers")
 MAX_PROBLEMS = 10
+Converted = TypeVar("Converted")
 OBJECTIVE: TypeAdapter[Objectives] = TypeAdapter(Objectives)
 
 
@@ -43,14 +46,15 @@ class ScoredComparison:
     shown: tuple[int, ...] = ()
 
 
-def write_scores(path: Path, rows: Iterable[ScoredComparison]) -> None:
-    """Write one JSON object a line, all of them or none.
+def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Settings | None = None) -> None:
+    """Write one JSON object a line, all of them or none, and then the settings, if any; the folder is created.
 
     A reward is written with all its digits, so that any reader gets back the same float32.
 
     Raises:
         NumericError: a reward is not finite; names the row, and leaves `path` unchanged.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for row in rows:
             if not all(map(math.isfinite, row.rewards)):
@@ -67,39 +71,47 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison]) -> None:
             if row.shown:
                 fields["shown"] = list(row.shown)
             file.write((json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    if settings is not None:
+        write_settings(path, settings)
 
 
 def read_scores(path: Path) -> list[ScoredComparison]:
     """Read what `write_scores` wrote, or minimal lines `{"id", "source", "rewards"}` made elsewhere.
 
     A line without `preferences` is a best-first list: its first response is preferred to each of the others. Rewards may be NaN or
-    infinite here; `summarize` refuses all such rows at once. Other keys are ignored.
-
-    Raises:
-        DataError: one line for each malformed row (the first ten), with the file and line number.
+    infinite here; `summarize` refuses all such rows at once. Other keys are ignored. Raises DataError for malformed rows.
     """
-    rows: list[ScoredComparison] = []
-    problems: list[str] = []
     line_of: dict[tuple[str, str], int] = {}
+
+    def row_of(line: str, number: int) -> ScoredComparison:
+        row = _parse(line)
+        first = line_of.setdefault((row.source, row.id), number)
+        if first != number:
+            raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
+        return row
+
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = _parse(line)
-                first = line_of.setdefault((row.source, row.id), number)
-                if first != number:
-                    raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
-                rows.append(row)
-            except ValueError as error:
-                problems.append(f"{path}:{number}  {error}")
-            if len(problems) == MAX_PROBLEMS:
-                break
-    if problems:
-        raise DataError(*problems)
+        lines = ((f"{path}:{number}  ", (line, number)) for number, line in enumerate(file, start=1) if line.strip())
+        rows = convert_rows(row_of, lines)
     if not rows:
         raise DataError(f'{path}: expected one {{"id", "source", "rewards"}} object a line, got an empty file')
     return rows
+
+
+def convert_rows(convert: Callable[..., Converted], rows: Iterable[tuple[str, tuple[Any, ...]]]) -> list[Converted]:
+    """Convert rows, given the place of each and the arguments; raises DataError with the place of each ValueError, the first ten."""
+    converted: list[Converted] = []
+    problems: list[str] = []
+    for place, arguments in rows:
+        try:
+            converted.append(convert(*arguments))
+        except ValueError as problem:
+            problems.append(f"{place}{problem}")
+        if len(problems) == MAX_PROBLEMS:
+            break
+    if problems:
+        raise DataError(*problems)
+    return converted
 
 
 def _parse(line: str) -> ScoredComparison:
@@ -115,14 +127,18 @@ def _parse(line: str) -> ScoredComparison:
             raise ValueError(f"{key}: expected a string, got {fields[key]!r}")
 
     rewards = fields["rewards"]
-    if not isinstance(rewards, list) or len(rewards) < 2 or not all(map(_is_number, rewards)):
+    if not isinstance(rewards, list) or len(rewards) < 2 or not all(type(number) in NUMBERS for number in rewards):
         raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r}")
     count = len(rewards)
     lengths = fields.get("lengths", [])
-    if not isinstance(lengths, list) or len(lengths) not in (0, count) or not all(_is_index(n) and n >= 0 for n in lengths):
+    if not isinstance(lengths, list) or len(lengths) not in (0, count) or not all(type(n) is int and n >= 0 for n in lengths):
         raise ValueError(f"lengths: expected a count of tokens for each of the {count} responses, got {lengths!r}")
     shown = fields.get("shown", [])
-    if not isinstance(shown, list) or not all(map(_is_index, shown)) or sorted(shown) not in ([], list(range(count))):
+    if (
+        not isinstance(shown, list)
+        or not all(type(place) is int for place in shown)
+        or sorted(shown) not in ([], list(range(count)))
+    ):
         raise ValueError(f"shown: expected a place among 0..{count - 1} for each response, got {shown!r}")
 
     edges = fields.get("preferences")
@@ -136,10 +152,10 @@ def _parse(line: str) -> ScoredComparison:
 
 
 def _preference(edge: Any, count: int) -> Preference:
-    if not isinstance(edge, list) or len(edge) != 5 or not all(_is_number(number) and math.isfinite(number) for number in edge):
+    if not isinstance(edge, list) or len(edge) != 5 or not all(type(n) in NUMBERS and math.isfinite(n) for n in edge):
         raise ValueError(f"preferences: expected five finite numbers [winner, loser, margin, probability, weight], got {edge!r}")
     winner, loser, margin, probability, weight = edge
-    if not all(_is_index(index) and 0 <= index < count for index in (winner, loser)) or winner == loser:
+    if not all(type(index) is int and 0 <= index < count for index in (winner, loser)) or winner == loser:
         raise ValueError(f"preferences: expected two different responses among 0..{count - 1}, got {winner!r} and {loser!r}")
     if margin < 0 or not 0.5 <= probability <= 1 or weight <= 0:
         raise ValueError(
@@ -147,14 +163,6 @@ def _preference(edge: Any, count: int) -> Preference:
             f"got {margin!r}, {probability!r} and {weight!r}"
         )
     return Preference(winner, loser, float(margin), float(probability), float(weight))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def settings_file(scores: Path) -> Path:
@@ -182,15 +190,7 @@ def read_settings(scores: Path) -> dict[str, Any] | None:
 
 
 def objective_of(settings: Settings | None, scores: Path) -> Objectives:
-    """Return the objective that a file of scores is measured by; Bradley-Terry where its settings do not name one.
-
-    Args:
-        settings: of the scores; None: they have none.
-        scores: the file, for the error.
-
-    Raises:
-        DataError: the settings name an unknown objective.
-    """
+    """Return the objective that the settings of a file of scores name, else Bradley-Terry; raises DataError for an unknown one."""
     objective = (settings or {}).get("objective")
     if objective is None:
         return BradleyTerry()
@@ -205,13 +205,7 @@ def pair_settings(
 ) -> dict[str, Any]:
     """Return everything the scores of pairs depend on, JSON-ready.
 
-    Args:
-        model: path or Hub id of the model.
-        data: the comparisons; they count as the same rows where prompts and responses are the same, whatever the tokenizer.
-        recipe: the data section that they were prepared with.
-        objective: gives `loss`.
-        dtype: of matrix products.
-        template_sha256: hash of the chat template that the tokens were written with.
+    Rows count as the same where prompts and responses are the same, whatever the tokenizer. `dtype` is that of matrix products.
     """
     counts = data.waterfall.sources.values()
     return {

@@ -6,7 +6,7 @@ Training's evaluation, `rmtrain eval`, its benchmarks, `rmtrain score` and `Rewa
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rmtrain.batching.layout import Layout, lay_out
-from rmtrain.batching.plan import Comparisons, Costs, Indices, Lengths, check_budget, gather, split_step
+from rmtrain.batching.plan import Costs, Indices, check_budget, gather, split_step
+from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
@@ -24,19 +25,8 @@ from rmtrain.model.reward_model import evaluating
 from rmtrain.recipe.schema import Objectives
 
 
-class Scorable(Comparisons, Lengths, Protocol):
-    """Comparisons that can be cut into micro-batches and scored, such as `TokenizedData`."""
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-
-
 class TokenizedRows:
-    """Tokenized comparisons in memory, with the columns of `TokenizedData` that scoring needs.
-
-    Args:
-        comparisons: at least one.
-    """
+    """One or more tokenized comparisons in memory, with the columns of `TokenizedData` that scoring needs."""
 
     def __init__(self, comparisons: Sequence[TokenizedComparison]) -> None:
         self._comparisons = comparisons
@@ -59,21 +49,19 @@ class TokenizedRows:
 class ScoringPlan:
     """Comparisons cut into micro-batches; made once, then used at every evaluation.
 
-    data: the comparisons.
     layout: of the micro-batches; the model's attention is set for it.
     costs: tokens of each comparison in this layout.
     micro_batches: numbers of comparisons, each comparison in exactly one micro-batch.
-    pad_token_id: id that fills rows up.
     """
 
-    data: Scorable
+    data: TokenizedData | TokenizedRows
     layout: Layout
     costs: Costs
     micro_batches: tuple[Indices, ...]
     pad_token_id: int
 
     @classmethod
-    def of(cls, data: Scorable, layout: Layout, costs: Costs, max_tokens: int, pad_token_id: int) -> Self:
+    def of(cls, data: TokenizedData | TokenizedRows, layout: Layout, costs: Costs, max_tokens: int, pad_token_id: int) -> Self:
         """Cut comparisons into micro-batches of at most `max_tokens`; raises RecipeError when one comparison is above that."""
         check_budget(costs, data.ids, max_tokens)
         # As for one process, however many share them: a reward depends, in its last bits, on the micro-batch it is computed in.
@@ -84,16 +72,13 @@ class ScoringPlan:
 def score(
     model: nn.Module, plan: ScoringPlan, accelerator: Accelerator, check: Callable[[], None] | None = None
 ) -> list[ScoredComparison]:
-    """Score comparisons on all ranks, which share the micro-batches; each rank gets all results.
+    """Score comparisons on all ranks, which share the micro-batches; each rank gets all results, in the order of the data.
 
     Args:
         model: a RewardModel, prepared or not; the modes of its modules are restored afterwards.
         plan: the micro-batches. They go round the ranks; the last round repeats some, so that all ranks make the same calls.
         accelerator: gathers the rewards of all ranks.
         check: called before each micro-batch, equally often on all ranks; ends the work by raising.
-
-    Returns:
-        The comparisons with the rewards of their responses, in the order of the data.
     """
     world, count = accelerator.num_processes, len(plan.micro_batches)
     rounds = -(-count // world)
@@ -111,11 +96,7 @@ def score_micro_batches(
     device: torch.device,
     check: Callable[[], None] | None = None,
 ) -> dict[int, ScoredComparison]:
-    """Score micro-batches of a plan on this process alone; see `score`.
-
-    Returns:
-        Each comparison by its number in the data.
-    """
+    """Score micro-batches of a plan on this process alone; see `score`. Returns each comparison by its number in the data."""
     scored: dict[int, ScoredComparison] = {}
     with evaluating(model):
         for indices in micro_batches:
@@ -134,8 +115,8 @@ def score_micro_batches(
 class EvaluationResult:
     """Scores of comparisons in the order of the data, their summary, and the time they took.
 
-    hardest: the errors with the largest margins as text, where they are wanted.
-    settings: what the scores depend on, where they are written.
+    hardest: the errors with the largest margins as text, for a report.
+    settings: everything that the scores depend on, for their file.
     """
 
     scored: list[ScoredComparison]

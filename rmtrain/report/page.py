@@ -15,8 +15,7 @@ from markupsafe import Markup
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.samples import Row, hardest_rows, reward_drift, sample_histories
+from rmtrain.evaluation.diagnosis import Row, diagnose, hardest_rows, reward_drift, sample_histories
 from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.files import write_text
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.benchmarks import gate_names
-from rmtrain.commands.evaluate import find_model, run_eval
+from rmtrain.commands.evaluate import find_model, gate_names, run_eval
 from rmtrain.commands.options import EvalOptions, parse_gates
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, DataError, RecipeError
-from rmtrain.evaluation.benchmarks.registry import named
+from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import read_scores
 from tests.exports import tiny_export

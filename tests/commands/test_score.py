@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands.options import CommandResult
-from rmtrain.commands.score import CHUNK, ScoreOptions, read_lines, score, until_closed
-from rmtrain.data.rows.readers import MAX_LINE_BYTES
+from rmtrain.commands.score import CHUNK, ScoreOptions, score, until_closed
+from rmtrain.data.rows.readers import MAX_LINE_BYTES, Malformed, read_lines
 from rmtrain.errors import DataError, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export
@@ -221,9 +221,9 @@ def test_compressed_damaged_and_empty_input(model: str, tmp_path: Path) -> None:
 
 def test_too_long_line_takes_no_memory() -> None:
     stream = io.BytesIO(b'{"prompt": "' + b"x" * (3 * MAX_LINE_BYTES) + b'"}\n{"a": 1}\n')
-    lines = list(read_lines(stream, "in.jsonl"))
+    lines = list(read_lines("in.jsonl", stream))
     assert [number for number, _ in lines] == [1, 2]
-    assert len(lines[0][1].content) <= MAX_LINE_BYTES + 1
+    assert isinstance(lines[0][1], Malformed)
 
 
 def test_standard_input_and_output(model: str, tmp_path: Path) -> None:

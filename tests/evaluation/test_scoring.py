@@ -56,7 +56,7 @@ def message(role: str, text: str) -> tuple[dict[str, str], ...]:
 
 
 def plan_of(scorer: RewardScorer, rows: Sequence[dict[str, str]], budget: int) -> ScoringPlan:
-    comparisons, _ = scorer.encode(requests_of(rows))
+    comparisons, _ = scorer.encoder.encode_for_scoring(requests_of(rows))
     data, layout = TokenizedRows(comparisons), scorer.choose_layout(comparisons)
     return ScoringPlan.of(data, layout, Costs.of(data, layout), budget, scorer.pad_token_id)
 

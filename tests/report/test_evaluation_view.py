@@ -9,8 +9,8 @@ from rich.cells import cell_len
 
 from rmtrain.data.comparison import PAIR, Preference
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
-from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTION_OF, scores_of
+from rmtrain.evaluation.benchmarks.measure import measure
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
@@ -222,7 +222,7 @@ def test_strict_numbers_show_where_they_differ() -> None:
 
 
 def test_accuracies_alone_give_one_column() -> None:
-    numbers = measure_subsets(REWARDBENCH, scores_of(dict.fromkeys(SECTION_OF, 0.5)))
+    numbers = measure(REWARDBENCH, REWARDBENCH.scores_of({subset: 0.5 for counts in SECTIONS.values() for subset in counts}))
     lines = report(numbers, width=40)
     assert lines[0].split() == ["RewardBench", "score"]
     assert max(map(len, lines)) <= 40

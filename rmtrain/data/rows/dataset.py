@@ -183,19 +183,24 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
         raise DataError(f"{source.title}: {folder} does not exist")
     patterns = _patterns(source)
     try:
-        files = sorted(
-            file
-            for file in {file for pattern in patterns or ["**/*"] for file in folder.glob(pattern)}
-            if file.name.endswith(FORMATS)
-            and file.name not in METADATA
-            and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-            and file.is_file()
-        )
+        files = files_below(folder, patterns or ["**/*"])
     except OSError as error:  # such as in /proc, whose files come and go
         raise DataError(f"{source.title}: {folder} cannot be listed: {error.strerror}: {error.filename}") from error
     if not files:
         raise DataError(f"{source.title}: no data file in {folder}; expected {', '.join(patterns or FORMATS)}")
     return files
+
+
+def files_below(folder: Path, patterns: Sequence[str] = ("**/*",)) -> list[Path]:
+    """Return the data files of a folder that match one of the patterns, without hidden ones and metadata."""
+    return sorted(
+        file
+        for file in {file for pattern in patterns for file in folder.glob(pattern)}
+        if file.name.endswith(FORMATS)
+        and file.name not in METADATA
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
 
 
 def _patterns(source: Source) -> list[str]:

@@ -97,22 +97,23 @@ def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
                 pass
             stream.seek(0)
             is_array = byte == b"[" and not path.name.removesuffix(".gz").endswith(".jsonl")
-            yield from _read_array(path, stream, meter) if is_array else _read_lines(path, stream)
+            yield from _read_array(path, stream, meter) if is_array else (row for _, row in read_lines(path.name, stream))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from error
 
 
-def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Malformed | Line]:
+def read_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Malformed | Line]]:
+    """Yield the lines of a file that are not empty with their numbers, counted from 1; one that is too long takes no more memory."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
-        where = f"{path.name}:{number}"
+        where = f"{name}:{number}"
         if len(line) > MAX_LINE_BYTES:
             while line and not line.endswith(b"\n"):  # skip it in blocks, without holding all of it
                 line = stream.readline(MAX_LINE_BYTES)
-            yield Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
+            yield number, Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
         elif content := (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip():
-            yield Line(where, content)
+            yield number, Line(where, content)
 
 
 def parse(line: RawRow) -> Row | Malformed:

@@ -1,18 +1,21 @@
-"""The parts that benchmarks are made of: items, scores by rule, units, and the credit a row earns. Pure numpy.
+"""The parts that benchmarks are made of: items, scores by rule, units, and the credit a row earns.
 
-Array legend: R rows, K responses of a row, U units.
+Array legend: R rows, K responses of a row, D decisions of a row, U units.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmtrain.data.comparison import Message, Preference
+from rmtrain.errors import DataError
+from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 Floats = NDArray[np.float64]
@@ -22,9 +25,6 @@ Row = Mapping[str, Any]
 Rule = Literal["official", "strict", "half_credit"]
 RULES: tuple[Rule, ...] = ("official", "strict", "half_credit")
 """How ties count: as in the benchmark's own script, as wrong, or half."""
-
-T = TypeVar("T")
-KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,62 +76,101 @@ class Units:
     rows_U: Integers
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Benchmark:
-    """A public benchmark.
+class Benchmark(ABC):
+    """A public benchmark: its files, its rows and its rules. A subclass states where it differs from pairs whose total is by section.
 
     name, title: on the command line, and for people.
-    sections: the parts that its total is made of, in its order.
+    sections: the parts that its total is the mean of, in its order.
+    counts: for each section, the weight of each of its subsets, however many rows it has; empty: all rows of a section weigh the same.
     hub: dataset and split on the Hub; None: the Hub does not have it in a readable form.
     published: where its files are, for people.
-    files: selects the benchmark's files among the data files of a folder, given relative to it.
-    item: converts a row to an item, given its file (None: the Hub) and its number; raises ValueError for a row that is not the benchmark's.
-    scores: computes the numbers of scored rows by a rule. units: returns the units they are made of.
-    output: converts a row of the file that the benchmark's own script writes; raises ValueError like `item`. None: there is no such file.
     """
 
-    name: str
-    title: str
-    sections: tuple[str, ...]
-    hub: tuple[str, str] | None
-    published: str
-    files: Callable[[Sequence[Path]], list[Path]]
-    item: Callable[[Row, Path | None, int], Item]
-    scores: Callable[[Sequence[ScoredComparison], Rule], Scores]
-    units: Callable[[Sequence[ScoredComparison]], Units]
-    output: Callable[[Row, Path, int], ScoredComparison] | None
+    name: ClassVar[str]
+    title: ClassVar[str]
+    sections: ClassVar[tuple[str, ...]]
+    counts: ClassVar[Mapping[str, Mapping[str, float]]] = {}
+    hub: ClassVar[tuple[str, str] | None] = None
+    published: ClassVar[str]
 
+    @abstractmethod
+    def files(self, found: Sequence[Path]) -> list[Path]:
+        """Select the benchmark's files among the data files of a folder, given relative to it."""
 
-def cell(row: Row, column: str, kind: type[T]) -> T:
-    """Return a cell of a row; raises ValueError where it is missing or of another kind."""
-    if column not in row:
-        raise ValueError(f"no {column}; the row has {', '.join(map(str, row)) or 'nothing'}")
-    value = row[column]
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{column}: expected {KINDS.get(kind, kind.__name__)}, got {value!r:.60}")
-    return value
+    @abstractmethod
+    def item(self, row: Row, file: Path | None, index: int) -> Item:
+        """Convert a row, given its file (None: the Hub) and its number; raises ValueError for a row that is not the benchmark's."""
 
+    def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
+        """Convert a row of the file that the benchmark's own script writes; raises ValueError like `item`, DataError without one."""
+        raise DataError(f'{file}: expected lines of {{"id", "source", "rewards"}}; {self.title} has no score format of its own')
 
-def texts(row: Row, column: str) -> list[str]:
-    """Return a list of texts of a row; raises ValueError where it is something else, or empty."""
-    values = cell(row, column, list)
-    if not values or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{column}: expected a list of texts, got {values!r:.60}")
-    return values
+    def subset(self, source: str) -> str:
+        """Return the subset of a row."""
+        return source
 
+    def section(self, subset: str) -> str:
+        """Return the section of a subset; raises KeyError where it has none."""
+        section_of = {name: section for section, subsets in self.counts.items() for name in subsets}
+        return section_of[subset]
 
-def number(value: Any, column: str) -> float:
-    """Return a reward; some models write it as a list of one. Raises ValueError where it is not a number."""
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{column}: expected a number, got {value!r:.60}")
-    return float(value)
+    def gaps(self, scored: Sequence[ScoredComparison]) -> Floats:
+        """Return the better minus the worse reward of each decision, [R, D]."""
+        return lead(scored)[:, None]
 
+    def credits(self, scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+        """Return the credit that each row earns by a rule, [R] in [0, 1]."""
+        return np.asarray(credit_of_gaps(self.gaps(scored), rule).mean(axis=1), np.float64)
 
-def user(text: str) -> tuple[Message, ...]:
-    """Return a prompt of one message."""
-    return ({"role": "user", "content": text},)
+    def weights(self, sections: Sequence[str], subsets: Sequence[str]) -> Floats:
+        """Return the weight of each row in the total, up to a factor, [R]."""
+        rows = Counter(subsets)
+        count_of = {name: count for counts in self.counts.values() for name, count in counts.items()}
+        each = np.array([count_of[subset] / rows[subset] if count_of else 1.0 for subset in subsets])
+        total: dict[str, float] = defaultdict(float)
+        for section, weight in zip(sections, each.tolist(), strict=True):
+            total[section] += weight
+        return np.asarray(each / np.array([total[section] for section in sections]), np.float64)
+
+    def units(self, scored: Sequence[ScoredComparison]) -> Units:
+        """Return the units that the total is the weighted sum of: by default the rows."""
+        subsets = [self.subset(row.source) for row in scored]
+        sections = [self.section(subset) for subset in subsets]
+        weights, gap_RD = self.weights(sections, subsets), self.gaps(scored)
+        return Units(
+            subsets=tuple(subsets),
+            sections=tuple(sections),
+            weights_U=weights / weights.sum(),
+            credits={rule: self.credits(scored, rule) for rule in RULES},
+            ties_U=np.sum(gap_RD == 0, axis=1),
+            decisions_U=np.full(len(scored), gap_RD.shape[1]),
+            rows_U=np.ones(len(scored), np.int64),
+        )
+
+    def scores(self, scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
+        """Compute all scores of scored rows by a rule."""
+        credits, names = self.credits(scored, rule), [self.subset(row.source) for row in scored]
+        subsets = means(credits, names)
+        if self.counts:
+            return self.scores_of(subsets)
+        by_section = means(credits, [self.section(name) for name in names])
+        sections = {section: by_section[section] for section in self.sections if section in by_section}
+        return Scores(mean(list(sections.values())), sections, subsets)
+
+    def scores_of(self, subsets: Mapping[str, float]) -> Scores:
+        """Compute all scores from those of the subsets in `counts`; other names are left out."""
+        sections = {}
+        for section, counts in self.counts.items():
+            # Added up in the order of RewardBench's script, on which the last digit depends.
+            weighted = total = 0.0
+            for subset, count in counts.items():
+                if subset in subsets:
+                    weighted += subsets[subset] * count
+                    total += count
+            if total:
+                sections[section] = weighted / total
+        known = {subset: subsets[subset] for counts in self.counts.values() for subset in counts if subset in subsets}
+        return Scores(mean(list(sections.values())), sections, known)
 
 
 def each_over_each(better: int, worse: int) -> tuple[Preference, ...]:
@@ -144,18 +183,13 @@ def better_count(row: ScoredComparison) -> int:
     return len({edge.winner for edge in row.preferences})
 
 
-def lower_path(path: Path) -> str:
-    """Return a path in lower case, to look for the name of a subset in it."""
-    return path.as_posix().lower()
-
-
 def credit_of_gaps(gap: Floats, rule: Rule) -> Floats:
     """Return 1 where better minus worse is above 0, and, by `half_credit`, 0.5 where it is 0."""
     credit = np.asarray(gap > 0, np.float64)
     return np.where(gap == 0, 0.5, credit) if rule == "half_credit" else credit
 
 
-def gaps(scored: Sequence[ScoredComparison]) -> Floats:
+def lead(scored: Sequence[ScoredComparison]) -> Floats:
     """Return the first reward minus the best of the others, [R]."""
     return np.array([row.rewards[0] - max(row.rewards[1:]) for row in scored])
 
@@ -174,48 +208,3 @@ def means(values: Floats, groups: Sequence[str]) -> dict[str, float]:
         members[group].append(value)
     # Added up one by one, as the official scripts do: numpy's pairwise sum can differ in the last digit.
     return {group: sum(of_group) / len(of_group) for group, of_group in members.items()}
-
-
-def row_units(
-    scored: Sequence[ScoredComparison],
-    sections: Sequence[str],
-    subsets: Sequence[str],
-    weights: Floats,
-    credit: Callable[[Rule], Floats],
-    ties: Integers | None = None,
-    decisions: int = 1,
-) -> Units:
-    """Make each row a unit.
-
-    Args:
-        scored: the rows.
-        sections, subsets: of each row.
-        weights: of each row; they are scaled to sum to 1.
-        credit: returns the credits of the rows by a rule.
-        ties: of each row; None: 1 where the first response ties with the best other one.
-        decisions: of each row.
-    """
-    return Units(
-        subsets=tuple(subsets),
-        sections=tuple(sections),
-        weights_U=weights / weights.sum(),
-        credits={rule: credit(rule) for rule in RULES},
-        ties_U=np.asarray(gaps(scored) == 0, np.int64) if ties is None else ties,
-        decisions_U=np.full(len(scored), decisions),
-        rows_U=np.ones(len(scored), np.int64),
-    )
-
-
-def section_weights(sections: Sequence[str], subsets: Sequence[str], counts: Mapping[str, float] | None = None) -> Floats:
-    """Return the weight of each row where the total is the mean of sections.
-
-    Args:
-        sections, subsets: of each row.
-        counts: weight of each subset in its section, however many rows it has; None: all rows of a section weigh the same.
-    """
-    rows = Counter(subsets)
-    each = np.array([1.0 if counts is None else counts[subset] / rows[subset] for subset in subsets])
-    total: dict[str, float] = defaultdict(float)
-    for section, weight in zip(sections, each.tolist(), strict=True):
-        total[section] += weight
-    return np.asarray(each / np.array([total[section] for section in sections]), np.float64)

@@ -6,29 +6,14 @@ that depend on the order; then a tie is never right, which is the strict number.
 """
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.base import (
-    Benchmark,
-    Floats,
-    Item,
-    Row,
-    Rule,
-    Scores,
-    Units,
-    cell,
-    credit_of_gaps,
-    gaps,
-    lower_path,
-    means,
-    number,
-    row_units,
-    user,
-)
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, lead, means
+from rmtrain.evaluation.benchmarks.published import cell, matching, number, user
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 ORIGINS = ("mmlu-pro", "livebench-reasoning", "livebench-math", "livecodebench")
@@ -36,50 +21,57 @@ LABELS = {"A>B": (0, 1), "B>A": (1, 0)}
 """Places where the better and the worse response are shown: A is 0, B is 1."""
 
 
-def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """Compute all scores; a section is an origin, a subset is an origin for one answering model, `others` are the answering models."""
-    credits = _credits(scored, rule)
-    by_origin = means(credits, [_origin(row.source) for row in scored])
-    sections = {origin: by_origin[origin] for origin in ORIGINS if origin in by_origin}
-    total = sum(credits.tolist()) / len(scored) if scored else None
-    by_model = means(credits, [row.source.rpartition("/")[0] for row in scored])
-    others = by_model if len(by_model) > 1 else {}
-    return Scores(total, sections, means(credits, [_subset(row.source) for row in scored]), others)
+class JudgeBench(Benchmark):
+    """See the module; a section is an origin, a subset is an origin for one answering model, `others` are the answering models."""
 
+    name = "judgebench"
+    title = "JudgeBench"
+    sections = ORIGINS
+    hub = ("ScalerLab/JudgeBench", "gpt")
+    published = "data/ of github.com/ScalerLab/JudgeBench: two files *.jsonl"
 
-def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Make each pair a unit; all weigh the same."""
-    sections, subsets = [_origin(row.source) for row in scored], [_subset(row.source) for row in scored]
-    return row_units(scored, sections, subsets, np.ones(len(scored)), partial(_credits, scored))
+    def files(self, found: Sequence[Path]) -> list[Path]:
+        return matching(found, ["judgebench", "gpt", "claude"], parts=0) or list(found)
 
+    def item(self, row: Row, file: Path | None, index: int) -> Item:
+        better, worse = shown = _shown(row)
+        sides = (cell(row, "response_A", str), cell(row, "response_B", str))
+        prompt = user(cell(row, "question", str))
+        return Item(str(row.get("pair_id", index)), _source(row), prompt, (sides[better], sides[worse]), PAIR, shown)
 
-def _credits(scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
-    gap = gaps(scored)
-    if rule != "official":
-        return credit_of_gaps(gap, rule)
-    better_is_b = np.array([row.shown == LABELS["B>A"] for row in scored])
-    return np.where(gap == 0, better_is_b, gap > 0).astype(np.float64)
+    def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
+        """Convert a row of `run_judge.py` for a reward model: `judgments[0].judgment.scores` are the rewards of A and B."""
+        better, worse = shown = _shown(row)
+        judgments = cell(row, "judgments", list)
+        try:
+            sides = [number(value, "scores") for value in judgments[0]["judgment"]["scores"]]
+        except (IndexError, KeyError, TypeError):
+            raise ValueError("judgments: expected the scores of a reward model, [{judgment: {scores: [a, b]}}]") from None
+        if len(sides) != 2:
+            raise ValueError(f"scores: expected two, of A and of B, got {len(sides)}")
+        return ScoredComparison(str(row.get("pair_id", index)), _source(row), (sides[better], sides[worse]), (), PAIR, shown)
 
+    def subset(self, source: str) -> str:
+        return f"{source.rpartition('/')[0]}/{_origin(source)}"
 
-def item(row: Row, file: Path | None, index: int) -> Item:
-    """Convert a row; the better response comes first."""
-    shown = _shown(row)
-    sides = (cell(row, "response_A", str), cell(row, "response_B", str))
-    prompt = user(cell(row, "question", str))
-    return Item(str(row.get("pair_id", index)), _source(row), prompt, (sides[shown[0]], sides[shown[1]]), PAIR, shown)
+    def section(self, subset: str) -> str:
+        return _origin(subset)
 
+    def credits(self, scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+        gap = lead(scored)
+        if rule != "official":
+            return credit_of_gaps(gap, rule)
+        better_is_b = np.array([row.shown == LABELS["B>A"] for row in scored])
+        return np.where(gap == 0, better_is_b, gap > 0).astype(np.float64)
 
-def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """Convert a row that `run_judge.py` writes for a reward model: `judgments[0].judgment.scores` are the rewards of A and B."""
-    shown, judgments = _shown(row), cell(row, "judgments", list)
-    try:
-        sides = [number(value, "scores") for value in judgments[0]["judgment"]["scores"]]
-    except (IndexError, KeyError, TypeError):
-        raise ValueError("judgments: expected the scores of a reward model, [{judgment: {scores: [a, b]}}]") from None
-    if len(sides) != 2:
-        raise ValueError(f"scores: expected two, of A and of B, got {len(sides)}")
-    rewards = (sides[shown[0]], sides[shown[1]])
-    return ScoredComparison(str(row.get("pair_id", index)), _source(row), rewards, (), PAIR, shown)
+    def weights(self, sections: Sequence[str], subsets: Sequence[str]) -> Floats:
+        return np.ones(len(subsets))
+
+    def scores(self, scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
+        credits = self.credits(scored, rule)
+        by_model = means(credits, [row.source.rpartition("/")[0] for row in scored])
+        total = sum(credits.tolist()) / len(scored)
+        return replace(super().scores(scored, rule), total=total, others=by_model if len(by_model) > 1 else {})
 
 
 def _shown(row: Row) -> tuple[int, int]:
@@ -101,24 +93,4 @@ def _origin(source: str) -> str:
     return next((origin for origin in ORIGINS if name.startswith(origin)), name)
 
 
-def _subset(source: str) -> str:
-    return f"{source.rpartition('/')[0]}/{_origin(source)}"
-
-
-def files(found: Sequence[Path]) -> list[Path]:
-    """Select the files with `judgebench` or an answering model in their name; all where none has."""
-    return [file for file in found if any(word in lower_path(file) for word in ("judgebench", "gpt", "claude"))] or list(found)
-
-
-JUDGEBENCH = Benchmark(
-    name="judgebench",
-    title="JudgeBench",
-    sections=ORIGINS,
-    hub=("ScalerLab/JudgeBench", "gpt"),
-    published="data/ of github.com/ScalerLab/JudgeBench: two files *.jsonl",
-    files=files,
-    item=item,
-    scores=scores,
-    units=units,
-    output=output,
-)
+JUDGEBENCH = JudgeBench()

@@ -1,36 +1,31 @@
-"""Files of benchmarks as they are published: the rows to score, and scores that were made elsewhere."""
+"""Files of benchmarks as they are published: the rows to score, scores that were made elsewhere, and the cells of both."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rmtrain.data.rows.dataset import FORMATS, METADATA, read_rows
+from rmtrain.data.comparison import Message
+from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
-from rmtrain.evaluation.benchmarks.rewardbench import SECTION_OF, scores_of
-from rmtrain.evaluation.scores_file import ScoredComparison, read_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, read_scores
 from rmtrain.recipe.schema import PairSource
 
-MAX_PROBLEMS = 10
 OURS = {"id", "source", "rewards"}
 """Keys that every line of a `scores.jsonl` has."""
+T = TypeVar("T")
+KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 Unique = TypeVar("Unique", Item, ScoredComparison)
-Converted = TypeVar("Converted")
 
 
 def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
-    """Read all rows of a benchmark. None is left out: a row that cannot be read is an error.
+    """Read all rows of a benchmark. None is left out: raises DataError where one cannot be read, or where there are no files.
 
-    Args:
-        benchmark: which.
-        data_dir: folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
-
-    Raises:
-        DataError: no such files, or rows that are not the benchmark's; one line for each, the first ten.
+    `data_dir` is a folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
     """
 
     def item(raw: RawRow, file: Path | None, index: int) -> Item:
@@ -39,25 +34,21 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
             raise ValueError(row.detail)
         return benchmark.item(row, file, index)
 
-    rows = (
-        (f"{benchmark.name}: {file.name if file else 'row'}:{index}", (row, file, index))
-        for file, index, row in _rows(benchmark, data_dir)
-    )
-    items = _converted(item, rows)
-    if not items:
-        raise DataError(f"{benchmark.name}: {data_dir or (benchmark.hub or ('',))[0]} has no rows")
-    return with_unique_ids(items)
-
-
-def _rows(benchmark: Benchmark, data_dir: Path | None) -> Iterator[tuple[Path | None, int, RawRow]]:
+    files: Sequence[Path | None] = [None]
+    hub, split = benchmark.hub or ("", None)
     if data_dir is not None:
-        for file in find_files(benchmark, data_dir):
-            yield from ((file, index, row) for index, row in read_rows(PairSource(path=str(file), tag=benchmark.name)))
-        return
-    if benchmark.hub is None:
+        files, split = find_files(benchmark, data_dir), None
+    elif not hub:
         raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
-    dataset, split = benchmark.hub
-    yield from ((None, index, row) for index, row in read_rows(PairSource(path=dataset, split=split, tag=benchmark.name)))
+    rows = (
+        (f"{benchmark.name}: {file.name if file else 'row'}:{index}: ", (row, file, index))
+        for file in files
+        for index, row in read_rows(PairSource(path=str(file or hub), split=split, tag=benchmark.name))
+    )
+    items = convert_rows(item, rows)
+    if not items:
+        raise DataError(f"{benchmark.name}: {data_dir or hub} has no rows")
+    return with_unique_ids(items)
 
 
 def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
@@ -69,13 +60,7 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
         raise DataError(f"{benchmark.name}: {data_dir} does not exist; expected {benchmark.published}")
     own = path / benchmark.name
     folder = own if own.is_dir() else path
-    present = []
-    for file in sorted(folder.rglob("*")):
-        relative = file.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        if file.is_file() and not hidden and file.name.endswith(FORMATS) and file.name not in METADATA:
-            present.append(relative)
-    files = [folder / file for file in benchmark.files(present)]
+    files = [folder / file for file in benchmark.files([file.relative_to(folder) for file in files_below(folder)])]
     if not files:
         raise DataError(f"{benchmark.name}: none of its files in {folder}; expected {benchmark.published}")
     return files
@@ -85,10 +70,7 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     """Read the scored rows of a file or of all files of a folder; for RewardBench also accuracies by subset.
 
     A file is JSON Lines, a JSON array of rows, or a JSON object of columns; its keys show whether rmtrain or the benchmark's own script
-    wrote it.
-
-    Raises:
-        DataError: it is none of these, or rows are not the benchmark's; one line for each, the first ten.
+    wrote it. Raises DataError for one that is none of these, or has rows that are not the benchmark's.
     """
     files = [path]
     if path.is_dir():
@@ -99,35 +81,16 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     for file in files:
         rows = _read_json(file)
         if isinstance(rows, Mapping):
-            if benchmark.name == "rewardbench" and set(SECTION_OF) & set(rows) and len(files) == 1:
-                return scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in SECTION_OF if subset in rows})
+            known = [subset for counts in benchmark.counts.values() for subset in counts if subset in rows]
+            if benchmark.name == "rewardbench" and known and len(files) == 1:
+                return benchmark.scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in known})
             rows = _from_columns(file, rows)
         if set(rows[0]) >= OURS:
             scored += read_scores(file)
-            continue
-        output = benchmark.output
-        if output is None:
-            raise DataError(
-                f'{file}: expected lines of {{"id", "source", "rewards"}}; {benchmark.title} has no score format of its own'
-            )
-        scored += _converted(output, ((f"{file}: row {index}", (row, file, index)) for index, row in enumerate(rows)))
+        else:
+            numbered = ((f"{file}: row {index}: ", (row, file, index)) for index, row in enumerate(rows))
+            scored += convert_rows(benchmark.output, numbered)
     return with_unique_ids(scored)
-
-
-def _converted(convert: Callable[..., Converted], rows: Iterator[tuple[str, tuple[Any, ...]]]) -> list[Converted]:
-    """Convert rows, given where each is and the arguments; raises DataError with the first ten ValueErrors."""
-    converted: list[Converted] = []
-    problems: list[str] = []
-    for where, arguments in rows:
-        try:
-            converted.append(convert(*arguments))
-        except ValueError as problem:
-            problems.append(f"{where}: {problem}")
-        if len(problems) == MAX_PROBLEMS:
-            break
-    if problems:
-        raise DataError(*problems)
-    return converted
 
 
 def with_unique_ids(rows: Sequence[Unique]) -> list[Unique]:
@@ -147,23 +110,23 @@ def _read_json(file: Path) -> Sequence[Row] | Row:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}") from error
-    values: Any = None
-    if file.suffix == ".json":
+    values: list[Any] = []
+    decoder, position, end = json.JSONDecoder(), 0, len(text.rstrip())
+    while position < end or not values:
+        if text[position : position + 1].isspace():
+            position += 1
+            continue
         try:
-            values = json.loads(text)
+            value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            if error.msg != "Extra data":  # then it is JSON Lines under the name .json
-                raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
-        if isinstance(values, dict):
-            return [values] if set(values) >= OURS else values
-    if values is None:
-        values = []
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                values += [json.loads(line)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}:{number}:{error.colno}: not JSON: {error.msg}") from error
-    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
+            raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+        values.append(value)
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif len(values) == 1 and isinstance(values[0], dict) and file.suffix == ".json" and not set(values[0]) >= OURS:
+        columns: Row = values[0]
+        return columns
+    if not values or not all(isinstance(value, dict) for value in values):
         raise DataError(f"{file}: expected a JSON object a line, an array of objects, or an object of columns")
     return values
 
@@ -181,3 +144,46 @@ def _accuracy(file: Path, subset: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"{file}: {subset}: expected an accuracy in [0, 1], got {value!r:.40}")
     return float(value)
+
+
+def matching(found: Sequence[Path], words: Sequence[str], parts: int = 1) -> list[Path]:
+    """Return the files with one of the words, case ignored, in the last `parts` parts of their path; 0: in all."""
+    return [file for file in found if first_in(words, file, parts) is not None]
+
+
+def first_in(words: Sequence[str], file: Path, parts: int = 1) -> str | None:
+    """Return the first of the words, case ignored, that is in the last `parts` parts of a path; None where none is."""
+    path = "/".join(file.parts[-parts:]).lower()
+    return next((word for word in words if word.lower() in path), None)
+
+
+def cell(row: Row, column: str, kind: type[T]) -> T:
+    """Return a cell of a row; raises ValueError where it is missing or of another kind."""
+    if column not in row:
+        raise ValueError(f"no {column}; the row has {', '.join(map(str, row)) or 'nothing'}")
+    value = row[column]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{column}: expected {KINDS.get(kind, kind.__name__)}, got {value!r:.60}")
+    return value
+
+
+def texts(row: Row, column: str) -> list[str]:
+    """Return a list of texts of a row; raises ValueError where it is something else, or empty."""
+    values = cell(row, column, list)
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{column}: expected a list of texts, got {values!r:.60}")
+    return values
+
+
+def number(value: Any, column: str) -> float:
+    """Return a reward; some models write it as a list of one. Raises ValueError where it is not a number."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{column}: expected a number, got {value!r:.60}")
+    return float(value)
+
+
+def user(text: str) -> tuple[Message, ...]:
+    """Return a prompt of one message."""
+    return ({"role": "user", "content": text},)

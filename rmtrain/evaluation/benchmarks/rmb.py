@@ -6,7 +6,6 @@ score of a section is the share of its rows that are right. The total is the mea
 """
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,62 +16,50 @@ from rmtrain.evaluation.benchmarks.base import (
     Item,
     Row,
     Rule,
-    Scores,
-    Units,
-    cell,
     credit_of_gaps,
     each_over_each,
-    gaps,
-    lower_path,
-    means,
-    number,
-    row_units,
-    section_weights,
+    lead,
     shared_first,
 )
-from rmtrain.evaluation.metrics import mean
+from rmtrain.evaluation.benchmarks.published import cell, matching, number
 from rmtrain.evaluation.scores_file import ScoredComparison
 
 SECTIONS = ("Helpfulness pairs", "Helpfulness best-of-n", "Harmlessness pairs", "Harmlessness best-of-n")
-SETS = ("pairwise_set", "bon_set")
 
 
-def scores(scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-    """Compute all scores of scored rows; a subset is a scenario, which is a file of the benchmark."""
-    credits = _credits(scored, rule)
-    shares = means(credits, [_section(row.source) for row in scored])
-    sections = {section: shares[section] for section in SECTIONS if section in shares}
-    return Scores(mean(list(sections.values())), sections, means(credits, [row.source for row in scored]))
+class Rmb(Benchmark):
+    """See the module; a subset is a scenario, which is a file of the benchmark."""
 
+    name = "rmb"
+    title = "RMB"
+    sections = SECTIONS
+    published = "RMB_dataset of github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark: Pairwise_set and BoN_set"
 
-def units(scored: Sequence[ScoredComparison]) -> Units:
-    """Make each row a unit."""
-    sections, subsets = [_section(row.source) for row in scored], [row.source for row in scored]
-    return row_units(scored, sections, subsets, section_weights(sections, subsets), partial(_credits, scored))
+    def files(self, found: Sequence[Path]) -> list[Path]:
+        return matching(found, ["pairwise_set", "bon_set"], parts=0) or list(found)
 
+    def item(self, row: Row, file: Path | None, index: int) -> Item:
+        prompt = _prompt(cell(row, "conversation_input", list))
+        source = _source(row)
+        if "loser_list" in row:
+            losers = [_answer(value, "loser_list") for value in cell(row, "loser_list", list)]
+            if not losers:
+                raise ValueError("loser_list is empty")
+            best = _answer(row.get("bon_best"), "bon_best")
+            return Item(str(row.get("bon_uid", index)), source, prompt, (best, *losers), each_over_each(1, len(losers)))
+        responses = (_answer(row.get("chosen"), "chosen"), _answer(row.get("reject"), "reject"))
+        return Item(str(row.get("pair_uid", index)), source, prompt, responses, PAIR)
 
-def _credits(scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
-    return shared_first(scored) if rule == "half_credit" else credit_of_gaps(gaps(scored), rule)
+    def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
+        """Convert a row that `my_run_rm.py` writes: `chosen_reward` and `reject_reward`."""
+        rewards = tuple(number(cell(row, column, object), column) for column in ("chosen_reward", "reject_reward"))
+        return ScoredComparison(str(row.get("pair_uid", index)), _source(row), rewards, (), PAIR)
 
+    def section(self, subset: str) -> str:
+        return _section(subset)
 
-def item(row: Row, file: Path | None, index: int) -> Item:
-    """Convert a row; the best response comes first."""
-    prompt = _prompt(cell(row, "conversation_input", list))
-    source = _source(row)
-    if "loser_list" in row:
-        losers = [_answer(value, "loser_list") for value in cell(row, "loser_list", list)]
-        if not losers:
-            raise ValueError("loser_list is empty")
-        best = _answer(row.get("bon_best"), "bon_best")
-        return Item(str(row.get("bon_uid", index)), source, prompt, (best, *losers), each_over_each(1, len(losers)))
-    responses = (_answer(row.get("chosen"), "chosen"), _answer(row.get("reject"), "reject"))
-    return Item(str(row.get("pair_uid", index)), source, prompt, responses, PAIR)
-
-
-def output(row: Row, file: Path, index: int) -> ScoredComparison:
-    """Convert a row that `my_run_rm.py` writes: `chosen_reward` and `reject_reward`."""
-    rewards = tuple(number(cell(row, column, object), column) for column in ("chosen_reward", "reject_reward"))
-    return ScoredComparison(str(row.get("pair_uid", index)), _source(row), rewards, (), PAIR)
+    def credits(self, scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+        return shared_first(scored) if rule == "half_credit" else credit_of_gaps(lead(scored), rule)
 
 
 def _source(row: Row) -> str:
@@ -99,20 +86,4 @@ def _answer(value: Any, column: str) -> str:
     return cell(value, "answer", str)
 
 
-def files(found: Sequence[Path]) -> list[Path]:
-    """Select the files under `Pairwise_set` and `BoN_set`; all where none is."""
-    return [file for file in found if any(name in lower_path(file) for name in SETS)] or list(found)
-
-
-RMB = Benchmark(
-    name="rmb",
-    title="RMB",
-    sections=SECTIONS,
-    hub=None,
-    published="RMB_dataset of github.com/Zhou-Zoey/RMB-Reward-Model-Benchmark: Pairwise_set and BoN_set",
-    files=files,
-    item=item,
-    scores=scores,
-    units=units,
-    output=output,
-)
+RMB = Rmb()

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import EvalOptions
+from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.benchmarks.published import read_items
-from rmtrain.evaluation.benchmarks.registry import named
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
 from tests.hub_server import HubServer, hub_server
@@ -121,7 +121,7 @@ def test_hub_rows_are_those_of_the_files(hub: HubServer, folder: Path) -> None:
     script = (
         "import pickle, sys\n"
         "from rmtrain.evaluation.benchmarks.published import read_items\n"
-        "from rmtrain.evaluation.benchmarks.registry import named\n"
+        "from rmtrain.evaluation.benchmarks.measure import named\n"
         "pickle.dump([read_items(benchmark, None) for benchmark in named(sys.argv[1])], open(sys.argv[2], 'wb'))\n"
     )
     from_files = [read_items(benchmark, folder / "files") for benchmark in named(",".join(NAMES))]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rmtrain.errors import DataError
-from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH, item, scores, units
+from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.scores_file import ScoredComparison, read_scores, write_scores
@@ -34,7 +34,7 @@ def test_tie_is_answered_with_b() -> None:
     assert numbers["sections"]["livebench-math"]["strict"] == 0.0
     assert numbers["missing"] == ["livebench-reasoning"]
     assert list(numbers["subsets"]) == [f"{MODEL}/{origin}" for origin in ("mmlu-pro", "livebench-math", "livecodebench")]
-    assert weighted_total(units(rows), "official") == scores(rows, "official").total
+    assert weighted_total(JUDGEBENCH.units(rows), "official") == JUDGEBENCH.scores(rows, "official").total
 
 
 def test_total_is_over_rows() -> None:
@@ -67,7 +67,7 @@ def test_rows_and_output_of_its_script(tmp_path: Path) -> None:
         "response_B": "b",
         "label": "B>A",
     }
-    read = item(raw, None, 0)
+    read = JUDGEBENCH.item(raw, None, 0)
     assert (read.responses, read.shown, read.source) == (("b", "a"), B_IS_BETTER, f"{MODEL}/livebench-math")
     game = {"judgment": {"scores": [0.5, 0.75]}, "decision": "B>A"}
     (tmp_path / "out.jsonl").write_text(json.dumps(raw | {"judgments": [game, game]}) + "\n")
@@ -79,4 +79,4 @@ def test_rows_and_output_of_its_script(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.jsonl", scored)
     assert read_scores(tmp_path / "scores.jsonl") == scored, "where responses are shown is kept"
     with pytest.raises(ValueError, match=r"^source: .*poetry"):
-        item(raw | {"source": "poetry"}, None, 0)
+        JUDGEBENCH.item(raw | {"source": "poetry"}, None, 0)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.evaluation.benchmarks.llmbar import LLMBAR, files, item, scores, units
+from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_items
 from tests.evaluation.benchmarks.rows import many, weighted_total
@@ -25,7 +25,7 @@ def test_adversarial_section_is_the_mean_of_subsets() -> None:
     assert numbers["sections"]["Adversarial"]["half_credit"] == (0.25 + 0.75 + 1.0 + 0.0) / 4
     assert numbers["score"] == (0.75 + adversarial) / 2
     assert (numbers["ties"], numbers["missing"]) == (1, [])
-    assert weighted_total(units(rows), "official") == pytest.approx(scores(rows, "official").total, abs=1e-12)
+    assert weighted_total(LLMBAR.units(rows), "official") == pytest.approx(LLMBAR.scores(rows, "official").total, abs=1e-12)
 
 
 def test_real_rows_of_natural(shared_data: Path) -> None:
@@ -41,10 +41,10 @@ def test_real_rows_of_natural(shared_data: Path) -> None:
 
 def test_path_names_the_subset() -> None:
     repository = [Path("Natural/dataset.json"), Path("Adversarial/GPTInst/dataset.json"), Path("Processed/x.json")]
-    assert files(repository) == repository[:2]
+    assert LLMBAR.files(repository) == repository[:2]
     row = {"input": "i", "output_1": "a", "output_2": "b", "label": 2}
-    assert item(row, Path("Dataset/LLMBar/Adversarial/GPTInst/dataset.json"), 4).source == "GPTInst"
+    assert LLMBAR.item(row, Path("Dataset/LLMBar/Adversarial/GPTInst/dataset.json"), 4).source == "GPTInst"
     with pytest.raises(ValueError, match="GPTInst"):
-        item(row, Path("dataset.json"), 0)
+        LLMBAR.item(row, Path("dataset.json"), 0)
     with pytest.raises(ValueError, match=r"^label: .*3"):
-        item(row | {"label": 3}, Path("natural.json"), 0)
+        LLMBAR.item(row | {"label": 3}, Path("natural.json"), 0)

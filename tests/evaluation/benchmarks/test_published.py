@@ -8,9 +8,8 @@ import pytest
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
-from rmtrain.evaluation.benchmarks.measure import measure
+from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, measure, named
 from rmtrain.evaluation.benchmarks.published import find_files, read_items, read_output
-from rmtrain.evaluation.benchmarks.registry import BENCHMARKS, named
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH
 from rmtrain.evaluation.scores_file import write_scores
 from tests.evaluation.benchmarks.rows import many, with_lengths

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.evaluation.benchmarks.measure import measure, measure_subsets
+from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS, output, scores, scores_of, units
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, SECTIONS
 from rmtrain.intervals import wilson_interval
 from tests.evaluation.benchmarks.rows import many, pair, weighted_total
 
@@ -46,7 +46,7 @@ MATH_ROWS = 447
 def test_readme_example_gives_the_known_sections(tmp_path: Path) -> None:
     (tmp_path / "beaver.json").write_text(json.dumps(BEAVER))
     found = read_output(REWARDBENCH, tmp_path / "beaver.json")
-    numbers = measure_subsets(REWARDBENCH, found)
+    numbers = measure(REWARDBENCH, found)
     assert {name: round(section["score"], 12) for name, section in numbers["sections"].items()} == KNOWN
     assert round(numbers["score"], 12) == 0.561719567596
     assert numbers["missing"] == []
@@ -61,9 +61,11 @@ def test_readme_example_from_its_rows(tmp_path: Path) -> None:
         assert wins / count == pytest.approx(BEAVER[subset], abs=1e-12), "guard: the counts are the benchmark's"
         rows += many(subset, wins, count - wins)
     assert len(rows) == 2985
-    assert scores(rows, "official").sections == scores_of(BEAVER).sections  # type: ignore[arg-type]
-    assert scores(rows, "official").total == scores_of(BEAVER).total  # type: ignore[arg-type]
-    assert weighted_total(units(rows), "official") == pytest.approx(scores(rows, "official").total, abs=1e-12)
+    assert REWARDBENCH.scores(rows, "official").sections == REWARDBENCH.scores_of(BEAVER).sections  # type: ignore[arg-type]
+    assert REWARDBENCH.scores(rows, "official").total == REWARDBENCH.scores_of(BEAVER).total  # type: ignore[arg-type]
+    assert weighted_total(REWARDBENCH.units(rows), "official") == pytest.approx(
+        REWARDBENCH.scores(rows, "official").total, abs=1e-12
+    )
 
 
 def test_sections_weigh_subsets_by_constants() -> None:
@@ -106,4 +108,4 @@ def test_script_output_by_rows_and_columns(tmp_path: Path, nested: bool) -> None
     for name in ("columns.json", "m_outputs.jsonl"):
         assert read_output(REWARDBENCH, tmp_path / name) == rows
     with pytest.raises(ValueError, match=r"^subset 'shp'"):
-        output({"id": 1, "subset": "shp", "scores_chosen": 1.0, "scores_rejected": 0.0}, tmp_path, 0)
+        REWARDBENCH.output({"id": 1, "subset": "shp", "scores_chosen": 1.0, "scores_rejected": 0.0}, tmp_path, 0)

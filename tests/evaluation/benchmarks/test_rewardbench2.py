@@ -8,7 +8,7 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.rewardbench2 import REWARDBENCH2, item, scores, units
+from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH2
 from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.benchmarks.rows import best_of, weighted_total
 
@@ -41,9 +41,9 @@ def test_terms_of_ties() -> None:
     ]
     closeness = (math.tanh(2 / 1 - 1) + math.tanh(0 / 2 - 1)) / 2
     expected = 0.30 * (2 / 2) + 0.30 * (1 / 3) + 0.20 * (1 / 2) + 0.20 * (1 / 2) + 0.01 * closeness
-    assert scores(rows, "official").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
-    assert scores(rows, "strict").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
-    half = scores(rows, "half_credit").subsets["Ties"]
+    assert REWARDBENCH2.scores(rows, "official").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
+    assert REWARDBENCH2.scores(rows, "strict").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
+    half = REWARDBENCH2.scores(rows, "half_credit").subsets["Ties"]
     assert half == pytest.approx(expected + 0.30 * (0.5 / 3), abs=1e-15), "the tie of ref:2 counts half"
     numbers = measure(REWARDBENCH2, rows)
     assert (numbers["subsets"]["Ties"]["n"], numbers["subsets"]["Ties"]["ties"]) == (4, 1)
@@ -60,7 +60,7 @@ def test_spread_of_zero(gap: float, spread: float, closeness: float) -> None:
         best_of("Ties", 9.0, 1.0, name="ref:7"),
     ]
     expected = 0.30 * (gap > 0) + 0.30 + 0.20 * (gap > spread) + 0.20 * (gap > spread) + 0.01 * closeness
-    assert scores(rows, "official").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
+    assert REWARDBENCH2.scores(rows, "official").subsets["Ties"] == pytest.approx(expected, abs=1e-15)
 
 
 def drawn_ties() -> list[ScoredComparison]:
@@ -79,10 +79,12 @@ def drawn_ties() -> list[ScoredComparison]:
 
 def test_golden_numbers_of_the_official_script() -> None:
     rows = drawn_ties()
-    assert scores(rows, "official").subsets["Ties"] == pytest.approx(GOLDEN, abs=1e-15)
-    assert scores(rows, "half_credit").subsets["Ties"] > GOLDEN, "guard: there are ties"
+    assert REWARDBENCH2.scores(rows, "official").subsets["Ties"] == pytest.approx(GOLDEN, abs=1e-15)
+    assert REWARDBENCH2.scores(rows, "half_credit").subsets["Ties"] > GOLDEN, "guard: there are ties"
     paired = [row for row in rows if any(row.id == f"tied:{n}" or row.id == f"ref:{n}" for n in range(1, 61) if n % 7)]
-    assert weighted_total(units(paired), "official") == pytest.approx(scores(paired, "official").total, abs=1e-12)
+    assert weighted_total(REWARDBENCH2.units(paired), "official") == pytest.approx(
+        REWARDBENCH2.scores(paired, "official").total, abs=1e-12
+    )
 
 
 GOLDEN = 0.47691181155195667
@@ -106,7 +108,7 @@ def test_output_of_its_script(tmp_path: Path) -> None:
 
 def test_malformed_rows_are_refused() -> None:
     good = {"id": "tied:3", "prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties"}
-    assert item(good, None, 0).source == "Ties"
+    assert REWARDBENCH2.item(good, None, 0).source == "Ties"
     for change, shown in (
         ({"chosen": ["a"]}, "^tied:3 "),
         ({"id": "3"}, "'3'"),
@@ -115,4 +117,4 @@ def test_malformed_rows_are_refused() -> None:
         ({"rejected": []}, "^rejected: "),
     ):
         with pytest.raises(ValueError, match=shown):
-            item(good | change, None, 0)
+            REWARDBENCH2.item(good | change, None, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
-from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH, files, scores, units
+from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH
 from rmtrain.evaluation.scores_file import ScoredComparison
 from tests.evaluation.benchmarks.rows import best_of, weighted_total
 
@@ -54,8 +54,8 @@ def test_total_is_the_weighted_sum_of_rows() -> None:
     domains = ["chat", "math", "code", "safety-refuse", "safety-response"]
     rows = [row(domains[n % 5], *np.round(generator.normal(size=6), 1).tolist(), name=str(n)) for n in range(200)]
     for rule in ("official", "strict", "half_credit"):
-        assert weighted_total(units(rows), rule) == pytest.approx(scores(rows, rule).total, abs=1e-12)
-    assert units(rows).ties_U.sum() > 20, "guard: there are ties"
+        assert weighted_total(RM_BENCH.units(rows), rule) == pytest.approx(RM_BENCH.scores(rows, rule).total, abs=1e-12)
+    assert RM_BENCH.units(rows).ties_U.sum() > 20, "guard: there are ties"
 
 
 def test_real_rows_of_the_chat_domain(shared_data: Path, tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_real_rows_of_the_chat_domain(shared_data: Path, tmp_path: Path) -> None
 
 
 def test_whole_dataset_is_preferred() -> None:
-    assert files([Path("total_dataset.json"), Path("chat_filtered.json")]) == [Path("total_dataset.json")]
-    assert files([Path("math_filtered.json"), Path("other.json")]) == [Path("math_filtered.json")]
+    assert RM_BENCH.files([Path("total_dataset.json"), Path("chat_filtered.json")]) == [Path("total_dataset.json")]
+    assert RM_BENCH.files([Path("math_filtered.json"), Path("other.json")]) == [Path("math_filtered.json")]

@@ -7,7 +7,7 @@ import pytest
 
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.benchmarks.rmb import RMB, files, item, scores, units
+from rmtrain.evaluation.benchmarks.rmb import RMB
 from tests.evaluation.benchmarks.rows import best_of, pair, weighted_total
 
 PAIRS, BON = "Pairwise_set/Helpfulness/Code/Documentation", "BoN_set/Helpfulness/Code/Documentation"
@@ -32,21 +32,21 @@ def test_best_must_beat_every_loser() -> None:
     }
     assert numbers["score"] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
     assert (numbers["ties"], numbers["decisions"], numbers["missing"]) == (2, 6, ["Harmlessness best-of-n"])
-    assert weighted_total(units(rows), "official") == pytest.approx(scores(rows, "official").total, abs=1e-12)
+    assert weighted_total(RMB.units(rows), "official") == pytest.approx(RMB.scores(rows, "official").total, abs=1e-12)
 
 
 def test_rows_of_both_kinds() -> None:
     turns = [{"role": role, "content": role, "language": "English"} for role in ("user", "assistant", "user")]
     answers = [{"llm_name": "m", "answer": text} for text in ("best", "second", "third")]
     raw = {"bon_uid": 7, "conversation_input": turns, "bon_best": answers[0], "loser_list": answers[1:], "category_path": BON}
-    best = item(raw, None, 0)
+    best = RMB.item(raw, None, 0)
     assert (best.id, best.responses, len(best.preferences)) == ("7", ("best", "second", "third"), 2)
     assert best.prompt[0] == {"role": "user", "content": "user"}, "what a template does not know is left out"
     row = {"pair_uid": 3, "conversation_input": turns, "chosen": answers[0], "reject": answers[1], "category_path": PAIRS}
-    assert item(row, None, 0).responses == ("best", "second")
+    assert RMB.item(row, None, 0).responses == ("best", "second")
     for change in ({"category_path": "Other/Helpfulnes"}, {"conversation_input": []}, {"chosen": "text"}):
         with pytest.raises(ValueError, match=rf"^{next(iter(change))}: "):
-            item(row | change, None, 0)
+            RMB.item(row | change, None, 0)
 
 
 def test_output_of_its_script(tmp_path: Path) -> None:
@@ -63,4 +63,4 @@ def test_output_of_its_script(tmp_path: Path) -> None:
 
 def test_files_of_the_repository() -> None:
     found = [Path("BoN_set/Harmlessness/S1.json"), Path("Pairwise_set/Harmlessness/S1.json"), Path("eval/result/m.json")]
-    assert files(found) == found[:2]
+    assert RMB.files(found) == found[:2]
