@@ -15,16 +15,15 @@ import pyarrow as pa
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.commands.preprocess import export_columns
 from rmtrain.data import prepare as module
-from rmtrain.data.artifact import export_columns
+from rmtrain.data.checks.contamination import check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, Preference
 from rmtrain.data.prepare import (
     Overlap,
     PreparedData,
-    check_overlap,
     drop_reason_of,
     dropped_rows,
-    find_overlap,
     prepare,
     prepare_evaluation,
     read_again,

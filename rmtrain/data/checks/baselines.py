@@ -70,8 +70,8 @@ def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> 
 
 def sample_rows(data: TokenizedData, count: int) -> NDArray[np.int64]:
     """Return the numbers of at most `count` comparisons, drawn by the hashes of their texts: the same ones in any order of rows."""
-    begins = np.cumsum(data.response_counts, dtype=np.int64) - data.response_counts
-    keys = mix(data.prompt_hashes, data.response_hashes[begins])  # by prompt alone, rows of a prompt would come together
+    # by prompt alone, rows of a prompt would come together
+    keys = mix(data.prompt_hashes, data.response_hashes[data.first_responses])
     return np.sort(np.argsort(keys, kind="stable")[:count])
 
 

@@ -1,4 +1,4 @@
-"""Preferences that repeat or contradict each other, cycles of preferences, and responses that hardly differ."""
+"""Faults of preferences: repeats, contradictions, cycles, responses that hardly differ, odd margins, and winners that are nearly empty."""
 
 import re
 import unicodedata
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TIE, PreferenceEdges, TokenizedData, mix
-from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.decode import decoded
 
 
@@ -117,6 +116,8 @@ def _trim(edges_E3: NDArray[np.int64]) -> NDArray[np.int64]:
     return edges_E3
 
 
+Suspect = tuple[int, str]
+"""The number of an edge, and the reason."""
 SHARED = 0.95
 """Responses that share at least this part of their tokens are near-identical."""
 POSSIBLE = 0.8
@@ -128,8 +129,8 @@ DECIMAL = re.compile(r"(?<=\d)\.(?=\d)")
 SIGNS = ("Sm", "Sc", "So", "Pd")
 
 
-def find_near_identical(data: TokenizedData, edges: PreferenceEdges, tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, str]]:
-    """Return the edges whose winner and loser are nearly the same, in order, each with the reason, which is one of three:
+def find_near_identical(data: TokenizedData, edges: PreferenceEdges, tokenizer: PreTrainedTokenizerBase) -> list[Suspect]:
+    """Return the edges whose winner and loser are nearly the same, in order. The reason is one of three:
 
     - the same text except for case, spacing and Unicode form;
     - at least 95 % shared tokens: twice the number of tokens in common, in any order, over the number of tokens of both;
@@ -161,35 +162,70 @@ def find_near_identical(data: TokenizedData, edges: PreferenceEdges, tokenizer: 
 
 def _possible(data: TokenizedData, edges: PreferenceEdges, known: set[int]) -> Iterator[tuple[int, int, int]]:
     """Yield edges that may be near-identical by their tokens: number, tokens in common, and tokens of both sides together."""
-    begins = np.cumsum(data.response_counts, dtype=np.int64) - data.response_counts
-    first, prompts = begins[edges.comparisons], data.prompt_lengths[edges.comparisons]
-    winners, losers = (data.lengths[first + side].astype(np.int64) - prompts - 1 for side in (edges.winners, edges.losers))
+    winners, losers = (lengths.astype(np.int64) - 1 for lengths in data.preference_lengths())
     sizes = winners + losers
     allowed = np.maximum(FEW, (1 - POSSIBLE) * sizes)
     near = [edge for edge in np.flatnonzero(np.abs(winners - losers) <= allowed).tolist() if edge not in known]
     for comparison, members in groupby(near, key=edges.comparisons.__getitem__):
         row = data[int(comparison)]
-        counts: dict[int, Counter[int]] = {}
+        # after the common prefix, and without the end token
+        counts = [Counter(np.asarray(sequence[row.prefix_length : -1]).tolist()) for sequence in row.sequences]
         for edge in members:
-            sides = (int(edges.winners[edge]), int(edges.losers[edge]))
-            for number in sides:
-                if number not in counts:
-                    counts[number] = _own_tokens(row, number)
-            shared = row.prefix_length - row.prompt_length + (counts[sides[0]] & counts[sides[1]]).total()
+            common = counts[edges.winners[edge]] & counts[edges.losers[edge]]
+            shared = row.prefix_length - row.prompt_length + common.total()
             if sizes[edge] - 2 * shared <= allowed[edge]:
                 yield edge, shared, int(sizes[edge])
-
-
-def _own_tokens(row: TokenizedComparison, number: int) -> Counter[int]:
-    """Count the tokens of a response after the common prefix, without the end token."""
-    return Counter(np.asarray(row.sequences[number][row.prefix_length : -1]).tolist())
 
 
 def _letters(text: str) -> str:
     """Remove case, spacing and punctuation; signs of a number, dashes and decimal points stay, because they change the meaning."""
     plain = DECIMAL.sub("\N{BULLET OPERATOR}", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(
-        character
-        for character in plain
-        if (category := unicodedata.category(character))[0] in "LMN" or category in SIGNS or character in "%/"
-    )
+    categories = ((character, unicodedata.category(character)) for character in plain)
+    return "".join(c for c, category in categories if category[0] in "LMN" or category in SIGNS or c in "%/")
+
+
+FAR_OUT = 10
+"""A margin is an outlier above the third quartile plus this number of interquartile ranges. Tukey calls three "far out", but margins with a
+long tail reach that by the hundred."""
+SHORT, LONG = 3, 60
+"""Most tokens of a winner, and fewest of its loser, that are suspicious; prompt and end token are not counted."""
+
+
+def zero_margins(data: TokenizedData, edges: PreferenceEdges) -> list[Suspect]:
+    """Return decided edges with margin 0 in sources that have other margins as well."""
+    return [
+        (edge, "its margin is 0")
+        for numbers in _edges_with_margins(data, edges)
+        for edge in numbers[(edges.margins[numbers] == 0) & edges.are_decided[numbers]].tolist()
+    ]
+
+
+def margin_outliers(data: TokenizedData, edges: PreferenceEdges) -> list[Suspect]:
+    """Return edges whose margin is more than ten interquartile ranges above the third quartile of their source."""
+    outliers = []
+    for numbers in _edges_with_margins(data, edges):
+        margins = edges.margins[numbers]
+        low, high = np.percentile(margins, (25, 75))
+        if high > low:
+            far = numbers[margins > high + FAR_OUT * (high - low)].tolist()
+            outliers += [
+                (edge, f"its margin is {edges.margins[edge]:g}, half of them are in {low:g} to {high:g}") for edge in far
+            ]
+    return outliers
+
+
+def short_winners(data: TokenizedData, edges: PreferenceEdges) -> list[Suspect]:
+    """Return decided edges with a nearly empty winner and a long loser."""
+    winners, losers = (lengths - 1 for lengths in data.preference_lengths())
+    suspicious = np.flatnonzero((winners <= SHORT) & (losers >= LONG) & edges.are_decided)
+    return [(edge, f"a winner of {winners[edge]} tokens over a loser of {losers[edge]}") for edge in suspicious.tolist()]
+
+
+def _edges_with_margins(data: TokenizedData, edges: PreferenceEdges) -> list[NDArray[np.int64]]:
+    """Return the numbers of the edges of each source that has margins."""
+    if not edges.margins.any():
+        return []
+    numbers_by_tag = {tag: number for number, tag in enumerate(dict.fromkeys(data.sources))}
+    source_of_row = np.array([numbers_by_tag[tag] for tag in data.sources])
+    by_source = (np.flatnonzero(source_of_row[edges.comparisons] == number) for number in numbers_by_tag.values())
+    return [numbers for numbers in by_source if edges.margins[numbers].any()]
