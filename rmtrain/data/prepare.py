@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, RowEncoder, build_artifact
+from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, RowEncoder, build_artifact, in_order
 from rmtrain.data.cache import get_or_build
 from rmtrain.data.checks.contamination import Overlap, check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, place_of
@@ -19,7 +19,6 @@ from rmtrain.data.rows.loading import Progress, no_progress
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.tokenizer import canary_hashes, first_change
 from rmtrain.data.waterfall import Waterfall
-from rmtrain.data.workers import in_order
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Data, Source, TokenizedSource

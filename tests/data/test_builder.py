@@ -272,7 +272,7 @@ def test_a_batch_without_kept_rows_is_counted(tmp_path: Path, tokenizer: PreTrai
     (rows,) = load_comparisons(source)
     lost = Dropped("rows:2", "rows", "malformed_row", "why")
     encoded = encoder(RowTask([*rows, lost], source, "eval"))
-    assert encoded["eval"] == EncodedRows(None, 0, [], encoded["eval"].dropped)
+    assert encoded["eval"] == EncodedRows(None, [], encoded["eval"].dropped)
     assert [(row.id, row.reason) for row in encoded["eval"].dropped] == [
         ("rows:2", "malformed_row"), ("rows:0", "too_long"), ("rows:1", "too_long"),
     ]  # fmt: skip

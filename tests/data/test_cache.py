@@ -34,18 +34,23 @@ get_or_build(pathlib.Path(sys.argv[1]), build)
 
 def test_a_directory_appears_whole_and_private(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "key"
-    with new_directory(target) as temporary:
+
+    def build(temporary: Path) -> None:
         (temporary / "file").write_text("x")
         assert not target.exists()
+
+    get_or_build(target, build)
     assert (target / "file").read_text() == "x"
     assert os.listdir(target.parent) == ["key"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
 
 
 def fill(target: Path, error: BaseException) -> None:
-    with new_directory(target) as temporary:
+    def build(temporary: Path) -> None:
         (temporary / "file").write_text("half")
         raise error
+
+    get_or_build(target, build)
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TIE, TokenizedData, edges_of, mix
-from rmtrain.data.decode import decoded
+from rmtrain.data.text.tokenizer import decoded
 from rmtrain.intervals import wilson_interval
 
 SAMPLED = 2000

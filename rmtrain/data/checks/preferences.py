@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TIE, PreferenceEdges, TokenizedData, mix
-from rmtrain.data.decode import decoded
+from rmtrain.data.text.tokenizer import decoded
 
 
 @dataclass(frozen=True, slots=True)
