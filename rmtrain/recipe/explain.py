@@ -2,17 +2,17 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
-from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.section import Entry, KeyPath, Section, sections_in
+from rmtrain.recipe.section import KeyPath, Section
+from rmtrain.recipe.sources import NUMBER
 from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
 from rmtrain.redact import asks_for_secret
 
@@ -43,6 +43,28 @@ class Suggestion(NamedTuple):
     message: str
     meant: KeyPath | None = None
     chooses_kind: bool = False
+
+
+class Entry(NamedTuple):
+    """A section at one of its places. 0 in `path` stands for any index; `kind` is its name if the place has several kinds."""
+
+    path: KeyPath
+    section: type[Section]
+    kind: str | None
+
+
+def sections_in(annotation: Any, path: KeyPath = ()) -> Iterator[Entry]:
+    """Yield every section in a type at every place it has, parents first, in the order of the schema."""
+    annotated = get_origin(annotation) is Annotated
+    kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
+    bare = get_args(annotation)[0] if annotated else annotation
+    if isinstance(bare, type) and issubclass(bare, Section):
+        yield Entry(path, bare, kinds[0] if kinds else None)
+        for name, field in bare.model_fields.items():
+            yield from sections_in(field.annotation, (*path, name))
+    else:
+        for inner in get_args(bare):
+            yield from sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
 
 
 @cache

@@ -18,8 +18,9 @@ from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading, load_comparisons, read_batches
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import Data, PairSource, RankedSource, Source, TokenizedSource
-from rmtrain.recipe.sources import Cap, Condition, read_hook
+from rmtrain.recipe.sources import Cap, Condition
 from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
 
 WISHES: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.preference_labels import NUMBER
+from rmtrain.recipe.sources import NUMBER
 
 INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
 MISSING = object()

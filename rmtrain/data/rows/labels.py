@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from rmtrain.data.comparison import BadRow, Preference
 from rmtrain.data.rows.cells import find_cell, is_blank, to_number
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.preference_labels import (
+from rmtrain.recipe.schema import RankedSource
+from rmtrain.recipe.sources import (
     IndexLabel,
     Label,
     OneHotLabel,
@@ -20,7 +21,6 @@ from rmtrain.recipe.preference_labels import (
     ValueLabel,
     label_text,
 )
-from rmtrain.recipe.schema import RankedSource
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9

@@ -27,7 +27,7 @@ from rmtrain.data.rows.prepare_hook import Number, through_hook
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.rows.responses import in_groups, merged
 from rmtrain.recipe.schema import Source
-from rmtrain.recipe.sources import Condition, Criterion
+from rmtrain.recipe.sources import Condition, Value
 
 SHOWN_CHARACTERS = 40
 CRITERION_WORDS = {"equals": "", "is_not": "anything but ", "one_of": "one of ", "at_least": "at least ", "at_most": "at most "}
@@ -99,16 +99,15 @@ def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:
     """
     for condition in conditions:
         cell = require_cell(row, condition.column)
-        for criterion in condition.criteria:
-            if not _holds(cell, criterion, condition.column):
-                values = criterion.value if isinstance(criterion.value, tuple) else (criterion.value,)
+        for name, wanted in condition.criteria.items():
+            if not _holds(cell, name, wanted, condition.column):
+                values = wanted if isinstance(wanted, tuple) else (wanted,)
                 expected = ", ".join(f"{value:g}" if type(value) is float else repr(value) for value in values)
-                words = CRITERION_WORDS[criterion.name]
+                words = CRITERION_WORDS[name]
                 raise BadRow("filtered", f"{condition.column} is {_shown(cell)}, expected {words}{expected}")
 
 
-def _holds(cell: Any, criterion: Criterion, column: str) -> bool:
-    name, value = criterion
+def _holds(cell: Any, name: str, value: Value | tuple[Value, ...], column: str) -> bool:
     if name == "equals":
         return _same(cell, value)
     if name == "is_not":

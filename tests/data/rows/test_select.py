@@ -18,8 +18,9 @@ from rmtrain.data.comparison import (
 from rmtrain.data.rows.adapt import RawBatch
 from rmtrain.data.rows.select import Limits, Marks, check_conditions, content_key, group_by_prompt, is_drawn, is_limited, select
 from rmtrain.errors import DataError
+from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.sources import Cap, Condition, read_hook
+from rmtrain.recipe.sources import Cap, Condition
 from tests.helpers import pairs
 
 
