@@ -34,7 +34,7 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         RecipeError: the cache cannot be written.
     """
     lock_file, is_waiting = target.parent / f"{LOCK}{target.name}", False
-    with _write_errors(target):
+    try:
         while not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             lock = try_lock(lock_file)
@@ -54,6 +54,13 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
                 # While the lock is held: filelock does not accept a lock on a file that was removed before it got it.
                 lock_file.unlink(missing_ok=True)
                 lock.release()
+    except OSError as error:
+        if error.errno in FULL:
+            message = f"data.cache_dir: the disk of {target.parent} is full; free some space, or set another directory"
+            raise TryAgain(message) from error
+        if error.errno in FORBIDDEN:
+            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}") from error
+        raise
     return target
 
 
@@ -86,16 +93,3 @@ def _sweep(target: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
             lock_file.unlink(missing_ok=True)
             lock.release()
-
-
-@contextmanager
-def _write_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            message = f"data.cache_dir: the disk of {target.parent} is full; free some space, or set another directory"
-            raise TryAgain(message) from error
-        if error.errno in FORBIDDEN:
-            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}") from error
-        raise

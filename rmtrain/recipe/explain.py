@@ -53,24 +53,23 @@ class Entry(NamedTuple):
     kind: str | None
 
 
-def sections_in(annotation: Any, path: KeyPath = ()) -> Iterator[Entry]:
-    """Yield every section in a type at every place it has, parents first, in the order of the schema."""
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Return every section of a recipe at every place it has, parents first, in the order of the schema."""
+    return tuple(_sections_in(Recipe, ()))
+
+
+def _sections_in(annotation: Any, path: KeyPath) -> Iterator[Entry]:
     annotated = get_origin(annotation) is Annotated
     kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
     bare = get_args(annotation)[0] if annotated else annotation
     if isinstance(bare, type) and issubclass(bare, Section):
         yield Entry(path, bare, kinds[0] if kinds else None)
         for name, field in bare.model_fields.items():
-            yield from sections_in(field.annotation, (*path, name))
+            yield from _sections_in(field.annotation, (*path, name))
     else:
         for inner in get_args(bare):
-            yield from sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
-
-
-@cache
-def entries() -> tuple[Entry, ...]:
-    """Return every section of a recipe at every place it has."""
-    return tuple(sections_in(Recipe))
+            yield from _sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
 
 
 @cache
@@ -89,12 +88,7 @@ def sections_at(path: KeyPath) -> dict[str | None, type[Section]]:
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:
-    """Return one problem for each wrong key. Errors that only follow from another problem are left out.
-
-    Args:
-        error: the error of `Recipe.model_validate(document.data)`.
-        document: the recipe as it was read, for the places of its keys.
-    """
+    """Return one problem for each wrong key in the error of a recipe. Errors that only follow from another problem are left out."""
     reported = {problem.path for problem in document.problems}  # by the YAML reader, which left the value empty or as text
     details: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False)[:MAX_PROBLEMS]:

@@ -87,10 +87,7 @@ def _refusal(problems: Sequence[Problem]) -> RecipeError:
 def _override(document: Document, text: str, order: int) -> None:
     """Set one key of `document`, in place; mistakes in the override are added to its `problems`.
 
-    Args:
-        document: the recipe as read; `document.data` must be a mapping.
-        text: `optimizer.lr=1e-5`, or `data.train.0.path=rows.jsonl` with a list index.
-        order: 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
+    `order` is 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
     """
     name, equals, written = text.partition("=")
     shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""

@@ -1,9 +1,9 @@
 """The base of all recipe sections: strict, closed and frozen, in several kinds where needed, with checks between keys."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
@@ -57,19 +57,24 @@ def kind_by(key: str, default: str | None = None) -> Discriminator:
     )
 
 
-def raise_conflicts(section: Section) -> None:
-    """Raise all conflicts of a section and of the sections in it as one ValidationError, with `depends_on` in its `ctx`.
+class CheckedSection(Section):
+    """A section that is loaded as a whole. Its conflicts, and those of the sections in it, are one error with `depends_on` in its `ctx`.
 
-    This runs once on the whole recipe, and not in a validator of each section, so that all conflicts are reported together.
+    This check runs once, and not in a validator of each section, so that all conflicts are reported together.
     """
-    details = []
-    for path, inner in _sections((), section):
-        for conflict in inner.conflicts():
-            context = {"message": conflict.message, "depends_on": (*path, *conflict.depends_on)}
-            error = PydanticCustomError("conflict", "{message}", context)
-            details.append(InitErrorDetails(type=error, loc=(*path, *conflict.key), input=None))
-    if details:
-        raise ValidationError.from_exception_data(type(section).__name__, details)
+
+    # pydantic runs this only when every key is valid by itself.
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        details = []
+        for path, section in _sections((), self):
+            for conflict in section.conflicts():
+                context = {"message": conflict.message, "depends_on": (*path, *conflict.depends_on)}
+                error = PydanticCustomError("conflict", "{message}", context)
+                details.append(InitErrorDetails(type=error, loc=(*path, *conflict.key), input=None))
+        if details:
+            raise ValidationError.from_exception_data(type(self).__name__, details)
+        return self
 
 
 def _sections(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:

@@ -264,15 +264,16 @@ class LabelBase(Section):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the label reads."""
-        keys = ("column", "a", "b", "tie")
-        named = [getattr(self, key) for key in keys if key in type(self).model_fields]
-        lists = [value if isinstance(value, tuple) else (value,) for value in named if value is not None]
-        return tuple(column for columns in lists for column in columns)
+        columns: list[str] = []
+        for key in ("column", "a", "b", "tie"):
+            value = getattr(self, key, None)
+            columns += value if isinstance(value, tuple) else () if value is None else (value,)
+        return tuple(columns)
 
     def conflicts(self) -> Iterator[Conflict]:
         """Each outcome, score and vote has its own column."""
         if len(set(self.columns)) < len(self.columns):
-            key = "column" if "column" in type(self).model_fields else "b"
+            key = "column" if hasattr(self, "column") else "b"
             yield Conflict((key,), f"expected different columns, got {', '.join(self.columns)}")
 
 

@@ -12,13 +12,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData, edges_of
-from rmtrain.data.checks.baselines import label_baselines
 from rmtrain.data.checks.contamination import benchmark_overlap, named
 from rmtrain.data.checks.preferences import (
     Repeat,
     find_cycles,
     find_near_identical,
     find_repeats,
+    label_baselines,
     margin_outliers,
     short_winners,
     zero_margins,
