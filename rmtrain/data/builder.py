@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice, tee
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -134,23 +135,20 @@ class RowEncoder:
 
 
 def build_artifact(
-    directory: Path,
-    sources: Mapping[str, Sequence[Source]],
-    encode: Callable[[Iterable[RowTask]], Iterator[dict[str, EncodedRows]]],
-    facts: Mapping[str, Any],
-    progress: Progress,
+    directory: Path, data: Data, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], progress: Progress
 ) -> None:
-    """Write the artifact of some sources. Its bytes depend on nothing else, neither on the time nor on the number of processes.
+    """Write the artifact of all sources of a recipe. Its bytes depend neither on the time nor on the number of processes.
 
     Args:
         directory: an empty directory.
-        sources: the sources of each split.
-        encode: applies a `RowEncoder` to a stream of tasks, in order.
+        data: the sources and the policies.
+        tokenizer: one that `load_tokenizer` returned.
         facts: further entries of the manifest.
         progress: called after each batch.
     """
+    sources: dict[str, Sequence[Source]] = {"train": data.train, "eval": data.eval}
     waterfalls = {split: Waterfall() for split in SPLITS}
-    with ExitStack() as files:
+    with ExitStack() as files, in_order(partial(RowEncoder, tokenizer, data), data.processes) as encode:
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
         for split, source, rows in _encoded(sources, encode, progress):

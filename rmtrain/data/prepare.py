@@ -4,13 +4,12 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, RowEncoder, build_artifact, in_order
+from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, build_artifact
 from rmtrain.data.cache import get_or_build
 from rmtrain.data.checks.contamination import Overlap, check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, place_of
@@ -90,18 +89,17 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
                     f"{source.title}: {key} selects by prompt, and rows of tokens do not say where theirs ends; remove {key}"
                 )
     fingerprint = tokenizer_fingerprint(tokenizer)
-    identity = {
-        "tokenizer": fingerprint,
-        "data": data.model_dump(mode="json", include=SHAPING_KEYS),
-        "train": [source_identity(source) for source in data.train],
-        "eval": [source_identity(source) for source in data.eval],
-    }
-    key = digest(identity)
+    key = digest(
+        {
+            "tokenizer": fingerprint,
+            "data": data.model_dump(mode="json", include=SHAPING_KEYS),
+            "train": [source_identity(source) for source in data.train],
+            "eval": [source_identity(source) for source in data.eval],
+        }
+    )
 
     def build(directory: Path) -> None:
-        with in_order(partial(RowEncoder, tokenizer, data), data.processes) as encode:
-            facts = {"key": key, "canaries": canary_hashes(tokenizer)}
-            build_artifact(directory, {"train": data.train, "eval": data.eval}, encode, facts, progress)
+        build_artifact(directory, data, tokenizer, {"key": key, "canaries": canary_hashes(tokenizer)}, progress)
 
     directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build)
     splits = _load(directory, key, tokenizer)
@@ -130,10 +128,6 @@ def _load(directory: Path, key: str, tokenizer: PreTrainedTokenizerBase) -> tupl
     return train, evaluation
 
 
-Content = Row | str
-"""The columns of a row; of a row that cannot be parsed its line, with bytes that are not UTF-8 escaped, or else the problem."""
-
-
 def dropped_rows(directory: Path, split: str) -> Iterator[Dropped]:
     """Yield the rows of a split that an artifact lists as dropped, in the order in which they were dropped."""
     with (directory / DROPPED).open(encoding="utf-8") as lines:
@@ -154,8 +148,10 @@ def drop_reason_of(directory: Path, split: str, row_id: str) -> str | None:
     return None
 
 
-def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tuple[Dropped, Content]]:
-    """Yield dropped rows with their content, source by source. A source is read no further than the last of its rows.
+def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tuple[Dropped, Row | str]]:
+    """Yield dropped rows with their columns, source by source. A source is read no further than the last of its rows.
+
+    A row that cannot be parsed has its line in place of columns, with bytes that are not UTF-8 escaped, or else the problem.
 
     Raises:
         DataError: a source that can no longer be read.
@@ -163,23 +159,16 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
     wanted: dict[str, dict[int, list[Dropped]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         wanted[row.source][place_of(row.id)[0]].append(row)
-    for source in sources_of(data, split):
+    held_out = [source for source in data.train if source.holdout]
+    for source in data.train if split == "train" else (*data.eval, *held_out):
         missing = wanted.pop(source.title, {})
         for number, raw in read_rows(source) if missing else ():
             if number in missing:
-                content = _content(raw)
-                yield from ((row, content) for row in missing.pop(number))
+                content = parse(raw) if isinstance(raw, Line) else raw
+                if isinstance(content, Malformed):
+                    shown = raw.content.decode(errors="backslashreplace") if isinstance(raw, Line) else content.detail
+                else:
+                    shown = content
+                yield from ((row, shown) for row in missing.pop(number))
             if not missing:
                 break
-
-
-def _content(row: Row | Line | Malformed) -> Content:
-    parsed = parse(row) if isinstance(row, Line) else row
-    if not isinstance(parsed, Malformed):
-        return parsed
-    return row.content.decode(errors="backslashreplace") if isinstance(row, Line) else parsed.detail
-
-
-def sources_of(data: Data, split: str) -> Sequence[Source]:
-    """Return the sources of a split; for `eval` including the training sources of which a share is held out."""
-    return data.train if split == "train" else (*data.eval, *(source for source in data.train if source.holdout))

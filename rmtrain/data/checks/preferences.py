@@ -6,7 +6,7 @@ A rule, such as "the longer response wins", is what a model could learn instead 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -144,42 +144,34 @@ def find_near_identical(data: TokenizedData, edges: PreferenceEdges, tokenizer: 
 
     Tokens are those of the responses, without prompt and end token.
     """
-    same = np.flatnonzero(edges.winner_nodes == edges.loser_nodes).tolist()
-    reasons = dict.fromkeys(same, "the same text except for case and spacing")
-    doubtful: list[int] = []
-    for edge, shared, size in _possible(data, edges, set(same)):
-        if 2 * shared == size:
-            reasons[edge] = "the same tokens in another order"
-        elif 2 * shared >= SHARED * size:
-            reasons[edge] = f"{200 * shared // size} % of the tokens are the same"
-        elif len(doubtful) < DECODED:
-            doubtful.append(edge)
-    for edge in doubtful:
-        row = data[int(edges.comparisons[edge])]
-        winner, loser = (
-            _letters(decoded(row.sequences[side[edge]][row.prompt_length :], tokenizer, special_tokens=False))
-            for side in (edges.winners, edges.losers)
-        )
-        if winner and winner == loser:
-            reasons[edge] = "the same letters and digits; only case, spacing and punctuation differ"
-    return sorted(reasons.items())
-
-
-def _possible(data: TokenizedData, edges: PreferenceEdges, known: set[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield edges that may be near-identical by their tokens: number, tokens in common, and tokens of both sides together."""
     winners, losers = (lengths.astype(np.int64) - 1 for lengths in data.preference_lengths())
     sizes = winners + losers
     allowed = np.maximum(FEW, (1 - POSSIBLE) * sizes)
-    near = [edge for edge in np.flatnonzero(np.abs(winners - losers) <= allowed).tolist() if edge not in known]
-    for comparison, members in groupby(near, key=edges.comparisons.__getitem__):
+    are_same = edges.winner_nodes == edges.loser_nodes
+    reasons = dict.fromkeys(np.flatnonzero(are_same).tolist(), "the same text except for case and spacing")
+    compared = 0
+    possible = np.flatnonzero(~are_same & (np.abs(winners - losers) <= allowed)).tolist()
+    for comparison, members in groupby(possible, key=edges.comparisons.__getitem__):
         row = data[int(comparison)]
         # after the common prefix, and without the end token
         counts = [Counter(np.asarray(sequence[row.prefix_length : -1]).tolist()) for sequence in row.sequences]
         for edge in members:
-            common = counts[edges.winners[edge]] & counts[edges.losers[edge]]
-            shared = row.prefix_length - row.prompt_length + common.total()
-            if sizes[edge] - 2 * shared <= allowed[edge]:
-                yield edge, shared, int(sizes[edge])
+            sides = edges.winners[edge], edges.losers[edge]
+            shared = row.prefix_length - row.prompt_length + (counts[sides[0]] & counts[sides[1]]).total()
+            size = int(sizes[edge])
+            if size - 2 * shared > allowed[edge]:
+                continue
+            if 2 * shared == size:
+                reasons[edge] = "the same tokens in another order"
+            elif 2 * shared >= SHARED * size:
+                reasons[edge] = f"{200 * shared // size} % of the tokens are the same"
+            elif compared < DECODED:
+                compared += 1
+                texts = (decoded(row.sequences[side][row.prompt_length :], tokenizer, special_tokens=False) for side in sides)
+                one, other = map(_letters, texts)
+                if one and one == other:
+                    reasons[edge] = "the same letters and digits; only case, spacing and punctuation differ"
+    return sorted(reasons.items())
 
 
 def _letters(text: str) -> str:
