@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, build_artifact
-from rmtrain.data.cache import get_or_build
 from rmtrain.data.checks.contamination import Overlap, check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, place_of
 from rmtrain.data.rows.dataset import digest, read_rows, source_identity, tokenizer_fingerprint
@@ -19,7 +18,7 @@ from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.tokenizer import canary_hashes, first_change
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.files import sha256_file
+from rmtrain.files import get_or_build, sha256_file
 from rmtrain.recipe.schema import Data, Source, TokenizedSource
 
 SHAPING_KEYS = {"max_length", "max_prompt_length", "overlong", "allow_rewritten"}
@@ -165,10 +164,9 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
         for number, raw in read_rows(source) if missing else ():
             if number in missing:
                 content = parse(raw) if isinstance(raw, Line) else raw
-                if isinstance(content, Malformed):
-                    shown = raw.content.decode(errors="backslashreplace") if isinstance(raw, Line) else content.detail
-                else:
-                    shown = content
+                shown: Row | str = content if not isinstance(content, Malformed) else content.detail
+                if isinstance(content, Malformed) and isinstance(raw, Line):
+                    shown = raw.content.decode(errors="backslashreplace")
                 yield from ((row, shown) for row in missing.pop(number))
             if not missing:
                 break

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.cache import get_or_build
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import digest, source_identity
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.render import render_all
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
