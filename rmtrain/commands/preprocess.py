@@ -43,7 +43,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
     Args:
         recipe: its data and model sections are used.
         console: shows progress.
-        export: directory for `train.parquet` and `eval.parquet` with the columns `input_ids_chosen`, `attention_mask_chosen`, ...
+        export: directory for `train.parquet` and `eval.parquet` with the columns of `EXPORT_SCHEMA`.
         plot: PNG file for the token lengths; None: `lengths.png` next to the cached data, if that directory is writable.
 
     Raises:

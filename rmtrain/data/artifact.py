@@ -72,10 +72,7 @@ def record_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
 class TokenizedData:
     """The comparisons of a split, memory-mapped. `data[i]` is a TokenizedComparison.
 
-    Args:
-        file: an Arrow file of `SCHEMA`.
-        key: hash of everything that shaped the artifact.
-        waterfall: counts of the rows of each source, kept and dropped.
+    `file` is an Arrow file of `SCHEMA`, `key` the hash of everything that shaped the artifact.
 
     Columns, one value for each comparison:
         response_counts int32: K. preference_counts int32: edges.

@@ -137,14 +137,9 @@ class RowEncoder:
 def build_artifact(
     directory: Path, data: Data, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], progress: Progress
 ) -> None:
-    """Write the artifact of all sources of a recipe. Its bytes depend neither on the time nor on the number of processes.
+    """Write the artifact of all sources of a recipe to an empty directory, with `facts` as further entries of its manifest.
 
-    Args:
-        directory: an empty directory.
-        data: the sources and the policies.
-        tokenizer: one that `load_tokenizer` returned.
-        facts: further entries of the manifest.
-        progress: called after each batch.
+    Its bytes depend neither on the time nor on the number of processes.
     """
     sources: dict[str, Sequence[Source]] = {"train": data.train, "eval": data.eval}
     waterfalls = {split: Waterfall() for split in SPLITS}
@@ -207,9 +202,7 @@ def in_order(
 ) -> Iterator[Callable[[Iterable[Task]], Iterator[Result]]]:
     """Yield a function that maps tasks to results like `map`, with processes that live as long as the block.
 
-    Args:
-        make_work: makes the function for one task; pickled, and called once in each process.
-        processes: number of processes; 1: everything runs in this one.
+    `make_work` makes the function for one task. It is pickled, and called once in each process; with `processes` of 1, only in this one.
 
     Raises:
         RmtrainError: a process was killed.

@@ -47,10 +47,7 @@ class PreparedData:
 def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress = no_progress) -> PreparedData:
     """Return the tokenized comparisons of a recipe, from the cache if nothing that shapes them has changed.
 
-    Args:
-        data: the data section.
-        tokenizer: one that `load_tokenizer` returned.
-        progress: called after each batch that is tokenized.
+    `tokenizer` is one that `load_tokenizer` returned; `progress` is called after each batch that is tokenized.
 
     Raises:
         DataError: unreadable or malformed data, too many dropped rows, nothing left, a changed artifact, or overlap of the splits.

@@ -1,9 +1,11 @@
 """Mistakes in a recipe, one line each: pydantic's message, the place in the file, and what was probably meant."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import takewhile
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import Tag, ValidationError
@@ -213,9 +215,7 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if isinstance(value, str):
-        return f'"{shorten(value)}"'
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return f'"{shorten(value)}"' if isinstance(value, str) else json.dumps(value)
 
 
 def either(words: Iterable[str]) -> str:
@@ -279,11 +279,8 @@ def _suggested(meant: KeyPath, section: KeyPath, kind: str | None) -> Suggestion
 
 def _belongs_under(paths: list[KeyPath], here: KeyPath) -> str:
     """Name the sections that have the key; of several, those that share the longest path with this one."""
-
-    def shared(path: KeyPath) -> int:
-        return next((depth for depth, (a, b) in enumerate(zip(path, here, strict=False)) if a != b), min(len(path), len(here)))
-
-    nearest = [path[:-1] for path in paths if shared(path) == max(map(shared, paths))]
+    shared = [len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, here, strict=False)))) for path in paths]
+    nearest = [path[:-1] for path, length in zip(paths, shared, strict=True) if length == max(shared)]
     return f"it belongs under {either(map(dotted, nearest))}" if all(nearest) else "it belongs at the top level"
 
 

@@ -22,9 +22,7 @@ AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
+    Overrides are `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
 
     Raises:
         RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.

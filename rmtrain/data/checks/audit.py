@@ -65,11 +65,6 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
     The directory then has `findings.jsonl`, a line for each finding with the ids of its rows. Rows that were dropped are not among them;
     they are in `dropped.jsonl`.
 
-    Args:
-        prepared: the result of `prepare`.
-        data: its benchmarks, and whether overlap is allowed.
-        tokenizer: the one the data was prepared with.
-
     Returns:
         JSON values: `list`, the path of `findings.jsonl`, or None where it cannot be written; and `splits`, for each that has rows:
         `comparisons`, `preferences`, `found` (see `summarize_findings`), `baselines` (see `label_baselines`).
@@ -117,8 +112,8 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
         responses = "; its responses are also trained on" if row.responses_too else ""
         detail = f"the prompt of training row {train.ids[row.trained]}, {how}{responses}"
         findings.append(Finding("overlap", "eval", (evaluation.ids[row.evaluated],), detail))
-    for match in benchmark_overlap(train, benchmarks):
-        findings.append(Finding("benchmark", "train", (train.ids[match.row],), f"prompt of {match.benchmark}"))
+    for number, benchmark in benchmark_overlap(train, benchmarks).items():
+        findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
     for split, data in prepared.splits.items():
         # a ranking that appears twice repeats all of its preferences: findings of one kind in the same rows become one
         same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
@@ -177,11 +172,7 @@ def _ways(repeat: Repeat, place: Callable[[int], str]) -> str:
 
 
 def summarize_findings(findings: Sequence[Finding], comparisons: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Count findings by split and kind, the worst kind first.
-
-    Args:
-        findings: all of them.
-        comparisons: the number of comparisons of each split.
+    """Count findings by split and kind, the worst kind first; `comparisons` is the number of comparisons of each split.
 
     Returns:
         JSON values: `{split: {kind: {"found": n, "rows": n, "share": s, "examples": [{"ids": [...], "detail": ...}]}}}`, where `share` is
@@ -201,10 +192,7 @@ def summarize_findings(findings: Sequence[Finding], comparisons: Mapping[str, in
 
 
 def write_findings(directory: Path, key: str, findings: Iterable[Finding], summary: Mapping[str, Any]) -> bool:
-    """Write `findings.jsonl`, one object for each finding, and then `findings.json`, the summary.
-
-    Returns:
-        False when the directory is read-only.
+    """Write `findings.jsonl`, one object for each finding, and then `findings.json`, the summary; False if the directory is read-only.
 
     Raises:
         OSError: anything else, such as a full disk.

@@ -94,24 +94,12 @@ PROMPT_COLUMNS = (
 HH = Messages(transcript="hh")
 
 
-@dataclass(frozen=True, slots=True)
-class Contaminated:
-    """The number of a row that has the prompt of a benchmark, and one row of the benchmark, as `file:index`."""
-
-    row: int
-    benchmark: str
-
-
-def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> list[Contaminated]:
-    """Return the rows whose normalised prompt is in one of the files.
+def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> dict[int, str]:
+    """Return the numbers of the rows whose normalised prompt is in a benchmark, each with one row of it, as `file:index`.
 
     The first of `PROMPT_COLUMNS` is a row's prompt, as text or messages; with `instruction` and `input`, also both together. A system
     message and the turns before the last are part of a prompt, so a row with different ones is a different row. Tokenized rows are not
     compared.
-
-    Args:
-        data: the training data.
-        files: json, jsonl, csv or parquet, optionally `.gz`.
 
     Raises:
         DataError: a file that is missing or cannot be read, or one of its rows has no prompt.
@@ -133,7 +121,7 @@ def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> list[Contami
         if not count:
             raise DataError(f"data.benchmarks: {name} has no rows")
     matches = np.flatnonzero(np.isin(data.prompt_hashes, np.array(list(first), np.uint64)))
-    return [Contaminated(row, first[int(data.prompt_hashes[row])]) for row in matches.tolist()]
+    return {number: first[int(data.prompt_hashes[number])] for number in matches.tolist()}
 
 
 def _prompts(raw: RawRow, where: str) -> Iterator[Turns]:

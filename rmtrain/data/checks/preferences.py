@@ -77,11 +77,8 @@ class Cycle:
 def find_cycles(edges: PreferenceEdges, without: Sequence[int] = ()) -> list[Cycle]:
     """Return a cycle for each set of responses of one prompt that beat one another in turn, from any rows, ordered by their first edge.
 
-    Ties, and edges between responses that are equal after normalisation, are ignored.
-
-    Args:
-        edges: all preferences of a split.
-        without: numbers of edges to ignore: those that contradict each other, which are cycles of two.
+    Ties, edges between responses that are equal after normalisation, and the edges `without` are ignored: those that contradict each other
+    are cycles of two.
     """
     counted = edges.are_decided & (edges.winner_nodes != edges.loser_nodes)
     counted[np.asarray(without, np.int64)] = False
@@ -103,12 +100,9 @@ def find_cycles(edges: PreferenceEdges, without: Sequence[int] = ()) -> list[Cyc
 
 
 def _trim(edges_E3: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Remove edges whose winner never loses or whose loser never wins, repeatedly: they are in no cycle.
+    """Remove edges (number, winner, loser) whose winner never loses or whose loser never wins, repeatedly: they are in no cycle.
 
     Nearly all edges of real data go here, so that ten million of them never become a graph of Python objects.
-
-    Args:
-        edges_E3: number, winner and loser of each edge.
     """
     for _ in range(TRIMMING_ROUNDS):
         winners, losers = edges_E3[:, 1], edges_E3[:, 2]
