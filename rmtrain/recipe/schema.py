@@ -3,11 +3,13 @@
 Sections have the names of the folders that read them. `None` turns a key off; it never means "the default".
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, PositiveFloat, PositiveInt
+from pydantic.json_schema import GenerateJsonSchema
 
 from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind, kind_by
 from rmtrain.recipe.sources import AbSource as AbSource
@@ -407,3 +409,12 @@ class EvaluationRecipe(CheckedSection):
     """Rewards to loss."""
     training: Training = Training()
     """Only `training.precision` is read."""
+
+
+def json_schema() -> str:
+    """Return the JSON Schema (draft 2020-12) of a recipe as text with one newline at its end; docstrings of fields are the descriptions.
+
+    Checks between keys, such as that `heads` divides `hidden_size`, are not part of it.
+    """
+    document = {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema(), "title": "rmtrain recipe"}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
