@@ -193,9 +193,9 @@ class TextSource(SourceBase):
     def conflicts(self) -> Iterator[Conflict]:
         """`auto` and `implicit` are not columns of a list."""
         yield from super().conflicts()
-        words = [column for column in self.prompt if column in IMPLICIT] if isinstance(self.prompt, tuple) else []
-        if words:
-            yield Conflict(("prompt",), f'"{words[0]}" cannot be combined with columns; write prompt: {words[0]}')
+        for word in IMPLICIT:
+            if isinstance(self.prompt, tuple) and word in self.prompt:
+                yield Conflict(("prompt",), f'"{word}" cannot be combined with columns; write prompt: {word}')
 
 
 class SidesSource(TextSource):
@@ -463,12 +463,3 @@ class TokenizedSource(SourceBase):
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have in addition to the tokens."""
         return self.number_columns
-
-
-Source = Annotated[
-    Annotated[PairSource, kind("pair")]
-    | Annotated[AbSource, kind("ab")]
-    | Annotated[RankedSource, kind("ranked")]
-    | Annotated[TokenizedSource, kind("tokenized")],
-    kind_by("format", default="pair"),
-]
