@@ -198,7 +198,7 @@ def score(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of the recipe, for editors."""
-    from rmtrain.commands.schema import schema as run
+    from rmtrain.recipe.schema import json_schema as run
 
     print(run(), end="")
 

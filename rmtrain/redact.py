@@ -46,13 +46,11 @@ def redact_paths(value: Any) -> Any:
         return {key: redact_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact_paths(inner) for inner in value]
-    return _text(value) if isinstance(value, str) else value
-
-
-def _text(text: str) -> str:
-    hidden = redact(text)
-    if hidden.startswith(("/", "~")) and len(hidden.split()) == 1 and len(hidden) > 1:
-        return f"…/{hidden.rstrip('/').rpartition('/')[2]}"
+    if not isinstance(value, str):
+        return value
+    text = redact(value)
+    if text.startswith(("/", "~")) and len(text.split()) == 1 and len(text) > 1:
+        return f"…/{text.rstrip('/').rpartition('/')[2]}"
     here, home = f"{Path.cwd()}/", os.path.expanduser("~").rstrip("/")
-    without = hidden.replace(here, "") if len(here) > 2 else hidden
-    return without.replace(home, "~") if home not in ("", "~") else without
+    text = text.replace(here, "") if len(here) > 2 else text
+    return text.replace(home, "~") if home not in ("", "~") else text

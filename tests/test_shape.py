@@ -80,7 +80,7 @@ def test_only_the_command_line_imports_lazily() -> None:
     assert lazy == {"rmtrain.cli"}
 
 
-@pytest.mark.parametrize("module", ["rmtrain", "rmtrain.cli", "rmtrain.recipe.load", "rmtrain.commands.schema"])
+@pytest.mark.parametrize("module", ["rmtrain", "rmtrain.cli", "rmtrain.recipe.load", "rmtrain.recipe.schema"])
 def test_light_modules_load_no_heavy_library(module: str) -> None:
     heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "numpy", "matplotlib")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -22,10 +22,9 @@ from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
-from rmtrain.data.decode import Match, decoded, search
 from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again
 from rmtrain.data.rows.messages import cells
-from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import Match, decoded, load_tokenizer, search
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Data, Recipe
 from rmtrain.report.comparison_view import comparison_view, dropped_view, token_strings
@@ -93,17 +92,18 @@ def _show_kept(
         matches: dict[int, Match | None] = dict.fromkeys(ordered[:limit])
         heading = f"{len(matches):,} of {whole}"
     else:
+        matches, searched = {}, 0
         with console.status("searching") as status:
-
-            def show(searched: int) -> None:
+            for searched, match in enumerate(search(data, ordered, tokenizer, options.find), start=1):
+                if match is not None:
+                    matches[match.row] = match
+                if len(matches) >= limit:
+                    break
                 if searched % 100 == 0:
                     status.update(f"searched {searched:,} of {len(numbers):,} rows")
-
-            found = search(data, ordered, tokenizer, options.find, limit, show)
-        matches = {match.row: match for match in found.matches}
-        document |= {"find": options.find, "searched": found.searched}
-        end = f"stopped at the limit of {limit:,}" if found.searched < len(numbers) else "no more rows"
-        heading = f"{len(matches):,} with {options.find!r}; searched {found.searched:,} of {whole}: {end}"
+        document |= {"find": options.find, "searched": searched}
+        end = f"stopped at the limit of {limit:,}" if searched < len(numbers) else "no more rows"
+        heading = f"{len(matches):,} with {options.find!r}; searched {searched:,} of {whole}: {end}"
     rows = [_row_document(data[number], number, options.split, tokenizer, match) for number, match in matches.items()]
     return CommandResult(_listing(Text(heading), [view(row) for row in rows]), document | {"rows": rows})
 

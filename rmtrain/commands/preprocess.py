@@ -4,20 +4,36 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from rmtrain.commands.options import CommandResult
-from rmtrain.data.artifact import TokenizedData, export_columns
+from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import KeyValues
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table, plot_lengths
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.tables import findings_report, waterfall_table
+
+EXPORT_ROWS = 1000
+EXPORT_SCHEMA = pa.schema(
+    {
+        "input_ids_chosen": pa.list_(pa.int32()),
+        "attention_mask_chosen": pa.list_(pa.int8()),
+        "input_ids_rejected": pa.list_(pa.int32()),
+        "attention_mask_rejected": pa.list_(pa.int8()),
+        "margin": pa.float64(),
+        "id": pa.string(),
+    }
+)
 
 
 def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, plot: Path | None = None) -> CommandResult:
@@ -26,7 +42,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
     Args:
         recipe: its data and model sections are used.
         console: shows progress.
-        export: directory for `train.parquet` and `eval.parquet` with the columns `input_ids_chosen`, `attention_mask_chosen`, ...
+        export: directory for `train.parquet` and `eval.parquet` with the columns of `EXPORT_SCHEMA`.
         plot: PNG file for the token lengths; None: `lengths.png` next to the cached data, if that directory is writable.
 
     Raises:
@@ -44,9 +60,7 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
     exported: dict[str, str] = {}
     splits: dict[str, Any] = {}
     parts: list[RenderableType] = []
-    for name, data in (("train", prepared.train), ("eval", prepared.eval)):
-        if not len(data):
-            continue
+    for name, data in prepared.splits.items():
         if export is not None:
             exported[name] = str(export_columns(data, export / f"{name}.parquet"))
         lengths, waterfall, preferences = _lengths(data), data.waterfall.to_json(), int(data.preference_counts.sum())
@@ -63,14 +77,8 @@ def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, 
         fewest, most = data.response_counts.min(), data.response_counts.max()
         if most > 2:
             parts.append(Text(f"{len(data):,} comparisons of {fewest} to {most} responses, with {preferences:,} preferences"))
-        parts += [
-            Text(),
-            findings_report(findings["splits"][name]),
-            Text(),
-            length_table(lengths),
-            LengthDistribution(lengths),
-            Text(),
-        ]
+        parts += [Text(), findings_report(findings["splits"][name]), Text()]
+        parts += [length_table(lengths), LengthDistribution(lengths), Text()]
 
     files = {
         "findings": str(findings["list"] or "not written: the directory is read-only"),
@@ -92,3 +100,34 @@ def _lengths(data: TokenizedData) -> dict[str, NDArray[Any]]:
     """Return the token lengths of prompts, and of the winner and the loser of each preference without the prompt."""
     chosen, rejected = data.preference_lengths()
     return {"prompt": data.prompt_lengths, "chosen": chosen, "rejected": rejected}
+
+
+def export_columns(data: TokenizedData, file: Path) -> Path:
+    """Write pairs to a Parquet file with the columns of `EXPORT_SCHEMA`, and return the file. Its folder is created if it is missing.
+
+    Raises:
+        DataError: a comparison is more than a pair: it has more responses or preferences, or a preference with a weight.
+    """
+    weights = np.zeros(len(data))
+    np.add.at(weights, np.repeat(np.arange(len(data)), data.preference_counts), data.values("weights"))
+    larger = (data.response_counts > 2) | (data.preference_counts > 1) | (weights != 1)
+    if larger.any():
+        number = int(larger.argmax())
+        responses = data.response_counts[number]
+        size = f"{responses} responses" if responses > 2 else f"preferences with a total weight of {weights[number]:g}"
+        raise DataError(
+            f"{data.ids[number]}: {size}, but a chosen and a rejected column hold one pair; "
+            "export pairs that are not grouped by prompt, ranked or weighted"
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(file, EXPORT_SCHEMA) as writer:
+        for begin in range(0, len(data), EXPORT_ROWS):
+            pairs = []
+            for index in range(begin, min(begin + EXPORT_ROWS, len(data))):
+                row = data[index]
+                (edge,) = row.preferences
+                chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]
+                pairs.append((chosen, [1] * len(chosen), rejected, [1] * len(rejected), edge.margin, row.id))
+            columns = [pa.array(cells, field.type) for field, cells in zip(EXPORT_SCHEMA, zip(*pairs, strict=True), strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=EXPORT_SCHEMA))
+    return file

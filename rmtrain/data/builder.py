@@ -1,13 +1,23 @@
-"""Writes tokenized data: an Arrow file for each split, the rows that are dropped or gathered, and last the manifest."""
+"""Writes tokenized data, with several processes: an Arrow file for each split, the rows dropped or gathered, and last the manifest."""
 
+import gc
 import json
-from collections import Counter, defaultdict
+import os
+import signal
+import sys
+import threading
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import tee
+from functools import partial
+from itertools import islice, tee
+from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +39,7 @@ from rmtrain.data.rows.loading import Progress, Reading, read_batches
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
+from rmtrain.errors import RmtrainError
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Data, Source
 
@@ -50,7 +61,6 @@ class EncodedRows:
     """The rows of a task in one split.
 
     stored: their comparisons; None: there are none.
-    kept: number of comparisons.
     gathered: `(row id, id of the comparison it is part of)` of rows that are part of another row's comparison.
     dropped: rows that are not used.
     marks: the content and the group by which `dedup` and `cap` know each comparison; None if the source has neither.
@@ -58,11 +68,15 @@ class EncodedRows:
     """
 
     stored: pa.RecordBatch | None
-    kept: int
     gathered: list[tuple[str, str]]
     dropped: list[Dropped]
     marks: list[tuple[int, int]] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Number of comparisons."""
+        return 0 if self.stored is None else int(self.stored.num_rows)
 
     def without(self, problems: Mapping[str, BadRow], source: str) -> "EncodedRows":
         """Return the rows with the comparisons that have a problem, and all rows that are part of them, dropped."""
@@ -73,7 +87,6 @@ class EncodedRows:
         lost += [(row_id, problems[whole]) for row_id, whole in self.gathered if whole in problems]
         return EncodedRows(
             stored=self.stored.filter(pa.array(kept)) if any(kept) else None,
-            kept=sum(kept),
             gathered=[pair for pair in self.gathered if pair[1] not in problems],
             dropped=[*self.dropped, *(dropped(row_id, source, problem) for row_id, problem in lost)],
             left_out=self.left_out,
@@ -81,12 +94,7 @@ class EncodedRows:
 
 
 class RowEncoder:
-    """Encodes tasks, in any process. The result of a task depends on nothing but the task.
-
-    Args:
-        tokenizer: one that `load_tokenizer` returned.
-        data: the policies.
-    """
+    """Encodes tasks, in any process. The result of a task depends on nothing but the task and the policies of `data`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         self.encoder = Encoder(tokenizer, LengthPolicy.of(data), data.allow_rewritten)
@@ -124,28 +132,19 @@ class RowEncoder:
             contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in stored]
             marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
-        batch = record_batch(stored) if stored else None
-        return EncodedRows(batch, len(stored), gathered, dropped, marks, left_out)
+        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out)
 
 
 def build_artifact(
-    directory: Path,
-    sources: Mapping[str, Sequence[Source]],
-    encode: Callable[[Iterable[RowTask]], Iterator[dict[str, EncodedRows]]],
-    facts: Mapping[str, Any],
-    progress: Progress,
+    directory: Path, data: Data, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any], progress: Progress
 ) -> None:
-    """Write the artifact of some sources. Its bytes depend on nothing else, neither on the time nor on the number of processes.
+    """Write the artifact of all sources of a recipe to an empty directory, with `facts` as further entries of its manifest.
 
-    Args:
-        directory: an empty directory.
-        sources: the sources of each split.
-        encode: applies a `RowEncoder` to a stream of tasks, in order.
-        facts: further entries of the manifest.
-        progress: called after each batch.
+    Its bytes depend neither on the time nor on the number of processes.
     """
+    sources: dict[str, Sequence[Source]] = {"train": data.train, "eval": data.eval}
     waterfalls = {split: Waterfall() for split in SPLITS}
-    with ExitStack() as files:
+    with ExitStack() as files, in_order(partial(RowEncoder, tokenizer, data), data.processes) as encode:
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
         for split, source, rows in _encoded(sources, encode, progress):
@@ -161,9 +160,8 @@ def build_artifact(
     for split in SPLITS:
         for source in sources[split]:
             waterfalls[split].of(source.title)  # also a source without rows
-    splits = {
-        split: {"sha256": sha256_file(directory / f"{split}.arrow"), "waterfall": waterfalls[split].to_json()} for split in SPLITS
-    }
+    sha256 = {split: sha256_file(directory / f"{split}.arrow") for split in SPLITS}
+    splits = {split: {"sha256": sha256[split], "waterfall": waterfalls[split].to_json()} for split in SPLITS}
     (directory / MANIFEST).write_text(json.dumps({**facts, "splits": splits}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -191,3 +189,88 @@ def _encoded(
                 rows = rows.without(refused, task.source.title)
             yield split, task.source, rows
         progress(Reading(task.source.title, read[place], task.rows.share if isinstance(task.rows, RawBatch) else None))
+
+
+AHEAD = 2
+"""Number of tasks for each process that are submitted before the first result is due."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Work = Callable[[Task], Result]
+
+_work: Callable[[Any], Any]
+
+
+@contextmanager
+def in_order(
+    make_work: Callable[[], Work[Task, Result]], processes: int
+) -> Iterator[Callable[[Iterable[Task]], Iterator[Result]]]:
+    """Yield a function that maps tasks to results like `map`, with processes that live as long as the block.
+
+    `make_work` makes the function for one task. It is pickled, and called once in each process; with `processes` of 1, only in this one.
+
+    Raises:
+        RmtrainError: a process was killed.
+    """
+    if processes == 1:
+        work, was_enabled = make_work(), gc.isenabled()
+        gc.disable()
+        try:
+            yield lambda tasks: (_run(work, task) for task in tasks)
+        finally:
+            if was_enabled:
+                gc.enable()
+        return
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start, (make_work,))  # tokenizers' threads do not survive a fork
+
+    def submit(task: Task) -> Future[Result]:
+        # The pool starts its processes here, and each would run the main script again, which may be heavy or unguarded: hide it.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return pool.submit(_call, task)
+        finally:
+            sys.modules["__main__"] = main
+
+    def apply(tasks: Iterable[Task]) -> Iterator[Result]:
+        tasks = iter(tasks)
+        submitted = deque(map(submit, islice(tasks, AHEAD * processes)))
+        while submitted:
+            result = submitted.popleft().result()
+            submitted.extend(map(submit, islice(tasks, 1)))
+            yield result
+
+    try:
+        yield apply
+    except BrokenProcessPool as error:
+        raise RmtrainError(
+            "data.processes: a process was killed or ran out of memory before its work was done; set fewer processes"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(make_work: Callable[[], Any]) -> None:
+    global _work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; the parent stops the others
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    gc.disable()
+    _work = make_work()
+
+
+def _exit_with_parent() -> None:
+    """Wait for the parent's death: the pool's queues do not report it, and a process would wait for its next task forever."""
+    parent = parent_process()
+    assert parent is not None, "this process was spawned"
+    parent.join()
+    os._exit(1)
+
+
+def _call(task: Any) -> Any:
+    return _run(_work, task)
+
+
+def _run(work: Work[Task, Result], task: Task) -> Result:
+    # A task makes a hundred thousand objects and hardly a cycle: collecting once after it instead of all the time saves a sixth.
+    result = work(task)
+    gc.collect(0)
+    return result

@@ -24,9 +24,8 @@ class Preference:
     """One edge of a comparison: `winner` and `loser` index its responses.
 
     `probability` is the target probability that the winner is better (0.5 is a tie), `margin` is subtracted inside the sigmoid (Llama 2,
-    arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. `rows` are the ids of the rows that state the edge,
-    where a comparison was made of several rows: all rows that state the pair, or the two rows that its responses come from. It is not
-    stored.
+    arXiv:2307.09288, section 3.2.2), `weight` scales the edge within its comparison. Where a comparison was made of several rows, `rows`
+    are the ids of those that state the edge, or that its two responses come from; it is not stored.
     """
 
     winner: int
@@ -79,12 +78,7 @@ class TokenizedComparison:
 
 
 class BadRow(Exception):
-    """A row, or one of its responses, cannot be used.
-
-    Args:
-        reason: the word that such rows are counted under.
-        detail: the problem, without the text of the row.
-    """
+    """A row, or one of its responses, cannot be used: the word that such rows are counted under, and the problem without their text."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason, self.detail = reason, detail
@@ -136,9 +130,9 @@ HASH_RANGE = 2**64
 
 
 def prompt_hash(row: Comparison | TokenizedComparison) -> int:
-    """Return 64 bits of the normalised prompt: its roles and words, regardless of case, spacing and Unicode form.
+    """Return 64 bits of the prompt, regardless of case, spacing and Unicode form; without one, of the responses.
 
-    A row without a prompt is hashed by its responses; a tokenized row by the token prefix of its sequences.
+    A tokenized row is hashed by the token prefix of its sequences.
     """
     if isinstance(row, TokenizedComparison):
         return _hash(repr(list(row.sequences[0][: row.prefix_length])))

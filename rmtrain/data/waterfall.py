@@ -15,11 +15,10 @@ INTENTIONAL_DROPS = frozenset(
 
 @dataclass
 class SourceCount:
-    """Rows of one source: `read` = `kept` + `gathered` + all of `dropped`.
+    """Rows of one source, as `prepare` returns them: `read` = `kept` + `gathered` + all of `dropped`.
 
-    Rows are counted as `prepare` returns them. `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that
-    are part of another row's comparison. `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows,
-    that were left out of comparisons which are kept, by reason.
+    `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that are part of another row's comparison.
+    `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
     """
 
     read: int = 0
@@ -29,20 +28,15 @@ class SourceCount:
     examples: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def asked_for(self) -> int:
-        """Number of rows that the recipe leaves out on purpose."""
-        return sum(number for reason, number in self.dropped.items() if reason in INTENTIONAL_DROPS)
-
     def add(
         self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
     ) -> None:
         """Add numbers of rows, and of responses left out of them by reason."""
-        for reason, number in (left_out or {}).items():
-            self.left_out[reason] = self.left_out.get(reason, 0) + number
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered
+        for reason, number in (left_out or {}).items():
+            self.left_out[reason] = self.left_out.get(reason, 0) + number
         for row in dropped:
             self.read += 1
             self.dropped[row.reason] = self.dropped.get(row.reason, 0) + 1
@@ -52,14 +46,16 @@ class SourceCount:
 
     def problem(self, allowed: float) -> str | None:
         """Return why the source is refused: no rows, no row kept, or a larger share than `allowed` of the wanted rows lost."""
-        lost, wanted = sum(self.dropped.values()) - self.asked_for, self.read - self.asked_for
+        faults = {reason: number for reason, number in self.dropped.items() if reason not in INTENTIONAL_DROPS}
+        lost = sum(faults.values())
+        intended = sum(self.dropped.values()) - lost
+        wanted = self.read - intended
         if not self.read:
             return "the source has no rows"
         if not self.kept:
             return f"all {self.read} rows were dropped: {self._reasons(self.dropped)}"
         if lost > allowed * wanted:
-            faults = {reason: number for reason, number in self.dropped.items() if reason not in INTENTIONAL_DROPS}
-            excluded = f", not counting {self.asked_for} that the recipe leaves out" if self.asked_for else ""
+            excluded = f", not counting {intended} that the recipe leaves out" if intended else ""
             return (
                 f"{lost} of {wanted} rows dropped ({100 * lost / wanted:.1f} %){excluded}, allowed {100 * allowed:g} %: "
                 f"{self._reasons(faults)}; raise data.max_drop_fraction, or repair the rows"
@@ -81,13 +77,8 @@ class Waterfall:
         """Return the counts of a source, by its tag."""
         return self.sources.setdefault(source, SourceCount())
 
-    @property
-    def kept(self) -> int:
-        """Number of comparisons of all sources."""
-        return sum(count.kept for count in self.sources.values())
-
     def problems(self, max_drop_fraction: float) -> list[str]:
-        """Return one line for each source that is refused, as `SourceCount.problem` says."""
+        """Return one line for each source that is refused, see `SourceCount.problem`."""
         checked = ((source, count.problem(max_drop_fraction)) for source, count in self.sources.items())
         return [f"{source}: {problem}" for source, problem in checked if problem is not None]
 

@@ -1,18 +1,20 @@
 """Mistakes in a recipe, one line each: pydantic's message, the place in the file, and what was probably meant."""
 
 import difflib
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, NamedTuple
+from itertools import takewhile
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
-from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.section import Entry, KeyPath, Section, sections_in
+from rmtrain.recipe.section import KeyPath, Section
+from rmtrain.recipe.sources import NUMBER
 from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
 from rmtrain.redact import asks_for_secret
 
@@ -45,10 +47,31 @@ class Suggestion(NamedTuple):
     chooses_kind: bool = False
 
 
+class Entry(NamedTuple):
+    """A section at one of its places. 0 in `path` stands for any index; `kind` is its name if the place has several kinds."""
+
+    path: KeyPath
+    section: type[Section]
+    kind: str | None
+
+
 @cache
 def entries() -> tuple[Entry, ...]:
-    """Return every section of a recipe at every place it has."""
-    return tuple(sections_in(Recipe))
+    """Return every section of a recipe at every place it has, parents first, in the order of the schema."""
+    return tuple(_sections_in(Recipe, ()))
+
+
+def _sections_in(annotation: Any, path: KeyPath) -> Iterator[Entry]:
+    annotated = get_origin(annotation) is Annotated
+    kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
+    bare = get_args(annotation)[0] if annotated else annotation
+    if isinstance(bare, type) and issubclass(bare, Section):
+        yield Entry(path, bare, kinds[0] if kinds else None)
+        for name, field in bare.model_fields.items():
+            yield from _sections_in(field.annotation, (*path, name))
+    else:
+        for inner in get_args(bare):
+            yield from _sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
 
 
 @cache
@@ -67,12 +90,7 @@ def sections_at(path: KeyPath) -> dict[str | None, type[Section]]:
 
 
 def explain(error: ValidationError, document: Document) -> list[Problem]:
-    """Return one problem for each wrong key. Errors that only follow from another problem are left out.
-
-    Args:
-        error: the error of `Recipe.model_validate(document.data)`.
-        document: the recipe as it was read, for the places of its keys.
-    """
+    """Return one problem for each wrong key in the error of a recipe. Errors that only follow from another problem are left out."""
     reported = {problem.path for problem in document.problems}  # by the YAML reader, which left the value empty or as text
     details: dict[KeyPath, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False)[:MAX_PROBLEMS]:
@@ -197,9 +215,7 @@ def show(value: Any) -> str:
         return "a section"
     if isinstance(value, list):
         return f"a list of {len(value)}"
-    if isinstance(value, str):
-        return f'"{shorten(value)}"'
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return f'"{shorten(value)}"' if isinstance(value, str) else json.dumps(value)
 
 
 def either(words: Iterable[str]) -> str:
@@ -263,11 +279,8 @@ def _suggested(meant: KeyPath, section: KeyPath, kind: str | None) -> Suggestion
 
 def _belongs_under(paths: list[KeyPath], here: KeyPath) -> str:
     """Name the sections that have the key; of several, those that share the longest path with this one."""
-
-    def shared(path: KeyPath) -> int:
-        return next((depth for depth, (a, b) in enumerate(zip(path, here, strict=False)) if a != b), min(len(path), len(here)))
-
-    nearest = [path[:-1] for path in paths if shared(path) == max(map(shared, paths))]
+    shared = [len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, here, strict=False)))) for path in paths]
+    nearest = [path[:-1] for path, length in zip(paths, shared, strict=True) if length == max(shared)]
     return f"it belongs under {either(map(dotted, nearest))}" if all(nearest) else "it belongs at the top level"
 
 

@@ -11,19 +11,18 @@ from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import explain, show
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
 from rmtrain.recipe.section import KeyPath
-from rmtrain.recipe.sources import read_hook
+from rmtrain.recipe.sources import Hook
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
+MAX_HOOK_BYTES = 2**20
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
+    Overrides are `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
 
     Raises:
         RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.
@@ -86,10 +85,7 @@ def _refusal(problems: Sequence[Problem]) -> RecipeError:
 def _override(document: Document, text: str, order: int) -> None:
     """Set one key of `document`, in place; mistakes in the override are added to its `problems`.
 
-    Args:
-        document: the recipe as read; `document.data` must be a mapping.
-        text: `optimizer.lr=1e-5`, or `data.train.0.path=rows.jsonl` with a list index.
-        order: 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
+    `order` is 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
     """
     name, equals, written = text.partition("=")
     shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""
@@ -153,6 +149,26 @@ def _read_hooks(data: Data, document: Document, directory: Path | None) -> Itera
                 source.take(read_hook(source.prepare, directory))
             except ValueError as error:
                 yield Problem(document.value_place(key), key, str(error))
+
+
+def read_hook(name: str, directory: Path | None) -> Hook:
+    """Read `module.py` for `module:function` from the directory of the recipe, None for a recipe without a file, and from nowhere else.
+
+    Raises:
+        ValueError: the file is missing, unreadable or too large; the message is one line.
+    """
+    file_name = f"{name.partition(':')[0]}.py"
+    if directory is None:
+        raise ValueError(f"{file_name} is read from the directory of the recipe file; load this recipe from a file")
+    file = directory / file_name
+    try:
+        with file.open("rb") as stream:  # at most the limit: the name may lead to a device or a huge file
+            code = stream.read(MAX_HOOK_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"expected {file_name} next to the recipe; {file}: {error.strerror}") from error
+    if len(code) > MAX_HOOK_BYTES:
+        raise ValueError(f"{file}: expected at most {MAX_HOOK_BYTES // 1024} KiB of code; move the rest into a package")
+    return Hook(name, code, file)
 
 
 def _texts(data: Any) -> Iterator[tuple[KeyPath, str]]:

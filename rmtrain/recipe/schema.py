@@ -3,21 +3,29 @@
 Sections have the names of the folders that read them. `None` turns a key off; it never means "the default".
 """
 
+import json
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt
+from pydantic.json_schema import GenerateJsonSchema
 
-from rmtrain.recipe.section import Conflict, KeyPath, Section, Share, kind, kind_by, raise_conflicts
+from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind, kind_by
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
 from rmtrain.recipe.sources import RankedSource as RankedSource
-from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
 
+Source = Annotated[
+    Annotated[PairSource, kind("pair")]
+    | Annotated[AbSource, kind("ab")]
+    | Annotated[RankedSource, kind("ranked")]
+    | Annotated[TokenizedSource, kind("tokenized")],
+    kind_by("format", default="pair"),
+]
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
 """Metrics that are better when lower; all others are better when higher."""
@@ -170,9 +178,8 @@ class Data(Section):
         evaluated: Placed = [(("eval", number), source) for number, source in enumerate(self.eval)]
         held_out: Placed = [(path, source) for path, source in train if source.holdout]
         # Held-out rows are evaluated next to the evaluation sources, so their tags must differ as well.
-        yield from {
-            conflict.key: conflict for conflict in (*_repeated_tags(train), *_repeated_tags(held_out + evaluated))
-        }.values()
+        repeated = [*_repeated_tags(train), *_repeated_tags(held_out + evaluated)]
+        yield from {conflict.key: conflict for conflict in repeated}.values()
         for path, source in evaluated:
             if source.holdout is not None:
                 message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
@@ -323,7 +330,7 @@ class Hub(Section):
     """Make the repository public; it is private by default."""
 
 
-class Recipe(Section):
+class Recipe(CheckedSection):
     """A complete description of one run."""
 
     run: Run
@@ -351,12 +358,6 @@ class Recipe(Section):
     hub: Hub = Hub()
     """Upload of the result."""
 
-    # pydantic runs this only when every key is valid by itself.
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        raise_conflicts(self)
-        return self
-
     def conflicts(self) -> Iterator[Conflict]:
         """Keys of different sections fit together."""
         yield from self._weight_conflicts()
@@ -365,23 +366,17 @@ class Recipe(Section):
             for number, source in enumerate(self.data.train):
                 yield from _ranking_conflicts(("data", "train", number), source)
         if not self.data.eval and not any(source.holdout for source in self.data.train):
-            evaluation, best = self.evaluation, self.checkpoints.best
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
-            for key, value in (
-                (("evaluation", "every"), evaluation.every),
-                (("evaluation", "gates"), evaluation.gates),
-                (("checkpoints", "best"), best),
-            ):
-                if value:
-                    yield Conflict(key, message)
+            for section, key in (("evaluation", "every"), ("evaluation", "gates"), ("checkpoints", "best")):
+                if getattr(getattr(self, section), key):
+                    yield Conflict((section, key), message)
 
     def _weight_conflicts(self) -> Iterator[Conflict]:
         model, training = self.model, self.training
         if self.lora is not None:
             return
         if model.quantization is not None:
-            message = f"{model.quantization} weights cannot be trained; add lora, or set null"
-            yield Conflict(("model", "quantization"), message)
+            yield Conflict(("model", "quantization"), f"{model.quantization} weights cannot be trained; add lora, or set null")
         if model.dtype == "bfloat16" and not training.allow_bfloat16_weights:
             message = "AdamW's small updates round to nothing; set float32, add lora, or set training.allow_bfloat16_weights"
             yield Conflict(("model", "dtype"), message)
@@ -409,7 +404,7 @@ def _ranking_conflicts(at: KeyPath, source: Source) -> Iterator[Conflict]:
         yield Conflict((*at, "max_pairs"), "plackett_luce learns whole rankings; remove it, or use bradley_terry")
 
 
-class EvaluationRecipe(Section):
+class EvaluationRecipe(CheckedSection):
     """The sections that `rmtrain eval MODEL --data FILE` reads; overrides may set their keys."""
 
     data: Data
@@ -421,7 +416,11 @@ class EvaluationRecipe(Section):
     training: Training = Training()
     """Only `training.precision` is read."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        raise_conflicts(self)
-        return self
+
+def json_schema() -> str:
+    """Return the JSON Schema (draft 2020-12) of a recipe as text with one newline at its end; docstrings of fields are the descriptions.
+
+    Checks between keys, such as that `heads` divides `hidden_size`, are not part of it.
+    """
+    document = {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema(), "title": "rmtrain recipe"}
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

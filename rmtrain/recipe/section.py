@@ -1,9 +1,9 @@
 """The base of all recipe sections: strict, closed and frozen, in several kinds where needed, with checks between keys."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
@@ -57,57 +57,32 @@ def kind_by(key: str, default: str | None = None) -> Discriminator:
     )
 
 
-class Entry(NamedTuple):
-    """A section at one of its places. 0 in `path` stands for any index; `kind` is its name if the place has several kinds."""
+class CheckedSection(Section):
+    """A section that is loaded as a whole. Its conflicts, and those of the sections in it, are one error with `depends_on` in its `ctx`.
 
-    path: KeyPath
-    section: type[Section]
-    kind: str | None
-
-
-def sections_in(annotation: Any, path: KeyPath = ()) -> Iterator[Entry]:
-    """Yield every section in a type at every place it has, parents first, in the order of the schema."""
-    annotated = get_origin(annotation) is Annotated
-    kinds = [item.tag.strip("<>") for item in get_args(annotation)[1:] if isinstance(item, Tag)] if annotated else []
-    bare = get_args(annotation)[0] if annotated else annotation
-    if isinstance(bare, type) and issubclass(bare, Section):
-        yield Entry(path, bare, kinds[0] if kinds else None)
-        for name, field in bare.model_fields.items():
-            yield from sections_in(field.annotation, (*path, name))
-    else:
-        for inner in get_args(bare):
-            yield from sections_in(inner, (*path, 0) if get_origin(bare) is tuple else path)
-
-
-def raise_conflicts(section: Section) -> None:
-    """Raise all conflicts of a section and of the sections in it as one pydantic error, with `depends_on` in its `ctx`.
-
-    This runs once on the whole recipe, and not in a validator of each section, so that all conflicts are reported together.
-
-    Raises:
-        ValidationError: there is at least one conflict.
+    This check runs once, and not in a validator of each section, so that all conflicts are reported together.
     """
-    details = [
-        InitErrorDetails(
-            type=PydanticCustomError(
-                "conflict", "{message}", {"message": conflict.message, "depends_on": (*path, *conflict.depends_on)}
-            ),
-            loc=(*path, *conflict.key),
-            input=None,
-        )
-        for path, inner in _values((), section)
-        for conflict in inner.conflicts()
-    ]
-    if details:
-        raise ValidationError.from_exception_data(type(section).__name__, details)
+
+    # pydantic runs this only when every key is valid by itself.
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        details = []
+        for path, section in _sections((), self):
+            for conflict in section.conflicts():
+                context = {"message": conflict.message, "depends_on": (*path, *conflict.depends_on)}
+                error = PydanticCustomError("conflict", "{message}", context)
+                details.append(InitErrorDetails(type=error, loc=(*path, *conflict.key), input=None))
+        if details:
+            raise ValidationError.from_exception_data(type(self).__name__, details)
+        return self
 
 
-def _values(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
+def _sections(path: KeyPath, value: Any) -> Iterator[tuple[KeyPath, Section]]:
     if isinstance(value, Section):
         yield path, value
         # `vars`, since `getattr` would count as a read in the test that every key of the schema is read by a run.
         for name, inner in vars(value).items():
-            yield from _values((*path, name), inner)
+            yield from _sections((*path, name), inner)
     elif isinstance(value, tuple):
         for number, inner in enumerate(value):
-            yield from _values((*path, number), inner)
+            yield from _sections((*path, number), inner)

@@ -1,16 +1,16 @@
 """One dataset of a recipe: where its rows come from, which rows are used, and the meaning of their columns."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr
+from pydantic import BeforeValidator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr
 
-from rmtrain.recipe.preference_labels import Label
 from rmtrain.recipe.section import Column, Conflict, Section, Share, kind, kind_by
 
-MAX_HOOK_BYTES = 2**20
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
 IMPLICIT = ("auto", "implicit")
 """Values of `prompt` that are not columns."""
@@ -24,53 +24,19 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """The file of a `prepare` key, read once with the recipe, so that the code that is hashed, run and copied is the same.
+    """The file of a `prepare` key, `module:function`, read once with the recipe: the code that is hashed, run and copied is the same.
 
     Two hooks are equal when their names and bytes are, wherever the files are stored.
     """
 
     name: str
-    """`module:function`."""
     code: bytes
-    """Content of the file."""
     file: Path = field(compare=False)
-    """Where the file was read."""
 
     @property
     def function(self) -> str:
         """Name of the function."""
         return self.name.partition(":")[2]
-
-
-def read_hook(name: str, directory: Path | None) -> Hook:
-    """Read `module.py` for `module:function`, from the directory of the recipe and from nowhere else.
-
-    Args:
-        name: `module:function`.
-        directory: the directory of the recipe file; None for a recipe without a file.
-
-    Raises:
-        ValueError: the file is missing, unreadable or too large; the message is one line.
-    """
-    file_name = f"{name.partition(':')[0]}.py"
-    if directory is None:
-        raise ValueError(f"{file_name} is read from the directory of the recipe file; load this recipe from a file")
-    file = directory / file_name
-    try:
-        with file.open("rb") as stream:  # at most the limit: the name may lead to a device or a huge file
-            code = stream.read(MAX_HOOK_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"expected {file_name} next to the recipe; {file}: {error.strerror}") from error
-    if len(code) > MAX_HOOK_BYTES:
-        raise ValueError(f"{file}: expected at most {MAX_HOOK_BYTES // 1024} KiB of code; move the rest into a package")
-    return Hook(name, code, file)
-
-
-class Criterion(NamedTuple):
-    """The test of a condition: one of `TESTS`, and the value that the cell is compared with."""
-
-    name: str
-    value: Value | tuple[Value, ...]
 
 
 class Condition(Section):
@@ -90,14 +56,13 @@ class Condition(Section):
     """The cell is a number, or text that spells one, not above this."""
 
     @property
-    def criteria(self) -> tuple[Criterion, ...]:
-        """The tests that are set: exactly one in a valid recipe."""
-        given = {name: getattr(self, name) for name in TESTS}
-        return tuple(Criterion(name, value) for name, value in given.items() if value is not None)
+    def criteria(self) -> dict[str, Value | tuple[Value, ...]]:
+        """The tests that are set, with the values that the cell is compared with: exactly one in a valid recipe."""
+        return {name: getattr(self, name) for name in TESTS if getattr(self, name) is not None}
 
     def conflicts(self) -> Iterator[Conflict]:
         """A condition is one test."""
-        names = [test.name for test in self.criteria]
+        names = list(self.criteria)
         if len(names) != 1:
             message = f"expected exactly one of {', '.join(TESTS)}, got {' and '.join(names) or 'none'}; for a range write two conditions"
             yield Conflict(tuple(names[1:2]), message)
@@ -187,6 +152,12 @@ class SourceBase(Section):
             name = name.rpartition(".")[0]
         return name or self.path
 
+    @property
+    def number_columns(self) -> tuple[str, ...]:
+        """Columns whose cells must be numbers: those of the margin. Scores may be text."""
+        margin = getattr(self, "margin", None)
+        return margin if isinstance(margin, tuple) else () if margin is None else (margin,)
+
     def conflicts(self) -> Iterator[Conflict]:
         """A stream has an end."""
         if self.streaming and self.limit is None:
@@ -222,9 +193,9 @@ class TextSource(SourceBase):
     def conflicts(self) -> Iterator[Conflict]:
         """`auto` and `implicit` are not columns of a list."""
         yield from super().conflicts()
-        words = [column for column in self.prompt if column in IMPLICIT] if isinstance(self.prompt, tuple) else []
-        if words:
-            yield Conflict(("prompt",), f'"{words[0]}" cannot be combined with columns; write prompt: {words[0]}')
+        for word in IMPLICIT:
+            if isinstance(self.prompt, tuple) and word in self.prompt:
+                yield Conflict(("prompt",), f'"{word}" cannot be combined with columns; write prompt: {word}')
 
 
 class SidesSource(TextSource):
@@ -235,11 +206,6 @@ class SidesSource(TextSource):
     the score of the better side minus that of the other. A tie has no margin."""
     margin_default: NonNegative | None = None
     """Margin of rows without one; None: such a row is an error."""
-
-    @property
-    def number_columns(self) -> tuple[str, ...]:
-        """Columns whose cells must be numbers."""
-        return _margin_columns(self.margin)
 
 
 class PairSource(SidesSource):
@@ -265,6 +231,137 @@ class PairSource(SidesSource):
         yield from super().conflicts()
         if self.chosen == self.rejected:
             yield Conflict(("rejected",), f'"{self.chosen}" is also the column of the chosen side; name another one')
+
+
+Outcome = Literal["a", "b", "tie"]
+WHOLE = re.compile(r"[-+]?[0-9]{1,30}")
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
+def label_text(value: Any) -> str:
+    """Return a label as text, whatever its type: `1`, `1.0` and `"1"` are equal, and so are `true` and `"True"`."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value).strip()
+    if WHOLE.fullmatch(text):
+        return str(int(text))
+    if NUMBER.fullmatch(text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+    return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _with_text_keys(values: Any) -> Any:
+    # Keys from YAML are text already; from Python they may be numbers.
+    if not isinstance(values, dict):
+        return values
+    return {label_text(key) if isinstance(key, bool | int | float) else key: value for key, value in values.items()}
+
+
+class LabelBase(Section):
+    """How a dataset writes down which of two candidates is better. The keys `column`, `a`, `b` and `tie` name the columns of a label."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that the label reads."""
+        columns: list[str] = []
+        for key in ("column", "a", "b", "tie"):
+            value = getattr(self, key, None)
+            columns += value if isinstance(value, tuple) else () if value is None else (value,)
+        return tuple(columns)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Each outcome, score and vote has its own column."""
+        if len(set(self.columns)) < len(self.columns):
+            key = "column" if hasattr(self, "column") else "b"
+            yield Conflict((key,), f"expected different columns, got {', '.join(self.columns)}")
+
+
+class ValueLabel(LabelBase):
+    """A label with a word or number for each outcome; most datasets have this kind."""
+
+    by: Literal["value"]
+    """How the label is read."""
+    column: Annotated[tuple[Column, ...], Field(strict=False, min_length=1)] | Column
+    """Column of the label, or a list of columns, one for each annotator: the majority decides, and without a majority it is a tie."""
+    values: Annotated[dict[str, Outcome], BeforeValidator(_with_text_keys)]
+    """Outcome of each value, such as `{1: a, 0: b}` or `{model_a: a, model_b: b, both: tie}`. Numbers, true and false may be text in the
+    data. A row with any other value is dropped."""
+
+    @cached_property
+    def outcomes(self) -> dict[str, Outcome]:
+        """`values` by their `label_text`."""
+        return {label_text(value): outcome for value, outcome in self.values.items()}
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Both sides must be able to win, and each value has one outcome."""
+        yield from super().conflicts()
+        absent = [outcome for outcome in ("a", "b") if outcome not in self.values.values()]
+        if absent:
+            yield Conflict(("values",), f"no value means {' or '.join(absent)}; add one")
+        first: dict[str, str] = {}
+        for value in self.values:
+            owner = first.setdefault(label_text(value), value)
+            if owner != value:
+                yield Conflict(("values", value), f'same value as "{owner}"; keep one of them')
+
+
+class IndexLabel(LabelBase):
+    """A label that is the index of the better candidate."""
+
+    by: Literal["index"]
+    """How the label is read."""
+    column: Column
+    """Column of the number."""
+    first: Annotated[int, Field(ge=0, le=1)] = 0
+    """Number that means a; the next number means b."""
+
+
+class OneHotLabel(LabelBase):
+    """One column for each outcome; one of them is 1 or true, the others are 0, false or empty."""
+
+    by: Literal["one_hot"]
+    """How the label is read."""
+    a: Column
+    """Column that is 1 where a is better."""
+    b: Column
+    """Column that is 1 where b is better."""
+    tie: Column | None = None
+    """Column that is 1 where neither is better."""
+
+
+class SignLabel(LabelBase):
+    """A number whose sign is the preference and whose size is its strength; 0 is a tie."""
+
+    by: Literal["sign"]
+    """How the label is read."""
+    column: Column
+    """Column of the number."""
+    positive: Literal["a", "b"]
+    """Better candidate where the number is above 0. There is no default, since the wrong one inverts the data."""
+
+
+class ScoresLabel(LabelBase):
+    """One score for each candidate; the higher one is better, and equal scores are a tie."""
+
+    by: Literal["scores"]
+    """How the label is read."""
+    a: Column
+    """Column of the score of a."""
+    b: Column
+    """Column of the score of b."""
+    lower_is_better: bool = False
+    """The lower score is better, as with ranks."""
+
+
+Label = Annotated[
+    Annotated[ValueLabel, kind("value")]
+    | Annotated[IndexLabel, kind("index")]
+    | Annotated[OneHotLabel, kind("one_hot")]
+    | Annotated[SignLabel, kind("sign")]
+    | Annotated[ScoresLabel, kind("scores")],
+    kind_by("by"),
+]
 
 
 class AbSource(SidesSource):
@@ -338,11 +435,6 @@ class RankedSource(TextSource):
         named = (self.responses,) if self.group_by is None else (self.group_by, self.response, *self.score_paths)
         return (*(column for column in named if column is not None), *self.text_columns)
 
-    @property
-    def number_columns(self) -> tuple[str, ...]:
-        """Columns whose cells must be numbers: none, since scores may be text."""
-        return ()
-
     def conflicts(self) -> Iterator[Conflict]:
         """The responses of a prompt are in one row or in several."""
         yield from super().conflicts()
@@ -368,24 +460,6 @@ class TokenizedSource(SourceBase):
     """Margin of rows without one; None: such a row is an error."""
 
     @property
-    def number_columns(self) -> tuple[str, ...]:
-        """Columns whose cells must be numbers."""
-        return _margin_columns(self.margin)
-
-    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have in addition to the tokens."""
         return self.number_columns
-
-
-def _margin_columns(margin: tuple[str, str] | str | None) -> tuple[str, ...]:
-    return margin if isinstance(margin, tuple) else () if margin is None else (margin,)
-
-
-Source = Annotated[
-    Annotated[PairSource, kind("pair")]
-    | Annotated[AbSource, kind("ab")]
-    | Annotated[RankedSource, kind("ranked")]
-    | Annotated[TokenizedSource, kind("tokenized")],
-    kind_by("format", default="pair"),
-]

@@ -122,16 +122,16 @@ def read_yaml(path: Path) -> Document:
 
 
 def parse_yaml(text: str, place: Callable[[int, int], Place]) -> Document:
-    """Read YAML text; nothing is raised, all mistakes are in `problems` of the document.
-
-    Args:
-        text: one YAML document.
-        place: makes the place of a line and a column, both from 1.
-    """
+    """Read YAML text; nothing is raised, all mistakes are in `problems` of the document. `place` gets a line and a column from 1."""
     loader = None
     try:
         loader = _Loader(text)
-        return _Builder(place).document(loader.get_single_node())
+        root = loader.get_single_node()
+        if root is None:
+            return Document(None, {(): place(1, 1)}, {(): place(1, 1)})
+        builder = _Builder(place)
+        builder.document.data = builder.value(root, ())
+        return builder.document
     except yaml.reader.ReaderError as error:
         at = _line_and_column(text[: error.position])
         message = f"character {error.character:#04x} is not allowed in YAML; remove it"
@@ -195,7 +195,7 @@ for _tag, _pattern, _first in _RESOLVERS:
 
 
 class _Builder:
-    """Turns nodes into plain data, and collects places and problems.
+    """Turns nodes into a document.
 
     An alias is the node of its anchor again, so a few lines can stand for billions of values; depth and number of values are limited.
     """
@@ -203,33 +203,26 @@ class _Builder:
     def __init__(self, place: Callable[[int, int], Place]) -> None:
         self._place = place
         self._count = 0
-        self._document = Document(None, {}, {})
-
-    def document(self, root: yaml.Node | None) -> Document:
-        """Build the document of a root node, or of an empty text."""
-        if root is None:
-            self._document.keys[()] = self._document.values[()] = self._place(1, 1)
-        else:
-            self._document.data = self._value(root, ())
-        return self._document
+        self.document = Document(None, {}, {})
 
     def _at(self, node: yaml.Node) -> Place:
         return self._place(*_mark(node.start_mark))
 
     def _refuse(self, node: yaml.Node, path: KeyPath, message: str) -> None:
-        self._document.problems.append(Problem(self._at(node), path, message))
+        self.document.problems.append(Problem(self._at(node), path, message))
 
-    def _value(self, node: yaml.Node, path: KeyPath) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+        """Return the data of a node at `path`; its places and problems are added to the document."""
         self._count += 1
         if self._count > MAX_VALUES or len(path) > MAX_DEPTH:
             limit = f"nested more than {MAX_DEPTH} levels deep" if len(path) > MAX_DEPTH else f"more than {MAX_VALUES} values"
             raise yaml.composer.ComposerError(None, None, f"{limit}, counting aliases", node.start_mark)
-        self._document.keys.setdefault(path, self._at(node))
-        self._document.values[path] = self._at(node)
+        self.document.keys.setdefault(path, self._at(node))
+        self.document.values[path] = self._at(node)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self._value(item, (*path, index)) for index, item in enumerate(node.value)]
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         return self._mapping(node, path)
 
     def _mapping(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
@@ -242,14 +235,14 @@ class _Builder:
             if key_node.tag in (_TAG + "null", _REFUSED):
                 self._refuse(key_node, (*path, key), "expected text as a key; put it in quotes")
             if key in mapping:
-                first, second = self._document.keys[*path, key], self._at(key_node)
+                first, second = self.document.keys[*path, key], self._at(key_node)
                 lines = f" on lines {first.line} and {second.line}" if second.line else ""
                 self._refuse(key_node, (*path, key), f"duplicate key{lines}; keep one")
                 continue
-            self._document.keys[*path, key] = self._at(key_node)
-            mapping[key] = self._value(value_node, (*path, key))
+            self.document.keys[*path, key] = self._at(key_node)
+            mapping[key] = self.value(value_node, (*path, key))
             if value_node.start_mark.index == value_node.end_mark.index:  # an empty value: show its key
-                self._document.values[*path, key] = self._at(key_node)
+                self.document.values[*path, key] = self._at(key_node)
         return mapping
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, export_columns, record_batch
+from rmtrain.commands.preprocess import export_columns
+from rmtrain.data.artifact import SCHEMA, StoredRow, TokenizedData, record_batch
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import prepared

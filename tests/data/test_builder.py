@@ -18,8 +18,9 @@ from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading, load_comparisons, read_batches
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import Data, PairSource, RankedSource, Source, TokenizedSource
-from rmtrain.recipe.sources import Cap, Condition, read_hook
+from rmtrain.recipe.sources import Cap, Condition
 from tests.helpers import byte_bpe, data_of, pairs, write_jsonl
 
 WISHES: dict[str, Any] = {
@@ -272,7 +273,7 @@ def test_a_batch_without_kept_rows_is_counted(tmp_path: Path, tokenizer: PreTrai
     (rows,) = load_comparisons(source)
     lost = Dropped("rows:2", "rows", "malformed_row", "why")
     encoded = encoder(RowTask([*rows, lost], source, "eval"))
-    assert encoded["eval"] == EncodedRows(None, 0, [], encoded["eval"].dropped)
+    assert encoded["eval"] == EncodedRows(None, [], encoded["eval"].dropped)
     assert [(row.id, row.reason) for row in encoded["eval"].dropped] == [
         ("rows:2", "malformed_row"), ("rows:0", "too_long"), ("rows:1", "too_long"),
     ]  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data.workers import AHEAD, in_order
+from rmtrain.data.builder import AHEAD, in_order
 from rmtrain.errors import DataError, RmtrainError
 from tests.helpers import byte_bpe
 
@@ -138,7 +138,7 @@ def test_a_worker_that_cannot_start_is_an_error(capfd: pytest.CaptureFixture[str
 
 UNGUARDED = """
 from functools import partial
-from rmtrain.data.workers import in_order
+from rmtrain.data.builder import in_order
 from tests.data.test_workers import make_square
 
 print("main")
@@ -160,7 +160,7 @@ def run_script(folder: Path, code: str) -> subprocess.Popen[str]:
 
 ORPHANS = """
 import os, signal
-from rmtrain.data.workers import in_order
+from rmtrain.data.builder import in_order
 from tests.data.test_workers import make_pid_and_parallelism
 
 with in_order(make_pid_and_parallelism, 2) as apply:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from rmtrain.recipe.load import dump_recipe, parse_recipe
-from rmtrain.recipe.preference_labels import ValueLabel, label_text
 from rmtrain.recipe.schema import AbSource
+from rmtrain.recipe.sources import ValueLabel, label_text
 from tests.recipe.recipes import assert_problems, load, problems, with_source
 
 VALUES = "{by: value, column: winner, values: {1: a, 0: b}}"
@@ -29,13 +29,13 @@ BROKEN = [  # the label and further keys of its source, and the key and words of
     ("{by: value, column: w, values: {}}", "", "label.values|a or b"),
     ("{by: value, column: w, values: {1: a, '1.0': b}}", "", 'label.values.1.0|"1"'),
     ("{by: value, column: w, values: {1: a, 0: b, 2: neither}}", "", "label.values.2|'a', 'b' or 'tie'|got \"neither\""),
-    ("{by: value, column: [w, w], values: {1: a, 0: b}}", "", "label.column|twice"),
+    ("{by: value, column: [w, w], values: {1: a, 0: b}}", "", "label.column|w, w"),
     ("{by: value, column: [], values: {1: a, 0: b}}", "", "label.column|list of 0"),
     ("{by: value, column: [w, 1], values: {1: a, 0: b}}", "", "label.column.1|string|got 1|quotes"),
     ("{by: index, column: w, first: 2}", "", "label.first|<= 1|got 2"),
     ("{by: index, column: w, positive: a}", "", "label.positive|kind index|only of sign"),
     ("{by: sign, column: w}", "", "label.positive|missing"),
-    ("{by: scores, a: s, b: s}", "", "label.b|s twice"),
+    ("{by: scores, a: s, b: s}", "", "label.b|s, s"),
     ("{by: one_hot, a: s, b: t, tie: s}", "", "label.b|s, t, s"),
     (VALUES, ", tie: keep", "tie|'drop', 'half' or 'error'|got \"keep\""),
     (VALUES, ", margin_from_label: true", "margin_from_label|value|sign or scores"),

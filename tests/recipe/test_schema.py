@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from rmtrain.commands.schema import schema
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.load import dump_recipe, load_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Recipe, json_schema
 from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +19,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def test_the_json_schema_is_fresh() -> None:
-    assert (ROOT / "schema/recipe.schema.json").read_text(encoding="utf-8") == schema(), "run `make docs`"
+    assert (ROOT / "schema/recipe.schema.json").read_text(encoding="utf-8") == json_schema(), "run `make docs`"
 
 
 def test_the_reference_is_fresh(tmp_path: Path) -> None:
@@ -34,7 +33,7 @@ def test_the_reference_is_fresh(tmp_path: Path) -> None:
 
 
 def test_the_json_schema_is_closed_and_described() -> None:
-    document = json.loads(schema())
+    document = json.loads(json_schema())
     assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
     assert document["title"] == "rmtrain recipe"
     sections = [document, *(section for section in document["$defs"].values() if "properties" in section)]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe, parse_recipe
+from rmtrain.recipe.load import MAX_HOOK_BYTES, dump_recipe, hook_files, load_recipe, parse_recipe, read_hook
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.sources import MAX_HOOK_BYTES, TESTS, Condition, read_hook
+from rmtrain.recipe.sources import TESTS, Condition
 from tests.recipe.recipes import assert_problems, load, problems, with_source
 
 CODE = "def rows(row):\n    return row\n"
@@ -94,7 +94,7 @@ def test_selection_survives_a_dump() -> None:
     )
     recipe = load(with_source(keys))
     (source,) = recipe.data.train
-    criteria = [(condition.column, *condition.criteria[0]) for condition in source.filter]
+    criteria = [(condition.column, *next(iter(condition.criteria.items()))) for condition in source.filter]
     assert criteria == [
         ("a.b", "at_least", 2.0),
         ("status", "is_not", "tie"),
@@ -109,8 +109,8 @@ def test_selection_survives_a_dump() -> None:
 
 
 def test_criteria_of_a_condition() -> None:
-    assert Condition(column="a", equals=0).criteria == (("equals", 0),)
-    assert Condition(column="a").criteria == ()
+    assert Condition(column="a", equals=0).criteria == {"equals": 0}
+    assert Condition(column="a").criteria == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.checks.baselines import RULES
+from rmtrain.data.checks.preferences import RULES
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.report.page import page, write_report

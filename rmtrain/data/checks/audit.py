@@ -1,7 +1,6 @@
 """Find what is wrong with tokenized data before a model is trained on it, once for each artifact."""
 
 import errno
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,12 +12,19 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData, edges_of
-from rmtrain.data.checks.baselines import label_baselines
-from rmtrain.data.checks.contamination import benchmark_overlap
-from rmtrain.data.checks.duplicates import Repeat, find_cycles, find_near_identical, find_repeats
-from rmtrain.data.checks.outliers import margin_outliers, short_winners, zero_margins
+from rmtrain.data.checks.contamination import benchmark_overlap, named
+from rmtrain.data.checks.preferences import (
+    Repeat,
+    find_cycles,
+    find_near_identical,
+    find_repeats,
+    label_baselines,
+    margin_outliers,
+    short_winners,
+    zero_margins,
+)
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.prepare import PreparedData, named
+from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.dataset import digest
 from rmtrain.errors import DataError
 from rmtrain.files import sha256_file, write_text
@@ -59,11 +65,6 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
     The directory then has `findings.jsonl`, a line for each finding with the ids of its rows. Rows that were dropped are not among them;
     they are in `dropped.jsonl`.
 
-    Args:
-        prepared: the result of `prepare`.
-        data: its benchmarks, and whether overlap is allowed.
-        tokenizer: the one the data was prepared with.
-
     Returns:
         JSON values: `list`, the path of `findings.jsonl`, or None where it cannot be written; and `splits`, for each that has rows:
         `comparisons`, `preferences`, `found` (see `summarize_findings`), `baselines` (see `label_baselines`).
@@ -78,8 +79,7 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
     is_stored = report is not None
     if report is None:
         findings = find_all(prepared, data.benchmarks, tokenizer)
-        splits = _splits(prepared)
-        counts = summarize_findings(findings, {name: len(split) for name, split in splits.items()})
+        counts = summarize_findings(findings, {name: len(split) for name, split in prepared.splits.items()})
         report = {
             name: {
                 "comparisons": len(split),
@@ -87,7 +87,7 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
                 "found": counts[name],
                 "baselines": label_baselines(split, tokenizer),
             }
-            for name, split in splits.items()
+            for name, split in prepared.splits.items()
         }
         is_stored = write_findings(prepared.directory, key, findings, report)
     file = prepared.directory / LIST if is_stored else None
@@ -103,10 +103,6 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
     return {"list": str(file) if file else None, "splits": report}
 
 
-def _splits(prepared: PreparedData) -> dict[str, TokenizedData]:
-    return {name: data for name, data in (("train", prepared.train), ("eval", prepared.eval)) if len(data)}
-
-
 def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
     """Return all findings: overlap of the splits, contamination by benchmarks, then those within each split."""
     train, evaluation = prepared.train, prepared.eval
@@ -116,9 +112,9 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
         responses = "; its responses are also trained on" if row.responses_too else ""
         detail = f"the prompt of training row {train.ids[row.trained]}, {how}{responses}"
         findings.append(Finding("overlap", "eval", (evaluation.ids[row.evaluated],), detail))
-    for match in benchmark_overlap(train, benchmarks):
-        findings.append(Finding("benchmark", "train", (train.ids[match.row],), f"prompt of {match.benchmark}"))
-    for split, data in _splits(prepared).items():
+    for number, benchmark in benchmark_overlap(train, benchmarks).items():
+        findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
+    for split, data in prepared.splits.items():
         # a ranking that appears twice repeats all of its preferences: findings of one kind in the same rows become one
         same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
         for finding in _within_split(split, data, tokenizer):
@@ -176,11 +172,7 @@ def _ways(repeat: Repeat, place: Callable[[int], str]) -> str:
 
 
 def summarize_findings(findings: Sequence[Finding], comparisons: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Count findings by split and kind, the worst kind first.
-
-    Args:
-        findings: all of them.
-        comparisons: the number of comparisons of each split.
+    """Count findings by split and kind, the worst kind first; `comparisons` is the number of comparisons of each split.
 
     Returns:
         JSON values: `{split: {kind: {"found": n, "rows": n, "share": s, "examples": [{"ids": [...], "detail": ...}]}}}`, where `share` is
@@ -200,20 +192,16 @@ def summarize_findings(findings: Sequence[Finding], comparisons: Mapping[str, in
 
 
 def write_findings(directory: Path, key: str, findings: Iterable[Finding], summary: Mapping[str, Any]) -> bool:
-    """Write `findings.jsonl`, one object for each finding, and then `findings.json`, the summary.
-
-    Returns:
-        False when the directory is read-only.
+    """Write `findings.jsonl`, one object for each finding, and then `findings.json`, the summary; False if the directory is read-only.
 
     Raises:
         OSError: anything else, such as a full disk.
     """
     lines = "".join(json.dumps(asdict(finding), ensure_ascii=False) + "\n" for finding in findings)
-    document = {"key": key, "list_sha256": hashlib.sha256(lines.encode()).hexdigest(), "summary": summary}
     try:
         write_text(directory / LIST, lines)
-        text = json.dumps({**document, "sha256": _checksum(document)}, ensure_ascii=False, indent=2)
-        write_text(directory / SUMMARY, text + "\n")
+        document = {"key": key, "sha256": _checksum(directory, summary), "summary": summary}
+        write_text(directory / SUMMARY, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         if error.errno in NOT_WRITABLE:
             return False
@@ -225,17 +213,15 @@ def read_findings(directory: Path, key: str) -> dict[str, Any] | None:
     """Return the summary that `write_findings` wrote under this key; None when it is missing or either file was changed."""
     try:
         document = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-        checksum = document.pop("sha256")
-        if (document["key"], checksum, document["list_sha256"]) != (key, _checksum(document), sha256_file(directory / LIST)):
-            return None
         summary: dict[str, Any] = document["summary"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        is_valid = (document["key"], document["sha256"]) == (key, _checksum(directory, summary))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return summary
+    return summary if is_valid else None
 
 
-def _checksum(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+def _checksum(directory: Path, summary: Mapping[str, Any]) -> str:
+    return digest({"summary": summary, "list": sha256_file(directory / LIST)})
 
 
 def check_rankings(rows: Iterable[TokenizedComparison]) -> None:

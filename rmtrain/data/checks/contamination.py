@@ -1,18 +1,81 @@
-"""Training rows whose prompt is in a benchmark file."""
+"""Prompts that are in the training data, and in the evaluation data or a benchmark as well."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.artifact import TokenizedData, response_nodes
 from rmtrain.data.comparison import BadRow, Comparison, Turns, prompt_hash
 from rmtrain.data.rows.dataset import FORMATS, read_rows
 from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Messages, PairSource
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """An evaluation row whose prompt is also trained on.
+
+    evaluated: number of the row in the evaluation data.
+    trained: number of a row of the training data with this prompt, one with exactly this prompt if there is one.
+    exact: whether the prompts have the same tokens; otherwise they differ in case, spacing or Unicode form.
+    responses_too: whether all responses of the evaluation row are trained on under this prompt, normalised as well.
+    """
+
+    evaluated: int
+    trained: int
+    exact: bool
+    responses_too: bool
+
+
+def find_overlap(train: TokenizedData, evaluation: TokenizedData) -> list[Overlap]:
+    """Return the rows of the evaluation data whose prompt, normalised, is also trained on, in order."""
+    shared = np.flatnonzero(np.isin(evaluation.prompt_hashes, train.prompt_hashes))
+    if not len(shared):
+        return []
+    trained: dict[int, dict[bytes, int]] = defaultdict(dict)  # by hash, the first training row with each exact prompt
+    for number in np.flatnonzero(np.isin(train.prompt_hashes, evaluation.prompt_hashes[shared])).tolist():
+        trained[int(train.prompt_hashes[number])].setdefault(_prompt(train, number), number)
+    known_responses = np.isin(response_nodes(evaluation), response_nodes(train))
+    are_known = np.logical_and.reduceat(known_responses, evaluation.first_responses)
+    rows = []
+    for number in shared.tolist():
+        by_prompt, prompt = trained[int(evaluation.prompt_hashes[number])], _prompt(evaluation, number)
+        first = next(iter(by_prompt.values()))
+        rows.append(Overlap(number, by_prompt.get(prompt, first), prompt in by_prompt, bool(are_known[number])))
+    return rows
+
+
+def _prompt(data: TokenizedData, number: int) -> bytes:
+    row = data[number]
+    return np.asarray(row.sequences[0][: row.prompt_length], np.int32).tobytes()
+
+
+def check_overlap(rows: Sequence[Overlap], evaluation: TokenizedData) -> None:
+    """Refuse evaluation data that is also trained on.
+
+    Raises:
+        DataError: naming the first rows of the evaluation data whose prompt is in the training data as well.
+    """
+    if rows:
+        exact = sum(row.exact for row in rows)
+        raise DataError(
+            f"{len(rows)} of {len(evaluation)} evaluation rows have a prompt that is also trained on: "
+            f"{named([evaluation.ids[row.evaluated] for row in rows])}; remove them, or set data.allow_overlap "
+            f"({exact} exactly the same, {len(rows) - exact} except for case and spacing)"
+        )
+
+
+def named(ids: Sequence[str]) -> str:
+    """Return the first row ids, and the number of the others."""
+    return ", ".join(ids[:EXAMPLES]) + (f" and {len(ids) - EXAMPLES} more" if len(ids) > EXAMPLES else "")
+
 
 PROMPT_COLUMNS = (
     "prompt",
@@ -31,24 +94,12 @@ PROMPT_COLUMNS = (
 HH = Messages(transcript="hh")
 
 
-@dataclass(frozen=True, slots=True)
-class Contaminated:
-    """The number of a row that has the prompt of a benchmark, and one row of the benchmark, as `file:index`."""
-
-    row: int
-    benchmark: str
-
-
-def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> list[Contaminated]:
-    """Return the rows whose normalised prompt is in one of the files.
+def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> dict[int, str]:
+    """Return the numbers of the rows whose normalised prompt is in a benchmark, each with one row of it, as `file:index`.
 
     The first of `PROMPT_COLUMNS` is a row's prompt, as text or messages; with `instruction` and `input`, also both together. A system
     message and the turns before the last are part of a prompt, so a row with different ones is a different row. Tokenized rows are not
     compared.
-
-    Args:
-        data: the training data.
-        files: json, jsonl, csv or parquet, optionally `.gz`.
 
     Raises:
         DataError: a file that is missing or cannot be read, or one of its rows has no prompt.
@@ -70,7 +121,7 @@ def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> list[Contami
         if not count:
             raise DataError(f"data.benchmarks: {name} has no rows")
     matches = np.flatnonzero(np.isin(data.prompt_hashes, np.array(list(first), np.uint64)))
-    return [Contaminated(row, first[int(data.prompt_hashes[row])]) for row in matches.tolist()]
+    return {number: first[int(data.prompt_hashes[number])] for number in matches.tolist()}
 
 
 def _prompts(raw: RawRow, where: str) -> Iterator[Turns]:

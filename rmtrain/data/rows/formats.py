@@ -25,7 +25,8 @@ from rmtrain.data.comparison import (
 from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
 from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_blank, kind_of, require_cell, to_number
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.preference_labels import (
+from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
+from rmtrain.recipe.sources import (
     IndexLabel,
     Label,
     OneHotLabel,
@@ -35,7 +36,6 @@ from rmtrain.recipe.preference_labels import (
     ValueLabel,
     label_text,
 )
-from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
 SHOWN_CHARACTERS = 40
 DIGITS = 9

@@ -15,7 +15,7 @@ from rmtrain.data.rows.readers import Malformed, RawRow, Row, parse
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import AbSource, PairSource, Source
-from rmtrain.recipe.sources import Condition, Criterion
+from rmtrain.recipe.sources import Condition, Value
 
 NAMED_ROWS = 5
 NAMED_COLUMNS = 40
@@ -154,16 +154,15 @@ def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:
     """
     for condition in conditions:
         cell = require_cell(row, condition.column)
-        for criterion in condition.criteria:
-            if not _holds(cell, criterion, condition.column):
-                values = criterion.value if isinstance(criterion.value, tuple) else (criterion.value,)
+        for name, wanted in condition.criteria.items():
+            if not _holds(cell, name, wanted, condition.column):
+                values = wanted if isinstance(wanted, tuple) else (wanted,)
                 expected = ", ".join(f"{value:g}" if type(value) is float else repr(value) for value in values)
-                words = CRITERION_WORDS[criterion.name]
+                words = CRITERION_WORDS[name]
                 raise BadRow("filtered", f"{condition.column} is {_shown(cell)}, expected {words}{expected}")
 
 
-def _holds(cell: Any, criterion: Criterion, column: str) -> bool:
-    name, value = criterion
+def _holds(cell: Any, name: str, value: Value | tuple[Value, ...], column: str) -> bool:
     if name not in ("at_least", "at_most"):
         values = value if isinstance(value, tuple) else (value,)
         return any(_same(cell, one) for one in values) != (name == "is_not")

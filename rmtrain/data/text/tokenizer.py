@@ -1,18 +1,22 @@
 """The tokenizer of a run: loaded or trained, with its chat template, its padding token, and an end token that is not padding."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rmtrain.data.cache import get_or_build
-from rmtrain.data.comparison import Comparison, is_held_out, prompt_hash
+from rmtrain.data.artifact import TokenizedData
+from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import digest, source_identity
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
@@ -130,3 +134,41 @@ def canary_hashes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def first_change(before: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the first of `CANARIES` whose tokens differ from those that `canary_hashes` saw in `before`; None if all are the same."""
     return next((text for text, old, new in zip(CANARIES, before, canary_hashes(tokenizer), strict=True) if old != new), None)
+
+
+def decoded(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, special_tokens: bool = True) -> str:
+    """Return the text of tokens. Text that the tokenizer does not keep, such as upper case or line feeds, is not restored.
+
+    With `special_tokens` they are kept, and spaces are exactly those of the tokens; without, spaces are cleaned up where the tokenizer is
+    configured to do so.
+    """
+    ids = np.asarray(tokens, np.int64).tolist()
+    clean_up = False if special_tokens else None  # clean-up would move the characters that a `Match` points to
+    return str(tokenizer.decode(ids, skip_special_tokens=not special_tokens, clean_up_tokenization_spaces=clean_up))
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The place of a text: characters `begin` to `end` of the decoded sequence of response `response` of comparison `row`."""
+
+    row: int
+    response: int
+    begin: int
+    end: int
+
+
+def search(
+    data: TokenizedData | Sequence[TokenizedComparison], numbers: Iterable[int], tokenizer: PreTrainedTokenizerBase, text: str
+) -> Iterator[Match | None]:
+    """Yield the first match of each comparison in its whole sequences, prompt and response, or None, as they are read.
+
+    Args:
+        data: the comparisons.
+        numbers: numbers of the comparisons to search, in this order.
+        tokenizer: the tokenizer that made them.
+        text: the text to find, literally, ignoring case.
+    """
+    pattern = re.compile(re.escape(text), re.IGNORECASE)
+    for number in numbers:
+        matches = (pattern.search(decoded(tokens, tokenizer)) for tokens in data[number].sequences)
+        yield next((Match(number, response, *match.span()) for response, match in enumerate(matches) if match), None)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks import baselines
-from rmtrain.data.checks.baselines import RULES, label_baselines, sample_rows
+from rmtrain.data.checks import preferences as baselines
+from rmtrain.data.checks.preferences import RULES, label_baselines, sample_rows
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.intervals import wilson_interval
 from tests.edges import prepared_rows, row

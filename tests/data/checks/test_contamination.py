@@ -11,7 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.checks.contamination import PROMPT_COLUMNS, Contaminated, benchmark_overlap
+from rmtrain.data.checks.contamination import PROMPT_COLUMNS, benchmark_overlap
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.edges import prepared_rows, row
@@ -60,13 +60,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 def test_trap_12_benchmark_prompt_in_any_file_format(name: str, tmp_path: Path, train: TokenizedData) -> None:
     """A prompt of a benchmark is found in every file format, in any case and spacing."""
     file = write(tmp_path / name, [{"id": 1, "prompt": "Other?"}, {"id": 2, "prompt": f"  {QUESTION.upper()}\n"}])
-    assert benchmark_overlap(train, [file]) == [Contaminated(1, f"{name}:1")]
+    assert benchmark_overlap(train, [file]) == {1: f"{name}:1"}
 
 
 @pytest.mark.parametrize("column", PROMPT_COLUMNS)
 def test_prompt_column_has_usual_names(column: str, tmp_path: Path, train: TokenizedData) -> None:
     file = write(tmp_path / "bench.jsonl", [{"id": "x", column: QUESTION, "chosen": "Paris"}])
-    assert benchmark_overlap(train, [file]) == [Contaminated(1, "bench.jsonl:0")]
+    assert benchmark_overlap(train, [file]) == {1: "bench.jsonl:0"}
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_prompts_of_every_shape_are_compared(
     cells: dict[str, Any], rows: list[int], tmp_path: Path, train: TokenizedData
 ) -> None:
     file = write(tmp_path / "bench.jsonl", [cells])
-    assert [one.row for one in benchmark_overlap(train, [file])] == rows
+    assert list(benchmark_overlap(train, [file])) == rows
 
 
 def test_several_benchmark_files_or_none(tmp_path: Path, train: TokenizedData) -> None:
     files = [write(tmp_path / "a.jsonl", [{"prompt": "What is bread?"}]), write(tmp_path / "b.json", [{"question": QUESTION}])]
-    assert benchmark_overlap(train, files) == [Contaminated(0, "a.jsonl:0"), Contaminated(1, "b.json:0")]
-    assert benchmark_overlap(train, []) == []
+    assert benchmark_overlap(train, files) == {0: "a.jsonl:0", 1: "b.json:0"}
+    assert benchmark_overlap(train, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -120,4 +120,4 @@ def test_unreadable_benchmark_file_is_an_error(
 
 def test_real_benchmarks_are_read(shared_data: Path, train: TokenizedData) -> None:
     for name in ("llmbar_natural.json", "rmbench_chat.json", "pandalm_test.json"):
-        assert benchmark_overlap(train, [str(shared_data / name)]) == []
+        assert benchmark_overlap(train, [str(shared_data / name)]) == {}

@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.artifact import TokenizedData, edges_of
-from rmtrain.data.checks.outliers import LONG, SHORT, margin_outliers, short_winners, zero_margins
+from rmtrain.data.checks.preferences import LONG, SHORT, margin_outliers, short_winners, zero_margins
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.recipe.schema import PairSource

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter
 
 from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.formats import judge, preferences
-from rmtrain.recipe.preference_labels import Label
 from rmtrain.recipe.schema import RankedSource
+from rmtrain.recipe.sources import Label
 
 LABELS: TypeAdapter[Any] = TypeAdapter(Label)
 SHP = {"by": "value", "column": "labels", "values": {1: "a", 0: "b"}}

@@ -6,8 +6,8 @@ import pytest
 
 from rmtrain.data.rows.dataset import load_function, through_hook
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.sources import read_hook
 
 CODE = """
 from dataclasses import dataclass

@@ -17,8 +17,9 @@ from rmtrain.data.comparison import (
 from rmtrain.data.rows.loading import group_by_prompt
 from rmtrain.data.rows.select import Limits, RawBatch, check_conditions, content_key, is_drawn, is_limited, select
 from rmtrain.errors import DataError
+from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import PairSource
-from rmtrain.recipe.sources import Cap, Condition, read_hook
+from rmtrain.recipe.sources import Cap, Condition
 from tests.helpers import pairs
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.decode import Match, decoded, search
+from rmtrain.data.text.tokenizer import Match, decoded, search
 from tests.comparisons import tokenized
 from tests.helpers import byte_bpe, unigram_like
 
@@ -30,8 +30,8 @@ def rows(tokenizer: PreTrainedTokenizerFast) -> list[TokenizedComparison]:
     ]
 
 
-def rows_with(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str, limit: int = 9) -> list[int]:
-    return [match.row for match in search(rows, range(len(rows)), tokenizer, text, limit).matches]
+def rows_with(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return [match.row for match in search(rows, range(len(rows)), tokenizer, text) if match is not None]
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,22 @@ def test_search_finds_text_anywhere(
 
 
 def test_match_gives_the_place(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
-    (match,) = search(rows, [1], tokenizer, "KNOW", 1).matches
+    (match,) = search(rows, [1], tokenizer, "KNOW")
+    assert match is not None
     assert (match.row, match.response) == (1, 1)
     assert decoded(rows[1].sequences[1], tokenizer)[match.begin : match.end] == "know"
-    shared = search(rows, [0], tokenizer, "what", 1).matches
+    shared = list(search(rows, [0], tokenizer, "what"))
     assert shared == [Match(0, 0, 0, 4)], "in what both share the first response counts"
 
 
-def test_search_stops_at_the_limit(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
-    progress: list[int] = []
-    result = search(rows, [3, 0, 2, 1], tokenizer, "chicken", 1, progress.append)
-    assert ([match.row for match in result.matches], result.searched, progress) == ([3], 1, [1])
-    assert search(rows, [3, 0, 2, 1], tokenizer, "chicken", 2).searched == 3
-    everything = search(rows, range(4), tokenizer, "chicken", 3)
-    assert (len(everything.matches), everything.searched) == (2, 4), "guard: the limit was not reached"
+def test_search_reads_no_further_than_needed(rows: list[TokenizedComparison], tokenizer: PreTrainedTokenizerFast) -> None:
+    read: list[int] = []
+    numbers = (read.append(number) or number for number in [3, 0, 2, 1])
+    results = search(rows, numbers, tokenizer, "chicken")
+    first = next(results)
+    assert first is not None
+    assert (first.row, read) == (3, [3])
+    assert [match.row if match else None for match in results] == [None, 2, None]
 
 
 def test_decoded_text_is_the_tokenizers() -> None:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.data import cache
-from rmtrain.data.cache import get_or_build, new_directory
+from rmtrain import files
 from rmtrain.errors import RecipeError, TryAgain
-from rmtrain.files import try_lock
+from rmtrain.files import get_or_build, new_directory, try_lock
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 BUILDER = """
 import pathlib, sys, time
-from rmtrain.data.cache import get_or_build
+from rmtrain.files import get_or_build
 
 def build(folder):
     (folder / "file").write_text("half")
@@ -34,18 +33,23 @@ get_or_build(pathlib.Path(sys.argv[1]), build)
 
 def test_a_directory_appears_whole_and_private(tmp_path: Path) -> None:
     target = tmp_path / "cache" / "key"
-    with new_directory(target) as temporary:
+
+    def build(temporary: Path) -> None:
         (temporary / "file").write_text("x")
         assert not target.exists()
+
+    get_or_build(target, build)
     assert (target / "file").read_text() == "x"
     assert os.listdir(target.parent) == ["key"]
     assert stat.S_IMODE(target.stat().st_mode) == 0o700
 
 
 def fill(target: Path, error: BaseException) -> None:
-    with new_directory(target) as temporary:
+    def build(temporary: Path) -> None:
         (temporary / "file").write_text("half")
         raise error
+
+    get_or_build(target, build)
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), OSError(errno.EIO, "broken disk")])
@@ -151,7 +155,7 @@ def test_leftovers_of_dead_builders_are_removed(tmp_path: Path) -> None:
     get_or_build(tmp_path / "key", write("x"))
     assert sorted(os.listdir(tmp_path)) == [".lock-alive", ".new-alive-cccc", "key"]
     living.release()
-    assert cache.PART == ".new-", "guard: the names above are those in use"
+    assert files.PART == ".new-", "guard: the names above are those in use"
 
 
 def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.artifact import edges_of
-from rmtrain.data.checks import duplicates as near_duplicates
-from rmtrain.data.checks.duplicates import TRIMMING_ROUNDS, find_cycles, find_near_identical, find_repeats
+from rmtrain.data.checks import preferences as near_duplicates
+from rmtrain.data.checks.preferences import TRIMMING_ROUNDS, find_cycles, find_near_identical, find_repeats
 from rmtrain.data.text.tokenizer import prepared
 from tests.edges import edges_from, prepared_rows, row
 from tests.helpers import bert_like, byte_bpe, pairs
