@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rmtrain.cli import exit_process, finish
+from rmtrain.cli import exit_process, print_result
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.score import ScoreOptions, score
@@ -74,7 +74,7 @@ def main(inputs: Path) -> None:
     for name, wanted in cases(inputs):
         outcome = do(wanted)
         documents[name] = outcome.document
-        finish(outcome, as_json=True)
+        print_result(outcome, as_json=True)
         sys.stdout.flush()
     replies = [[{"role": "user", "content": "p"}, {"role": "assistant", "content": f"reply {n}"}] for n in range(int(rank) + 1)]
     record = {"documents": documents, "made": made, "own": RewardScorer(str(inputs / "model"), device="cpu").score(replies)}
