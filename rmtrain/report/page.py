@@ -76,6 +76,7 @@ def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: Pr
 
 
 def _read_lines(run: Path | None, name: str) -> list[dict[str, Any]]:
+    # From the files and not handed on: a resumed run has the records of its earlier processes nowhere else.
     if run is None or not (run / name).is_file():
         return []
     with (run / name).open(encoding="utf-8") as file:
