@@ -17,8 +17,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # `make fau
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real preference data beside the checkout."""
+    """The folder of real preference data next to the checkout."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("needs the real preference data: put its files into ../shared/data, beside the checkout")
+        pytest.skip("needs the real preference data: put its files into ../shared/data, next to the checkout")
     return folder
