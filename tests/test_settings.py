@@ -83,7 +83,8 @@ def read_other_formats(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_trap_07_every_key_of_the_schema_is_read_by_a_run(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
+def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
+    """Every key of the schema is read by a run."""
     recipe = tiny_recipe(
         tmp_path,
         lora={"rank": 2},

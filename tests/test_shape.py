@@ -54,7 +54,8 @@ def layer(module: str) -> int:
 
 
 @pytest.mark.parametrize("file", MODULES, ids=name_of)
-def test_a_module_imports_only_from_layers_above_it_in_the_design(file: Path) -> None:
+def test_modules_import_only_from_layers_above(file: Path) -> None:
+    """Above: in the order of the design."""
     for imported, _ in own_imports(ast.parse(file.read_text())):
         assert layer(imported) <= layer(name_of(file)), f"{name_of(file)} imports {imported}"
 

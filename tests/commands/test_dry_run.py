@@ -18,8 +18,9 @@ from rmtrain.engine.memory import token_budget
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import Recipe
+from tests.forks import rmtrain
 from tests.model.builders import make_base, make_tokenizer
-from tests.runs import rmtrain, tiny_recipe
+from tests.runs import tiny_recipe
 
 QUIET = Console(quiet=True)
 LARGE = {"scratch": {"architecture": "llama", "hidden_size": 2048, "layers": 8, "heads": 16, "vocab_size": 300}}

@@ -25,8 +25,9 @@ from tests.commands.ranks import SIZES
 from tests.commands.test_evaluate import reward_bench_rows, rm_bench_rows
 from tests.commands.test_score import rows
 from tests.exports import tiny_export
+from tests.forks import fork_server, rmtrain
 from tests.helpers import pairs, write_jsonl
-from tests.runs import ROOT, environment_of_process, rmtrain, torchrun
+from tests.runs import ROOT, environment_of_process
 
 RMTRAIN = (sys.executable, "-m", "rmtrain")
 COLLECTIVES = {
@@ -93,10 +94,8 @@ class RanksResult:
 
 def run_cases(inputs: Path, folder: Path, world: int) -> RanksResult:
     folder.mkdir()
-    launcher = torchrun(world) if world > 1 else [sys.executable]
-    command = [*launcher, "-m", "tests.commands.ranks", str(inputs)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment_of_process(), timeout=400)
-    assert result.returncode == 0, result.stderr
+    result = fork_server().run(inputs, program="tests.commands.ranks", processes=world, cwd=folder, COLUMNS="100")
+    assert result.code == 0, result.stderr
     ranks = [json.loads((inputs / f"rank-{rank}-of-{world}.json").read_text()) for rank in range(world)]
     return RanksResult(folder, ranks, result.stdout, result.stderr)
 

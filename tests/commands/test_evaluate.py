@@ -17,9 +17,10 @@ from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import read_scores
 from tests.exports import tiny_export
+from tests.forks import rmtrain
 from tests.helpers import SENTENCES, pairs, write_jsonl
 from tests.report.render import render
-from tests.runs import metrics_of, rmtrain, tiny_recipe, write_recipe, write_rows
+from tests.runs import metrics_of, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 

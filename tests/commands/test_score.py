@@ -24,8 +24,9 @@ from rmtrain.data.rows.readers import MAX_LINE_BYTES, Malformed, read_lines
 from rmtrain.errors import DataError, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.evaluation.scorer import RewardScorer
 from tests.exports import tiny_export
+from tests.forks import rmtrain
 from tests.helpers import write_jsonl
-from tests.runs import environment_of_process, rmtrain
+from tests.runs import environment_of_process
 
 QUIET = Console(quiet=True)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from tests.runs import ROOT, planted_rows, rmtrain, tiny_recipe, write_recipe, write_rows
+from tests.forks import rmtrain
+from tests.runs import ROOT, planted_rows, tiny_recipe, write_recipe, write_rows
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

@@ -15,7 +15,8 @@ from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
-from tests.runs import ROOT, metrics_of, planted_rows, rmtrain, tiny_recipe, write_recipe, write_rows
+from tests.forks import rmtrain
+from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 SEED_NAMES = {
@@ -53,7 +54,8 @@ def test_a_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert outcome.document["evaluation"]["n"] == 16
 
 
-def test_eval_of_the_run_repeats_the_final_evaluation_exactly(tmp_path: Path) -> None:
+def test_eval_repeats_the_final_evaluation(tmp_path: Path) -> None:
+    """`rmtrain eval RUN` gives the numbers of the run's last evaluation in every digit."""
     recipe = tiny_recipe(tmp_path)
     summary = train(recipe, QUIET).document["evaluation"]
     first = read_scores(tmp_path / "run/scores.jsonl")
@@ -94,7 +96,8 @@ def test_the_export_gives_the_same_rewards_everywhere(lora: dict | None, tmp_pat
     assert expected.std() > 0.05, "guard: rewards differ"
 
 
-def test_gates_of_a_recipe_fail_a_job_and_say_by_how_much(tmp_path: Path) -> None:
+def test_missed_gate_says_by_how_much(tmp_path: Path) -> None:
+    """A gate in a recipe that is missed ends the job with 6."""
     recipe = write_recipe(tmp_path, tiny_recipe(tmp_path, evaluation={"gates": {"loss": 0.0, "accuracy": 0.01}}))
     trained = rmtrain("train", recipe, "--json")
     evaluation = json.loads(trained.stdout)["evaluation"]
@@ -134,7 +137,8 @@ def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_the_order_of_max_tokens_changes_nothing_but_rounding(tmp_path: Path) -> None:
+def test_max_tokens_changes_only_rounding(tmp_path: Path) -> None:
+    """Losses of budgets of any size agree within rounding."""
     losses = {}
     for budget in (200, 600, 10_000):
         recipe = tiny_recipe(tmp_path, run={"output_dir": str(tmp_path / str(budget))}, batching={"max_tokens": budget})
@@ -145,7 +149,8 @@ def test_the_order_of_max_tokens_changes_nothing_but_rounding(tmp_path: Path) ->
     assert losses[200][0] != losses[200][-1], "guard: something was learned"
 
 
-def test_a_directory_that_holds_anything_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_nonempty_directory_is_refused(tmp_path: Path) -> None:
+    """A directory that holds anything is refused and left alone."""
     recipe = tiny_recipe(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.txt").write_text("mine")

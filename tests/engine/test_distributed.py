@@ -1,15 +1,21 @@
-"""Work of rank 0 whose outcome every rank gets, and processes that leave their group."""
+"""The start of a run and its end on several ranks: what is refused and recorded, work of rank 0 that all get, groups that are left."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from rich.console import Console
 
-from rmtrain.engine.distributed import any_rank, run_on_main
-from rmtrain.errors import TryAgain
-from tests.runs import ROOT, environment_of_process, torchrun
+from rmtrain.commands.train import train
+from rmtrain.engine.distributed import any_rank, environment, run_on_main, start
+from rmtrain.engine.strategy import Strategy
+from rmtrain.errors import RecipeError, TryAgain
+from tests.engine.ranks import SHARDING
+from tests.forks import ON_CPU, fork_server
+from tests.runs import ROOT, environment_of_process, tiny_recipe
 
 SCRIPT = """
 import sys
@@ -71,11 +77,8 @@ def test_one_process_calls_the_work() -> None:
 def test_trap_46_error_on_main_reaches_all_ranks(tmp_path: Path) -> None:
     """Each rank gets the result or the error of rank 0's work, and none waits."""
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [*torchrun(2), str(tmp_path / "script.py"), str(tmp_path / "rank.txt")]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(ACCELERATE_USE_CPU="true"), timeout=120
-    )
-    assert result.returncode == 0, result.stderr
+    ended = fork_server().run(tmp_path / "rank.txt", program=str(tmp_path / "script.py"), processes=2, **ON_CPU)
+    assert ended.code == 0, ended.stderr
     main, other = ((tmp_path / f"rank.{rank}").read_text() for rank in (0, 1))
     shared = "{'answer': 42} ('the disk is full',) ([False, True, True], 15)"
     assert main == f"{shared} 1"
@@ -88,3 +91,65 @@ def test_process_that_left_its_group_ends() -> None:
     result = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, cwd=ROOT, env=environment)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "done\n", "guard: a group that is not kept hangs, most often within a hundred"
+
+
+def test_missing_tracker_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as refused:
+        start(tiny_recipe(tmp_path, tracking={"to": ["mlflow"]}))
+    (problem,) = refused.value.problems
+    assert problem.startswith("tracking.to: mlflow ")
+    assert "rmtrain[mlflow]" in problem
+
+
+@pytest.mark.parametrize(
+    ("strategy", "variable", "value", "key"),
+    [
+        ("fsdp2", "FSDP_VERSION", "1", "fsdp_version"),
+        ("fsdp2", "FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params"),
+        ("fsdp2", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading"),
+        ("fsdp2", "FSDP_ACTIVATION_CHECKPOINTING", "true", "fsdp_activation_checkpointing"),
+    ],
+)
+def test_unsupported_sharding_is_refused(
+    strategy: str, variable: str, value: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A setting of accelerate that rmtrain has in its recipe, or does not support, is named with its remedy."""
+    for name, setting in {**SHARDING[strategy], variable: value}.items():
+        monkeypatch.setenv(name, setting)
+    with pytest.raises(RecipeError) as refused:
+        start(tiny_recipe(tmp_path))
+    assert f" {key}: " in refused.value.problems[0]
+
+
+@pytest.mark.parametrize("key", ["optimizer.name", "model.quantization"])
+def test_unshardable_recipe_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, setting in SHARDING["fsdp2"].items():
+        monkeypatch.setenv(name, setting)
+    recipe = tiny_recipe(tmp_path, optimizer={"lr": 1e-3, "name": "adamw_8bit" if key == "optimizer.name" else "adamw"})
+    if key == "model.quantization":
+        recipe.model.__dict__["quantization"] = "nf4"  # of a model that need not exist: `start` loads none
+    with pytest.raises(RecipeError) as refused:
+        start(recipe)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{key}:")
+
+
+def test_environment_names_nothing_of_the_machine(tmp_path: Path) -> None:
+    record = environment(Strategy(Accelerator(cpu=True)), "float32", {"data": "abc"})
+    assert record["versions"]["torch"]
+    assert record["hashes"] == {"data": "abc"}
+    assert str(Path.home()) not in json.dumps(record)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
+    train(tiny_recipe(tmp_path, tracking={"to": ["tensorboard"], "log_every": 1}), Console(quiet=True))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = list((tmp_path / "run").rglob("events.out.tfevents*"))
+    tags: set[str] = set()
+    for file in events:
+        accumulator = EventAccumulator(str(file.parent))
+        accumulator.Reload()
+        tags |= set(accumulator.Tags()["scalars"])
+    assert {"train/loss", "eval/accuracy"} <= tags

@@ -17,6 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from rmtrain.engine.launch import CONFIGS, Launch, config_names, first_failure, launch, read
 from rmtrain.engine.rank import RankReport
 from rmtrain.errors import RecipeError
+from tests import forks
 from tests.runs import ROOT, environment_of_process, metrics_of, rmtrain, tiny_recipe, write_recipe
 
 STEPS = 4
@@ -51,7 +52,7 @@ def alone(recipe: Path) -> Path:
 def trained(recipe: Path, name: str, *options: str) -> Path:
     """A run of the recipe under a name, after which stdout has one JSON document."""
     run = recipe.parent / name
-    result = rmtrain("train", recipe, f"run.output_dir={run}", *options, "--json", cwd=recipe.parent)
+    result = forks.rmtrain("train", recipe, f"run.output_dir={run}", *options, "--json", cwd=recipe.parent)
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert document["directory"] == str(run)
@@ -69,7 +70,8 @@ def assert_as_one(run: Path, alone: Path) -> None:
     """Losses, norms and evaluations are those of one process, within the rounding of sums."""
     for one, other in zip(metrics_of(run), metrics_of(alone), strict=True):
         assert one["step"] == other["step"]
-        for key in ("train/loss", "train/grad_norm", "eval/loss"):
+        for key in ("train/loss", "train/grad_norm", "train/accuracy", "train/learning_rate", "eval/loss", "eval/accuracy"):
+            assert (key in one) == (key in other)
             assert one.get(key, 0.0) == pytest.approx(other.get(key, 0.0), rel=2e-5), (key, one["step"])
     assert [line["ids"] for line in ledger(run)] == [line["ids"] for line in ledger(alone)]
     assert len(metrics_of(run)) >= STEPS, "guard: there are losses"
@@ -80,7 +82,7 @@ def ledger(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in STRATEGIES])
-def test_configuration_starts_its_strategy(name: str, recipe: Path, alone: Path) -> None:
+def test_trap_17_configuration_starts_its_strategy(name: str, recipe: Path, alone: Path) -> None:
     """Each configuration starts its processes under its strategy, with the losses of one process."""
     run = trained(recipe, name, "--processes", "2", f"--accelerate-config={name}")
     assert (facts(run)["processes"], facts(run)["strategy"]) == (2, STRATEGIES[name])

@@ -1,30 +1,28 @@
-"""The optimizer step: results do not depend on micro-batches, modes are restored, and parameters that cannot train are named."""
+"""The optimizer step: micro-batches do not change it, modes are restored, the learning rate is a pure function of the step."""
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Plan, StepLoader
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.engine.loop import check_gradients, train_step
+from rmtrain.engine.loop import build_optimizer, check_gradients, learning_rate, train_step, warn_of_lost_updates
 from rmtrain.engine.run_log import Meter, check_finite
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.objective import Objective
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Optimizer, Recipe, Training
 from tests.comparisons import costs_of, random_pairs
 from tests.helpers import byte_bpe
-from tests.runs import ROOT, metrics_of, tiny_recipe, torchrun, write_recipe
+from tests.runs import tiny_recipe
 
 
 def comparisons(count: int) -> list[TokenizedComparison]:
@@ -50,7 +48,7 @@ def gradients_of_first_step(
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 @pytest.mark.parametrize("count", [13, 16])
-def test_trap_17_gradients_do_not_depend_on_micro_batches(count: int, layout: Layout, tmp_path: Path) -> None:
+def test_trap_17_micro_batches_do_not_change_gradients(count: int, layout: Layout, tmp_path: Path) -> None:
     """Loss and gradients of a step are the same however it is split into micro-batches."""
     recipe = tiny_recipe(tmp_path, objective={"center_rewards": 0.1}, optimizer={"lr": 1e-3, "clip": None})
     model = build_reward_model(recipe.model, None, byte_bpe(), seed=1)
@@ -64,25 +62,6 @@ def test_trap_17_gradients_do_not_depend_on_micro_batches(count: int, layout: La
         for name, gradient in whole.items():
             scale = gradient.abs().max().clamp(min=1e-12)
             assert ((cut[name] - gradient).abs().max() / scale).item() < 1e-5, name
-
-
-def test_trap_17_two_processes_equal_one(tmp_path: Path) -> None:
-    """Every logged metric of two processes equals that of one."""
-    recipe = tiny_recipe(tmp_path, rows=44, run={"output_dir": str(tmp_path / "one")}, batching={"max_tokens": 400})
-    path = write_recipe(tmp_path, recipe)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    for name, starter in (("one", [sys.executable]), ("two", torchrun(2))):
-        command = [*starter, "-m", "rmtrain", "train", str(path), f"run.output_dir={tmp_path / name}"]
-        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
-        assert result.returncode == 0, result.stderr
-    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for mine, other in zip(one, two, strict=True):
-        for key in ("train/loss", "train/grad_norm", "train/accuracy", "train/learning_rate", "eval/loss", "eval/accuracy"):
-            assert (key in other) == (key in mine)
-            assert other.get(key, 0.0) == pytest.approx(mine.get(key, 0.0), rel=2e-5), key
-    assert '"processes": 2' in (tmp_path / "two/environment.json").read_text(), "guard: two processes ran"
-    assert 44 % 8, "guard: the last step was shorter"
 
 
 def test_trap_34_evaluation_restores_module_modes(tmp_path: Path) -> None:
@@ -127,3 +106,44 @@ def test_meter_reports_means_over_comparisons() -> None:
     assert metrics["train/global_step"] == 7
     assert meter.tokens == 0
     assert meter.sums.abs().sum() == 0
+
+
+def test_trap_11_rates_depend_only_on_the_step() -> None:
+    rate = learning_rate(Optimizer(lr=1.0), total_steps=10)
+    assert [rate(step) for step in range(10)] == pytest.approx([1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert [rate(step) for step in (7, 3, 7)] == pytest.approx([0.3, 0.7, 0.3]), "in any order of steps"
+
+
+def test_warmup_rises_linearly_cosine_falls_to_zero() -> None:
+    rate = learning_rate(Optimizer(lr=0.2, schedule="cosine", warmup=0.2), total_steps=10)
+    assert [rate(0), rate(1), rate(2)] == pytest.approx([0.0, 0.1, 0.2])
+    assert rate(6) == pytest.approx(0.1)
+    assert rate(10) == pytest.approx(0.0, abs=1e-9)
+    constant = learning_rate(Optimizer(lr=0.2, schedule="constant", warmup=0.2), total_steps=10)
+    assert [constant(1), constant(5), constant(9)] == pytest.approx([0.1, 0.2, 0.2])
+
+
+def test_only_trainable_matrices_decay() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[2].weight.requires_grad_(False)
+    optimizer = build_optimizer(model, Optimizer(lr=1e-3, weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model[0].weight)] == 0.1
+    assert decay[id(model[0].bias)] == decay[id(model[1].weight)] == 0.0
+    assert id(model[2].weight) not in decay
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_trap_02_lost_bfloat16_updates_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(64, 64, bias=False).bfloat16()
+    nn.init.constant_(model.weight, 0.02)
+    allowed = Training(allow_bfloat16_weights=True)
+    warn_of_lost_updates(model, Training(), 1e-6)
+    assert not caplog.records
+    warn_of_lost_updates(model, allowed, 1e-6)
+    warn_of_lost_updates(model, allowed, 1e-3)
+    lost, kept = (record.message for record in caplog.records)
+    assert " 100.0 %" in lost
+    assert " 0.0 %" in kept
+    warn_of_lost_updates(model.float(), allowed, 1e-6)
+    assert len(caplog.records) == 2

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from safetensors.torch import load_file
 
 from rmtrain.batching.plan import Plan
 from tests.engine.ranks import CASES, SHARDING, STEPS, Case, cases_of, plan_of
-from tests.runs import ROOT, environment_of_process, torchrun
+from tests.forks import fork_server
 
 STRATEGIES = {
     "ddp": "DDP",
@@ -26,10 +24,8 @@ TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 0.1}
 
 def run(name: str, processes: int, folder: Path) -> Path:
     """Run the ranks of a strategy and return the folder of their results."""
-    starter = torchrun(processes) if processes > 1 else [sys.executable]
-    command = [*starter, "-m", "tests.engine.ranks", name, str(folder / name)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=400)
-    assert result.returncode == 0, result.stderr[-3000:]
+    ended = fork_server().run(name, folder / name, program="tests.engine.ranks", processes=processes, **SHARDING.get(name, {}))
+    assert ended.code == 0, ended.stderr[-3000:]
     return folder / name
 
 

@@ -1,7 +1,6 @@
 """Scoring plans: each row is scored exactly once, however many processes share the work, and both sides of a pair alike."""
 
 import json
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, TokenizedR
 from rmtrain.recipe.schema import BradleyTerry
 from tests.evaluation.test_metrics import random_pairs
 from tests.exports import tiny_export
+from tests.forks import ON_CPU, fork_server
 from tests.helpers import pairs
-from tests.runs import ROOT, environment_of_process, torchrun
 
 SCRIPT = """
 import json, sys
@@ -91,10 +90,8 @@ def test_trap_05_processes_do_not_change_numbers(model: str, tmp_path: Path) -> 
     world = 2
     alone = score_all(model, Accelerator(cpu=True))
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [*torchrun(world), str(tmp_path / "script.py"), model, str(tmp_path / "out.json")]
-    environment = environment_of_process(ACCELERATE_USE_CPU="true")
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=240)
-    assert result.returncode == 0, result.stderr
+    ended = fork_server().run(model, tmp_path / "out.json", program=str(tmp_path / "script.py"), processes=world, **ON_CPU)
+    assert ended.code == 0, ended.stderr
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["processes"] == world, "guard: several processes shared the work"
     assert any(case["micro_batches"] % world for case in alone), "guard: some rounds are not full, and repeat a micro-batch"

@@ -1,20 +1,18 @@
 """Fixtures of fault tests: a starter of processes, and an undisturbed run."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.faults.nursery import Nursery
 from tests.faults.runs import full_recipe, in_directory, left
+from tests.forks import ForkServer, fork_server
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def server() -> ForkServer:
     """Starts `rmtrain` processes."""
-    with Nursery() as started:
-        yield started
+    return fork_server()
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +28,8 @@ def recipe(place: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place: Path, recipe: Path, nursery: Nursery) -> dict[str, Any]:
+def undisturbed(place: Path, recipe: Path, server: ForkServer) -> dict[str, Any]:
     """The results of the run without any fault."""
-    ended = nursery.run(*in_directory(recipe, place / "undisturbed"))
+    ended = server.run(*in_directory(recipe, place / "undisturbed"))
     assert ended.code == 0, ended.stderr
     return left(place / "undisturbed")

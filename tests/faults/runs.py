@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from safetensors.torch import load_file
 
 from rmtrain.recipe.schema import Recipe
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
-from tests.runs import ROOT, environment_of_process, tiny_recipe, torchrun, write_recipe
+from tests.forks import FAST, ForkServer
+from tests.runs import tiny_recipe, write_recipe
 
 TIMES = ("tokens_per_second", "comparisons_per_second", "runtime", "samples_per_second", "steps_per_second")
 STEPS = 15
@@ -33,16 +31,6 @@ def full_recipe(folder: Path, **changes: Any) -> Path:
         "tracking": {"log_every": 4},
     }
     return write_recipe(folder, tiny_recipe(folder, rows=40, test_rows=10, **{**sections, **changes}))
-
-
-def launch(
-    recipe: Path, run: Path, processes: int, faults: Sequence[Fault], **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in a directory, with faults: on several processes under torchrun, or alone."""
-    starter = torchrun(processes) if processes > 1 else [sys.executable]
-    command = [*starter, "-m", "tests.faults.driver", json.dumps(list(faults)), *in_directory(recipe, run)]
-    around = environment_of_process(ACCELERATE_USE_CPU="true", **environment)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=around, timeout=240)
 
 
 def in_directory(recipe: Path, run: Path) -> list[str]:
@@ -101,11 +89,11 @@ def stop_after(step: int, at: int = 0) -> list[Fault]:
     return [("step", step - at, "SIGTERM"), FAST]
 
 
-def stopped(nursery: Nursery, recipe: Path, run: Path, steps: Sequence[int]) -> None:
+def stopped(server: ForkServer, recipe: Path, run: Path, steps: Sequence[int]) -> None:
     """Run to each of these steps in a process of its own."""
     at = 0
     for step in steps:
-        ended = nursery.run(*in_directory(recipe, run), faults=stop_after(step, at))
+        ended = server.run(*in_directory(recipe, run), faults=stop_after(step, at))
         assert ended.code == 143, ended.stderr
         assert "SIGTERM" in ended.stderr
         assert str(run) in ended.stderr

@@ -15,8 +15,8 @@ import pytest
 from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.recipe.load import load_recipe
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
 from tests.faults.runs import STEPS, every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.forks import FAST, ForkServer
 from tests.runs import ROOT, environment_of_process
 
 POINTS: list[list[Fault]] = [
@@ -58,26 +58,26 @@ def valid_steps(run: Path) -> list[int]:
     return [checkpoints.read(checkpoints.path(step)).step for step in steps_saved(run)]
 
 
-def finish(run: Path, recipe: Path, nursery: Nursery) -> None:
-    ended = nursery.run(*in_directory(recipe, run))
+def finish(run: Path, recipe: Path, server: ForkServer) -> None:
+    ended = server.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
 
 
 def test_trap_28_kills_at_every_point_lose_nothing(
-    place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+    place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     """One run, killed at one point after the other, ends with the results of an undisturbed run."""
     run, killed = place / "points", 0
     for faults in POINTS:
         before = valid_steps(run)
-        ended = nursery.run(*in_directory(recipe, run), faults=[*faults, *([] if faults[0][0] == "reload" else [FAST])])
+        ended = server.run(*in_directory(recipe, run), faults=[*faults, *([] if faults[0][0] == "reload" else [FAST])])
         assert ended.code in (0, -signal.SIGKILL), (faults, ended.stderr)
         assert len(valid_steps(run)) >= min(1, len(before)), faults
         if ended.code == 0:
             break
         killed += 1
     else:
-        finish(run, recipe, nursery)
+        finish(run, recipe, server)
     assert killed >= 12, "guard: most points were met before the run had ended"
     assert left(run) == undisturbed
 
@@ -85,15 +85,15 @@ def test_trap_28_kills_at_every_point_lose_nothing(
 @pytest.mark.long
 @pytest.mark.parametrize("faults", POINTS, ids=lambda faults: f"{faults[0][0]}-{faults[0][1]}")
 def test_trap_28_repeated_kills_lose_nothing(
-    faults: list[Fault], place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+    faults: list[Fault], place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"point-{faults[0][0]}-{faults[0][1]}"
     with_reload = [] if faults[0][0] == "reload" else [FAST]
-    codes = [nursery.run(*in_directory(recipe, run), faults=[*faults, *with_reload]).code for _ in range(3)]
+    codes = [server.run(*in_directory(recipe, run), faults=[*faults, *with_reload]).code for _ in range(3)]
     assert codes[0] == -signal.SIGKILL or faults[0][0] == "rewind", "guard: it was killed"
     valid_steps(run)
     if 0 not in codes:
-        finish(run, recipe, nursery)
+        finish(run, recipe, server)
     assert left(run) == undisturbed
 
 
@@ -104,9 +104,9 @@ def wait_for_steps(run: Path, before: bytes, count: int, steps: int, over: Calla
     wait_until(lambda: ledger_bytes(run).count(b"\n") >= enough or over())
 
 
-def kill_at_random(nursery: Nursery, recipe: Path, run: Path, moment: random.Random) -> int:
+def kill_at_random(server: ForkServer, recipe: Path, run: Path, moment: random.Random) -> int:
     """Start the run, kill it during a step, save, evaluation or export, and return its exit code."""
-    before, child = ledger_bytes(run), nursery.start(*in_directory(recipe, run))
+    before, child = ledger_bytes(run), server.start(*in_directory(recipe, run))
     wait_for_steps(run, before, moment.randint(2, 4), STEPS, lambda: not alive(child.pid))
     time.sleep(moment.uniform(0.0, 0.02))
     child.signal(signal.SIGKILL)
@@ -123,13 +123,13 @@ def alive(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_kills_at_random_moments_lose_nothing(place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]) -> None:
+def test_kills_at_random_moments_lose_nothing(place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]) -> None:
     run, moment, kills, verified = place / "random", random.Random(5), 0, 0
-    while kill_at_random(nursery, recipe, run, moment) == -signal.SIGKILL:
+    while kill_at_random(server, recipe, run, moment) == -signal.SIGKILL:
         verified += len(valid_steps(run))
         kills += 1
         if kills == 6:
-            finish(run, recipe, nursery)
+            finish(run, recipe, server)
             break
     assert left(run) == undisturbed
     assert every_row_once_an_epoch(lines(run, "ledger"), load_recipe(recipe))
@@ -150,10 +150,10 @@ def kill_real_process(command: list[str], run: Path, moment: random.Random, step
 
 
 @pytest.mark.long
-def test_forty_kills_of_real_processes_lose_nothing(place: Path, nursery: Nursery) -> None:
+def test_forty_kills_of_real_processes_lose_nothing(place: Path, server: ForkServer) -> None:
     epochs, moment, verified = 40, random.Random(11), 0
     recipe = full_recipe(place / "long", training={"epochs": epochs, "batch_size": 8, "precision": "float32"})
-    finish(place / "long/whole", recipe, nursery)
+    finish(place / "long/whole", recipe, server)
     run, kills = place / "long/killed", 40
     command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
     for kill in range(kills):
@@ -161,7 +161,7 @@ def test_forty_kills_of_real_processes_lose_nothing(place: Path, nursery: Nurser
         verified += len(valid_steps(run))
     assert len(lines(run, "ledger")) < 5 * epochs, "guard: the run was still training at the last kill"
     reached = max(valid_steps(run))
-    finish(run, recipe, nursery)
+    finish(run, recipe, server)
     assert left(run, 5 * epochs) == left(place / "long/whole", 5 * epochs)
     assert every_row_once_an_epoch(lines(run, "ledger"), load_recipe(recipe))
     print(f"{kills} kills, {reached} of {5 * epochs} steps reached, {verified} checkpoints verified, none unusable")

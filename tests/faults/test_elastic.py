@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 from rmtrain.recipe.load import load_recipe
 from tests.engine.ranks import LORA, SHARDING
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import full_recipe, in_directory, launch, lines, steps_saved, weights
+from tests.faults.runs import full_recipe, in_directory, lines, steps_saved, weights
+from tests.forks import FAST, ON_CPU, ForkServer
 
 NAMES = {
     "alone": "one process",
@@ -26,13 +26,11 @@ STOPS = (2, 4, 7, 9, 12)
 """Steps after which a run of fifteen steps, five an epoch, is stopped. None ends an epoch."""
 
 
-def go(strategy: str, recipe: Path, run: Path, faults: Sequence[Fault], nursery: Nursery) -> tuple[int, str]:
+def go(strategy: str, recipe: Path, run: Path, faults: Sequence[Fault], server: ForkServer) -> tuple[int, str]:
     """Exit code and stderr of a run under a strategy: on two processes, or alone."""
-    if strategy == "alone":
-        forked = nursery.run(*in_directory(recipe, run), faults=faults)
-        return forked.code, forked.stderr
-    ended = launch(recipe, run, 2, faults, **SHARDING.get(strategy, {}))
-    return ended.returncode, ended.stderr
+    ranks = {} if strategy == "alone" else {"processes": 2, **ON_CPU, **SHARDING.get(strategy, {})}
+    ended = server.run(*in_directory(recipe, run), faults=faults, **ranks)
+    return ended.code, ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("elastic")
 
 
-def recipe_of(folder: Path, lora: bool, nursery: Nursery) -> tuple[Path, Path]:
+def recipe_of(folder: Path, lora: bool, server: ForkServer) -> tuple[Path, Path]:
     """The recipe, and its run that nothing interrupted."""
     folder = folder / ("lora" if lora else "full")
     whole = folder / "whole"
@@ -48,7 +46,7 @@ def recipe_of(folder: Path, lora: bool, nursery: Nursery) -> tuple[Path, Path]:
         model = load_recipe(full_recipe(folder)).model.model_dump() | {"dropout": 0.0}
         changes: dict[str, Any] = {"lora": LORA} if lora else {}
         recipe = full_recipe(folder, model=model, optimizer={"lr": 1e-3, "warmup": 0.2, "eps": 1e-6}, **changes)
-        code, stderr = go("alone", recipe, whole, [FAST], nursery)
+        code, stderr = go("alone", recipe, whole, [FAST], server)
         assert code == 0, stderr
     return folder / "recipe.yaml", whole
 
@@ -79,12 +77,12 @@ def assert_resumed(stderr: str, step: int) -> None:
     [(("zero2", "alone", "zero1", "fsdp2", "ddp", "zero3"), False), (("zero3", "zero2", "fsdp2"), True)],
     ids=["full", "lora"],
 )
-def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: bool, folder: Path, nursery: Nursery) -> None:
+def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: bool, folder: Path, server: ForkServer) -> None:
     """A run that each strategy in turn resumes, and the last one exports, equals the uninterrupted run of one process."""
-    recipe, whole = recipe_of(folder, lora, nursery)
+    recipe, whole = recipe_of(folder, lora, server)
     run, done = recipe.parent / "-".join(chain), 0
     for strategy, stop in zip(chain[:-1], STOPS, strict=False):
-        code, stderr = go(strategy, recipe, run, [("step", stop - done, "SIGTERM@0")], nursery)
+        code, stderr = go(strategy, recipe, run, [("step", stop - done, "SIGTERM@0")], server)
         assert code != 0, stderr
         assert "stopped by SIGTERM" in stderr
         if done:
@@ -93,21 +91,21 @@ def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: b
         state = json.loads((run / f"checkpoints/step-{stop:08d}/state.json").read_text())
         assert state["strategy"] == NAMES[strategy], "guard: it was in force"
         done = stop
-    code, stderr = go(chain[-1], recipe, run, [], nursery)
+    code, stderr = go(chain[-1], recipe, run, [], server)
     assert code == 0, stderr
     assert_resumed(stderr, done)
     assert json.loads((run / "environment.json").read_text())["strategy"] == NAMES[chain[-1]]
     assert_as_one(run, whole)
 
 
-def test_trap_27_killed_on_two_resumed_on_one(folder: Path, nursery: Nursery) -> None:
+def test_trap_27_killed_on_two_resumed_on_one(folder: Path, server: ForkServer) -> None:
     """A warning names both numbers of processes."""
-    recipe, whole = recipe_of(folder, False, nursery)
+    recipe, whole = recipe_of(folder, False, server)
     run = recipe.parent / "killed"
-    code, stderr = go("ddp", recipe, run, [("step", 8, "kill@1"), FAST], nursery)
+    code, stderr = go("ddp", recipe, run, [("step", 8, "kill@1"), FAST], server)
     assert code not in (0, -signal.SIGKILL), stderr
     assert not (run / "model").exists(), "guard: it was killed before its end"
-    code, stderr = go("alone", recipe, run, [FAST], nursery)
+    code, stderr = go("alone", recipe, run, [FAST], server)
     assert code == 0, stderr
     assert_resumed(stderr, 6)
     assert [line for line in stderr.splitlines() if "processes" in line and "2" in line and "1" in line], stderr

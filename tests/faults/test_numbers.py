@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import STEPS, full_recipe, in_directory, launch, lines, steps_saved, weights
+from tests.faults.runs import STEPS, full_recipe, in_directory, lines, steps_saved, weights
+from tests.forks import FAST, ON_CPU, ForkServer
 
 
 def nan_in(*steps: int) -> list[Fault]:
@@ -16,10 +16,10 @@ def nan_in(*steps: int) -> list[Fault]:
     return [*(("backward", 1 + step, "nan") for step in steps), FAST]
 
 
-def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, server: ForkServer) -> None:
     """The rows of the step are reported, and the next step trains again."""
     run = place / "one"
-    ended = nursery.run(*in_directory(recipe, run), "checkpoints.every=1", "checkpoints.keep=20", faults=nan_in(5))
+    ended = server.run(*in_directory(recipe, run), "checkpoints.every=1", "checkpoints.keep=20", faults=nan_in(5))
     assert ended.code == 0, ended.stderr
     (warning,) = [line for line in ended.stderr.splitlines() if "step 5: " in line]
     assert "train:" in warning
@@ -32,9 +32,9 @@ def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, nursery: 
 
 
 @pytest.mark.parametrize("first", [1, 6])
-def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path, server: ForkServer) -> None:
     run = place / f"three-{first}"
-    ended = nursery.run(*in_directory(recipe, run), faults=nan_in(first, first + 1, first + 2))
+    ended = server.run(*in_directory(recipe, run), faults=nan_in(first, first + 1, first + 2))
     assert ended.code == 5, ended.stderr
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith(f"error: step {first + 2}: ")
@@ -42,19 +42,18 @@ def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path,
     assert [line["step"] for line in lines(run, "nonfinite")] == [first, first + 1, first + 2]
     assert all(torch.isfinite(tensor).all() for step in steps_saved(run) for tensor in weights(run, step).values())
     kept = [step for step in (first, first + 1, first + 2) if step <= steps_saved(run)[-1]]
-    ended = nursery.run(*in_directory(recipe, run))
+    ended = server.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
     assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were repeated were finite"
 
 
 @pytest.mark.long
-def test_trap_21_nan_on_one_rank_stops_both(place: Path) -> None:
+def test_trap_21_nan_on_one_rank_stops_both(place: Path, server: ForkServer) -> None:
     recipe, run = full_recipe(place / "two"), place / "two/run"
     faults: list[Any] = [("backward", 1 + step, "nan@1") for step in (4, 5, 6)]
-    result = launch(recipe, run, 2, faults)
-    assert result.returncode == 1
+    result = server.run(*in_directory(recipe, run), faults=faults, processes=2, **ON_CPU)
+    assert result.code == 5
     assert "error: step 6: " in result.stderr, result.stderr
-    assert result.stderr.count("exitcode  : 5") >= 1
     assert [line["step"] for line in lines(run, "nonfinite")] == [4, 5, 6]
     before = weights(run, 4)
     assert all(torch.isfinite(tensor).all() for tensor in before.values())

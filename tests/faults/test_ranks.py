@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from rmtrain.recipe.load import dump_recipe
-from tests.faults.nursery import Nursery
 from tests.faults.runs import full_recipe, in_directory, lines, steps_saved, wait_until
+from tests.forks import ForkServer
 from tests.helpers import byte_bpe
 from tests.runs import ROOT, environment_of_process, metrics_of, tiny_recipe, torchrun
 
@@ -126,10 +126,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, server: ForkServer) -> Path:
     """A run without any fault."""
     folder = tmp_path_factory.mktemp("whole")
-    assert nursery.run(*in_directory(full_recipe(folder), folder / "run")).code == 0
+    assert server.run(*in_directory(full_recipe(folder), folder / "run")).code == 0
     return folder / "run"
 
 
@@ -156,9 +156,9 @@ def ended_by(place: Place, what: str, code: int, tracebacks: int = 0, seconds: f
     return ended
 
 
-def assert_resumes(place: Place, whole: Path, nursery: Nursery) -> None:
+def assert_resumes(place: Place, whole: Path, server: ForkServer) -> None:
     (place.folder / "sitecustomize.py").unlink(missing_ok=True)
-    ended = nursery.run(*in_directory(place.recipe, place.run))
+    ended = server.run(*in_directory(place.recipe, place.run))
     assert ended.code == 0, ended.stderr
     assert lines(place.run, "ledger") == lines(whole, "ledger")
 
@@ -176,7 +176,7 @@ MID_RUN = {
 @pytest.mark.parametrize(
     "what", [pytest.param(name, marks=[pytest.mark.long] if name == "runs out of memory" else []) for name in MID_RUN]
 )
-def test_one_failing_rank_ends_all(what: str, place: Place, whole: Path, nursery: Nursery) -> None:
+def test_one_failing_rank_ends_all(what: str, place: Place, whole: Path, server: ForkServer) -> None:
     """All ranks end with the code and the message of the one that failed, and the run can be resumed."""
     fault, code, message, tracebacks, saved = MID_RUN[what]
     place.fault(STEP, 4, fault)
@@ -184,7 +184,7 @@ def test_one_failing_rank_ends_all(what: str, place: Place, whole: Path, nursery
     assert errors(ended)[0].startswith("error: " + message.replace("PID", place.trace.read_text().split()[1]))
     assert not place.left()
     assert steps_saved(place.run)[-1] == saved
-    assert_resumes(place, whole, nursery)
+    assert_resumes(place, whole, server)
 
 
 PHASES = {
@@ -233,15 +233,15 @@ def test_ranks_without_work_leave_before_the_export(place: Place) -> None:
     ("fault", "code", "message"),
     [(TERM, 143, "stopped by SIGTERM after step 15"), pytest.param(KILL, 75, "rank 0 (pid", marks=pytest.mark.long)],
 )
-def test_export_ends_with_rank_0(fault: str, code: int, message: str, place: Place, whole: Path, nursery: Nursery) -> None:
+def test_export_ends_with_rank_0(fault: str, code: int, message: str, place: Place, whole: Path, server: ForkServer) -> None:
     place.fault(EXPORT, 1, fault, ranks="0")
     assert errors(ended_by(place, "export", code))[0].startswith(f"error: {message}")
-    assert_resumes(place, whole, nursery)
+    assert_resumes(place, whole, server)
     assert (place.run / "model/model.safetensors").is_file(), "guard: it was missing"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)])
-def test_a_signal_to_the_command_saves(number: signal.Signals, code: int, place: Place, whole: Path, nursery: Nursery) -> None:
+def test_a_signal_to_the_command_saves(number: signal.Signals, code: int, place: Place, whole: Path, server: ForkServer) -> None:
     """The launcher forwards a signal; all ranks finish the step, save and exit with 128 + n."""
     place.fault(STEP, 2, "time.sleep(3)")
     process = place.start()
@@ -252,13 +252,13 @@ def test_a_signal_to_the_command_saves(number: signal.Signals, code: int, place:
     assert ended.code == code, ended.stderr
     assert_quiet(ended)
     assert errors(ended)[0].startswith(f"error: stopped by {number.name} after step 2")
-    assert_resumes(place, whole, nursery)
+    assert_resumes(place, whole, server)
     assert ended.seconds > 3, "guard: it came in the middle of a step"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("minute", ["time.sleep(60)", "hang()"], ids=["Python", "C"])
-def test_a_second_signal_ends_at_once(minute: str, place: Place, whole: Path, nursery: Nursery) -> None:
+def test_a_second_signal_ends_at_once(minute: str, place: Place, whole: Path, server: ForkServer) -> None:
     """Also where the main threads of the ranks are in C code, as in a collective, and run no signal handler."""
     place.fault(STEP, 2, minute, ranks="01")
     process = place.start()
@@ -271,11 +271,11 @@ def test_a_second_signal_ends_at_once(minute: str, place: Place, whole: Path, nu
     assert ended.code == 130, ended.stderr
     assert_quiet(ended)
     wait_until(lambda: not place.left(), 5)
-    assert_resumes(place, whole, nursery)
+    assert_resumes(place, whole, server)
     assert 2 < ended.seconds < SECONDS, "guard: it came in the middle of a step"
 
 
-def test_ranks_end_when_the_command_is_killed(place: Place, whole: Path, nursery: Nursery) -> None:
+def test_ranks_end_when_the_command_is_killed(place: Place, whole: Path, server: ForkServer) -> None:
     place.fault(STEP, 2, "hang()")
     process = place.start()
     wait_until(place.trace.exists)
@@ -285,7 +285,7 @@ def test_ranks_end_when_the_command_is_killed(place: Place, whole: Path, nursery
     wait_until(lambda: not place.left(), SECONDS)
     print(f"the command was killed: its ranks had ended after {time.monotonic() - before:.1f} s")
     process.communicate()
-    assert_resumes(place, whole, nursery)
+    assert_resumes(place, whole, server)
 
 
 TORCHRUN = tuple(torchrun(2)[1:])

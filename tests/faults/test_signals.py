@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
-from tests.faults.runs import full_recipe, in_directory, launch, left, lines, steps_saved, wait_until
+from tests.faults.runs import full_recipe, in_directory, left, lines, steps_saved, wait_until
+from tests.forks import FAST, ON_CPU, ForkServer
 from tests.runs import ROOT, environment_of_process
 
 GRACE_SECONDS = 30
@@ -44,14 +44,14 @@ def test_trap_39_signal_saves_and_run_resumes(
     moment: str,
     place: Path,
     recipe: Path,
-    nursery: Nursery,
+    server: ForkServer,
     undisturbed: dict[str, Any],
 ) -> None:
     point, when, saved = MOMENTS[moment]
     run = place / f"{point}-{number}"
     fast = [] if point == "reload" else [FAST]
     before = time.monotonic()
-    ended = nursery.run(*in_directory(recipe, run), faults=[(point, when, number), *fast])
+    ended = server.run(*in_directory(recipe, run), faults=[(point, when, number), *fast])
     assert time.monotonic() - before < GRACE_SECONDS
     assert ended.code == code, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -63,20 +63,20 @@ def test_trap_39_signal_saves_and_run_resumes(
     error = ended.stderr.splitlines()[-1]
     assert all(part in error for part in ("error: ", number, f"step {saved}", str(run)))
     assert steps_saved(run)[-1] == saved
-    ended = nursery.run(*in_directory(recipe, run))
+    ended = server.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
     assert left(run) == undisturbed
 
 
 @pytest.mark.parametrize(("point", "when", "resumed"), [("step", 4, 3), ("tensors", 4, 2), ("export", 1, 15)])
 def test_trap_39_second_signal_exits_and_breaks_nothing(
-    point: str, when: int, resumed: int, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+    point: str, when: int, resumed: int, place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"twice-{point}"
-    ended = nursery.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), FAST])
+    ended = server.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), FAST])
     assert ended.code == 143, ended.stderr
     assert "Traceback" not in ended.stderr
-    ended = nursery.run(*in_directory(recipe, run))
+    ended = server.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
     assert [line for line in ended.stderr.splitlines() if line.startswith("note: ") and f"step {resumed}" in line], ended.stderr
     assert left(run) == undisturbed
@@ -121,17 +121,17 @@ ON_ONE: list[Fault] = [("step", 4, "SIGTERM@1"), ("evaluate", 1, "SIGTERM@1"), (
     ("fault", "saved"),
     [(ON_ONE[0], 4), pytest.param(ON_ONE[1], 3, marks=pytest.mark.long), pytest.param(ON_ONE[2], 2, marks=pytest.mark.long)],
 )
-def test_trap_39_signal_to_one_rank_stops_both(fault: Fault, saved: int, place: Path, nursery: Nursery) -> None:
+def test_trap_39_signal_to_one_rank_stops_both(fault: Fault, saved: int, place: Path, server: ForkServer) -> None:
     folder = place / "two"
     recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / fault[0]
     faults = [fault, FAST]
-    result = launch(recipe, run, 2, faults)
-    assert result.returncode == 1, result.stderr
+    result = server.run(*in_directory(recipe, run), faults=faults, processes=2, **ON_CPU)
+    assert result.code == 143, result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert all(part in error for part in ("SIGTERM", f"step {saved}", str(run)))
     assert steps_saved(run)[-1] == saved
     whole = folder / "whole"
     if not whole.exists():
-        assert nursery.run(*in_directory(recipe, whole)).code == 0
-    assert nursery.run(*in_directory(recipe, run)).code == 0
+        assert server.run(*in_directory(recipe, whole)).code == 0
+    assert server.run(*in_directory(recipe, run)).code == 0
     assert lines(run, "ledger") == lines(whole, "ledger")

@@ -7,8 +7,8 @@ import pytest
 
 from rmtrain.model.hub import uploaded_files
 from tests.faults.driver import Fault
-from tests.faults.nursery import FAST, Nursery
 from tests.faults.runs import in_directory, left, lines
+from tests.forks import FAST, ForkServer
 
 TENSORBOARD = "tracking.to=[tensorboard]"
 FAILURES: dict[str, Fault] = {
@@ -24,11 +24,11 @@ FAILURES: dict[str, Fault] = {
     [pytest.param(fault, id=name, marks=[pytest.mark.long] * (name == "start hangs")) for name, fault in FAILURES.items()],
 )
 def test_trap_44_failing_tracker_never_stops_a_run(
-    fault: Fault, place: Path, recipe: Path, nursery: Nursery, undisturbed: dict[str, Any]
+    fault: Fault, place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     """A tracker that raises or hangs costs one warning; metrics and weights equal those of an undisturbed run."""
     run = place / f"{fault[0]}-{fault[2]}"
-    ended = nursery.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, FAST])
+    ended = server.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, FAST])
     assert ended.code == 0, ended.stderr
     (warning,) = [line for line in ended.stderr.splitlines() if "trackers:" in line]
     assert "metrics.jsonl" in warning
@@ -37,20 +37,20 @@ def test_trap_44_failing_tracker_never_stops_a_run(
     assert left(run)["sha256"] == undisturbed["sha256"]
 
 
-def test_trap_s7_failed_upload_leaves_a_finished_run(place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_s7_failed_upload_leaves_a_finished_run(place: Path, recipe: Path, server: ForkServer) -> None:
     """The model is exported, and the error names the command that repeats the upload."""
     run = place / "upload"
-    ended = nursery.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
+    ended = server.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
     assert ended.code == 1, ended.stderr
     assert "nobody/nothing" in ended.stderr
     assert f"rmtrain export {run} --push" in ended.stderr, "the command to repeat it"
     assert (run / "model/model.safetensors").is_file()
-    assert nursery.run(*in_directory(recipe, run)).code == 4, "the run is finished"
+    assert server.run(*in_directory(recipe, run)).code == 4, "the run is finished"
 
 
-def test_trap_s7_rows_and_paths_are_not_uploaded(place: Path, recipe: Path, nursery: Nursery) -> None:
+def test_trap_s7_rows_and_paths_are_not_uploaded(place: Path, recipe: Path, server: ForkServer) -> None:
     run = place / "private"
-    assert nursery.run(*in_directory(recipe, run)).code == 0
+    assert server.run(*in_directory(recipe, run)).code == 0
     files = uploaded_files(run / "model")
     assert "model.safetensors" in files
     text = "".join((run / "model" / name).read_text(encoding="utf-8") for name in files if not name.endswith(".safetensors"))
@@ -65,7 +65,7 @@ def test_trap_s7_rows_and_paths_are_not_uploaded(place: Path, recipe: Path, nurs
 def test_trap_36_weights_are_independent_of_hash_seeds(place: Path, recipe: Path, undisturbed: dict[str, Any]) -> None:
     """PYTHONHASHSEED and the number of tokenizing processes do not change the order of the data or the weights."""
     for seed in ("1", "2"):
-        with Nursery(PYTHONHASHSEED=seed) as other:
+        with ForkServer(PYTHONHASHSEED=seed) as other:
             run = place / f"hash-{seed}"
             ended = other.run(
                 *in_directory(recipe, run), f"data.cache_dir={place}/cache-{seed}", "data.processes=2", "--deterministic"
