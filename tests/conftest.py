@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of pytest's workers would use all cores, and wait for the others' threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -13,6 +14,12 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # `make faults` looks for what is new
+
+
+@pytest.fixture
+def no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skip the fresh process that reloads each export, which takes seconds, in tests of something else."""
+    monkeypatch.setattr("rmtrain.model.export_dir.check_reload", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

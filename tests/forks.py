@@ -138,8 +138,8 @@ def fork_server() -> ForkServer:
 
 
 def rmtrain(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as `tests.runs.rmtrain`, but forked: for tests that do not depend on what happens at imports."""
-    ended = fork_server().run(*arguments, faults=(), cwd=cwd, **{"COLUMNS": "100", **environment})
+    """The command line, as `tests.runs.rmtrain`, but forked, and without the reload of exports: for tests of something else."""
+    ended = fork_server().run(*arguments, cwd=cwd, **{"COLUMNS": "100", **environment})
     return subprocess.CompletedProcess(arguments, ended.code, ended.stdout, ended.stderr)
 
 
@@ -150,7 +150,9 @@ def stream(pipe: IO[str] | None) -> IO[str]:
 
 
 def serve() -> None:
-    """Fork the processes of each order on stdin; print the pid of the first, then the exit code that counts."""
+    """Fork the processes of each order on stdin; answer on stdout with the pid of the first, then the exit code that counts."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print when they are imported is no answer
     for name in IMPORTED:
         importlib.import_module(name)
     for line in sys.stdin:
@@ -168,8 +170,8 @@ def serve() -> None:
                     order["environment"] |= ranks | meeting
                 become(order)
             pids.append(pid)
-        print(json.dumps({"pid": pids[0]}), flush=True)
-        print(json.dumps({"code": code_of(pids)}), flush=True)
+        print(json.dumps({"pid": pids[0]}), file=answers, flush=True)
+        print(json.dumps({"code": code_of(pids)}), file=answers, flush=True)
 
 
 def free_port() -> str:
@@ -183,18 +185,19 @@ def code_of(pids: Sequence[int]) -> int:
     """Wait for processes, and return the code of the first that fails; the others are stopped, and killed if they stay."""
     running, code, since = set(pids), 0, 0.0
     while running:
-        pid, status = os.waitpid(-1, os.WNOHANG if code and len(running) else 0)
-        if pid:
-            running.discard(pid)
-            ended = os.waitstatus_to_exitcode(status)
-            if ended and not code:
-                code, since = ended, time.monotonic()
-        elif (waited := time.monotonic() - since) > GRACE:
-            for left in running:
-                os.kill(left, signal.SIGKILL if waited > GRACE + PATIENCE else signal.SIGTERM)
+        for pid in sorted(running):  # by name: importing DeepSpeed leaves children of its own behind
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                running.discard(pid)
+                ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                if ended and not code:
+                    code, since = ended, time.monotonic()
+        waited = time.monotonic() - since
+        if code and waited > GRACE:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL if waited > GRACE + PATIENCE else signal.SIGTERM)
             time.sleep(1)
-        else:
-            time.sleep(0.02)
+        elif running:
+            time.sleep(0.01)
     return code
 
 

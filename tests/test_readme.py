@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rmtrain.recipe.load import load_recipe
-from tests.forks import rmtrain
+from tests.forks import fork_server, rmtrain
 from tests.runs import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -39,8 +39,8 @@ def test_commands_run(tmp_path: Path) -> None:
     commands = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("rmtrain ")]
     assert {command[0] for command in commands} == {"preprocess", "inspect", "train", "eval", "export", "schema"}, "guard"
     for command in commands:
-        result = rmtrain(*command, cwd=tmp_path, HOME=str(tmp_path))
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        ended = fork_server().run(*command, faults=(), cwd=tmp_path, HOME=str(tmp_path))
+        assert ended.code == 0, f"{command}\n{ended.stderr}"
     again = rmtrain("eval", "runs/quickstart", "--json", cwd=tmp_path, HOME=str(tmp_path))
     document = json.loads(again.stdout)
     assert document["accuracy"] >= 0.97, "the promise of the quickstart"

@@ -83,6 +83,7 @@ def read_other_formats(folder: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("no_reload")
 def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
     """Every key of the schema is read by a run."""
     recipe = tiny_recipe(

@@ -252,7 +252,7 @@ def ranked_rows(count: int) -> list[dict[str, Any]]:
         {"type": "bradley_terry", "center_rewards": 0.02, "label_smoothing": 0.1},
     ],
 )
-def test_eval_loss_is_the_training_loss(tmp_path: Path, objective: dict[str, Any]) -> None:
+def test_eval_loss_is_the_training_loss(tmp_path: Path, objective: dict[str, Any], no_reload: None) -> None:
     """In a run of one step over all rows at a learning rate of almost 0, `train/loss` is `eval/loss` of the same rows.
 
     `eval RUN` and `eval --scores` give the same loss again, by the objective in the settings.

@@ -54,6 +54,7 @@ def test_a_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert outcome.document["evaluation"]["n"] == 16
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_eval_repeats_the_final_evaluation(tmp_path: Path) -> None:
     """`rmtrain eval RUN` gives the numbers of the run's last evaluation in every digit."""
     recipe = tiny_recipe(tmp_path)
@@ -112,6 +113,7 @@ def test_missed_gate_says_by_how_much(tmp_path: Path) -> None:
     assert evaluation["accuracy"] > 0.01, "guard"
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_a_planted_rule_is_learned(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, rows=400, test_rows=200, optimizer={"lr": 3e-3}, training={"batch_size": 16, "epochs": 2})
     summary = train(recipe, QUIET).document["evaluation"]
@@ -119,6 +121,7 @@ def test_a_planted_rule_is_learned(tmp_path: Path) -> None:
     assert summary["longer_wins"] == pytest.approx(0.5, abs=0.15), "guard: length does not give the rule away"
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_shuffled_labels_are_not_learned(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, rows=200, test_rows=200, training={"batch_size": 16})
     write_rows(tmp_path / "train.jsonl", planted_rows(200, seed=1, shuffled=True))
@@ -127,6 +130,7 @@ def test_shuffled_labels_are_not_learned(tmp_path: Path) -> None:
     assert summary["accuracy_low"] < 0.5 < summary["accuracy_high"]
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
     weights = []
     for name in ("one", "two"):
@@ -137,6 +141,7 @@ def test_the_same_recipe_gives_the_same_weights(tmp_path: Path) -> None:
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_max_tokens_changes_only_rounding(tmp_path: Path) -> None:
     """Losses of budgets of any size agree within rounding."""
     losses = {}

@@ -142,6 +142,7 @@ def test_environment_names_nothing_of_the_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("no_reload")
 def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
     train(tiny_recipe(tmp_path, tracking={"to": ["tensorboard"], "log_every": 1}), Console(quiet=True))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -59,6 +59,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return failed
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_results_do_not_depend_on_the_budget(tmp_path: Path, request: Any) -> None:
     """Any budget, any layout, and running out of memory on the way give the same losses and weights."""
     runs = {
