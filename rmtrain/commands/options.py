@@ -35,7 +35,6 @@ ConfigOption = Annotated[
         "--accelerate-config", metavar="NAME|FILE", help="Accelerate configuration: a built-in name (ddp, fsdp2, ...) or a file."
     ),
 ]
-BENCHMARKS = "rewardbench, rewardbench2, rm_bench, judgebench, llmbar, rmb"
 
 
 def flat_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -98,7 +97,12 @@ class EvalOptions:
         list[str] | None,
         typer.Option(help="Exit with code 6 below this value, such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8."),
     ] = None
-    benchmark: Annotated[str | None, typer.Option(metavar="NAME,...", help=f"Benchmarks to run: {BENCHMARKS}.")] = None
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Benchmarks to run, such as rewardbench2,rm_bench; an unknown name lists them all."
+        ),
+    ] = None
     data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether scores file B is better than scores file A.")

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import (
     DeepSpeedPlugin,
     DistributedDataParallelKwargs,
@@ -19,10 +20,6 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
     is_deepspeed_available,
-    is_mlflow_available,
-    is_tensorboard_available,
-    is_trackio_available,
-    is_wandb_available,
 )
 from torch.distributed.fsdp import CPUOffloadPolicy
 
@@ -44,12 +41,6 @@ STRATEGIES: dict[DistributedType, type[Strategy]] = {
     DistributedType.FSDP: Fsdp2,
     DistributedType.DEEPSPEED: DeepSpeedStrategy,
 }
-TRACKERS = {
-    "wandb": is_wandb_available,
-    "tensorboard": is_tensorboard_available,
-    "trackio": is_trackio_available,
-    "mlflow": is_mlflow_available,
-}
 
 
 def start(recipe: Recipe) -> Strategy:
@@ -59,7 +50,9 @@ def start(recipe: Recipe) -> Strategy:
         RecipeError: a tracker is not installed, or the strategy does not support a setting of the recipe or of accelerate.
         RmtrainError: accelerate runs another number of processes, or another strategy, than was launched.
     """
-    missing = [name for name in recipe.tracking.to if not TRACKERS[name]()]
+    # only accelerate's trackers: one of ours needs no package
+    not_installed = LOGGER_TYPE_TO_CLASS.keys() - set(map(str, get_available_trackers()))
+    missing = [name for name in recipe.tracking.to if name in not_installed]
     if missing:
         raise RecipeError(*(f"tracking.to: {name} is not installed; install rmtrain[{name}] or leave it out" for name in missing))
     if recipe.training.deterministic:

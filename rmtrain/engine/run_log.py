@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -227,18 +227,15 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirec
     if not recipe.tracking.to or not accelerator.is_main_process:
         yield None
         return
-    run = recipe.run.name
-    options: dict[str, dict[str, Any]] = {
-        "wandb": {"name": run, "id": directory.run_id, "resume": "allow"},
-        "trackio": {"name": run, "resume": "allow" if directory.continues else "never"},
-        "mlflow": {"run_name": run},
-        "tensorboard": {"logging_dir": str(directory.path)},
-    }
-    builders: dict[str, Any] = {
-        name: partial(LOGGER_TYPE_TO_CLASS[name], recipe.tracking.project, **options[name]) for name in recipe.tracking.to
+    run, project = recipe.run.name, recipe.tracking.project
+    builders: dict[str, Callable[[], Tracker]] = {
+        "wandb": partial(WandBTracker, project, name=run, id=directory.run_id, resume="allow"),
+        "trackio": partial(TrackioTracker, project, name=run, resume="allow" if directory.continues else "never"),
+        "mlflow": partial(MLflowTracker, project, run_name=run),
+        "tensorboard": partial(TensorBoardTracker, project, logging_dir=str(directory.path)),
     }
     settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
-    trackers = Trackers(builders, settings)
+    trackers = Trackers({name: builders[name] for name in recipe.tracking.to}, settings)
     try:
         yield trackers
     finally:

@@ -6,7 +6,7 @@ Array legend: N responses, E preferences (edges).
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +36,7 @@ RULES = {
     "longer_wins": "accuracy of preferring the response with more tokens, without any model; equal lengths count half",
     "loss": "the training objective with all its terms, averaged within a comparison, then over comparisons; Bradley-Terry where the "
     "scores do not name one",
+    "chance_loss": "the loss of a model that gives all responses the same reward",
     "calibration_error": "expected calibration error of sigmoid(margin) over ten equal bins of confidence in [0.5, 1]",
     "spearman_length_within": "mean over prompts of the rank correlation of reward and length among the responses of one prompt",
     "soft_ties": "preferences with target probability 0.5: they count in the loss only",
@@ -132,6 +133,7 @@ def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[
         **{name: interval[name] for name in ("accuracy", "accuracy_low", "accuracy_high")},
         "half_credit_accuracy": mean(credit_E),
         "loss": objective_loss(scored, objective),
+        "chance_loss": objective_loss([replace(row, rewards=(0.0,) * len(row.rewards)) for row in scored], objective),
         "margin": mean(margin_E),
         **_length_numbers(scored, edges),
         "rewards": {

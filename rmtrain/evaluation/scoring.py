@@ -127,11 +127,14 @@ class EvaluationResult:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch."""
-        names = ("loss", "accuracy", "accuracy_low", "accuracy_high", "ties", "margin", "longer_wins", "calibration_error")
+        """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch.
+
+        They are the shares and means of the summary, and its ties; the other counts are left out.
+        """
         sources = self.summary["sources"]
         values = {
-            **{name: self.summary[name] for name in names},
+            **{name: value for name, value in self.summary.items() if isinstance(value, float)},
+            "ties": self.summary["ties"],
             "chosen_reward": self.summary["rewards"]["winners"]["mean"],
             "rejected_reward": self.summary["rewards"]["losers"]["mean"],
             **({f"{tag}/accuracy": numbers["accuracy"] for tag, numbers in sources.items()} if len(sources) > 1 else {}),

@@ -16,16 +16,10 @@ from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
 from rmtrain.recipe.sources import RankedSource as RankedSource
+from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
 
-Source = Annotated[
-    Annotated[PairSource, kind("pair")]
-    | Annotated[AbSource, kind("ab")]
-    | Annotated[RankedSource, kind("ranked")]
-    | Annotated[TokenizedSource, kind("tokenized")],
-    kind_by("format", default="pair"),
-]
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
 """Metrics that are better when lower; all others are better when higher."""

@@ -463,3 +463,13 @@ class TokenizedSource(SourceBase):
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have in addition to the tokens."""
         return self.number_columns
+
+
+Source = Annotated[
+    Annotated[PairSource, kind("pair")]
+    | Annotated[AbSource, kind("ab")]
+    | Annotated[RankedSource, kind("ranked")]
+    | Annotated[TokenizedSource, kind("tokenized")],
+    kind_by("format", default="pair"),
+]
+"""An entry of `data.train` or `data.eval`."""

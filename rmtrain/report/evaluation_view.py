@@ -28,7 +28,7 @@ def evaluation_summary(summary: Numbers, title: str = "evaluation") -> Renderabl
     ]
     share_of_ties = percent(summary["ties"], summary["preferences"] - summary["soft_ties"])
     ties = f"{share_of_ties}; {summary['wins']:,} right, {summary['losses']:,} wrong; half credit"
-    loss = f"chance is 0.6931; calibration error {decimal(summary['calibration_error'], 3)}"
+    loss = f"chance is {decimal(summary['chance_loss'])}; calibration error {decimal(summary['calibration_error'], 3)}"
     lines = (
         ("accuracy", decimal(summary["accuracy"]), f"95 % in {interval(summary, 4)}, of {_counts(summary)}"),
         ("ties", f"{summary['ties']:,}", f"{ties} {decimal(summary['half_credit_accuracy'])}"),

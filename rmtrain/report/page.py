@@ -146,7 +146,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [
         ("accuracy", decimal(summary["accuracy"], 3), f"95 % in {interval(summary)}"),
         ("longer wins", decimal(summary["longer_wins"], 3), "baseline: only length"),
-        ("loss", decimal(summary["loss"], 3), "chance is 0.693"),
+        ("loss", decimal(summary["loss"], 3), f"chance is {decimal(summary['chance_loss'], 3)}"),
         ("ties", f"{summary['ties']:,}", f"of {summary['preferences']:,} preferences"),
         ("margin", decimal(summary["margin"], 3, sign=True), "chosen minus rejected"),
         ("calibration error", decimal(summary["calibration_error"], 3), "0 is perfect"),

@@ -4,7 +4,6 @@ Nothing is drawn through pyplot or a style sheet, which are global state: tracke
 """
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +225,7 @@ def share_plot(name: str, title: str, shares: Sequence[tuple[str, Numbers, float
 
 
 CURVES = (
-    ("loss", "Loss", math.log(2), (), "Dashed: 0.6931, chance."),
+    ("loss", "Loss", None, (), "Dashed: chance, the loss of equal rewards."),
     ("accuracy", "Accuracy", 0.5, (), "Dashed: 0.5, chance. A tie counts as wrong."),
     ("margin", "Margin", None, (0.0,), "Mean reward of the preferred response minus that of the other."),
     ("learning_rate", "Learning rate", None, (0.0,), "As scheduled."),
@@ -237,6 +236,7 @@ CURVES = (
 def training_plots(metrics: Sequence[Numbers]) -> list[Plot]:
     """Plot loss, accuracy, margin, learning rate and gradient norm by step, as far as a run's `metrics.jsonl` has them."""
     plots = []
+    chance_loss = next((row["eval/chance_loss"] for row in metrics if "eval/chance_loss" in row), None)
     for key, title, reference, include, note in CURVES:
         train, evaluation = (
             # of a step with several lines the last counts
@@ -247,7 +247,8 @@ def training_plots(metrics: Sequence[Numbers]) -> list[Plot]:
         if key in ("learning_rate", "grad_norm"):
             curves = [Curve("", train, "accent")]
         if any(curve.points for curve in curves):
-            plots.append(curve_plot(f"curve-{key}", title, curves, note=note, reference=reference, include=include))
+            dashed = chance_loss if key == "loss" else reference
+            plots.append(curve_plot(f"curve-{key}", title, curves, note=note, reference=dashed, include=include))
     return plots
 
 

@@ -163,6 +163,22 @@ def assert_is_training_loss(rows: list[ScoredComparison], objective: Objectives)
     assert summarize(rows, objective)["loss"] == pytest.approx(float(loss / len(rows)), rel=1e-7, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("objective", "count", "margin", "expected"),
+    [
+        (BradleyTerry(center_rewards=0.1), 2, 0.0, math.log(2)),
+        (BradleyTerry(), 2, 1.0, math.log1p(math.e)),
+        (PlackettLuce(type="plackett_luce"), 3, 0.0, math.log(6)),
+    ],
+)
+def test_chance_loss_is_of_equal_rewards(objective: Objectives, count: int, margin: float, expected: float) -> None:
+    edges = tuple(Preference(i, j, margin) for i in range(count) for j in range(i + 1, count))
+    rows = [ScoredComparison(str(k), "a", tuple(range(count, 0, -1)), (), edges) for k in range(5)]
+    summary = summarize(rows, objective)
+    assert summary["chance_loss"] == pytest.approx(expected, rel=1e-12)
+    assert summary["loss"] != pytest.approx(expected, rel=0.1), "guard: the rewards differ"
+
+
 def test_plackett_luce_needs_rankings() -> None:
     """Where a comparison is not ranked there is no likelihood of its ranking, hence no loss; all other numbers stay."""
     rows = [*random_rankings(5), ScoredComparison("soft", "other", (1.0, 0.0, 2.0), (), (Preference(0, 1), Preference(0, 2)))]

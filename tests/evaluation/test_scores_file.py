@@ -178,6 +178,6 @@ def test_objective_of_settings_round_trips(tmp_path: Path) -> None:
         write_settings(scores, {"objective": objective.model_dump(mode="json")})
         assert objective_of(read_settings(scores), scores) == objective
     with pytest.raises(DataError) as caught:
-        objective_of({"objective": {"type": "hinge"}}, scores)
+        objective_of({"objective": {"type": "unheard_of"}}, scores)
     assert caught.value.problems[0].startswith(f"{settings_file(scores)}: objective: ")
-    assert "hinge" in caught.value.problems[0]
+    assert "unheard_of" in caught.value.problems[0]

@@ -220,6 +220,8 @@ def test_training_plots_of_few_lines() -> None:
     assert training_plots([]) == []
     (only,) = training_plots([{"step": 1, "eval/loss": 0.7}])
     assert only.name == "curve-loss"
+    (dashed,) = training_plots([{"step": 1, "eval/loss": 0.7, "eval/chance_loss": 0.71}])
+    assert dashed.svg().count("stroke-dasharray") == only.svg().count("stroke-dasharray") + 1
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -68,9 +68,10 @@ def test_missing_files_are_refused(tmp_path: Path) -> None:
 
 def test_benchmark_names() -> None:
     assert [benchmark.name for benchmark in named("rm-bench, RewardBench,rm_bench")] == ["rm_bench", "rewardbench"]
-    with pytest.raises(RecipeError, match=r"^--benchmark rmbench: .*rewardbench,"):
+    with pytest.raises(RecipeError, match=r"^--benchmark rmbench: ") as refused:
         named("rmbench")
-    assert list(BENCHMARKS) == ["rewardbench", "rewardbench2", "rm_bench", "judgebench", "llmbar", "rmb"]
+    assert refused.value.problems[0].endswith(f" {','.join(BENCHMARKS)}"), "the list that --help promises"
+    assert len(BENCHMARKS) >= 6, "guard"
 
 
 def test_own_file_gives_the_same_rows(tmp_path: Path) -> None:
