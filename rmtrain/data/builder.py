@@ -36,7 +36,7 @@ from rmtrain.data.comparison import (
     rows_of,
 )
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
-from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select
+from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select, with_place
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import RmtrainError
@@ -115,16 +115,18 @@ class RowEncoder:
         for row in selection.rows:
             held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout)
             members["eval" if held_out else task.split].append(row)
-        return {split: self._encode(rows, hashes, groups) for split, rows in members.items() if rows}
+        return {split: self._encode(rows, hashes, groups, selection.places) for split, rows in members.items() if rows}
 
-    def _encode(self, rows: Sequence[Adapted], hashes: Mapping[str, int], groups: Mapping[str, int] | None) -> EncodedRows:
+    def _encode(
+        self, rows: Sequence[Adapted], hashes: Mapping[str, int], groups: Mapping[str, int] | None, places: Mapping[str, str]
+    ) -> EncodedRows:
         texts = [row for row in rows if isinstance(row, Comparison)]
         tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
         dropped = [row for row in rows if isinstance(row, Dropped)]
         stored, left_out, winners = list[StoredRow](), Counter[str](), Counter[str]()
         comparisons: list[Comparison | TokenizedComparison] = [*texts, *tokens]
         for row, checked in zip(comparisons, [*self.encoder.encode(texts), *self.encoder.check(tokens)], strict=True):
-            dropped += checked.lost
+            dropped += [with_place(lost, places) for lost in checked.lost]
             if checked.row is not None:
                 left_out.update(checked.left_out)
                 if isinstance(row, Comparison):

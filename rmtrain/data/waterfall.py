@@ -50,7 +50,7 @@ REMEDIES = INTENTIONAL_DROPS | {
     "too_long": "raise data.max_length, or set data.overlong: truncate_prompt_left",
     "prompt_too_long": "raise data.max_prompt_length, or set data.overlong: truncate_prompt_left",
     "response_too_long": "raise data.max_length: responses are never truncated",
-    "malformed_row": "repair the file; JSON has one object per line, or is one array of objects",
+    "malformed_row": "repair the file and save it as UTF-8",
     "missing_column": "name a column that every row has, or remove these rows",
     "not_json": "set messages.decode_json: false, or repair these cells",
     "not_a_list": "name a column of lists in `responses`",

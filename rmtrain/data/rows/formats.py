@@ -67,13 +67,12 @@ def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
 def _conversations(row: Row, cells: Sequence[ResponseCell], source: PairSource | AbSource) -> list[Turns]:
     """Return the conversation of each response.
 
-    Where no prompt is named, a lone reply next to a whole conversation replaces its last turn: `rejected_response` next to `messages`.
+    Where no prompt is named, a text next to a list of messages replaces its last turn, such as `rejected_response` next to `messages`.
     """
     prompt = read_prompt(row, source)
-    sizes = [len(cell) if isinstance(cell, list) else 1 for _, cell in cells]
-    longest = cells[sizes.index(max(sizes))]
-    if prompt.turns is None and min(sizes) == 1 < max(sizes) and not is_turns(longest.cell):
-        prompt = replace(prompt, turns=prompt.conversation(longest)[:-1])
+    whole = next((cell for cell in cells if isinstance(cell.cell, list) and not is_turns(cell.cell)), None)
+    if prompt.turns is None and whole is not None and any(isinstance(cell.cell, str) for cell in cells):
+        prompt = replace(prompt, turns=prompt.conversation(whole)[:-1])
     return prompt.conversations(cells)
 
 

@@ -107,12 +107,12 @@ def _not_utf8(path: Path) -> DataError:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                return DataError(f"{path}:{number}: {_bad_byte(error)}")
-    return DataError(f"{path}: not UTF-8")
+                return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
+    return DataError(f"{path}: not UTF-8; save it as UTF-8")
 
 
 def _bad_byte(error: UnicodeDecodeError) -> str:
-    return f"invalid UTF-8 at byte {error.start} (0x{error.object[error.start]:02x}); save the file as UTF-8"
+    return f"invalid UTF-8 at byte {error.start} (0x{error.object[error.start]:02x})"
 
 
 def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
@@ -152,7 +152,7 @@ def parse(line: RawRow) -> Row | Malformed:
     except UnicodeDecodeError as error:
         return Malformed(f"{line.where}: {_bad_byte(error)}")
     except JSONDecodeError as error:
-        return Malformed(f"{line.where}:{error.colno}: {error.msg}")
+        return Malformed(f"{line.where}:{error.colno}: {error.msg}; expected one JSON object per line")
     except (ValueError, RecursionError) as error:
         return Malformed(f"{line.where}: {error}")
     if _skip_space(text, end) != len(text):

@@ -43,6 +43,8 @@ class Selection:
     rows: list[Adapted]
     groups: Mapping[str, int] = field(default_factory=dict)
     """By row id, 64 bits of the cell that `cap` counts by; empty without `cap`."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """By row id, the file and line of the row, for rows of text files."""
 
 
 def select(batch: RawBatch) -> Selection:
@@ -72,7 +74,7 @@ def select(batch: RawBatch) -> Selection:
                     groups[row_id] = _hash(json.dumps(require_cell(row, source.cap.by), sort_keys=True, default=str))
             kept.append((row_id, row))
         except BadRow as problem:
-            lost.append(_at(places, dropped(row_id, title, problem)))
+            lost.append(with_place(dropped(row_id, title, problem), places))
     if batch.is_first:
         _check_columns(kept, source)  # after the filter: rows that it takes away may be of any shape
 
@@ -80,11 +82,11 @@ def select(batch: RawBatch) -> Selection:
         Dropped(row_id, title, "malformed_row", row.detail) if isinstance(row, Malformed) else adapt(row, row_id, source)
         for row_id, row in kept
     ]
-    adapted = [_at(places, row) if isinstance(row, Dropped) else row for row in adapted]
+    adapted = [with_place(row, places) if isinstance(row, Dropped) else row for row in adapted]
     check_rows(adapted, source)
     if batch.is_first:
         _check_first(adapted, source)
-    return Selection([*lost, *drawn(adapted, source)], groups)
+    return Selection([*lost, *drawn(adapted, source)], groups, places)
 
 
 def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[Dropped], dict[str, str]]:
@@ -101,13 +103,13 @@ def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[
             made += [(f"{title}:{place}", new) for place, new in through_hook(row, number, source)]
         if not made:
             lost.append(Dropped(f"{title}:{number}", title, "prepared_away", f"{source.prepare} returned no row"))
-        if isinstance(raw, Line | Placed):
+        if isinstance(raw, Line | Placed) and not isinstance(row, Malformed):  # which says itself where it is
             places.update((row_id, raw.where) for row_id, _ in made)
         rows += made
     return rows, lost, places
 
 
-def _at(places: Mapping[str, str], row: Dropped) -> Dropped:
+def with_place(row: Dropped, places: Mapping[str, str]) -> Dropped:
     """Return a row that is dropped with its file and line, where it has them."""
     return replace(row, detail=f"{places[row.id]}: {row.detail}") if row.id in places else row
 
