@@ -47,7 +47,7 @@ def chapter(section: type[Section], heading: str) -> str:
 
 def row(name: str, field: FieldInfo, schema: dict[str, Any]) -> str:
     """One key as a row of the table."""
-    cells = [f"`{name}`", in_words(schema), default(field), one_line(field.description)]
+    cells = [f"`{name}`", in_words(schema), default(field, schema), one_line(field.description)]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -78,11 +78,11 @@ def in_words(schema: dict[str, Any]) -> str:
             return {"boolean": "true or false", "null": "null"}.get(type_, "a section")
 
 
-def default(field: FieldInfo) -> str:
+def default(field: FieldInfo, schema: dict[str, Any]) -> str:
     """The default as it is written in YAML, or that the key is required."""
     if field.is_required():
         return "required"
-    value: Any = field.default
+    value: Any = schema["default"] if field.default_factory else field.default
     if isinstance(value, BaseModel):
         return "its defaults"
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"

@@ -4,11 +4,12 @@ import errno
 import hashlib
 import logging
 import os
+import pwd
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -102,7 +103,7 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
 
     Raises:
         TryAgain: the disk is full.
-        RecipeError: the cache cannot be written.
+        RecipeError: the cache cannot be written, or the directory is another user's, or others may write to it.
     """
     lock_file, is_waiting = target.parent / f"{LOCK}{target.name}", False
     try:
@@ -120,6 +121,9 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
                     if lock.is_locked:  # not on a file system without locks, where a directory may be in use
                         _sweep(target)
                     with new_directory(target) as temporary:
+                        _check_owner(
+                            temporary
+                        )  # before the work: some mounts show every file as another user's, or as open to all
                         build(temporary)
             finally:
                 # While the lock is held: filelock does not accept a lock on a file that was removed before it got it.
@@ -130,9 +134,44 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
             message = f"data.cache_dir: the disk of {target.parent} is full; free some space, or set another directory"
             raise TryAgain(message) from error
         if error.errno in FORBIDDEN:
-            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}") from error
+            whose = _whose(Path(error.filename or target.parent)) if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}{whose}") from error
         raise
+    _check_owner(target)
     return target
+
+
+OWN_CACHE = "set data.cache_dir or RMTRAIN_CACHE to a directory of your own"
+
+
+def _check_owner(directory: Path) -> None:
+    """Refuse a cached directory that another user owns or may write to: its content decides what this user trains on."""
+    status = directory.stat()
+    if status.st_uid != os.geteuid():
+        raise RecipeError(f"data.cache_dir: {directory} belongs to {_user_name(status.st_uid)}; {OWN_CACHE}")
+    is_closed = not status.st_mode & 0o011  # then nobody else reaches its files, whatever their own permissions
+    for path in [directory] if is_closed else [directory, *directory.iterdir()]:
+        status = path.stat()
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise RecipeError(
+                f"data.cache_dir: other users may write to {path}; remove {directory.name} and try again, or {OWN_CACHE}"
+            )
+
+
+def _whose(refused: Path) -> str:
+    """Return the end of a message: the user to whom a path that cannot be written belongs, unless it is this one."""
+    for path in (refused, *refused.parents):  # it may be missing, or in a folder that is closed
+        with suppress(OSError):
+            owner = path.stat().st_uid
+            return "" if owner == os.geteuid() else f"; {path} belongs to {_user_name(owner)}: {OWN_CACHE}"
+    return ""
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user with id {uid}"
 
 
 @contextmanager
@@ -158,9 +197,10 @@ def _sweep(target: Path) -> None:
     for part in target.parent.glob(f"{PART}*"):
         owner = part.name.removeprefix(PART).rpartition("-")[0]
         lock_file = target.parent / f"{LOCK}{owner}"
-        if owner == target.name:
-            shutil.rmtree(part, ignore_errors=True)
-        elif lock := try_lock(lock_file):
-            shutil.rmtree(part, ignore_errors=True)
-            lock_file.unlink(missing_ok=True)
-            lock.release()
+        with suppress(PermissionError):  # another user's
+            if owner == target.name:
+                shutil.rmtree(part, ignore_errors=True)
+            elif lock := try_lock(lock_file):
+                shutil.rmtree(part, ignore_errors=True)
+                lock_file.unlink(missing_ok=True)
+                lock.release()

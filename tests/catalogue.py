@@ -300,6 +300,13 @@ CATALOGUE = {
         ],
         [pair()],
     ),
+    "rm_swift.jsonl": Rows(
+        [
+            {"messages": [u("q"), a("good")], "rejected_response": "bad"},
+            {"messages": [u("q"), a("x"), u("r"), a("good")], "rejected_response": "bad"},
+        ],
+        [pair(), pair("u: q / a: x / u: r")],
+    ),
     "nvidia/HelpSteer3": Rows(
         [
             {

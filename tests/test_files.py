@@ -169,3 +169,51 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     get_or_build(tmp_path / "key", write("x"))
     assert (tmp_path / "key/file").read_text() == "x"
     assert (tmp_path / ".new-key-aaaa").exists()
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other users: run as root")
+OTHER = 12345
+
+
+@needs_root
+@pytest.mark.parametrize("part", [".", "file"])
+def test_a_strangers_directory_is_refused(tmp_path: Path, part: str) -> None:
+    """Its content would decide what this user trains on; a file in it counts where others may enter the directory."""
+    target = get_or_build(tmp_path / "key", write("x"))
+    target.chmod(0o755)
+    assert get_or_build(target, write("y")) == target, "guard: others may read it"
+    os.chown(target / part, OTHER, OTHER)
+    with pytest.raises(RecipeError, match=rf"^data.cache_dir: .*{target / part}\b") as error:
+        get_or_build(target, write("y"))
+    assert "RMTRAIN_CACHE" in str(error.value)
+    assert part != "." or f"id {OTHER}" in str(error.value)
+
+
+@pytest.mark.parametrize(("part", "mode"), [(".", 0o770), (".", 0o707), ("file", 0o664), ("file", 0o646)])
+def test_a_directory_open_to_others_is_refused(tmp_path: Path, part: str, mode: int) -> None:
+    """Except for files behind a closed directory, which the umask of some systems opens to the group."""
+    target = get_or_build(tmp_path / "key", write("x"))
+    (target / part).chmod(mode)
+    if part == "file":
+        assert get_or_build(target, write("y")) == target
+        target.chmod(0o755)
+    with pytest.raises(RecipeError, match=rf"^data.cache_dir: .*{target / part}\b"):
+        get_or_build(target, write("y"))
+
+
+def test_a_mount_that_opens_all_files_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before hours of work whose result could not be used."""
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **names: str(open_directory(tmp_path / "part")))
+
+    def fail(folder: Path) -> None:
+        raise AssertionError("nothing is built")
+
+    with pytest.raises(RecipeError, match=r"^data\.cache_dir: "):
+        get_or_build(tmp_path / "key", fail)
+    assert os.listdir(tmp_path) == []
+
+
+def open_directory(path: Path) -> Path:
+    path.mkdir()
+    path.chmod(0o777)
+    return path

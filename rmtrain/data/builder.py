@@ -36,7 +36,7 @@ from rmtrain.data.comparison import (
     rows_of,
 )
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
-from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select
+from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select, with_place
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import RmtrainError
@@ -65,6 +65,7 @@ class EncodedRows:
     dropped: rows that are not used.
     marks: the content and the group by which `dedup` and `cap` know each comparison; None if the source has neither.
     left_out: number of responses that were left out of these comparisons, by reason.
+    winners: number of labels of these comparisons, by the side that they call better.
     """
 
     stored: pa.RecordBatch | None
@@ -72,6 +73,7 @@ class EncodedRows:
     dropped: list[Dropped]
     marks: list[tuple[int, int]] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
+    winners: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -90,6 +92,7 @@ class EncodedRows:
             gathered=[pair for pair in self.gathered if pair[1] not in problems],
             dropped=[*self.dropped, *(dropped(row_id, source, problem) for row_id, problem in lost)],
             left_out=self.left_out,
+            winners=self.winners,
         )
 
 
@@ -112,19 +115,23 @@ class RowEncoder:
         for row in selection.rows:
             held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout)
             members["eval" if held_out else task.split].append(row)
-        return {split: self._encode(rows, hashes, groups) for split, rows in members.items() if rows}
+        return {split: self._encode(rows, hashes, groups, selection.places) for split, rows in members.items() if rows}
 
-    def _encode(self, rows: Sequence[Adapted], hashes: Mapping[str, int], groups: Mapping[str, int] | None) -> EncodedRows:
+    def _encode(
+        self, rows: Sequence[Adapted], hashes: Mapping[str, int], groups: Mapping[str, int] | None, places: Mapping[str, str]
+    ) -> EncodedRows:
         texts = [row for row in rows if isinstance(row, Comparison)]
         tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
         dropped = [row for row in rows if isinstance(row, Dropped)]
-        stored, left_out = list[StoredRow](), Counter[str]()
+        stored, left_out, winners = list[StoredRow](), Counter[str](), Counter[str]()
         comparisons: list[Comparison | TokenizedComparison] = [*texts, *tokens]
         for row, checked in zip(comparisons, [*self.encoder.encode(texts), *self.encoder.check(tokens)], strict=True):
-            dropped += checked.lost
+            dropped += [with_place(lost, places) for lost in checked.lost]
             if checked.row is not None:
                 left_out.update(checked.left_out)
-                left_out.update(row.left_out if isinstance(row, Comparison) else ())
+                if isinstance(row, Comparison):
+                    left_out.update(row.left_out)
+                    winners.update(row.winners)
                 responses = response_hashes(row)
                 stored.append(StoredRow(checked.row, hashes[row.id], [responses[number] for number in checked.responses]))
         marks = None
@@ -132,7 +139,7 @@ class RowEncoder:
             contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in stored]
             marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
-        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out)
+        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out, winners)
 
 
 def build_artifact(
@@ -148,7 +155,7 @@ def build_artifact(
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
         for split, source, rows in _encoded(sources, encode, progress):
-            waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, rows.left_out)
+            waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, rows.left_out, rows.winners)
             where = {"split": split, "source": source.title}
             for row in rows.dropped:
                 record = {**where, "id": row.id, "reason": row.reason, "detail": row.detail}

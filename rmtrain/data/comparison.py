@@ -43,7 +43,7 @@ PAIR = (Preference(winner=0, loser=1),)
 class Comparison:
     """A row as text. `responses[k]` are the messages that follow `prompt`; the chosen response of a pair is number 0.
 
-    `left_out` has the reason of each response of the row that was left out.
+    `left_out` has the reason of each response of the row that was left out, `winners` the side, a or b, that each label calls better.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Comparison:
     responses: tuple[Turns, ...]
     preferences: tuple[Preference, ...] = PAIR
     left_out: tuple[str, ...] = ()
+    winners: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

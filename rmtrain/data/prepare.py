@@ -12,8 +12,8 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, build_artifact
 from rmtrain.data.checks.contamination import Overlap, check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, place_of
-from rmtrain.data.rows.dataset import digest, read_rows, source_identity, tokenizer_fingerprint
-from rmtrain.data.rows.loading import Progress, no_progress
+from rmtrain.data.rows.dataset import Snapshot, digest, read_rows, tokenizer_fingerprint
+from rmtrain.data.rows.loading import Progress, all_problems, no_progress
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.tokenizer import canary_hashes, first_change
 from rmtrain.data.waterfall import Waterfall
@@ -51,8 +51,8 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress =
 
     Raises:
         DataError: unreadable or malformed data, too many dropped rows, nothing left, a changed artifact, or overlap of the splits.
-        RecipeError: keys that do not go together, or a cache that cannot be written.
-        TryAgain: the disk is full.
+        RecipeError: keys that do not go together, or a cache that cannot be written or is another user's.
+        TryAgain: the disk is full, or a file changes while it is read.
     """
     prepared = prepare_unchecked(data, tokenizer, progress)
     problems = [
@@ -84,18 +84,21 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
                 raise RecipeError(
                     f"{source.title}: {key} selects by prompt, and rows of tokens do not say where theirs ends; remove {key}"
                 )
-    fingerprint = tokenizer_fingerprint(tokenizer)
+    fingerprint, sources = tokenizer_fingerprint(tokenizer), (*data.train, *data.eval)
+    with all_problems(sources):
+        snapshot = Snapshot(sources)
     key = digest(
         {
             "tokenizer": fingerprint,
             "data": data.model_dump(mode="json", include=SHAPING_KEYS),
-            "train": [source_identity(source) for source in data.train],
-            "eval": [source_identity(source) for source in data.eval],
+            "train": snapshot.identities[: len(data.train)],
+            "eval": snapshot.identities[len(data.train) :],
         }
     )
 
     def build(directory: Path) -> None:
-        build_artifact(directory, data, tokenizer, {"key": key, "canaries": canary_hashes(tokenizer)}, progress)
+        with all_problems(sources), snapshot.unchanged():
+            build_artifact(directory, data, tokenizer, {"key": key, "canaries": canary_hashes(tokenizer)}, progress)
 
     directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build)
     splits = _load(directory, key, tokenizer)
@@ -103,18 +106,20 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
 
 
 def _load(directory: Path, key: str, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenizedData, TokenizedData]:
-    remedy = f"delete {directory} to rebuild it"
+    remedy = "delete its directory to rebuild it"
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         hashes = [manifest["splits"][split]["sha256"] for split in SPLITS]
         waterfalls = [Waterfall.from_json(manifest["splits"][split]["waterfall"]) for split in SPLITS]
-        canaries = [str(value) for value in manifest["canaries"]]
+        canaries, made_for = [str(value) for value in manifest["canaries"]], manifest["key"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{directory / MANIFEST}: damaged; {remedy}") from error
+    if made_for != key:
+        raise DataError(f"{directory / MANIFEST}: made of other data or settings than its directory is named for; {remedy}")
     changed = first_change(canaries, tokenizer)
     if changed is not None:
         raise DataError(
-            f"{directory}: the tokenizer's output has changed since this was cached, such as for {changed!r}; {remedy}"
+            f"{directory}: the tokenizer's output has changed since this was cached, such as for {changed!r}; delete it to rebuild it"
         )
     files = [directory / f"{split}.arrow" for split in SPLITS]
     for file, stored_hash in zip(files, hashes, strict=True):
@@ -160,7 +165,7 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
         missing = wanted.pop(source.title, {})
         for number, raw in read_rows(source) if missing else ():
             if number in missing:
-                content = parse(raw) if isinstance(raw, Line) else raw
+                content = parse(raw)
                 shown: Row | str = content if not isinstance(content, Malformed) else content.detail
                 if isinstance(content, Malformed) and isinstance(raw, Line):
                     shown = raw.content.decode(errors="backslashreplace")

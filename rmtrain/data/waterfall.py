@@ -7,10 +7,68 @@ from typing import Any, Self
 from rmtrain.data.comparison import Dropped
 
 EXAMPLES = 5
-INTENTIONAL_DROPS = frozenset(
-    {"prepared_away", "filtered", "not_drawn", "capped", "duplicate", "tie", "below_min_gap", "not_paired"}
-)
-"""Reasons of rows that the recipe itself leaves out: they are not faults, and `max_drop_fraction` does not count them."""
+NOTHING: Mapping[str, int] = {}
+INTENTIONAL_DROPS = {
+    "prepared_away": "check what `prepare` returns",
+    "filtered": "loosen `filter`",
+    "not_drawn": "raise `fraction`",
+    "capped": "raise cap.rows",
+    "duplicate": "remove `dedup`",
+    "tie": "set tie: half (format: ab), or use finer scores",
+    "below_min_gap": "lower `min_gap`",
+    "not_paired": "set another `policy`",
+}
+"""Reasons of rows that the recipe itself leaves out, with what keeps such rows: they are not faults, and `max_drop_fraction` does not count
+them."""
+NO_PREFERENCE = "remove these rows, or raise data.max_drop_fraction: they hold no preference"
+FILL_IN = "fill in or remove these rows"
+ANOTHER_TEMPLATE = "set another data.chat_template"
+REMEDIES = INTENTIONAL_DROPS | {
+    "identical": NO_PREFERENCE,
+    "one_response": "set `group_by` if each row is one response; otherwise remove these rows",
+    "empty_response": FILL_IN,
+    "empty_prompt": FILL_IN,
+    "empty_cell": FILL_IN,
+    "empty_message": FILL_IN,
+    "different_prompts": "check that `prompt` names the right column",
+    "response_repeats_prompt": "remove it from them, or set prompt: implicit",
+    "role_order": "repair these conversations: user and assistant take turns, and the assistant is last",
+    "unknown_role": "name the roles in messages.roles",
+    "not_messages": "describe the cells in `messages`, or name other columns",
+    "not_text": "remove these rows: only text can be trained on",
+    "unsupported_message": "remove these rows: only text and tool calls can be trained on",
+    "images": "remove these rows: only text can be trained on",
+    "transcript": "set messages.transcript: hh",
+    "not_a_transcript": "remove messages.transcript, or these rows",
+    "messages_as_text": "or store these messages as lists",
+    "bad_tools": "repair the tool definitions of these rows",
+    "template_refused": f"{ANOTHER_TEMPLATE}, or remove these rows",
+    "rewritten_by_template": f"{ANOTHER_TEMPLATE}, or allow it with data.allow_rewritten",
+    "hidden_by_template": f"{ANOTHER_TEMPLATE} that writes it, or remove it from these rows",
+    "missing_end_token": ANOTHER_TEMPLATE,
+    "double_end_token": "remove the end tokens from the text, or set another data.chat_template",
+    "too_long": "raise data.max_length, or set data.overlong: truncate_prompt_left",
+    "prompt_too_long": "raise data.max_prompt_length, or set data.overlong: truncate_prompt_left",
+    "response_too_long": "raise data.max_length: responses are never truncated",
+    "malformed_row": "repair the file and save it as UTF-8",
+    "missing_column": "name a column that every row has, or remove these rows",
+    "not_json": "set messages.decode_json: false, or repair these cells",
+    "not_a_list": "name a column of lists in `responses`",
+    "no_label": "label these rows, or remove them",
+    "unknown_label": "name all values of the column in `label`",
+    "no_score": "name the column of the score in `score`, or remove these rows",
+    "not_a_number": "filter by a column of numbers, or repair these cells",
+    "bad_margin": "repair these margins, or set margin_default",
+    "not_tokens": "name a source of token ids, or use another `format`",
+    "unknown_token": "use the tokenizer that the tokens were made with",
+}
+"""What to change, for every reason of a drop."""
+
+
+def with_remedy(reason: str, problem: str) -> str:
+    """Return the problem of a dropped row with what to change, unless it says so itself."""
+    remedy = REMEDIES[reason]
+    return problem if remedy in problem else f"{problem}; {remedy}"
 
 
 @dataclass
@@ -19,6 +77,7 @@ class SourceCount:
 
     `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that are part of another row's comparison.
     `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
+    `winners` counts the labels of a source of two candidates, by the side that they call better.
     """
 
     read: int = 0
@@ -27,16 +86,23 @@ class SourceCount:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    winners: dict[str, int] = field(default_factory=dict)
 
     def add(
-        self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
+        self,
+        kept: int,
+        gathered: int = 0,
+        dropped: Iterable[Dropped] = (),
+        left_out: Mapping[str, int] = NOTHING,
+        winners: Mapping[str, int] = NOTHING,
     ) -> None:
-        """Add numbers of rows, and of responses left out of them by reason."""
+        """Add numbers of rows, of responses left out of them by reason, and of labels by the side that won."""
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered
-        for reason, number in (left_out or {}).items():
-            self.left_out[reason] = self.left_out.get(reason, 0) + number
+        for counts, more in ((self.left_out, left_out), (self.winners, winners)):
+            for key, number in more.items():
+                counts[key] = counts.get(key, 0) + number
         for row in dropped:
             self.read += 1
             self.dropped[row.reason] = self.dropped.get(row.reason, 0) + 1
@@ -58,13 +124,13 @@ class SourceCount:
             excluded = f", not counting {intended} that the recipe leaves out" if intended else ""
             return (
                 f"{lost} of {wanted} rows dropped ({100 * lost / wanted:.1f} %){excluded}, allowed {100 * allowed:g} %: "
-                f"{self._reasons(faults)}; raise data.max_drop_fraction, or repair the rows"
+                f"{self._reasons(faults)}"
             )
         return None
 
     def _reasons(self, dropped: Mapping[str, int]) -> str:
         ordered = sorted(dropped.items(), key=lambda item: -item[1])
-        return ", ".join(f"{reason} {number} ({self.examples[reason][0]})" for reason, number in ordered)
+        return ", ".join(f"{reason} {number} ({with_remedy(reason, self.examples[reason][0])})" for reason, number in ordered)
 
 
 class Waterfall:

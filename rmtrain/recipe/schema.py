@@ -4,6 +4,7 @@ Sections have the names of the folders that read them. `None` turns a key off; i
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -136,6 +137,12 @@ class Run(Section):
     """Seed of the data order, of a new head and of random weights; each has its own generator."""
 
 
+def default_cache() -> str:
+    """Return the default of `data.cache_dir` in this environment."""
+    root = os.environ.get("HF_HOME") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return os.environ.get("RMTRAIN_CACHE") or f"{root.rstrip('/')}/rmtrain"
+
+
 class Data(Section):
     """Rows to tokens: sources, chat template, length policy, checks, cache."""
 
@@ -160,8 +167,9 @@ class Data(Section):
     """Continue when prompts of the evaluation data, or of a benchmark, are also in the training data."""
     benchmarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Files of benchmarks (json, jsonl, csv, parquet) whose prompts must not be in the training data."""
-    cache_dir: str = "~/.cache/rmtrain"
-    """Directory of tokenized datasets, keyed by a hash of everything that affects them."""
+    cache_dir: str = Field(default_factory=default_cache, json_schema_extra={"default": "~/.cache/rmtrain"})
+    """Directory of tokenized datasets, keyed by a hash of everything that affects them. Only the user who made them may use them. The
+    environment decides the default: RMTRAIN_CACHE, or else `rmtrain` in HF_HOME, or else `rmtrain` in XDG_CACHE_HOME."""
     processes: PositiveInt = 1
     """Number of processes that tokenize. The result is the same. Each takes seconds to start, so several are worthwhile from about ten
     thousand rows."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, FiniteFloat, PositiveFloat, Positiv
 
 from rmtrain.recipe.section import Column, Conflict, Section, Share, kind, kind_by
 
-DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 IMPLICIT = ("auto", "implicit")
 """Values of `prompt` that are not columns."""
 TESTS = ("equals", "is_not", "one_of", "at_least", "at_most")
@@ -101,7 +101,7 @@ class SourceBase(Section):
     """
 
     path: Annotated[str, Field(min_length=1)]
-    """Hub dataset id, local file (json, jsonl, csv, parquet; also .gz) or local directory."""
+    """Hub dataset id, local file (json, jsonl, csv, tsv, parquet; also .gz) or local directory. Patterns belong into `data_files`."""
     name: str | None = None
     """Configuration of a Hub dataset."""
     split: str | None = None
@@ -151,6 +151,11 @@ class SourceBase(Section):
         while name.endswith(DATA_SUFFIXES):  # `rows.jsonl.gz` has two; `pairs.v2` keeps its version
             name = name.rpartition(".")[0]
         return name or self.path
+
+    @property
+    def place(self) -> str:
+        """The source in messages about its files: `path`, after `tag` where it has one."""
+        return self.path if self.tag is None else f"{self.tag}: {self.path}"
 
     @property
     def number_columns(self) -> tuple[str, ...]:
@@ -251,6 +256,14 @@ def label_text(value: Any) -> str:
     return text.lower() if text.lower() in ("true", "false") else text
 
 
+def with_booleans(outcomes: dict[str, Outcome]) -> dict[str, Outcome]:
+    """Return outcomes of 0 and 1 also for false and true, and the reverse: a column of booleans is often stored as numbers."""
+    for here, there in ((("0", "1"), ("false", "true")), (("false", "true"), ("0", "1"))):
+        if all(value in outcomes for value in here):
+            outcomes = dict(zip(there, (outcomes[value] for value in here), strict=True)) | outcomes
+    return outcomes
+
+
 def _with_text_keys(values: Any) -> Any:
     # Keys from YAML are text already; from Python they may be numbers.
     if not isinstance(values, dict):
@@ -286,12 +299,12 @@ class ValueLabel(LabelBase):
     """Column of the label, or a list of columns, one for each annotator: the majority decides, and without a majority it is a tie."""
     values: Annotated[dict[str, Outcome], BeforeValidator(_with_text_keys)]
     """Outcome of each value, such as `{1: a, 0: b}` or `{model_a: a, model_b: b, both: tie}`. Numbers, true and false may be text in the
-    data. A row with any other value is dropped."""
+    data, and true is 1. The values of a ClassLabel are its names or its numbers. A row with any other value is dropped."""
 
     @cached_property
     def outcomes(self) -> dict[str, Outcome]:
-        """`values` by their `label_text`."""
-        return {label_text(value): outcome for value, outcome in self.values.items()}
+        """`values` by their `label_text`, see `with_booleans`."""
+        return with_booleans({label_text(value): outcome for value, outcome in self.values.items()})
 
     def conflicts(self) -> Iterator[Conflict]:
         """Both sides must be able to win, and each value has one outcome."""
@@ -314,7 +327,7 @@ class IndexLabel(LabelBase):
     column: Column
     """Column of the number."""
     first: Annotated[int, Field(ge=0, le=1)] = 0
-    """Number that means a; the next number means b."""
+    """Number that means a; the next number means b. False is 0, and true is 1."""
 
 
 class OneHotLabel(LabelBase):
@@ -411,7 +424,8 @@ class RankedSource(TextSource):
     """Path of the response within an item of the list, or its column with `group_by`; None: the item itself."""
     score: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | Column
     """Path of the score, or paths with their weights, such as `{helpfulness: 0.65, correctness: 0.8}`: within an item, or a column with a
-    number for each response of the list. Numbers may be text. A response without a score is left out."""
+    number for each response of the list. Numbers may be text, and true is 1. A response without a
+    score is left out."""
     lower_is_better: bool = False
     """Scores are ranks: the lowest is best."""
     policy: Literal["all", "best_vs_rest", "best_worst", "adjacent"] = "all"

@@ -7,10 +7,13 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -65,11 +68,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Builder:
     """A process that prepares the data into a cache, as any command does. It is forked from one that has imported everything."""
 
-    def __init__(self, folder: Path, cache: Path, *overrides: str, pause: float = 0.0, largest_file: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        *overrides: str,
+        pause: float = 0.0,
+        largest_file: int | None = None,
+        user: int | None = None,
+    ) -> None:
         self.printed = trace_of(cache).with_name(f"printed-{next(NUMBERS)}")
         environment = {"TRACE": str(trace_of(cache)), "PAUSE": str(pause)}
         overrides = (f"data.cache_dir={cache}", *overrides)
-        self.process = PROCESSES.Process(target=build, args=(folder, overrides, environment, self.printed, largest_file))
+        self.process = PROCESSES.Process(target=build, args=(folder, overrides, environment, self.printed, largest_file, user))
         self.process.start()
 
     def kill(self) -> None:
@@ -90,7 +101,12 @@ class Builder:
 
 
 def build(
-    folder: Path, overrides: Sequence[str], environment: Mapping[str, str], printed: Path, largest_file: int | None
+    folder: Path,
+    overrides: Sequence[str],
+    environment: Mapping[str, str],
+    printed: Path,
+    largest_file: int | None,
+    user: int | None,
 ) -> None:
     """Prepare the data; runs in the process."""
     os.environ.update(environment)
@@ -101,8 +117,13 @@ def build(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     loading.BATCH_ROWS = 20
     recipe = load_recipe(folder / "recipe.yaml", overrides)
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    if user is not None:  # after the imports of the above: another user may not be able to read this Python
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
     try:
-        made = prepare(recipe.data, load_tokenizer(recipe.model, recipe.data))
+        made = prepare(recipe.data, tokenizer)
     except RmtrainError as error:
         os.write(1, "".join(f"{problem}\n" for problem in error.problems).encode())
         os._exit(error.exit_code)
@@ -262,3 +283,72 @@ def test_a_read_only_cache_can_be_used(folder: Path, read_only: Path, tmp_path: 
         assert code == 2, printed
         assert printed.startswith(f"data.cache_dir: cannot write to {cache}: ")
         assert printed.count("\n") == 1
+
+
+def append(file: Path) -> None:
+    with file.open("a") as stream:
+        stream.write(json.dumps({"prompt": "late?", "chosen": "late", "rejected": "later"}) + "\n")
+
+
+def swap(file: Path) -> None:
+    write_jsonl(file.with_name("new.jsonl"), pairs(ROWS, prompts=40)).rename(file)
+
+
+@pytest.mark.parametrize("change", [append, swap])
+def test_trap_14_a_file_that_changes_is_not_cached(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, bytes], change: Callable[[Path], None]
+) -> None:
+    """The rows that were read are not those of the key; once nothing writes, the same command works."""
+    copy = shutil.copytree(folder, tmp_path / "folder")
+    (copy / "recipe.yaml").write_text(RECIPE.format(folder=copy))
+    before, cache = (copy / "rows.jsonl").read_bytes(), tmp_path / "disk" / "cache"
+    builder = Builder(copy, cache, pause=0.004)
+    wait_for_rows(cache, 20)
+    change(copy / "rows.jsonl")
+    code, printed = builder.end()
+    assert (code, printed.count("\n")) == (75, 1), printed
+    assert printed.startswith(f"{copy}/rows.jsonl: ")
+    assert os.listdir(cache) == []
+    (copy / "rows.jsonl").write_bytes(before)
+    assert content(Builder(copy, cache).result()) == undisturbed
+
+
+ALICE, BOB = 23456, 34567
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users: run as root")
+def test_two_users_of_one_cache(folder: Path, undisturbed: dict[str, bytes]) -> None:
+    """Of a cache that both may write to, each uses only what is theirs; the second one is told whose the data is."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        copy = shutil.copytree(folder, place / "data")
+        copy.chmod(0o755)
+        (copy / "recipe.yaml").write_text(RECIPE.format(folder=copy))
+        cache = place / "disk" / "cache"
+        cache.mkdir(parents=True)
+        cache.chmod(0o1777)
+        trace_of(cache).touch()
+        trace_of(cache).chmod(0o666)
+        made = Builder(copy, cache, user=ALICE).result()
+        assert (made.stat().st_uid, stat.S_IMODE(made.stat().st_mode)) == (ALICE, 0o700)
+        assert content(Builder(copy, cache, user=ALICE).result()) == undisturbed
+        for user in (BOB, None):
+            code, printed = Builder(copy, cache, user=user).end()
+            assert (code, printed.count("\n")) == (2, 1), printed
+            assert printed.startswith(f"data.cache_dir: {made} belongs to the user with id {ALICE}; ")
+            assert "RMTRAIN_CACHE" in printed
+        (cache / f".new-{'0' * 32}-dead").mkdir(mode=0o700)
+        for left in (cache / f".new-{'0' * 32}-dead", cache / f".lock-{'0' * 32}"):
+            left.touch(mode=0o600)
+            os.chown(left, ALICE, ALICE)
+        other = Builder(copy, cache, "data.max_length=63", user=BOB).result()
+        assert (other.parent, other.stat().st_uid) == (cache, BOB), "other data: leftovers of another user are no obstacle"
+        made.chmod(0o777)
+        code, printed = Builder(copy, cache, user=ALICE).end()
+        assert (code, printed.startswith(f"data.cache_dir: other users may write to {made}; ")) == (2, True), printed
+        cache.chmod(0o755)
+        os.chown(cache, ALICE, ALICE)
+        code, printed = Builder(copy, cache, "data.max_length=62", user=BOB).end()
+        assert (code, f"belongs to the user with id {ALICE}" in printed) == (2, True), printed
+        assert len(traced(cache)) == 2 * ROWS, "guard: two artifacts were built"

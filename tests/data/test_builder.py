@@ -161,7 +161,7 @@ def test_intentional_drops_are_not_losses(tmp_path: Path, tokenizer: PreTrainedT
         build(tmp_path, tokenizer, few, max_drop_fraction=0.01)
     assert str(raised.value).startswith("rows: 1 of 50 ")
     assert "identical 1 (rows:1: " in str(raised.value)
-    with pytest.raises(DataError, match=r"^rows: .*filtered 100 \(rows:0: n is 0"):
+    with pytest.raises(DataError, match=r"^rows: .*filtered 100 \(rows:0: rows\.jsonl:1: n is 0"):
         build(tmp_path, tokenizer, PairSource(path=str(file), filter=[Condition(column="n", at_least=1000)]))
 
 

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import signal
 from itertools import chain
 from pathlib import Path
@@ -182,7 +183,7 @@ def test_trap_14_an_edited_artifact_is_refused(tmp_path: Path, tokenizer: PreTra
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content if name != "manifest.json" else b"{}")
-    with pytest.raises(DataError, match=rf"/{name}: .*delete {file.parent}"):
+    with pytest.raises(DataError, match=rf"^{file}: .*delete its directory"):
         prepare(data, tokenizer)
     file.unlink()
     if name != "manifest.json":
@@ -594,3 +595,58 @@ def test_dropped_rows_are_listed_by_split(tmp_path: Path) -> None:
     (tmp_path / "dropped.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert [row.id for row in dropped_rows(tmp_path, "train")] == ["a:0", "a:2"]
     assert list(dropped_rows(tmp_path, "eval")) == [Dropped("a:1", "a", "identical", "the same")]
+
+
+def test_artifact_of_other_data_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """An intact artifact under the name of another key is not what that key stands for."""
+    made = [
+        prepare(data_of(write_jsonl(tmp_path / f"{name}.jsonl", pairs(count)), tmp_path / name), tokenizer).directory
+        for name, count in (("mine", 20), ("other", 21))
+    ]
+    shutil.rmtree(made[0])
+    shutil.copytree(made[1], made[0])
+    with pytest.raises(DataError, match=rf"^{made[0]}/manifest.json: ") as error:
+        prepare(data_of(tmp_path / "mine.jsonl", tmp_path / "mine"), tokenizer)
+    assert str(error.value).count(str(made[0])) == 1
+    assert made[0].name != made[1].name, "guard"
+
+
+def test_problems_of_all_sources_come_together(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Each is one line that begins with the place; files that cannot be found or read, and rows that cannot be used."""
+    good = write_jsonl(tmp_path / "good.jsonl", pairs(20))
+    (tmp_path / "latin.csv").write_bytes(b"prompt,chosen,rejected\n" + b"q,a,b\n" * 1500 + b"q,caf\xe9,b\n")
+    (tmp_path / "array.json").write_text('[\n{"prompt": "q"},\n]')
+    write_jsonl(tmp_path / "columns.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}] * 3)
+    write_jsonl(tmp_path / "empty.jsonl", [{"prompt": "q", "chosen": "", "rejected": "b"}] * 3)
+    names = ("latin.csv", "array.json", "columns.jsonl", "missing.jsonl", "empty.jsonl")
+    sources = [PairSource(path=str(tmp_path / name), prompt="prompt") for name in names]
+    data = data_of(good, tmp_path / "cache").model_copy(update={"eval": (*sources, PairSource(path=str(tmp_path / "*.jsonl")))})
+    for change in ({}, {"eval": data.eval[2:3], "train": data.eval[:1], "processes": 2}):
+        with pytest.raises(DataError) as error:
+            prepare(data.model_copy(update=change), tokenizer)
+        problems = error.value.problems
+        expected = {
+            f"{tmp_path}/latin.csv:1502: ": 1,
+            f"{tmp_path}/array.json:3:1: ": 1,
+            'columns: no column "prompt"': 1,
+            f"{tmp_path}/missing.jsonl: ": 1,
+            "empty: the first 3 rows are all refused (empty_response): empty.jsonl:1: ": 1,
+            f"{tmp_path}/*.jsonl: ": 1,
+        }
+        found = {start: sum(problem.startswith(start) for problem in problems) for start in expected}
+        assert {start for start, count in found.items() if count == 1} >= set(list(expected)[:3:2]), problems
+        if not change:
+            assert found == expected, problems
+            assert len(problems) == len(expected)
+        assert all("\n" not in problem and problem.count(f"{tmp_path}/") <= 1 for problem in problems)
+
+
+def test_dropped_rows_have_file_and_line(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Row numbers are no line numbers where lines are empty or cells span lines."""
+    rows = [json.dumps(row) for row in pairs(8)]
+    rows[3] = '\n{"prompt": "q", "chosen": "same", "rejected": "same"}'
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "rows.csv").write_text('prompt,chosen,rejected\n"p\nq",a,b\np,same,same\nq,c,d\n')
+    for name, line, row_id in (("rows.jsonl", 5, "rows:3"), ("rows.csv", 4, "rows:1")):
+        with pytest.raises(DataError, match=rf"identical 1 \({row_id}: {name}:{line}: .*; remove these rows"):
+            prepare(data_of(tmp_path / name, tmp_path / "cache", max_drop_fraction=0.0), tokenizer)

@@ -1,7 +1,9 @@
+import ast
 import json
 
 from rmtrain.data.comparison import Dropped
-from rmtrain.data.waterfall import EXAMPLES, Waterfall
+from rmtrain.data.waterfall import EXAMPLES, REMEDIES, Waterfall, with_remedy
+from tests.messages import ROOT
 
 
 def waterfall(kept: int, **dropped: int) -> Waterfall:
@@ -43,8 +45,8 @@ def test_trap_18_excess_loss_names_source_and_reasons() -> None:
     assert counts.problems(0.07) == []
     (problem,) = counts.problems(0.05)
     assert problem.startswith("hh: 120 of 1800 ")
-    assert all(part in problem for part in ("6.7 %", "allowed 5 %", "data.max_drop_fraction"))
-    assert "too_long 110 (hh:0: why), empty_response 10 (hh:0: why)" in problem
+    assert all(part in problem for part in ("6.7 %", "allowed 5 %"))
+    assert problem.index("too_long 110 (hh:0: why; ") < problem.index("empty_response 10 (hh:0: why; ")
 
 
 def test_intentional_drops_do_not_count() -> None:
@@ -53,18 +55,43 @@ def test_intentional_drops_do_not_count() -> None:
     assert counts.problems(0.1) == []
     (problem,) = counts.problems(0.09)
     assert problem.startswith("hh: 10 of 100 ")
-    assert all(part in problem for part in ("10.0 %", "900", "allowed 9 %", "too_long 10 (hh:0: why)"))
+    assert all(part in problem for part in ("10.0 %", "900", "allowed 9 %", "too_long 10 (hh:0: why; "))
     assert "filtered" not in problem
     (problem,) = waterfall(0, filtered=3).problems(1.0)
-    assert problem.endswith("filtered 3 (hh:0: why)")
+    assert "filtered 3 (hh:0: why; " in problem
 
 
 def test_source_without_rows_is_refused() -> None:
     """A source without rows, or without a kept row, is refused even if all rows may be lost."""
     (problem,) = waterfall(0, too_long=3).problems(1.0)
     assert problem.startswith("hh: ")
-    assert problem.endswith("too_long 3 (hh:0: why)")
+    assert "too_long 3 (hh:0: why; " in problem
     counts = Waterfall()
     counts.of("empty")
     (problem,) = counts.problems(1.0)
     assert problem.startswith("empty: ")
+
+
+def test_each_reason_has_its_remedy() -> None:
+    """The remedy of a reason is about that reason: only a row that cannot be repaired is a case for a larger share."""
+    raised = set()
+    for file in (ROOT / "rmtrain/data").rglob("*.py"):
+        for call in (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
+            name = call.func.id if isinstance(call.func, ast.Name) else ""
+            position = {"BadRow": 0, "Dropped": 2}.get(name)
+            if position is not None and isinstance(call.args[position], ast.Constant):
+                raised.add(call.args[position].value)
+    assert sorted(raised - set(REMEDIES)) == []
+    documented = (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
+    assert [reason for reason in raised if f"`{reason}`" not in documented] == []
+    assert {reason for reason, remedy in REMEDIES.items() if "max_drop_fraction" in remedy} == {"identical"}
+    assert "data.max_length" in REMEDIES["too_long"]
+    assert "overlong" in REMEDIES["too_long"]
+    assert "overlong" not in REMEDIES["response_too_long"], "which does not help there"
+    assert len(raised) > 35, "guard: the source was read"
+
+
+def test_remedy_is_not_repeated() -> None:
+    detail = f"the text is a transcript; {REMEDIES['transcript']}"
+    assert with_remedy("transcript", detail) == detail
+    assert with_remedy("identical", detail).startswith(f"{detail}; ")

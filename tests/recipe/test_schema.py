@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.load import dump_recipe, load_recipe
-from rmtrain.recipe.schema import Recipe, json_schema
+from rmtrain.recipe.schema import Data, PairSource, Recipe, json_schema
 from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, problems
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,3 +161,22 @@ def test_right_combinations_are_allowed(sections: dict[str, Any]) -> None:
         "optimizer": {"lr": 1e-5},
     }
     assert Recipe.model_validate(base | sections)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "~/.cache/rmtrain"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/rmtrain"),
+        ({"XDG_CACHE_HOME": "/x", "HF_HOME": "/hf/"}, "/hf/rmtrain"),
+        ({"XDG_CACHE_HOME": "/x", "HF_HOME": "/hf", "RMTRAIN_CACHE": "/own"}, "/own"),
+        ({"XDG_CACHE_HOME": "", "HF_HOME": "", "RMTRAIN_CACHE": ""}, "~/.cache/rmtrain"),
+    ],
+)
+def test_environment_decides_the_default_cache(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str) -> None:
+    for name in ("RMTRAIN_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert Data(train=[PairSource(path="x")]).cache_dir == expected
+    assert Data(train=[PairSource(path="x")], cache_dir="mine").cache_dir == "mine"

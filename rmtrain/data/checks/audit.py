@@ -26,18 +26,21 @@ from rmtrain.data.checks.preferences import (
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.dataset import digest
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, TryAgain
 from rmtrain.files import sha256_file, write_text
 from rmtrain.recipe.schema import Data
 
-AUDIT_VERSION = 3
+AUDIT_VERSION = 4
 """Increase it with every change of what is found or how it is summarized."""
 EXAMPLES = 5
+FEWEST_LABELS = 6
+"""Labels from which it is no accident (1 in 32) that all of them name the same side."""
 SUMMARY, LIST = "findings.json", "findings.jsonl"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 KINDS = (
     "overlap",
     "benchmark",
+    "one_sided_labels",
     "contradictory",
     "cycle",
     "duplicate",
@@ -71,14 +74,21 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
 
     Raises:
         DataError: a benchmark file that cannot be read; or training rows have a prompt of one, and overlap is not allowed.
+        TryAgain: a benchmark file changes while it is read.
     """
     benchmarks = [Path(name).expanduser() for name in data.benchmarks]
-    hashes = [(file.name, sha256_file(file) if file.is_file() else None) for file in benchmarks]
-    key = digest({"audit": AUDIT_VERSION, "artifact": prepared.train.key, "benchmarks": hashes})
+
+    def hashes() -> list[tuple[str, str | None]]:
+        return [(file.name, sha256_file(file) if file.is_file() else None) for file in benchmarks]
+
+    identity = {"audit": AUDIT_VERSION, "artifact": prepared.train.key, "benchmarks": hashes()}
+    key = digest(identity)
     report = read_findings(prepared.directory, key)
     is_stored = report is not None
     if report is None:
         findings = find_all(prepared, data.benchmarks, tokenizer)
+        if hashes() != identity["benchmarks"]:
+            raise TryAgain("data.benchmarks: a file changed while it was read; repeat the command when nothing writes to it")
         counts = summarize_findings(findings, {name: len(split) for name, split in prepared.splits.items()})
         report = {
             name: {
@@ -115,6 +125,7 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
     for number, benchmark in benchmark_overlap(train, benchmarks).items():
         findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
     for split, data in prepared.splits.items():
+        findings += _one_sided_labels(split, data)
         # a ranking that appears twice repeats all of its preferences: findings of one kind in the same rows become one
         same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
         for finding in _within_split(split, data, tokenizer):
@@ -123,6 +134,15 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
             detail = f"{first.detail}; and {len(more)} more in the same rows" if more else first.detail
             findings.append(replace(first, detail=detail))
     return findings
+
+
+def _one_sided_labels(split: str, data: TokenizedData) -> Iterator[Finding]:
+    """Yield a finding for each source whose labels all name the same side: the column, or what its values mean, is probably wrong."""
+    for source, count in data.waterfall.sources.items():
+        if len(count.winners) == 1 and sum(count.winners.values()) >= FEWEST_LABELS:
+            ((side, number),) = count.winners.items()
+            ids = tuple(row_id for row_id, tag in zip(data.ids, data.sources, strict=True) if tag == source)
+            yield Finding("one_sided_labels", split, ids, f"all {number} labels of {source} say that {side} is better")
 
 
 def _within_split(split: str, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""A source of the recipe: its raw rows, from local files or the Hub; its `prepare` function; the fingerprints that make up a cache key.
+"""A source of the recipe: its raw rows, from local files or the Hub, and the fingerprints that make up a cache key.
 
 The `datasets` library takes a second to import, in each worker process. It is only imported where a source needs it: files do without.
 """
@@ -6,30 +6,29 @@ The `datasets` library takes a second to import, in each worker process. It is o
 import hashlib
 import json
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from functools import cache
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, flatten, read_file
+from rmtrain.data.rows.hook import hook_of
+from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
 from rmtrain.files import sha256_file
-from rmtrain.recipe.schema import Source
-from rmtrain.recipe.sources import Hook
+from rmtrain.recipe.schema import AbSource, Source
+from rmtrain.recipe.sources import ValueLabel, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
 
-FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
 SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
 
@@ -53,8 +52,12 @@ def is_on_hub(source: Source) -> bool:
     """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
     if Path(source.path).expanduser().exists():
         return False
+    if pattern := GLOB.search(source.path):
+        folder, slash, rest = source.path[: pattern.start()].rpartition("/")
+        files = rest + source.path[pattern.start() :]
+        raise DataError(f'{source.place}: a path is not a pattern; set path: {folder or slash or "."} and data_files: "{files}"')
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
-        raise DataError(f"{source.title}: {source.path} does not exist")
+        raise DataError(f"{source.place}: does not exist")
     return True
 
 
@@ -64,13 +67,13 @@ def _hub_rows(source: Source, meter: ReadMeter) -> Iterator[Row]:
     with _hub_errors(source):
         if source.streaming and not _is_cached(builder):
             if source.limit is None:
-                raise RecipeError(f"{source.title}: `streaming` needs `limit`, the number of rows to read")
+                raise RecipeError(f"{source.place}: `streaming` needs `limit`, the number of rows to read")
             split = source.split or _split_of(source, list(builder.as_streaming_dataset()))
-            yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit), meter)
+            yield from read_dataset(builder.as_streaming_dataset(split=split).take(source.limit), meter, source)
         else:
             builder.download_and_prepare()
             split = source.split or _split_of(source, list(builder.info.splits))
-            yield from read_dataset(builder.as_dataset(split=split), meter)
+            yield from read_dataset(builder.as_dataset(split=split), meter, source)
 
 
 def _hub_builder(source: Source) -> "DatasetBuilder":
@@ -87,7 +90,7 @@ def _hub_builder(source: Source) -> "DatasetBuilder":
         )
     if _is_cached(builder) and source.revision not in (None, builder.hash):  # offline, `datasets` takes any cached version
         raise DataError(
-            f"{source.title}: cannot check offline whether the cached {source.path} is revision {source.revision}; "
+            f"{source.place}: cannot check offline whether the cached dataset is revision {source.revision}; "
             f"remove `revision`, or set it to the cached one: {builder.hash}"
         )
     return builder
@@ -109,23 +112,51 @@ def _hub_errors(source: Source) -> Iterator[None]:
     except (OSError, ValueError, DatasetsError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise TryAgain(
-                f"{source.title}: no disk space left to download {source.path}; free some, set HF_HOME to another disk, or set "
+                f"{source.place}: no disk space left to download it; free some, set HF_HOME to another disk, or set "
                 "streaming: true with a limit"
             ) from error
         message = " ".join(str(error).split())[:400]
-        raise DataError(
-            f"{source.title}: {source.path} is not a local file, and loading it from the Hub failed: {message}"
-        ) from error
+        place = source.title if source.path in message else source.place
+        raise DataError(f"{place}: not a local file, and loading it from the Hub failed: {message}") from error
 
 
-def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None) -> Iterator[Row]:
-    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone."""
-    count = getattr(dataset, "num_rows", None)
+def read_dataset(
+    dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, source: "Source | None" = None
+) -> Iterator[Row]:
+    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone. For `source` see `_by_name`."""
+    from datasets import ClassLabel
+
+    count, features = getattr(dataset, "num_rows", None), dataset.features or {}
     # cells of different shapes, which `datasets` stores as text and decodes only row by row
-    if "Json(" in repr(dataset.features):
-        return flatten(([row] for row in dataset), count, meter)
-    tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-    return flatten((table.to_pylist() for table in tables), count, meter)
+    if "Json(" in repr(features):
+        rows = flatten(([row] for row in dataset), count, meter)
+    else:
+        tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
+        rows = flatten((table.to_pylist() for table in tables), count, meter)
+    names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
+    return _by_name(rows, names, source) if names and source is not None else rows
+
+
+def _by_name(rows: Iterator[Row], names: Mapping[str, Sequence[str]], source: Source) -> Iterator[Row]:
+    """Yield the rows with the names of ClassLabel cells, which are stored as numbers, in the columns whose values the recipe names."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    if isinstance(source, AbSource) and isinstance(source.label, ValueLabel):
+        for column in source.label.columns:
+            wanted[column].update(source.label.outcomes)
+    for condition in source.filter:
+        for values in condition.criteria.values():
+            wanted[condition.column].update(map(label_text, values if isinstance(values, tuple) else (values,)))
+    # values that are all numbers are the stored ones, even where a name is a number as well
+    named = [
+        column
+        for column in names.keys() & wanted.keys()
+        if wanted[column] <= set(map(label_text, names[column])) and not all(map(str.isdecimal, wanted[column]))
+    ]
+    for row in rows:
+        for column in named:
+            if isinstance(number := row.get(column), int):
+                row[column] = names[column][number] if 0 <= number < len(names[column]) else None  # -1: without a label
+        yield row
 
 
 def _split_of(source: Source, splits: Sequence[str]) -> str:
@@ -133,9 +164,9 @@ def _split_of(source: Source, splits: Sequence[str]) -> str:
     if source.split is not None:
         if source.split in splits:
             return source.split
-        raise DataError(f'{source.title}: no split "{source.split}" in {source.path}; it has: {", ".join(splits)}')
+        raise DataError(f'{source.place}: no split "{source.split}"; it has: {", ".join(splits)}')
     if len(splits) != 1:
-        raise DataError(f"{source.title}: {source.path} has {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
+        raise DataError(f"{source.place}: {len(splits)} splits; set `split` to one of: {', '.join(splits)}")
     return splits[0]
 
 
@@ -143,14 +174,16 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     if (folder := _saved_dataset(source)) is not None:
         from datasets import load_from_disk
 
-        yield from read_dataset(load_from_disk(str(folder)), meter)
+        yield from read_dataset(load_from_disk(str(folder)), meter, source)
         return
     files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
         meter.begin, meter.size = sum(sizes[:index]) / total, sizes[index] / total
-        yield from read_file(file, frozenset(source.number_columns), meter)
+        rows = read_file(file, frozenset(source.number_columns), meter)
+        names = class_names(file) if file.suffix == ".parquet" else {}
+        yield from _by_name(cast(Iterator[Row], rows), names, source) if names else rows
 
 
 def _data_files(source: Source) -> list[Path]:
@@ -164,9 +197,9 @@ def _data_files(source: Source) -> list[Path]:
     if path.is_file():
         _refuse_keys(source, "data_dir", "data_files")
         if not path.name.endswith(FORMATS):
-            raise DataError(f"{source.title}: {path} is not a data file; expected one of {', '.join(FORMATS)}")
+            raise DataError(f"{source.place}: not a data file; expected one of {', '.join(FORMATS)}")
         if source.split not in (None, "train", _split_names(path, path.parent)[0]):
-            raise DataError(f'{source.title}: {path} is a single file without a split "{source.split}"; remove `split`')
+            raise DataError(f'{source.place}: a single file without a split "{source.split}"; remove `split`')
         return [path]
     folder = path / (source.data_dir or "")
     files = _files_in(folder, source)
@@ -180,14 +213,14 @@ def _data_files(source: Source) -> list[Path]:
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{source.title}: {folder} does not exist")
+        raise DataError(f"{folder}: does not exist")
     patterns = _patterns(source)
     try:
         files = files_below(folder, patterns or ["**/*"])
     except OSError as error:  # such as in /proc, whose files come and go
-        raise DataError(f"{source.title}: {folder} cannot be listed: {error.strerror}: {error.filename}") from error
+        raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
     if not files:
-        raise DataError(f"{source.title}: no data file in {folder}; expected {', '.join(patterns or FORMATS)}")
+        raise DataError(f"{folder}: no data file; expected {', '.join(patterns or FORMATS)}")
     return files
 
 
@@ -209,18 +242,22 @@ def _patterns(source: Source) -> list[str]:
 
 def _split_names(file: Path, folder: Path) -> list[str]:
     """Return the split of a file, then its other names: its stem and the folders that contain it."""
-    suffix = next(suffix for suffix in sorted(FORMATS, key=len, reverse=True) if file.name.endswith(suffix))
-    stem = SHARD.sub("", file.name.removesuffix(suffix))
+    stem = SHARD.sub("", file.name.removesuffix(_suffix(file)))
     folders = list(reversed(file.relative_to(folder).parts[:-1]))
     return [stem, *folders] if stem not in ("", "part", "data", "shard") or not folders else [*folders, stem]
 
 
+def _suffix(file: Path) -> str:
+    """Return the end of a file's name that decides how it is read, such as `.jsonl.gz`."""
+    return next((suffix for suffix in sorted(FORMATS, key=len, reverse=True) if file.name.endswith(suffix)), file.suffix)
+
+
 def _refuse_keys(source: Source, *keys: str) -> None:
     if source.streaming:
-        raise RecipeError(f"{source.title}: `streaming` only applies to Hub datasets, and {source.path} is local; remove it")
+        raise RecipeError(f"{source.place}: `streaming` only applies to Hub datasets, and this one is local; remove it")
     for key in keys:
         if getattr(source, key) is not None:
-            raise RecipeError(f"{source.title}: `{key}` does not apply to the local path {source.path}; remove it")
+            raise RecipeError(f"{source.place}: `{key}` does not apply to a local path; remove it")
 
 
 def _saved_dataset(source: Source) -> Path | None:
@@ -236,88 +273,66 @@ def _saved_dataset(source: Source) -> Path | None:
     return folder
 
 
-MESSAGE_CHARACTERS = 200
-
-Number = int | str
-"""Number of a row in its source, from 0; rows that were made from row 12 are `12.0`, `12.1`, ..."""
-
-
-def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Number, Row]]:
-    """Yield the rows that the `prepare` function returns for a row: one, several, or none. Its prints go to stderr.
-
-    Raises DataError where it fails or returns anything but a dict, a list of dicts or None, and RecipeError where it does not exist.
-    """
-    hook = hook_of(source)
-    function = load_function(hook.code, hook.function, str(hook.file))
-    try:
-        with redirect_stdout(sys.stderr):
-            result = function(row)
-    except Exception as error:  # the user's function may raise anything
-        raise DataError(f"{source.title}:{number}: {_at_line(str(hook.file), error, f'{hook.function}: ')}") from error
-    if result is None:
-        return
-    is_list = isinstance(result, list)
-    for index, made in enumerate(result if is_list else [result]):
-        if not isinstance(made, dict):
-            returned = f"{'a list with ' if is_list else ''}{type(made).__name__}"
-            expected = "expected a dict, a list of dicts or None"
-            raise DataError(f"{source.title}:{number}: {hook.file}: {hook.function}: {expected}, got {returned}")
-        yield (f"{number}.{index}" if is_list else number), made
-
-
-def hook_of(source: Source) -> Hook:
-    """Return the hook of a source that has `prepare`; raises RecipeError when its recipe was not loaded from a file."""
-    if source.hook is None:
-        raise RecipeError(f"{source.title}: prepare: needs a recipe that is a file, next to its code; load it with load_recipe")
-    return source.hook
-
-
-@cache
-def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
-    """Return a function from the bytes that were read with the recipe, which changes no search path and writes nothing.
-
-    Raises RecipeError where running the file fails, or it has no such function.
-    """
-    module = ModuleType(f"prepare_{hashlib.sha256(code).hexdigest()[:16]}")
-    module.__file__ = file
-    sys.modules[module.__name__] = module  # dataclasses and pickle look up the module of a class there
-    try:
-        exec(compile(code, file, "exec"), module.__dict__)
-    except Exception as error:  # the user's file may raise anything
-        raise RecipeError(f"prepare: {_at_line(file, error)}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise RecipeError(f"prepare: {file} has no function {name}")
-    return function  # type: ignore[no-any-return]
-
-
-def _at_line(file: str, error: Exception, name: str = "") -> str:
-    """Return an error in one line, after the file and the last of its lines in the traceback."""
-    if isinstance(error, SyntaxError) and error.filename == file:
-        lines = [error.lineno]
-    else:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    place = f"{file}:{lines[-1]}" if lines else file
-    return f"{place}: {name}" + " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
-
-
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Increase it with every change of this folder that changes tokens, row ids or the stored columns: it is part of the cache key."""
 PACKAGES = ("rmtrain", "transformers", "tokenizers")
 
 
+class Snapshot:
+    """Sources with what identifies them when a key is made, to check that nothing else was read.
+
+    `identities` are their `source_identity`, in order.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self._states = [_file_states(source) for source in sources]
+        self.identities = [source_identity(source) for source in sources]
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Raise TryAgain if a local file is written or replaced before the block ends, so that no result is kept under a wrong key."""
+        try:
+            yield
+        except DataError:
+            self._check()  # a file that is being written may well be malformed
+            raise
+        self._check()
+
+    def _check(self) -> None:
+        for source, states, identity in zip(self._sources, self._states, self.identities, strict=True):
+            try:
+                is_same = not states or (_file_states(source) == states and fingerprint(source) == identity["content"])
+            except DataError:
+                is_same = False
+            if not is_same:
+                raise TryAgain(f"{source.place}: changed while it was read; repeat the command when nothing writes to it")
+
+
+def _file_states(source: Source) -> list[tuple[str | int, ...]]:
+    """Return the name, number, size and times of each local file: they also tell a change that was undone."""
+    states = [] if is_on_hub(source) else [(str(file), file.stat()) for file in _stored_files(source)]
+    return [(name, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for name, state in states]
+
+
+def _stored_files(source: Source) -> list[Path]:
+    """Return all local files that a source is read from."""
+    if (folder := _saved_dataset(source)) is None:
+        return _data_files(source)
+    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json"))
+
+
 def fingerprint(source: Source) -> str:
-    """Return a hash of the content: sha256 over the sha256 of each local file, or over the resolved commit of a Hub dataset."""
+    """Return a hash of the content: of the bytes of each local file and of the reader for its name, or of the commit of a Hub dataset."""
+    parts: list[Any]
     if is_on_hub(source):
         builder = _hub_builder(source)
         parts = [source.path, builder.config_id, builder.hash, source.split]
     else:
-        folder = _saved_dataset(source)
-        saved = sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json")) if folder else None
         try:
-            parts = [sha256_file(file) for file in saved or _data_files(source)]
+            parts = [(_suffix(file), sha256_file(file)) for file in _stored_files(source)]
         except OSError as error:
-            raise DataError(f"{source.title}: {error.filename} cannot be read: {error.strerror}") from error
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

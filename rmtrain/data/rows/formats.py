@@ -5,12 +5,11 @@ The preferences come from labels, scores and margins: the better of two candidat
 
 import json
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import combinations, groupby, pairwise, product
-from typing import Any, NamedTuple
+from typing import Any
 
 from rmtrain.data.comparison import (
     Adapted,
@@ -23,24 +22,11 @@ from rmtrain.data.comparison import (
     dropped,
 )
 from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
-from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_blank, kind_of, require_cell, to_number
+from rmtrain.data.rows.labels import DIGITS, SHOWN_CHARACTERS, TIE, judge, to_score
+from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_turns, kind_of, require_cell, to_number
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
-from rmtrain.recipe.sources import (
-    IndexLabel,
-    Label,
-    OneHotLabel,
-    Outcome,
-    ScoresLabel,
-    SignLabel,
-    ValueLabel,
-    label_text,
-)
 
-SHOWN_CHARACTERS = 40
-DIGITS = 9
-"""Decimals that differences of scores are rounded to, so that 0.3 - 0.1 is 0.2."""
-TIE = "tie"
 TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
     ("chosen_ids", "rejected_ids", None, None),
@@ -71,11 +57,23 @@ def adapt(row: Row, row_id: str, source: Source) -> Adapted:
 def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
     """Return the comparison of a pair, chosen responses first."""
     chosen, rejected = (_listed(row, column, source) for column in (source.chosen, source.rejected))
-    conversations = read_prompt(row, source).conversations([*chosen, *rejected])
+    conversations = _conversations(row, [*chosen, *rejected], source)
     edges = product(range(len(chosen)), range(len(chosen), len(conversations)))
     pair = assemble(conversations, [Preference(winner, loser) for winner, loser in edges], source, row_id)
     margin = margin_of(row, source.number_columns, source.margin_default)
     return replace(pair, preferences=tuple(replace(edge, margin=margin) for edge in pair.preferences)) if margin else pair
+
+
+def _conversations(row: Row, cells: Sequence[ResponseCell], source: PairSource | AbSource) -> list[Turns]:
+    """Return the conversation of each response.
+
+    Where no prompt is named, a text next to a list of messages replaces its last turn, such as `rejected_response` next to `messages`.
+    """
+    prompt = read_prompt(row, source)
+    whole = next((cell for cell in cells if isinstance(cell.cell, list) and not is_turns(cell.cell)), None)
+    if prompt.turns is None and whole is not None and any(isinstance(cell.cell, str) for cell in cells):
+        prompt = replace(prompt, turns=prompt.conversation(whole)[:-1])
+    return prompt.conversations(cells)
 
 
 def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
@@ -93,7 +91,7 @@ def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     if outcome == TIE and source.tie != "half":
         raise BadRow(TIE, "the label says that neither is better")
     cells = [read_response(row, column, source) for column in (source.a, source.b)]
-    conversations = read_prompt(row, source).conversations(cells[::-1] if outcome == "b" else cells)
+    conversations = _conversations(row, cells[::-1] if outcome == "b" else cells, source)
     if outcome == TIE:
         return assemble(conversations, [Preference(0, 1, probability=0.5)], source, row_id)
     compared = assemble(conversations, [Preference(0, 1)], source, row_id)
@@ -101,89 +99,7 @@ def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     margin = strength if source.margin_from_label else margin_of(row, columns, source.margin_default)
     if margin == math.inf:
         raise BadRow("bad_margin", "the difference of the scores is infinite")
-    return replace(compared, preferences=(Preference(0, 1, margin),))
-
-
-class Verdict(NamedTuple):
-    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither."""
-
-    outcome: Outcome
-    strength: float = 0.0
-
-
-def judge(row: Row, label: Label) -> Verdict:
-    """Read the label of a row; raises BadRow `no_label` (null or missing) or `unknown_label` (a value that the recipe does not name)."""
-    gap: float
-    positive: Outcome
-    match label:
-        case ValueLabel():
-            return Verdict(_majority(row, label.columns, label.outcomes, f"one of {', '.join(label.values)}, see label.values"))
-        case IndexLabel():
-            names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
-            return Verdict(_majority(row, (label.column,), names, " or ".join(names)))
-        case OneHotLabel():
-            return Verdict(_one_hot(row, label))
-        case SignLabel():
-            gap, positive = _number(row, label.column), label.positive
-        case ScoresLabel():
-            gap = round(_number(row, label.a) - _number(row, label.b), DIGITS)
-            positive = "b" if label.lower_is_better else "a"
-    if gap == 0:
-        return Verdict("tie")
-    negative: Outcome = "b" if positive == "a" else "a"
-    return Verdict(positive if gap > 0 else negative, abs(gap))
-
-
-def _majority(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome], expected: str) -> Outcome:
-    """Return the outcome with more than half of the votes that were given, or a tie."""
-    votes: Counter[Outcome] = Counter()
-    for column in columns:
-        cell = find_cell(row, column)
-        if is_blank(cell):
-            continue
-        vote = outcomes.get(label_text(cell))
-        if vote is None:
-            raise _unknown(column, cell, expected)
-        votes[vote] += 1
-    if not votes:
-        raise _no_label(*columns)
-    outcome, count = votes.most_common(1)[0]
-    return outcome if 2 * count > votes.total() else "tie"  # two of four votes decide nothing
-
-
-def _one_hot(row: Row, label: OneHotLabel) -> Outcome:
-    columns: dict[Outcome, str | None] = {"a": label.a, "b": label.b, "tie": label.tie}
-    outcomes: dict[Outcome, str] = {}
-    for outcome, column in columns.items():
-        cell = None if column is None else find_cell(row, column)
-        if column is None or is_blank(cell):
-            continue
-        text = label_text(cell)
-        if text not in ("0", "1", "false", "true"):
-            raise _unknown(column, cell, "0, 1, true or false")
-        if text in ("1", "true"):
-            outcomes[outcome] = column
-    if not outcomes:
-        raise BadRow("no_label", f"none of {', '.join(label.columns)} is set")
-    if len(outcomes) > 1:
-        raise BadRow("unknown_label", f"{' and '.join(outcomes.values())} are set; expected one")
-    return next(iter(outcomes))
-
-
-def _number(row: Row, column: str) -> float:
-    cell = find_cell(row, column)
-    number = to_number(cell)
-    if number is None:
-        raise _no_label(column) if is_blank(cell) else _unknown(column, cell, "a finite number")
-    return number
-
-
-def _no_label(*columns: str) -> BadRow:
-    return BadRow("no_label", f"{' and '.join(columns)} {'is' if len(columns) == 1 else 'are'} null, empty or missing")
-
-
-def _unknown(column: str, cell: Any, expected: str) -> BadRow:
-    return BadRow("unknown_label", f"{column} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
+    return replace(compared, preferences=(Preference(0, 1, margin),), winners=(outcome,))
 
 
 def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
@@ -201,7 +117,7 @@ def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
         cell = find_cell(row, column)
         if cell is None:
             continue
-        number = None if isinstance(cell, str) else to_number(cell)
+        number = None if isinstance(cell, str) else to_number(cell) if len(columns) == 1 else to_score(cell)
         if number is None:
             raise BadRow("bad_margin", f"{column}: expected a finite number, got {str(cell)[:SHOWN_CHARACTERS]!r}")
         values.append(number)
@@ -268,9 +184,9 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
         if cell is MISSING:
             column, (number, count) = decode_cell(find_cell(row, path), path, source.messages), place
             cell = column[number] if isinstance(column, list) and len(column) == count > 0 else None
-        score = to_number(cell)
+        score = to_score(cell)
         if score is None:
-            shown = "null or missing" if cell is None else repr(str(cell)[:40])
+            shown = "null or missing" if cell is None else repr(str(cell)[:SHOWN_CHARACTERS])
             raise BadRow("no_score", f"{path} of {name} is {shown}; expected a number")
         total += weight * score
     total = round(total, DIGITS)

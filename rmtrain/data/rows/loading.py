@@ -1,6 +1,7 @@
 """A source in batches while it is read: raw rows for other processes to adapt, or comparisons where rows are combined first."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeGuard, TypeVar
@@ -23,6 +24,7 @@ from rmtrain.data.rows.dataset import read_rows
 from rmtrain.data.rows.formats import Candidate, compare_scored
 from rmtrain.data.rows.readers import ReadMeter
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, check_rows, content_key, drawn, is_limited, select
+from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import RankedSource, Source, TextSource
 
 BATCH_ROWS = 1000
@@ -83,6 +85,27 @@ def load_comparisons(source: Source, progress: Progress = no_progress) -> Iterat
     limits = Limits(source)
     for selection in _compare_groups(selections(), source) if _is_grouped(source) else selections():
         yield _apply_limits(selection, source, limits) if is_limited(source) else selection.rows
+
+
+CHECKED_BATCHES = 10
+
+
+@contextmanager
+def all_problems(sources: Iterable[Source]) -> Iterator[None]:
+    """Add to an error of the block what is wrong with the other sources, as far as their first ten thousand rows show it."""
+    try:
+        yield
+    except (DataError, RecipeError) as error:
+        problems = dict.fromkeys(error.problems)
+        for source in sources:
+            if any(problem.startswith((f"{source.title}:", f"{source.place}:")) for problem in error.problems):
+                continue  # it is the one that failed, perhaps after a long wait for the Hub
+            try:
+                for batch in islice(_raw_batches(source), CHECKED_BATCHES):
+                    select(batch)
+            except (DataError, RecipeError) as another:
+                problems |= dict.fromkeys(another.problems)
+        raise type(error)(*problems) from error
 
 
 def _is_grouped(source: Source) -> TypeGuard[RankedSource]:
@@ -197,7 +220,8 @@ def _one_of(rows: Sequence[Comparison]) -> Comparison:
             winner, loser = (numbers[_exact_key(row.responses[number])] for number in (edge.winner, edge.loser))
             edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
     left_out = tuple(reason for row in rows for reason in row.left_out)
-    whole = replace(rows[0], responses=tuple(responses), preferences=merged(edges), left_out=left_out)
+    winners = tuple(side for row in rows for side in row.winners)
+    whole = replace(rows[0], responses=tuple(responses), preferences=merged(edges), left_out=left_out, winners=winners)
     return replace(whole, id=rows_of(whole)[0])
 
 

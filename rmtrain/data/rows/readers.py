@@ -1,4 +1,4 @@
-"""Readers of each kind of file: JSON lines, JSON arrays, CSV and Parquet, each as a stream of rows."""
+"""Readers of each kind of file: JSON lines, JSON arrays, CSV, TSV and Parquet, each as a stream of rows."""
 
 import csv
 import gzip
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, Any, cast
@@ -44,7 +44,15 @@ class Line:
     content: bytes
 
 
-RawRow = Row | Line | Malformed
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A row that was parsed when it was read; `where` is its file and the number of its first line."""
+
+    where: str
+    row: Row
+
+
+RawRow = Row | Line | Placed | Malformed
 """A row as a reader yields it. Lines of JSON are parsed later, by the process that adapts them: parsing takes longer than reading."""
 
 
@@ -69,37 +77,53 @@ def read_file(file: Path, numbers: Set[str], meter: ReadMeter) -> Iterator[RawRo
     """Read a data file with the reader for its suffix; see `read_csv` for `numbers`."""
     if file.name.endswith(".parquet"):
         return read_parquet(file, meter)
-    if file.name.endswith((".csv", ".csv.gz")):
+    if file.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
         return read_csv(file, numbers, meter)
     return read_json(file, meter)
 
 
 @contextmanager
-def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[IO[bytes]]:
-    """Open a file, decompressing it when its name ends in `.gz`."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        if meter is not None and size:
-            meter.position = lambda: 1.0 if file.closed else file.tell() / size
-        with gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as stream:
-            yield cast(IO[bytes], stream)
+def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[BufferedReader]:
+    """Open a file of text, decompressing it when its name ends in `.gz`; raises DataError for UTF-16 and for a damaged archive."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if meter is not None and size:
+                meter.position = lambda: 1.0 if file.closed else file.tell() / size
+            with gzip.open(file) if path.suffix == ".gz" else nullcontext(file) as stream:
+                encoding = json.detect_encoding(stream.peek(4)[:4])
+                if not encoding.startswith("utf-8"):
+                    name = encoding[:6].upper()
+                    raise DataError(f"{path}: the text is {name}; save it as UTF-8, for example with iconv -f {name} -t UTF-8")
+                yield cast(BufferedReader, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file: {error}") from error
+
+
+def _not_utf8(path: Path) -> DataError:
+    """Return the error of a file with its first line that is not UTF-8: that of the decoder, which reads ahead, does not have it."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
+    return DataError(f"{path}: not UTF-8; save it as UTF-8")
+
+
+def _bad_byte(error: UnicodeDecodeError) -> str:
+    return f"invalid UTF-8 at byte {error.start} (0x{error.object[error.start]:02x})"
 
 
 def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
-    """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line, for `parse`, or, in `.json`, one array of objects.
+    """Read a `.json` or `.jsonl` file, optionally `.gz`: one object per line, for `parse`, or one array of objects.
 
     Repeated keys, NaN and Infinity, invalid UTF-8, lone surrogates, overlong lines and values that are not objects make a row `Malformed`;
     reading continues with the next one. Raises DataError for an array that is not valid JSON as a whole, or a damaged archive.
     """
-    try:
-        with open_bytes(path, meter) as stream:
-            while (byte := stream.read(1)) and byte in b" \t\r\n\xef\xbb\xbf":
-                pass
-            stream.seek(0)
-            is_array = byte == b"[" and not path.name.removesuffix(".gz").endswith(".jsonl")
-            yield from _read_array(path, stream, meter) if is_array else (row for _, row in read_lines(path.name, stream))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file: {error}") from error
+    with open_bytes(path, meter) as stream:
+        is_array = stream.peek(1).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
+        yield from _read_array(path, stream, meter) if is_array else (row for _, row in read_lines(path.name, stream))
 
 
 def read_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Malformed | Line]]:
@@ -112,21 +136,23 @@ def read_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Malformed | 
             while line and not line.endswith(b"\n"):  # skip it in blocks, without holding all of it
                 line = stream.readline(MAX_LINE_BYTES)
             yield number, Malformed(f"{where}: longer than {MAX_LINE_BYTES} bytes")
-        elif content := (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip():
+        elif content := line.removeprefix(BOM_UTF8).rstrip():  # joined files have one at the beginning of each
             yield number, Line(where, content)
 
 
 def parse(line: RawRow) -> Row | Malformed:
-    """Parse a row that is still a line of JSON; return any other unchanged."""
+    """Return a row that can be used: parsed, where it is still a line of JSON, and without its place."""
+    if isinstance(line, Placed):
+        return line.row
     if not isinstance(line, Line):
         return line
     try:
         text = line.content.decode()
         row, end = _decode_object(text, _skip_space(text, 0), line.where)
     except UnicodeDecodeError as error:
-        return Malformed(f"{line.where}: invalid UTF-8 at byte {error.start}")
+        return Malformed(f"{line.where}: {_bad_byte(error)}")
     except JSONDecodeError as error:
-        return Malformed(f"{line.where}:{error.colno}: {error.msg}")
+        return Malformed(f"{line.where}:{error.colno}: {error.msg}; expected one JSON object per line")
     except (ValueError, RecursionError) as error:
         return Malformed(f"{line.where}: {error}")
     if _skip_space(text, end) != len(text):
@@ -134,11 +160,11 @@ def parse(line: RawRow) -> Row | Malformed:
     return row
 
 
-def _read_array(path: Path, stream: IO[bytes], meter: ReadMeter | None) -> Iterator[Row | Malformed]:
+def _read_array(path: Path, stream: BufferedReader, meter: ReadMeter | None) -> Iterator[Placed | Malformed]:
     try:
         text = stream.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: invalid UTF-8 at byte {error.start}") from error
+        raise _not_utf8(path) from error
     position, line, counted = _skip_space(text, text.index("[") + 1), 1, 0
     is_empty = text[position : position + 1] == "]"
     if meter is not None:
@@ -147,8 +173,9 @@ def _read_array(path: Path, stream: IO[bytes], meter: ReadMeter | None) -> Itera
         line += text.count("\n", counted, position)
         counted = position
         try:
-            row, end = _decode_object(text, position, f"{path.name}:{line}")
-            yield row
+            where = f"{path.name}:{line}"
+            row, end = _decode_object(text, position, where)
+            yield row if isinstance(row, Malformed) else Placed(where, row)
             position = _skip_space(text, end)
             separator = text[position : position + 1]
             if separator == "]":
@@ -160,8 +187,10 @@ def _read_array(path: Path, stream: IO[bytes], meter: ReadMeter | None) -> Itera
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{line}: invalid JSON: {error}") from error
         position = _skip_space(text, position + 1)
-    if _skip_space(text, position + 1) != len(text):
-        raise DataError(f"{path}: unexpected text after the array")
+    end = _skip_space(text, position + 1)
+    if end != len(text):
+        place = JSONDecodeError("", text, end)
+        raise DataError(f"{path}:{place.lineno}:{place.colno}: unexpected text after the array")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -204,8 +233,8 @@ def has_lone_surrogate(text: str, value: Any) -> bool:
     return False
 
 
-def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> Iterator[Row | Malformed]:
-    """Read a comma-separated UTF-8 file with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
+def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> Iterator[Placed | Malformed]:
+    """Read a UTF-8 file of delimited cells with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
 
     Cells of the columns `numbers` become numbers; an empty one None, and one that is not a number stays text, for the caller to refuse.
     Raises DataError for invalid quoting, a repeated column name, or invalid UTF-8.
@@ -219,27 +248,64 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
 
     csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
+        reader = csv.reader(stream, delimiter=_delimiter(path.name, opened.peek(1)), strict=True)
+        begin = 1
         try:
-            columns = next(reader, [])
+            columns = next(filter(None, reader), [])
             if len(set(columns)) != len(columns):
-                raise DataError(f"{path}:1: repeated column name: {', '.join(columns)}")
-            for cells in filter(None, reader):
+                raise DataError(f"{path}:{reader.line_num}: repeated column name: {', '.join(columns)}")
+            begin = reader.line_num + 1
+            for cells in reader:
+                where = f"{path.name}:{begin}"
                 if len(cells) == len(columns):
-                    yield {name: number(cell) if name in numbers else cell for name, cell in zip(columns, cells, strict=True)}
-                else:
-                    yield Malformed(f"{path.name}:{reader.line_num}: {len(cells)} cells, but the header has {len(columns)}")
-        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-            raise DataError(f"{path}:{reader.line_num + 1}: invalid CSV in UTF-8: {error}") from error
+                    row = zip(columns, cells, strict=True)
+                    yield Placed(where, {name: number(cell) if name in numbers else cell for name, cell in row})
+                elif cells:
+                    yield Malformed(f"{where}: {len(cells)} cells, but the header has {len(columns)}")
+                begin = reader.line_num + 1
+        except csv.Error as error:
+            raise DataError(f"{path}:{begin}: invalid CSV in the row that begins here: {error}") from error
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path) from error
+
+
+def _delimiter(name: str, start: bytes) -> str:
+    """Return the delimiter that gives the header the most columns; where commas are decimal points, spreadsheets write semicolons.
+
+    `start` is the beginning of the file, with the whole header.
+    """
+    header = start.decode(errors="replace").lstrip("\ufeff\r\n").splitlines()[:1]
+    marks = ("\t" if ".tsv" in name else ",", ",", ";", "\t", "|")
+    return max(marks, key=lambda mark: len(next(csv.reader(header, delimiter=mark), [])))
 
 
 def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
     """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
+    with _open_parquet(path) as file:
+        yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
-            yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+            yield file
     except pa.ArrowException as error:
         raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
+
+
+def class_names(path: Path) -> dict[str, list[str]]:
+    """Return the names of the values of each ClassLabel column of a Parquet file that the `datasets` library wrote."""
+    with _open_parquet(path) as file:
+        stored = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(stored)["info"]["features"].items()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # another library wrote it
+    classes = {column: feature for column, feature in features if isinstance(feature, dict)}
+    return {
+        column: list(map(str, feature["names"])) for column, feature in classes.items() if isinstance(feature.get("names"), list)
+    }
 
 
 def flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:

@@ -3,26 +3,27 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
 from rmtrain.data.comparison import HASH_RANGE, Adapted, BadRow, Dropped, Preference, dropped, prompt_hash, rows_of
-from rmtrain.data.rows.dataset import Number, through_hook
-from rmtrain.data.rows.formats import TIE, Candidate, adapt
+from rmtrain.data.rows.formats import Candidate, adapt
+from rmtrain.data.rows.hook import Number, through_hook
+from rmtrain.data.rows.labels import SHOWN_CHARACTERS, TIE
 from rmtrain.data.rows.messages import MISSING, find_cell, is_blank, require_cell, to_number
-from rmtrain.data.rows.readers import Malformed, RawRow, Row, parse
-from rmtrain.data.waterfall import INTENTIONAL_DROPS
+from rmtrain.data.rows.readers import Line, Malformed, Placed, RawRow, Row, parse
+from rmtrain.data.waterfall import INTENTIONAL_DROPS, with_remedy
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import AbSource, PairSource, Source
 from rmtrain.recipe.sources import Condition, Value
 
 NAMED_ROWS = 5
 NAMED_COLUMNS = 40
-SHOWN_CHARACTERS = 40
 CRITERION_WORDS = {"equals": "", "is_not": "anything but ", "one_of": "one of ", "at_least": "at least ", "at_most": "at most "}
 TOKENS = {"input_ids_chosen", "chosen_ids"}
 UNPAIRED = {"completion", "label"}
+REPLACED = {"messages", "rejected_response"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class Selection:
     rows: list[Adapted]
     groups: Mapping[str, int] = field(default_factory=dict)
     """By row id, 64 bits of the cell that `cap` counts by; empty without `cap`."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """By row id, the file and line of the row, for rows of text files."""
 
 
 def select(batch: RawBatch) -> Selection:
@@ -56,7 +59,7 @@ def select(batch: RawBatch) -> Selection:
         RecipeError: `prepare` names a function that does not exist.
     """
     source, title = batch.source, batch.source.title
-    rows, lost = _prepared(batch)
+    rows, lost, places = _prepared(batch)
     if batch.is_first:
         columns = [condition.column for condition in source.filter] + ([source.cap.by] if source.cap else [])
         _check_columns(rows, source, columns, " for filter or cap")
@@ -71,7 +74,7 @@ def select(batch: RawBatch) -> Selection:
                     groups[row_id] = _hash(json.dumps(require_cell(row, source.cap.by), sort_keys=True, default=str))
             kept.append((row_id, row))
         except BadRow as problem:
-            lost.append(dropped(row_id, title, problem))
+            lost.append(with_place(dropped(row_id, title, problem), places))
     if batch.is_first:
         _check_columns(kept, source)  # after the filter: rows that it takes away may be of any shape
 
@@ -79,26 +82,36 @@ def select(batch: RawBatch) -> Selection:
         Dropped(row_id, title, "malformed_row", row.detail) if isinstance(row, Malformed) else adapt(row, row_id, source)
         for row_id, row in kept
     ]
+    adapted = [with_place(row, places) if isinstance(row, Dropped) else row for row in adapted]
     check_rows(adapted, source)
     if batch.is_first:
         _check_first(adapted, source)
-    return Selection([*lost, *drawn(adapted, source)], groups)
+    return Selection([*lost, *drawn(adapted, source)], groups, places)
 
 
-def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[Dropped]]:
-    """Return the rows that `prepare` makes of a batch, with their ids, and those of which it makes none."""
+def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[Dropped], dict[str, str]]:
+    """Return the rows that `prepare` makes of a batch, with their ids; those of which it makes none; and the file and line of each row."""
     source, title = batch.source, batch.source.title
     rows: list[tuple[str, Row | Malformed]] = []
     lost: list[Dropped] = []
+    places: dict[str, str] = {}
     for number, raw in batch.rows:
-        row = parse(raw)
+        row, made = parse(raw), list[tuple[str, Row | Malformed]]()
         if source.prepare is None or isinstance(row, Malformed):
-            rows.append((f"{title}:{number}", row))
-        elif made := [(f"{title}:{place}", new) for place, new in through_hook(row, number, source)]:
-            rows += made
+            made.append((f"{title}:{number}", row))
         else:
+            made += [(f"{title}:{place}", new) for place, new in through_hook(row, number, source)]
+        if not made:
             lost.append(Dropped(f"{title}:{number}", title, "prepared_away", f"{source.prepare} returned no row"))
-    return rows, lost
+        if isinstance(raw, Line | Placed) and not isinstance(row, Malformed):  # which says itself where it is
+            places.update((row_id, raw.where) for row_id, _ in made)
+        rows += made
+    return rows, lost, places
+
+
+def with_place(row: Dropped, places: Mapping[str, str]) -> Dropped:
+    """Return a row that is dropped with its file and line, where it has them."""
+    return replace(row, detail=f"{places[row.id]}: {row.detail}") if row.id in places else row
 
 
 def _check_columns(
@@ -116,6 +129,8 @@ def _check_columns(
         hint = "; rows of tokens need format: tokenized"
     elif columns is None and isinstance(source, PairSource) and set(names) >= UNPAIRED:
         hint = "; rows of one completion and a label are unpaired (KTO), a reward model needs two responses to compare"
+    elif columns is None and isinstance(source, PairSource) and set(names) >= REPLACED:
+        hint = "; set chosen: messages, rejected: rejected_response"
     missing = ", ".join(f'"{name}"' for name in absent)
     raise DataError(f"{source.title}: no column {missing}{keys}; it has: {', '.join(names[:NAMED_COLUMNS])}{hint}")
 
@@ -144,7 +159,7 @@ def _check_first(rows: Sequence[Adapted], source: Source) -> None:
     first = rows[0] if len(reasons) == 1 else None
     if isinstance(first, Dropped) and first.reason not in INTENTIONAL_DROPS:
         count = "its only row is" if len(rows) == 1 else f"the first {len(rows)} rows are all"
-        raise DataError(f"{source.title}: {count} refused ({first.reason}): {first.id}: {first.detail}")
+        raise DataError(f"{source.title}: {count} refused ({first.reason}): {with_remedy(first.reason, first.detail)}")
 
 
 def check_conditions(row: Row, conditions: tuple[Condition, ...]) -> None:

@@ -1,5 +1,6 @@
 """The tokenizer of a run: loaded or trained, with its chat template, its padding token, and an end token that is not padding."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
-from rmtrain.data.rows.dataset import digest, source_identity
-from rmtrain.data.rows.loading import load_comparisons
+from rmtrain.data.rows.dataset import Snapshot, digest
+from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.files import get_or_build
@@ -75,9 +76,10 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     blank = _wrapped(Tokenizer(models.BPE()))
     template = resolve_template(data.chat_template, blank)
-    identity = {"template": template, "vocab_size": vocab_size, "train": [source_identity(source) for source in data.train]}
-    folder = Path(data.cache_dir).expanduser() / f"tokenizer-{digest(identity)[:32]}"
-    file = folder / "tokenizer.json"
+    sources = (*data.train, *data.eval)
+    with all_problems(sources):
+        snapshot = Snapshot(data.train)
+    key = digest({"template": template, "vocab_size": vocab_size, "train": snapshot.identities})
 
     def build(directory: Path) -> None:
         tokenizer = Tokenizer(models.BPE())
@@ -89,13 +91,25 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(_texts(data, blank), trainer)
-        (directory / file.name).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        with all_problems(sources), snapshot.unchanged():
+            tokenizer.train_from_iterator(_texts(data, blank), trainer)
+        made = tokenizer.to_str(pretty=True)
+        (directory / "tokenizer.json").write_text(made, encoding="utf-8")
+        (directory / "key").write_text(_seal(key, made), encoding="utf-8")
 
-    get_or_build(folder, build)
-    if not file.exists():
-        raise DataError(f"{file}: the cached tokenizer is missing; delete {folder} to rebuild it")
-    return _wrapped(Tokenizer.from_file(str(file)))
+    folder = get_or_build(Path(data.cache_dir).expanduser() / f"tokenizer-{key[:32]}", build)
+    try:
+        stored, seal = ((folder / name).read_text(encoding="utf-8") for name in ("tokenizer.json", "key"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: the cached tokenizer is damaged; delete it to rebuild it") from error
+    if seal != _seal(key, stored):
+        raise DataError(f"{folder}: the cached tokenizer is damaged, or was made of other data; delete it to rebuild it")
+    return _wrapped(Tokenizer.from_str(stored))
+
+
+def _seal(key: str, tokenizer: str) -> str:
+    """Return the text that a cached tokenizer is checked by."""
+    return f"{key} {hashlib.sha256(tokenizer.encode()).hexdigest()}\n"
 
 
 def _wrapped(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

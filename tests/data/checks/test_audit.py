@@ -15,7 +15,7 @@ from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, audit, read
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import Data, PairSource, TokenizedSource
+from rmtrain.recipe.schema import AbSource, Data, PairSource, TokenizedSource
 from tests.data.text.test_encoder import THINKING_TEMPLATE
 from tests.edges import prepared_rows, row
 from tests.helpers import byte_bpe, pairs, write_jsonl
@@ -55,6 +55,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("unknown_role", "", {"prompt": "q", "chosen": [{"role": "judge", "content": "a"}], "rejected": "b"}),
 ]
 CLEAN = 24
+LABEL = {"by": "index", "column": "better"}
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,14 @@ def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -
         stream.write("{oops\n")
     end = tokenizer.eos_token_id
     tokens = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}, {"chosen_ids": [6, 7, end], "rejected_ids": [6, 9]}]
+    labels = [{"prompt": f"Odd {number}?", "x": f"{number}, yes", "y": f"{number}, no", "better": 0} for number in range(6)]
     test = [row("Fresh?", "It is.", "Stale as a stone."), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
     benchmark = [{"question": "Where is it?"}, {"question": "which fox is quick?"}]
     data = Data(
         train=[
             PairSource(path=str(rows), margin="m"),
             TokenizedSource(path=str(write_jsonl(folder / "tokens.jsonl", tokens)), format="tokenized"),
+            AbSource(path=str(write_jsonl(folder / "labels.jsonl", labels)), format="ab", a="x", b="y", label=LABEL),
         ],
         eval=[PairSource(path=str(write_jsonl(folder / "test.jsonl", test)))],
         benchmarks=[str(write_jsonl(folder / "bench.jsonl", benchmark))],
@@ -94,7 +97,11 @@ def expected() -> dict[str, list[str]]:
     ids: dict[str, list[str]] = {}
     for number, (name, _, _) in enumerate(PLANTED):
         ids.setdefault(name.split()[0], []).append(f"rows:{CLEAN + number}")
-    return ids | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
+    return (
+        ids
+        | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
+        | {"one_sided_labels": [f"labels:{number}" for number in range(6)]}
+    )
 
 
 def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -115,6 +122,40 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     first, second = expected()["contradictory"]
     assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
     assert details["cycle"].startswith("3 responses ")
+
+
+@pytest.mark.parametrize(
+    ("label", "better", "found"),
+    [
+        (LABEL, [1] * 9, ["b"]),
+        (LABEL, [1] * 5, []),
+        (LABEL, [1] * 8 + [0], []),
+        ({"by": "value", "column": "better", "values": {"yes": "a", "no": "b", "both": "tie"}}, ["yes"] * 8 + ["both"], ["a"]),
+        ({"by": "sign", "column": "better", "positive": "b"}, [3, 1, 2, 2, 1, 0.5, 1], ["b"]),
+    ],
+    ids=["always 1", "too few", "one other", "and ties", "sign"],
+)
+def test_label_with_one_value_is_a_finding(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, label: dict[str, Any], better: list[Any], found: list[str]
+) -> None:
+    """Counted over all batches and processes, also where rows are gathered."""
+    rows = [{"prompt": f"q{n}", "x": f"yes {n}", "y": f"no {n}", "better": value} for n, value in enumerate(better)]
+    source = AbSource(
+        path=str(write_jsonl(tmp_path / "rows.jsonl", rows)),
+        format="ab",
+        a="x",
+        b="y",
+        label=label,
+        group_by_prompt=len(rows) == 7,
+    )
+    data = Data(train=[source], cache_dir=str(tmp_path / "cache"), chat_template="simple_chat")
+    made = prepare(data, tokenizer)
+    assert made.train.waterfall.sources["rows"].kept == sum(value != "both" for value in better)
+    findings = audit(made, data, tokenizer)["splits"]["train"]["found"].get("one_sided_labels", {"examples": []})
+    assert [
+        example["detail"].endswith(f"{side} is better") for example, side in zip(findings["examples"], found, strict=True)
+    ] == [True] * len(found)
+    assert findings.get("share", 1.0) == 1.0
 
 
 def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -112,7 +112,7 @@ def test_unusable_ab_row_is_dropped(reason: str, row: dict[str, Any]) -> None:
 def test_only_unknown_labels_are_refused(tmp_path: Path) -> None:
     """A first batch with unknown labels only is an error; one with ties only is not."""
     file = write_jsonl(tmp_path / "ab.jsonl", [ROW | {"winner": "model_a"}] * 4)
-    with pytest.raises(DataError, match=r"^ab: .*\b4 .*\(unknown_label\): ab:0: winner .*'model_a'.* a, b, both"):
+    with pytest.raises(DataError, match=r"^ab: .*\b4 .*\(unknown_label\): ab\.jsonl:1: winner .*'model_a'.* a, b, both"):
         list(load_comparisons(source(path=str(file))))
     write_jsonl(file, [ROW | {"winner": "both"}] * 4)
     (batch,) = load_comparisons(source(path=str(file)))

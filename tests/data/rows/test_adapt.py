@@ -20,9 +20,9 @@ from tests.helpers import pairs, write_jsonl
         (
             [{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}] * 3,
             {},
-            ["3 rows", "(transcript): rows:0: chosen", "messages.transcript: hh"],
+            ["3 rows", "(transcript): rows.jsonl:1: chosen", "messages.transcript: hh"],
         ),
-        ([{"chosen": 1, "rejected": 2}], {}, ["(not_messages): rows:0: chosen"]),
+        ([{"chosen": 1, "rejected": 2}], {}, ["(not_messages): rows.jsonl:1: chosen"]),
     ],
 )  # fmt: skip
 def test_sources_without_usable_rows_are_refused(tmp_path: Path, rows: list[Any], keys: dict[str, Any], parts: list[str]) -> None:
@@ -51,5 +51,5 @@ def test_trap_22_bad_margins_name_the_rows(tmp_path: Path) -> None:
 def test_trap_22_nan_margin_in_csv(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("prompt,chosen,rejected,margin\nq,a,b,0.5\nq,a,b,nan\nq,a,b,inf\n")
-    with pytest.raises(DataError, match=r"rows:1: margin: .* 'nan'; rows:2: .* 'inf'"):
+    with pytest.raises(DataError, match=r"rows:1: rows\.csv:3: margin: .* 'nan'; rows:2: rows\.csv:4: .* 'inf'"):
         load(file, margin="margin")

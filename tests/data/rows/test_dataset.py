@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,10 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset_builder
 from tokenizers import Tokenizer
 
-from rmtrain.data.rows.dataset import digest, fingerprint, read_rows, source_identity, tokenizer_fingerprint
-from rmtrain.data.rows.readers import Line, Malformed, parse
-from rmtrain.errors import DataError, RecipeError
-from rmtrain.recipe.schema import PairSource
+from rmtrain.data.rows.dataset import Snapshot, digest, fingerprint, read_rows, source_identity, tokenizer_fingerprint
+from rmtrain.data.rows.readers import Malformed, parse
+from rmtrain.errors import DataError, RecipeError, TryAgain
+from rmtrain.recipe.schema import AbSource, PairSource
 from tests.helpers import byte_bpe, llama_like, pairs, write_jsonl
 
 ROWS = pairs(5)
@@ -26,7 +28,7 @@ ROWS = pairs(5)
 def read(path: Path | str, **keys: Any) -> list[Any]:
     numbered = list(read_rows(PairSource(path=str(path), **keys)))
     assert [number for number, _ in numbered] == list(range(len(numbered)))
-    return [parse(row) if isinstance(row, Line) else row for _, row in numbered]
+    return [parse(row) for _, row in numbered]
 
 
 def write(path: Path, rows: list[dict[str, str]] = ROWS) -> Path:
@@ -87,7 +89,7 @@ def test_split_is_file_name_or_folder(tmp_path: Path, names: list[str]) -> None:
     assert read(tmp_path, split="test") == ROWS[:1]
     with pytest.raises(DataError, match=r"\b2 splits; .*`split`.* test, train$"):
         read(tmp_path)
-    with pytest.raises(DataError, match=r'"validation" .* test, train$'):
+    with pytest.raises(DataError, match=r'"validation"; .* test, train$'):
         read(tmp_path, split="validation")
 
 
@@ -106,7 +108,7 @@ def test_data_dir_and_data_files_narrow_directory(tmp_path: Path) -> None:
     assert read(tmp_path, data_files=["more/*", "helpful/*"]) == [ROWS[0], ROWS[0]], "named files are one split"
     with pytest.raises(DataError, match=r"\*\.csv$"):
         read(tmp_path, data_files="*.csv")
-    with pytest.raises(DataError, match=r"/harmful "):
+    with pytest.raises(DataError, match=r"/harmful: "):
         read(tmp_path, data_dir="harmful")
 
 
@@ -117,24 +119,28 @@ def test_save_to_disk_directories_are_read(tmp_path: Path) -> None:
     assert read(tmp_path / "two", split="test") == ROWS[:2]
     with pytest.raises(DataError, match=r"\b2 splits; .*`split`.* train, test$"):
         read(tmp_path / "two")
-    with pytest.raises(DataError, match=r'"dev" .* train, test$'):
+    with pytest.raises(DataError, match=r'"dev"; .* train, test$'):
         read(tmp_path / "two", split="dev")
-    with pytest.raises(DataError, match=r'"test" .*/one; '):
+    with pytest.raises(DataError, match=r'/one: no split "test"; '):
         read(tmp_path / "one", split="test")
 
 
 @pytest.mark.parametrize(
     ("path", "keys", "error", "problem"),
     [
-        ("./missing.jsonl", {}, DataError, r"^missing: \./missing\.jsonl "),
-        ("missing.parquet", {}, DataError, r"^missing: missing\.parquet "),
-        ("a/b/c", {}, DataError, r"^c: a/b/c "),
-        ("rows.jsonl", {"streaming": True, "limit": 2}, RecipeError, r"^rows: `streaming` .* rows\.jsonl "),
-        ("rows.jsonl", {"name": "x"}, RecipeError, r"^rows: `name` .* rows\.jsonl; remove"),
-        ("rows.jsonl", {"revision": "main"}, RecipeError, r"^rows: `revision` .* rows\.jsonl; remove"),
-        ("rows.jsonl", {"data_files": "x"}, RecipeError, r"^rows: `data_files` .* rows\.jsonl; remove"),
-        ("rows.jsonl", {"split": "test"}, DataError, r'^rows: .*"test"; .*`split`'),
-        ("rows.txt", {}, DataError, r"^rows\.txt: rows\.txt .* \.json, \.jsonl, "),
+        ("./missing.jsonl", {}, DataError, r"^\./missing\.jsonl: "),
+        ("missing.parquet", {}, DataError, r"^missing\.parquet: "),
+        ("a/b/c", {}, DataError, r"^a/b/c: "),
+        ("rows.jsonl", {"streaming": True, "limit": 2}, RecipeError, r"^rows\.jsonl: `streaming` "),
+        ("rows.jsonl", {"name": "x"}, RecipeError, r"^rows\.jsonl: `name` .*; remove"),
+        ("rows.jsonl", {"revision": "main"}, RecipeError, r"^rows\.jsonl: `revision` .*; remove"),
+        ("rows.jsonl", {"data_files": "x"}, RecipeError, r"^rows\.jsonl: `data_files` .*; remove"),
+        ("rows.jsonl", {"split": "test"}, DataError, r'^rows\.jsonl: .*"test"; .*`split`'),
+        ("rows.txt", {}, DataError, r"^rows\.txt: not .* \.json, \.jsonl, "),
+        ("*.jsonl", {}, DataError, r'^\*\.jsonl: .*path: \. and data_files: "\*\.jsonl"$'),
+        ("in/part-[0-9].jsonl", {}, DataError, r'^in/part-\[0-9\]\.jsonl: .*path: in and data_files: "part-\[0-9\]\.jsonl"$'),
+        ("/*.jsonl", {}, DataError, r'path: / and data_files: "\*\.jsonl"$'),
+        ("~/a/**/x?.csv", {}, DataError, r'path: ~/a and data_files: "\*\*/x\?\.csv"$'),
     ],
 )
 def test_missing_paths_and_wrong_keys_are_refused(
@@ -147,12 +153,14 @@ def test_missing_paths_and_wrong_keys_are_refused(
     with pytest.raises(error, match=problem) as raised:
         read(path, **keys)
     assert "\n" not in str(raised.value)
+    assert str(raised.value).partition("; set ")[0].count(path) == 1, "the place once"
 
 
 def test_unreachable_hub_id_is_refused() -> None:
-    with pytest.raises(DataError, match=r"^set: nobody/set .*Couldn't reach") as error:
+    with pytest.raises(DataError, match=r"^set: .*Couldn't reach .*nobody/set") as error:
         read("nobody/set")
     assert "\n" not in str(error.value)
+    assert str(error.value).count("nobody/set") == 1
 
 
 @pytest.fixture
@@ -175,7 +183,7 @@ def test_cached_hub_dataset_is_read_offline(cached_on_hub: str) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     assert read("owner/pairs", split="train") == ROWS
     assert read("owner/pairs", split="test", revision=cached_on_hub) == ROWS[:2]
-    with pytest.raises(DataError, match=r"owner/pairs .*\b2 splits; .*`split`.* train, test$"):
+    with pytest.raises(DataError, match=r"owner/pairs: 2 splits; .*`split`.* train, test$"):
         read("owner/pairs")
     with pytest.raises(DataError, match=r'"dev".*train.*test'):
         read("owner/pairs", split="dev")
@@ -187,7 +195,7 @@ def test_cached_hub_dataset_is_read_offline(cached_on_hub: str) -> None:
 
 def test_pinned_revision_is_not_replaced_offline(cached_on_hub: str) -> None:
     """Offline, another revision than the cached one is an error that names the cached one."""
-    with pytest.raises(DataError, match=rf"^pairs: .*owner/pairs .*\bv1\.0; .*{cached_on_hub}$"):
+    with pytest.raises(DataError, match=rf"^owner/pairs: .*\bv1\.0; .*{cached_on_hub}$"):
         read("owner/pairs", split="train", revision="v1.0")
 
 
@@ -201,6 +209,85 @@ def test_fingerprint_depends_on_bytes_only(tmp_path: Path) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert file.stat().st_size == times.st_size
     assert fingerprint(PairSource(path=str(file))) != before
+
+
+def test_fingerprint_depends_on_the_reader(tmp_path: Path) -> None:
+    """The same bytes are other rows under another name."""
+    files = [write(tmp_path / name, ROWS) for name in ("rows.json", "rows.jsonl")]
+    for name in ("rows.csv", "rows.tsv", "rows.csv.gz"):
+        files.append(tmp_path / name)
+        files[-1].write_bytes(files[0].read_bytes())
+    assert len({fingerprint(PairSource(path=str(file))) for file in files}) == len(files)
+
+
+RENAMED = {"by": "value", "column": "winner", "values": {"model_a": "a", "model_b": "b"}}
+
+
+@pytest.mark.parametrize("stored", ["parquet", "saved"])
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (RENAMED, ["model_a", "model_b", None, "tie"]),
+        (RENAMED | {"values": {0: "a", 1: "b"}}, [0, 1, -1, 2]),
+        ({"by": "index", "column": "winner"}, [0, 1, -1, 2]),
+        (RENAMED | {"values": {"left": "a", "right": "b"}}, [0, 1, -1, 2]),
+    ],
+    ids=["names", "numbers", "index", "unknown"],
+)
+def test_class_labels_are_numbers_or_names(tmp_path: Path, stored: str, label: dict[str, Any], shown: list[Any]) -> None:
+    """A ClassLabel is stored as a number; it becomes its name where the recipe names its values, also in `filter`."""
+    features = datasets.Features(
+        {"winner": datasets.ClassLabel(names=["model_a", "model_b", "tie"]), "x": datasets.Value("string")}
+    )
+    dataset = Dataset.from_dict({"winner": [0, 1, -1, 2], "x": list("abcd")}, features=features)
+    path = tmp_path / f"rows.{stored}"
+    dataset.to_parquet(str(path)) if stored == "parquet" else dataset.save_to_disk(str(path))
+    source = AbSource(path=str(path), format="ab", a="x", b="y", label=label)
+    assert [parse(row)["winner"] for _, row in read_rows(source)] == shown  # type: ignore[index]
+    filtered = PairSource(path=str(path), filter=[{"column": "winner", "is_not": "tie"}])
+    assert [parse(row)["winner"] for _, row in read_rows(filtered)] == ["model_a", "model_b", None, "tie"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[]", b"null", b'{"info": {"features": {"x": 1}}}', b"[" * 100_000])
+def test_foreign_parquet_metadata_is_ignored(tmp_path: Path, metadata: bytes) -> None:
+    table = pa.Table.from_pylist(ROWS).replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert read(tmp_path / "rows.parquet") == ROWS
+
+
+def grow(file: Path) -> None:
+    with file.open("a") as stream:
+        stream.write("\n")
+
+
+def grow_and_shrink(file: Path) -> None:
+    content = file.read_bytes()
+    time.sleep(0.02)  # file systems count time in steps of milliseconds
+    grow(file)
+    file.write_bytes(content)
+
+
+def replace_file(file: Path) -> None:
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    copy.rename(file)
+
+
+@pytest.mark.parametrize("change", [grow, grow_and_shrink, replace_file, Path.unlink])
+def test_change_while_read_is_try_again(tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """Even where the bytes are the same again, others may have been read; an error of a file that is being written is this one."""
+    sources = [PairSource(path=str(write(tmp_path / name))) for name in ("one.jsonl", "two.jsonl")]
+    with Snapshot(sources).unchanged():
+        read(tmp_path / "two.jsonl")
+    with pytest.raises(TryAgain, match=rf"^{tmp_path}/two\.jsonl: "), Snapshot(sources).unchanged():
+        change(tmp_path / "two.jsonl")
+    write(tmp_path / "two.jsonl")
+    snapshot = Snapshot(sources)
+    with pytest.raises(DataError, match="no column"), snapshot.unchanged():
+        raise DataError("no column")
+    change(tmp_path / "two.jsonl")
+    with pytest.raises(TryAgain), snapshot.unchanged():
+        raise DataError("no column")
 
 
 def test_fingerprint_of_directory_covers_read_files(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from rmtrain.data.comparison import BadRow
-from rmtrain.data.rows.formats import judge, preferences
+from rmtrain.data.rows.formats import preferences
+from rmtrain.data.rows.labels import judge
 from rmtrain.recipe.schema import RankedSource
 from rmtrain.recipe.sources import Label
 
@@ -55,6 +56,15 @@ def votes(*values: Any) -> dict[str, Any]:
         (INDEX, {"choice": "1"}, "b"),
         (INDEX | {"first": 1}, {"choice": 1}, "a"),
         (INDEX | {"first": 1}, {"choice": 2.0}, "b"),
+        (SHP, {"labels": True}, "a"),
+        (SHP, {"labels": "False"}, "b"),
+        (TRUTH, {"a_wins": 1}, "a"),
+        (TRUTH, {"a_wins": "0"}, "b"),
+        (INDEX, {"choice": False}, "a"),
+        (INDEX, {"choice": "True"}, "b"),
+        (SCORES, {"score_0": True, "score_1": False}, "a"),
+        (SCORES, {"score_0": "false", "score_1": "TRUE"}, "b"),
+        (SCORES, {"score_0": True, "score_1": 1}, "tie"),
         (ONE_HOT, hot(1, 0, 0), "a"),
         (ONE_HOT, hot("0", "1", "0"), "b"),
         (ONE_HOT, hot(False, False, True), "tie"),
@@ -91,19 +101,20 @@ def test_sign_and_scores_have_strength() -> None:
         (SHP, {"labels": ""}, "no_label", ["labels"]),
         (SHP, {"labels": float("nan")}, "no_label", ["labels"]),
         (SHP, {"labels": 2}, "unknown_label", ["labels", "'2'", "1, 0", "label.values"]),
-        (SHP, {"labels": True}, "unknown_label", ["labels", "'True'", "1, 0"]),
+        (SHP | {"values": {1: "a", 2: "b"}}, {"labels": True}, "unknown_label", ["labels", "'True'", "1, 2"]),
         (SHP, {"labels": ["x" * 99]}, "unknown_label", ["labels", "1, 0"]),
         (PANDALM, votes(None, None, None), "no_label", ["annotator1", "annotator2", "annotator3"]),
         (PANDALM, votes(1, 1, 7), "unknown_label", ["annotator3", "'7'"]),
         (INDEX, {"choice": 2}, "unknown_label", ["choice", "'2'", "0 or 1"]),
         (INDEX, {"choice": None}, "no_label", ["choice"]),
-        (INDEX, {"choice": True}, "unknown_label", ["choice", "'True'", "0 or 1"]),
+        (INDEX | {"first": 1}, {"choice": True}, "unknown_label", ["choice", "'True'", "1 or 2"]),
         (ONE_HOT, hot(0, 0, 0), "no_label", ["winner_model_a", "winner_model_b", "winner_tie"]),
         (ONE_HOT, {}, "no_label", ["winner_model_a"]),
         (ONE_HOT, hot(1, 1, 0), "unknown_label", ["winner_model_a and winner_model_b"]),
         (ONE_HOT, hot(2, 0, 0), "unknown_label", ["winner_model_a", "'2'", "true or false"]),
         (SIGN, {"overall_preference": "better"}, "unknown_label", ["overall_preference", "'better'"]),
         (SIGN, {"overall_preference": float("inf")}, "unknown_label", ["'inf'"]),
+        (SIGN, {"overall_preference": True}, "unknown_label", ["'True'", "by: value"]),
         (SIGN, {"overall_preference": None}, "no_label", ["overall_preference"]),
         (SCORES, {"score_0": 1}, "no_label", ["score_1"]),
         (SCORES, {"score_0": "N/A", "score_1": 1}, "unknown_label", ["score_0", "'N/A'"]),

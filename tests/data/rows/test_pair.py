@@ -168,6 +168,7 @@ def test_trap_37_responses_repeating_prompt_are_dropped() -> None:
         ({}, {"margin": "margin", "margin_default": 0.0}, 0.0),
         ({"c": 1, "r": None}, {"margin": ["c", "r"], "margin_default": 0.1}, 0.1),
         ({"margin": 9.0}, {}, 0.0),
+        ({"c": True, "r": False}, {"margin": ["c", "r"]}, 1.0),
     ],
 )
 def test_trap_22_margin_from_columns_or_default(cells: dict[str, Any], keys: dict[str, Any], margin: float) -> None:
@@ -259,3 +260,28 @@ def test_tool_calls_between_assistant_turns() -> None:
     twice = {"chosen": [Q, CALL, RESULT, A], "rejected": [Q, CALL, RESULT, RESULT, B]}
     assert dropped(twice).reason == "different_prompts"
     assert "tool" in dropped(twice).detail
+
+
+@pytest.mark.parametrize("before", [[Q], [SYSTEM, Q], [Q, A, Q2], []], ids=["one turn", "system", "two turns", "no turn"])
+def test_lone_text_replaces_the_last_turn(before: list[dict[str, str]]) -> None:
+    """`rejected_response` next to `messages`: without a prompt column, the text answers the turn before the last one."""
+    row, keys = {"messages": [*before, A], "rejected_response": "b"}, {"chosen": "messages", "rejected": "rejected_response"}
+    result = comparison(row, **keys)
+    assert (list(result.prompt), result.responses) == (before, ((A,), (B,)))
+    swapped = comparison(row, chosen=keys["rejected"], rejected=keys["chosen"])
+    assert (list(swapped.prompt), swapped.responses) == (before, ((B,), (A,)))
+    with_system = comparison(row | {"s": "be brief"}, system="s", **keys)
+    assert list(with_system.prompt) == [SYSTEM, *(turn for turn in before if turn != SYSTEM)]
+
+
+@pytest.mark.parametrize("lone", [B, [B]])
+def test_lone_message_is_not_completed(lone: Any) -> None:
+    """A list of messages that lacks its question is a fault of the data, which public datasets have."""
+    assert dropped({"chosen": [Q, A], "rejected": lone}).reason == "different_prompts"
+
+
+def test_lone_text_with_prompt_column_follows_it() -> None:
+    """A prompt that the recipe names is not changed, and a conversation that ends with a question has no reply to replace."""
+    named = comparison({"prompt": [Q], "chosen": [Q, A, Q2, A], "rejected": "b"})
+    assert (named.prompt, named.responses) == ((Q,), ((A, Q2, A), (B,)))
+    assert dropped({"chosen": [Q, A, Q2], "rejected": "b"}).reason == "role_order"

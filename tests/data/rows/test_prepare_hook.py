@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.data.rows.dataset import load_function, through_hook
+from rmtrain.data.rows.hook import load_function, through_hook
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.load import read_hook
 from rmtrain.recipe.schema import PairSource

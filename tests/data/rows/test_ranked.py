@@ -105,7 +105,7 @@ def test_unusable_response_is_left_out_alone() -> None:
         {"text": "no number", "s": "N/A"},
         {"text": "none", "s": None},
         {"text": "not there"},
-        {"text": "true", "s": True},
+        {"text": "words", "s": "true enough"},
         {"text": " ", "s": 9},
         {"s": 9},
         {"text": "twice ", "s": 1},
@@ -118,6 +118,24 @@ def test_unusable_response_is_left_out_alone() -> None:
     assert lone.reason == "no_score"
     assert lone.detail.startswith("s of answers.0.text is 'N/A'")
     assert "3 responses" in lone.detail
+
+
+def test_true_and_false_are_scores() -> None:
+    """Right is better than wrong, also where CSV files have them as text; true is 1."""
+    answers = [
+        {"text": "wrong", "s": False},
+        {"text": "right", "s": True},
+        {"text": "also", "s": "True"},
+        {"text": "half", "s": 0.5},
+    ]
+    better = [
+        ("right", "half", 0.0),
+        ("also", "half", 0.0),
+        ("right", "wrong", 0.0),
+        ("also", "wrong", 0.0),
+        ("half", "wrong", 0.0),
+    ]
+    assert sorted(edges(compared({"prompt": "q", "answers": answers}))) == sorted(better)
 
 
 @pytest.mark.parametrize(

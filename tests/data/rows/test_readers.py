@@ -1,6 +1,8 @@
 """JSON, CSV, Parquet and datasets to rows, and how much of a source has been read."""
 
+import csv
 import gzip
+import io
 import json
 from pathlib import Path
 
@@ -11,14 +13,14 @@ from datasets import Dataset
 
 from rmtrain.data.rows import readers as json_reader
 from rmtrain.data.rows.dataset import read_dataset, read_rows
-from rmtrain.data.rows.readers import Line, Malformed, ReadMeter, Row, parse, read_csv, read_json, read_parquet
+from rmtrain.data.rows.readers import Malformed, Placed, ReadMeter, Row, parse, read_csv, read_json, read_parquet
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource
 from tests.helpers import pairs, write_jsonl
 
 
 def read_rows_of(path: Path) -> list[Row | Malformed]:
-    return [parse(row) if isinstance(row, Line) else row for row in read_json(path)]
+    return [parse(row) for row in read_json(path)]
 
 
 def test_jsonl_rows_keep_their_own_keys(tmp_path: Path) -> None:
@@ -32,15 +34,16 @@ def test_jsonl_rows_keep_their_own_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.gz"])
 def test_json_lines_plain_or_compressed(tmp_path: Path, suffix: str) -> None:
     """Lines with a byte order mark and either line ending give the same rows, compressed or not."""
-    content = b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}'
+    content = b'\xef\xbb\xbf{"a": 1}\r\n\xef\xbb\xbf{"a": 2}'
     file = tmp_path / f"rows{suffix}"
     file.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     assert read_rows_of(file) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', ' \n[\n  {"a": 1},\n  {"a": 2}\n]\n', '\ufeff[{"a": 1},{"a":2}]'])
-def test_json_array_gives_its_objects(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "rows.json"
+def test_json_array_gives_its_objects(tmp_path: Path, text: str, name: str) -> None:
+    file = tmp_path / name
     file.write_text(text, encoding="utf-8")
     assert read_rows_of(file) == [{"a": 1}, {"a": 2}]
 
@@ -104,7 +107,7 @@ def test_overlong_line_is_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ('[{"a": 1},\n {"a": 2}', ":2:10: "),
         ('[{"a": 1},\n]', ":2:1: "),
         ('[{"a": 1}\n {"a": 2}]', ":2:2: "),
-        ('[{"a": 1}] x', ": "),
+        ('[{"a": 1}]\n x', ":2:2: "),
         ("[", ":1:2: "),
     ],
 )
@@ -147,7 +150,7 @@ def test_csv_cells_are_text_except_numbers(tmp_path: Path, name: str) -> None:
     """Cells are text; those of columns named as numbers are numbers, None where empty, and text where they are not a number."""
     file = tmp_path / name
     file.write_bytes(gzip.compress(CSV.encode()) if name.endswith(".gz") else CSV.encode())
-    assert list(read_csv(file, {"margin"})) == [
+    assert [parse(row) for row in read_csv(file, {"margin"})] == [
         {"prompt": 'two\nlines, quoted "so"', "chosen": "yes", "margin": 0.5},
         {"prompt": "p", "chosen": "", "margin": None},
         {"prompt": "q", "chosen": "NA", "margin": "high"},
@@ -157,7 +160,9 @@ def test_csv_cells_are_text_except_numbers(tmp_path: Path, name: str) -> None:
 def test_csv_row_of_wrong_width_is_malformed(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text('a,b\n"1\n1",2\n3\n4,5,6\n7,8\n')
-    first, narrow, wide, last = read_csv(file, set())
+    rows = list(read_csv(file, set()))
+    assert [row.where for row in rows if isinstance(row, Placed)] == ["rows.csv:2", "rows.csv:6"], "where a row begins"
+    first, narrow, wide, last = map(parse, rows)
     assert (first, last) == ({"a": "1\n1", "b": "2"}, {"a": "7", "b": "8"})
     assert isinstance(narrow, Malformed)
     assert isinstance(wide, Malformed)
@@ -169,8 +174,10 @@ def test_csv_row_of_wrong_width_is_malformed(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (b"a,a\n1,2\n", ":1: "),
-        (b'a,b\n1,2\n"open,3\n', ": unexpected end of data"),
-        (b"a,b\n1,\xff\n", "byte 0xff"),
+        (b'a,b\n1,2\n"open,3\n4,5\n', ":3: "),
+        (b'a,b\n1,2\n"x"y,3\n4,5\n', ":3: "),
+        (b"a,b\n1,\xff\n", ":2: invalid UTF-8 at byte 2 (0xff)"),
+        (b"a,b\n" + b'"x\ny",z\n' * 5000 + b"1,\xe9\n", ":10002: "),
     ],
 )
 def test_invalid_csv_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -180,6 +187,46 @@ def test_invalid_csv_is_refused(tmp_path: Path, content: bytes, problem: str) ->
         list(read_csv(file, set()))
     assert problem in str(error.value)
     assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "tsv.gz"])
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_delimiter_is_that_of_the_header(tmp_path: Path, mark: str, suffix: str) -> None:
+    """Spreadsheets write semicolons where commas are decimal points; cells may hold the other delimiters."""
+    file, text = tmp_path / f"rows.{suffix}", io.StringIO()
+    csv.writer(text, delimiter=mark).writerows([["prompt", "chosen", "rejected"], ["a, b; c\td|e", "x", "0.5"]])
+    content = f"\n{text.getvalue()}".encode()  # an empty line before the header is no header
+    file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert [parse(row) for row in read_csv(file, {"rejected"})] == [{"prompt": "a, b; c\td|e", "chosen": "x", "rejected": 0.5}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.csv.gz"])
+def test_utf_16_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    """With or without its mark at the beginning; UTF-8 with one is read."""
+    file, text = tmp_path / name, "a,b\n1,2\n" if "csv" in name else '{"a": "1", "b": "2"}\n'
+
+    def write(encoded: bytes) -> None:
+        file.write_bytes(gzip.compress(encoded) if name.endswith("gz") else encoded)
+
+    def read() -> list[Row | Malformed]:
+        return [parse(row) for row in (read_csv(file, set()) if "csv" in name else read_json(file))]
+
+    write(text.encode(encoding))
+    with pytest.raises(DataError) as error:
+        read()
+    assert str(error.value).startswith(f"{file}: ")
+    assert encoding[:6].upper() in str(error.value)
+    write(text.encode("utf-8-sig"))
+    assert read() == [{"a": "1", "b": "2"}]
+
+
+def test_array_not_utf8_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_bytes(b'[\n{"a": 1},\n{"a": "caf\xe9"}]')
+    with pytest.raises(DataError) as error:
+        read_rows_of(file)
+    assert str(error.value).startswith(f"{file}:3: invalid UTF-8 at byte 10 (0xe9)")
 
 
 MIXED = [
