@@ -20,6 +20,7 @@ RUNS = {
     "preprocess_scale": ["preprocess_scale.py", "--pairs=200000"],
     "groups": ["groups.py"],
     "memory": ["memory.py"],
+    "coverage": ["coverage.py"],
     "memory_estimate": ["memory_estimate.py"],
     "scaling": ["scaling.py"],
     "matmul_efficiency": ["matmul_efficiency.py"],

@@ -52,7 +52,7 @@ from rmtrain.engine.rank import (
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.console import json_text
+from rmtrain.report.console import apart, json_text
 
 app = typer.Typer(
     help="Train, inspect and evaluate reward models from one YAML recipe.",
@@ -359,7 +359,9 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
         if value is None:
             missed.append(f"gate {name}: required {required}, but there is no value to compare")
         elif not gate["passed"]:
-            missed.append(f"gate {name}: required {required}, got {value:.4f}, missed by {abs(value - required):.4f}")
+            lack = abs(value - required)
+            by = f"{lack:.4f}" if lack >= 0.001 else f"{lack:.2g}"
+            missed.append(f"gate {name}: required {required}, got {apart(value, required)}, missed by {by}")
     problems = [*missed, *([hub_problem] if hub_problem else [])]
     if problems:
         raise (GateMissed if missed else RmtrainError)(*problems)

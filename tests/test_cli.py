@@ -132,5 +132,11 @@ def test_missed_gate_names_required_and_value(monkeypatch: pytest.MonkeyPatch) -
         fail_on_missed({"ties": gates["ties"]}, "hub: no token")
     assert failed.value.exit_code == 1
     fail_on_missed({"ties": gates["ties"]})
+    for required, value, digits in ((1e-7, 0.0, "1e-07"), (0.6, 0.59999, "0.59999"), (0.3, 0.3 + 1e-9, "1e-09")):
+        with pytest.raises(GateMissed) as close:
+            fail_on_missed({"rm_bench": {"required": required, "value": value, "passed": False}})
+        (line,) = close.value.problems
+        assert digits in line
+        assert float(line.partition("missed by ")[2]) > 0
     monkeypatch.setenv("RANK", "1")
     fail_on_missed(gates)

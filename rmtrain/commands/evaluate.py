@@ -13,13 +13,13 @@ from rich.text import Text
 
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
-from rmtrain.data.comparison import Comparison
+from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item
+from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
 from rmtrain.evaluation.benchmarks.measure import measure, named, only
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
 from rmtrain.evaluation.compare import compare
@@ -34,6 +34,7 @@ from rmtrain.evaluation.scores_file import (
     pair_settings,
     read_scores,
     read_settings,
+    unknown_prompts,
     versions,
     write_scores,
 )
@@ -255,7 +256,12 @@ def _score_items(
         "rows_sha256": digest_of([[item.source, item.id, item.prompt, item.responses] for item in items]),
         "versions": versions(),
     }
-    return [replace(row, id=item.id, shown=item.shown) for row, item in zip(scored, items, strict=True)], settings
+    prompts = [hash_text(prompt_hash(request)) for request in requests]
+    rows = [
+        replace(row, id=item.id, shown=item.shown, prompt=prompt)
+        for row, item, prompt in zip(scored, items, prompts, strict=True)
+    ]
+    return rows, settings
 
 
 def gate_names(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, str | None]]:
@@ -286,13 +292,17 @@ def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
             raise RecipeError(f"--report: only for pairs, and {scores} has scores of a benchmark; leave it out")
         benchmark = only(str(name), "--scores")
         gates = parse_gates(options.fail_under, gate_names([benchmark]))
-        numbers = measure(benchmark, read_output(benchmark, scores))
+        output = read_output(benchmark, scores)
+        numbers = measure(benchmark, output)
+        numbers["warnings"] += [] if isinstance(output, Scores) else unknown_prompts(output)
         return _benchmarks_result({benchmark.name: {**numbers, "settings": settings, "scores": str(scores)}}, [benchmark], gates)
 
     gates = parse_gates(options.fail_under)
     accelerator = start_evaluation()
     rows = read_scores(scores)
-    result = EvaluationResult(rows, summarize(rows, objective_of(settings, scores)), seconds=0.0, micro_batches=0)
+    summary = summarize(rows, objective_of(settings, scores))
+    summary["warnings"] += unknown_prompts(rows)
+    result = EvaluationResult(rows, summary, seconds=0.0, micro_batches=0)
     passed = check_gates(result.summary, gates)
     if options.report is not None:
         run_on_main(accelerator, partial(write_report, options.report, scores.name, result, gates=passed))

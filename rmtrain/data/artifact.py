@@ -2,6 +2,7 @@
 
 A row stores the tokens that its sequences share once: `tokens` is the prefix, then the rest of each sequence in order, and `lengths` are
 the lengths of the whole sequences. Example: sequences [1 2 3 9] and [1 2 4 5 9] are prefix_length 2, tokens [1 2 3 9 4 5 9], lengths [4 5].
+Tokens that were removed from the beginning of a sequence are counted in `cut`, and in nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ SCHEMA = pa.schema(
         "prefix_length": pa.int32(),
         "prompt_length": pa.int32(),
         "lengths": pa.list_(pa.int32()),
+        "cut": pa.list_(pa.int32()),
         "tokens": pa.list_(pa.int32()),
         "prompt_hash": pa.uint64(),
         "response_hashes": pa.list_(pa.uint64()),
@@ -60,6 +62,7 @@ def record_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
         "prefix_length": [row.prefix_length for row in comparisons],
         "prompt_length": [row.prompt_length for row in comparisons],
         "lengths": [[len(sequence) for sequence in row.sequences] for row in comparisons],
+        "cut": [row.cut for row in comparisons],
         "tokens": tokens,
         "prompt_hash": [row.prompt_hash for row in rows],
         "response_hashes": [row.response_hashes for row in rows],
@@ -132,6 +135,7 @@ class TokenizedData:
             prefix_length=prefix,
             prompt_length=int(columns["prompt_length"][row]),
             preferences=tuple(map(Preference, *(columns[name][row].tolist() for name in EDGE_COLUMNS))),
+            cut=tuple(columns["cut"][row].tolist()),
         )
 
     @cached_property
@@ -174,7 +178,7 @@ class _Lists:
 
 def _open_columns(batch: pa.RecordBatch) -> dict[str, Any]:
     """Return the columns that make up a comparison, without copies; they are opened once, since that takes longer than reading a row."""
-    lists = {name: _Lists(batch.column(name)) for name in ("lengths", "tokens", *EDGE_COLUMNS)}
+    lists = {name: _Lists(batch.column(name)) for name in ("lengths", "cut", "tokens", *EDGE_COLUMNS)}
     numbers = {name: batch.column(name).to_numpy() for name in ("prefix_length", "prompt_length")}
     return {"id": batch.column("id"), "source": batch.column("source"), **numbers, **lists}
 

@@ -59,7 +59,8 @@ class Comparison:
 class TokenizedComparison:
     """A row as tokens. `sequences[k]` is the whole token sequence of response k: prompt, response, one end token.
 
-    `prefix_length` counts the longest common token prefix of all sequences, at most the shortest length minus one.
+    `prefix_length` counts the longest common token prefix of all sequences, at most the shortest length minus one. `cut` counts the tokens
+    that were removed from the beginning of each sequence; it is empty where none were.
     """
 
     id: str
@@ -68,13 +69,14 @@ class TokenizedComparison:
     prefix_length: int
     prompt_length: int
     preferences: tuple[Preference, ...] = PAIR
+    cut: tuple[int, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         """Compare all fields; sequences are equal when their tokens are, as lists or as arrays."""
         if not isinstance(other, TokenizedComparison):
             return False
         one, two = ([[int(token) for token in sequence] for sequence in row.sequences] for row in (self, other))
-        fields = ("id", "source", "prefix_length", "prompt_length", "preferences")
+        fields = ("id", "source", "prefix_length", "prompt_length", "preferences", "cut")
         return one == two and all(getattr(self, name) == getattr(other, name) for name in fields)
 
 
@@ -138,6 +140,11 @@ def prompt_hash(row: Comparison | TokenizedComparison) -> int:
     if isinstance(row, TokenizedComparison):
         return _hash(repr(list(row.sequences[0][: row.prefix_length])))
     return _hash_messages(row.prompt) if row.prompt else _hash(*(str(value) for value in sorted(response_hashes(row))))
+
+
+def hash_text(value: int) -> str:
+    """Return a hash of 64 bits as 16 hexadecimal digits, as files of scores name a prompt."""
+    return f"{value:016x}"
 
 
 def response_hashes(row: Comparison | TokenizedComparison) -> list[int]:

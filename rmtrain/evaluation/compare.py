@@ -1,23 +1,22 @@
 """Two files of scores of the same rows, compared row by row."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Scores
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, measure
 from rmtrain.evaluation.benchmarks.published import read_output
-from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings
-from rmtrain.intervals import paired_bootstrap
+from rmtrain.evaluation.metrics import scored_edges, summarize
+from rmtrain.evaluation.scores_file import ScoredComparison, differences, read_scores, read_settings, unknown_prompts
+from rmtrain.intervals import Floats, Integers, Sample, paired_bootstrap
 
 MAX_NAMED = 3
 Rows = Sequence[ScoredComparison]
-Floats = NDArray[np.float64]
 
 
 def compare(
@@ -29,7 +28,7 @@ def compare(
 
     Returns:
         JSON-ready: `metric`, `one` and `other` with `path` and `value`, `difference` with `low`, `high` and `p`, the number of `units`
-        and how many are `better`, `worse` and `equal` in the second, `differing` settings, `warnings`.
+        (rows that count) and how many are `better`, `worse` and `equal` in the second, `differing` settings, `warnings`.
     """
     settings = [read_settings(path) for path in (one, other)]
     differing: list[str] = []
@@ -56,13 +55,11 @@ def compare(
     rows = _aligned((one, other), files)
     if benchmark is None:
         metric, totals = "accuracy", [summarize(of_file)["accuracy"] for of_file in rows]
-        values, strata, weights = _pair_units(*rows)
     else:
         metric, totals = f"{benchmark.name} score", [measure(benchmark, of_file)["score"] for of_file in rows]
-        units = [benchmark.units(of_file) for of_file in rows]
-        values, strata, weights = [of_file.credits["official"] for of_file in units], units[0].subsets, units[0].weights_U
-    difference = paired_bootstrap(values[0], values[1], weights, strata, seed)
-    change = np.sign(values[1] - values[0])
+    values, sample, row_U = paired_units(*rows, benchmark)
+    difference = paired_bootstrap(values[0], values[1], sample, seed)
+    change = np.sign(np.bincount(row_U, values[1] - values[0])[np.unique(row_U)])
     return {
         "metric": metric,
         "one": {"path": str(one), "value": totals[0]},
@@ -72,17 +69,34 @@ def compare(
         "high": difference.high,
         "p": difference.p,
         "seed": seed,
-        "units": len(weights),
+        "units": len(change),
         "better": int(np.sum(change > 0)),
         "worse": int(np.sum(change < 0)),
         "equal": int(np.sum(change == 0)),
         "differing": differing,
-        "warnings": warnings + [f"settings differ: {line}" for line in differing],
+        "warnings": warnings + [f"settings differ: {line}" for line in differing] + unknown_prompts(rows[0]),
     }
 
 
+def paired_units(one: Rows, other: Rows, benchmark: Benchmark | None = None) -> tuple[list[Floats], Sample, Integers]:
+    """Return what each unit of aligned rows earns under either model, how the units were drawn, and the number of the row of each.
+
+    A unit is a preference that has a winner, or what a benchmark counts. Raises DataError where no preference has a winner.
+    """
+    if benchmark is not None:
+        units = [benchmark.units(rows) for rows in (one, other)]
+        return [of_rows.credits["official"] for of_rows in units], units[0].sample(), np.arange(len(units[0].weights_U))
+    edges = [scored_edges(rows) for rows in (one, other)]
+    if not len(edges[0]):
+        raise DataError("every preference is a tie (target probability 0.5): there is no accuracy to compare")
+    return [np.asarray(of_rows.margin_E > 0, np.float64) for of_rows in edges], edges[0].sample(), edges[0].comparison_E
+
+
 def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows]:
-    """Return the rows of both files in the order of the first; raises DataError where they are not the same rows."""
+    """Return the rows of both files in the order of the first, which has the prompts that either names.
+
+    Raises DataError where they are not the same rows.
+    """
     one, other = ({(row.source, row.id): row for row in of_file} for of_file in rows)
     for present, compared, path in ((one, other, paths[1]), (other, one, paths[0])):
         lacking = [f"{source}/{row_id}" for source, row_id in present if (source, row_id) not in compared]
@@ -92,18 +106,4 @@ def _aligned(paths: tuple[Path, Path], rows: Sequence[Rows]) -> tuple[Rows, Rows
     for key, row in one.items():
         if row.preferences != other[key].preferences or len(row.rewards) != len(other[key].rewards):
             raise DataError(f"{paths[1]}: row {row.id!r} of {row.source!r} has other responses or preferences than in {paths[0]}")
-    return list(one.values()), [other[key] for key in one]
-
-
-def _pair_units(one: Rows, other: Rows) -> tuple[list[Floats], tuple[str, ...], Floats]:
-    """Return the share of each comparison's decided preferences that is right, under both models; its source; and its weight."""
-    decided = [[edge for edge in row.preferences if edge.probability > 0.5] for row in one]
-    kept = [number for number, edges in enumerate(decided) if edges]
-    if not kept:
-        raise DataError("every preference is a tie (target probability 0.5): there is no accuracy to compare")
-    counts = np.array([len(decided[number]) for number in kept], np.float64)
-    values = []
-    for rows in (one, other):
-        right = [sum(rows[n].rewards[edge.winner] > rows[n].rewards[edge.loser] for edge in decided[n]) for n in kept]
-        values.append(np.array(right, np.float64) / counts)
-    return values, tuple(one[number].source for number in kept), counts / counts.sum()
+    return [replace(row, prompt=row.prompt or other[key].prompt) for key, row in one.items()], [other[key] for key in one]

@@ -71,7 +71,7 @@ def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | 
     for low, high in [*below, (0, 0), *above]:
         inside_E = (difference_E >= (-np.inf if low is None else low)) & (difference_E <= (np.inf if high is None else high))
         if inside_E.any():
-            numbers = share_with_interval(edges.margin_E[inside_E] > 0, edges.comparison_E[inside_E])
+            numbers = share_with_interval(edges, edges.margin_E > 0, inside_E)
             bins.append({"low": low, "high": high, **numbers})
     return bins
 
@@ -112,7 +112,7 @@ def calibration_curve(edges: ScoredEdges) -> dict[str, Any]:
             "low": 0.5 + number / (2 * CALIBRATION_BINS),
             "high": 0.5 + (number + 1) / (2 * CALIBRATION_BINS),
             "confidence": float(confidence_E[bin_E == number].mean()),
-            **share_with_interval(credit_E[bin_E == number], edges.comparison_E[bin_E == number]),
+            **share_with_interval(edges, credit_E, bin_E == number),
         }
         for number in np.unique(bin_E).tolist()
     ]

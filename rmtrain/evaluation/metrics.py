@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from rmtrain.batching.layout import PreferenceBatch, preference_tensors
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.scores_file import ScoredComparison
-from rmtrain.intervals import wilson_interval
+from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
+from rmtrain.intervals import Sample, wilson_interval
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import LOWER_IS_BETTER, BradleyTerry, Objectives, PlackettLuce
 
@@ -32,8 +32,10 @@ LOSS_CHUNK = 512
 RULES = {
     "accuracy": "share of preferences whose winner has the strictly greater reward; a tie counts as wrong",
     "half_credit_accuracy": "the same, but a tie counts half",
-    "accuracy_low, accuracy_high": "Wilson 95 % interval over comparisons, each counted once however many preferences it has",
-    "longer_wins": "accuracy of preferring the response with more tokens, without any model; equal lengths count half",
+    "accuracy_low, accuracy_high": "Wilson 95 % interval; the effective number of trials follows from how much prompts differ, since "
+    "preferences of one prompt are not independent",
+    "longer_wins": "accuracy of preferring the response with more tokens, counted before anything was cut, without any model; equal "
+    "lengths count half",
     "loss": "the training objective with all its terms, averaged within a comparison, then over comparisons; Bradley-Terry where the "
     "scores do not name one",
     "chance_loss": "the loss of a model that gives all responses the same reward",
@@ -47,12 +49,14 @@ RULES = {
 class ScoredEdges:
     """Preferences with a target probability above 0.5, in the order of the comparisons.
 
-    comparison_E: number of the comparison, int64.
+    comparison_E, prompt_E, source_E: numbers of the comparison, of its prompt and of its source, int64.
     winner_E, loser_E: rewards, float64.
     winner_length_E, loser_length_E: tokens, int64; None where a comparison has no lengths.
     """
 
     comparison_E: Integers
+    prompt_E: Integers
+    source_E: Integers
     winner_E: Floats
     loser_E: Floats
     winner_length_E: Integers | None
@@ -71,16 +75,27 @@ class ScoredEdges:
         """1 where the model agrees, 0 where it does not, 0.5 for a tie."""
         return np.where(self.margin_E == 0, 0.5, self.margin_E > 0)
 
+    def sample(self, inside_E: NDArray[np.bool_] | None = None) -> Sample:
+        """Return all edges, or some, as a sample with the same weight for each, in clusters by prompt and stratified by source."""
+        inside_E = np.ones(len(self), bool) if inside_E is None else inside_E
+        return Sample.of(np.ones(int(inside_E.sum())), self.source_E[inside_E], self.prompt_E[inside_E])
+
 
 def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
     """Collect the decided edges of comparisons; there may be none."""
     rows = [(number, row, edge) for number, row in enumerate(scored) for edge in row.preferences if edge.probability > 0.5]
+    comparison_E = np.array([number for number, _, _ in rows], dtype=np.int64)
+    numbered: dict[str, int] = {}
+    sources = np.array([numbered.setdefault(row.source, len(numbered)) for row in scored], dtype=np.int64)
+    prompts = prompt_numbers(scored)
     winner_length_E = loser_length_E = None
     if all(len(row.lengths) == len(row.rewards) for row in scored):
         winner_length_E = np.array([row.lengths[edge.winner] for _, row, edge in rows], dtype=np.int64)
         loser_length_E = np.array([row.lengths[edge.loser] for _, row, edge in rows], dtype=np.int64)
     return ScoredEdges(
-        comparison_E=np.array([number for number, _, _ in rows], dtype=np.int64),
+        comparison_E=comparison_E,
+        prompt_E=prompts[comparison_E],
+        source_E=sources[comparison_E],
         winner_E=np.array([row.rewards[edge.winner] for _, row, edge in rows], dtype=np.float64),
         loser_E=np.array([row.rewards[edge.loser] for _, row, edge in rows], dtype=np.float64),
         winner_length_E=winner_length_E,
@@ -121,7 +136,7 @@ def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[
     edges = scored_edges(scored)
     preferences = sum(len(row.preferences) for row in scored)
     margin_E, credit_E = edges.margin_E, edges.credit_E
-    interval = share_with_interval(margin_E > 0, edges.comparison_E)
+    interval = share_with_interval(edges, margin_E > 0)
     sides = {"winners": edges.winner_E, "losers": edges.loser_E}
     return {
         "n": len(scored),
@@ -168,16 +183,15 @@ def _is_ranking(row: ScoredComparison) -> bool:
     return len({balance[response] for response in range(len(row.rewards))}) == len(row.rewards)
 
 
-def share_with_interval(right_E: NDArray[Any], comparison_E: Integers) -> dict[str, Any]:
-    """Return count, share and Wilson 95 % interval of credits in [0, 1], bool or float64.
-
-    Edges of one comparison share responses, so each comparison counts as one trial, however many edges it has.
-    """
-    if not len(right_E):
+def share_with_interval(edges: ScoredEdges, credit_E: NDArray[Any], inside_E: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+    """Return count, share and 95 % interval of credits in [0, 1], bool or float64, of all edges or of those inside a part."""
+    inside_E = np.ones(len(edges), bool) if inside_E is None else inside_E
+    if not inside_E.any():
         return {"preferences": 0, "accuracy": None, "accuracy_low": None, "accuracy_high": None}
-    share = float(np.mean(right_E))
-    low, high = wilson_interval(share, len(np.unique(comparison_E)))
-    return {"preferences": len(right_E), "accuracy": share, "accuracy_low": low, "accuracy_high": high}
+    credits = credit_E[inside_E]
+    share = float(np.mean(credits))
+    low, high = wilson_interval(share, edges.sample(inside_E).effective_size(credits))
+    return {"preferences": len(credits), "accuracy": share, "accuracy_low": low, "accuracy_high": high}
 
 
 def confidence_bins(margin_E: Floats) -> tuple[Floats, Integers]:

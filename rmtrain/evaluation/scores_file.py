@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.data.artifact import TokenizedData
@@ -34,8 +36,10 @@ class ScoredComparison:
     """A comparison with a reward for each of its responses.
 
     `rewards` and `lengths` are in the order of the responses; a pair's chosen response is number 0. Rewards are float32 values
-    held as Python floats, which is exact. Lengths are in tokens, prompt included; empty when they are not known. `shown` is the place
-    where a benchmark shows each response, empty where its rule does not depend on it.
+    held as Python floats, which is exact. Lengths are in tokens, prompt included, before anything was cut; empty when they are not known.
+    `cut` is how many of these tokens were cut before scoring, empty where none were. `prompt` is the same for rows of the same prompt, in
+    any source; empty when it is not known. `shown` is the place where a benchmark shows each response, empty where its rule does not
+    depend on it.
     """
 
     id: str
@@ -44,6 +48,25 @@ class ScoredComparison:
     lengths: tuple[int, ...]
     preferences: tuple[Preference, ...]
     shown: tuple[int, ...] = ()
+    prompt: str = ""
+    cut: tuple[int, ...] = ()
+
+
+def prompt_numbers(rows: Iterable[ScoredComparison]) -> NDArray[np.int64]:
+    """Number the prompts of rows: equal prompts have one number, and so has each row whose prompt is not known."""
+    numbers: dict[str | int, int] = {}
+    return np.array([numbers.setdefault(row.prompt or place, len(numbers)) for place, row in enumerate(rows)], np.int64)
+
+
+def unknown_prompts(rows: Sequence[ScoredComparison]) -> list[str]:
+    """Return a warning where the prompts of rows are not known: their intervals take these rows to be independent."""
+    unknown = sum(not row.prompt for row in rows)
+    if not unknown:
+        return []
+    return [
+        f"{unknown:,} of {len(rows):,} rows do not name their prompt: if rows share prompts, the intervals are too narrow; "
+        "score again to add `prompt`"
+    ]
 
 
 def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Settings | None = None) -> None:
@@ -68,8 +91,8 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Setting
                     [edge.winner, edge.loser, edge.margin, edge.probability, edge.weight] for edge in row.preferences
                 ],
             }
-            if row.shown:
-                fields["shown"] = list(row.shown)
+            fields |= {"prompt": row.prompt} if row.prompt else {}
+            fields |= {name: list(values) for name, values in (("cut", row.cut), ("shown", row.shown)) if values}
             file.write((json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode())
     if settings is not None:
         write_settings(path, settings)
@@ -78,8 +101,9 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Setting
 def read_scores(path: Path) -> list[ScoredComparison]:
     """Read what `write_scores` wrote, or minimal lines `{"id", "source", "rewards"}` made elsewhere.
 
-    A line without `preferences` is a best-first list: its first response is preferred to each of the others. Rewards may be NaN or
-    infinite here; `summarize` refuses all such rows at once. Other keys are ignored. Raises DataError for malformed rows.
+    A line without `preferences` is a best-first list: its first response is preferred to each of the others. `prompt` is anything that
+    is equal for rows of one prompt, such as its text. Rewards may be NaN or infinite here; `summarize` refuses all such rows at once.
+    Other keys are ignored. Raises DataError for malformed rows.
     """
     line_of: dict[tuple[str, str], int] = {}
 
@@ -130,9 +154,7 @@ def _parse(line: str) -> ScoredComparison:
     if not isinstance(rewards, list) or len(rewards) < 2 or not all(type(number) in NUMBERS for number in rewards):
         raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r}")
     count = len(rewards)
-    lengths = fields.get("lengths", [])
-    if not isinstance(lengths, list) or len(lengths) not in (0, count) or not all(type(n) is int and n >= 0 for n in lengths):
-        raise ValueError(f"lengths: expected a count of tokens for each of the {count} responses, got {lengths!r}")
+    lengths, cut = (_token_counts(fields, key, count) for key in ("lengths", "cut"))
     shown = fields.get("shown", [])
     if (
         not isinstance(shown, list)
@@ -148,7 +170,21 @@ def _parse(line: str) -> ScoredComparison:
         raise ValueError(f"preferences: expected a list of [winner, loser, margin, probability, weight], got {edges!r}")
     else:
         preferences = tuple(_preference(edge, count) for edge in edges)
-    return ScoredComparison(fields["id"], fields["source"], tuple(map(float, rewards)), tuple(lengths), preferences, tuple(shown))
+    rest = (lengths, preferences, tuple(shown), prompt_of(fields), cut)
+    return ScoredComparison(fields["id"], fields["source"], tuple(map(float, rewards)), *rest)
+
+
+def _token_counts(fields: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
+    counts = fields.get(key, [])
+    if not isinstance(counts, list) or len(counts) not in (0, count) or not all(type(n) is int and n >= 0 for n in counts):
+        raise ValueError(f"{key}: expected a count of tokens for each of the {count} responses, got {counts!r}")
+    return tuple(counts)
+
+
+def prompt_of(fields: Mapping[str, Any], keys: Sequence[str] = ("prompt",)) -> str:
+    """Return what names the prompt of a row, from the first key that does: a text, or other JSON, such as messages, as text."""
+    found = next((fields[key] for key in keys if fields.get(key)), "")
+    return found if isinstance(found, str) else json.dumps(found, sort_keys=True)
 
 
 def _preference(edge: Any, count: int) -> Preference:

@@ -18,7 +18,7 @@ from torch import nn
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.plan import Costs, Indices, check_budget, gather, split_step
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import TokenizedComparison, hash_text
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.model.reward_model import evaluating
@@ -98,6 +98,7 @@ def score_micro_batches(
 ) -> dict[int, ScoredComparison]:
     """Score micro-batches of a plan on this process alone; see `score`. Returns each comparison by its number in the data."""
     scored: dict[int, ScoredComparison] = {}
+    prompt_hashes = plan.data.prompt_hashes if isinstance(plan.data, TokenizedData) else None
     with evaluating(model):
         for indices in micro_batches:
             if check is not None:
@@ -106,8 +107,16 @@ def score_micro_batches(
             batch = lay_out(rows, plan.pad_token_id, plan.layout).to(device)
             rewards_N = model(batch).float().cpu()
             for index, row, rewards in zip(indices, rows, rewards_N.split(batch.response_counts), strict=True):
-                lengths = tuple(len(sequence) for sequence in row.sequences)
-                scored[int(index)] = ScoredComparison(row.id, row.source, tuple(rewards.tolist()), lengths, row.preferences)
+                cut = row.cut or (0,) * len(row.sequences)
+                scored[int(index)] = ScoredComparison(
+                    row.id,
+                    row.source,
+                    rewards=tuple(rewards.tolist()),
+                    lengths=tuple(len(sequence) + removed for sequence, removed in zip(row.sequences, cut, strict=True)),
+                    preferences=row.preferences,
+                    prompt="" if prompt_hashes is None else hash_text(int(prompt_hashes[index])),
+                    cut=row.cut,
+                )
     return scored
 
 

@@ -45,6 +45,13 @@ def decimal(value: float | None, digits: int = 4, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
 
 
+def apart(value: float | None, other: float | None) -> str:
+    """Format a number with four digits, or with all of its digits where four might not tell it from the other number."""
+    if value is None or other is None or abs(value - other) >= 0.001:
+        return decimal(value)
+    return str(value)
+
+
 def percent(part: float, whole: float) -> str:
     """Format a share such as 99.5 %; only exact values are 0 % and 100 %."""
     if not whole:

@@ -188,7 +188,8 @@ def benchmark_report(benchmarks: Mapping[str, Numbers], gates: Mapping[str, Numb
         if numbers["others"]:
             parts.append(Text("; ".join(f"{name} {decimal(value)}" for name, value in numbers["others"].items())))
         if numbers["longer_wins"] is not None:
-            parts.append(Text(f"preferring the longer response gives {decimal(numbers['longer_wins'])}"))
+            longer, shorter = decimal(numbers["longer_wins"]), decimal(numbers["shorter_wins"])
+            parts.append(Text(f"preferring the longer response gives {longer}, the shorter {shorter}"))
         if numbers["settings"]:
             settings = numbers["settings"]
             length, template = settings.get("max_length"), str(settings.get("template_sha256"))[:8]

@@ -21,7 +21,7 @@ from rmtrain.files import write_text
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact, redact_paths
-from rmtrain.report.console import decimal, escape_invisible, percent
+from rmtrain.report.console import apart, decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import interval
 from rmtrain.report.panel import save_png
 from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
@@ -112,7 +112,7 @@ def page(
     jinja = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    jinja.filters |= {"decimal": decimal, "visible": escape_invisible, "plain": plain}
+    jinja.filters |= {"apart": apart, "decimal": decimal, "visible": escape_invisible, "plain": plain}
     jinja.tests["bar"] = lambda cell: isinstance(cell, Bar)
     drift = reward_drift(metrics)
     plots = diagnosis_plots(summary, diagnosis) if summary is not None and diagnosis is not None else []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, DataError, RecipeError
 from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.evaluation.scores_file import read_scores
+from rmtrain.evaluation.scores_file import read_scores, write_scores
 from tests.exports import tiny_export
 from tests.forks import rmtrain
 from tests.helpers import SENTENCES, pairs, write_jsonl
@@ -81,6 +82,45 @@ def test_trap_35_benchmark_settings_and_rows_are_complete(folder: Path) -> None:
         assert (settings["dtype"], settings["max_length"], len(settings["template_sha256"])) == ("float32", 256, 64)
         assert len(read_scores(path)) == benchmarks[name]["rows"] == rows
     assert any("1 of 6" in line for line in benchmarks["rewardbench"]["warnings"]), "the row that was cut"
+
+
+def test_lengths_and_prompts_are_those_of_the_rows(folder: Path) -> None:
+    """A limit changes neither `lengths` nor the baselines of length; what it cut stands beside them, and rows name their prompts."""
+    whole, short = (
+        benchmarked(folder, output=f"limit {limit}", max_length=limit, benchmark="rewardbench")["benchmarks"]["rewardbench"]
+        for limit in (2048, 16)
+    )
+    one, other = (read_scores(Path(numbers["scores"])) for numbers in (whole, short))
+    assert [row.lengths for row in one] == [row.lengths for row in other]
+    assert not any(row.cut for row in one)
+    left = [length - removed for row in other for length, removed in zip(row.lengths, row.cut or (0, 0), strict=True)]
+    assert max(left) == 16
+    assert sum(bool(row.cut) for row in other) == short["settings"]["rows_cut"] > 3, "guard: rows were cut"
+    assert (whole["longer_wins"], whole["shorter_wins"]) == (short["longer_wins"], short["shorter_wins"])
+    prompts = [row["prompt"] for row in reward_bench_rows()]
+    assert [row.prompt for row in one] == [row.prompt for row in other]
+    assert len({row.prompt for row in one}) == len(set(prompts))
+    assert all(len(row.prompt) == 16 for row in one)
+
+
+def test_pairs_name_prompts_and_what_was_cut(folder: Path, tmp_path: Path) -> None:
+    """Rows of one prompt widen the interval, also from the file alone; a file that does not name prompts says so."""
+    rows = [row | {"prompt": f"{'A long question, ' * 9}{n // 5}?"} for n, row in enumerate(pairs(60))]
+    data = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    settings = (f"data.cache_dir={tmp_path / 'cache'}", "data.max_length=120", "data.overlong=truncate_prompt_left")
+    document = evaluated(target=str(folder / "model"), data=str(data), output=tmp_path, overrides=settings)
+    scored = read_scores(Path(document["scores"]))
+    assert len(scored) > 50, "guard"
+    assert len({row.prompt for row in scored}) == 12
+    assert all(row.cut and row.cut[0] == row.cut[1] > 0 and max(row.lengths) - row.cut[0] <= 120 for row in scored)
+    keys = ("accuracy", "accuracy_low", "accuracy_high", "longer_wins", "warnings")
+    again = evaluated(scores=Path(document["scores"]))
+    assert {key: again[key] for key in keys} == {key: document[key] for key in keys}
+    bare = tmp_path / "bare.jsonl"
+    write_scores(bare, [replace(row, prompt="") for row in scored])
+    alone = evaluated(scores=bare)
+    assert len(alone["warnings"]) == len(document["warnings"]) + 1
+    assert alone["accuracy_high"] != document["accuracy_high"]
 
 
 def test_shared_prompt_scores_like_single_responses(folder: Path) -> None:

@@ -24,7 +24,7 @@ COMPARISONS = [
     TokenizedComparison("hh:0", "hh", ([1, 2, 3, 9], [1, 2, 4, 5, 9]), 2, 1),
     TokenizedComparison("hh:7", "hh", ([7, 9], [8, 8, 9]), 0, 0, (Preference(0, 1, margin=0.1),)),
     TokenizedComparison("ranked:2", "ranked", ([1, 2, 3, 9], [1, 2, 9], [1, 2, 6, 6, 9]), 2, 2, RANKED),
-    TokenizedComparison("hh:9", "hh", ([70000, 9], [5, 9]), 0, 0),
+    TokenizedComparison("hh:9", "hh", ([70000, 9], [5, 9]), 0, 0, cut=(3, 3)),
 ]
 
 

@@ -1,5 +1,6 @@
 """Two files of scores: paired row by row, or refused with the differences."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_trap_35_unequal_settings_are_refused(tmp_path: Path, key: str, value: A
     assert line in refused.value.problems[0]
     forced = compare(one, other, allow_different=True)
     assert forced["differing"] == [line]
-    (warning,) = forced["warnings"]
+    warning, _ = forced["warnings"]
     assert line in warning
     assert compare(one, one)["differing"] == [], "guard: equal ones compare"
 
@@ -73,9 +74,24 @@ def test_difference_of_pairs(tmp_path: Path) -> None:
     assert summarize(other)["accuracy"] == 0.75
     assert (compared["better"], compared["worse"], compared["equal"]) == (10, 0, 30)
     assert compared["low"] < compared["difference"] == 0.25 < compared["high"]
-    assert len(compared["warnings"]) == 1, "neither file has settings"
+    assert len(compared["warnings"]) == 2, "neither file has settings or prompts"
     with pytest.raises(DataError, match=r"one\.jsonl"):
         compare(tmp_path / "one.jsonl", scored(tmp_path, "third", other, SETTINGS))
+
+
+def test_prompts_are_drawn_as_a_whole(tmp_path: Path) -> None:
+    """Prompts that one of the files names widen the interval for both, as if each prompt had one row; without them there is a note."""
+    one = [pair("a", 1.0, 2.0 * (number // 5 % 2), str(number)) for number in range(500)]
+    other = [pair("a", 1.0, 2.0 * (number // 5 % 5 == 0), str(number)) for number in range(500)]
+    named = [replace(row, prompt=str(number // 5)) for number, row in enumerate(other)]
+    plain, clustered = (
+        compare(scored(tmp_path, "one", one, SETTINGS), scored(tmp_path, name, rows, SETTINGS))
+        for name, rows in (("plain", other), ("named", named))
+    )
+    assert plain["difference"] == clustered["difference"] == pytest.approx(0.3)
+    assert clustered["high"] - clustered["low"] == pytest.approx(5**0.5 * (plain["high"] - plain["low"]), rel=0.1)
+    assert ([len(compared["warnings"]) for compared in (plain, clustered)]) == [1, 0]
+    assert "500 of 500" in plain["warnings"][0]
 
 
 def test_benchmark_is_compared_by_its_score(tmp_path: Path) -> None:

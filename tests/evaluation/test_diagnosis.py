@@ -1,6 +1,7 @@
 """Each part of the diagnosis against its formula, and against the numbers that `summarize` computes from the same scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,15 +185,15 @@ def test_widths_are_round(span: float, most: int, width: float) -> None:
     assert any(abs(width / 10**power - digits) < 1e-9 for digits in ROUND for power in range(-3, 3)), "guard"
 
 
-def test_share_counts_each_comparison_once() -> None:
-    right = np.array([True, True, False, True])
-    assert share_with_interval(right, np.array([0, 0, 0, 1])) == {
-        "preferences": 4,
-        "accuracy": 0.75,
-        "accuracy_low": wilson_interval(0.75, 2)[0],
-        "accuracy_high": wilson_interval(0.75, 2)[1],
-    }
-    assert share_with_interval(right[:0], np.array([], dtype=np.int64))["accuracy"] is None
+def test_share_of_a_part_has_its_own_interval() -> None:
+    """Edges outside of the part change nothing, and edges of one prompt that agree count once."""
+    rows = [replace(pair(1.0, 0.0 if k % 4 else 2.0, name=str(k)), prompt=str(k % 200)) for k in range(400)]
+    edges = edges_of(*rows, pair(0.0, 1.0, name="outside"))
+    inside = share_with_interval(edges, edges.margin_E > 0, np.arange(401) < 400)
+    assert (inside["preferences"], inside["accuracy"]) == (400, 0.75)
+    assert (inside["accuracy_low"], inside["accuracy_high"]) == pytest.approx(wilson_interval(0.75, 200), abs=0.002)
+    assert share_with_interval(edges, edges.margin_E > 0)["preferences"] == 401, "guard"
+    assert share_with_interval(edges, edges.margin_E > 0, np.zeros(401, bool))["accuracy"] is None
 
 
 def test_largest_wrong_margins_come_first() -> None:

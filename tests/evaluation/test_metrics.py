@@ -117,18 +117,31 @@ def test_summary_is_strict_json_with_contract_keys() -> None:
 def test_interval_is_scipys_wilson_interval(right: int) -> None:
     expected = binomtest(right, 100).proportion_ci(confidence_level=0.95, method="wilson")
     assert wilson_interval(right / 100, 100) == pytest.approx((expected.low, expected.high), abs=1e-12)
-    rows = [pair(1.0, 0.0)] * right + [pair(0.0, 1.0)] * (100 - right)
+    rows = [pair(1.0, 0.0)] * right + [pair(0.0, 1.0)] * (100 - right)  # rows without a prompt are independent
     summary = summarize(rows)
     assert (summary["accuracy_low"], summary["accuracy_high"]) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_interval_counts_each_comparison_once() -> None:
-    """A comparison is one trial, however many edges it has."""
+def test_interval_counts_comparisons_that_decide_once() -> None:
+    """Of a comparison whose edges are all right or all wrong, the edges together are one trial."""
     edges = tuple(Preference(i, j) for i in range(4) for j in range(i + 1, 4))
-    ranked = [ScoredComparison(str(k), "a", (4.0, 2.0, 3.0, 1.0), (1, 2, 3, 4), edges) for k in range(25)]
+    ordered = (4.0, 3.0, 2.0, 1.0)
+    ranked = [ScoredComparison(str(k), "a", ordered if k % 4 else ordered[::-1], (1, 2, 3, 4), edges) for k in range(100)]
     summary = summarize(ranked)
-    assert (summary["n"], summary["preferences"], summary["losses"]) == (25, 150, 25)
-    assert (summary["accuracy_low"], summary["accuracy_high"]) == wilson_interval(125 / 150, 25)
+    assert (summary["n"], summary["preferences"], summary["losses"]) == (100, 600, 150)
+    assert (summary["accuracy_low"], summary["accuracy_high"]) == pytest.approx(wilson_interval(0.75, 100), abs=0.002)
+
+
+def test_rows_of_a_prompt_widen_the_interval() -> None:
+    """The same numbers with and without known prompts: five rows of a prompt that agree are one trial, in all sources together."""
+    rows = [pair(1.0, 0.0 if k // 5 % 4 else 2.0, source="ab"[k % 2], name=str(k)) for k in range(500)]
+    named = [replace(row, prompt=str(k // 5)) for k, row in enumerate(rows)]
+    alone, together = summarize(rows), summarize(named)
+    assert alone["accuracy"] == together["accuracy"] == 0.75
+    assert (alone["accuracy_low"], alone["accuracy_high"]) == pytest.approx(wilson_interval(0.75, 500), abs=0.001)
+    assert (together["accuracy_low"], together["accuracy_high"]) == pytest.approx(wilson_interval(0.75, 100), abs=0.002)
+    for source in "ab":
+        assert together["sources"][source]["accuracy_low"] < alone["sources"][source]["accuracy_low"]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +351,7 @@ def test_only_decided_edges_are_collected() -> None:
     ]
     edges = scored_edges(rows)
     assert len(edges) == 2
-    assert edges.comparison_E.tolist() == [1, 1]
+    assert (edges.comparison_E.tolist(), edges.prompt_E.tolist(), edges.source_E.tolist()) == ([1, 1], [1, 1], [0, 0])
     assert edges.margin_E.tolist() == [-2.0, 0.0]
     assert edges.credit_E.tolist() == [0.0, 0.5]
     assert edges.winner_length_E is not None

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores_file import (
     ScoredComparison,
     objective_of,
+    prompt_numbers,
     read_scores,
     read_settings,
     settings_file,
+    unknown_prompts,
     write_scores,
     write_settings,
 )
@@ -48,6 +51,29 @@ def test_preferences_lengths_and_texts_round_trip(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.jsonl", rows)
     assert read_scores(tmp_path / "scores.jsonl") == rows
     assert set(json.loads((tmp_path / "scores.jsonl").read_text())) == {"id", "source", "rewards", "lengths", "preferences"}
+
+
+def test_prompt_and_cut_round_trip(tmp_path: Path) -> None:
+    """Rows without them have no such keys."""
+    plain = ScoredComparison("a:0", "a", (1.0, 0.0), (9, 4), PAIR)
+    rows = [plain, replace(plain, id="a:1", prompt="00ff", cut=(5, 0)), replace(plain, id="a:2", prompt="00ff")]
+    write_scores(tmp_path / "scores.jsonl", rows)
+    assert read_scores(tmp_path / "scores.jsonl") == rows
+    lines = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [set(line) & {"prompt", "cut"} for line in lines] == [set(), {"prompt", "cut"}, {"prompt"}]
+    assert prompt_numbers(rows).tolist() == [0, 1, 1]
+
+
+def test_prompts_of_other_tools_are_known(tmp_path: Path) -> None:
+    """A prompt may be text or messages; rows that have none are named in a note."""
+    path = tmp_path / "other.jsonl"
+    prompts = ["Hi", [{"role": "user", "content": "Hi"}], [{"content": "Hi", "role": "user"}], "Hi", None]
+    path.write_text("".join(row(id=str(number), prompt=prompt) + "\n" for number, prompt in enumerate(prompts)))
+    rows = read_scores(path)
+    assert prompt_numbers(rows).tolist() == [0, 1, 1, 0, 2]
+    (note,) = unknown_prompts(rows)
+    assert "1 of 5" in note
+    assert unknown_prompts(rows[:4]) == []
 
 
 def test_numpy_numbers_are_written(tmp_path: Path) -> None:
@@ -111,6 +137,7 @@ MALFORMED = [
     (row(rewards=[1, True]), "rewards: ", "True"),
     (row(lengths=[5]), "lengths: ", "[5]"),
     (row(lengths=[5, -1]), "lengths: ", "-1"),
+    (row(cut=[5]), "cut: ", "[5]"),
     (row(shown=[0, 2]), "shown: ", "0..1"),
     (row(preferences=[]), "preferences: ", "[]"),
     (row(preferences=[[0, 1]]), "preferences: ", "[0, 1]"),

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TIE, PreferenceEdges, TokenizedData, edges_of, mix
 from rmtrain.data.text.tokenizer import decoded
-from rmtrain.intervals import wilson_interval
+from rmtrain.intervals import Sample, wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,14 +259,16 @@ def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> 
 
     Returns:
         By rule: `wins`, `losses` and `ties`, numbers of preferences; `comparisons`, the number that `share` is based on; `share` of wins
-        among wins and losses, and its Wilson 95 % interval `low`, `high`. These three are None where no preference differs.
+        among wins and losses, and its Wilson 95 % interval `low`, `high`, prompts being drawn as a whole. These three are None where no
+        preference differs.
     """
     edges = edges_of(data)
     winners, losers = (lengths[edges.are_decided] for lengths in data.preference_lengths())
-    agreement = {"longer": _agreement(winners.astype(np.float64) - losers, edges.comparisons[edges.are_decided])}
+    agreement = {"longer": _agreement(data, winners.astype(np.float64) - losers, edges.comparisons[edges.are_decided])}
     texts: list[str] = []
     decided: list[tuple[int, int, int]] = []
-    for number, row in enumerate(data[number] for number in sample_rows(data, SAMPLED).tolist()):
+    for number in sample_rows(data, SAMPLED).tolist():
+        row = data[number]
         begin = len(texts)
         decided += [(number, begin + edge.winner, begin + edge.loser) for edge in row.preferences if edge.probability > TIE]
         responses = (sequence[row.prompt_length :] for sequence in row.sequences)
@@ -274,7 +276,7 @@ def label_baselines(data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> 
     comparisons, winner_texts, loser_texts = np.array(decided, np.int64).reshape(-1, 3).T
     for rule, feature in FEATURES.items():
         values = np.array([feature(text) for text in texts], np.float64)
-        agreement[rule] = _agreement(values[winner_texts] - values[loser_texts], comparisons)
+        agreement[rule] = _agreement(data, values[winner_texts] - values[loser_texts], comparisons)
     return agreement
 
 
@@ -285,14 +287,16 @@ def sample_rows(data: TokenizedData, count: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(keys, kind="stable")[:count])
 
 
-def _agreement(differences: NDArray[np.float64], comparisons: NDArray[np.int64]) -> dict[str, Any]:
-    """Return the counts of a rule from its number for the winner minus that for the loser, for each edge.
-
-    The edges of a comparison share responses, so that a comparison is one trial of the interval.
-    """
+def _agreement(data: TokenizedData, differences: NDArray[np.float64], comparisons: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the counts of a rule from its number for the winner minus that for the loser, for each edge, and the edge's comparison."""
     wins, losses = int(np.sum(differences > 0)), int(np.sum(differences < 0))
-    trials = len(np.unique(comparisons[differences != 0]))
-    share = wins / (wins + losses) if trials else None
-    low, high = wilson_interval(share, trials) if share is not None else (None, None)
+    differs = differences != 0
+    trials = len(np.unique(comparisons[differs]))
+    share, low, high = None, None, None
+    if trials:
+        share = wins / (wins + losses)
+        ones, prompts = np.ones(wins + losses), data.prompt_hashes[comparisons[differs]]
+        sample = Sample.of(ones, np.zeros(wins + losses, np.int64), prompts)
+        low, high = wilson_interval(share, sample.effective_size(differences[differs] > 0))
     ties = len(differences) - wins - losses
     return {"wins": wins, "losses": losses, "ties": ties, "comparisons": trials, "share": share, "low": low, "high": high}

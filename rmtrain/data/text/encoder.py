@@ -249,7 +249,7 @@ def truncate(row: TokenizedComparison, policy: LengthPolicy, leading: int) -> To
             return row
         sequences = tuple(_without_begin(*item, leading) for item in zip(row.sequences, excess, strict=True))
         prefix = common_prefix_length(sequences) if len(sequences) > 1 else 0
-        return replace(row, sequences=sequences, prefix_length=prefix, prompt_length=prefix)
+        return replace(row, sequences=sequences, prefix_length=prefix, prompt_length=prefix, cut=tuple(excess))
     prompt_excess = row.prompt_length - policy.max_prompt_length if policy.max_prompt_length is not None else 0
     removed = min(max(*excess, prompt_excess), row.prompt_length - leading)
     if removed <= 0:
@@ -262,6 +262,7 @@ def truncate(row: TokenizedComparison, policy: LengthPolicy, leading: int) -> To
         sequences=tuple(_without_begin(sequence, removed, leading) for sequence in row.sequences),
         prefix_length=row.prefix_length - removed,
         prompt_length=row.prompt_length - removed,
+        cut=(removed,) * len(row.sequences),
     )
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from rmtrain.data.comparison import Message, Preference
 from rmtrain.errors import DataError
 from rmtrain.evaluation.metrics import mean
-from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
+from rmtrain.intervals import Sample
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -58,9 +59,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """The independent draws of a benchmark: rows, or several rows that only count together. Arrays over U units.
+    """The draws of a benchmark: rows, or several rows that only count together. Arrays over U units.
 
     subsets, sections: of each unit.
+    prompts_U: numbers of the prompts; units of one prompt are not independent.
     weights_U: weights in the total; they sum to 1.
     credits: for each rule, [U] in [0, 1]; the weighted sum is the total.
     decisions_U: how often its rule compares two rewards, or the best of several with the others; ties_U: how many of these are ties.
@@ -69,11 +71,17 @@ class Units:
 
     subsets: tuple[str, ...]
     sections: tuple[str, ...]
+    prompts_U: Integers
     weights_U: Floats
     credits: Mapping[Rule, Floats]
     ties_U: Integers
     decisions_U: Integers
     rows_U: Integers
+
+    def sample(self, members_U: NDArray[np.bool_] | None = None) -> Sample:
+        """Return all units, or some, as a sample that is stratified by subset, since the size of a subset is fixed."""
+        members_U = np.ones(len(self.subsets), bool) if members_U is None else members_U
+        return Sample.of(self.weights_U[members_U], np.array(self.subsets)[members_U], self.prompts_U[members_U])
 
 
 class Benchmark(ABC):
@@ -140,6 +148,7 @@ class Benchmark(ABC):
         return Units(
             subsets=tuple(subsets),
             sections=tuple(sections),
+            prompts_U=prompt_numbers(scored),
             weights_U=weights / weights.sum(),
             credits={rule: self.credits(scored, rule) for rule in RULES},
             ties_U=np.sum(gap_RD == 0, axis=1),

@@ -1,15 +1,18 @@
 """LLMBar (arXiv:2310.07641): pairs of outputs of which one follows the instruction; in the adversarial subsets the other one looks better.
 
-Accuracy is by subset; a tie is wrong. Its authors report Natural and the mean of the four adversarial subsets, without a total; ours is
-the mean of these two. They ask a judge in both orders; a reward model's answer does not depend on the order.
+Accuracy is by subset. Its authors report Natural and the mean of the four adversarial subsets, without a total; ours is the mean of
+these two. They ask a judge in both orders and report the mean of both accuracies (`correct_average` of `LLMEvaluator/evaluate.py`). A
+judge that gives scores answers with the output in the second place where they are equal, so that a tie is right in one of the orders: it
+counts half.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule
 from rmtrain.evaluation.benchmarks.published import cell, first_in, matching, user
+from rmtrain.evaluation.scores_file import ScoredComparison
 
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 SUBSETS = ("Natural", *ADVERSARIAL)
@@ -38,6 +41,9 @@ class LLMBar(Benchmark):
         if subset is None:
             raise ValueError(f"the path of the file names no subset; expected one of {', '.join(SUBSETS)}")
         return Item(str(index), subset, user(cell(row, "input", str)), responses, PAIR)
+
+    def credits(self, scored: Sequence[ScoredComparison], rule: Rule) -> Floats:
+        return super().credits(scored, "half_credit" if rule == "official" else rule)
 
 
 LLMBAR = LLMBar()

@@ -24,9 +24,9 @@ NOTES = {
     "score": "by the benchmark's own rule, ties included",
     "strict": "a tie counts as wrong",
     "half_credit": "a tie counts half; of several best responses each counts one over their number",
-    "low, high": "Wilson 95 % interval; weighted rows count as fewer (Kish's effective number), and credit between 0 and 1 as if it were "
-    "all or nothing, which makes it wider",
-    "longer_wins": "the score, ties counting half, of preferring the response with more tokens",
+    "low, high": "Wilson 95 % interval; the effective number of rows follows from how much prompts differ within a subset, since rows of "
+    "one prompt are not independent",
+    "longer_wins, shorter_wins": "the score, ties counting half, of preferring the response with more or with fewer tokens",
 }
 
 
@@ -52,12 +52,14 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
 
     Returns:
         `score` with `low`, `high`, `strict`, `half_credit`, `ties` among `decisions` and `n` rows; the same for each of `sections` and
-        `subsets`, which name their `section`; `others` that its authors report; `longer_wins`; `missing` sections and `warnings`.
+        `subsets`, which name their `section`; `others` that its authors report; `longer_wins` and `shorter_wins`; `missing` sections and
+        `warnings`.
 
     Raises:
         DataError: nothing to measure, or rows of another benchmark. NumericError: a reward is not finite.
     """
-    units = rows = longer_wins = None
+    units = rows = None
+    by_length: dict[str, float | None] = {"longer": None, "shorter": None}
     if isinstance(scored, Scores):
         by_rule: dict[Rule, Scores] = {"official": scored}
     else:
@@ -69,8 +71,9 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
         except (KeyError, ValueError, IndexError) as error:  # from looking up a subset, or from the shape of the rewards
             raise DataError(f"{benchmark.name}: these are not its rows: {type(error).__name__}: {error}") from error
         if all(len(row.lengths) == len(row.rewards) for row in scored):
-            by_length = [replace(row, rewards=tuple(map(float, row.lengths))) for row in scored]
-            longer_wins = benchmark.scores(by_length, "half_credit").total
+            for name, sign in (("longer", 1.0), ("shorter", -1.0)):
+                preferring = [replace(row, rewards=tuple(sign * length for length in row.lengths)) for row in scored]
+                by_length[name] = benchmark.scores(preferring, "half_credit").total
 
     official = by_rule["official"]
     total = _numbers({rule: scores.total for rule, scores in by_rule.items()}, units)
@@ -92,9 +95,9 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
         "sections": sections,
         "subsets": subsets,
         "others": official.others,
-        "longer_wins": longer_wins,
+        **{f"{name}_wins": baseline for name, baseline in by_length.items()},
         "missing": missing,
-        "warnings": _warnings(total, missing, longer_wins),
+        "warnings": _warnings(total, missing, by_length),
         "notes": NOTES,
     }
 
@@ -115,16 +118,14 @@ def _numbers(
         return numbers | dict.fromkeys(("ties", "decisions", "n"))
     pairs = zip(units.sections, units.subsets, strict=True)
     members = np.array([section in (None, one) and subset in (None, other) for one, other in pairs])
-    weights = units.weights_U[members]
-    if score is not None and len(weights):
-        # Kish's effective number of rows; a score of RewardBench 2 can reach 1.01.
-        effective = max(1, round(float(weights.sum() ** 2 / (weights**2).sum())))
-        numbers["low"], numbers["high"] = wilson_interval(min(score, 1.0), effective)
+    if score is not None and members.any():
+        effective = units.sample(members).effective_size(units.credits["official"][members])
+        numbers["low"], numbers["high"] = wilson_interval(min(score, 1.0), effective)  # a score of RewardBench 2 can reach 1.01
     counts = {"ties": units.ties_U, "decisions": units.decisions_U, "n": units.rows_U}
     return numbers | {name: int(values_U[members].sum()) for name, values_U in counts.items()}
 
 
-def _warnings(total: Mapping[str, Any], missing: Sequence[str], longer_wins: float | None) -> list[str]:
+def _warnings(total: Mapping[str, Any], missing: Sequence[str], by_length: Mapping[str, float | None]) -> list[str]:
     warnings = []
     if missing:
         warnings.append(
@@ -134,9 +135,10 @@ def _warnings(total: Mapping[str, Any], missing: Sequence[str], longer_wins: flo
     if ties is not None and ties > MAX_TIE_SHARE * decisions:
         share = f"{100 * ties / decisions:.1f} %"
         warnings.append(f"{ties:,} of {decisions:,} decisions are ties ({share}): rewards may be computed in too low a precision")
-    if longer_wins is not None and low is not None and longer_wins >= low:
+    rule, baseline = max(by_length.items(), key=lambda item: -1.0 if item[1] is None else item[1])
+    if baseline is not None and low is not None and baseline >= low:
         warnings.append(
-            f"not better than length: score {total['score']:.4f} [{low:.4f}, {total['high']:.4f}], while preferring the longer "
-            f"response gives {longer_wins:.4f}"
+            f"not better than length: score {total['score']:.4f} [{low:.4f}, {total['high']:.4f}], while preferring the {rule} "
+            f"response alone gives {baseline:.4f}"
         )
     return warnings

@@ -12,11 +12,13 @@ from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
-from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, read_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, prompt_of, read_scores
 from rmtrain.recipe.schema import PairSource
 
 OURS = {"id", "source", "rewards"}
 """Keys that every line of a `scores.jsonl` has."""
+PROMPT_COLUMNS = ("prompt", "question", "input", "conversation_input")
+"""Names that benchmarks have for the prompt."""
 T = TypeVar("T")
 KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 Unique = TypeVar("Unique", Item, ScoredComparison)
@@ -88,8 +90,9 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
         if set(rows[0]) >= OURS:
             scored += read_scores(file)
         else:
-            numbered = ((f"{file}: row {index}: ", (row, file, index)) for index, row in enumerate(rows))
-            scored += convert_rows(benchmark.output, numbered)
+            numbered = [(f"{file}: row {index}: ", (row, file, index)) for index, row in enumerate(rows)]
+            with_prompts = zip(convert_rows(benchmark.output, numbered), rows, strict=True)
+            scored += [replace(of_row, prompt=prompt_of(row, PROMPT_COLUMNS)) for of_row, row in with_prompts]
     return with_unique_ids(scored)
 
 

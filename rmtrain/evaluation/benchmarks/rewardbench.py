@@ -25,7 +25,7 @@ from rmtrain.evaluation.benchmarks.base import (
     shared_first,
 )
 from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
-from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
 
 LANGUAGES = ("cpp", "go", "java", "js", "python", "rust")
 SECTIONS: Mapping[str, Mapping[str, float]] = {
@@ -162,7 +162,8 @@ class RewardBench2(Benchmark):
         tied_B = np.sum([prompts.ref_B == 0, prompts.tied_B == 0], axis=0)
         ties_U = np.concatenate([np.asarray(lead(rows) == 0, np.int64), tied_B])
         rows_U = np.array([1] * len(rows) + [2] * count, np.int64)
-        return Units(subsets, subsets, weights / weights.sum(), credits, ties_U, decisions_U=rows_U, rows_U=rows_U)
+        prompts_U = np.append(prompt_numbers(rows), len(rows) + np.arange(count))
+        return Units(subsets, subsets, prompts_U, weights / weights.sum(), credits, ties_U, decisions_U=rows_U, rows_U=rows_U)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

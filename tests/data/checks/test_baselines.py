@@ -33,7 +33,7 @@ def test_longer_counts_tokens_and_ties(tmp_path: Path, tokenizer: PreTrainedToke
     longer = counted(tmp_path, tokenizer, ("a b c d", "a"), ("a b", "c d"), ("a b c", "d"), ("d", "e f g"))["longer"]
     assert tally(longer) == (2, 1, 1)
     assert (longer["share"], longer["comparisons"]) == (2 / 3, 3)
-    assert (longer["low"], longer["high"]) == wilson_interval(2 / 3, 3)
+    assert (longer["low"], longer["high"]) == pytest.approx(wilson_interval(2 / 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,18 @@ def test_plain_text_is_not_markdown_or_refusal(text: str, tmp_path: Path, tokeni
     assert (tally(numbers["more_markdown"]), tally(numbers["refuses"])) == ((0, 0, 1), (0, 0, 1))
 
 
-def test_preferences_of_a_comparison_are_one_trial(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [row("q", "a b c", "d"), row("q", "a b c", "e"), row("q", "d", "e f")]
-    data = prepared_rows(tmp_path, tokenizer, rows, group_by_prompt=True)[0].train
+@pytest.mark.parametrize("gathered", [True, False])
+def test_preferences_of_a_prompt_are_not_independent(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, gathered: bool) -> None:
+    """Whether they are gathered into one comparison or not."""
+    rows = [
+        row(f"question {n}", f"a b c {k}", "d") if n % 4 else row(f"question {n}", "d", f"a b c {k}")
+        for n in range(20)
+        for k in range(3)
+    ]
+    data = prepared_rows(tmp_path, tokenizer, rows, group_by_prompt=gathered)[0].train
     longer = label_baselines(data, tokenizer)["longer"]
-    assert (tally(longer), longer["comparisons"]) == ((2, 1, 0), 1)
-    assert (longer["low"], longer["high"]) == wilson_interval(2 / 3, 1)
+    assert (tally(longer), longer["comparisons"]) == ((45, 15, 0), 20 if gathered else 60)
+    assert (longer["low"], longer["high"]) == pytest.approx(wilson_interval(45 / 60, 20), abs=0.03)
 
 
 def test_sample_is_the_same_in_any_order(

@@ -275,7 +275,7 @@ def test_truncation_removes_the_same_tokens_for_all() -> None:
     """From the beginning of the prompt, after the leading special tokens."""
     row = truncated(ROW, leading=1, max_length=7)
     assert lists(row) == [[1, 12, 13, 20, END], [1, 12, 13, 20, 21, 22, END]]
-    assert (row.prefix_length, row.prompt_length) == (4, 3)
+    assert (row.prefix_length, row.prompt_length, row.cut) == (4, 3, (2, 2))
     assert lists(truncated(ROW, leading=0, max_length=7))[0] == [11, 12, 13, 20, END]
     short = truncated(ROW, leading=1, max_length=9, max_prompt_length=2)
     assert lists(short) == [[1, 13, 20, END], [1, 13, 20, 21, 22, END]]
@@ -353,6 +353,7 @@ def test_overlong_scored_rows_are_cut_or_refused() -> None:
     (fitting, same), are_cut = encode_to_score(rows, tokenizer, limit, "cut")
     assert are_cut == [True, False]
     assert lengths(fitting) == [lengths(whole)[0], limit]
+    assert (fitting.cut, whole.cut, same.cut) == ((0, lengths(whole)[1] - limit), (), ())
     assert fitting.sequences[1][0] == tokenizer.bos_token_id, "leading special tokens stay"
     assert list(fitting.sequences[1][1:]) == list(whole.sequences[1][-(limit - 1) :]), "the end stays"
     assert same == short

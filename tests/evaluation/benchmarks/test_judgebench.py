@@ -1,6 +1,7 @@
 """JudgeBench: a tie is an answer, B. The counts of a published reward model give its published numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_rows_and_output_of_its_script(tmp_path: Path) -> None:
     game = {"judgment": {"scores": [0.5, 0.75]}, "decision": "B>A"}
     (tmp_path / "out.jsonl").write_text(json.dumps(raw | {"judgments": [game, game]}) + "\n")
     scored = read_output(JUDGEBENCH, tmp_path / "out.jsonl")
-    assert scored == [row("livebench-math", 0.75, 0.5, B_IS_BETTER, "p")]
+    assert scored == [replace(row("livebench-math", 0.75, 0.5, B_IS_BETTER, "p"), prompt="?")]
     (tmp_path / "other.jsonl").write_text(json.dumps(raw | {"judgments": [None]}) + "\n")
     with pytest.raises(DataError, match="judgments: "):
         read_output(JUDGEBENCH, tmp_path / "other.jsonl")

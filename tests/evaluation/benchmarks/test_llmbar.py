@@ -8,7 +8,7 @@ import pytest
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_items
-from tests.evaluation.benchmarks.rows import many, weighted_total
+from tests.evaluation.benchmarks.rows import many, pair, weighted_total
 
 
 def test_adversarial_section_is_the_mean_of_subsets() -> None:
@@ -20,12 +20,24 @@ def test_adversarial_section_is_the_mean_of_subsets() -> None:
         *many("Manual", 0, 2),
     ]
     numbers = measure(LLMBAR, rows)
-    adversarial = (0.25 + 0.5 + 1.0 + 0.0) / 4
-    assert numbers["sections"]["Adversarial"]["score"] == adversarial
-    assert numbers["sections"]["Adversarial"]["half_credit"] == (0.25 + 0.75 + 1.0 + 0.0) / 4
+    adversarial = (0.25 + 0.75 + 1.0 + 0.0) / 4
+    assert numbers["sections"]["Adversarial"]["score"] == numbers["sections"]["Adversarial"]["half_credit"] == adversarial
+    assert numbers["sections"]["Adversarial"]["strict"] == (0.25 + 0.5 + 1.0 + 0.0) / 4
     assert numbers["score"] == (0.75 + adversarial) / 2
     assert (numbers["ties"], numbers["missing"]) == (1, [])
     assert weighted_total(LLMBAR.units(rows), "official") == pytest.approx(LLMBAR.scores(rows, "official").total, abs=1e-12)
+
+
+def test_tie_counts_as_in_the_official_script() -> None:
+    """Of two equal scores `evaluate.py` takes the second output in both orders, and reports the mean of both accuracies."""
+    outcomes = [(2.0, 1.0), (1.0, 2.0), (1.5, 1.5), (3.0, 3.0), (2.0, 0.0)]
+    official = [
+        (better > worse if label == 1 else not worse > better, not worse > better if label == 1 else better > worse)
+        for label in (1, 2)
+        for better, worse in outcomes
+    ]
+    score = measure(LLMBAR, [pair("Natural", *rewards, name=str(n)) for n, rewards in enumerate(outcomes * 2)])["score"]
+    assert score == sum(map(sum, official)) / 2 / len(official) == 0.6
 
 
 def test_real_rows_of_natural(shared_data: Path) -> None:

@@ -1,6 +1,7 @@
 """RMB: pairs, best of n, and the mean of its four parts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,19 @@ def test_best_must_beat_every_loser() -> None:
     assert numbers["score"] == pytest.approx((1 / 2 + 1 / 3 + 0) / 3)
     assert (numbers["ties"], numbers["decisions"], numbers["missing"]) == (2, 6, ["Harmlessness best-of-n"])
     assert weighted_total(RMB.units(rows), "official") == pytest.approx(RMB.scores(rows, "official").total, abs=1e-12)
+
+
+def test_rows_of_a_prompt_widen_every_interval() -> None:
+    """In both kinds of rows, and in the total, where a prompt has rows in two sections."""
+    rows = [pair(PAIRS, 1.0, float(2 * (n // 5 % 3 == 0)), str(n)) for n in range(500)]
+    rows += [best_of(BON, 1.0, float(2 * (n // 5 % 3 == 0)), 0.0, name=str(n)) for n in range(500)]
+    alone = measure(RMB, rows)
+    together = measure(RMB, [replace(row, prompt=str(int(row.id) // 5)) for row in rows])
+    names = list(alone["sections"])
+    parts = [(alone, together), *((alone["sections"][name], together["sections"][name]) for name in names)]
+    narrower = [(one["high"] - one["low"]) / (two["high"] - two["low"]) for one, two in parts]
+    assert narrower == pytest.approx([10**-0.5, 5**-0.5, 5**-0.5], rel=0.05)
+    assert len(names) == 2, "guard"
 
 
 def test_rows_of_both_kinds() -> None:
