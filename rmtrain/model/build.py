@@ -78,7 +78,7 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
         logger.info(
             "the bias of the head, %.4g, is left out, and shifts all rewards: a score head of transformers has none", shift
         )
-        head.bias = None
+        head.register_parameter("bias", None)
     if loaded.head.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise RecipeError("model: the pad token is the end token, so transformers would read rewards before it; use another")
     for name, parameter in loaded.model.named_parameters():

@@ -141,7 +141,7 @@ def load_pretrained(
     weights = find_weights(ref)
     header = weights.header()
     pad = pad_beyond(config)
-    if pad is not None:
+    if pad is not None and pad != tokenizer.pad_token_id:
         logger.info(
             "config.json of %s has the pad id %d, which has no embedding; padding with %s", ref.path, pad, tokenizer.pad_token
         )

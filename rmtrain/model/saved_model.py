@@ -50,7 +50,7 @@ def load_from(ref: ModelRef, device: torch.device | str, allow_template_change: 
     _check_template_and_tokens(ref, tokenizer, allow_template_change)
     loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=torch.float32)
     _check_pad_token(ref, tokenizer, loaded.head.pools_last_token, config if adapter is None else None)
-    if adapter is None and loaded.new_tokens:
+    if adapter is None and set(loaded.new_tokens) - {tokenizer.pad_token_id}:  # padding is never attended to
         rows = loaded.new_tokens.start
         raise ref.error(f"the tokenizer of {ref.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
     hf = loaded.model if adapter is None else _add_adapter(ref, loaded)

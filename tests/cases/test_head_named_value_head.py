@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from rmtrain import RewardScorer
-from tests.forks import rmtrain
+from tests.forks import fork_server
 
 PROMPT, REPLY = "amber harbour", "copper river window"
 
@@ -55,8 +55,8 @@ def test_linear_heads_are_adopted(name: str, file: str, bias: float | None, fold
     scorer = RewardScorer(str(folder / "m"), device="cpu")
     (reward,) = scorer([PROMPT], [REPLY])
     assert reward == pytest.approx(expected_reward(folder, scorer, head, bias or 0.0), abs=1e-6)
-    ended = rmtrain("train", "b.yaml", "training.max_steps=1", cwd=folder)
-    assert ended.returncode == 0, ended.stderr
+    ended = fork_server().run("train", "b.yaml", "training.max_steps=1", cwd=folder)
+    assert ended.code == 0, ended.stderr
     assert "new head" not in ended.stderr
     assert name in ended.stderr
     assert abs(reward - (bias or 0.0)) > 1e-3, "guard"
@@ -64,8 +64,8 @@ def test_linear_heads_are_adopted(name: str, file: str, bias: float | None, fold
 
 def test_training_starts_at_the_adopted_rewards(folder: Path) -> None:
     (reward,) = RewardScorer(str(folder / "m"), device="cpu")([PROMPT], [REPLY])
-    ended = rmtrain("train", "r.yaml", "optimizer.lr=1e-30", "training.max_steps=1", cwd=folder)
-    assert ended.returncode == 0, ended.stderr
+    ended = fork_server().run("train", "r.yaml", "optimizer.lr=1e-30", "training.max_steps=1", cwd=folder)
+    assert ended.code == 0, ended.stderr
     assert RewardScorer(str(folder / "out/model"), device="cpu")([PROMPT], [REPLY]) == pytest.approx([reward], abs=1e-6)
 
 
@@ -75,33 +75,39 @@ SEVERAL = {"regression_layer.weight": torch.ones(19, 32)}
 
 @pytest.mark.parametrize(("names", "file"), [(MLP, "model"), (MLP, "value_head"), (SEVERAL, "model"), (MLP | SEVERAL, "model")])
 def test_other_heads_are_refused_by_name(names: dict[str, torch.Tensor], file: str, folder: Path) -> None:
-    """Exit code 4 with the names and shapes, unless the recipe asks for a new head, which is then logged."""
+    """Exit code 4, with the names and shapes."""
     rename(folder, names, file)
     for command in (("score", "m", "in.jsonl", "-o", "o.jsonl"), ("train", "b.yaml")):
-        ended = rmtrain(*command, cwd=folder)
-        assert ended.returncode == 4, ended.stderr
+        ended = fork_server().run(*command, cwd=folder)
+        assert ended.code == 4, ended.stderr
         (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
         assert all(f"{name} {list(tensor.shape)}" in line for name, tensor in names.items())
-    ended = rmtrain("train", "b.yaml", "model.head=new", "training.max_steps=1", cwd=folder)
-    assert ended.returncode == 0, ended.stderr
+
+
+def test_other_heads_give_way_to_a_new_one(folder: Path) -> None:
+    """If the recipe asks for it; they are named among the weights that are not used."""
+    rename(folder, MLP | SEVERAL)
+    ended = fork_server().run("train", "b.yaml", "model.head=new", "training.max_steps=1", cwd=folder)
+    assert ended.code == 0, ended.stderr
     assert "new head" in ended.stderr
+    assert "not used: regression_layer.weight, v_head.* (2 tensors)" in ended.stderr
 
 
 def test_unused_weights_are_named(folder: Path) -> None:
     """Heads of other tasks are not used, and everything else that does not fit is an error."""
     rename(folder, {"lm_head.weight": torch.ones(400, 32), "value_head.weight": torch.ones(1, 32)})
-    ended = rmtrain("score", "m", "in.jsonl", "-o", "o.jsonl", cwd=folder)
-    assert ended.returncode == 0, ended.stderr
+    ended = fork_server().run("score", "m", "in.jsonl", "-o", "o.jsonl", cwd=folder)
+    assert ended.code == 0, ended.stderr
     assert "not used: lm_head.weight" in ended.stderr
     rename(folder, {"model.layers.7.mlp.up_proj.weight": torch.ones(64, 32), "value_head.weight": torch.ones(1, 32)})
-    ended = rmtrain("score", "m", "in.jsonl", "-o", "o.jsonl", "--fresh", cwd=folder)
-    assert (ended.returncode, "model.layers.7.mlp.up_proj.weight" in ended.stderr) == (4, True)
+    ended = fork_server().run("score", "m", "in.jsonl", "-o", "o.jsonl", "--fresh", cwd=folder)
+    assert (ended.code, "model.layers.7.mlp.up_proj.weight" in ended.stderr) == (4, True)
 
 
 def test_new_head_is_noted_once(folder: Path) -> None:
     """Where there is none in the checkpoint: when a run begins, not when it is resumed or exported."""
     rename(folder, {})
-    first = rmtrain("train", "b.yaml", "training.max_steps=1", cwd=folder)
-    assert (first.returncode, first.stderr.count("note: new head, seed 1")) == (0, 1), first.stderr
-    exported = rmtrain("export", "out", cwd=folder)
-    assert (exported.returncode, "new head" in exported.stderr) == (0, False), exported.stderr
+    first = fork_server().run("train", "r.yaml", "training.max_steps=1", cwd=folder)
+    assert (first.code, first.stderr.count("note: new head, seed 1")) == (0, 1), first.stderr
+    exported = fork_server().run("export", "out", cwd=folder)
+    assert (exported.code, "new head" in exported.stderr) == (0, False), exported.stderr

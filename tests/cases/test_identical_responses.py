@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmtrain import RewardScorer
-from tests.forks import rmtrain
+from tests.forks import fork_server
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folder(case: Callable[[str], Path]) -> Path:
 
 def test_benchmark_of_equal_responses_scores_zero(folder: Path) -> None:
     """Each of the 360 decisions is a tie, which the strict rule of RM-Bench counts as wrong."""
-    ended = rmtrain("eval", "m", "--benchmark", "rm_bench", "--data-dir", "b", "--json", "--output", "out", cwd=folder)
+    ended = fork_server().run("eval", "m", "--benchmark", "rm_bench", "--data-dir", "b", "--json", "--output", "out", cwd=folder)
     numbers = json.loads(ended.stdout)["benchmarks"]["rm_bench"]
     assert (numbers["score"], numbers["ties"], numbers["decisions"]) == (0.0, 360, 360)
     rows = [json.loads(line)["rewards"] for line in (folder / "out/rm_bench/scores.jsonl").read_text().splitlines()]
@@ -31,8 +31,8 @@ def test_benchmark_of_equal_responses_scores_zero(folder: Path) -> None:
 def test_equal_responses_tie_when_scored(folder: Path) -> None:
     """In the command line, where the first of the best is taken, and in Python."""
     lines = [json.loads(line) for line in (folder / "in.jsonl").read_text().splitlines()]
-    assert rmtrain("score", "m", "in.jsonl", "-o", "out.jsonl", cwd=folder).returncode == 0
-    assert rmtrain("score", "m", "in.jsonl", "-o", "best.jsonl", "--best-of", cwd=folder).returncode == 0
+    assert fork_server().run("score", "m", "in.jsonl", "-o", "out.jsonl", cwd=folder).code == 0
+    assert fork_server().run("score", "m", "in.jsonl", "-o", "best.jsonl", "--best-of", cwd=folder).code == 0
     scored, best = (
         [json.loads(line) for line in (folder / name).read_text().splitlines()] for name in ("out.jsonl", "best.jsonl")
     )
