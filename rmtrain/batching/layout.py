@@ -7,13 +7,15 @@ A comparison has the token sequences s_1 .. s_K, whose first p tokens are equal.
 2. `packed`: the same with p = 0: whole sequences, concatenated into a single row.
 3. `padded`: one row per sequence, padded on the right to the longest.
 
+Equal sequences of a comparison are laid out once, so that their rewards are equal to the last bit.
+
 Two pairs, [a b c D] against [a b E F], and [x G] against [x H I], as `shared_prefix`:
 
     tokens     a b c D E F x G H I
     positions  0 1 2 3 2 3 0 1 1 2
     read at          *   *   *   *
 
-Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, E preferences (edges).
+Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, S distinct sequences, E preferences (edges).
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.comparison import Preference, TokenizedComparison, Tokens
 
 Layout = Literal["shared_prefix", "packed", "padded"]
 
@@ -35,7 +37,7 @@ class Segments:
     """The boundaries within a single row, comparison by comparison. Attention needs nothing else.
 
     prefixes: length of each comparison's prefix, 0 when nothing is shared.
-    responses: number of tokens after the prefix, for each response of each comparison.
+    responses: number of tokens after the prefix, for each distinct sequence of each comparison.
     read_at_N: int64, the only positions that the last layer has to compute; None: all.
     memo: values that attention derives from the boundaries, shared by all layers.
     """
@@ -70,7 +72,8 @@ class MicroBatch(PreferenceBatch):
 
     input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None for a single row.
     segments: boundaries within the single row; None when padded.
-    reward_row_N, reward_column_N: int64, the place of each response's last real token.
+    reward_row_S, reward_column_S: int64, the place of each distinct sequence's last real token.
+    sequence_N: int64, the sequence of each response; equal sequences of a comparison have the same number.
     ids: row ids of the comparisons. response_counts: responses of each comparison. tokens: real tokens that are computed.
     """
 
@@ -78,8 +81,9 @@ class MicroBatch(PreferenceBatch):
     attention_mask_RT: Tensor | None
     position_ids_RT: Tensor
     segments: Segments | None
-    reward_row_N: Tensor
-    reward_column_N: Tensor
+    reward_row_S: Tensor
+    reward_column_S: Tensor
+    sequence_N: Tensor
     ids: tuple[str, ...]
     response_counts: tuple[int, ...]
     tokens: int
@@ -93,18 +97,29 @@ class MicroBatch(PreferenceBatch):
 
 def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layout: Layout = "padded") -> MicroBatch:
     """Lay out at least one comparison as a micro-batch on the CPU; `pad_token_id` is never attended to."""
-    tensors = _padded(comparisons, pad_token_id) if layout == "padded" else _single_row(comparisons, layout == "shared_prefix")
+    distinct, numbers = [], []
+    first = 0
+    for comparison in comparisons:
+        keys = [np.asarray(sequence, dtype=np.int64).tobytes() for sequence in comparison.sequences]
+        sequences = dict(zip(keys, comparison.sequences, strict=True))
+        place = {key: first + number for number, key in enumerate(sequences)}
+        numbers += [place[key] for key in keys]
+        distinct.append(list(sequences.values()))
+        first += len(sequences)
+    prefixes = [comparison.prefix_length if layout == "shared_prefix" else 0 for comparison in comparisons]
+    tensors = _padded(distinct, pad_token_id) if layout == "padded" else _single_row(distinct, prefixes)
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(
         **tensors,
         **preference_tensors(counts, [comparison.preferences for comparison in comparisons]),
+        sequence_N=torch.tensor(numbers),
         ids=tuple(comparison.id for comparison in comparisons),
         response_counts=tuple(counts),
     )
 
 
-def _padded(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> dict[str, Any]:
-    sequences = [sequence for comparison in comparisons for sequence in comparison.sequences]
+def _padded(distinct: Sequence[Sequence[Tokens]], pad_token_id: int) -> dict[str, Any]:
+    sequences = [sequence for of_comparison in distinct for sequence in of_comparison]
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
     rows, longest = len(sequences), int(lengths.max())
     mask = np.arange(longest)[None, :] < lengths[:, None]
@@ -115,19 +130,18 @@ def _padded(comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> di
         "attention_mask_RT": torch.from_numpy(mask.astype(np.int64)),
         "position_ids_RT": torch.arange(longest).expand(rows, longest),
         "segments": None,
-        "reward_row_N": torch.arange(rows),
-        "reward_column_N": torch.from_numpy(lengths - 1),
+        "reward_row_S": torch.arange(rows),
+        "reward_column_S": torch.from_numpy(lengths - 1),
         "tokens": int(lengths.sum()),
     }
 
 
-def _single_row(comparisons: Sequence[TokenizedComparison], share: bool) -> dict[str, Any]:
+def _single_row(distinct: Sequence[Sequence[Tokens]], prefixes: Sequence[int]) -> dict[str, Any]:
     tokens: list[NDArray[np.int64]] = []
     positions: list[NDArray[np.int64]] = []
     last: list[int] = []
-    prefixes = tuple(comparison.prefix_length if share else 0 for comparison in comparisons)
-    for comparison, prefix in zip(comparisons, prefixes, strict=True):
-        for number, sequence in enumerate(comparison.sequences):
+    for sequences, prefix in zip(distinct, prefixes, strict=True):
+        for number, sequence in enumerate(sequences):
             begin = prefix if number else 0
             tokens.append(np.asarray(sequence[begin:], dtype=np.int64))
             positions.append(np.arange(begin, len(sequence)))
@@ -137,14 +151,14 @@ def _single_row(comparisons: Sequence[TokenizedComparison], share: bool) -> dict
         "attention_mask_RT": None,
         "position_ids_RT": torch.from_numpy(np.concatenate(positions))[None],
         "segments": Segments(
-            prefixes,
+            tuple(prefixes),
             tuple(
-                tuple(len(sequence) - prefix for sequence in comparison.sequences)
-                for comparison, prefix in zip(comparisons, prefixes, strict=True)
+                tuple(len(sequence) - prefix for sequence in sequences)
+                for sequences, prefix in zip(distinct, prefixes, strict=True)
             ),
         ),
-        "reward_row_N": torch.zeros(len(last), dtype=torch.int64),
-        "reward_column_N": torch.from_numpy(np.cumsum(last) - 1),
+        "reward_row_S": torch.zeros(len(last), dtype=torch.int64),
+        "reward_column_S": torch.from_numpy(np.cumsum(last) - 1),
         "tokens": int(sum(last)),
     }
 

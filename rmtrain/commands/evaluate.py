@@ -15,7 +15,7 @@ from rmtrain.batching.plan import Costs
 from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
 from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
-from rmtrain.data.text.tokenizer import open_tokenizer
+from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.errors import CheckpointError, RecipeError
@@ -181,7 +181,7 @@ def evaluate(
         result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
     dtype = "bfloat16" if reward_model.autocast else "float32"
     settings = pair_settings(model, data, recipe.data, recipe.objective, dtype, template)
-    return replace(with_errors(result, data, tokenizer), settings=settings)
+    return replace(with_errors(result, data, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
 
 
 def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:
@@ -215,7 +215,8 @@ def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Pa
         cut, rows, length = settings["rows_cut"], settings["rows"], settings["max_length"]
         if cut:
             measured["warnings"].append(f"{cut:,} of {rows:,} rows are over {length:,} tokens and lost their beginning")
-        numbers[benchmark.name] = {**measured, "settings": settings, "scores": str(path)}
+        pad_token = replaced_pad_token(scorer.tokenizer)
+        numbers[benchmark.name] = {**measured, "pad_token": pad_token, "settings": settings, "scores": str(path)}
     return _benchmarks_result(numbers, benchmarks, gates)
 
 
@@ -318,6 +319,7 @@ def _pairs_result(
     report = Group(evaluation_summary(result.summary), Text(), diagnosis_view(diagnosis), Text(), *lines)
     document = {
         **result.summary,
+        "pad_token": result.pad_token,
         "diagnosis": diagnosis,
         "gates": dict(gates),
         "scores": str(scores),

@@ -24,6 +24,7 @@ from rich.text import Text
 from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.rows.readers import Line, Malformed, open_bytes, read_lines
+from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
@@ -131,6 +132,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         "skipped": read - rows,
         "cut": cut,
         "output": options.target,
+        "pad_token": replaced_pad_token(scorer.tokenizer),
         "settings": settings,
     }
     report = [f"scored        {rows:,} lines" + (f", {resumed:,} of them earlier" if resumed else "")]

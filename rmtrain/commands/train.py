@@ -20,7 +20,7 @@ from rmtrain.commands.export import export_with_card
 from rmtrain.commands.options import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
-from rmtrain.data.text.tokenizer import load_tokenizer
+from rmtrain.data.text.tokenizer import load_tokenizer, replaced_pad_token
 from rmtrain.engine.checkpoint_manager import CheckpointManager
 from rmtrain.engine.distributed import (
     environment,
@@ -122,6 +122,8 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
     order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
     checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, order)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
+    if model.new_head and not directory.continues:
+        logger.info("new head, seed %d", recipe.run.seed)
     with closing(directory), graceful_shutdown(accelerator) as shutdown:
         console.print(header(inputs, loader, strategy, directory, parameters))
         if directory.continues:
@@ -149,7 +151,7 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
                         write_results(inputs, model, directory, last, step)
                         directory.finish()
                         upload = push_if_enabled(recipe, directory.model)
-                return result(recipe, directory, last, peaks, upload)
+                return result(inputs, directory, last, peaks, upload)
         except Stopped as stopped:
             raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
 
@@ -289,16 +291,18 @@ def push_if_enabled(recipe: Recipe, model: Path) -> dict[str, Any]:
 
 
 def result(
-    recipe: Recipe, directory: RunDirectory, last: EvaluationResult | None, peaks: Sequence[int], upload: Mapping[str, Any]
+    inputs: Inputs, directory: RunDirectory, last: EvaluationResult | None, peaks: Sequence[int], upload: Mapping[str, Any]
 ) -> CommandResult:
     """Summarize a finished run."""
     path, summary = directory.path, None if last is None else last.summary
+    recipe = inputs.recipe
     document = {
         "directory": str(path.resolve()),
         "model": str(directory.model.resolve()),
         "evaluation": summary,
         "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
         **upload,
+        "pad_token": replaced_pad_token(inputs.tokenizer),
         "peak_memory": peaks,
     }
     by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)

@@ -41,7 +41,8 @@ from rmtrain.model.classifier import (
     quiet_transformers,
     set_module_dropout,
 )
-from rmtrain.model.pretrained import LoadedModel, ModelRef, load_config
+from rmtrain.model.model_files import ModelRef
+from rmtrain.model.pretrained import LoadedModel, load_config
 from rmtrain.model.reward_model import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS, RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
@@ -395,7 +396,7 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
         config, trusted = scratch_config(model.scratch, tokenizer), False
     else:
         trusted = model.trust_remote_code
-        config = load_config(ModelRef(model.path, model.revision, "model.path", RecipeError, trusted).checked())
+        config = load_config(ModelRef(model.path, model.revision, "model.path", trusted).checked())
         text = config.get_text_config()
         text.vocab_size = max(text.vocab_size, len(tokenizer))
     prepare_config(config, model.dropout)
@@ -409,7 +410,7 @@ def meta_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokeniz
         is_packed = model.quantization is not None and isinstance(module, nn.Linear)
         if is_packed and not any(re.fullmatch(pattern, part) for pattern in UNQUANTIZED for part in name.split(".")):
             module.weight.data = module.weight.data.to(PACKED_TYPE)
-    install_head(hf, head, None, None, 0)
+    install_head(hf, head, None, 0)
     if head.pools_last_token:
         hf.config.pad_token_id = None  # or transformers looks for it among token ids, which have no values here
     backbone = LoadedModel(hf, head, new_head=True, new_modules=(), new_tokens=range(0))

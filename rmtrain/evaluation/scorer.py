@@ -15,7 +15,7 @@ from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.text.tokenizer import prepared
-from rmtrain.errors import DataError, NumericError, RecipeError
+from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.reward_model import choose_layout
@@ -45,7 +45,7 @@ class RewardScorer:
         allow_template_change: load a model whose chat template is no longer the one it was trained with.
 
     Raises:
-        CheckpointError: see `load_reward_model`. RecipeError: no fast tokenizer, or no template.
+        CheckpointError: see `load_reward_model`. RecipeError: no template.
     """
 
     def __init__(
@@ -63,8 +63,6 @@ class RewardScorer:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
         self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
-        if not loaded.is_fast:
-            raise RecipeError(f"{path}: its tokenizer is a slow one; add a tokenizer.json, or use another model")
         self.tokenizer = prepared(loaded, "tokenizer")
         has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)

@@ -126,6 +126,7 @@ class EvaluationResult:
 
     hardest: the errors with the largest margins as text, for a report.
     settings: everything that the scores depend on, for their file.
+    pad_token: see `replaced_pad_token`.
     """
 
     scored: list[ScoredComparison]
@@ -134,6 +135,7 @@ class EvaluationResult:
     micro_batches: int
     hardest: Sequence[Mapping[str, Any]] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    pad_token: Mapping[str, Any] | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch.

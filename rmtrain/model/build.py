@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -16,8 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from rmtrain.errors import RecipeError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.classifier import (
+    BUILD_ERRORS,
     HeadSpec,
     find_head,
     head_of,
@@ -29,7 +29,8 @@ from rmtrain.model.classifier import (
     set_module_dropout,
     set_token_ids,
 )
-from rmtrain.model.pretrained import LoadedModel, ModelRef, load_pretrained
+from rmtrain.model.model_files import ModelRef
+from rmtrain.model.pretrained import LoadedModel, load_pretrained
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, PretrainedModel, ScratchModel
 
@@ -45,8 +46,6 @@ PAD_THEN_POSITIONS = frozenset(
     ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text", "longformer", "mpnet")
 )
 """Architectures whose first position is the pad id plus one."""
-CONFIG_ERRORS = (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, ImportError, StrictDataclassError)
-"""Errors that classes of transformers raise for sizes that do not suit them."""
 
 logger = logging.getLogger("rmtrain")
 
@@ -58,7 +57,8 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     on `seed` and its purpose; the global generators are neither read nor moved.
 
     Raises:
-        RecipeError: the model cannot be found, read, trusted or built as described.
+        CheckpointError: the model cannot be found, read or used.
+        RecipeError: it cannot be trusted or built as described.
     """
     if tokenizer.pad_token_id is None:
         raise RecipeError("model: the tokenizer has no pad token; load it with rmtrain.data.text.tokenizer.load_tokenizer")
@@ -68,17 +68,22 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     if isinstance(model, ScratchModel):
         loaded = _build_scratch(model, tokenizer, dtype, seed)
     else:
-        base_ref = ModelRef(model.path, model.revision, "model.path", RecipeError, model.trust_remote_code).checked().pinned()
+        base_ref = ModelRef(model.path, model.revision, "model.path", model.trust_remote_code).checked().pinned()
         loaded = load_pretrained(
             base_ref, tokenizer, model.head, dtype=dtype, dropout=model.dropout, seed=seed, quantization=quantization
         )
-    if loaded.new_head:
-        logger.info("new head, seed %d", seed)
+    head = head_of(loaded.model, loaded.head)
+    if loaded.head.pools_last_token and head.bias is not None:
+        shift = float(head.bias)
+        logger.info(
+            "the bias of the head, %.4g, is left out, and shifts all rewards: a score head of transformers has none", shift
+        )
+        head.register_parameter("bias", None)
     if loaded.head.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise RecipeError("model: the pad token is the end token, so transformers would read rewards before it; use another")
     for name, parameter in loaded.model.named_parameters():
         if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise RecipeError(f"model: {name} has weights that are not finite; use another checkpoint")
+            raise CheckpointError(f"model: {name} has weights that are not finite; use another checkpoint")
     if not loaded.head.pools_last_token and quantization is None:  # a 4-bit model that ran on a CPU no longer trains
         _check_padding(loaded.model, tokenizer)
     if quantization is not None:
@@ -86,7 +91,7 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     if model.gradient_checkpointing:
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
-    return RewardModel(hf, loaded.head, base_ref, dtype).train()
+    return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head).train()
 
 
 def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> BitsAndBytesConfig | None:
@@ -206,9 +211,9 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
         prepare_config(config, recipe.dropout)
         # First without memory: an architecture that ignores the sizes would allocate billions of parameters.
         try:
-            empty = meta_classifier(config, RecipeError)
+            empty = meta_classifier(config, lambda reason: _sizes_error(sizes, reason))
             embeddings = tuple(empty.get_input_embeddings().weight.shape)
-        except CONFIG_ERRORS as error:
+        except BUILD_ERRORS as error:
             raise _sizes_error(sizes, error) from error
         if embeddings != (len(tokenizer), sizes.hidden_size):
             raise _sizes_error(sizes, f"its token embeddings became {embeddings}, expected {(len(tokenizer), sizes.hidden_size)}")
@@ -218,11 +223,11 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
             try:
                 with torch.no_grad():
                     model(input_ids=torch.tensor([[len(tokenizer) - 1] * 3]))
-            except (RuntimeError, *CONFIG_ERRORS) as error:
+            except BUILD_ERRORS as error:
                 raise _sizes_error(sizes, f"its forward fails: {error}") from error
     set_module_dropout(model, recipe.dropout)
     set_token_ids(model.config, tokenizer)
-    install_head(model, head, None, None, seed)
+    install_head(model, head, None, seed)
     return LoadedModel(model, head, new_head=True, new_modules=(), new_tokens=range(0))
 
 
@@ -247,7 +252,7 @@ def scratch_config(sizes: Architecture, tokenizer: Any) -> PretrainedConfig:
     names = default.attribute_map
     try:
         config = AutoConfig.for_model(name, **{names.get(key, key): value for key, value in {**wanted, **tokens}.items()})
-    except CONFIG_ERRORS as error:
+    except BUILD_ERRORS as error:
         raise _sizes_error(sizes, error) from error
     for key, value in wanted.items():
         if getattr(config, key) != value:

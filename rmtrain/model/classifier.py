@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
@@ -24,6 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from rmtrain.errors import RmtrainError
 
+BUILD_ERRORS = (
+    StrictDataclassError,
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError),
+    *(MemoryError, RuntimeError, TypeError, ValueError),
+)
+"""Errors that classes of transformers raise for a configuration that does not suit them."""
 NOISE = re.compile(r"(dropout|pdrop|layerdrop|drop_?path|jitter_noise)", re.IGNORECASE)
 
 
@@ -54,18 +61,38 @@ class HeadSpec:
         return self.name.partition(".")[0]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedHead:
+    """A head of one output in the files of a model: the name of its module, weight [1, H], and bias [1], in float32."""
+
+    name: str
+    weight_1H: Tensor
+    bias_1: Tensor | None
+
+
 def meta_classifier(
     config: PretrainedConfig, error: Callable[[str], RmtrainError], trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """Return the sequence-classification model of a configuration on the meta device, without memory for its weights.
 
-    Raises `error(reason)` if transformers has no such model for the architecture, and the checkpoint brings none that is trusted.
+    Raises `error(reason)` if transformers has no such model for the architecture, and the checkpoint brings none that is trusted; or if
+    the configuration makes none.
     """
     has_own_code = trust_remote_code and AutoModelForSequenceClassification.__name__ in getattr(config, "auto_map", {})
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_own_code:
         raise error(f"transformers has no sequence-classification model for {config.model_type}; choose another architecture")
-    with torch.device("meta"):
-        return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    except BUILD_ERRORS as problem:
+        unknown = problem.args[0] if isinstance(problem, KeyError) and problem.args else None
+        keys = [key for key, value in config.to_dict().items() if unknown is not None and unknown in (value, *_values(value))]
+        what = f"{keys[0]} {unknown!r} is unknown" if keys else f"{type(problem).__name__}: {problem}"
+        raise error(f"its configuration makes no {config.model_type} model: {what}") from problem
+
+
+def _values(value: object) -> tuple[object, ...]:
+    return tuple(value.values()) if isinstance(value, dict) else ()
 
 
 def find_head(model: PreTrainedModel, error: Callable[[str], RmtrainError]) -> HeadSpec:
@@ -99,19 +126,21 @@ def head_of(model: nn.Module, head: HeadSpec) -> RewardHead:
     return module
 
 
-def install_head(model: PreTrainedModel, head: HeadSpec, weight_1H: Tensor | None, bias_1: Tensor | None, seed: int) -> None:
-    """Replace the model's head by a RewardHead of the same name, with the given or new weights.
+def install_head(model: PreTrainedModel, head: HeadSpec, saved: SavedHead | None, seed: int) -> None:
+    """Replace the model's head by a RewardHead of the same name, with saved or new weights.
 
     New weights are N(0, 1/sqrt(H + 1)) (Stiennon et al., arXiv:2009.01325, appendix B.1), drawn in float32 on the CPU from
     a generator of their own: the same bytes for any dtype and number of processes. A new bias is zero.
     """
     old = model.get_submodule(head.name)
     assert old.out_features == 1, f"{head.name} has {old.out_features} outputs"
+    weight_1H, bias_1 = (None, None) if saved is None else (saved.weight_1H, saved.bias_1)
     if weight_1H is None:
         deviation = 1 / math.sqrt(old.in_features + 1)
         weight_1H = torch.empty(1, old.in_features).normal_(0, deviation, generator=generator(seed, "head"))
+    has_bias = old.bias is not None or bias_1 is not None
     # Built on the meta device, because nn.Linear's own initialization would move the global generator.
-    new = RewardHead(old.in_features, 1, bias=old.bias is not None, device="meta", dtype=torch.float32)
+    new = RewardHead(old.in_features, 1, bias=has_bias, device="meta", dtype=torch.float32)
     new = new.to_empty(device=old.weight.device)
     with torch.no_grad():
         new.weight.copy_(weight_1H)
@@ -121,7 +150,8 @@ def install_head(model: PreTrainedModel, head: HeadSpec, weight_1H: Tensor | Non
 
 
 def prepare_config(config: PretrainedConfig, dropout: float) -> None:
-    """Set one label, named reward, and every dropout probability; switch off other training noise such as LayerDrop.
+    """Set one label, named reward, and every dropout probability; switch off other training noise such as LayerDrop; and remove a pad
+    id that has no embedding.
 
     `problem_type: regression` keeps pipelines and servers from applying a sigmoid.
     """
@@ -130,6 +160,8 @@ def prepare_config(config: PretrainedConfig, dropout: float) -> None:
     config.label2id = {"reward": 0}
     config.problem_type = "regression"
     for level in _levels(config):
+        if pad_beyond(level) is not None:
+            level.pad_token_id = None
         for name, value in level.to_dict().items():
             if NOISE.search(name) and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(level, name, dropout if "dropout" in name.lower() or "pdrop" in name.lower() else 0.0)
@@ -148,6 +180,12 @@ def _levels(config: PretrainedConfig) -> list[PretrainedConfig]:
     """The configuration, and that of its text model if it is another one (multimodal models)."""
     text = config.get_text_config()
     return [config] if text is config else [config, text]
+
+
+def pad_beyond(config: PretrainedConfig) -> int | None:
+    """Return the pad id of a configuration if it has no embedding, on which transformers would fail."""
+    pads = [(getattr(level, "pad_token_id", None), getattr(level, "vocab_size", None)) for level in _levels(config)]
+    return next((pad for pad, tokens in pads if pad is not None and tokens is not None and not 0 <= pad < tokens), None)
 
 
 def set_module_dropout(model: nn.Module, probability: float) -> None:

@@ -35,7 +35,8 @@ from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError
 from rmtrain.files import sync
 from rmtrain.model import reload_check
 from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
-from rmtrain.model.pretrained import ModelRef, Weights, find_weights, load_pretrained
+from rmtrain.model.model_files import ModelRef, Weights, find_weights
+from rmtrain.model.pretrained import load_pretrained
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
 
@@ -137,7 +138,7 @@ def export_adapter(model: nn.Module, tokenizer: Any, directory: Path, golden: Go
     partial = _write_partial(model, tokenizer, directory, golden, extra, None)
     for name in (GOLDEN, FACTS):
         os.replace(partial / name, partial / ADAPTER / name)
-    ref = ModelRef(str(partial / ADAPTER), None, "model", CheckpointError)
+    ref = ModelRef(str(partial / ADAPTER), None, "model")
     loaded, _ = load_from(ref, reward_model.device)
     _check_rewards(reward_model, loaded, reward_model.dtype, tokenizer, golden)
     _move(partial / ADAPTER, directory)
@@ -201,7 +202,7 @@ def write_export(
     del merged
     write_json(directory / FACTS, _facts(reward_model, tokenizer, saved_dtype, extra))
     revision = _trusted_revision(reward_model)
-    ref = ModelRef(str(directory), revision, "export", CheckpointError, trust_remote_code=revision is not None)
+    ref = ModelRef(str(directory), revision, "export", trust_remote_code=revision is not None)
     # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
     exported, _ = load_from(ref, "cpu")
     _check_head_equal(reward_model, find_weights(ref))
@@ -258,7 +259,7 @@ def _merge(model: RewardModel, tokenizer: Any, adapter: Path) -> PreTrainedModel
     model.hf.save_pretrained(str(adapter), save_embedding_layers=False)
     (adapter / "README.md").unlink(missing_ok=True)  # PEFT's template of a card
     write_tokenizer(tokenizer, adapter, model.pools_last_token)
-    ref = ModelRef(str(adapter), None, "export", CheckpointError)
+    ref = ModelRef(str(adapter), None, "export")
     _check_head_equal(model, find_weights(ref, "adapter_model"), "base_model.model.")
     if getattr(model.backbone, "hf_quantizer", None) is None:
         base = _copy_base(model.hf, model.head, model.dtype)
@@ -282,7 +283,7 @@ def _copy_base(adapted: PeftModel, head: HeadSpec, dtype: torch.dtype) -> PreTra
             weights[".".join(plain)] = tensor
     with no_init_weights():
         base = type(wrapped)._from_config(copy.deepcopy(wrapped.config), dtype=dtype)
-    install_head(base, head, torch.zeros(1, base.get_submodule(head.name).in_features), None, seed=0)
+    install_head(base, head, None, seed=0)  # overwritten below
     base.load_state_dict(weights, strict=True)
     return base.eval()
 

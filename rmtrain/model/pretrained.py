@@ -1,186 +1,104 @@
 """A checkpoint in a directory or on the Hub, loaded as a sequence-classification model with one output.
 
 Nothing may be missing but the head, and nothing left over but the heads of other tasks: transformers only warns about either, and
-trains random layers.
+trains random layers. What contradicts itself is refused before memory is allocated for it.
 """
 
-import json
 import logging
-import re
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import cached_file
 
-from rmtrain.errors import RmtrainError
+from rmtrain.data.text.tokenizer import REPLACED_PAD
 from rmtrain.model.classifier import (
+    BUILD_ERRORS,
     HeadSpec,
+    SavedHead,
     find_head,
     generator,
     install_head,
     meta_classifier,
+    pad_beyond,
     prepare_config,
     quiet_transformers,
     seeded,
     set_module_dropout,
     set_token_ids,
 )
+from rmtrain.model.model_files import ModelRef, Stored, Weights, find_weights
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+MAX_LAYERS = 4096
+SPECIAL_IDS = frozenset(f"{kind}_token_id" for kind in ("bos", "eos", "sep", "cls", "mask", "unk"))
+OTHER_TASKS = frozenset(
+    (
+        *("lm_head", "embed_out", "lm_loss", "mtp", "cls", "decoder", "head", "predictions", "sop_classifier", "pred_layer"),
+        *("generator_predictions", "generator_lm_head", "discriminator_predictions", "lm_predictions", "mask_predictions"),
+        *("vocab_transform", "vocab_layer_norm", "vocab_projector", "qa_outputs", "multiple_choice_head", "pooler"),
+    )
+)
+"""First parts of the names of other tasks' heads, and of the pooler of encoders whose head has none."""
+VALUE_HEAD = "value_head"
+"""File, before `.safetensors`, in which LLaMA-Factory saves the head of a reward model."""
 
 logger = logging.getLogger("rmtrain")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelRef:
-    """A Hub id or a local directory, and how to report problems with it.
-
-    label: start of each error line: a recipe key such as `model.path`, or the name of a command's argument.
-    error_type: RecipeError for training, CheckpointError for scoring.
-    """
-
-    path: str
-    revision: str | None
-    label: str
-    error_type: type[RmtrainError]
-    trust_remote_code: bool = False
-
-    def error(self, reason: str) -> RmtrainError:
-        """Return the error to raise, with `reason` on one line."""
-        return self.error_type(f"{self.label}: {' '.join(reason.split())}")
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """Arguments for every `from_pretrained`."""
-        code = {"code_revision": self.revision} if self.trust_remote_code else {}
-        return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **code}
-
-    def checked(self) -> Self:
-        """Return the reference with `~` expanded; raise its error for a missing directory, or code that no commit pins."""
-        path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
-        is_local = Path(path).is_dir()
-        if not is_local and (path.startswith((".", "/")) or path.count("/") > 1):
-            raise self.error(f"there is no directory {path}")
-        if self.trust_remote_code and is_local:
-            raise self.error(
-                f"trust_remote_code needs a Hub id pinned by revision; the code in the directory {path} is not pinned"
-            )
-        if self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
-            raise self.error(f"trust_remote_code needs revision to be a full commit hash (40 hex digits), got {self.revision}")
-        return replace(self, path=path)
-
-    def pinned(self) -> Self:
-        """Return the reference with its branch or tag resolved to the current commit; a directory is returned unchanged."""
-        if Path(self.path).is_dir():
-            return self
-        # The Hub cache stores a file in snapshots/COMMIT/, so that no request is needed to learn the commit.
-        file = self.find("config.json", required=True)
-        return replace(self, revision=file.parent.name) if file and COMMIT.fullmatch(file.parent.name) else self
-
-    def find(self, name: str, required: bool = False) -> Path | None:
-        """Return the path of a file, downloaded if needed, or None; raise `error` without a repository, connection or required file."""
-        # Only the Hub's error for a missing file says more than that it is missing.
-        strict = required and not Path(self.path).is_dir()
-        try:
-            file = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
-        except OSError as error:
-            raise self.error(f"cannot read {name} of {self.path}: {error}") from error
-        if file is None and required:
-            raise self.error(f"{self.path} has no {name}")
-        return None if file is None else Path(file)
-
-    def read_json(self, name: str, required: bool = False) -> dict[str, Any] | None:
-        """Return the content of a JSON file, or None if the model has no such file; raises as `find`, or if it is not a JSON object."""
-        file = self.find(name, required)
-        if file is None:
-            return None
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise self.error(f"{name} of {self.path} is not JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise self.error(f"{name} of {self.path}: expected an object, got {type(content).__name__}")
-        return content
 
 
 def load_config(ref: ModelRef) -> PretrainedConfig:
     """Load a model's configuration, with classes of transformers unless the model's own code is trusted.
 
-    Raises `ref.error` if `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own.
+    Raises `ref.error` if `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own; or if the
+    weights are quantized, a special token has no embedding, or there are more layers than any model has.
     """
     raw = ref.read_json("config.json", required=True) or {}
     model_type = raw.get("model_type")
-    if model_type not in CONFIG_MAPPING and "auto_map" not in raw:
+    is_known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
+    if not is_known and "auto_map" not in raw:
         raise ref.error(f"{ref.path} has model_type {model_type!r}, which transformers {transformers_version} does not know")
-    if model_type not in CONFIG_MAPPING and not ref.trust_remote_code:
+    if not is_known and not ref.trust_remote_code:
         raise ref.error(
             f"{ref.path} needs code of its own (auto_map), which is not run; "
             "allow it with model.trust_remote_code: true and model.revision: a full commit hash of a Hub model"
         )
+    # Read before transformers does, which makes a list of so many layers.
+    for key, value in _entries(raw):
+        if (
+            key.removesuffix("s") in ("num_hidden_layer", "n_layer", "num_layer")
+            and isinstance(value, int)
+            and value > MAX_LAYERS
+        ):
+            raise ref.error(f"config.json of {ref.path}: expected {key} of at most {MAX_LAYERS}, got {value}")
+        if key == "quantization_config" and value:
+            method = value.get("quant_method", "unknown method") if isinstance(value, dict) else value
+            remedy = "use the model it was made from; model.quantization: nf4 quantizes that one while loading"
+            raise ref.error(f"the weights of {ref.path} are quantized ({method}), and cannot be trained or checked; {remedy}")
     try:
-        return AutoConfig.from_pretrained(ref.path, **ref.loading)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        config = AutoConfig.from_pretrained(ref.path, **ref.loading)
+        tokens = int(config.get_text_config().vocab_size)
+    except (OSError, *BUILD_ERRORS) as error:
         raise ref.error(f"config.json of {ref.path}: {error}") from error
+    for key in SPECIAL_IDS & raw.keys():
+        ids = raw[key] if isinstance(raw[key], list) else [raw[key]]
+        beyond = [number for number in ids if isinstance(number, int) and number >= tokens]
+        # transformers also saves the ids that a class of configurations has for its original vocabulary.
+        if beyond and raw[key] != getattr(type(config)(), key, None):
+            raise ref.error(f"config.json of {ref.path}: {key} is {beyond[0]}, but vocab_size is {tokens}; correct the id")
+    return config
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The tensors of a model, read from its safetensors files one at a time; `files` maps a tensor's name to its file's."""
-
-    ref: ModelRef
-    files: Mapping[str, str]
-
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor, on the CPU, in the dtype it was saved in."""
-        file = self.ref.find(self.files[name], required=True)
-        assert file is not None, "a required file is found, or an error is raised"
-        with _open(self.ref, file) as reader:
-            tensor: Tensor = reader.get_tensor(name)
-        return tensor
-
-
-def find_weights(ref: ModelRef, stem: str = "model") -> Weights:
-    """Find `stem.safetensors`, or the shards that its index names; raises `ref.error` if they are missing or damaged.
-
-    Pickles are never opened: they can run code.
-    """
-    name, index_name = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
-    single = ref.find(name)
-    if single is not None:
-        with _open(ref, single) as reader:
-            return Weights(ref, dict.fromkeys(reader.keys(), single.name))
-    index = ref.read_json(index_name)
-    if index is None:
-        pickles = sorted(file.name for file in Path(ref.path).glob("*") if file.suffix in PICKLES)
-        problem = f"{ref.path} has no {name}"
-        if pickles:
-            problem += f", only {', '.join(pickles[:3])}, which can run code when opened"
-            problem += "; save the model as safetensors (transformers: save_pretrained)"
-        raise ref.error(problem)
-    files = index.get("weight_map")
-    if not isinstance(files, dict) or not all(isinstance(file, str) and Path(file).name == file for file in files.values()):
-        raise ref.error(f"{index_name} of {ref.path}: expected weight_map to name a file for each tensor")
-    return Weights(ref, files)
-
-
-@contextmanager
-def _open(ref: ModelRef, file: Path) -> Iterator[Any]:
-    try:
-        with safe_open(file, "pt") as reader:
-            yield reader
-    except SafetensorError as error:
-        raise ref.error(f"{file.name} of {ref.path} is damaged: {error}") from error
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a JSON object, and of the objects in it."""
+    for key, one in value.items() if isinstance(value, dict) else ():
+        yield key, one
+        yield from _entries(one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,41 +139,114 @@ def load_pretrained(
     """
     config = load_config(ref)
     weights = find_weights(ref)
+    header = weights.header()
+    pad = pad_beyond(config)
+    if pad is not None and pad != tokenizer.pad_token_id:
+        logger.info(
+            "config.json of %s has the pad id %d, which has no embedding; padding with %s", ref.path, pad, tokenizer.pad_token
+        )
+        tokenizer.init_kwargs.setdefault(REPLACED_PAD, pad)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > len(header):
+        raise ref.error(f"config.json of {ref.path} contradicts its weights: {layers} layers of {len(header)} tensors")
     prepare_config(config, dropout)
     with quiet_transformers():
-        spec = find_head(meta_classifier(config, ref.error, ref.trust_remote_code), ref.error)
+        empty = meta_classifier(config, ref.error, ref.trust_remote_code)
+        spec = find_head(empty, ref.error)
+    _check_sizes(ref, header, empty, spec)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
-    saved_head = None if head == "new" else read_head(weights, spec.name, required=head == "from_checkpoint")
+    saved = None if head == "new" else find_saved_head(weights, header, empty, spec, required=head == "from_checkpoint")
     options: dict[str, Any] = {"config": config, "dtype": dtype}
     if quantization is not None:  # weights are quantized on the way to their device
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": quantization, "device_map": {"": device}}
     with seeded(seed, "weights"):
-        model, new_names = _load_weights(ref, weights, spec, saved_head is not None, options)
+        model, new_names, unused = _load_weights(ref, header, spec, saved, options)
+    if unused:
+        logger.info("%s has weights that are not used: %s", ref.path, ", ".join(unused))
     set_module_dropout(model, dropout)
-    weight_1H, bias_1 = saved_head or (None, None)
-    install_head(model, spec, weight_1H, bias_1, seed)
+    install_head(model, spec, saved, seed)
     _initialize(model, [name for name in new_names if name.rpartition(".")[0] != spec.name], seed)
     if hasattr(model.config, "vision_config") and hasattr(model.base_model, "language_model"):
         # Text never reaches the vision tower, so that its parameters would get no gradient, which DDP refuses.
         reached = {id(parameter) for parameter in model.base_model.language_model.parameters()}
         for parameter in model.base_model.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
-    new_tokens = _grow_embeddings(model, len(tokenizer))
+    new_tokens = _grow_embeddings(ref, model, tokenizer)
     set_token_ids(model.config, tokenizer)
     new_modules = tuple(sorted({name.rpartition(".")[0] for name in new_names}))
-    return LoadedModel(model, spec, saved_head is None, new_modules, new_tokens)
+    return LoadedModel(model, spec, saved is None, new_modules, new_tokens)
 
 
-def read_head(weights: Weights, name: str, required: bool) -> tuple[Tensor, Tensor | None] | None:
-    """Return weight [1, H] and bias of the saved head module `name` in float32.
+def _check_sizes(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedModel, head: HeadSpec) -> None:
+    """Raise `ref.error` if a configuration, as a model without memory, contradicts the beginnings of the files."""
+    prefix = f"{empty.base_model_prefix}."
+    for name, parameter in empty.named_parameters():
+        stored = header.get(name) or header.get(name.removeprefix(prefix))
+        if stored is None or name.partition(".")[0] == head.root:
+            continue
+        if stored.dtype not in FLOATS:
+            raise ref.error(f"{name} of {ref.path} is quantized ({stored.dtype}); use the model it was made from")
+        if math.prod(stored.shape) != parameter.numel():
+            sizes = f"{name} would be {list(parameter.shape)}, and is {list(stored.shape)}"
+            raise ref.error(f"config.json of {ref.path} contradicts its weights: {sizes}")
+    described, present = empty.num_parameters(), sum(math.prod(stored.shape) for stored in header.values())
+    if described > 2 * present:
+        raise ref.error(f"config.json of {ref.path} describes {described:,} parameters, but its weights are {present:,}")
+
+
+def find_saved_head(
+    weights: Weights, header: Mapping[str, Stored], empty: PreTrainedModel, head: HeadSpec, *, required: bool
+) -> SavedHead | None:
+    """Return the head of a checkpoint: under its name in transformers or, for a causal model, the only other one, which is logged.
+
+    Raises `ref.error` if the checkpoint has other weights that no part of the model takes, such as a head of several layers; and if
+    the head is `required` and there is none with one output.
+    """
+    ref, width = weights.ref, empty.get_submodule(head.name).in_features
+    others = {name: (weights, header[name]) for name in _foreign(header, empty, width if head.pools_last_token else None)}
+    if head.pools_last_token and f"{head.name}.weight" not in header and ref.find(f"{VALUE_HEAD}.safetensors") is not None:
+        file = find_weights(ref, VALUE_HEAD)
+        others |= {name: (file, stored) for name, stored in file.header().items()}
+    if not others:
+        return read_head(weights, head.name, required)
+    module = next(iter(others)).rpartition(".")[0]
+    shapes = {name: stored.shape for name, (_, stored) in others.items()}
+    linear = {f"{module}.weight": (1, width), f"{module}.bias": (1,)}
+    if f"{head.name}.weight" in header or f"{module}.weight" not in shapes or not shapes.items() <= linear.items():
+        listed = [f"{name} {list(shape)}" for name, shape in sorted(shapes.items())]
+        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
+        remedy = "" if required else "; model.head: new trains a new head"
+        raise ref.error(
+            f"{ref.path} has unexpected weights: {', '.join(listed[:4])}{more}; expected those of {type(empty).__name__}, and a head "
+            f"of one linear layer, [1, {width}]{remedy}"
+        )
+    logger.info("the head of %s is %s", ref.path, module)
+    return read_head(others[f"{module}.weight"][0], module, required=True)
+
+
+def _foreign(header: Mapping[str, Stored], empty: PreTrainedModel, width: int | None) -> list[str]:
+    """Return the names in a checkpoint that belong neither to the model nor to the head of another task.
+
+    A name is judged by its first part. `width` is that of a head of one output, whose name can be that of any task; None: not asked.
+    """
+    names = {*empty.state_dict()}
+    prefix = f"{empty.base_model_prefix}."
+    parts = {name.partition(".")[0] for name in (*names, *(name.removeprefix(prefix) for name in names))}
+    with_one_output = {name.partition(".")[0] for name, stored in header.items() if stored.shape == (1, width)}
+    other_tasks = OTHER_TASKS - with_one_output
+    return [name for name in header if name.partition(".")[0] not in parts | other_tasks]
+
+
+def read_head(weights: Weights, name: str, required: bool) -> SavedHead | None:
+    """Return the saved head module `name`.
 
     If it does not have one output, raises the reference's error if the head is `required`, and otherwise returns None.
     """
     key, bias, path = f"{name}.weight", f"{name}.bias", weights.ref.path
     weight = weights.tensor(key).float() if key in weights.files else None
     if weight is not None and weight.ndim == 2 and weight.shape[0] == 1:
-        return weight, weights.tensor(bias).float() if bias in weights.files else None
+        return SavedHead(name, weight, weights.tensor(bias).float() if bias in weights.files else None)
     found = f"no {key}" if weight is None else f"{key} of shape {list(weight.shape)}"
     if required:
         raise weights.ref.error(f"no score head: {path} has {found}, expected [1, H]; train one with `rmtrain train`")
@@ -265,15 +256,16 @@ def read_head(weights: Weights, name: str, required: bool) -> tuple[Tensor, Tens
 
 
 def _load_weights(
-    ref: ModelRef, weights: Weights, head: HeadSpec, with_head: bool, options: dict[str, Any]
-) -> tuple[PreTrainedModel, set[str]]:
-    """Return the model, and the names of its parameters that the checkpoint lacks."""
+    ref: ModelRef, header: Mapping[str, Stored], head: HeadSpec, saved: SavedHead | None, options: dict[str, Any]
+) -> tuple[PreTrainedModel, set[str], list[str]]:
+    """Return the model, the names of its parameters that the checkpoint lacks, and those of the checkpoint that are not used, in groups."""
     checks = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
         with quiet_transformers():
             model, report = AutoModelForSequenceClassification.from_pretrained(ref.path, **options, **checks, **ref.loading)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, SafetensorError, *BUILD_ERRORS) as error:
         raise ref.error(f"cannot load {ref.path}: {error}") from error
+    with_head = saved is not None and saved.name == head.name
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     prefix = f"{model.base_model_prefix}."
@@ -286,12 +278,12 @@ def _load_weights(
         is_after_layers = not name.startswith(prefix) or "pooler" in name.split(".")
         return not with_head and is_after_layers and (name not in mismatched or is_head(name))
 
-    has_prefix = any(name.startswith(prefix) for name in weights.files)  # a checkpoint of the base model alone has none
+    has_prefix = any(name.startswith(prefix) for name in header)  # a checkpoint of the base model alone has none
 
     def must_fit(name: str) -> bool:
         """Tensors of the layers and of the wanted head must have a place in the model; a head of another task has none."""
         if with_head and is_head(name):
-            return True
+            return name != f"{head.name}.bias"  # which the installed head has
         if has_prefix:
             return name.startswith(prefix)
         return hasattr(model.base_model, name.partition(".")[0]) and "pooler" not in name.split(".")
@@ -302,7 +294,17 @@ def _load_weights(
         if names:
             first, more = ", ".join(names[:3]), f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
-    return model, missing
+    used = {*model.state_dict(), *(name.removeprefix(prefix) for name in model.state_dict())}
+    used |= set() if saved is None else {f"{saved.name}.weight", f"{saved.name}.bias"}
+    # transformers reports neither all of the heads of other tasks, nor those that its class is told to ignore.
+    unused = {*report["unexpected_keys"], *(name for name in header if name.partition(".")[0] in OTHER_TASKS)} - used
+    groups = Counter(name.partition(".")[0] for name in unused)
+    return model, missing, sorted({_group(name, groups) for name in unused})
+
+
+def _group(name: str, groups: Counter[str]) -> str:
+    first = name.partition(".")[0]
+    return name if groups[first] == 1 else f"{first}.* ({groups[first]} tensors)"
 
 
 def _initialize(model: PreTrainedModel, names: Collection[str], seed: int) -> None:
@@ -320,11 +322,17 @@ def _initialize(model: PreTrainedModel, names: Collection[str], seed: int) -> No
                 parameter.copy_(torch.empty(parameter.shape).normal_(0, deviation, generator=random))
 
 
-def _grow_embeddings(model: PreTrainedModel, tokens: int) -> range:
-    """Give each token an embedding, new ones the mean of the old ones. Return the new ids."""
-    rows = model.get_input_embeddings().weight.shape[0]
+def _grow_embeddings(ref: ModelRef, model: PreTrainedModel, tokenizer: Any) -> range:
+    """Give each token an embedding, new ones the mean of the old ones. Return the new ids.
+
+    Raises `ref.error` if a token of the vocabulary proper, not an added one, has none: it is the tokenizer of another model.
+    """
+    rows, ids = model.get_input_embeddings().weight.shape[0], tokenizer.get_vocab().values()
+    tokens = max(len(tokenizer), *(number + 1 for number in ids))
     if tokens <= rows:
         return range(0)
+    if any(number >= rows and number not in tokenizer.added_tokens_decoder for number in ids):
+        raise ref.error(f"the tokenizer of {ref.path} has {tokens} tokens, its weights have embeddings for {rows}")
     with quiet_transformers():
         # transformers' own mean_resizing samples from a Gaussian, with the global generator.
         embeddings = model.resize_token_embeddings(tokens, mean_resizing=False).weight

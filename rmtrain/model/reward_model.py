@@ -4,7 +4,7 @@ Not every architecture can share prefixes: encoders are bidirectional, ALiBi and
 models do not pass segments to their attention. Instead of keeping a list of models, a run probes its own, on its own comparisons, before
 the first step.
 
-Tensor legend: R rows, T tokens of a row, N responses, H hidden size.
+Tensor legend: R rows, T tokens of a row, N responses, S distinct sequences, H hidden size.
 """
 
 import inspect
@@ -26,7 +26,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
-from rmtrain.model.pretrained import ModelRef
+from rmtrain.model.model_files import ModelRef
 
 logger = logging.getLogger("rmtrain")
 
@@ -41,15 +41,19 @@ class RewardModel(nn.Module):
         head: name and kind of the head.
         base_ref: source of the base weights; None: they were initialized from a seed.
         dtype: dtype of the base weights; trained adapters and the head are float32.
+        new_head: the head was initialized from a seed.
         autocast: compute matrix products in bfloat16, whatever the dtype of the weights.
     """
 
-    def __init__(self, hf: nn.Module, head: HeadSpec, base_ref: ModelRef | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, hf: nn.Module, head: HeadSpec, base_ref: ModelRef | None, dtype: torch.dtype, new_head: bool = False
+    ) -> None:
         super().__init__()
         self.hf = hf
         self.head = head
         self.base_ref = base_ref
         self.dtype = dtype
+        self.new_head = new_head
         self.autocast = False
         self._accepted = frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
         self._own_attention: str = self.backbone.config._attn_implementation
@@ -110,13 +114,13 @@ class RewardModel(nn.Module):
         device = batch.input_ids_RT.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self._has_mixed_dtypes or self.autocast):
             if self.pools_last_token:
-                rewards_N1: Tensor = self.backbone.get_submodule(self.head.name)(self.hidden(batch))
-                return rewards_N1[:, 0].clone()  # FSDP2 refuses a view as the output of a module
-            logits_R1: Tensor = self.backbone(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT).logits
-            return logits_R1.to(torch.promote_types(logits_R1.dtype, torch.float32))[batch.reward_row_N, 0]
+                rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(self.hidden(batch))
+                return rewards_S1[batch.sequence_N, 0]
+            logits_S1: Tensor = self.backbone(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT).logits
+            return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Compute the last hidden states of a causal model where rewards are read, [N, H]."""
+        """Compute the last hidden states of a causal model where rewards are read, [S, H]."""
         extra: dict[str, Any] = {"position_ids": batch.position_ids_RT, "use_cache": False}
         if batch.segments is not None and "position_ids" not in self._accepted:
             raise SegmentsNotSeen
@@ -124,11 +128,11 @@ class RewardModel(nn.Module):
             extra["token_type_ids"] = torch.zeros_like(batch.input_ids_RT)
         accepted = {name: value for name, value in extra.items() if name in self._accepted}
         if batch.segments is not None:
-            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_N if self._last_token_only else None)
+            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_S if self._last_token_only else None)
         hidden_RTH: Tensor = self.backbone.base_model(
             input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted
         )[0]
-        return hidden_RTH[batch.reward_row_N, batch.reward_column_N]
+        return hidden_RTH[batch.reward_row_S, batch.reward_column_S]
 
 
 def unwrap(model: nn.Module) -> RewardModel:
@@ -167,8 +171,12 @@ def trainable_summary(model: nn.Module) -> dict[str, dict[str, int]]:
 
 
 FALLBACKS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")
-TOLERANCE = {torch.float32: 0.01, torch.bfloat16: 0.2}
-"""Largest error, as a share of the change of a hidden state when the tokens before it change."""
+LARGEST_ERROR = 1e-4
+"""Of a hidden state, as a share of its change when the tokens before it change."""
+LARGEST_NOISE = 3.0
+"""Of a hidden state, as a multiple of its change when the same tokens are padded otherwise: rounding, which is large in bfloat16."""
+SEGMENT_AWARE = frozenset(("full_attention", "sliding_attention"))
+"""Types of layers that keep to their segments."""
 LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError)
 """Errors of models that do not pass segments on, or check their arguments."""
 LAST_TOKEN_ERRORS = (*LAYOUT_ERRORS, RuntimeError, IndexError)
@@ -218,28 +226,58 @@ def probe(
         return None
     if not model.pools_last_token:
         return "an encoder is bidirectional"
+    mixing = _other_mixing(model.backbone)
+    if mixing:
+        return f"its {' and '.join(mixing)} layers would pass a state from one response to the next"
     refusals = LAST_TOKEN_ERRORS if last_token_only else LAYOUT_ERRORS
+
+    def hidden(rows: Sequence[TokenizedComparison], layout: Layout = "padded") -> Tensor:
+        return model.hidden(lay_out(rows, pad_token_id, layout).to(model.device)).float()
+
+    def distance(one_SH: Tensor, other_SH: Tensor) -> float:
+        return float((one_SH - other_SH).norm(dim=-1).max())
+
     with evaluating(model):
         model.use_layout("padded")
-        expected_NH = model.hidden(lay_out(comparisons, pad_token_id).to(model.device))
-        # Another context: the tokens of each sequence, except the last, in reverse order.
-        others = [
-            TokenizedComparison(row.id, row.source, tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences), 0, 0, ())
-            for row in comparisons
-        ]
-        other_NH = model.hidden(lay_out(others, pad_token_id).to(model.device))
+        expected_SH = hidden(comparisons)
         try:
             model.use_layout(layout, last_token_only)
-            actual_NH = model.hidden(lay_out(comparisons, pad_token_id, layout).to(model.device))
+            difference = distance(hidden(comparisons, layout), expected_SH)
         except refusals as error:
             return f"it does not support the layout ({type(error).__name__})"
         finally:
             model.use_layout("padded")
-    # Relative to the effect of another context: a fresh model hardly looks at its context, and any mask would pass an absolute tolerance.
-    difference, effect = (float((hidden - expected_NH).float().norm(dim=-1).max()) for hidden in (actual_NH, other_NH))
-    if difference <= TOLERANCE[model.dtype] * effect:
+        # Relative to the effect of another context, the tokens before the last in reverse order: a fresh model hardly looks at its
+        # context, and any mask would pass an absolute tolerance.
+        reversed_rows = [
+            replace(row, sequences=tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences)) for row in comparisons
+        ]
+        effect = distance(hidden(reversed_rows), expected_SH)
+        if difference <= LARGEST_ERROR * effect:
+            return None
+        alone_SH = torch.cat([hidden([row]) for comparison in comparisons for row in _alone(comparison)])
+        noise = distance(alone_SH, expected_SH)
+    if difference <= LARGEST_NOISE * noise:
         return None
-    return f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g}"
+    return (
+        f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g} "
+        f"and other padding by {noise:.2g}"
+    )
+
+
+def _alone(comparison: TokenizedComparison) -> list[TokenizedComparison]:
+    """Return a comparison of one response, with nothing to pad, for each distinct sequence of a comparison."""
+    distinct = {tuple(map(int, ids)): ids for ids in comparison.sequences}
+    return [replace(comparison, sequences=(ids,), prefix_length=0, preferences=()) for ids in distinct.values()]
+
+
+def _other_mixing(backbone: Any) -> list[str]:
+    """Return the kinds of a causal model's layers that mix tokens in another way than by attention, which alone gets the segments."""
+    kinds = set(getattr(backbone.config.get_text_config(), "layer_types", None) or ()) - SEGMENT_AWARE
+    text = getattr(backbone.base_model, "language_model", backbone.base_model)
+    if not kinds and any(isinstance(module, nn.Conv1d) for module in text.modules()):  # state space models begin with one
+        kinds = {"convolution"}
+    return sorted(kinds)
 
 
 def probing_comparisons(data: TokenizedData) -> list[TokenizedComparison]:

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 
-from rmtrain.errors import CheckpointError
-from rmtrain.model.classifier import quiet_transformers, seeded
-from rmtrain.model.pretrained import LoadedModel, ModelRef, find_weights, load_config, load_pretrained, read_head
+from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, read_tokenizer
+from rmtrain.model.classifier import pad_beyond, quiet_transformers, seeded
+from rmtrain.model.model_files import ModelRef, find_weights
+from rmtrain.model.pretrained import LoadedModel, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
@@ -35,25 +36,21 @@ def load_reward_model(
         CheckpointError: there is no model, it has no score head with one output, its pad token is missing, inconsistent or the end
             token, or its tokenizer no longer gives the tokens that it gave when the model was exported.
     """
-    return load_from(ModelRef(path, revision, "model", CheckpointError).checked(), device, allow_template_change)
+    return load_from(ModelRef(path, revision, "model").checked(), device, allow_template_change)
 
 
 def load_from(ref: ModelRef, device: torch.device | str, allow_template_change: bool = False) -> tuple[RewardModel, Any]:
     """Load as `load_reward_model` does, from a checked reference."""
-    adapter = ref.read_json("adapter_config.json")
+    adapter = ref.read_json(ADAPTER_CONFIG)
     base = ref if adapter is None else _base_of(ref, adapter)
     config = load_config(base)
     source = ref if adapter is None or ref.find("tokenizer_config.json") else base
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source.path, **source.loading)
-    except (OSError, ValueError, KeyError) as error:
-        raise source.error(f"cannot load the tokenizer of {source.path}: {error}") from error
-    tokenizer.padding_side = "right"
+    with quiet_transformers():
+        tokenizer = read_tokenizer(source.path, source.label, source.revision, source.trust_remote_code)
     _check_template_and_tokens(ref, tokenizer, allow_template_change)
     loaded = load_pretrained(base, tokenizer, "from_checkpoint" if adapter is None else "new", dtype=torch.float32)
     _check_pad_token(ref, tokenizer, loaded.head.pools_last_token, config if adapter is None else None)
-    if adapter is None and loaded.new_tokens:
+    if adapter is None and set(loaded.new_tokens) - {tokenizer.pad_token_id}:  # padding is never attended to
         rows = loaded.new_tokens.start
         raise ref.error(f"the tokenizer of {ref.path} has {len(tokenizer)} tokens, its weights have embeddings for {rows}")
     hf = loaded.model if adapter is None else _add_adapter(ref, loaded)
@@ -69,10 +66,10 @@ def template_hash(tokenizer: Any) -> str | None:
 def _base_of(ref: ModelRef, adapter: dict[str, Any]) -> ModelRef:
     path = adapter.get("base_model_name_or_path")
     if adapter.get("task_type") != "SEQ_CLS":
-        raise ref.error(f"{ref.path} is an adapter for {adapter.get('task_type')}; expected one for SEQ_CLS")
+        raise ref.error(f"{adapter_problem(ref.path)}; it is for {adapter.get('task_type')}, expected SEQ_CLS")
     if not isinstance(path, str) or not path:
         raise ref.error(f"the adapter {ref.path} names no base model; load the merged model instead")
-    return ModelRef(path, adapter.get("revision"), f"base model of {ref.path}", CheckpointError).checked()
+    return ModelRef(path, adapter.get("revision"), f"base model of {ref.path}").checked()
 
 
 def _check_template_and_tokens(ref: ModelRef, tokenizer: Any, allow_template_change: bool) -> None:
@@ -106,7 +103,7 @@ def _check_pad_token(ref: ModelRef, tokenizer: Any, pools_last_token: bool, conf
         raise ref.error(f"the tokenizer of {ref.path} has no pad token; {remedy}")
     for level in () if config is None else (config, config.get_text_config()):
         pad = getattr(level, "pad_token_id", None)
-        if pad != expected:
+        if pad != expected and pad_beyond(level) is None:
             found = "no pad_token_id" if pad is None else f"pad_token_id {pad}"
             remedy = f'set "pad_token_id": {expected} in config.json'
             raise ref.error(f"config.json of {ref.path} has {found}, but its tokenizer pads with {token!r}; {remedy}")

@@ -35,9 +35,9 @@ def test_padded_rows_hold_every_sequence() -> None:
 def test_reward_position_ignores_pad_id() -> None:
     """The reward is read at the last real token, even if that token has the id of the padding."""
     batch = lay_out([comparison("s:0", [1, 2, PAD], [1, PAD])], PAD)
-    read = batch.input_ids_RT[batch.reward_row_N, batch.reward_column_N]
+    read = batch.input_ids_RT[batch.reward_row_S, batch.reward_column_S]
     assert read.tolist() == [PAD, PAD]
-    assert batch.reward_column_N.tolist() == [2, 1]
+    assert batch.reward_column_S.tolist() == [2, 1]
 
 
 def test_edges_index_responses_and_weights_sum_to_one() -> None:
@@ -72,7 +72,7 @@ def test_shared_prefix_is_laid_out_once() -> None:
     batch = lay_out(rows, PAD, "shared_prefix")
     assert batch.input_ids_RT.tolist() == [[a, b, c, d, e, f, x, g, h, i]]
     assert batch.position_ids_RT.tolist() == [[0, 1, 2, 3, 2, 3, 0, 1, 1, 2]]
-    assert batch.reward_column_N.tolist() == [3, 5, 7, 9]
+    assert batch.reward_column_S.tolist() == [3, 5, 7, 9]
     assert batch.attention_mask_RT is None
     assert batch.segments is not None
     assert batch.segments.prefixes == (2, 1)
@@ -87,8 +87,22 @@ def test_packed_repeats_prefix_without_padding() -> None:
     batch = lay_out(rows, PAD, "packed")
     assert batch.input_ids_RT.tolist() == [[token for row in rows for sequence in row.sequences for token in sequence]]
     assert batch.position_ids_RT.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 1, 0, 1, 2, 0, 1, 2, 3, 4]]
-    last = [batch.input_ids_RT[0, column].item() for column in batch.reward_column_N]
+    last = [batch.input_ids_RT[0, column].item() for column in batch.reward_column_S]
     assert last == [sequence[-1] for row in rows for sequence in row.sequences]
     assert batch.segments is not None
     assert set(batch.segments.prefixes) == {0}
     assert rows[0].prefix_length > 0, "guard: something could have been shared"
+
+
+@pytest.mark.parametrize(("layout", "tokens"), [("padded", 9), ("packed", 9), ("shared_prefix", 7)])
+def test_equal_sequences_are_laid_out_once(layout: Layout, tokens: int) -> None:
+    """Within a comparison, not across comparisons; responses and preferences keep their numbers."""
+    edges = (Preference(1, 0), Preference(2, 1))
+    rows = [tokenized("s:0", [1, 2, 3], [1, 2, 4], [1, 2, 3], preferences=edges), tokenized("s:1", [1, 2, 3], [1, 2, 3])]
+    batch = lay_out(rows, PAD, layout)
+    assert batch.sequence_N.tolist() == [0, 1, 0, 2, 2]
+    assert len(batch.reward_row_S) == len(batch.reward_column_S) == 3
+    assert (batch.tokens, batch.response_counts) == (tokens, (3, 2))
+    assert (batch.winner_E.tolist(), batch.loser_E.tolist()) == ([1, 2, 3], [0, 1, 4])
+    read = batch.input_ids_RT[batch.reward_row_S, batch.reward_column_S][batch.sequence_N]
+    assert read.tolist() == [sequence[-1] for row in rows for sequence in row.sequences]

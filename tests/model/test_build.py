@@ -1,7 +1,6 @@
 """Models built from a recipe's model section: requested sizes, numbers from the seed alone, clear refusals."""
 
 import importlib.util
-import logging
 from typing import Any
 
 import pytest
@@ -100,12 +99,6 @@ def test_trap_23_new_head_has_the_right_deviation(tokenizer: Any) -> None:
     assert float(head_1H.std()) == pytest.approx(1 / 1025**0.5, rel=0.1)
     assert abs(float(head_1H.mean())) < 0.005
     assert not bool(build("bert", tokenizer).backbone.classifier.bias.any()), "a new bias is zero"
-
-
-def test_new_head_is_logged_with_its_seed(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="rmtrain"):
-        build("llama", tokenizer, seed=7)
-    assert [record.args for record in caplog.records] == [(7,)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "bert", "modernbert"])

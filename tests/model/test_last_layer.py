@@ -41,7 +41,7 @@ def test_last_layer_computes_only_read_tokens(architecture: str, tokenizer: Any)
     model = special(architecture) if architecture in SPECIAL else amplified(build(architecture, tokenizer, hidden_size=64))
     assert choose_layout(model, "auto", comparisons(), PAD) == "shared_prefix"
     batch = lay_out(comparisons(), PAD, "shared_prefix")
-    responses, tokens = len(batch.reward_column_N), batch.tokens
+    responses, tokens = len(batch.reward_column_S), batch.tokens
     last, first = rows_through(model, -1), rows_through(model, 0)
     assert set(first) == {tokens}, "every layer but the last sees every token"
     wide = last.index(responses)

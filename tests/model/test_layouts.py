@@ -75,13 +75,13 @@ def special(architecture: str) -> RewardModel:
         "num_key_value_heads": 2,
     }
     tokens = {"vocab_size": 200, "max_position_embeddings": 128, "num_labels": 1, "pad_token_id": PAD, "eos_token_id": EOS}
-    config = AutoConfig.for_model(architecture, **sizes, **tokens, **SPECIAL[architecture])
+    config = AutoConfig.for_model(architecture, **sizes, **tokens, **(SPECIAL | HYBRIDS)[architecture])
     for name in ("attention_dropout", "hidden_dropout", "classifier_dropout"):
         if getattr(config, name, None):
             setattr(config, name, 0.0)
     hf = AutoModelForSequenceClassification.from_config(config)
     place = find_head(hf, RecipeError)
-    install_head(hf, place, None, None, seed=1)
+    install_head(hf, place, None, seed=1)
     return amplified(RewardModel(hf, place, None, torch.float32))
 
 
@@ -146,6 +146,71 @@ def test_encoders_are_always_padded(architecture: str, tokenizer: Any) -> None:
     assert choose_layout(model, "auto", rows, PAD) == "padded"
     with pytest.raises(RecipeError, match=r"^batching\.layout: packed .*encoder"):
         choose_layout(model, "packed", rows, PAD)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])
+def test_equal_responses_tie_exactly(architecture: str, tokenizer: Any) -> None:
+    """To the last bit, in every layout and wherever they stand in a micro-batch, with the gradients of the padded layout."""
+    model = amplified(build(architecture, tokenizer, hidden_size=64))
+    rows = comparisons(len(tokenizer))
+    first = rows[3].sequences
+    edges = tuple(Preference(a, b) for a in range(9) for b in range(a))
+    rows[3] = tokenized("s:3", first[0], first[1], first[0], *first[2:], first[0], preferences=edges)
+    rows.append(tokenized("s:6", first[2], first[2]))
+    if model.pools_last_token:
+        assert_layouts_agree(model, rows, ("shared_prefix", "packed"))
+    layouts: tuple[Layout, ...] = ("padded", "packed", "shared_prefix") if model.pools_last_token else ("padded",)
+    for layout in layouts:
+        rewards, _, _ = results(model, rows, layout)
+        ties = [len(set(of_row.tolist())) for of_row in rewards.split([len(row.sequences) for row in rows])]
+        assert ties == [2, 2, 4, 7, 4, 2, 1]
+
+
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "head_dim": 16,
+    },
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 16},
+    "minimax": {"layer_types": ["linear_attention", "full_attention"] * 2, "num_local_experts": 2, "head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 4, "num_experts": 2, "mamba_d_state": 4},
+}
+
+
+@pytest.mark.parametrize("architecture", HYBRIDS)
+def test_recurrent_layers_are_never_packed(architecture: str) -> None:
+    """Whatever a probe finds: the state of linear attention decays, so that short or lucky rows agree."""
+    model, rows = special(architecture), comparisons()
+    assert choose_layout(model, "auto", rows, PAD) == "padded"
+    for layout in ("packed", "shared_prefix"):
+        with pytest.raises(RecipeError, match=rf"^batching\.layout: {layout} .*(linear_attention|convolution)"):
+            choose_layout(model, layout, rows[:1], PAD)
+    assert results(model, rows, "padded")[0].std() > 0.01, "guard: the model works"
+
+
+def test_probe_finds_small_leaks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of the effect of the context is too much in float32; rounding of the same size in bfloat16 is not."""
+    model, rows = amplified(build("llama", tokenizer, hidden_size=64)), comparisons(len(tokenizer))
+    assert probe(model, "packed", rows, PAD) is None
+    exact = RewardModel.hidden
+
+    def leaking(self: RewardModel, batch: MicroBatch) -> torch.Tensor:
+        hidden_SH = exact(self, batch)
+        return hidden_SH if batch.segments is None else hidden_SH + 1e-3 * hidden_SH.roll(1, dims=0)
+
+    monkeypatch.setattr(RewardModel, "hidden", leaking)
+    assert probe(model, "packed", rows, PAD) is not None
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
+def test_bfloat16_weights_can_be_packed(architecture: str, tokenizer: Any) -> None:
+    """Rounding alone is as large as what other padding changes."""
+    rows = comparisons(len(tokenizer))
+    for model in (build(architecture, tokenizer, hidden_size=64), amplified(build(architecture, tokenizer, hidden_size=64))):
+        low = RewardModel(model.backbone.bfloat16(), model.head, None, torch.bfloat16)
+        assert choose_layout(low, "auto", rows, PAD) == "shared_prefix"
 
 
 @pytest.fixture(params=["leaks", "no prefix", "no window"])

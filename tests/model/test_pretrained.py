@@ -104,33 +104,31 @@ def test_trap_02_recipe_sets_the_dtype(tmp_path: Path, tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("head", ["auto", "new"])
-def test_trap_13_base_model_gets_a_new_head(head: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The head comes from the seed, which is logged; the base weights are those of the file."""
+def test_trap_13_base_model_gets_a_new_head(head: str, tmp_path: Path, tokenizer: Any) -> None:
+    """The head comes from the seed; the base weights are those of the file."""
     base = make_base(tmp_path, tokenizer)
-    with caplog.at_level(logging.INFO, logger="rmtrain"):
-        first, second = load(base, tokenizer, head=head, seed=5), load(base, tokenizer, head=head, seed=5)
-    assert "new head, seed 5" in caplog.text
+    first, second = load(base, tokenizer, head=head, seed=5), load(base, tokenizer, head=head, seed=5)
+    assert first.new_head
     assert torch.equal(first.head_weight_1H, second.head_weight_1H)
     weights = load_file(base / "model.safetensors")
     assert torch.equal(first.backbone.model.embed_tokens.weight, weights["model.embed_tokens.weight"])
 
 
-def test_trap_13_reward_model_keeps_its_head(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_trap_13_reward_model_keeps_its_head(tmp_path: Path, tokenizer: Any) -> None:
     """Training from a reward model starts at its rewards."""
     saved = make_reward_model(tmp_path, tokenizer)
     theirs = AutoModelForSequenceClassification.from_pretrained(saved, dtype=torch.float32)
     sequences = make_sequences(tokenizer)
     with torch.no_grad():
         expected = torch.stack([theirs(input_ids=torch.tensor([ids])).logits[0, 0] for ids in sequences])
-        with caplog.at_level(logging.INFO, logger="rmtrain"):
-            models = [
-                load(saved, tokenizer),
-                load(saved, tokenizer, head="from_checkpoint"),
-                load(saved, tokenizer, lora=Lora(rank=2)),
-            ]
+        models = [
+            load(saved, tokenizer),
+            load(saved, tokenizer, head="from_checkpoint"),
+            load(saved, tokenizer, lora=Lora(rank=2)),
+        ]
         for model in models:
+            assert not model.new_head
             torch.testing.assert_close(model(make_batch(sequences, tokenizer.pad_token_id)), expected, rtol=1e-5, atol=1e-5)
-        assert "new head" not in caplog.text
         fresh = load(saved, tokenizer, head="new")(make_batch(sequences, tokenizer.pad_token_id))
     assert (fresh - expected).abs().max() > 1e-3, "guard: a new head gives other rewards"
 
@@ -151,12 +149,12 @@ def test_trap_13_two_outputs_are_replaced_or_refused(
         model = load(saved, tokenizer)
     assert model.head_weight_1H.shape == (1, 32)
     assert "[2, 32]" in caplog.text
-    with pytest.raises(RecipeError, match=r"^model\.path: .*\[2, 32\].*\[1, H\]"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*\[2, 32\].*\[1, H\]"):
         load(saved, tokenizer, head="from_checkpoint")
 
 
 def test_trap_13_from_checkpoint_refuses_a_base_model(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(RecipeError, match=r"^model\.path: .*score\.weight.*\[1, H\]"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*score\.weight.*\[1, H\]"):
         load(make_base(tmp_path, tokenizer), tokenizer, head="from_checkpoint")
 
 
@@ -189,11 +187,37 @@ def damage_weights(file: Path, damage: str) -> None:
         weights["model.norm.weight"] = torch.ones(16)
     elif damage == "prefix":
         weights = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    elif damage == "stored as FP8":
+        weights["model.layers.0.mlp.up_proj.weight"] = weights["model.layers.0.mlp.up_proj.weight"].to(torch.float8_e4m3fn)
+    elif damage == "stored as integers":
+        weights["model.layers.0.mlp.up_proj.weight"] = torch.ones(128, 32, dtype=torch.int8)
     elif damage == "not finite":
         weights["model.norm.weight"][3] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
     if damage == "cut short":
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+BROKEN_CONFIGS: dict[str, dict[str, Any]] = {
+    "mistyped size": {"hidden_size": "wide"},
+    "mistyped architecture": {"model_type": ["llama"]},
+    "fp8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
+    "gptq": {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    "awq": {"quantization_config": {"quant_method": "awq", "bits": 4}},
+    "bitsandbytes": {"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}},
+    "activation": {"hidden_act": "silu2"},
+    "rope type": {"rope_parameters": {"rope_type": "yarn2", "rope_theta": 1e4}},
+    "old rope type": {"rope_scaling": {"type": "yarn2", "factor": 2.0}},
+    "other width": {"hidden_size": 64, "head_dim": 8},
+    "other vocabulary": {"vocab_size": 10**12},
+    "more layers": {"num_hidden_layers": 4},
+    "fewer layers": {"num_hidden_layers": 1},
+    "absurd layers": {"num_hidden_layers": 10**9},
+    "absurd width": {"hidden_size": 10**30},
+    "no heads": {"num_attention_heads": 0},
+    "negative width": {"intermediate_size": -64},
+    "dtype": {"dtype": "float7"},
+}
 
 
 def damage_config(file: Path, damage: str) -> None:
@@ -203,8 +227,8 @@ def damage_config(file: Path, damage: str) -> None:
         file.write_text("{")
     elif damage == "unknown architecture":
         edit_json(file, model_type="llamma")
-    elif damage == "mistyped size":
-        edit_json(file, hidden_size="wide")
+    elif damage in BROKEN_CONFIGS:
+        edit_json(file, **BROKEN_CONFIGS[damage])
 
 
 @pytest.mark.parametrize(
@@ -219,7 +243,19 @@ def damage_config(file: Path, damage: str) -> None:
         ("no configuration", "config.json"),
         ("broken configuration", "config.json"),
         ("unknown architecture", "'llamma'"),
-        ("mistyped size", "config.json"),
+        *((damage, "config.json") for damage in ("mistyped size", "other width", "other vocabulary", "absurd layers", "dtype")),
+        ("mistyped architecture", "['llama']"),
+        *((damage, damage) for damage in ("fp8", "gptq", "awq", "bitsandbytes")),
+        ("activation", "hidden_act 'silu2'"),
+        ("rope type", "yarn2"),
+        ("old rope type", "yarn2"),
+        ("more layers", "model.layers.2."),
+        ("fewer layers", "model.layers.1."),
+        ("absurd width", "model.path: "),
+        ("no heads", "model.path: "),
+        ("negative width", "model.path: "),
+        ("stored as FP8", "F8_E4M3"),
+        ("stored as integers", "I8"),
     ],
 )
 def test_trap_33_broken_checkpoints_are_refused(damage: str, expected: str, tmp_path: Path, tokenizer: Any) -> None:
@@ -227,7 +263,7 @@ def test_trap_33_broken_checkpoints_are_refused(damage: str, expected: str, tmp_
     base = make_base(tmp_path / "base", tokenizer)
     damage_weights(base / "model.safetensors", damage)
     damage_config(base / "config.json", damage)
-    with pytest.raises(RecipeError) as refusal:
+    with pytest.raises(CheckpointError) as refusal:
         load(base, tokenizer)
     problem = only_problem(refusal)
     assert problem.startswith("model")
@@ -249,7 +285,7 @@ def test_sharded_checkpoints_load_unless_a_shard_is_missing(tmp_path: Path, toke
     model = load(sharded, tokenizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), whole.parameters(), strict=True))
     (sharded / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(RecipeError, match=r"model\.path: "):
+    with pytest.raises(CheckpointError, match=r"model\.path: "):
         load(sharded, tokenizer)
 
 
@@ -260,7 +296,7 @@ def test_security_pickles_are_never_opened(tmp_path: Path, tokenizer: Any) -> No
     (base / "pytorch_model.bin").write_bytes(script.encode())
     load(base, tokenizer)
     (base / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match=r"^model\.path: .*pytorch_model\.bin"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*pytorch_model\.bin"):
         load(base, tokenizer)
     assert not canary.exists()
 
@@ -272,7 +308,7 @@ def test_security_code_of_a_model_does_not_run(tmp_path: Path, tokenizer: Any) -
     edit_json(base / "config.json", auto_map={"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"})
     load(base, tokenizer)  # an architecture that transformers knows is built by transformers
     edit_json(base / "config.json", model_type="mine")
-    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.trust_remote_code"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*model\.trust_remote_code"):
         load(base, tokenizer)
     with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code"):
         load(base, tokenizer, trust_remote_code=True, revision="0" * 40)
@@ -282,12 +318,12 @@ def test_security_code_of_a_model_does_not_run(tmp_path: Path, tokenizer: Any) -
 
 
 def test_missing_models_and_weights_are_reported(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(RecipeError, match=r"^model\.path: .*nowhere"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*nowhere"):
         load(tmp_path / "nowhere", tokenizer)
-    with pytest.raises(RecipeError, match=r"^model\.path: .*owner/absent"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*owner/absent"):
         build_reward_model(PretrainedModel(path="owner/absent"), None, tokenizer, 1)
     scratch_config(scratch("llama").scratch, tokenizer).save_pretrained(tmp_path)
-    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*model\.safetensors"):
         load(tmp_path, tokenizer)
 
 
@@ -364,7 +400,7 @@ def test_security_hub_code_needs_permission_and_commit(snapshot: Path, tmp_path:
         for name in ("AutoConfig", "AutoModelForSequenceClassification")
     }
     edit_json(snapshot / "config.json", model_type="mine", auto_map=classes)
-    with pytest.raises(RecipeError, match=r"^model\.path: .*model\.trust_remote_code"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*model\.trust_remote_code"):
         build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)
     with pytest.raises(RecipeError, match=r"^model\.path: trust_remote_code .*revision"):
         build_reward_model(PretrainedModel(path="owner/name", trust_remote_code=True), None, tokenizer, 1)
@@ -383,5 +419,5 @@ def test_security_hub_code_needs_permission_and_commit(snapshot: Path, tmp_path:
 def test_architecture_without_classifier_is_refused(snapshot: Path, tokenizer: Any) -> None:
     config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
-    with pytest.raises(RecipeError, match=r"^model\.path: .*mamba"):
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*mamba"):
         build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)

@@ -1,13 +1,27 @@
 """The tokenizer of a run: loaded or trained, with its chat template, its padding token, and an end token that is not padding."""
 
 import hashlib
+import json
+import logging
+import os
 import re
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is of httpx or httpx2, by version
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -16,11 +30,18 @@ from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_
 from rmtrain.data.rows.dataset import Snapshot, digest
 from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
-from rmtrain.errors import DataError, RecipeError
+from rmtrain.errors import CheckpointError, DataError
 from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
+REPLACED_PAD = "replaced_pad"
+"""Key of tokenizer_config.json: the padding token in place of which another one is used."""
+ADAPTER_CONFIG = "adapter_config.json"
+PATTERN_SECONDS = 10.0
+REPEATS = 256
+
+logger = logging.getLogger("rmtrain")
 
 
 def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
@@ -30,39 +51,161 @@ def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
     when saved and loaded again. If `<|pad|>` had to be added, `len(tokenizer)` is one more than the model's vocabulary may be.
 
     Raises:
-        RecipeError: the tokenizer or the template is missing or cannot be used.
+        CheckpointError: see `read_tokenizer`; or the model is an adapter.
+        RecipeError: the template is missing or cannot be used.
         DataError: the template fails, or, for a trained tokenizer, the data is refused.
     """
     if isinstance(model, PretrainedModel):
-        return open_tokenizer(model.path, data.chat_template, model.revision, model.trust_remote_code)
+        path = checked_path(model.path, "model.path")
+        if (Path(path) / ADAPTER_CONFIG).is_file() and not (Path(path) / "config.json").is_file():
+            raise CheckpointError(f"model.path: {adapter_problem(path)}")
+        return open_tokenizer(path, data.chat_template, model.revision, model.trust_remote_code, "model.path")
     if model.tokenizer is not None:
-        return open_tokenizer(model.tokenizer, data.chat_template)
+        return open_tokenizer(model.tokenizer, data.chat_template, label="model.tokenizer")
     return prepared(trained_tokenizer(data, model.scratch.vocab_size), data.chat_template)
 
 
+def checked_path(path: str, label: str) -> str:
+    """Return the path of a directory, with `~` expanded, or a Hub id unchanged.
+
+    Raises CheckpointError for a file or a missing directory. Without asking the Hub, if `path` looks like a directory: it begins with a
+    dot, a slash or `~`, has several slashes or ends in one, or its first part is a directory here and the Hub's cache does not have it.
+    """
+    expanded = os.path.expanduser(path)
+    if os.path.isdir(expanded):
+        return expanded
+    if os.path.isfile(expanded):
+        raise CheckpointError(f"{label}: {path} is a file; expected the directory of a model")
+    problem = f"{label}: no such directory: {path}"
+    first, *others = path.split("/")
+    if first in ("", ".", "..") or first.startswith("~") or len(others) > 1 or others == [""]:
+        raise CheckpointError(problem)
+    if (Path(constants.HF_HUB_CACHE) / "--".join(["models", first, *others])).is_dir():
+        return path
+    if others and os.path.isdir(first):
+        hint = f"to load it from the Hub all the same, run `hf download {path}` first"
+        raise CheckpointError(f"{problem} ({first} is a directory here); {hint}")
+    if constants.HF_HUB_OFFLINE:
+        raise CheckpointError(f"{problem}, and the Hub's cache has no such model; unset HF_HUB_OFFLINE to download it")
+    try:
+        # One request without retries, where loading would repeat each for 20 seconds.
+        get_hf_file_metadata(hf_hub_url(path, "config.json"))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(f"{problem}, and no such model on the Hub, or it is private") from error
+    except HfHubHTTPError:
+        pass  # such as a model without the file, or one that needs a login; loading says more
+    except HTTPError as error:
+        raise CheckpointError(f"{problem}, and the Hub cannot be reached: {error}") from error
+    return path
+
+
+def adapter_problem(path: str) -> str:
+    """Return the problem with an adapter, in a directory, in place of a model."""
+    try:
+        base = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "another model"
+    return (
+        f"{path} is an adapter of {base}; name that model, or merge the adapter into it (PEFT: merge_and_unload, save_pretrained)"
+    )
+
+
 def open_tokenizer(
-    path: str, chat_template: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    chat_template: str = "tokenizer",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    label: str = "model",
 ) -> PreTrainedTokenizerFast:
     """Return a tokenizer from a directory or the Hub; see `load_tokenizer`. The default template is right for an exported model."""
+    return prepared(read_tokenizer(checked_path(path, label), label, revision, trust_remote_code), chat_template)
+
+
+def read_tokenizer(
+    path: str, label: str = "model", revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a directory or of a Hub id as it was saved; it pads on the right.
+
+    Raises CheckpointError, which begins with `label`: there is none, it is slow or damaged, or it has a regular expression that is
+    invalid, or takes too long.
+    """
+    code = {"code_revision": revision} if trust_remote_code else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(Path(path).expanduser()) if Path(path).expanduser().exists() else path,
-            revision=revision or "main",
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"model: no tokenizer at {path}: {' '.join(str(error).split())[:300]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code, **code)
+    except Exception as error:  # tokenizers raises nothing more specific for a damaged file or an invalid expression
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{label}: cannot load the tokenizer of {path}: {reason}") from error
     if not tokenizer.is_fast:
-        raise RecipeError(f"model: {path} has only a slow tokenizer; add a tokenizer.json to it, or use another model")
-    return prepared(tokenizer, chat_template)
+        raise CheckpointError(f"{label}: {path} has only a slow tokenizer; add a tokenizer.json to it, or use another model")
+    problem = _pattern_problem(tokenizer.backend_tokenizer)
+    if problem is not None:
+        raise CheckpointError(f"{label}: the tokenizer of {path} {problem}; use another tokenizer")
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _pattern_problem(tokenizer: Tokenizer) -> str | None:
+    """Return the problem with the regular expressions of a tokenizer, which are a stranger's: they can backtrack without end.
+
+    What an expression can repeat is repeated, and followed by what a repetition cannot match and by all that a search could look for.
+    """
+    steps = (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    patterns = "".join(step.__getstate__().decode() for step in steps if step is not None)
+    if "Regex" not in patterns:
+        return None
+    repeated = sorted({*patterns, *re.findall(r"\w{2,8}", patterns), *"aA1 \n.é中"})
+    texts = [f"{text * REPEATS}\1{patterns} 1a." for text in repeated]
+    problems: list[BaseException] = []
+
+    def encode() -> None:
+        try:
+            for text in texts:
+                tokenizer.encode_batch([text], add_special_tokens=False)  # which lets other threads run, as `encode` does not
+        except BaseException as error:  # a panic of tokenizers is not an Exception
+            problems.append(error)
+
+    # In a thread, because nothing can interrupt a call of tokenizers; it ends with the process.
+    thread = threading.Thread(target=encode, daemon=True)
+    with _without_stderr():  # where a panic writes its stack
+        thread.start()
+        thread.join(PATTERN_SECONDS)
+    if thread.is_alive():
+        return f"has a regular expression that takes more than {PATTERN_SECONDS:g} seconds for {len(texts)} short texts"
+    return f"fails: {' '.join(str(problems[0]).split())[:200]}" if problems else None
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discard what native code writes to the standard error of the process."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def prepared(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrainedTokenizerFast:
     """Complete the template of a tokenizer and set its padding; returns the same tokenizer."""
     tokenizer.chat_template = resolve_template(chat_template, tokenizer)
     tokenizer.padding_side = "right"
-    tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, edge_tokens(tokenizer).end)})
+    chosen, own = choose_pad_token(tokenizer, edge_tokens(tokenizer).end), tokenizer.pad_token
+    if str(chosen) != own:
+        reason = "the tokenizer has no padding token" if own is None else f"{own} also ends or begins texts"
+        logger.info("padding with %s: %s", chosen, reason)
+        tokenizer.init_kwargs[REPLACED_PAD] = own  # saved with the tokenizer, and so known wherever the model goes
+    tokenizer.add_special_tokens({"pad_token": chosen})
     return tokenizer
+
+
+def replaced_pad_token(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
+    """Return the padding token, its id and the one that it replaced (None: there was none), or None if it is the model's own."""
+    if REPLACED_PAD not in tokenizer.init_kwargs:
+        return None
+    return {"token": tokenizer.pad_token, "id": tokenizer.pad_token_id, "replaced": tokenizer.init_kwargs[REPLACED_PAD]}
 
 
 def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:

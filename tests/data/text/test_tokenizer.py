@@ -1,6 +1,7 @@
 """The tokenizer of a run: loaded, saved, trained; and the canaries of its output."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,18 @@ from rmtrain.data.comparison import is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.encoder import encode_conversations
-from rmtrain.data.text.tokenizer import CANARIES, canary_hashes, first_change, load_tokenizer, open_tokenizer, trained_tokenizer
-from rmtrain.errors import RecipeError
+from rmtrain.data.text.tokenizer import (
+    CANARIES,
+    canary_hashes,
+    first_change,
+    load_tokenizer,
+    open_tokenizer,
+    prepared,
+    read_tokenizer,
+    replaced_pad_token,
+    trained_tokenizer,
+)
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.recipe.schema import Architecture, Data, PretrainedModel, ScratchModel
 from tests.helpers import bert_like, byte_bpe, data_of, llama_like, pairs, roberta_like, unigram_like, write_jsonl
 
@@ -81,10 +92,45 @@ def test_a_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     for path in ("nobody/model", str(tmp_path / "empty"), str(tmp_path), str(tmp_path / "missing")):
-        with pytest.raises(RecipeError, match=r"^model: ") as error:
+        with pytest.raises(CheckpointError, match=r"^model: ") as error:
             open_tokenizer(path)
         assert path in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["(", "(a+)+$", "(x+x+)+y", "(?:é|é)*!", "[z-a]", r"(\s|\s)*\d"])
+def test_bad_regular_expressions_are_refused(pattern: str, tmp_path: Path) -> None:
+    """An expression that is invalid or backtracks is one line, in bounded time."""
+    byte_bpe().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"^model: ") as error:
+        read_tokenizer(str(tmp_path))
+    assert "\n" not in str(error.value)
+    split["pattern"]["Regex"] = r"\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+|[^\s\p{L}\p{N}]+"
+    file.write_text(json.dumps(content))
+    assert read_tokenizer(str(tmp_path)).is_fast
+
+
+@pytest.mark.parametrize(("pad", "end"), [("<|endoftext|>", "<|endoftext|>"), (None, "<|endoftext|>")])
+def test_replaced_pad_token_is_remembered(pad: str | None, end: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By the tokenizer itself, when it is saved and loaded; the replacement is logged."""
+    own = byte_bpe(special_tokens=["<|endoftext|>"], eos_token=end)
+    if pad is not None:
+        own.pad_token = pad
+    own.save_pretrained(tmp_path / "own")
+    with caplog.at_level(logging.INFO, logger="rmtrain"):
+        tokenizer = open_tokenizer(str(tmp_path / "own"), "simple_chat")
+    expected = {"token": "<|pad|>", "id": len(own), "replaced": pad}
+    assert replaced_pad_token(tokenizer) == expected
+    assert "<|pad|>" in caplog.text
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert replaced_pad_token(open_tokenizer(str(tmp_path / "saved"))) == expected
+    assert replaced_pad_token(open_tokenizer(str(tmp_path / "saved"), "chatml")) == expected
+    assert replaced_pad_token(prepared(byte_bpe(), "simple_chat")) is None
 
 
 def section(tmp_path: Path, cache: str, **settings: object) -> Data:
