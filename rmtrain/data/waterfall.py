@@ -1,6 +1,6 @@
 """Counts of the rows of each source: read, kept, gathered, dropped by reason; and the check that enough of them are left."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ class SourceCount:
 
     `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that are part of another row's comparison.
     `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
+    `unset` counts rows with a column that has the name of a variable of the chat template, where nothing sets that variable, by name.
     """
 
     read: int = 0
@@ -27,16 +28,23 @@ class SourceCount:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    unset: dict[str, int] = field(default_factory=dict)
 
     def add(
-        self, kept: int, gathered: int = 0, dropped: Iterable[Dropped] = (), left_out: Mapping[str, int] | None = None
+        self,
+        kept: int,
+        gathered: int = 0,
+        dropped: Iterable[Dropped] = (),
+        left_out: Mapping[str, int] | None = None,
+        unset: Mapping[str, int] | None = None,
     ) -> None:
-        """Add numbers of rows, and of responses left out of them by reason."""
+        """Add numbers of rows, of responses left out of them by reason, and of rows that could set a template variable."""
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered
-        for reason, number in (left_out or {}).items():
-            self.left_out[reason] = self.left_out.get(reason, 0) + number
+        for counts, added in ((self.left_out, left_out), (self.unset, unset)):
+            for name, number in (added or {}).items():
+                counts[name] = counts.get(name, 0) + number
         for row in dropped:
             self.read += 1
             self.dropped[row.reason] = self.dropped.get(row.reason, 0) + 1
@@ -81,6 +89,16 @@ class Waterfall:
         """Return one line for each source that is refused, see `SourceCount.problem`."""
         checked = ((source, count.problem(max_drop_fraction)) for source, count in self.sources.items())
         return [f"{source}: {problem}" for source, problem in checked if problem is not None]
+
+    def unset_variables(self) -> Iterator[tuple[str, str]]:
+        """Yield the source and the problem for each template variable that nothing sets, although a column has its name."""
+        for source, count in self.sources.items():
+            for name, rows in count.unset.items():
+                key = "tools: tools" if name == "tools" else f"template_columns: {{{name}: {name}}}"
+                yield (
+                    source,
+                    f"{rows} rows have a column {name}, which the chat template reads and nothing passes to it; set {key}",
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values, by source."""

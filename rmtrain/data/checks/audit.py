@@ -30,7 +30,7 @@ from rmtrain.errors import DataError
 from rmtrain.files import sha256_file, write_text
 from rmtrain.recipe.schema import Data
 
-AUDIT_VERSION = 3
+AUDIT_VERSION = 4
 """Increase it with every change of what is found or how it is summarized."""
 EXAMPLES = 5
 SUMMARY, LIST = "findings.json", "findings.jsonl"
@@ -38,6 +38,7 @@ NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 KINDS = (
     "overlap",
     "benchmark",
+    "unset_variable",
     "contradictory",
     "cycle",
     "duplicate",
@@ -104,7 +105,7 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
 
 
 def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Return all findings: overlap of the splits, contamination by benchmarks, then those within each split."""
+    """Return all findings: overlap of the splits, contamination by benchmarks, unset template variables, then those within each split."""
     train, evaluation = prepared.train, prepared.eval
     findings = []
     for row in prepared.overlap:
@@ -115,6 +116,9 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
     for number, benchmark in benchmark_overlap(train, benchmarks).items():
         findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
     for split, data in prepared.splits.items():
+        for tag, detail in data.waterfall.unset_variables():
+            ids = tuple(row_id for row_id, source in zip(data.ids, data.sources, strict=True) if source == tag)
+            findings.append(Finding("unset_variable", split, ids, detail))
         # a ranking that appears twice repeats all of its preferences: findings of one kind in the same rows become one
         same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
         for finding in _within_split(split, data, tokenizer):

@@ -301,7 +301,7 @@ def _at_line(file: str, error: Exception, name: str = "") -> str:
     return f"{place}: {name}" + " ".join(f"{type(error).__name__}: {error}".split())[:MESSAGE_CHARACTERS]
 
 
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Increase it with every change of this folder that changes tokens, row ids or the stored columns: it is part of the cache key."""
 PACKAGES = ("rmtrain", "transformers", "tokenizers")
 

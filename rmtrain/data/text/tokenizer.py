@@ -1,10 +1,11 @@
 """The tokenizer of a run: loaded or trained, with its chat template, its padding token, and an end token that is not padding."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,7 +15,8 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import digest, source_identity
 from rmtrain.data.rows.loading import load_comparisons
-from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
+from rmtrain.data.text.renderer import Renderer
+from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
@@ -33,14 +35,18 @@ def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
         DataError: the template fails, or, for a trained tokenizer, the data is refused.
     """
     if isinstance(model, PretrainedModel):
-        return open_tokenizer(model.path, data.chat_template, model.revision, model.trust_remote_code)
+        return open_tokenizer(model.path, data.chat_template, model.revision, model.trust_remote_code, data.chat_template_kwargs)
     if model.tokenizer is not None:
-        return open_tokenizer(model.tokenizer, data.chat_template)
-    return prepared(trained_tokenizer(data, model.scratch.vocab_size), data.chat_template)
+        return open_tokenizer(model.tokenizer, data.chat_template, variables=data.chat_template_kwargs)
+    return prepared(trained_tokenizer(data, model.scratch.vocab_size), data.chat_template, data.chat_template_kwargs)
 
 
 def open_tokenizer(
-    path: str, chat_template: str = "tokenizer", revision: str | None = None, trust_remote_code: bool = False
+    path: str,
+    chat_template: str = "tokenizer",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    variables: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerFast:
     """Return a tokenizer from a directory or the Hub; see `load_tokenizer`. The default template is right for an exported model."""
     try:
@@ -53,12 +59,14 @@ def open_tokenizer(
         raise RecipeError(f"model: no tokenizer at {path}: {' '.join(str(error).split())[:300]}") from error
     if not tokenizer.is_fast:
         raise RecipeError(f"model: {path} has only a slow tokenizer; add a tokenizer.json to it, or use another model")
-    return prepared(tokenizer, chat_template)
+    return prepared(tokenizer, chat_template, variables)
 
 
-def prepared(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrainedTokenizerFast:
-    """Complete the template of a tokenizer and set its padding; returns the same tokenizer."""
-    tokenizer.chat_template = resolve_template(chat_template, tokenizer)
+def prepared(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str, variables: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
+    """Complete the template of a tokenizer, with fixed values of its variables, and set its padding; returns the same tokenizer."""
+    tokenizer.chat_template = resolve_template(chat_template, tokenizer, variables)
     tokenizer.padding_side = "right"
     tokenizer.add_special_tokens({"pad_token": choose_pad_token(tokenizer, edge_tokens(tokenizer).end)})
     return tokenizer
@@ -74,7 +82,7 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
         DataError: the data is refused.
     """
     blank = _wrapped(Tokenizer(models.BPE()))
-    template = resolve_template(data.chat_template, blank)
+    template = resolve_template(data.chat_template, blank, data.chat_template_kwargs)
     identity = {"template": template, "vocab_size": vocab_size, "train": [source_identity(source) for source in data.train]}
     folder = Path(data.cache_dir).expanduser() / f"tokenizer-{digest(identity)[:32]}"
     file = folder / "tokenizer.json"
@@ -108,9 +116,8 @@ def _texts(data: Data, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     for source in data.train:
         for batch in load_comparisons(source):
             rows = [row for row in batch if isinstance(row, Comparison) and not is_held_out(prompt_hash(row), source.holdout)]
-            conversations = [(*row.prompt, *response) for row in rows for response in row.responses]
-            for text in render_all(conversations, tokenizer, [row.id for row in rows for _ in row.responses]):
-                yield text.replace(END_TOKEN, "")
+            for row in Renderer(tokenizer).render(rows):
+                yield from (text.replace(END_TOKEN, "") for number, text in enumerate(row.texts) if number not in row.faults)
 
 
 CANARY_WORDS = (

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import BadRow, Comparison, Dropped, TokenizedComparison, common_prefix_length
 from rmtrain.data.text.encoder import Encoder, LengthPolicy, encode_conversations, find_overlong, truncate
-from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens, render
+from rmtrain.data.text.renderer import render
+from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
