@@ -9,7 +9,7 @@ import pytest
 
 from tests.forks import rmtrain
 
-SET = "data.train.0.tools=tools"
+SET, LONGER = "data.train.0.tools=tools", "data.max_length=512"
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def folder(case: Callable[[str], Path]) -> Path:
 
 
 def report(folder: Path, *arguments: str) -> dict[str, Any]:
-    ended = rmtrain(*arguments, "--json", cwd=folder)
+    ended = rmtrain(*arguments, LONGER, "--json", cwd=folder)
     assert ended.returncode == 0, ended.stderr
     document: dict[str, Any] = json.loads(ended.stdout)
     return document

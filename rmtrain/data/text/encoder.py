@@ -351,7 +351,7 @@ class Encoder:
             for number, key in texts.hidden.items():
                 faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
             tokenized = TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences)
-            rows.append((tokenized, faults | texts.faults))
+            rows.append((tokenized, {**faults, **texts.faults}))
         return self._checked(rows, self.policy)
 
     def check(self, rows: Sequence[TokenizedComparison]) -> list[Checked]:

@@ -30,6 +30,7 @@ RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, Ty
 CALL_PROBE = "tool-call-probe"
 QUESTION, REPLY = "first", "second"
 PROBE: tuple[Message, ...] = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY})
+REPLY_TEXT = re.compile(REPLY, re.IGNORECASE)  # a template may write it in upper case
 SHOWN_CHARACTERS = 60
 GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
 """Tags that only transformers has; they mark the replies, and read no variable."""
@@ -211,13 +212,13 @@ class Renderer:
     @cached_property
     def _closing(self) -> str:
         """The text after a reply, up to the end."""
-        return render(PROBE, self.tokenizer).rpartition(REPLY)[2]
+        return REPLY_TEXT.split(render(PROBE, self.tokenizer))[-1]
 
     @cached_property
     def _writes_empty_replies(self) -> bool:
         """Whether an empty reply is written like any other, rather than left out with its role."""
         texts = render_all([PROBE, (PROBE[0], PROBE[1] | {"content": ""})], self.tokenizer, ["data.chat_template"] * 2)
-        one, other = ("".join(text.replace(REPLY, "").split()) for text in texts)
+        one, other = ("".join(REPLY_TEXT.sub("", text).split()) for text in texts)
         return one == other
 
     def _hidden(self, row: Comparison, texts: Sequence[str]) -> dict[int, str]:

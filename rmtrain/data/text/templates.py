@@ -18,7 +18,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import Message
-from rmtrain.data.text.renderer import PROBE, QUESTION, REPLY, SHOWN_CHARACTERS, render_all, template_variables
+from rmtrain.data.text.renderer import PROBE, QUESTION, REPLY, REPLY_TEXT, SHOWN_CHARACTERS, render_all, template_variables
 from rmtrain.errors import DataError, RecipeError
 
 NEW_PAD_TOKEN = "<|pad|>"
@@ -205,10 +205,10 @@ def _completed(template: str, tokenizer: PreTrainedTokenizerBase, edges: EdgeTok
     What it writes after the end token of the last reply is cut, since consumers of the model read the reward at the very end.
     """
     text, names = _render_probe(tokenizer), tokenizer.convert_ids_to_tokens
-    at = text.lower().rfind(REPLY)
-    if at < 0:
+    *written, rest = REPLY_TEXT.split(text)
+    if not written:
         raise DataError(f"data.chat_template: it does not write the reply, only {text[-40:]!r}; correct the template")
-    rest, end = text[at + len(REPLY) :], names(edges.end) if edges.in_template else "".join(names(list(edges.trailing)))
+    end = names(edges.end) if edges.in_template else "".join(names(list(edges.trailing)))
     kept, has_end = rest, bool(end) and end in rest
     if has_end:
         kept = rest[: rest.index(end) + (len(end) if edges.in_template else 0)]
@@ -221,7 +221,8 @@ def _completed(template: str, tokenizer: PreTrainedTokenizerBase, edges: EdgeTok
     result = f"(rendered[:-{len(cut)}] if rendered.endswith({cut!r}) else rendered)" if cut.strip() else "rendered.rstrip()"
     if cut:
         result += " + eos_token" if adds_end else ""
-        template = f"{{% set rendered %}}{template}{{% endset %}}{{{{ rendered if add_generation_prompt else {result} }}}}"
+        body = template.removesuffix("\n")  # which jinja removes at the end of a template
+        template = f"{{% set rendered %}}{body}{{% endset %}}{{{{ rendered if add_generation_prompt else {result} }}}}"
     elif adds_end:
         template = template.removesuffix("\n") + "{{ '' if add_generation_prompt else eos_token }}"
 
@@ -245,7 +246,11 @@ def _check_opens_no_turn(tokenizer: PreTrainedTokenizerBase, text: str, closing:
         longer = render_all([LONGER_PROBE], tokenizer, ["data.chat_template"], seconds=PROBE_SECONDS)[0].lower()
     except DataError:  # a template for one exchange only
         return
-    between = longer.rpartition(REPLY)[2].partition(NEXT_QUESTION)[0].rstrip()
+    _, reply, later = longer.rpartition(REPLY)
+    between, question, _ = later.partition(NEXT_QUESTION)
+    between = between.rstrip()
+    if not reply or not question:  # a template that writes the last message only
+        return
     before, announced = text.lower().partition(QUESTION)[::2]
     gap = announced.partition(REPLY)[0].strip()
     has_header = before.strip() not in ("", str(tokenizer.bos_token).lower()) and gap != between.strip()

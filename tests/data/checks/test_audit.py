@@ -59,7 +59,7 @@ CLEAN = 24
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return prepared(byte_bpe(), THINKING_TEMPLATE)
+    return prepared(byte_bpe(), "{{ mood }}" + THINKING_TEMPLATE)
 
 
 def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> tuple[PreparedData, Data]:
@@ -70,7 +70,7 @@ def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -
         stream.write("{oops\n")
     end = tokenizer.eos_token_id
     tokens = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}, {"chosen_ids": [6, 7, end], "rejected_ids": [6, 9]}]
-    test = [row("Fresh?", "It is.", "Stale as a stone."), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
+    test = [row("Fresh?", "It is.", "Stale as a stone.", mood="calm"), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
     benchmark = [{"question": "Where is it?"}, {"question": "which fox is quick?"}]
     data = Data(
         train=[
@@ -94,7 +94,8 @@ def expected() -> dict[str, list[str]]:
     ids: dict[str, list[str]] = {}
     for number, (name, _, _) in enumerate(PLANTED):
         ids.setdefault(name.split()[0], []).append(f"rows:{CLEAN + number}")
-    return ids | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
+    others = {"missing_end_token": ["tokens:1"], "overlap": ["test:1"], "unset_variable": ["test:0", "test:1"]}
+    return ids | others | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"]}
 
 
 def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -115,17 +116,19 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     first, second = expected()["contradictory"]
     assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
     assert details["cycle"].startswith("3 responses ")
+    assert details["unset_variable"].startswith("1 rows ")
+    assert details["unset_variable"].endswith("set template_columns: {mood: mood}")
 
 
 def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = planted(tmp_path, tokenizer)
     train, evaluation = (audit(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
     assert (train["comparisons"], evaluation["comparisons"]) == (len(made.train), 2)
-    assert list(train["found"]) == [kind for kind in KINDS if kind != "overlap"]
+    assert list(train["found"]) == [kind for kind in KINDS if kind not in ("overlap", "unset_variable")]
     cycle = train["found"]["cycle"]
     assert (cycle["found"], cycle["rows"], cycle["share"]) == (1, 3, 3 / len(made.train))
     assert cycle["examples"][0]["ids"] == expected()["cycle"]
-    assert list(evaluation["found"]) == ["overlap"]
+    assert list(evaluation["found"]) == ["overlap", "unset_variable"]
     assert train["baselines"]["longer"]["wins"] > 0
 
 

@@ -211,11 +211,11 @@ def test_variables_reach_the_template() -> None:
         "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     )
     renderer = Renderer(prepared(byte_bpe(), template))
-    turns = tuple(({"role": "assistant", "content": text},) for text in "ab")
+    turns = tuple(({"role": "assistant", "content": text},) for text in "XY")
     plain = Comparison("s:0", "s", ({"role": "user", "content": "q"},), turns)
     with_tools, moody = replace(plain, variables={"tools": TOOLS}), replace(plain, variables={"mood": "calm"})
     texts = [rendered.texts[0] for rendered in renderer.render([plain, with_tools, moody, plain])]
-    body = "<user>q<assistant>a<|endoftext|>"
+    body = "<user>q<assistant>X<|endoftext|>"
     written = '[{"type": "function", "function": {"name": "add", "parameters": {}}}]'
     assert texts == [body, written + body, "calm" + body, body]
     (rendered,) = renderer.render([with_tools])
