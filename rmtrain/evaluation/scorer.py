@@ -221,7 +221,7 @@ def template_values(tools: Any, kwargs: Any, name: str) -> dict[str, Any]:
     """Return the template variables of a conversation: its tools, and others by name; raises DataError, naming the wrong one."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise DataError(f"{name}: {KWARGS} is {kind_of(kwargs)}; expected an object")
-    values = {key: value for key, value in (kwargs or {}).items() if value is not None}
+    values = dict(kwargs or {})
     for key in values:
         if problem := variable_problem(str(key)):
             raise DataError(f"{name}: {KWARGS}.{key}: {problem}")

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rmtrain.data.text.tokenizer import prepared
 from tests.forks import rmtrain
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 @pytest.fixture
@@ -35,8 +38,23 @@ def test_reward_is_read_at_the_reply(folder: Path) -> None:
 def test_completed_template_still_announces_replies(folder: Path) -> None:
     """What is exported renders whole conversations without the open turn, and prompts with it."""
     tokenizer = prepared(AutoTokenizer.from_pretrained(folder / "m"), "tokenizer")
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     whole = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
-    assert tokenizer.apply_chat_template(talk, tokenize=False) == whole
-    announced = tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert tokenizer.apply_chat_template(TALK, tokenize=False) == whole
+    announced = tokenizer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
     assert announced == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_export_reads_the_reward_at_the_reply(folder: Path) -> None:
+    """transformers alone, with the exported template, ends in the reply's end token, and gives the reward that `score` gives."""
+    assert rmtrain("train", "r.yaml", "training.max_steps=1", cwd=folder).returncode == 0
+    assert rmtrain("score", "out/model", "in.jsonl", "-o", "out.jsonl", cwd=folder).returncode == 0
+    reward = json.loads((folder / "out.jsonl").read_text())["reward"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "out/model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "out/model")
+    ids = tokenizer.apply_chat_template(TALK, return_tensors="pt", return_dict=True)
+    assert tokenizer.convert_ids_to_tokens(ids["input_ids"][0].tolist())[-2:] == ["b", "<|im_end|>"]
+    with torch.no_grad():
+        assert reward == pytest.approx(model(**ids).logits[0, 0].item(), abs=1e-5)
+    golden = json.loads((folder / "out/model/golden.json").read_text())
+    assert all(entry["text"].endswith("<|im_end|>") for entry in golden)
+    assert not any(entry["text"].endswith("assistant\n<|im_end|>") for entry in golden)

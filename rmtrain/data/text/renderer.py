@@ -187,27 +187,28 @@ class Renderer:
                 texts.append(str(self.tokenizer.eos_token or ""))
                 continue
             texts.append(text)
-            begin = _find_response(response, text, prompt)
-            if begin is None:
+            place = _find_response(response, text, prompt)
+            if place is None:
                 rewritten.append(number)
             elif first is None:
-                first = number, begin
-            if problem := self._ending_fault(response[-1], text, begin is None):
+                first = number, place[0]
+            if problem := self._ending_fault(response[-1], text, None if place is None else place[1]):
                 faults[number] = problem
         return Rendered(texts, first, tuple(rewritten), self._hidden(row, texts), faults)
 
-    def _ending_fault(self, reply: Message, text: str, is_rewritten: bool) -> BadRow | None:
-        """Return what the template writes after a reply, other than what it writes after every reply."""
+    def _ending_fault(self, reply: Message, text: str, end: int | None) -> BadRow | None:
+        """Return what the template writes after a reply, other than what it writes after every reply.
+
+        `end` is where the reply ends in the text; None: it was rewritten.
+        """
         content, body = reply["content"].strip(), text.removesuffix(self._closing)
         ends_well = text.endswith(self._closing)
         if ends_well and not content and CALL not in reply and not self._writes_empty_replies:
             return BadRow("hidden_by_template", "the chat template leaves out a reply that is empty")
-        if ends_well and (is_rewritten or CALL in reply or body.rstrip().endswith(content)):
+        if ends_well and (end is None or CALL in reply or body.rstrip().endswith(content)):
             return None
-        at = text.rfind(content) if content else -1
-        after = text[at + len(content) :] if at >= 0 else text[-SHOWN_CHARACTERS:]
-        expected = f"expected {self._closing!r}" if self._closing else "expected nothing"
-        return BadRow("text_after_reply", f"the chat template writes {after[:SHOWN_CHARACTERS]!r} after the reply; {expected}")
+        shown = "more" if end is None else repr(text[end : end + SHOWN_CHARACTERS])
+        return BadRow("text_after_reply", f"the chat template writes {shown} after the reply, not only {self._closing!r}")
 
     @cached_property
     def _closing(self) -> str:
@@ -246,10 +247,10 @@ class Renderer:
         return text.count(CALL_PROBE) >= 3
 
 
-def _find_response(response: Conversation, text: str, prompt: str) -> int | None:
-    """Return where a response begins in the text, thoughts included; None if the text does not have all of its messages unchanged.
+def _find_response(response: Conversation, text: str, prompt: str) -> tuple[int, int] | None:
+    """Return where a response begins in the text, thoughts included, and where the content of its last message ends.
 
-    The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
+    None if the text does not have all of its messages unchanged. The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
     """
     position = len(prompt)
     if not text.startswith(prompt):
@@ -265,4 +266,4 @@ def _find_response(response: Conversation, text: str, prompt: str) -> int | None
             thoughts = [text.find(message[key].strip(), position) for key in THOUGHTS if key in message]
             begin = min([at, *(place for place in thoughts if place >= 0)])
         position = at + len(content)
-    return begin
+    return None if begin is None else (begin, position)

@@ -70,7 +70,10 @@ def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -
         stream.write("{oops\n")
     end = tokenizer.eos_token_id
     tokens = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}, {"chosen_ids": [6, 7, end], "rejected_ids": [6, 9]}]
-    test = [row("Fresh?", "It is.", "Stale as a stone.", mood="calm"), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
+    test = [
+        row("Fresh?", "It is.", "Stale as a stone.", mood="calm"),
+        row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?"),
+    ]
     benchmark = [{"question": "Where is it?"}, {"question": "which fox is quick?"}]
     data = Data(
         train=[

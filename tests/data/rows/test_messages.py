@@ -164,7 +164,7 @@ def test_own_keys_and_roles_are_found() -> None:
         '{"from": "USD", "value": 3}',
         '[{"role": "admin", "content": "x"}]',
         '{"content": "x"}',
-        '[1, 2]',
+        "[1, 2]",
         '["a", "b"]',
         "{'a': 1}",
         "{'role': 'tester', 'content': 'x'}",

@@ -216,7 +216,9 @@ def test_a_refused_response_does_not_move_the_others() -> None:
     tokenizer = prepared(byte_bpe(), template)
     turns = tuple((assistant(text),) for text in ("bad", "good day", "fine day"))
     edges = (Preference(0, 1), Preference(0, 2), Preference(1, 2))
-    (whole,) = Encoder(tokenizer, LengthPolicy(1024, None, "drop")).encode([Comparison("s:0", "s", (user("how?"),), turns, edges)])
+    (whole,) = Encoder(tokenizer, LengthPolicy(1024, None, "drop")).encode(
+        [Comparison("s:0", "s", (user("how?"),), turns, edges)]
+    )
     two = encode(Comparison("s:0", "s", (user("how?"),), turns[1:]), tokenizer)
     assert (whole.row, whole.left_out, list(whole.responses)) == (two, ("template_refused",), [1, 2])
     assert isinstance(two, TokenizedComparison)
