@@ -166,9 +166,8 @@ def evaluate(
         and not allow_template_change
     ):
         raise CheckpointError(
-            f"template hash differs: {model} has another chat template, or other defaults of its variables, than "
-            f"data.chat_template: {recipe.data.chat_template[:40]!r} with data.chat_template_kwargs; "
-            "set tokenizer without chat_template_kwargs, or pass --allow-template-change"
+            f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r} "
+            "with data.chat_template_kwargs; set tokenizer and no kwargs, or pass --allow-template-change"
         )
     with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):

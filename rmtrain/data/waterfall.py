@@ -95,10 +95,8 @@ class Waterfall:
         for source, count in self.sources.items():
             for name, rows in count.unset.items():
                 key = "tools: tools" if name == "tools" else f"template_columns: {{{name}: {name}}}"
-                yield (
-                    source,
-                    f"{rows} rows have a column {name}, which the chat template reads and nothing passes to it; set {key}",
-                )
+                problem = f"the chat template reads {name}, a column of {rows:,} rows, and nothing passes it on; set {key}"
+                yield source, problem
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values, by source."""

@@ -68,7 +68,7 @@ def test_template_variables_when_evaluating(tmp_path: Path) -> None:
         return ended.returncode, ended.stderr, [json.loads(line)["rewards"] for line in lines]
 
     plain, named = evaluated(), evaluated("data.eval.0.tools=tools")
-    assert "note: rows: 12 rows have a column tools" in plain[1]
+    assert "note: rows: the chat template reads tools, a column of 12 rows" in plain[1]
     assert "note: rows" not in named[1]
     moody = evaluated("data.eval.0.tools=tools", "data.chat_template_kwargs={mood: calm}")
     assert (plain[0], named[0], moody[0]) == (0, 0, 4)

@@ -342,13 +342,10 @@ def tool_definitions(cell: Any, name: str) -> list[dict[str, Any]] | None:
     tools = decode_json(cell, name) if isinstance(cell, str) and cell.strip() else cell
     if is_blank(tools) or tools == []:  # templates write a heading for an empty list
         return None
-    if isinstance(tools, list):
-        tools = [decode_json(tool, name) if isinstance(tool, str) else tool for tool in tools]
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        shown = (
-            f"a list with {kind_of(next(t for t in tools if not isinstance(t, dict)))}"
-            if isinstance(tools, list)
-            else kind_of(tools)
-        )
-        raise BadRow("bad_tools", f"{name} is {shown}; expected a list of tool definitions")
-    return tools
+    if not isinstance(tools, list):
+        raise BadRow("bad_tools", f"{name} is {kind_of(tools)}; expected a list of tool definitions")
+    definitions = [decode_json(tool, name) if isinstance(tool, str) else tool for tool in tools]
+    for tool in definitions:
+        if not isinstance(tool, dict):
+            raise BadRow("bad_tools", f"{name} has {kind_of(tool)}; expected tool definitions")
+    return definitions

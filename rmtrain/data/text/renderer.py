@@ -12,7 +12,7 @@ from operator import itemgetter
 from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
@@ -127,15 +127,22 @@ def _time_limit(seconds: float) -> Iterator[None]:
 def template_variables(template: str) -> frozenset[str]:
     """Return the variables that a chat template reads, such as `tools`, without the messages and special tokens that all have.
 
-    Empty for a template that is not valid: rendering it says why.
+    A name that the template sets itself counts only if it has a default, as in `tools is defined` or `tools or []`: others hold what one
+    branch computes for another. Empty for a template that is not valid: rendering it says why.
     """
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        names = meta.find_undeclared_variables(environment.parse(GENERATION.sub("", template)))
+        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
     except TemplateSyntaxError:
         return frozenset()
-    always = ("messages", "add_generation_prompt", "raise_exception", "strftime_now")
-    return frozenset(name for name in names if name not in always and not name.endswith("_token"))
+    tested = [test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined", "none")]
+    tested += [default.node for default in tree.find_all(nodes.Filter) if default.name == "default" and default.node is not None]
+    tested += [either.left for either in tree.find_all(nodes.Or)]
+    by_use: dict[str, set[str]] = {"load": set(), "store": set(), "param": set()}
+    for name in tree.find_all(nodes.Name):
+        by_use[name.ctx].add(name.name)
+    own = by_use["store"] - ({node.name for node in tested if isinstance(node, nodes.Name)} - by_use["param"])
+    names = meta.find_undeclared_variables(tree) - own - {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
+    return frozenset(name for name in names if not name.endswith("_token"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +257,8 @@ class Renderer:
 def _find_response(response: Conversation, text: str, prompt: str) -> tuple[int, int] | None:
     """Return where a response begins in the text, thoughts included, and where the content of its last message ends.
 
-    None if the text does not have all of its messages unchanged. The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
+    None if the text does not have all of its messages unchanged. The space around a message does not count: most templates trim it.
+    The search starts after the prompt, which may contain the response.
     """
     position = len(prompt)
     if not text.startswith(prompt):

@@ -119,7 +119,7 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     first, second = expected()["contradictory"]
     assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
     assert details["cycle"].startswith("3 responses ")
-    assert details["unset_variable"].startswith("1 rows ")
+    assert details["unset_variable"].startswith("the chat template reads mood, a column of 1 rows")
     assert details["unset_variable"].endswith("set template_columns: {mood: mood}")
 
 

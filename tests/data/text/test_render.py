@@ -233,6 +233,9 @@ def test_variables_reach_the_template() -> None:
             "{{ strftime_now('%d') }}{% set ns = namespace(a=range(3)) %}{{ raise_exception('x') if date_string else '' }}",
             {"date_string"},
         ),
+        ("{% for m in messages %}{% if m.x %}{% set content = m.x %}{% endif %}{{ content }}{% endfor %}", set()),
+        ("{% set tools = tools or [] %}{% set mood = mood | default('calm') %}{{ tools }}{{ mood }}", {"tools", "mood"}),
+        ("{% if date_string is none %}{% set date_string = 'x' %}{% endif %}{{ date_string }}", {"date_string"}),
         ("{% if %}", set()),
     ],
 )
