@@ -53,6 +53,8 @@ def row(name: str, field: FieldInfo, schema: dict[str, Any]) -> str:
 
 def in_words(schema: dict[str, Any]) -> str:
     """The JSON schema of a value in plain words: `a whole number above 0, or null`."""
+    if schema.get("$ref", "").endswith("/JsonValue"):
+        return "any value"
     options = schema.get("anyOf") or schema.get("oneOf")
     if options:
         return ", or ".join(dict.fromkeys(map(in_words, options)))

@@ -158,18 +158,25 @@ def evaluate(
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     reward_model, tokenizer = load_reward_model(model, model_device(accelerator), allow_template_change=allow_template_change)
     reward_model.autocast = uses_bfloat16(recipe.training.precision)
-    data_tokenizer = open_tokenizer(model, recipe.data.chat_template)
+    kwargs = recipe.data.chat_template_kwargs
+    data_tokenizer = open_tokenizer(model, recipe.data.chat_template, variables=kwargs)
     template = template_hash(data_tokenizer)
-    if template != template_hash(tokenizer) and recipe.data.chat_template != "tokenizer" and not allow_template_change:
+    if (
+        template != template_hash(tokenizer)
+        and (recipe.data.chat_template != "tokenizer" or kwargs)
+        and not allow_template_change
+    ):
         raise CheckpointError(
-            f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r}; "
-            "set it to tokenizer, or pass --allow-template-change"
+            f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r} "
+            "with data.chat_template_kwargs; set tokenizer and no kwargs, or pass --allow-template-change"
         )
     with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):
             data = prepare(recipe.data, data_tokenizer, progress).eval
         else:
             data = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
+    for source, problem in data.waterfall.unset_variables():
+        console.print(f"note: {source}: {problem}", highlight=False, markup=False)
     if not len(data):
         raise RecipeError("nothing to evaluate on; set data.eval or a holdout in data.train, or pass --data")
 

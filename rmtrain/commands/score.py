@@ -162,7 +162,7 @@ def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encode
     problems: dict[int, DataError] = {}
     for number, line in lines:
         try:
-            rows.append(parse_input(line, number))
+            rows.append(parse_input(line, number, scorer.variables))
         except DataError as problem:
             problems[number] = problem
     try:

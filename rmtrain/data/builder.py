@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -38,10 +38,11 @@ from rmtrain.data.comparison import (
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select, with_place
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
+from rmtrain.data.text.renderer import template_variables
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import RmtrainError
 from rmtrain.files import sha256_file
-from rmtrain.recipe.schema import Data, Source
+from rmtrain.recipe.schema import Data, Source, TextSource
 
 SPLITS = ("train", "eval")
 MANIFEST, DROPPED, GATHERED = "manifest.json", "dropped.jsonl", "gathered.jsonl"
@@ -66,6 +67,7 @@ class EncodedRows:
     marks: the content and the group by which `dedup` and `cap` know each comparison; None if the source has neither.
     left_out: number of responses that were left out of these comparisons, by reason.
     winners: number of labels of these comparisons, by the side that they call better.
+    unset: number of these comparisons with a column that has the name of a template variable which nothing sets, by name.
     """
 
     stored: pa.RecordBatch | None
@@ -74,6 +76,7 @@ class EncodedRows:
     marks: list[tuple[int, int]] | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     winners: Mapping[str, int] = field(default_factory=dict)
+    unset: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -93,6 +96,7 @@ class EncodedRows:
             dropped=[*self.dropped, *(dropped(row_id, source, problem) for row_id, problem in lost)],
             left_out=self.left_out,
             winners=self.winners,
+            unset=self.unset,
         )
 
 
@@ -101,6 +105,7 @@ class RowEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: Data) -> None:
         self.encoder = Encoder(tokenizer, LengthPolicy.of(data), data.allow_rewritten)
+        self.variables = template_variables(str(tokenizer.chat_template)) - set(data.chat_template_kwargs)
 
     def __call__(self, task: RowTask) -> dict[str, EncodedRows]:
         """Return the rows of a task by the split they go to.
@@ -115,15 +120,22 @@ class RowEncoder:
         for row in selection.rows:
             held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout)
             members["eval" if held_out else task.split].append(row)
-        return {split: self._encode(rows, hashes, groups, selection.places) for split, rows in members.items() if rows}
+        unset = self.variables - {*task.source.variables, *task.source.columns} if isinstance(task.source, TextSource) else set()
+        return {split: self._encode(rows, hashes, groups, selection.places, unset) for split, rows in members.items() if rows}
 
     def _encode(
-        self, rows: Sequence[Adapted], hashes: Mapping[str, int], groups: Mapping[str, int] | None, places: Mapping[str, str]
+        self,
+        rows: Sequence[Adapted],
+        hashes: Mapping[str, int],
+        groups: Mapping[str, int] | None,
+        places: Mapping[str, str],
+        unset: Set[str],
     ) -> EncodedRows:
         texts = [row for row in rows if isinstance(row, Comparison)]
         tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
         dropped = [row for row in rows if isinstance(row, Dropped)]
         stored, left_out, winners = list[StoredRow](), Counter[str](), Counter[str]()
+        fillable = Counter(name for row in texts for name in row.columns if name in unset)
         comparisons: list[Comparison | TokenizedComparison] = [*texts, *tokens]
         for row, checked in zip(comparisons, [*self.encoder.encode(texts), *self.encoder.check(tokens)], strict=True):
             dropped += [with_place(lost, places) for lost in checked.lost]
@@ -139,7 +151,7 @@ class RowEncoder:
             contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in stored]
             marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
-        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out, winners)
+        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out, winners, fillable)
 
 
 def build_artifact(
@@ -155,7 +167,8 @@ def build_artifact(
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
         for split, source, rows in _encoded(sources, encode, progress):
-            waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, rows.left_out, rows.winners)
+            counts = (rows.left_out, rows.winners, rows.unset)
+            waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, *counts)
             where = {"split": split, "source": source.title}
             for row in rows.dropped:
                 record = {**where, "id": row.id, "reason": row.reason, "detail": row.detail}

@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -44,6 +44,8 @@ class Comparison:
     """A row as text. `responses[k]` are the messages that follow `prompt`; the chosen response of a pair is number 0.
 
     `left_out` has the reason of each response of the row that was left out, `winners` the side, a or b, that each label calls better.
+    `variables` are those of the chat template, such as `tools`; they are part of the prompt. `columns` names the columns of the row that
+    hold something.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Comparison:
     preferences: tuple[Preference, ...] = PAIR
     left_out: tuple[str, ...] = ()
     winners: tuple[str, ...] = field(default=(), compare=False)
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,13 +137,14 @@ HASH_RANGE = 2**64
 
 
 def prompt_hash(row: Comparison | TokenizedComparison) -> int:
-    """Return 64 bits of the prompt, regardless of case, spacing and Unicode form; without one, of the responses.
+    """Return 64 bits of the prompt with its variables, regardless of case, spacing and Unicode form; without one, of the responses.
 
     A tokenized row is hashed by the token prefix of its sequences.
     """
     if isinstance(row, TokenizedComparison):
         return _hash(repr(list(row.sequences[0][: row.prefix_length])))
-    return _hash_messages(row.prompt) if row.prompt else _hash(*(str(value) for value in sorted(response_hashes(row))))
+    prompt = _hash_messages(row.prompt) if row.prompt else _hash(*(str(value) for value in sorted(response_hashes(row))))
+    return _hash(str(prompt), json.dumps(row.variables, sort_keys=True, default=str)) if row.variables else prompt
 
 
 def hash_text(value: int) -> str:

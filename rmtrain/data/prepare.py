@@ -15,11 +15,13 @@ from rmtrain.data.comparison import Dropped, place_of
 from rmtrain.data.rows.dataset import Snapshot, digest, read_rows, tokenizer_fingerprint
 from rmtrain.data.rows.loading import Progress, all_problems, no_progress
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
+from rmtrain.data.text.renderer import template_variables
+from rmtrain.data.text.templates import unread_variable
 from rmtrain.data.text.tokenizer import canary_hashes, first_change
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.files import get_or_build, sha256_file
-from rmtrain.recipe.schema import Data, Source, TokenizedSource
+from rmtrain.recipe.schema import Data, Source, TextSource, TokenizedSource
 
 SHAPING_KEYS = {"max_length", "max_prompt_length", "overlong", "allow_rewritten"}
 
@@ -84,6 +86,7 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
                 raise RecipeError(
                     f"{source.title}: {key} selects by prompt, and rows of tokens do not say where theirs ends; remove {key}"
                 )
+    check_variables(data, tokenizer)
     fingerprint, sources = tokenizer_fingerprint(tokenizer), (*data.train, *data.eval)
     with all_problems(sources):
         snapshot = Snapshot(sources)
@@ -103,6 +106,21 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
     directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build)
     splits = _load(directory, key, tokenizer)
     return PreparedData(*splits, directory, fingerprint, find_overlap(*splits))
+
+
+def check_variables(data: Data, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise RecipeError for columns that are passed to a chat template as variables that it does not read."""
+    read = template_variables(str(tokenizer.chat_template))
+    problems = [
+        f"data.{split}.{number}.{name if name == 'tools' else f'template_columns.{name}'}: {unread_variable(name, read)}"
+        for split, sources in (("train", data.train), ("eval", data.eval))
+        for number, source in enumerate(sources)
+        if isinstance(source, TextSource)
+        for name in source.variables
+        if name not in read
+    ]
+    if problems:
+        raise RecipeError(*problems)
 
 
 def _load(directory: Path, key: str, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenizedData, TokenizedData]:

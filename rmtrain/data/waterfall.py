@@ -1,6 +1,6 @@
 """Counts of the rows of each source: read, kept, gathered, dropped by reason; and the check that enough of them are left."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -78,6 +78,7 @@ class SourceCount:
     `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that are part of another row's comparison.
     `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
     `winners` counts the labels of a source of two candidates, by the side that they call better.
+    `unset` counts rows with a column that has the name of a variable of the chat template, where nothing sets that variable, by name.
     """
 
     read: int = 0
@@ -87,6 +88,7 @@ class SourceCount:
     examples: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     winners: dict[str, int] = field(default_factory=dict)
+    unset: dict[str, int] = field(default_factory=dict)
 
     def add(
         self,
@@ -95,12 +97,13 @@ class SourceCount:
         dropped: Iterable[Dropped] = (),
         left_out: Mapping[str, int] = NOTHING,
         winners: Mapping[str, int] = NOTHING,
+        unset: Mapping[str, int] = NOTHING,
     ) -> None:
-        """Add numbers of rows, of responses left out of them by reason, and of labels by the side that won."""
+        """Add numbers of rows, of responses left out of them by reason, of labels by the side that won, and of unset variables."""
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered
-        for counts, more in ((self.left_out, left_out), (self.winners, winners)):
+        for counts, more in ((self.left_out, left_out), (self.winners, winners), (self.unset, unset)):
             for key, number in more.items():
                 counts[key] = counts.get(key, 0) + number
         for row in dropped:
@@ -147,6 +150,14 @@ class Waterfall:
         """Return one line for each source that is refused, see `SourceCount.problem`."""
         checked = ((source, count.problem(max_drop_fraction)) for source, count in self.sources.items())
         return [f"{source}: {problem}" for source, problem in checked if problem is not None]
+
+    def unset_variables(self) -> Iterator[tuple[str, str]]:
+        """Yield the source and the problem for each template variable that nothing sets, although a column has its name."""
+        for source, count in self.sources.items():
+            for name, rows in count.unset.items():
+                key = "tools: tools" if name == "tools" else f"template_columns: {{{name}: {name}}}"
+                problem = f"the chat template reads {name}, a column of {rows:,} rows, and nothing passes it on; set {key}"
+                yield source, problem
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON values, by source."""

@@ -1,9 +1,10 @@
 """A reward model from Python, also a reward function for TRL's trainers: conversations in, rewards out; and lines of `rmtrain score`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,10 @@ import torch
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
-from rmtrain.data.rows.messages import to_messages
+from rmtrain.data.rows.messages import TOOLS, kind_of, to_messages, tool_definitions
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
+from rmtrain.data.text.renderer import template_variables
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
@@ -21,6 +23,7 @@ from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.reward_model import choose_layout
 from rmtrain.model.saved_model import load_reward_model, template_hash
 from rmtrain.recipe.schema import Messages
+from rmtrain.recipe.sources import variable_problem
 
 Overlong = Literal["error", "cut"]
 MAX_TOKENS = 16384
@@ -70,6 +73,7 @@ class RewardScorer:
         limits = [limit for limit in (self.model.max_positions, declared) if isinstance(limit, int) and limit > 0]
         self.limit = LengthPolicy(max_length or min(limits, default=None), overlong=overlong)
         self.encoder = Encoder(self.tokenizer, self.limit)
+        self.variables = template_variables(str(self.tokenizer.chat_template))
         self.layout: Layout | None = None
         self.__name__ = "rmtrain_reward"  # TRL logs a reward function under its name
 
@@ -83,8 +87,19 @@ class RewardScorer:
             "template_sha256": template_hash(self.tokenizer),
         }
 
-    def score(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+    def score(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
+    ) -> list[float]:
         """Return the reward of each conversation; its messages end with the reply to score.
+
+        Args:
+            conversations: messages of each.
+            tools: tools of each, a list of definitions or None; ignored by a model whose chat template does not read them.
+            chat_template_kwargs: further variables of the chat template for each, such as `{"documents": [...]}`.
 
         Raises:
             DataError: a conversation does not end with the assistant's turn, is refused by the template, or is too long.
@@ -94,19 +109,29 @@ class RewardScorer:
             turns(list(messages), f"conversation {number}", "user", ends_with_reply=True)
             for number, messages in enumerate(conversations)
         ]
-        return self._score_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked])
+        variables = self._variables(len(checked), tools, chat_template_kwargs)
+        return self._score_groups([messages[:-1] for messages in checked], [messages[-1:] for messages in checked], variables)
 
-    def __call__(self, prompts: Sequence[TextOrMessages], completions: Sequence[TextOrMessages], **_: Any) -> list[float]:
+    def __call__(
+        self,
+        prompts: Sequence[TextOrMessages],
+        completions: Sequence[TextOrMessages],
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Sequence[Mapping[str, Any] | None] | None = None,
+        **_: Any,
+    ) -> list[float]:
         """Return the reward of each completion of its prompt. TRL's GRPOTrainer and RLOOTrainer call this as a reward function.
 
         Args:
             prompts: texts, or lists of messages, one for each completion.
-            completions: texts, or lists of messages.
+            completions: texts, which may be empty, or lists of messages.
+            tools: column of the dataset, see `score`.
+            chat_template_kwargs: column of the dataset, see `score`.
             _: further columns of the dataset and the state of the trainer, which are ignored.
         """
         asked = [turns(prompt, f"prompts[{number}]", "user") for number, prompt in enumerate(prompts)]
         replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
-        return self._score_groups(asked, replies)
+        return self._score_groups(asked, replies, self._variables(len(asked), tools, chat_template_kwargs))
 
     def choose_layout(self, rows: Sequence[TokenizedComparison]) -> Layout:
         """Return the layout of everything that is scored; the first call probes it with these rows and two golden conversations."""
@@ -143,25 +168,39 @@ class RewardScorer:
                 raise NumericError(f"{row.id}: a reward is not finite: {list(of_row)}; score in float32")
         return rewards
 
-    def _score_groups(self, prompts: Sequence[Turns], responses: Sequence[Turns]) -> list[float]:
+    def _variables(self, count: int, tools: Sequence[Any] | None, kwargs: Sequence[Any] | None) -> list[dict[str, Any]]:
+        tools = tools if TOOLS in self.variables else None
+        for name, given in ((TOOLS, tools), (KWARGS, kwargs)):
+            if given is not None and len(given) != count:
+                raise DataError(f"expected {name} for each of {count} conversations, got {len(given)}")
+        pairs = zip(tools or [None] * count, kwargs or [None] * count, strict=True)
+        return [template_values(*pair, f"conversation {number}") for number, pair in enumerate(pairs)]
+
+    def _score_groups(
+        self, prompts: Sequence[Turns], responses: Sequence[Turns], variables: Sequence[dict[str, Any]]
+    ) -> list[float]:
         """Score consecutive responses to the same prompt as one row, so that its tokens are computed once."""
         if len(prompts) != len(responses):
             raise DataError(f"expected a prompt for each response, got {len(prompts)} and {len(responses)}")
         rows: list[Comparison] = []
         begin = 0
-        for prompt, group in groupby(zip(prompts, responses, strict=True), key=lambda pair: pair[0]):
-            replies = tuple(reply for _, reply in group)
-            rows.append(Comparison(f"conversation {begin}", "", prompt, replies, ()))
+        for (prompt, its), group in groupby(zip(prompts, variables, responses, strict=True), key=itemgetter(0, 1)):
+            replies = tuple(reply for _, _, reply in group)
+            rows.append(Comparison(f"conversation {begin}", "", prompt, replies, (), variables=its))
             begin += len(replies)
         comparisons, _ = self.encoder.encode_for_scoring(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
 
 
 def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) -> Turns:
-    """Return text or messages as messages. A text of the user may be an HH transcript up to `Assistant:`.
+    """Return text or messages as messages. A text of the user may be an HH transcript up to `Assistant:`; a reply may be any text.
 
     Raises DataError, naming the value, where it is neither, or should end with the assistant's reply and does not.
     """
+    if role == "assistant" and isinstance(
+        value, str
+    ):  # the output of a policy: also an empty one, or one that looks like a transcript
+        return ({"role": role, "content": value},)
     settings = Messages(transcript="hh") if role == "user" else Messages()
     try:
         messages = to_messages(value, name, settings, role)
@@ -176,8 +215,23 @@ def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) ->
     return messages
 
 
+def template_values(tools: Any, kwargs: Any, name: str) -> dict[str, Any]:
+    """Return the template variables of a conversation: its tools, and others by name; raises DataError, naming the wrong one."""
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise DataError(f"{name}: {KWARGS} is {kind_of(kwargs)}; expected an object")
+    values = dict(kwargs or {})
+    for key in values:
+        if problem := variable_problem(str(key)):
+            raise DataError(f"{name}: {KWARGS}.{key}: {problem}")
+    try:
+        definitions = tool_definitions(tools, f"{name}: {TOOLS}")
+    except BadRow as problem:
+        raise DataError(problem.detail) from None
+    return values if definitions is None else {**values, TOOLS: definitions}
+
+
 ONE, SEVERAL = ("response", "completion"), ("responses", "completions")
-CONVERSATION = "messages"
+CONVERSATION, KWARGS = "messages", "chat_template_kwargs"
 WRITTEN = ("reward", "rewards", "best", "input_line", "truncated")
 """Keys that scoring adds to a line."""
 
@@ -192,11 +246,12 @@ class InputRow:
     several: str | None
 
 
-def parse_input(line: Line | Malformed, number: int) -> InputRow:
+def parse_input(line: Line | Malformed, number: int, variables: Set[str] = frozenset({TOOLS})) -> InputRow:
     """Parse a line to score.
 
     It has `messages` that end with the assistant's turn, or `prompt` and one of `response`, `completion`, `responses`, `completions`;
-    prompts and responses are texts or messages.
+    prompts and responses are texts or messages. `tools` and `chat_template_kwargs` are variables of the chat template, which reads
+    `variables`.
 
     Raises:
         DataError: the line is neither; one problem, which begins with the file and the line number.
@@ -210,9 +265,10 @@ def parse_input(line: Line | Malformed, number: int) -> InputRow:
     if taken:
         raise DataError(f"{where}: {', '.join(taken)}: rmtrain score writes this key itself; rename it")
 
+    values = template_values(row.get(TOOLS) if TOOLS in variables else None, row.get(KWARGS), where)
     if CONVERSATION in row:
         messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user", ends_with_reply=True)
-        return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), ()), None)
+        return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), (), variables=values), None)
 
     keys = [key for key in (*ONE, *SEVERAL) if key in row]
     if "prompt" not in row or len(keys) != 1:
@@ -227,7 +283,8 @@ def parse_input(line: Line | Malformed, number: int) -> InputRow:
     else:
         raise DataError(f"{where}: {key}: expected a list of one or more responses")
     responses = tuple(turns(value, f"{where}: {name}", "assistant", ends_with_reply=True) for name, value in replies.items())
-    return InputRow(number, row, Comparison(where, "", prompt, responses, ()), key if key in SEVERAL else None)
+    request = Comparison(where, "", prompt, responses, (), variables=values)
+    return InputRow(number, row, request, key if key in SEVERAL else None)
 
 
 def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from transformers.initialization import no_init_weights
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.text.encoder import encode_conversations
-from rmtrain.data.text.templates import render_all
+from rmtrain.data.text.renderer import render_all
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.files import sync
 from rmtrain.model import reload_check

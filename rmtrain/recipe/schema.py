@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, PositiveFloat, PositiveInt
+from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
 from pydantic.json_schema import GenerateJsonSchema
 
 from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind, kind_by
@@ -20,6 +20,7 @@ from rmtrain.recipe.sources import RankedSource as RankedSource
 from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
+from rmtrain.recipe.sources import variable_problem
 
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
@@ -153,6 +154,9 @@ class Data(Section):
     chat_template: Annotated[str, Field(min_length=1)] = "tokenizer"
     """Built-in name (`simple_concat`, `simple_chat`, `chatml`, `zephyr`, `tulu`), `tokenizer` for the tokenizer's own template, a `.jinja`
     file, or the template itself."""
+    chat_template_kwargs: dict[str, JsonValue] = Field(default={})
+    """Fixed values of variables that the chat template reads, such as `{enable_thinking: false}`. They become defaults of the exported
+    template, so that everything that renders with it uses them; a source's own columns come first."""
     max_length: PositiveInt = 1024
     """Maximum length of a prompt with its response, in tokens, including the end token."""
     max_prompt_length: PositiveInt | None = None
@@ -175,7 +179,10 @@ class Data(Section):
     thousand rows."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Tags are unique, and evaluation sources are not split again."""
+        """Tags are unique, evaluation sources are not split again, and template variables have names of their own."""
+        for name in self.chat_template_kwargs:
+            if problem := variable_problem(name):
+                yield Conflict(("chat_template_kwargs", name), problem)
         train: Placed = [(("train", number), source) for number, source in enumerate(self.train)]
         evaluated: Placed = [(("eval", number), source) for number, source in enumerate(self.eval)]
         held_out: Placed = [(path, source) for path, source in train if source.holdout]

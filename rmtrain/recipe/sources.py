@@ -14,6 +14,12 @@ from rmtrain.recipe.section import Column, Conflict, Section, Share, kind, kind_
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 IMPLICIT = ("auto", "implicit")
 """Values of `prompt` that are not columns."""
+RESERVED_VARIABLES = (
+    *("messages", "conversation", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize"),
+    *("sanitize_control_tokens", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs"),
+)
+"""Names that `apply_chat_template` takes for itself."""
 TESTS = ("equals", "is_not", "one_of", "at_least", "at_most")
 """Keys of a condition that compare its cell."""
 
@@ -169,6 +175,15 @@ class SourceBase(Section):
             yield Conflict(("streaming",), "missing `limit`; set the number of rows to read from the stream")
 
 
+def variable_problem(name: str) -> str | None:
+    """Return why a template variable cannot have this name, if it cannot."""
+    if not (name.isidentifier() and name.isascii()):
+        return "expected the name of a template variable: letters, digits and _"
+    if name in RESERVED_VARIABLES or name.endswith("_token"):
+        return "the chat template has a value of its own for this variable; name another one"
+    return None
+
+
 class TextSource(SourceBase):
     """Keys that all formats with text share."""
 
@@ -177,6 +192,11 @@ class TextSource(SourceBase):
     beginning of the responses; `auto`: column `prompt` if there is one, otherwise `implicit`."""
     system: str | None = None
     """Column of a system message; an empty cell means no system turn."""
+    tools: Column | None = None
+    """Column of the tools that the model may call, for the variable `tools` of the chat template: a list of definitions, or JSON text of
+    one. Null or an empty list means no tools."""
+    template_columns: dict[str, Column] = Field(default={})
+    """Column of each further variable of the chat template, such as `{documents: docs}`. A null cell leaves the variable unset."""
     messages: Messages = Messages()
     """How cells become messages."""
     group_by_prompt: bool = False
@@ -191,13 +211,24 @@ class TextSource(SourceBase):
         return () if self.prompt in IMPLICIT else (self.prompt,)
 
     @property
+    def variables(self) -> dict[str, str]:
+        """Column of each variable of the chat template."""
+        return self.template_columns if self.tools is None else {"tools": self.tools, **self.template_columns}
+
+    @property
     def text_columns(self) -> tuple[str, ...]:
-        """Columns of the prompt and of the system message."""
-        return self.prompt_columns if self.system is None else (*self.prompt_columns, self.system)
+        """Columns of the prompt, of the system message and of template variables."""
+        system = () if self.system is None else (self.system,)
+        return (*self.prompt_columns, *system, *self.variables.values())
 
     def conflicts(self) -> Iterator[Conflict]:
-        """`auto` and `implicit` are not columns of a list."""
+        """`auto` and `implicit` are not columns of a list; template variables have names of their own."""
         yield from super().conflicts()
+        if "tools" in self.template_columns:
+            yield Conflict(("template_columns", "tools"), "this variable has a key of its own; set tools: COLUMN")
+        for name in self.template_columns:
+            if problem := variable_problem(name):
+                yield Conflict(("template_columns", name), problem)
         for word in IMPLICIT:
             if isinstance(self.prompt, tuple) and word in self.prompt:
                 yield Conflict(("prompt",), f'"{word}" cannot be combined with columns; write prompt: {word}')

@@ -227,6 +227,7 @@ ADVICE: Mapping[str, str] = {
     "overlap": "remove these rows from one side; their numbers are not held out",
     "benchmark": "remove these rows; results on the benchmark mean nothing with them",
     "one_sided_labels": "check that `label` names the right column and what its values mean",
+    "unset_variable": "set tools or template_columns of the source, so that the template writes what its rows have",
     "contradictory": "keep the side you trust; objective.label_smoothing allows for what is left",
     "cycle": "remove one preference of each circle; no reward satisfies all",
     "duplicate": "set dedup on the source, or remove the later rows; they weigh more than others",

@@ -11,6 +11,7 @@ from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import EvalOptions
 from rmtrain.errors import DataError
 from tests.exports import tiny_export
+from tests.forks import rmtrain
 from tests.helpers import pairs, write_jsonl
 
 QUIET = Console(quiet=True)
@@ -45,3 +46,33 @@ def test_trap_35_other_settings_do_not_compare(tmp_path: Path) -> None:
         run_eval(EvalOptions(compare=(tmp_path / "a/scores.jsonl", tmp_path / "c/scores.jsonl")), QUIET)
     again = run_eval(EvalOptions(scores=tmp_path / "a/scores.jsonl"), QUIET).document
     assert again["accuracy"] == numbers[0]["accuracy"]
+
+
+READING = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt else eos_token }}"
+)
+
+
+def test_template_variables_when_evaluating(tmp_path: Path) -> None:
+    """A column of tools is noted, used when it is named, and other defaults than the model's are refused."""
+    tiny_export(tmp_path / "model", template=READING)
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    write_jsonl(tmp_path / "rows.jsonl", [{**row, "tools": tools} for row in pairs(12)])
+
+    def evaluated(*more: str) -> tuple[int, str, list[list[float]]]:
+        ended = rmtrain(
+            "eval", "model", "--data", "rows.jsonl", "--output", "out", "data.cache_dir=cache", *more, cwd=tmp_path, COLUMNS="300"
+        )
+        lines = (tmp_path / "out/scores.jsonl").read_text().splitlines()
+        return ended.returncode, ended.stderr, [json.loads(line)["rewards"] for line in lines]
+
+    plain, named = evaluated(), evaluated("data.eval.0.tools=tools")
+    assert "note: rows: the chat template reads tools, a column of 12 rows" in plain[1]
+    assert "note: rows" not in named[1]
+    moody = evaluated("data.eval.0.tools=tools", "data.chat_template_kwargs={mood: calm}")
+    assert (plain[0], named[0], moody[0]) == (0, 0, 4)
+    assert "data.chat_template_kwargs" in moody[1]
+    allowed = evaluated("data.eval.0.tools=tools", "data.chat_template_kwargs={mood: calm}", "--allow-template-change")
+    assert allowed[0] == 0
+    assert plain[2] != named[2] != allowed[2]

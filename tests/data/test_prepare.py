@@ -650,3 +650,71 @@ def test_dropped_rows_have_file_and_line(tmp_path: Path, tokenizer: PreTrainedTo
     for name, line, row_id in (("rows.jsonl", 5, "rows:3"), ("rows.csv", 4, "rows:1")):
         with pytest.raises(DataError, match=rf"identical 1 \({row_id}: {name}:{line}: .*; remove these rows"):
             prepare(data_of(tmp_path / name, tmp_path / "cache", max_drop_fraction=0.0), tokenizer)
+
+
+READING = "{% if tools %}{{ tools | length }} tools {% endif %}{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+TOOL = {"type": "function", "function": {"name": "add"}}
+
+
+def test_variables_are_part_of_the_key(tmp_path: Path) -> None:
+    """Each way to fill a template variable gives other tokens, and another artifact; what is not filled is counted."""
+    rows = [{**row, "tools": [TOOL] if number else None, "mood": "calm "} for number, row in enumerate(pairs(4))]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    mood = {"template_columns": {"mood": "mood"}}
+    made = {}
+    for keys, fixed, unset in (
+        ({}, {}, {"tools": 3, "mood": 4}),
+        ({"tools": "tools"}, {}, {"mood": 4}),
+        ({"tools": "tools"}, {"mood": "glad "}, {}),
+        ({"tools": "tools"}, {"mood": "sad "}, {}),
+        ({"tools": "tools"} | mood, {"mood": "sad "}, {}),
+    ):
+        tokenizer = prepared(byte_bpe(), READING, fixed)
+        data = data_of(file, tmp_path / "cache", chat_template=READING, chat_template_kwargs=fixed).model_copy(
+            update={"train": (PairSource(path=str(file), **keys),)}
+        )
+        result = prepare(data, tokenizer)
+        assert result.train.waterfall.sources["rows"].unset == unset
+        made[result.train.key] = [tokenizer.decode(row.sequences[0]).partition("<user>")[0] for row in result.train]
+    assert list(made.values()) == [
+        ["", "", "", ""],
+        ["", *["1 tools "] * 3],
+        ["glad ", *["1 tools glad "] * 3],
+        ["sad ", *["1 tools sad "] * 3],
+        ["calm ", *["1 tools calm "] * 3],
+    ]
+    assert len(made) == len(builds(tmp_path / "cache")) == 5
+
+
+def test_columns_for_unread_variables_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """All at once, each by its key, before a row is read."""
+    missing = tmp_path / "missing.jsonl"
+    sources = [PairSource(path=str(missing), tools="t", template_columns={"mood": "m"}), PairSource(path=str(missing))]
+    data = data_of(missing, tmp_path / "cache").model_copy(update={"train": sources[1:], "eval": sources})
+    with pytest.raises(RecipeError) as refused:
+        prepare(data, tokenizer)
+    keys = [problem.split(":")[0] for problem in refused.value.problems]
+    assert keys == ["data.eval.0.tools", "data.eval.0.template_columns.mood"]
+
+
+def test_rows_that_a_template_refuses_are_dropped(tmp_path: Path) -> None:
+    """For whatever it raises; the others are kept, also where the tokenizer is trained on the same rows."""
+    template = (
+        "{% for m in messages %}{% if 'bad' in m.content %}{{ raise_exception('no bad words') }}{% endif %}"
+        "{{ 1 // (m.content | length - 3) }}{{ m.content }}{% endfor %}"
+    )
+    rows = pairs(40)
+    rows[3]["prompt"], rows[5]["rejected"], rows[7]["chosen"] = "bad?", "too bad", "yes"
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    data = data_of(file, tmp_path / "cache", chat_template=template, max_drop_fraction=0.1)
+    sizes = Architecture(architecture="llama", hidden_size=32, layers=1, heads=2, vocab_size=300)
+    made = prepare(data, load_tokenizer(ScratchModel(scratch=sizes), data))
+    count = made.train.waterfall.sources["rows"]
+    assert (count.kept, count.dropped) == (37, {"template_refused": 3})
+    details = {row.id: row.detail for row in dropped_rows(made.directory, "train")}
+    assert details.keys() == {"rows:3", "rows:5", "rows:7"}
+    assert details["rows:3"].endswith("no bad words")
+    assert "ZeroDivisionError" in details["rows:7"]
+    strict = data.model_copy(update={"max_drop_fraction": 0.05})
+    with pytest.raises(DataError, match=r"template_refused 3 \(rows:3: .*no bad words\)"):
+        prepare(strict, load_tokenizer(ScratchModel(scratch=sizes), strict))

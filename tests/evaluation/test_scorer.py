@@ -235,3 +235,86 @@ def test_output_lines_keep_input_keys() -> None:
     }
     one = parse_input(line({"messages": [USER, REPLY]}), 8)
     assert format_response(one, (0.5,), False, best_of=True) == {"messages": [USER, REPLY], "reward": 0.5, "input_line": 8}
+
+
+READING = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt else eos_token }}"
+)
+TOOL = {"type": "function", "function": {"name": "add"}}
+
+
+def test_variables_change_rewards_alike(tmp_path: Path) -> None:
+    """In conversations, as columns of TRL, and in lines, rewards are those of transformers with the same variables."""
+    export = tiny_export(tmp_path / "model", template=READING)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(export), AutoTokenizer.from_pretrained(export)
+    scorer, talk = RewardScorer(str(export)), conversation("How?", "So.")
+    tools, kwargs = [None, [TOOL], None], [None, {"mood": None}, {"mood": "calm"}]
+    expected = []
+    for its, further in zip(tools, kwargs, strict=True):
+        ids = tokenizer.apply_chat_template(talk, tools=its, return_tensors="pt", return_dict=True, **(further or {}))
+        with torch.no_grad():
+            expected.append(model(**ids).logits[0, 0].item())
+    assert len(set(expected)) == 3, "guard: variables matter"
+    assert scorer.score([talk] * 3, tools=tools, chat_template_kwargs=kwargs) == pytest.approx(expected, abs=1e-5)
+    columns: dict[str, Any] = {"tools": [its and json.dumps(its) for its in tools], "chat_template_kwargs": kwargs}
+    assert scorer(prompts=["How?"] * 3, completions=["So."] * 3, **columns) == pytest.approx(expected, abs=1e-5)
+    rows = [
+        parse_input(line({"messages": talk, "tools": t, "chat_template_kwargs": k}), 1)
+        for t, k in zip(tools, kwargs, strict=True)
+    ]
+    tokens, _ = scorer.encoder.encode_for_scoring([row.request for row in rows])
+    assert [reward for (reward,) in scorer.rewards(tokens)] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(DataError, match="2"):
+        scorer.score([talk] * 3, tools=tools[:2])
+    with pytest.raises(DataError, match=r"^conversation 1: tools "):
+        scorer.score([talk] * 2, tools=[None, "hammer"])
+    with pytest.raises(DataError, match=r"^conversation 0: chat_template_kwargs.tokenize: "):
+        scorer.score([talk], chat_template_kwargs=[{"tokenize": True}])
+
+
+def test_tools_of_other_templates_are_ignored(export: Path) -> None:
+    """A data set for a policy may have a column of this name, in any form."""
+    scorer = RewardScorer(str(export))
+    assert scorer(prompts=["a"], completions=["b"], tools=["hammer"]) == scorer(prompts=["a"], completions=["b"])
+    assert parse_input(line({"prompt": "a", "response": "b", "tools": "hammer"}), 1, scorer.variables).request.variables == {}
+    with pytest.raises(DataError, match=r"^in.jsonl:7: tools "):
+        parse_input(line({"prompt": "a", "response": "b", "tools": "hammer"}), 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "  ", "\n\nHuman: and then?", "\n\nHuman: q\n\nAssistant: a", json.dumps([USER, REPLY]), "[{'role': 'user'}]"]
+)
+def test_any_text_can_be_a_completion(export: Path, text: str) -> None:
+    """A policy may write anything: it is scored as it is, the same as a text and as the content of a message."""
+    scorer = RewardScorer(str(export))
+    message = {"role": "assistant", "content": text}
+    rewards = [
+        *scorer(prompts=["a"], completions=[text]),
+        *scorer(prompts=[[{"role": "user", "content": "a"}]], completions=[[message]]),
+        *scorer.score([[{"role": "user", "content": "a"}, message]]),
+    ]
+    for reply in (text, message, [message]):
+        request = parse_input(line({"prompt": "a", "response": reply}), 1).request
+        rewards += scorer.rewards(scorer.encoder.encode_for_scoring([request])[0])[0]
+    assert rewards == [rewards[0]] * 6
+    assert scorer(prompts=["a"], completions=["b"]) != rewards[:1], "guard"
+
+
+def test_hidden_prompts_are_named() -> None:
+    """A prompt that is messages as text is a fault of the file."""
+    for prompt in (json.dumps([USER]), str([USER])):
+        with pytest.raises(DataError, match=r"^in.jsonl:7: prompt: "):
+            parse_input(line({"prompt": prompt, "response": "b"}), 7)
+
+
+def test_text_after_a_reply_is_refused(tmp_path: Path) -> None:
+    """A template that goes on after the last reply of some conversations: they have no reward, and are named."""
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token }}{{ 'the end' if messages | length > 2 }}"
+    )
+    scorer = RewardScorer(str(tiny_export(tmp_path / "model", template=template)))
+    short, long = conversation("a", "b"), [*conversation("a", "b"), *conversation("c", "d")]
+    assert len(scorer.score([short])) == 1
+    with pytest.raises(DataError, match=r"^conversation 1: .*the end"):
+        scorer.score([short, long])

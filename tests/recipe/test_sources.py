@@ -48,6 +48,12 @@ BROKEN = [
     ("path: x, cap: {by: post}", "cap", "cap.rows|missing"),
     ("path: x, dedup: yes", "yes", 'dedup|boolean|got "yes"|true'),
     ("path: x, streaming: true", "true", "streaming|limit"),
+    ("path: x, template_columns: {tools: t}", "t}", "template_columns.tools|tools: COLUMN"),
+    ("path: x, template_columns: {messages: m}", "m}", "template_columns.messages|of its own"),
+    ("path: x, template_columns: {eos_token: e}", "e}", "template_columns.eos_token|of its own"),
+    ("path: x, template_columns: {'a b': c}", "c}", "template_columns.a b|letters"),
+    ("path: x, template_columns: {docs: ''}", "''", "template_columns.docs|non-empty text"),
+    ("path: x, tools_column: t", "tools_column", "tools_column|unknown|mean tools?"),
     ("path: x, prepare: clean", "clean", 'prepare|got "clean"'),
     ("path: x, prepare: '../clean:rows'", "'", 'prepare|got "../clean:rows"'),
     ("path: x, prepare: clean:rows", "clean", "prepare|clean.py|No such file"),
@@ -196,3 +202,17 @@ def write(folder: Path, keys: str) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(with_source(f"path: pairs.jsonl, {keys}"))
     return file
+
+
+def test_template_variables_survive_a_dump() -> None:
+    """Values of all JSON types, also when they are set by an override."""
+    keys = "path: x, tools: t, template_columns: {documents: a.b}"
+    recipe = load(with_source(keys), ["data.chat_template_kwargs={on: false, l: [1, {a: null}]}"])
+    (source,) = recipe.data.train
+    assert isinstance(source, PairSource)
+    assert source.variables == {"tools": "t", "documents": "a.b"}
+    assert recipe.data.chat_template_kwargs == {"on": False, "l": [1, {"a": None}]}
+    Path("copy.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe("copy.yaml") == recipe
+    (line,) = problems(with_source(keys), ["data.chat_template_kwargs={tokenize: true}"])
+    assert "data.chat_template_kwargs.tokenize" in line

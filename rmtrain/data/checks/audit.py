@@ -41,6 +41,7 @@ KINDS = (
     "overlap",
     "benchmark",
     "one_sided_labels",
+    "unset_variable",
     "contradictory",
     "cycle",
     "duplicate",
@@ -114,7 +115,7 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
 
 
 def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
-    """Return all findings: overlap of the splits, contamination by benchmarks, then those within each split."""
+    """Return all findings: overlap of the splits, contamination by benchmarks, unset template variables, then those within each split."""
     train, evaluation = prepared.train, prepared.eval
     findings = []
     for row in prepared.overlap:
@@ -126,6 +127,9 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
         findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
     for split, data in prepared.splits.items():
         findings += _one_sided_labels(split, data)
+        for tag, detail in data.waterfall.unset_variables():
+            ids = tuple(row_id for row_id, source in zip(data.ids, data.sources, strict=True) if source == tag)
+            findings.append(Finding("unset_variable", split, ids, detail))
         # a ranking that appears twice repeats all of its preferences: findings of one kind in the same rows become one
         same: dict[tuple[str, frozenset[str]], list[Finding]] = defaultdict(list)
         for finding in _within_split(split, data, tokenizer):

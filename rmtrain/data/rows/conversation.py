@@ -7,7 +7,18 @@ from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from rmtrain.data.comparison import BadRow, Comparison, Message, Preference, Turns
-from rmtrain.data.rows.messages import CALL, decode_cell, is_turns, kind_of, require_cell, to_messages
+from rmtrain.data.rows.messages import (
+    CALL,
+    PYTHON_ADVICE,
+    PYTHON_LITERAL,
+    decode_cell,
+    encodes_turns,
+    is_turns,
+    kind_of,
+    refuse_encoded,
+    require_cell,
+    to_messages,
+)
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import PairSource, TextSource
 
@@ -55,7 +66,10 @@ class Prompt:
         return (system, *whole) if needs_system else whole
 
     def conversations(self, responses: Sequence[ResponseCell]) -> list[Turns]:
-        """Return the conversation of each response; raises BadRow also where all of them are texts that begin with the prompt."""
+        """Return the conversation of each response; raises BadRow also where all are texts that begin with the prompt, or encode turns."""
+        if encodes_turns(self.cell) and all(encodes_turns(response.cell) for response in responses):
+            remedy = f": {PYTHON_ADVICE}" if PYTHON_LITERAL.match(self.cell) else "; set messages: {decode_json: true}"
+            raise BadRow("messages_as_text", f"the prompt and {responses[0].name} have lists of turns as text{remedy}")
         start = self.cell.strip() if isinstance(self.cell, str) else ""
         if start and all(isinstance(response.cell, str) and response.cell.startswith(start) for response in responses):
             detail = "all responses begin with the prompt; remove it from them, or set prompt: implicit"
@@ -80,6 +94,7 @@ def read_prompt(row: Row, source: TextSource) -> Prompt:
     system = None if source.system is None else require_cell(row, source.system)
     if system is not None and not isinstance(system, str):
         raise BadRow("not_messages", f"{source.system} is {kind_of(system)}; expected text")
+    refuse_encoded(system or "", str(source.system), source.messages)
     return Prompt(source, turns, cell, system or "")
 
 
@@ -94,6 +109,7 @@ def _prompt_cell(row: Row, source: TextSource) -> Any:
         for column, cell in zip(source.prompt_columns, cells, strict=True):
             if cell is not None and not isinstance(cell, str):
                 raise BadRow("not_messages", f"{column} is {kind_of(cell)}; several prompt columns must be text")
+            refuse_encoded(cell or "", column, source.messages)
         return "\n".join(cell for cell in cells if cell and cell.strip())
     if cells[0] is None or cells[0] == []:
         raise BadRow("empty_prompt", f"{source.prompt_columns[0]} is {'null' if cells[0] is None else 'an empty list'}")

@@ -23,7 +23,18 @@ from rmtrain.data.comparison import (
 )
 from rmtrain.data.rows.conversation import ResponseCell, ResponseKey, assemble, read_prompt, read_response, response_key
 from rmtrain.data.rows.labels import DIGITS, SHOWN_CHARACTERS, TIE, judge, to_score
-from rmtrain.data.rows.messages import MISSING, decode_cell, find_cell, is_turns, kind_of, require_cell, to_number
+from rmtrain.data.rows.messages import (
+    MISSING,
+    decode_cell,
+    decode_messages,
+    find_cell,
+    is_blank,
+    is_turns,
+    kind_of,
+    require_cell,
+    template_values,
+    to_number,
+)
 from rmtrain.data.rows.readers import Row
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
 
@@ -41,15 +52,15 @@ def adapt(row: Row, row_id: str, source: Source) -> Adapted:
     try:
         match source:
             case PairSource():
-                return _pair(row, source, row_id)
+                comparison = _pair(row, source, row_id)
             case AbSource():
-                return _ab(row, source, row_id)
-            case RankedSource() if source.group_by is not None:
-                return _candidate(row, source, row_id)
+                comparison = _ab(row, source, row_id)
             case RankedSource():
-                return _ranked(row, source, row_id)
+                comparison = (_ranked if source.group_by is None else _candidate)(row, source, row_id)
             case TokenizedSource():
                 return _tokenized(row, source, row_id)
+        columns = tuple(name for name, cell in row.items() if not is_blank(cell) and cell not in ([], {}))
+        return replace(comparison, variables=template_values(row, source), columns=columns)
     except BadRow as problem:
         return dropped(row_id, source.title, problem)
 
@@ -170,7 +181,7 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
     cell = find_cell(item, source.response, MISSING)
     if cell is MISSING:
         raise BadRow("missing_column", f"{where} is missing")
-    return ResponseCell(where, cell)
+    return ResponseCell(where, decode_messages(cell, where, source.messages))
 
 
 def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[int, int]) -> float:

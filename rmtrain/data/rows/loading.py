@@ -1,5 +1,6 @@
 """A source in batches while it is read: raw rows for other processes to adapt, or comparisons where rows are combined first."""
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -173,6 +174,9 @@ def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Compa
         owner = owners.setdefault(response_key(row.turns), row.id)
         if response_key(row.named_prompt) != response_key(group[0].named_prompt):
             problems[row.id] = BadRow("different_prompts", f"{group[0].id} has the same {source.group_by} and another prompt")
+        elif row.variables != group[0].variables:
+            detail = f"{group[0].id} has the same {source.group_by} and other template variables"
+            problems[row.id] = BadRow("different_prompts", detail)
         elif owner != row.id:
             problems[row.id] = BadRow("identical", f"{owner} has the same response")
         else:
@@ -188,7 +192,8 @@ def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Compa
         used = {row_id for edge in comparison.preferences for row_id in edge.rows}
         unused = BadRow("not_paired", f"policy {source.policy} makes no preference with its response")
         problems |= {row.id: unused for row in usable if row.id not in used}
-        yield replace(comparison, id=next(row.id for row in usable if row.id in used))
+        row_id, first = next(row.id for row in usable if row.id in used), usable[0]
+        yield replace(comparison, id=row_id, variables=first.variables, columns=first.columns)
     for row in group:
         if row.id in problems:
             yield dropped(row.id, row.source, problems[row.id])
@@ -199,8 +204,15 @@ def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
 
     The result has each different response once, and the preferences of all its rows, each with its margin. A preference that several rows
     state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone; other rows pass through.
+    Template variables are part of the prompt.
     """
-    for group in _in_groups(rows, lambda row: (_exact_key(row.prompt) or None) if isinstance(row, Comparison) else None):
+
+    def key_of(row: Adapted) -> Hashable:
+        if not isinstance(row, Comparison) or not row.prompt:
+            return None
+        return _exact_key(row.prompt), json.dumps(row.variables, sort_keys=True, default=str)
+
+    for group in _in_groups(rows, key_of):
         comparisons = [row for row in group if isinstance(row, Comparison)]
         yield _one_of(comparisons) if comparisons else group[0]
 

@@ -1,4 +1,4 @@
-"""The cells of a row by dotted path, such as `answers.0.text`, and the messages in them: text, turns, transcripts, JSON, tool calls."""
+"""The cells of a row by dotted path, such as `answers.0.text`, and what they hold: text, turns, transcripts, JSON, tool calls, tools."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from rmtrain.data.comparison import BadRow, Message, Turns
 from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
-from rmtrain.recipe.schema import Messages
+from rmtrain.recipe.schema import Messages, TextSource
 from rmtrain.recipe.sources import NUMBER
 
 INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
@@ -86,21 +86,39 @@ def kind_of(value: Any) -> str:
 
 
 def decode_cell(cell: Any, column: str, settings: Messages) -> Any:
-    """Return a cell or, with `messages.decode_json`, the JSON value of its text (null for an empty one); raises BadRow `not_json`."""
-    if not settings.decode_json or not isinstance(cell, str):
+    """Return a cell or, with `messages.decode_json`, the JSON value of its text (null for an empty one); raises BadRow `not_json`.
+
+    Messages that are encoded once more, in a list or within the text, are decoded as well.
+    """
+    if not settings.decode_json:
         return cell
-    if not cell.strip():
-        return None
+    if isinstance(cell, str):
+        cell = decode_json(cell, column) if cell.strip() else None
+    if isinstance(cell, list):
+        return [decode_messages(item, column, settings) for item in cell]
+    return decode_messages(cell, column, settings)
+
+
+def decode_messages(cell: Any, column: str, settings: Messages) -> Any:
+    """Return a cell or, with `messages.decode_json`, the messages that it encodes as JSON text."""
+    while settings.decode_json and isinstance(cell, str) and encodes_messages(cell, settings):
+        cell = decode_json(cell, column)
+    return cell
+
+
+def decode_json(text: str, column: str) -> Any:
+    """Return the JSON value of a text; raises BadRow `not_json`."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        value = json.loads(cell, parse_constant=refuse)
-        if has_lone_surrogate(cell, value):
+        value = json.loads(text, parse_constant=refuse)
+        if has_lone_surrogate(text, value):
             raise BadRow("not_json", f"{column} has a lone surrogate (half of a UTF-16 pair)")
     except (ValueError, RecursionError) as error:
-        raise BadRow("not_json", f"{column} is not JSON: {str(error)[:80]}") from None
+        problem = PYTHON_ADVICE if PYTHON_LITERAL.match(text) else str(error)[:80]
+        raise BadRow("not_json", f"{column} is not JSON: {problem}") from None
     return value
 
 
@@ -116,10 +134,18 @@ SHAREGPT_KEYS = {"role": "from", "content": "value"}
 TRANSCRIPT_START = "\n\nHuman:"
 TRANSCRIPT_TURN = re.compile(r"\n\n(Human|Assistant):")
 CALL = "tool_calls"
+TOOLS = "tools"
+"""Template variable of the tools that a model may call."""
 THOUGHTS = ("reasoning_content", "thinking")
 """Keys of the assistant's reasoning before the content."""
 CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
 """Texts next to role and content that are passed to the chat template."""
+ENCODED = re.compile(r"""\s*(?:array\(|["'])?[\s\[(]*\{\s*\\*["']""")
+"""The beginning of an object, or of a list of objects, that is written as text."""
+PYTHON_LITERAL = re.compile(r"\s*(?:array\()?[\s\[({]*[\[({]\s*'")
+PYTHON_ADVICE = "it is a Python literal (a repr); save it with json.dumps"
+ENCODED_TURNS = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
+"""A list of texts that is written as text."""
 UNSUPPORTED_KEYS = ("images", "image", "audio", "audios", "video", "videos", "function_call")
 
 
@@ -127,9 +153,10 @@ def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
     """Return the messages of a cell; empty system messages are left out.
 
     A cell is text, with the role `role`; a list of such texts, which are turns; a message, or a list of messages. Raises BadRow, naming the
-    column, for any other.
+    column, for any other, and for text that encodes messages.
     """
     if isinstance(cell, str):
+        refuse_encoded(cell, column, settings)
         if not cell.startswith(TRANSCRIPT_START):
             return ({"role": role, "content": cell},)
         if settings.transcript is None:
@@ -140,6 +167,8 @@ def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
     if is_turns(cell):
         if None in cell:
             raise BadRow("empty_message", f"{column}: turn {cell.index(None) + 1} is null")
+        for text in cell:
+            refuse_encoded(text, column, settings)
         return tuple({"role": role, "content": text} for text in cell)
     if isinstance(cell, list) and cell:
         messages = (_message(item, column, settings) for item in cell)
@@ -147,6 +176,49 @@ def to_messages(cell: Any, column: str, settings: Messages, role: str) -> Turns:
     if cell is None or cell == []:
         raise BadRow("empty_cell", f"{column} is {'null' if cell is None else 'an empty list'}")
     raise BadRow("not_messages", f"{column} is {kind_of(cell)}; expected text, a message or a list of messages")
+
+
+def encodes_messages(text: str, settings: Messages) -> bool:
+    """Return whether a text is messages as JSON, also where it is encoded more than once."""
+    if not ENCODED.match(text):
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(value, str):
+        return encodes_messages(value, settings)
+    items, (role_keys, content_keys) = value if isinstance(value, list) else [value], _message_keys(settings)
+    if not all(isinstance(item, dict) and item.keys() & role_keys and item.keys() & content_keys for item in items):
+        return False
+    return any(_role(item[key], settings) for item in items for key in role_keys & item.keys())
+
+
+def refuse_encoded(text: str, column: str, settings: Messages) -> None:
+    """Raise BadRow `messages_as_text` for text that is messages as JSON or as a Python literal."""
+    if encodes_messages(text, settings):
+        remedy = "decode them with prepare" if settings.decode_json else "set messages: {decode_json: true}"
+        raise BadRow("messages_as_text", f"{column} has messages as JSON text; {remedy}")
+    if ENCODED.match(text) and PYTHON_LITERAL.match(text):
+        # By its keys, not by evaluating it: a list of numpy, as pandas writes it to CSV, has no commas.
+        values = dict(re.findall(r"'(\w+)'\s*:\s*(?:'(\w*)')?", text))
+        role_keys, content_keys = _message_keys(settings)
+        if values.keys() & content_keys and any(_role(values[key], settings) for key in role_keys & values.keys()):
+            raise BadRow("messages_as_text", f"{column} has messages as text: {PYTHON_ADVICE}")
+
+
+def encodes_turns(cell: Any) -> bool:
+    """Return whether a cell is text that is a list of texts, as JSON or as a Python literal."""
+    return isinstance(cell, str) and ENCODED_TURNS.fullmatch(cell) is not None
+
+
+def _message_keys(settings: Messages) -> tuple[set[str], set[str]]:
+    """Return the keys that a message may have its role under, and those of its content."""
+    return {"role", "from", settings.role_key}, {"content", "value", settings.content_key, CALL}
+
+
+def _role(name: Any, settings: Messages) -> str | None:
+    return (settings.roles.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
 
 
 def is_turns(cell: Any) -> bool:
@@ -167,7 +239,7 @@ def _message(item: Any, column: str, settings: Messages) -> Message:
     if not isinstance(item, dict):
         raise BadRow("not_messages", f"{column} contains {kind_of(item)}; expected messages")
     name = _value(item, settings.role_key, column)
-    role = (settings.roles.get(name) or ROLES.get(name.lower())) if isinstance(name, str) else None
+    role = _role(name, settings)
     if role is None:
         raise BadRow("unknown_role", f"{column}: unknown role {str(name)[:40]!r}; map it in messages.roles")
     calls, key = item.get(CALL), settings.content_key
@@ -246,3 +318,34 @@ def _function(function: Any) -> dict[str, Any]:
             value = None
         arguments = value if isinstance(value, dict) else arguments
     return {**function, "arguments": {} if arguments is None else arguments}
+
+
+def template_values(row: Row, source: TextSource) -> dict[str, Any]:
+    """Return the template variables of a row, without those whose cell is null or missing; raises BadRow as `tool_definitions`."""
+    values = {}
+    for name, column in source.variables.items():
+        cell = find_cell(row, column)
+        if name == TOOLS:
+            cell = tool_definitions(cell, column)
+        elif source.messages.decode_json and isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):
+            cell = decode_json(cell, column)
+        if not is_blank(cell):
+            values[name] = cell
+    return values
+
+
+def tool_definitions(cell: Any, name: str) -> list[dict[str, Any]] | None:
+    """Return the tools of a cell, a list of objects or JSON text of it; None where it has none.
+
+    Raises BadRow, with the name of the cell: `not_json`, or `bad_tools` for any other value.
+    """
+    tools = decode_json(cell, name) if isinstance(cell, str) and cell.strip() else cell
+    if is_blank(tools) or tools == []:  # templates write a heading for an empty list
+        return None
+    if not isinstance(tools, list):
+        raise BadRow("bad_tools", f"{name} is {kind_of(tools)}; expected a list of tool definitions")
+    definitions = [decode_json(tool, name) if isinstance(tool, str) else tool for tool in tools]
+    for tool in definitions:
+        if not isinstance(tool, dict):
+            raise BadRow("bad_tools", f"{name} has {kind_of(tool)}; expected tool definitions")
+    return definitions

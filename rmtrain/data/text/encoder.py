@@ -30,7 +30,8 @@ from rmtrain.data.comparison import (
 )
 from rmtrain.data.rows.conversation import pruned
 from rmtrain.data.rows.select import name_rows
-from rmtrain.data.text.templates import Conversation, Rendered, Renderer, edge_tokens, render_all
+from rmtrain.data.text.renderer import Conversation, Rendered, Renderer, render_all
+from rmtrain.data.text.templates import edge_tokens
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data
 
@@ -335,20 +336,23 @@ class Encoder:
     def encode(self, comparisons: Sequence[Comparison]) -> list[Checked]:
         """Return the tokens of each comparison with the responses that can be trained on; some hundreds at once are fastest.
 
-        `prompt_length` counts the tokens before a response's own text: the rendered prompt and the text that announces a reply. Raises
-        DataError where the template fails on a row, or rows are too long under `overlong: error`.
+        `prompt_length` counts the tokens before a response's own text: the rendered prompt and the text that announces a reply. A response
+        that the template refuses is dropped. Raises DataError where the template takes too long, or rows are too long under `overlong:
+        error`.
         """
         rendered = self.renderer.render(comparisons)
         changed = BadRow("rewritten_by_template", "the chat template changes the text of a response")
         rows = []
         for row, texts, encoded in zip(comparisons, rendered, self.texts.encode(rendered), strict=True):
             sequences = tuple(encoded.sequences)
-            prefix = common_prefix_length(sequences)
+            written = [ids for number, ids in enumerate(sequences) if number not in texts.faults] or sequences
+            prefix = common_prefix_length(written)
             prompt = prefix if encoded.begin is None else min(encoded.begin, prefix)
             faults = {} if self.allow_rewritten else dict.fromkeys(texts.rewritten, changed)
             for number, key in texts.hidden.items():
                 faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
-            rows.append((TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences), faults))
+            tokenized = TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences)
+            rows.append((tokenized, {**faults, **texts.faults}))
         return self._checked(rows, self.policy)
 
     def check(self, rows: Sequence[TokenizedComparison]) -> list[Checked]:
@@ -368,26 +372,22 @@ class Encoder:
     def encode_for_scoring(self, rows: Sequence[Comparison]) -> tuple[list[TokenizedComparison], list[bool]]:
         """Return the tokens of each row with all its responses, and whether some were cut. `prompt_length` is just `prefix_length`.
 
-        Raises DataError, with the row id, where the template fails or a response is too long.
+        Raises DataError, with the row id, where the template fails, does not end with the response, or a response is too long.
         """
-        conversations = [(*row.prompt, *response) for row in rows for response in row.responses]
-        encoded = iter(self.encode_conversations(conversations, [row.id for row in rows for _ in row.responses]))
+        rendered = self.renderer.render(rows)
         comparisons, are_cut = [], []
-        for row in rows:
-            sequences = tuple(next(encoded) for _ in row.responses)
+        for row, texts, encoded in zip(rows, rendered, self.texts.encode(rendered), strict=True):
+            sequences = tuple(encoded.sequences)
             prefix = common_prefix_length(sequences) if len(sequences) > 1 else 0
             whole = TokenizedComparison(row.id, row.source, sequences, prefix, prefix, row.preferences)
-            for number, fault in find_overlong(whole, self.policy, leading=0).items():
+            too_long = find_overlong(whole, self.policy, leading=0)
+            for number, fault in {**too_long, **texts.faults}.items():
                 name = f"{row.id}, response {number + 1}" if len(sequences) > 1 else row.id
-                raise DataError(f"{name}: {fault.detail}; shorten it, or set overlong to cut")
+                remedy = "" if number in texts.faults else "; shorten it, or set overlong to cut"
+                raise DataError(f"{name}: {fault.detail}{remedy}")
             comparisons.append(truncate(whole, self.policy, self._leading(whole)))
             are_cut.append(comparisons[-1] is not whole)
         return comparisons, are_cut
-
-    def encode_conversations(self, conversations: Sequence[Conversation], ids: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the tokens of whole conversations, whatever their length; raises DataError, with the row id, where the template fails."""
-        texts = render_all(conversations, self.tokenizer, ids)
-        return [row.sequences[0] for row in self.texts.encode([Rendered([text]) for text in texts])]
 
     def _leading(self, row: TokenizedComparison) -> int:
         first = row.sequences[0][: len(self.edges.leading)]
@@ -420,7 +420,6 @@ class Encoder:
 
 
 def encode_conversations(conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Return the tokens of whole conversations, each ending with a reply, as lists; see `Encoder.encode_conversations`."""
-    encoder = Encoder(tokenizer, LengthPolicy(None))
-    ids = [f"conversation {number}" for number in range(len(conversations))]
-    return [tokens.tolist() for tokens in encoder.encode_conversations(conversations, ids)]
+    """Return the tokens of whole conversations, each ending with a reply, as lists; raises DataError where the template fails."""
+    texts = render_all(conversations, tokenizer, [f"conversation {number}" for number in range(len(conversations))])
+    return [row.sequences[0].tolist() for row in TextEncoder(tokenizer).encode([Rendered([text]) for text in texts])]

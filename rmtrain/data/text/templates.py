@@ -1,29 +1,24 @@
-"""Chat templates: the built-in ones, the changes that make one safe to train on and to export, and conversations rendered as text.
+"""Chat templates: the built-in ones, and the changes that make one safe to train on and to export.
 
 A template is used, and exported with the model, only in its completed form:
 1. dates are frozen, so that a text is the same tomorrow;
-2. each conversation begins with the tokens that the tokenizer puts there and ends in exactly one end token, with nothing after it.
+2. it begins with the fixed values of `data.chat_template_kwargs`, which a caller may still override;
+3. each conversation begins with the tokens that the tokenizer puts there and ends in exactly one end token, with nothing after it.
 So `apply_chat_template(conversation, tokenize=True)` of any consumer gives a decoder model exactly the tokens it was trained on.
 """
 
 import difflib
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.data.comparison import Comparison, Message
-from rmtrain.data.rows.messages import CALL, THOUGHTS
+from rmtrain.data.comparison import Message
+from rmtrain.data.text.renderer import PROBE, QUESTION, REPLY, REPLY_TEXT, SHOWN_CHARACTERS, render_all, template_variables
 from rmtrain.errors import DataError, RecipeError
 
 NEW_PAD_TOKEN = "<|pad|>"
@@ -83,7 +78,12 @@ PROBE_SECONDS = 2.0
 TODAY = datetime(2024, 7, 26)
 """The date inside every template; Llama 3's template uses the same one when it is given no clock."""
 CLOCK_CALL = re.compile(r"strftime_now\s*\(\s*(?P<quote>['\"])(?P<format>[^'\"]*)(?P=quote)\s*\)")
-PROBE: tuple[Message, ...] = ({"role": "user", "content": "first"}, {"role": "assistant", "content": "second"})
+NEXT_QUESTION = "third"
+LONGER_PROBE: tuple[Message, ...] = (
+    *PROBE,
+    {"role": "user", "content": NEXT_QUESTION},
+    {"role": "assistant", "content": "fourth"},
+)
 
 CHAT_TEMPLATES = {
     # messages joined by a space (TRL's dataset_processor)
@@ -128,23 +128,39 @@ CHAT_TEMPLATES = {
 }
 
 
-def resolve_template(chat_template: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def resolve_template(chat_template: str, tokenizer: PreTrainedTokenizerBase, variables: Mapping[str, Any] | None = None) -> str:
     """Complete a template for a tokenizer, and return it as well as set it as the tokenizer's `chat_template`.
 
-    `chat_template` is a built-in name, `tokenizer` for its own, a path that ends in `.jinja`, or the template itself.
+    `chat_template` is a built-in name, `tokenizer` for its own, a path that ends in `.jinja`, or the template itself. `variables` are fixed
+    values of template variables, which become its defaults.
 
     Raises:
-        RecipeError: the template does not exist or is too long.
+        RecipeError: the template does not exist, is too long, or does not read one of the variables.
         DataError: it fails on a plain question and answer, loops, or does not end in one end token.
     """
     template = _find(chat_template, tokenizer)
     if len(template) > MAX_TEMPLATE_CHARACTERS:
         raise RecipeError(f"data.chat_template: expected at most {MAX_TEMPLATE_CHARACTERS} characters, got {len(template)}")
-    tokenizer.chat_template = freeze_dates(template)
+    defaults = "".join(
+        f"{{% if {name} is not defined or {name} is none %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in (variables or {}).items()
+    )
+    template = freeze_dates(template).removeprefix(defaults)  # an exported template has its defaults already
+    read = template_variables(template)
+    unread = [name for name in variables or {} if name not in read]
+    if unread:
+        raise RecipeError(*(f"data.chat_template_kwargs.{name}: {unread_variable(name, read)}" for name in unread))
+    tokenizer.chat_template = defaults + template
     edges = edge_tokens(tokenizer)
-    tokenizer.chat_template = _completed(tokenizer, edges) if edges.in_template else _stripped(tokenizer, edges)
+    tokenizer.chat_template = defaults + _completed(template, tokenizer, edges)
     _check_edges(tokenizer, edges)
     return str(tokenizer.chat_template)
+
+
+def unread_variable(name: str, read: frozenset[str]) -> str:
+    """Return the problem of a variable that is handed to a template that does not read it, only those in `read`."""
+    others = f"it reads {', '.join(sorted(read))}" if read else "it reads no variable"
+    return f"the chat template does not read {name}; {others}"
 
 
 def _find(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -183,32 +199,66 @@ def _render_probe(tokenizer: PreTrainedTokenizerBase) -> str:
     return render_all([PROBE], tokenizer, ["data.chat_template"], seconds=PROBE_SECONDS)[0]
 
 
-def _completed(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
-    """Return the template, extended to write the special tokens around a text that it does not write yet."""
-    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
-    end = tokenizer.convert_ids_to_tokens(edges.end)
-    if text.rstrip() != text and text.rstrip().endswith(end):
-        template = _wrapped(template, "rendered.rstrip()")
-    elif not text.endswith(end):
+def _completed(template: str, tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
+    """Return the template, changed to write the special tokens around a text once; where the tokenizer adds them, not at all.
+
+    What it writes after the end token of the last reply is cut, since consumers of the model read the reward at the very end.
+    """
+    text, names = _render_probe(tokenizer), tokenizer.convert_ids_to_tokens
+    *written, rest = REPLY_TEXT.split(text)
+    if not written:
+        raise DataError(f"data.chat_template: it does not write the reply, only {text[-40:]!r}; correct the template")
+    end = names(edges.end) if edges.in_template else "".join(names(list(edges.trailing)))
+    kept, has_end = rest, bool(end) and end in rest
+    if has_end:
+        kept = rest[: rest.index(end) + (len(end) if edges.in_template else 0)]
+    elif edges.in_template:
+        kept = rest.rstrip()
+    if not has_end:
+        _check_opens_no_turn(tokenizer, text, kept.rstrip())
+
+    cut, adds_end = rest[len(kept) :], edges.in_template and not has_end
+    result = f"(rendered[:-{len(cut)}] if rendered.endswith({cut!r}) else rendered)" if cut.strip() else "rendered.rstrip()"
+    if cut:
+        result += " + eos_token" if adds_end else ""
+        body = template.removesuffix("\n")  # which jinja removes at the end of a template
+        template = f"{{% set rendered %}}{body}{{% endset %}}{{{{ rendered if add_generation_prompt else {result} }}}}"
+    elif adds_end:
         template = template.removesuffix("\n") + "{{ '' if add_generation_prompt else eos_token }}"
-    if edges.leading and not text.startswith(str(tokenizer.bos_token)):
+
+    start = "".join(names(list(edges.leading)))
+    if edges.in_template and start and not text.startswith(start):
         template = "{{ bos_token }}" + template
-    return template
-
-
-def _stripped(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> str:
-    """Return the template without the special tokens around a text, which the tokenizer adds."""
-    text, template = _render_probe(tokenizer), str(tokenizer.chat_template)
-    start, end = ("".join(tokenizer.convert_ids_to_tokens(list(ids))) for ids in (edges.leading, edges.trailing))
-    if end and text.rstrip().endswith(end):
-        template = _wrapped(template, f"rendered.rstrip()[:-{len(end)}]")
-    if start and text.startswith(start):
+    elif not edges.in_template and start and text.startswith(start):
         template = "{% set whole %}" + template + "{% endset %}{{ whole[" + str(len(start)) + ":] }}"
     return template
 
 
-def _wrapped(template: str, result: str) -> str:
-    return "{% set rendered %}" + template + "{% endset %}{{ rendered if add_generation_prompt else " + result + " }}"
+def _check_opens_no_turn(tokenizer: PreTrainedTokenizerBase, text: str, closing: str) -> None:
+    """Raise DataError where `closing`, the end of the rendered probe, is more than the end of a reply.
+
+    It is compared with the text between a reply and the next question: that begins with the end of the reply. A template that announces
+    another reply differs from it; one that announces a question equals it.
+    """
+    if not closing.strip() or closing.strip() in tokenizer.get_added_vocab():
+        return
+    try:
+        longer = render_all([LONGER_PROBE], tokenizer, ["data.chat_template"], seconds=PROBE_SECONDS)[0].lower()
+    except DataError:  # a template for one exchange only
+        return
+    _, reply, later = longer.rpartition(REPLY)
+    between, question, _ = later.partition(NEXT_QUESTION)
+    between = between.rstrip()
+    if not reply or not question:  # a template that writes the last message only
+        return
+    before, announced = text.lower().partition(QUESTION)[::2]
+    gap = announced.partition(REPLY)[0].strip()
+    has_header = before.strip() not in ("", str(tokenizer.bos_token).lower()) and gap != between.strip()
+    if not between.startswith(closing.lower()) or (between == closing.lower() and has_header):
+        raise DataError(
+            f"data.chat_template: it writes {closing[:SHOWN_CHARACTERS]!r} after the last reply, where the reward would be read; "
+            "correct the template to end with the reply"
+        )
 
 
 def _check_edges(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> None:
@@ -222,154 +272,3 @@ def _check_edges(tokenizer: PreTrainedTokenizerBase, edges: EdgeTokens) -> None:
     bos = tokenizer.bos_token
     if bos is not None and text.startswith(bos * 2):
         raise DataError(f"data.chat_template: it writes {bos} twice at the beginning; remove one from the template")
-
-
-Conversation = Sequence[Message]
-
-MAX_TEXT_CHARACTERS = 16 * 2**20
-MAX_SECONDS = 60.0
-RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError, RecursionError)
-CALL_PROBE = "tool-call-probe"
-
-
-def render(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, add_generation_prompt: bool = False) -> str:
-    """Return the text of a conversation; see `render_all`."""
-    return render_all([conversation], tokenizer, ["conversation"], add_generation_prompt)[0]
-
-
-def render_all(
-    conversations: Sequence[Conversation],
-    tokenizer: PreTrainedTokenizerBase,
-    ids: Sequence[str],
-    add_generation_prompt: bool = False,
-    seconds: float = MAX_SECONDS,
-) -> list[str]:
-    """Return the text of each conversation under the tokenizer's chat template, rendered in transformers' sandbox.
-
-    `add_generation_prompt` adds the text that announces a reply. `seconds` limits the time of all together, in the main thread only, where
-    Python delivers alarms. Raises DataError, with the row id, where the template fails, takes too long or writes too much.
-    """
-
-    def apply(batch: Sequence[Conversation]) -> list[str]:
-        listed = [list(conversation) for conversation in batch]
-        return list(tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt))
-
-    if not conversations:
-        return []
-    with _time_limit(seconds):
-        try:
-            texts = apply(conversations)
-        except RENDER_ERRORS:
-            texts = []
-            for conversation, row_id in zip(conversations, ids, strict=True):  # one at a time, to find the row
-                try:
-                    texts += apply([conversation])
-                except RENDER_ERRORS as error:
-                    message = " ".join(str(error).split())[:300]
-                    raise DataError(f"{row_id}: the chat template failed: {type(error).__name__}: {message}") from error
-    for text, row_id in zip(texts, ids, strict=True):
-        if len(text) > MAX_TEXT_CHARACTERS:
-            raise DataError(
-                f"{row_id}: the chat template wrote {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are allowed"
-            )
-    return texts
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise DataError(f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A comparison as text."""
-
-    texts: Sequence[str]
-    """The whole conversation of each response."""
-    begin: tuple[int, int] | None = None
-    """Number of a response, and the position where its own text begins; None: no response was found in its conversation."""
-    rewritten: tuple[int, ...] = ()
-    """Numbers of the responses that do not appear unchanged."""
-    hidden: Mapping[int, str] = field(default_factory=dict)
-    """By number of a response, the key of a message that the template does not write, such as `tool_calls`."""
-
-
-class Renderer:
-    """Renders comparisons under a tokenizer's chat template, and locates the responses in the text."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-
-    def render(self, comparisons: Sequence[Comparison]) -> list[Rendered]:
-        """Return the texts of each comparison; raises DataError as `render_all` does."""
-        conversations = [(*row.prompt, *response) for row in comparisons for response in row.responses]
-        texts = iter(render_all(conversations, self.tokenizer, [row.id for row in comparisons for _ in row.responses]))
-        prompted = [row for row in comparisons if row.prompt]
-        prompts = iter(render_all([row.prompt for row in prompted], self.tokenizer, [row.id for row in prompted], True))
-        rendered = []
-        for row in comparisons:
-            whole = [next(texts) for _ in row.responses]
-            prompt = next(prompts) if row.prompt else ""
-            begins = [_find_response(*item, prompt) for item in zip(row.responses, whole, strict=True)]
-            first = next(((number, begin) for number, begin in enumerate(begins) if begin is not None), None)
-            rewritten = tuple(number for number, begin in enumerate(begins) if begin is None)
-            rendered.append(Rendered(whole, first, rewritten, self._hidden(row, whole)))
-        return rendered
-
-    def _hidden(self, row: Comparison, texts: Sequence[str]) -> dict[int, str]:
-        if all(len(message) == 2 for messages in (row.prompt, *row.responses) for message in messages):
-            return {}
-        hidden = {}
-        for number, (response, text) in enumerate(zip(row.responses, texts, strict=True)):
-            if any(CALL in message for message in (*row.prompt, *response)) and not self._writes_calls:
-                hidden[number] = CALL
-            # Thoughts of the prompt may be missing: templates leave out those of earlier turns when the model is served as well.
-            for key in THOUGHTS:
-                if any(message.get(key, "").strip() not in text for message in response):
-                    hidden[number] = key
-        return hidden
-
-    @cached_property
-    def _writes_calls(self) -> bool:
-        """Whether the template writes the name, the argument names and the values of a tool call."""
-        call = {"type": "function", "id": "callprobe", "function": {"name": CALL_PROBE, "arguments": {CALL_PROBE: CALL_PROBE}}}
-        calling = {"role": "assistant", "content": "", CALL: [call]}
-        try:
-            text = render([{"role": "user", "content": "call it"}, calling], self.tokenizer)
-        except DataError:
-            return False
-        return text.count(CALL_PROBE) >= 3
-
-
-def _find_response(response: Conversation, text: str, prompt: str) -> int | None:
-    """Return where a response begins in the text, thoughts included; None if the text does not have all of its messages unchanged.
-
-    The space around a message does not count: most templates trim it. The search starts after the prompt, which may contain the response.
-    """
-    position = len(prompt)
-    if not text.startswith(prompt):
-        pairs = enumerate(zip(prompt, text, strict=False))
-        position = next((place for place, (one, other) in pairs if one != other), min(len(prompt), len(text)))
-    begin: int | None = None
-    for message in response:
-        content = message["content"].strip()
-        at = text.find(content, position)
-        if at < 0:
-            return None
-        if begin is None:
-            thoughts = [text.find(message[key].strip(), position) for key in THOUGHTS if key in message]
-            begin = min([at, *(place for place in thoughts if place >= 0)])
-        position = at + len(content)
-    return begin

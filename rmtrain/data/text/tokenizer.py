@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -29,7 +29,8 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
 from rmtrain.data.rows.dataset import Snapshot, digest
 from rmtrain.data.rows.loading import all_problems, load_comparisons
-from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, render_all, resolve_template
+from rmtrain.data.text.renderer import Renderer
+from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
 from rmtrain.errors import CheckpointError, DataError
 from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
@@ -59,10 +60,12 @@ def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
         path = checked_path(model.path, "model.path")
         if (Path(path) / ADAPTER_CONFIG).is_file() and not (Path(path) / "config.json").is_file():
             raise CheckpointError(f"model.path: {adapter_problem(path)}")
-        return open_tokenizer(path, data.chat_template, model.revision, model.trust_remote_code, "model.path")
+        return open_tokenizer(
+            path, data.chat_template, model.revision, model.trust_remote_code, "model.path", data.chat_template_kwargs
+        )
     if model.tokenizer is not None:
-        return open_tokenizer(model.tokenizer, data.chat_template, label="model.tokenizer")
-    return prepared(trained_tokenizer(data, model.scratch.vocab_size), data.chat_template)
+        return open_tokenizer(model.tokenizer, data.chat_template, label="model.tokenizer", variables=data.chat_template_kwargs)
+    return prepared(trained_tokenizer(data, model.scratch.vocab_size), data.chat_template, data.chat_template_kwargs)
 
 
 def checked_path(path: str, label: str) -> str:
@@ -116,9 +119,10 @@ def open_tokenizer(
     revision: str | None = None,
     trust_remote_code: bool = False,
     label: str = "model",
+    variables: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerFast:
     """Return a tokenizer from a directory or the Hub; see `load_tokenizer`. The default template is right for an exported model."""
-    return prepared(read_tokenizer(checked_path(path, label), label, revision, trust_remote_code), chat_template)
+    return prepared(read_tokenizer(checked_path(path, label), label, revision, trust_remote_code), chat_template, variables)
 
 
 def read_tokenizer(
@@ -188,9 +192,11 @@ def _without_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def prepared(tokenizer: PreTrainedTokenizerFast, chat_template: str) -> PreTrainedTokenizerFast:
-    """Complete the template of a tokenizer and set its padding; returns the same tokenizer."""
-    tokenizer.chat_template = resolve_template(chat_template, tokenizer)
+def prepared(
+    tokenizer: PreTrainedTokenizerFast, chat_template: str, variables: Mapping[str, Any] | None = None
+) -> PreTrainedTokenizerFast:
+    """Complete the template of a tokenizer, with fixed values of its variables, and set its padding; returns the same tokenizer."""
+    tokenizer.chat_template = resolve_template(chat_template, tokenizer, variables)
     tokenizer.padding_side = "right"
     chosen, own = choose_pad_token(tokenizer, edge_tokens(tokenizer).end), tokenizer.pad_token
     if str(chosen) != own:
@@ -218,7 +224,7 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
         DataError: the data is refused.
     """
     blank = _wrapped(Tokenizer(models.BPE()))
-    template = resolve_template(data.chat_template, blank)
+    template = resolve_template(data.chat_template, blank, data.chat_template_kwargs)
     sources = (*data.train, *data.eval)
     with all_problems(sources):
         snapshot = Snapshot(data.train)
@@ -265,9 +271,8 @@ def _texts(data: Data, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     for source in data.train:
         for batch in load_comparisons(source):
             rows = [row for row in batch if isinstance(row, Comparison) and not is_held_out(prompt_hash(row), source.holdout)]
-            conversations = [(*row.prompt, *response) for row in rows for response in row.responses]
-            for text in render_all(conversations, tokenizer, [row.id for row in rows for _ in row.responses]):
-                yield text.replace(END_TOKEN, "")
+            for row in Renderer(tokenizer).render(rows):
+                yield from (text.replace(END_TOKEN, "") for number, text in enumerate(row.texts) if number not in row.faults)
 
 
 CANARY_WORDS = (

@@ -60,7 +60,7 @@ LABEL = {"by": "index", "column": "better"}
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return prepared(byte_bpe(), THINKING_TEMPLATE)
+    return prepared(byte_bpe(), "{{ mood }}" + THINKING_TEMPLATE)
 
 
 def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> tuple[PreparedData, Data]:
@@ -72,7 +72,10 @@ def planted(folder: Path, tokenizer: PreTrainedTokenizerFast, **settings: Any) -
     end = tokenizer.eos_token_id
     tokens = [{"chosen_ids": [5, 6, end], "rejected_ids": [5, 7, 8, end]}, {"chosen_ids": [6, 7, end], "rejected_ids": [6, 9]}]
     labels = [{"prompt": f"Odd {number}?", "x": f"{number}, yes", "y": f"{number}, no", "better": 0} for number in range(6)]
-    test = [row("Fresh?", "It is.", "Stale as a stone."), row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?")]
+    test = [
+        row("Fresh?", "It is.", "Stale as a stone.", mood="calm"),
+        row("WHAT is 3 plus one?", "Four, of course.", "Perhaps nine?"),
+    ]
     benchmark = [{"question": "Where is it?"}, {"question": "which fox is quick?"}]
     data = Data(
         train=[
@@ -97,11 +100,9 @@ def expected() -> dict[str, list[str]]:
     ids: dict[str, list[str]] = {}
     for number, (name, _, _) in enumerate(PLANTED):
         ids.setdefault(name.split()[0], []).append(f"rows:{CLEAN + number}")
-    return (
-        ids
-        | {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "missing_end_token": ["tokens:1"], "overlap": ["test:1"]}
-        | {"one_sided_labels": [f"labels:{number}" for number in range(6)]}
-    )
+    others = {"missing_end_token": ["tokens:1"], "overlap": ["test:1"], "unset_variable": ["test:0", "test:1"]}
+    others |= {"malformed_row": [f"rows:{CLEAN + len(PLANTED)}"], "one_sided_labels": [f"labels:{number}" for number in range(6)]}
+    return ids | others
 
 
 def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -122,6 +123,8 @@ def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTra
     first, second = expected()["contradictory"]
     assert all(place in details["contradictory"] for place in (f"1 one way: {first}", f"1 the other way: {second}"))
     assert details["cycle"].startswith("3 responses ")
+    assert details["unset_variable"].startswith("the chat template reads mood, a column of 1 rows")
+    assert details["unset_variable"].endswith("set template_columns: {mood: mood}")
 
 
 @pytest.mark.parametrize(
@@ -162,11 +165,11 @@ def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     made, data = planted(tmp_path, tokenizer)
     train, evaluation = (audit(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
     assert (train["comparisons"], evaluation["comparisons"]) == (len(made.train), 2)
-    assert list(train["found"]) == [kind for kind in KINDS if kind != "overlap"]
+    assert list(train["found"]) == [kind for kind in KINDS if kind not in ("overlap", "unset_variable")]
     cycle = train["found"]["cycle"]
     assert (cycle["found"], cycle["rows"], cycle["share"]) == (1, 3, 3 / len(made.train))
     assert cycle["examples"][0]["ids"] == expected()["cycle"]
-    assert list(evaluation["found"]) == ["overlap"]
+    assert list(evaluation["found"]) == ["overlap", "unset_variable"]
     assert train["baselines"]["longer"]["wins"] > 0
 
 

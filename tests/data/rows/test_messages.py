@@ -1,10 +1,18 @@
+import json
 from typing import Any
 
 import pytest
 
 from rmtrain.data.comparison import BadRow
-from rmtrain.data.rows.messages import decode_cell, split_transcript, to_messages, tool_calls
-from rmtrain.recipe.schema import Messages
+from rmtrain.data.rows.messages import (
+    decode_cell,
+    split_transcript,
+    template_values,
+    to_messages,
+    tool_calls,
+    tool_definitions,
+)
+from rmtrain.recipe.schema import Messages, PairSource
 
 PLAIN = Messages()
 HH = Messages(transcript="hh")
@@ -110,6 +118,132 @@ def test_transcript_is_split_into_turns() -> None:
     assert list(split_transcript(text)) == expected
     assert read(text, HH) == expected
     assert read("no transcript", HH) == [{"role": "assistant", "content": "no transcript"}]
+
+
+TALK = [USER, ASSISTANT]
+CUSTOM = Messages(role_key="speaker", content_key="text", roles={"Narrator": "system"})
+HIDDEN = {
+    "json list": json.dumps(TALK),
+    "json message": json.dumps(ASSISTANT),
+    "indented": json.dumps(TALK, indent=2),
+    "with space": f"\n {json.dumps(TALK)}\n",
+    "encoded twice": json.dumps(json.dumps(TALK)),
+    "sharegpt": json.dumps([{"value": "q", "from": "human"}]),
+    "tool call": json.dumps([{"role": "assistant", "tool_calls": [CALL]}]),
+    "python list": str(TALK),
+    "python message": str(ASSISTANT),
+    "python quotes": str([USER | {"content": "it's"}, ASSISTANT]),
+    "python tuple": str(tuple(TALK)),
+    "numpy": f"[{USER}\n {ASSISTANT}]",
+    "numpy repr": f"array([{USER}, {ASSISTANT}], dtype=object)",
+    "content first": str([{"content": "a", "role": "assistant"}]),
+}
+
+
+@pytest.mark.parametrize("text", HIDDEN.values(), ids=HIDDEN)
+def test_messages_in_text_are_found(text: str) -> None:
+    """As a cell, and as an item of a list; with the remedy for JSON, and for a Python literal its name."""
+    for cell in (text, ["plain", text]):
+        with pytest.raises(BadRow) as problem:
+            read(cell)
+        assert problem.value.reason == "messages_as_text"
+        assert ("decode_json: true" if "'" not in text else "Python literal") in problem.value.detail
+
+
+def test_own_keys_and_roles_are_found() -> None:
+    cell = [{"speaker": "Narrator", "text": "s"}]
+    for text in (json.dumps(cell), str(cell)):
+        assert read(text) == [{"role": "assistant", "content": text}], "guard: not messages without the recipe's keys"
+        with pytest.raises(BadRow, match=r"^messages_as_text: chosen "):
+            read(text, CUSTOM)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"from": "USD", "value": 3}',
+        '[{"role": "admin", "content": "x"}]',
+        '{"content": "x"}',
+        "[1, 2]",
+        '["a", "b"]',
+        "{'a': 1}",
+        "{'role': 'tester', 'content': 'x'}",
+        '[{"role": "user", "content": "x"}] is how a chat begins',
+        "Send this: " + json.dumps(TALK),
+        "[" * 100_000,
+        '{"' * 100_000,
+    ],
+)
+def test_ordinary_text_is_left_alone(text: str) -> None:
+    """JSON and Python that are not messages, or only part of the text."""
+    assert read(text) == [{"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize("name", [name for name, text in HIDDEN.items() if "'" not in text])
+def test_decode_json_decodes_hidden_messages(name: str) -> None:
+    """In a cell, and in the items of a list, once or twice encoded."""
+    settings = Messages(decode_json=True)
+    for cell in (HIDDEN[name], [HIDDEN[name]]):
+        value = decode_cell(cell, "chosen", settings)
+        assert isinstance(value, dict | list)
+        turns = value[0] if isinstance(cell, list) else value
+        assert read(turns, settings)[0]["role"] in ("user", "assistant")
+
+
+def test_invalid_json_names_python_literals() -> None:
+    for text in (str(TALK), "['q', 'r']"):
+        with pytest.raises(BadRow, match=r"^not_json: .*Python literal"):
+            decode_cell(text, "prompt", Messages(decode_json=True))
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ([TOOL], [TOOL]),
+        (json.dumps([TOOL]), [TOOL]),
+        ([json.dumps(TOOL)], [TOOL]),
+        (None, None),
+        ([], None),
+        ("", None),
+        ("[]", None),
+        ("null", None),
+        (float("nan"), None),
+    ],
+)
+def test_tool_definitions_are_read(cell: Any, expected: Any) -> None:
+    assert tool_definitions(cell, "tools") == expected
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason", "part"),
+    [
+        (str([TOOL]), "not_json", "Python literal"),
+        ("hammer", "not_json", ""),
+        (TOOL, "bad_tools", "an object"),
+        (json.dumps(TOOL), "bad_tools", "an object"),
+        ([TOOL, 3], "bad_tools", "a number"),
+        (7, "bad_tools", "a number"),
+        (["add"], "not_json", ""),
+    ],
+)
+def test_wrong_tools_are_refused(cell: Any, reason: str, part: str) -> None:
+    with pytest.raises(BadRow) as problem:
+        tool_definitions(cell, "functions")
+    assert problem.value.reason == reason
+    assert problem.value.detail.startswith("functions ")
+    assert part in problem.value.detail
+
+
+def test_template_values_of_a_row() -> None:
+    """Columns by variable, nested ones too; JSON text is decoded where the recipe says that text is JSON."""
+    columns = {"documents": "x.docs", "mood": "m", "gone": "g", "blank": "b"}
+    row = {"t": json.dumps([TOOL]), "x": {"docs": '[{"title": "T"}]'}, "m": False, "b": " "}
+    for decode, documents in ((False, '[{"title": "T"}]'), (True, [{"title": "T"}])):
+        source = PairSource(path="x", tools="t", template_columns=columns, messages=Messages(decode_json=decode))
+        assert template_values(row, source) == {"tools": [TOOL], "documents": documents, "mood": False}
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.comparison import BadRow, Comparison, Dropped, TokenizedComparison, common_prefix_length
+from rmtrain.data.comparison import BadRow, Comparison, Dropped, Preference, TokenizedComparison, common_prefix_length
 from rmtrain.data.text.encoder import Encoder, LengthPolicy, encode_conversations, find_overlong, truncate
-from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens, render
+from rmtrain.data.text.renderer import render
+from rmtrain.data.text.templates import CHAT_TEMPLATES, edge_tokens
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
@@ -133,8 +134,8 @@ def test_trap_16_rewritten_responses_are_dropped_unless_allowed() -> None:
 
 
 def test_a_response_is_not_found_in_the_prompt() -> None:
-    only_prompts = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}{{ messages | length }}"
-    tokenizer = prepared(byte_bpe(), only_prompts)
+    shouting = "{% for m in messages %}{{ m.content if m.role == 'user' else m.content | upper }}{% endfor %}"
+    tokenizer = prepared(byte_bpe(), shouting)
     encoded = encode(comparison("a or b?", "a", "b"), tokenizer)
     assert isinstance(encoded, Dropped)
     assert encoded.reason == "rewritten_by_template"
@@ -160,7 +161,7 @@ def test_a_missing_end_token_drops_the_row() -> None:
         Comparison("s:0", "s", (user("q"), assistant("x"), user("y")), ((assistant("a"),), (assistant("b"),))), tokenizer
     )
     assert isinstance(encoded, Dropped)
-    assert encoded.reason == "missing_end_token"
+    assert encoded.reason == "text_after_reply"
 
 
 def test_trap_18_overlong_rows_are_dropped_by_reason() -> None:
@@ -199,8 +200,29 @@ def test_a_refused_role_names_the_row() -> None:
         comparison("q", "a", "b", 0),
         Comparison("s:1", "s", ({"role": "system", "content": "x"}, user("q")), ((assistant("a"),), (assistant("b"),))),
     ]
-    with pytest.raises(DataError, match=r"^s:1: .*TemplateError: no system role$"):
-        encode_all(rows, tokenizer)
+    kept, refused = encode_all(rows, tokenizer)
+    assert isinstance(kept, TokenizedComparison)
+    assert isinstance(refused, Dropped)
+    assert (refused.id, refused.reason) == ("s:1", "template_refused")
+    assert refused.detail.endswith("TemplateError: no system role")
+    with pytest.raises(DataError, match=r"^s:1, response 1: .*TemplateError: no system role$"):
+        Encoder(tokenizer, LengthPolicy(None)).encode_for_scoring(rows)
+
+
+def test_a_refused_response_does_not_move_the_others() -> None:
+    """Of three responses the template refuses one: the other two keep their prompt and their preference."""
+    refusal = "{% if 'bad' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    template = f"{{% for m in messages %}}{refusal}{{{{ m.role }}}}: {{{{ m.content }}}}\n{{% endfor %}}{{{{ eos_token }}}}"
+    tokenizer = prepared(byte_bpe(), template)
+    turns = tuple((assistant(text),) for text in ("bad", "good day", "fine day"))
+    edges = (Preference(0, 1), Preference(0, 2), Preference(1, 2))
+    (whole,) = Encoder(tokenizer, LengthPolicy(1024, None, "drop")).encode(
+        [Comparison("s:0", "s", (user("how?"),), turns, edges)]
+    )
+    two = encode(Comparison("s:0", "s", (user("how?"),), turns[1:]), tokenizer)
+    assert (whole.row, whole.left_out, list(whole.responses)) == (two, ("template_refused",), [1, 2])
+    assert isinstance(two, TokenizedComparison)
+    assert two.prompt_length > 3, "guard: the prompt is not empty"
 
 
 def test_tokenized_rows_are_checked() -> None:

@@ -9,8 +9,9 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import Comparison, Message
-from rmtrain.data.text import templates as render_module
-from rmtrain.data.text.templates import CHAT_TEMPLATES, Renderer, render, render_all
+from rmtrain.data.text import renderer as render_module
+from rmtrain.data.text.renderer import Renderer, render, render_all, template_variables, try_render
+from rmtrain.data.text.templates import CHAT_TEMPLATES
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like
@@ -23,7 +24,7 @@ def test_conversations_are_rendered_independently() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}{{ '>' if add_generation_prompt }}"
     assert render_all([TALK, TALK[:1]], tokenizer, ["s:0", "s:1"]) == ["user=q;assistant=a;", "user=q;"]
     assert render(TALK[:1], tokenizer, add_generation_prompt=True) == "user=q;>"
-    assert render_all([], tokenizer, []) == []
+    assert render_all([], tokenizer, []) == try_render([], tokenizer, []) == []
 
 
 @pytest.mark.parametrize(
@@ -152,8 +153,94 @@ def test_a_refused_role_names_the_row() -> None:
     tokenizer, (good, bad) = prepared(byte_bpe(), template), comparisons(12)[1:3]
     bad = replace(bad, prompt=({"role": "system", "content": "x"}, {"role": "user", "content": "q"}))
     good = replace(good, prompt=({"role": "user", "content": "q"},))
-    with pytest.raises(DataError, match=rf"^{bad.id}: .*TemplateError: no$"):
-        Renderer(tokenizer).render([good, bad])
+    one, other = Renderer(tokenizer).render([good, bad])
+    assert (one.faults, other.faults.keys()) == ({}, set(range(len(bad.responses))))
+    assert {(fault.reason, fault.detail[-17:]) for fault in other.faults.values()} == {("template_refused", "TemplateError: no")}
+
+
+def test_a_refused_response_leaves_the_others() -> None:
+    """Only what the template raises on is refused; the place of the other responses does not change."""
+    refusal = "{% if 'bad' in m.content %}{{ raise_exception('no') }}{% endif %}"
+    template = f"{{% for m in messages %}}{refusal}{{{{ m.role }}}}: {{{{ m.content }}}}\n{{% endfor %}}{{{{ eos_token }}}}"
+    tokenizer = prepared(byte_bpe(), template)
+    turns = [({"role": "assistant", "content": text},) for text in ("bad", "fine", "good")]
+    row = Comparison("s:0", "s", ({"role": "user", "content": "how?"},), tuple(turns))
+    (all_three,), (two,) = (Renderer(tokenizer).render([one]) for one in (row, replace(row, responses=(turns[1], turns[2]))))
+    assert (all_three.faults.keys(), all_three.begin, two.begin) == ({0}, (1, two.begin[1] if two.begin else 0), two.begin)
+    assert list(all_three.texts[1:]) == two.texts
+
+
+ENDINGS = {
+    "only in long talks": "{% if messages | length > 2 %}[end of chat]{% endif %}",
+    "only after a word": "{% if 'stop' in messages[-1].content %}<|assistant|>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("close", ["", "<|im_end|>\n"])
+@pytest.mark.parametrize("build", [byte_bpe, bert_like])
+def test_text_after_some_replies_is_named(build: Callable[[], PreTrainedTokenizerFast], close: str, ending: str) -> None:
+    """A template that writes something after the last reply of some rows only: those have no reward, in any kind of template."""
+    body = f"{{% for m in messages %}}<|{{{{ m.role }}}}|>{{{{ m.content }}}}{close}{{% endfor %}}"
+    tokenizer = prepared(build(), body + ending)
+    asked, reply = {"role": "user", "content": "how?"}, {"role": "assistant", "content": "like this"}
+    long = Comparison("s:0", "s", (asked, reply | {"content": "stop"}, asked), ((reply | {"content": "do stop"},), (reply,)))
+    short = Comparison("s:1", "s", (asked,), ((reply,), (reply | {"content": "so "},)))
+    one, other = Renderer(tokenizer).render([long, short])
+    assert other.faults == {}
+    assert one.faults.keys() == ({0, 1} if "length" in ending else {0})
+    assert {fault.reason for fault in one.faults.values()} == {"text_after_reply"}
+    assert all(ending.split("%}")[1][:5] in fault.detail for fault in one.faults.values())
+
+
+def test_empty_reply_left_out_by_a_template() -> None:
+    """A template that writes no turn for an empty reply would have the reward read at the prompt."""
+    skipping = "{% for m in messages %}{% if m.content %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    row = Comparison("s:0", "s", ({"role": "user", "content": "q"},), (({"role": "assistant", "content": ""},),))
+    for template, faults in ((skipping, {0}), ("simple_chat", set()), ("simple_concat", set())):
+        (rendered,) = Renderer(prepared(byte_bpe(), template)).render([row])
+        assert rendered.faults.keys() == faults, template
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+
+def test_variables_reach_the_template() -> None:
+    """Those of a row are used for it alone, in the texts of its responses and of its prompt."""
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    renderer = Renderer(prepared(byte_bpe(), template))
+    turns = tuple(({"role": "assistant", "content": text},) for text in "XY")
+    plain = Comparison("s:0", "s", ({"role": "user", "content": "q"},), turns)
+    with_tools, moody = replace(plain, variables={"tools": TOOLS}), replace(plain, variables={"mood": "calm"})
+    texts = [rendered.texts[0] for rendered in renderer.render([plain, with_tools, moody, plain])]
+    body = "<user>q<assistant>X<|endoftext|>"
+    written = '[{"type": "function", "function": {"name": "add", "parameters": {}}}]'
+    assert texts == [body, written + body, "calm" + body, body]
+    (rendered,) = renderer.render([with_tools])
+    assert rendered.begin == (0, len(written + "<user>q<assistant>"))
+
+
+@pytest.mark.parametrize(
+    ("template", "names"),
+    [
+        ("{% for m in messages %}{{ m.content }}{{ bos_token }}{% endfor %}{% if add_generation_prompt %}x{% endif %}", set()),
+        ("{% if not tools is defined %}{% set tools = none %}{% endif %}{{ tools }}", {"tools"}),
+        ("{% macro f(x) %}{{ x }}{{ documents }}{% endmacro %}{% set y = 1 %}{{ f(y) }}", {"documents"}),
+        ("{% for m in messages %}{% generation %}{{ mood }}{% endgeneration %}{% break %}{% endfor %}", {"mood"}),
+        (
+            "{{ strftime_now('%d') }}{% set ns = namespace(a=range(3)) %}{{ raise_exception('x') if date_string else '' }}",
+            {"date_string"},
+        ),
+        ("{% for m in messages %}{% if m.x %}{% set content = m.x %}{% endif %}{{ content }}{% endfor %}", set()),
+        ("{% set tools = tools or [] %}{% set mood = mood | default('calm') %}{{ tools }}{{ mood }}", {"tools", "mood"}),
+        ("{% if date_string is none %}{% set date_string = 'x' %}{% endif %}{{ date_string }}", {"date_string"}),
+        ("{% if %}", set()),
+    ],
+)
+def test_template_variables(template: str, names: set[str]) -> None:
+    assert template_variables(template) == names
 
 
 QWEN = (  # as qwen3 has it: thoughts of the last turn alone, calls as JSON, results of tools

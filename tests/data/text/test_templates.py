@@ -1,5 +1,6 @@
 """Chat templates and the special tokens around a text."""
 
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from rmtrain.data.text.renderer import render
 from rmtrain.data.text.templates import (
     CHAT_TEMPLATES,
     MAX_TEMPLATE_CHARACTERS,
@@ -14,7 +16,6 @@ from rmtrain.data.text.templates import (
     choose_pad_token,
     edge_tokens,
     freeze_dates,
-    render,
     resolve_template,
 )
 from rmtrain.errors import DataError, RecipeError
@@ -122,9 +123,128 @@ def test_trap_04_bos_is_written_once() -> None:
         resolved("{{ bos_token }}" + LLAMA_TEMPLATE, llama_like())
 
 
-def test_two_end_tokens_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^data.chat_template: .*'first<\|endoftext\|>\\n<\|endoftext\|>'"):
-        resolved("{{ messages[0].content }}{{ eos_token }}{{ '\n' }}{{ eos_token }}")
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+MARKERS = ["<|im_start|>", "<|im_end|>"]
+
+
+def chatml_like(eos: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with the markers of ChatML, and this end token."""
+    return byte_bpe(special_tokens=[*MARKERS, END], eos_token=eos)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "{{ eos_token }}{{ eos_token }}",
+        "{{ eos_token }}\n{{ eos_token }}",
+        "{{ eos_token }}\nAssistant:",
+        "{{ eos_token }} 'it\\'s \"over\"' \\n{{ '{% raw %} }}' }}",
+        "{{ eos_token }}{{ 'first' }}",
+    ],
+)
+@pytest.mark.parametrize("build", [byte_bpe, llama_like, roberta_like])
+def test_text_after_the_end_token_is_cut(build: type, after: str) -> None:
+    """Whatever a template writes after the end token of the last reply; a prompt is announced as before."""
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}" + after
+    tokenizer = build()
+    announced = resolved(template, tokenizer) and render(TALK[1:2], tokenizer, add_generation_prompt=True)
+    end = "" if build is roberta_like else str(tokenizer.eos_token)
+    start = "<s>" if build is llama_like else ""
+    assert render(TALK[1:3], tokenizer) == f"{start}[q1][a1]{end}"
+    assert render(TALK[1:], tokenizer) == f"{start}[q1][a1][q2][a2]{end}"
+    again = build()
+    assert resolve_template(str(tokenizer.chat_template), again) == tokenizer.chat_template
+    tokenizer.chat_template = template
+    assert announced == start + render(TALK[1:2], tokenizer, add_generation_prompt=True)
+
+
+def test_nothing_stands_between_reply_and_end() -> None:
+    """The line feed after a turn's own marker is cut, whether or not that marker is the end token."""
+    body = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>"
+    assert render(TALK[1:3], resolved(CHATML, chatml_like("<|im_end|>"))) == body
+    assert render(TALK[1:3], resolved(CHATML, chatml_like(END))) == body + END
+    assert render(TALK[1:3], resolved("chatml", chatml_like(END))) == body + END, "as the built-in template"
+    opened = CHATML + "<|im_start|>assistant\n"
+    assert render(TALK[1:3], resolved(opened, chatml_like("<|im_end|>"))) == body
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        (CHATML + "<|im_start|>assistant\n", "<|im_start|>assistant"),
+        (CHATML + "<|im_start|>user\n", "<|im_start|>user"),
+        (CHATML + "That is all.", "That is all."),
+        ("{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}Assistant:", "Assistant:"),
+        ("{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}\n\n{% endfor %}User:", "User:"),
+    ],
+)
+@pytest.mark.parametrize("build", [lambda: chatml_like(END), bert_like])
+def test_an_open_turn_without_end_token_is_refused(
+    build: Callable[[], PreTrainedTokenizerFast], template: str, shown: str
+) -> None:
+    """Where no end token says where the reply ends, a template that goes on after it is refused, with what it writes."""
+    with pytest.raises(DataError) as refused:
+        resolved(template, build())
+    assert str(refused.value).startswith("data.chat_template: ")
+    assert shown in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.content }};{% endfor %}",
+        "{% for m in messages %}[{{ m.content }}]\n{% endfor %}",
+        "{% for m in messages %}{{ 'A: ' if m.role == 'assistant' else 'Q: ' }}{{ m.content }} ###\n{% endfor %}",
+        "{% for m in messages %}{{ m.content }}{{ '<|im_end|>' if loop.last else '<|im_start|>' }}{% endfor %}",
+        "{{ raise_exception('one exchange only') if messages | length > 2 }}{{ messages[0].content }} > {{ messages[1].content }} <",
+        CHATML,
+    ],
+)
+def test_ordinary_endings_are_kept(template: str) -> None:
+    """Closing words, markers, and templates for one exchange: none of them opens a turn."""
+    text = render(TALK[1:3], resolved(template, chatml_like(END)))
+    assert text.endswith(END)
+    assert "a1" in text
+
+
+def test_a_template_without_the_reply_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^data.chat_template: .*'first<\|endoftext\|>'"):
+        resolved("{{ messages[0].content }}{{ eos_token }}")
+
+
+FIXED = {
+    "enable_thinking": False,
+    "date_string": '1 Jan "it\'s" \U0001f600 %}',
+    "documents": [{"title": "T", "n": None, "x": 1.5e-7}],
+}
+
+
+def test_fixed_variables_become_defaults() -> None:
+    """They are part of the template, so that whoever renders with it has them; a caller's own values come first."""
+    template = (
+        "{% macro show() %}{{ enable_thinking }}|{{ date_string }}|{{ documents | tojson }}{% endmacro %}"
+        "{% for m in messages %}{{ show() }}{{ m.content }}{{ eos_token }}\n{% endfor %}"
+    )
+    tokenizer = byte_bpe()
+    completed = resolve_template(template, tokenizer, FIXED)
+    written = f'False|{FIXED["date_string"]}|[{{"title": "T", "n": null, "x": 1.5e-07}}]'
+    assert tokenizer.apply_chat_template(list(TALK[1:3]), tokenize=False) == f"{written}q1{END}\n{written}a1{END}"
+    own = tokenizer.apply_chat_template(list(TALK[1:3]), tokenize=False, enable_thinking=True)
+    assert own == f"{written}q1{END}\n{written}a1{END}".replace("False", "True")
+    for again in (FIXED, {}):
+        assert resolve_template(completed, byte_bpe(), again) == completed, "an export is loaded with or without its recipe"
+
+
+def test_unread_fixed_variables_are_refused() -> None:
+    with pytest.raises(RecipeError) as refused:
+        resolve_template(
+            "{% for m in messages %}{{ mood }}{{ m.content }}{% endfor %}", byte_bpe(), {"mod": 1, "mood": 2, "x": 3}
+        )
+    assert [problem.split(":")[0] for problem in refused.value.problems] == [
+        "data.chat_template_kwargs.mod",
+        "data.chat_template_kwargs.x",
+    ]
+    assert all("mood" in problem for problem in refused.value.problems)
 
 
 def test_templates_of_encoders_omit_special_tokens() -> None:

@@ -16,7 +16,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from rmtrain.data.text import encoder as module
 from rmtrain.data.text.encoder import WORDS, WORDS_AND_PUNCTUATION, TextEncoder, piece_pattern
-from rmtrain.data.text.templates import Rendered
+from rmtrain.data.text.renderer import Rendered
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like, unigram_like
 
 BITS = [
