@@ -159,7 +159,7 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
-        base_model_name_or_path=None if base_ref is None else base_ref.path,
+        base_model_name_or_path=None if base_ref is None else base_ref.absolute_path,
         revision=None if base_ref is None else base_ref.revision,
     )
     with quiet_transformers(), seeded(seed, "lora"):

@@ -22,7 +22,7 @@ from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
-from rmtrain.errors import RmtrainError
+from rmtrain.errors import RmtrainError, missing
 from rmtrain.model.classifier import (
     HeadSpec,
     find_head,
@@ -66,12 +66,17 @@ class ModelRef:
         code = {"code_revision": self.revision} if self.trust_remote_code else {}
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **code}
 
+    @property
+    def absolute_path(self) -> str:
+        """The path of a directory, so that an adapter finds its base from anywhere; or the Hub id."""
+        return str(Path(self.path).absolute()) if Path(self.path).is_dir() else self.path
+
     def checked(self) -> Self:
         """Return the reference with `~` expanded; raise its error for a missing directory, or code that no commit pins."""
         path = str(Path(self.path).expanduser()) if self.path.startswith("~") else self.path
         is_local = Path(path).is_dir()
         if not is_local and (path.startswith((".", "/")) or path.count("/") > 1):
-            raise self.error(f"there is no directory {path}")
+            raise self.error(missing(path))
         if self.trust_remote_code and is_local:
             raise self.error(
                 f"trust_remote_code needs a Hub id pinned by revision; the code in the directory {path} is not pinned"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rmtrain.recipe.explain import entries, key_paths, suggest
-from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
+from rmtrain.recipe.key_aliases import ALIASES, HINTS
 from rmtrain.recipe.yaml import write_yaml
 from tests.recipe.recipes import GOOD, KINDS, SCRATCH, assert_problems, complete, problems
 
@@ -222,7 +222,7 @@ def test_every_alias_leads_to_a_key() -> None:
             assert line.startswith(f"recipe.yaml:8:1  {alias}: ")
             assert f"mean {'.'.join(map(str, ours))}?" in line
     assert len(ALIASES) > 100, "guard: the table was read"
-    assert not ALIASES.keys() & OPTIONS.keys()
+    assert not ALIASES.keys() & HINTS.keys()
 
 
 def test_an_alias_in_eval_leads_to_eval() -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, flatten, read_file
-from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import Source
 from rmtrain.recipe.sources import Hook
@@ -54,7 +54,7 @@ def is_on_hub(source: Source) -> bool:
     if Path(source.path).expanduser().exists():
         return False
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
-        raise DataError(f"{source.title}: {source.path} does not exist")
+        raise DataError(f"{source.title}: {missing(source.path)}")
     return True
 
 
@@ -113,9 +113,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
                 "streaming: true with a limit"
             ) from error
         message = " ".join(str(error).split())[:400]
-        raise DataError(
-            f"{source.title}: {source.path} is not a local file, and loading it from the Hub failed: {message}"
-        ) from error
+        raise DataError(f"{source.title}: {missing(source.path)}, and loading it from the Hub failed: {message}") from error
 
 
 def read_dataset(dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None) -> Iterator[Row]:
@@ -180,7 +178,7 @@ def _data_files(source: Source) -> list[Path]:
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{source.title}: {folder} does not exist")
+        raise DataError(f"{source.title}: {missing(folder)}")
     patterns = _patterns(source)
     try:
         files = files_below(folder, patterns or ["**/*"])
