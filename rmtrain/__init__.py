@@ -17,6 +17,7 @@ from rmtrain.errors import (
 
 _HOMES = {
     "load_recipe": "rmtrain.recipe.load",
+    "Recipe": "rmtrain.recipe.schema",
     "preprocess": "rmtrain.commands.preprocess",
     "train": "rmtrain.commands.train",
     "evaluate": "rmtrain.commands.evaluate",
