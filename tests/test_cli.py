@@ -141,7 +141,7 @@ def test_overrides_may_have_dashes(tmp_path: Path) -> None:
             "error: override training.batch_size=0",
         ]
     found = rmtrain("inspect", recipe, "--find", "--learning_rate", "--data.max_length=96")
-    assert (found.returncode, "--learning_rate" in found.stderr) == (3, True), "no row has this text"
+    assert found.returncode == 0, found.stderr
     scored = rmtrain("score", "m", "in.jsonl", "--batch_size", "8", "-o", "out")
     assert scored.returncode == 2
     assert "training." not in scored.stderr, "score takes no keys of a recipe"

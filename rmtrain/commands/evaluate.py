@@ -215,21 +215,21 @@ def evaluate(
         )
     with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):
-            data = prepare(recipe.data, data_tokenizer, progress).eval
+            rows = prepare(recipe.data, data_tokenizer, progress).eval
         else:
-            data = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
-    if not len(data):
+            rows = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
+    if not len(rows):
         raise RecipeError("nothing to evaluate on; set data.eval or a holdout in data.train, or pass --data")
 
-    layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
-    costs = Costs.of(data, layout)
+    layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(rows), tokenizer.pad_token_id)
+    costs = Costs.of(rows, layout)
     budget = scoring_budget(recipe.batching.max_tokens, costs)
-    plan = ScoringPlan.of(data, layout, costs, budget, tokenizer.pad_token_id)
+    plan = ScoringPlan.of(rows, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
         result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
     dtype = "bfloat16" if reward_model.autocast else "float32"
-    settings = pair_settings(model, data, recipe.data, recipe.objective, dtype, template)
-    return replace(with_errors(result, data, tokenizer), settings=settings)
+    settings = pair_settings(model, rows, recipe.data, recipe.objective, dtype, template)
+    return replace(with_errors(result, rows, tokenizer), settings=settings)
 
 
 def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:

@@ -230,7 +230,7 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirec
     if not recipe.tracking.to or not accelerator.is_main_process:
         yield None
         return
-    builders = {name: partial(build_tracker, name, recipe, directory) for name in recipe.tracking.to}
+    builders: dict[str, Any] = {name: partial(build_tracker, name, recipe, directory) for name in recipe.tracking.to}
     settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
     trackers = Trackers(builders, settings)
     try:

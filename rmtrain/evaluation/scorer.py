@@ -97,7 +97,8 @@ class RewardScorer:
             NumericError: a reward is not finite.
         """
         _check_list(conversations, "conversations")
-        if conversations and isinstance(conversations[0], Mapping) and "role" in conversations[0]:
+        first: Any = next(iter(conversations), None)
+        if isinstance(first, Mapping) and "role" in first:
             raise DataError(f"conversations: expected a list of conversations, got one conversation; {CALLS}")
         for number, messages in enumerate(conversations):
             _check_list(messages, f"conversation {number}")
