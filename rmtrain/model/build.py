@@ -159,11 +159,13 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
         use_rslora=lora.rslora,
         use_dora=lora.dora,
         fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in targets),
-        base_model_name_or_path=None if base_ref is None else base_ref.absolute_path,
+        base_model_name_or_path=None if base_ref is None else base_ref.path,
         revision=None if base_ref is None else base_ref.revision,
     )
     with quiet_transformers(), seeded(seed, "lora"):
         adapted = get_peft_model(model, config)
+    if base_ref is not None:  # PEFT takes the name that the model was loaded by
+        adapted.peft_config[adapted.active_adapter].base_model_name_or_path = base_ref.absolute_path
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

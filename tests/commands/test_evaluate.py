@@ -196,6 +196,7 @@ def test_model_named_by_recipe_run_or_path(tmp_path: Path) -> None:
     assert f"rmtrain train {recipe}" in absent.value.problems[0]
     (tmp_path / "run/model").mkdir(parents=True)
     shutil.copy(recipe, tmp_path / "run/recipe.yaml")
+    (tmp_path / "run/run.json").write_text("{}")
     model, run = str(tmp_path / "run/model"), tmp_path / "run"
     for options in (EvalOptions(target=str(recipe)), EvalOptions(recipe=recipe)):
         target = find_model(options)

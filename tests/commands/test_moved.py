@@ -100,7 +100,9 @@ def test_adapter_names_its_base_absolutely(tmp_path: Path, monkeypatch: pytest.M
     """An adapter trained on a relative path finds its base from another directory."""
     monkeypatch.chdir(tmp_path)
     make_base(tmp_path / "base", make_tokenizer())
-    sections = tiny_recipe(tmp_path, run={"output_dir": "runs/lora"}, training={"max_steps": 1}).model_dump()
+    sections = tiny_recipe(
+        tmp_path, run={"output_dir": "runs/lora"}, data={"max_length": 128}, training={"max_steps": 1}
+    ).model_dump()
     train(Recipe.model_validate({**sections, "model": {"path": "base"}, "lora": {"rank": 2}}), QUIET)
     config = json.loads((tmp_path / "runs/lora/model/adapter/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
