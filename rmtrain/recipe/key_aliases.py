@@ -11,7 +11,7 @@ _NAMES = {
     "run.seed": "random_seed data_seed",
     "data.train": "dataset datasets dataset_name dataset_path dataset_mixer train_dataset train_data train_file train_files",
     "data.eval": "eval_dataset eval_data eval_file validation validation_file test_dataset val_dataset dataset_eval",
-    "data.chat_template": "template prompt_template chat_template_path",
+    "data.chat_template": "template prompt_template chat_template_path tokenizer_chat_template",
     "data.max_length": "max_token_length max_seq_length max_seq_len max_sequence_length sequence_len seq_len cutoff_len max_len",
     "data.max_prompt_length": "max_prompt_token_length max_prompt_token_lenth prompt_max_len",
     "data.overlong": "truncation truncation_side truncation_mode",
@@ -157,7 +157,7 @@ _ADVICE = {
         "eval_strategy evaluation_strategy evals_per_epoch eval_delay eval_on_start eval_epochs do_eval"
     ),
     "tracking.log_every counts steps": "logging_strategy logging_first_step",
-    "repositories are private unless hub.public: true": "hub_private_repo private hub_always_push hub_strategy",
+    "repositories are private unless hub.public: true": "hub_private_repo private hub_always_push hub_strategy hub_revision",
     "set --processes N, or --accelerate-config ddp, fsdp2 or deepspeed_zero2, on the command line": (
         "deepspeed fsdp fsdp_config deepspeed_config zero_stage num_processes nproc_per_node num_gpus n_gpus devices gpus "
         "local_rank ddp_backend ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
@@ -167,11 +167,26 @@ _ADVICE = {
         "dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor num_workers "
         "dataloader_persistent_workers drop_last"
     ),
+    "AdamW is the only optimizer; optimizer.name: adamw_8bit saves memory": (
+        "use_galore galore_rank use_apollo apollo_rank use_badam optim_target_modules loraplus_lr_ratio loraplus_lr_embedding"
+    ),
+    "the reward is read at the end of a response; no token is masked": (
+        "train_on_prompt train_on_inputs mask_history ignore_pad_token_for_loss prediction_loss_only"
+    ),
+    "a sequence is never split over GPUs; remove this key": (
+        "ring_attn_size ring_head_stride ds_tensor_parallel_size tensor_parallel_size context_parallel_size sequence_parallel_size"
+    ),
+    "off unless model.gradient_checkpointing is true": "disable_gradient_checkpointing",
+    "model.scratch describes a model with random weights": "train_from_scratch",
+    "set TRACKIO_SPACE_ID in the environment": "trackio_space_id",
+    "each source has its own numbers in any case": "eval_on_each_dataset",
     "the order of the rows follows from run.seed; remove this key": "shuffle shuffle_dataset shuffle_seed shuffle_buffer_size",
     "only the columns that a source names are read; remove this key": "remove_unused_columns label_names",
-    "every run trains a reward model; objective.type sets its loss": "stage task task_type rl trainer_type loss pref_loss",
+    "every run trains a reward model; objective.type sets its loss": "stage task task_type rl trainer_type loss pref_loss reward_model",
     "the columns of a source are its keys, such as chosen and rejected": "columns column_mapping field_mapping",
-    "the end and pad tokens are those of the tokenizer; remove this key": "eos_token pad_token resize_vocab",
+    "the end and pad tokens are those of the tokenizer; remove this key": (
+        "eos_token pad_token resize_vocab special_tokens tokens add_tokens split_special_tokens tokenizer_type"
+    ),
     "margins come from the data: margin names their column": "margin_loss use_margin",
     "lora adapts the modules in lora.targets, and always trains the head; remove this key": (
         "modules_to_save lora_modules_to_save additional_target lora_task_type lora_bias"
@@ -181,7 +196,13 @@ _ADVICE = {
         "neftune_noise_alpha average_tokens_across_devices torch_empty_cache_steps disable_tqdm log_level "
         "skip_memory_metrics ignore_data_skip optim_args lr_scheduler_kwargs activation_offloading model_init_kwargs "
         "use_fast_tokenizer disable_fast_tokenizer plot_loss include_num_input_tokens_seen overwrite_cache "
-        "aux_loss_coef compute_fp32_loss adam_offload"
+        "aux_loss_coef moe_aux_loss_coef compute_fp32_loss adam_offload liger_kernel_config enable_liger_kernel log_on_each_node "
+        "logging_nan_inf_filter log_level_replica eval_do_concat_batches eval_use_gather_object include_for_metrics "
+        "batch_eval_metrics enable_jit_checkpoint max_ckpt_mem use_ds_universal_ckpt disable_ds_ckpt save_hf_ckpt deepcompile "
+        "zpg grad_accum_dtype overlap_comm gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant use_reentrant_gc "
+        "activation_checkpointing_kwargs freeze_trainable_layers freeze_vision_tower pissa_init create_new_adapter "
+        "adapter_name_or_path use_llama_pro low_cpu_mem_usage rope_scaling use_unsloth upcast_layernorm upcast_lmhead_output "
+        "tool_format buffer_size preprocessing_batch_size tokenized_path lora_target_parameters debug"
     ),
     "a path is written whole, as in data.train.0.path": "dataset_dir media_dir",
     "the run writes everything into run.output_dir": "logging_dir logdir log_dir",
