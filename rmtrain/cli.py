@@ -35,6 +35,7 @@ from rmtrain.commands.options import (
     RecipeOption,
     ScoreOptions,
     TrainOptions,
+    Verbs,
     checked_precision,
     flat_options,
 )
@@ -55,6 +56,7 @@ from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import apart, json_text
 
 app = typer.Typer(
+    cls=Verbs,
     help="Train, inspect and evaluate reward models from one YAML recipe.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -2,9 +2,16 @@
 
 import errno
 import signal
+from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk, and of an exceeded quota."""
+
+
+def missing(path: str | Path) -> str:
+    """Return that a path does not exist; of a relative one, with the directory that was searched."""
+    is_absolute = str(path).startswith("~") or Path(path).is_absolute()
+    return f"{path} does not exist" if is_absolute else f"{path} does not exist in {Path.cwd()}"
 
 
 class RmtrainError(Exception):

@@ -12,7 +12,8 @@ import pytest
 
 from rmtrain.cli import fail_on_missed
 from rmtrain.errors import GateMissed, RmtrainError
-from tests.runs import ROOT, environment_of_process
+from tests.forks import rmtrain
+from tests.runs import ROOT, environment_of_process, tiny_recipe, write_recipe
 
 ERRORS = {
     "a refusal": ('DataError("a.jsonl:3: no text", "a.jsonl:5: no text")', 3, ["a.jsonl:3: no text", "a.jsonl:5: no text"]),
@@ -113,6 +114,37 @@ def test_rank_0_has_precedence(tmp_path: Path) -> None:
     exits(ERRORS["a refusal"][0], **rank(1, tmp_path))
     assert read(tmp_path, 1)["time"] > read(tmp_path, 0)["time"]
     assert time.monotonic() - began - alone > 1.0, "guard: it waited"
+
+
+@pytest.mark.parametrize("verb", ["preprocess", "train", "eval", "inspect"])
+def test_options_of_other_trainers_are_answered(verb: str) -> None:
+    """All unknown options at once, in a line each: the key that is meant, or the option of ours."""
+    options = ["--learning_rate", "1e-5", "--per_device_train_batch_size=8", "--jsn", "--dataset_name", "x", "--lora-r=8"]
+    ended = rmtrain(verb, "r.yaml", *options)
+    assert ended.returncode == 2
+    words = ["optimizer.lr=...", "training.batch_size", "--json?", "data.train=[{path: ...}]", "lora.rank=..."]
+    names = ["--learning_rate", "--per_device_train_batch_size", "--jsn", "--dataset_name", "--lora-r"]
+    lines = ended.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines] == names
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
+
+
+def test_overrides_may_have_dashes(tmp_path: Path) -> None:
+    """`--a.b=v` and `--a.b v` are overrides, `--config` and `-c` name the recipe, and a value may look like an option."""
+    recipe = write_recipe(tmp_path, tiny_recipe(tmp_path))
+    for option in ("--config", "-c", "--recipe"):
+        ended = rmtrain("preprocess", option, recipe, "--optimizer.lr=7", "--training.batch_size", "0")
+        assert ended.returncode == 2
+        lines = ended.stderr.splitlines()
+        assert [line.split("  ")[0] for line in lines] == [
+            "error: override optimizer.lr=7",
+            "error: override training.batch_size=0",
+        ]
+    found = rmtrain("inspect", recipe, "--find", "--learning_rate", "--data.max_length=96")
+    assert found.returncode == 0, found.stderr
+    scored = rmtrain("score", "m", "in.jsonl", "--batch_size", "8", "-o", "out")
+    assert scored.returncode == 2
+    assert "training." not in scored.stderr, "score takes no keys of a recipe"
 
 
 def test_missed_gate_names_required_and_value(monkeypatch: pytest.MonkeyPatch) -> None:

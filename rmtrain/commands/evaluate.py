@@ -1,6 +1,9 @@
 """`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
 
 import json
+import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +21,7 @@ from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
 from rmtrain.engine.memory import scoring_budget
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.errors import CheckpointError, RecipeError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
 from rmtrain.evaluation.benchmarks.measure import measure, named, only
 from rmtrain.evaluation.benchmarks.published import read_items, read_output
@@ -41,9 +44,9 @@ from rmtrain.evaluation.scores_file import (
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
-from rmtrain.model.saved_model import load_reward_model, template_hash
-from rmtrain.recipe.load import evaluation_recipe, load_recipe
-from rmtrain.recipe.schema import EvaluationRecipe, Recipe
+from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
+from rmtrain.recipe.load import MARKER, RECIPE, evaluation_recipe, load_recipe
+from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
@@ -58,7 +61,7 @@ def run_eval(options: EvalOptions, console: Console) -> CommandResult:
         return _evaluate_scores(options, options.scores)
     if options.benchmark is not None:
         target = find_model(options)
-        folder = options.output or (target.run or Path()) / "benchmarks"
+        folder = output_folder(options, target, "benchmarks")
         return evaluate_benchmarks(options, options.benchmark, target.model, folder, console)
     return _evaluate_pairs(options, console)
 
@@ -83,70 +86,109 @@ def find_model(options: EvalOptions, overrides: Sequence[str] = ()) -> EvalTarge
     recipe = None if file is None else load_recipe(file, overrides)
     if recipe is not None and target in (None, str(file)):
         run = Path(recipe.run.output_dir).expanduser()
-        if not (run / "model").is_dir():
-            raise CheckpointError(f"{run / 'model'}: no such model; run `rmtrain train {file}` first")
-        return EvalTarget(str(run / "model"), run, recipe, by_recipe=True)
+        if not (run / MARKER).is_file() and not (run / "model").is_dir():
+            raise CheckpointError(f"{run / 'model'}: no such model; run `{shlex.join(['rmtrain', 'train', str(file)])}` first")
+        return EvalTarget(model_of(str(run)), run, recipe, by_recipe=True)
     if target is None:
         raise RecipeError("expected a recipe, a run directory or a model; see `rmtrain eval --help`")
     path = Path(target).expanduser()
     for run in (path, path.parent) if path.name == "model" else (path,):
-        if (run / "recipe.yaml").is_file() and (run / "model").is_dir():
+        if (run / RECIPE).is_file() and (run / "model").is_dir():
             return EvalTarget(str(run / "model"), run, recipe, by_recipe=False)
-    return EvalTarget(target, None, recipe, by_recipe=False)
+    return EvalTarget(model_of(target), None, recipe, by_recipe=False)
+
+
+def find_data(options: EvalOptions) -> tuple[EvalTarget, Recipe | EvaluationRecipe]:
+    """Find the model to evaluate, and the recipe of the data: that of its run, the one that is named, or `--data` alone.
+
+    Raises:
+        RecipeError: an invalid recipe, or no data. CheckpointError: as `find_model`.
+    """
+    overrides = list(options.overrides)
+    if options.data is not None:
+        alone = json.dumps([{"path": options.data}], ensure_ascii=False)
+        # In place of the training data as well: rows that it holds out would be evaluated with the file, and its tags be taken.
+        overrides = [f"data.train={alone}", f"data.eval={alone}", *overrides]
+    target = find_model(options, overrides)
+    recipe: Recipe | EvaluationRecipe
+    if target.recipe is not None:
+        recipe = target.recipe
+    elif target.run is not None:
+        recipe = load_recipe(target.run / RECIPE, overrides)
+    elif options.data is not None:
+        recipe = evaluation_recipe(options.data, options.overrides)
+    else:
+        raise RecipeError(f"{target.model}: name the data to evaluate on, with --data FILE or --recipe RECIPE")
+    if options.data is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"train": ()})})
+    return target, recipe
+
+
+def output_folder(options: EvalOptions, target: EvalTarget, name: str | None) -> Path:
+    """Return the folder for scores: `--output`, or `name` in the run or the directory of the model, None: the run itself.
+
+    A model of the Hub has its folder in the cache of tokenized data. Raises RecipeError, before anything is scored, if it is not writable.
+    """
+    home = target.run or Path(target.model).expanduser()
+    if target.run is None and not home.is_dir():
+        cache = str(Data.model_fields["cache_dir"].get_default(call_default_factory=True))
+        home = Path(cache).expanduser() / "evaluations" / target.model.replace("/", "--")
+    folder = options.output or (home if name is None else home / name)
+    parent = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise RecipeError(f"--output: {parent} is not writable; set --output to another directory")
+    return folder
 
 
 def _evaluate_pairs(options: EvalOptions, console: Console) -> CommandResult:
     """Evaluate a model on the evaluation data of its own recipe, of a recipe that is named, or on `--data`.
 
-    A run's own recipe brings its gates, and the scores go into the run directory; scores on other data or with overrides go into the
-    current one.
+    A run's own recipe brings its gates, and the scores go into the run directory; scores of other data or with overrides go to
+    `evaluations/NAME` in it, or in the directory of the model.
     """
     accelerator = start_evaluation()
-    overrides = list(options.overrides)
-    if options.data is not None:
-        overrides.insert(0, f"data.eval={json.dumps([{'path': options.data}], ensure_ascii=False)}")
-    target = find_model(options, overrides)
-    run, gates, output = target.run, parse_gates(options.fail_under), Path()
-    recipe: Recipe | EvaluationRecipe
-    if target.recipe is not None:
-        recipe = target.recipe
-        if target.by_recipe and run is not None:
-            gates = {**recipe.evaluation.gates} | gates
-            output = Path() if options.data else run
-    elif run is not None:
-        recipe = load_recipe(run / "recipe.yaml", overrides)
-        gates = ({} if options.data else {**recipe.evaluation.gates}) | gates
-        output = Path() if overrides else run
-    elif options.data is not None:
-        recipe = evaluation_recipe(options.data, options.overrides)
-    else:
-        raise RecipeError(f"{target.model}: name the data to evaluate on, with --data FILE or --recipe RECIPE")
+    target, recipe = find_data(options)
+    is_own = options.data is None and (target.by_recipe or (target.run is not None and target.recipe is None))
+    gates = parse_gates(options.fail_under)
+    if is_own and isinstance(recipe, Recipe):
+        gates = {**recipe.evaluation.gates} | gates
+    name = recipe.data.eval[0].title if options.data is not None else recipe.run.name if isinstance(recipe, Recipe) else ""
+    part = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "data"
+    unchanged = is_own and (target.by_recipe or not options.overrides)
+    folder = output_folder(options, target, None if unchanged else f"evaluations/{part}")
 
     result = evaluate(target.model, recipe, console, allow_template_change=options.allow_template_change)
-    scores = (options.output or output) / "scores.jsonl"
+    scores = folder / "scores.jsonl"
     passed = check_gates(result.summary, gates)
 
     def write() -> None:
         write_scores(scores, result.scored, result.settings)
         if options.report is not None:
-            name = recipe.run.name if run is not None and isinstance(recipe, Recipe) else Path(target.model).name
-            write_report(options.report, name, result, gates=passed, recipe=recipe, run=run)
+            run = target.run
+            title = recipe.run.name if run is not None and isinstance(recipe, Recipe) else Path(target.model).name
+            write_report(options.report, title, result, gates=passed, recipe=recipe, run=run)
 
     run_on_main(accelerator, write)
     return _pairs_result(result, passed, scores, options.report)
 
 
 def evaluate(
-    model: str, recipe: Recipe | EvaluationRecipe, console: Console | None = None, *, allow_template_change: bool = False
+    model: str | Path,
+    recipe: Recipe | EvaluationRecipe | str | Path | None = None,
+    console: Console | None = None,
+    *,
+    data: str | Path | None = None,
+    allow_template_change: bool = False,
 ) -> EvaluationResult:
     """Evaluate a reward model on the evaluation data of a recipe: `data.eval`, and the held-out rows of `data.train`.
 
-    Processes that are launched together share the rows, and each gets all of the numbers.
+    Processes that are launched together share the rows, and each gets all of the numbers. Nothing is written.
 
     Args:
-        model: directory or Hub id of a model with one output, or of an adapter.
-        recipe: its sections data, batching, objective and training.precision are used.
+        model: directory or Hub id of a model with one output, or of an adapter; a run; or the file of a recipe, for the model of its run.
+        recipe: its sections data, batching, objective and training.precision are used; None: that of the run.
         console: shows progress; None: stderr.
+        data: file, directory or Hub dataset to evaluate on in place of the recipe's data.
         allow_template_change: score with a chat template that is not the model's.
 
     Raises:
@@ -154,6 +196,13 @@ def evaluate(
         RecipeError, DataError: see `prepare` and `start_evaluation`; or there is nothing to evaluate on.
         Stopped: a signal came to one of several processes.
     """
+    if not isinstance(recipe, Recipe | EvaluationRecipe):
+        file = None if recipe is None else Path(recipe)
+        target, recipe = find_data(EvalOptions(target=str(model), recipe=file, data=None if data is None else str(data)))
+        model = target.model
+    elif data is not None:
+        raise RecipeError("data: a recipe as an object has its own; leave one out")
+    model = model_of(str(model))
     accelerator = start_evaluation()
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
     reward_model, tokenizer = load_reward_model(model, model_device(accelerator), allow_template_change=allow_template_change)
@@ -172,23 +221,23 @@ def evaluate(
         )
     with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):
-            data = prepare(recipe.data, data_tokenizer, progress).eval
+            rows = prepare(recipe.data, data_tokenizer, progress).eval
         else:
-            data = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
-    for source, problem in data.waterfall.unset_variables():
+            rows = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
+    for source, problem in rows.waterfall.unset_variables():
         console.print(f"note: {source}: {problem}", highlight=False, markup=False)
-    if not len(data):
+    if not len(rows):
         raise RecipeError("nothing to evaluate on; set data.eval or a holdout in data.train, or pass --data")
 
-    layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(data), tokenizer.pad_token_id)
-    costs = Costs.of(data, layout)
+    layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(rows), tokenizer.pad_token_id)
+    costs = Costs.of(rows, layout)
     budget = scoring_budget(recipe.batching.max_tokens, costs)
-    plan = ScoringPlan.of(data, layout, costs, budget, tokenizer.pad_token_id)
+    plan = ScoringPlan.of(rows, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
         result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
     dtype = "bfloat16" if reward_model.autocast else "float32"
-    settings = pair_settings(model, data, recipe.data, recipe.objective, dtype, template)
-    return replace(with_errors(result, data, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
+    settings = pair_settings(model, rows, recipe.data, recipe.objective, dtype, template)
+    return replace(with_errors(result, rows, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
 
 
 def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:
@@ -291,8 +340,9 @@ def _benchmarks_result(
 
 def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
     """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
+    scores = _scores_in(scores)
     if not scores.exists():
-        raise RecipeError(f"--scores: {scores} does not exist")
+        raise RecipeError(f"--scores: {missing(scores)}")
     settings = read_settings(scores)
     name = options.benchmark or (settings or {}).get("benchmark")
     if name is not None:
@@ -335,10 +385,17 @@ def _pairs_result(
     return CommandResult(report, document)
 
 
+def _scores_in(path: Path) -> Path:
+    """Return the file of scores of a run or another directory that `eval` wrote; any other path unchanged."""
+    path = path.expanduser()
+    return path / "scores.jsonl" if (path / "scores.jsonl").is_file() or (path / MARKER).is_file() else path
+
+
 def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
-    missing = [path for path in (one, other) if not path.exists()]
-    if missing:
-        raise RecipeError(*(f"--compare: {path} does not exist" for path in missing))
+    one, other = _scores_in(one), _scores_in(other)
+    absent = [path for path in (one, other) if not path.exists()]
+    if absent:
+        raise RecipeError(*(f"--compare: {missing(path)}" for path in absent))
     benchmark = only(options.benchmark, "--compare") if options.benchmark else None
     compared = compare(one, other, benchmark, options.allow_different_settings)
     return CommandResult(difference_report(compared), {**compared, "gates": {}})

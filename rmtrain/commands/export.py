@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,16 @@ from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import STEP, Checkpoint, Checkpoints
 from rmtrain.engine.checkpoint_manager import check_frozen
 from rmtrain.engine.distributed import versions
-from rmtrain.engine.run_dir import ENVIRONMENT, MARKER
-from rmtrain.engine.run_dir import RECIPE as RECIPE_FILE
+from rmtrain.engine.run_dir import ENVIRONMENT
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
 from rmtrain.files import write_text
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
-from rmtrain.model.hub import push
+from rmtrain.model.hub import check_push, push
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saved_model import FACTS
-from rmtrain.recipe.load import dump_recipe, load_recipe
+from rmtrain.recipe.load import MARKER, RECIPE, dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.card import card_of
 
@@ -37,7 +37,7 @@ def export(options: ExportOptions) -> CommandResult:
     The model of a finished run is not written again, only verified.
 
     Raises:
-        RecipeError: options that cannot be combined.
+        RecipeError: options that cannot be combined, or an upload that is bound to fail.
         CheckpointError: not a run, a checkpoint is damaged, the base model or tokenizer changed, or the export does not reload.
         RmtrainError: the upload failed; the export is kept, and the message has the command that repeats the upload.
     """
@@ -45,9 +45,11 @@ def export(options: ExportOptions) -> CommandResult:
     path = options.target.expanduser().resolve()
     chosen = path if STEP.fullmatch(path.name) else None
     run = path.parent.parent if chosen else path
-    if not (run / MARKER).is_file() or not (run / RECIPE_FILE).is_file():
+    if not (run / MARKER).is_file() or not (run / RECIPE).is_file():
         raise CheckpointError(f"{options.target}: not a run; name a run directory, or RUN/checkpoints/step-00000120")
-    recipe = load_recipe(run / RECIPE_FILE, list(options.overrides))
+    recipe = load_recipe(run / RECIPE, list(options.overrides))
+    if options.push:
+        check_push(recipe.hub, recipe.run.name)
     is_changed = chosen or options.output or options.dtype or options.adapter
     directory, step = run / "model", None
     if directory.is_dir() and not is_changed:
@@ -57,10 +59,10 @@ def export(options: ExportOptions) -> CommandResult:
     report = f"model         {directory}, reloaded and checked" + ("" if step is None else f", of step {step:,}")
     url = None
     if options.push:
-        retry = " ".join(["rmtrain export", str(options.target), "--push", *options.overrides])
-        retry += f" --output {options.output}" if options.output else ""
-        retry += f" --dtype {options.dtype}" if options.dtype else ""
-        url = push(directory, recipe.hub, recipe.run.name, retry)
+        words = ["rmtrain", "export", str(options.target), "--push", *options.overrides]
+        words += ["--output", str(options.output)] if options.output else []
+        words += ["--dtype", options.dtype] if options.dtype else []
+        url = push(directory, recipe.hub, recipe.run.name, shlex.join(words))
         report += f"\nhub           {url}"
     return CommandResult(Text(report), {"model": str(directory), "step": step, "hub": url})
 

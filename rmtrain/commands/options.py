@@ -4,29 +4,42 @@ Nothing heavy is imported here, so that options that cannot be combined are refu
 """
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import RenderableType
 from rich.text import Text
+from typer.core import TyperGroup
 
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.explain import explain_option
+from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.schema import Gate
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Kind = Literal["compare", "scores", "benchmarks", "pairs"]
 
+
+def _our_name(dtype: str | None) -> str | None:
+    """Return our name of a dtype that is given as `bf16` or the like."""
+    return {**SAME_VALUES, "fp16": "float16"}.get(dtype, dtype) if dtype else dtype
+
+
 Arguments = Annotated[
     list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, followed by overrides of its keys.")
 ]
-RecipeOption = Annotated[Path | None, typer.Option("--recipe", help="Recipe file, if it is not the first argument.")]
+RecipeOption = Annotated[
+    Path | None, typer.Option("--recipe", "--config", "-c", help="Recipe file, if it is not the first argument.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
 MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
-PrecisionOption = Annotated[str, typer.Option(help="Precision of the model: auto, float32 or bfloat16.")]
+PrecisionOption = Annotated[str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32 or bfloat16.")]
 TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
 ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
 ConfigOption = Annotated[
@@ -64,6 +77,35 @@ def flat_options(verb: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+DASHED = re.compile(r"^--(?=[A-Za-z_]\w*\.[\w.-]+(=|$))", re.ASCII)
+"""The dashes of an override that is written as an option, `--a.b=v` or `--a.b v`."""
+WITH_OVERRIDES = ("preprocess", "inspect", "train", "eval")
+
+
+class Verbs(TyperGroup):
+    """All verbs. They take overrides also as options, as agents of sweeps write them, and explain options that do not exist."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Remove the dashes of overrides; raise RecipeError with a line for each unknown option."""
+        words: list[str] = []
+        for word in args:
+            if words and DASHED.match(words[-1]) and "=" not in words[-1]:
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        words = [DASHED.sub("", word) for word in words]
+        verb = self.get_command(ctx, words[0]) if words else None
+        if verb is not None and not ctx.resilient_parsing:
+            known = {"--help", *(name for option in verb.params for name in (*option.opts, *option.secondary_opts))}
+            valued = {name for option in verb.params if not getattr(option, "is_flag", True) for name in option.opts}
+            pairs = pairwise(takewhile("--".__ne__, words))
+            options = [word.partition("=")[0] for before, word in pairs if word.startswith("--") and before not in valued]
+            unknown = [option for option in options if option not in known]
+            if unknown:
+                raise RecipeError(*(f"{name}: {explain_option(name, known, words[0] in WITH_OVERRIDES)}" for name in unknown))
+        return super().parse_args(ctx, words)
+
+
 NOT_WITH: Mapping[Kind, tuple[str, ...]] = {
     "compare": ("target", "recipe", "overrides", "data", "data_dir", "output", "report", "scores", "fail_under", "max_length"),
     "scores": ("target", "recipe", "overrides", "data", "data_dir", "output", "max_length"),
@@ -90,7 +132,9 @@ class EvalOptions:
     overrides: Sequence[str] = ()
     recipe: RecipeOption = None
     data: Annotated[str | None, typer.Option(help="File, directory or Hub dataset to evaluate on.")] = None
-    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: next to the model).")] = None
+    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: in the run, or with the model).")] = (
+        None
+    )
     scores: Annotated[Path | None, typer.Option(help="Compute the metrics from this scores.jsonl, without a model.")] = None
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None
     fail_under: Annotated[
@@ -105,7 +149,7 @@ class EvalOptions:
     ] = None
     data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether scores file B is better than scores file A.")
+        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether run or scores file B is better than A.")
     ] = None
     allow_different_settings: Annotated[bool, typer.Option(help="Let --compare run although settings differ.")] = False
     max_length: MaxLengthOption = None
@@ -274,7 +318,9 @@ class ExportOptions:
     overrides: Sequence[str] = ()
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None
     adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (default: that of the run).")] = None
+    dtype: Annotated[
+        str | None, typer.Option(callback=_our_name, help="float32, bfloat16 or float16 (default: that of the run).")
+    ] = None
     push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False
 
     def check(self) -> None:

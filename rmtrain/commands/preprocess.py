@@ -17,6 +17,7 @@ from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError
+from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import KeyValues
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table, plot_lengths
@@ -36,18 +37,21 @@ EXPORT_SCHEMA = pa.schema(
 )
 
 
-def preprocess(recipe: Recipe, console: Console, *, export: Path | None = None, plot: Path | None = None) -> CommandResult:
+def preprocess(
+    recipe: Recipe | str | Path, console: Console | None = None, *, export: Path | None = None, plot: Path | None = None
+) -> CommandResult:
     """Tokenize the data of a recipe, or take it from the cache, and report on it.
 
     Args:
-        recipe: its data and model sections are used.
-        console: shows progress.
+        recipe: the recipe, or its file; its data and model sections are used.
+        console: shows progress; None: stderr.
         export: directory for `train.parquet` and `eval.parquet` with the columns of `EXPORT_SCHEMA`.
         plot: PNG file for the token lengths; None: `lengths.png` next to the cached data, if that directory is writable.
 
     Raises:
         RecipeError, DataError, TryAgain: see `prepare` and `audit`.
     """
+    recipe, console = as_recipe(recipe), console or Console(stderr=True)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)

@@ -27,7 +27,7 @@ from rmtrain.data.rows.readers import Line, Malformed, open_bytes, read_lines
 from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain
+from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain, missing
 from rmtrain.evaluation.scorer import (
     MAX_TOKENS,
     WRITTEN,
@@ -147,7 +147,7 @@ def _check_paths(source: str, target: str) -> None:
     if source == STANDARD:
         return
     if not Path(source).expanduser().is_file():
-        raise RecipeError(f"{source}: no such file")
+        raise RecipeError(f"{missing(source)}")
     if target != STANDARD and Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
         raise RecipeError(f"{target}: the output is the input; name another file")
 

@@ -46,16 +46,17 @@ from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
-from rmtrain.model.hub import push
+from rmtrain.model.hub import check_push, push
 from rmtrain.model.reward_model import RewardModel, choose_layout, probing_comparisons, trainable_summary
 from rmtrain.model.saved_model import template_hash
+from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import with_errors, write_report
 from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
-from rmtrain.report.run_view import next_steps, run_header
+from rmtrain.report.run_view import next_steps, python_command, rmtrain_command, run_header
 from rmtrain.report.tables import findings_notes, waterfall_table
 
 logger = logging.getLogger("rmtrain")
@@ -74,11 +75,13 @@ class Inputs(NamedTuple):
     findings: Mapping[str, Mapping[str, Any]]
 
 
-def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None) -> CommandResult:
+def train(
+    recipe: Recipe | str | Path, console: Console | None = None, *, fresh: bool = False, resume: Path | None = None
+) -> CommandResult:
     """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint.
 
     Args:
-        recipe: the run.
+        recipe: the run, or the file of its recipe.
         console: where progress is shown; None: stderr.
         fresh: start over; an existing run in `run.output_dir` is renamed.
         resume: checkpoint to resume from; None: the newest valid one.
@@ -87,12 +90,11 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
         RmtrainError: one line per problem; nothing is written before recipe, data and model have been accepted.
         Stopped: a signal ended the run after a step, and a checkpoint was saved.
     """
-    if fresh and resume is not None:
-        raise RecipeError("--fresh and --resume are mutually exclusive; leave one out")
+    recipe = as_recipe(recipe)
     strategy = start(recipe)
     accelerator = strategy.accelerator
     console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
-    run_on_main(accelerator, partial(check_output_dir, recipe, fresh, resume))
+    run_on_main(accelerator, partial(check_outputs, recipe, fresh, resume))
 
     # Rows to tokens, and what is wrong with them.
     tokenizer = load_tokenizer(recipe.model, recipe.data)
@@ -154,6 +156,15 @@ def train(recipe: Recipe, console: Console | None = None, *, fresh: bool = False
                 return result(inputs, directory, last, peaks, upload)
         except Stopped as stopped:
             raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
+
+
+def check_outputs(recipe: Recipe, fresh: bool, resume: Path | None) -> None:
+    """Raise what would otherwise fail after the data is prepared, or after training: the run directory, and the upload."""
+    if fresh and resume is not None:
+        raise RecipeError("--fresh and --resume are mutually exclusive; leave one out")
+    check_output_dir(recipe, fresh, resume)
+    if recipe.hub.push:
+        check_push(recipe.hub, recipe.run.name)
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
@@ -307,12 +318,16 @@ def result(
     }
     by_rank = ", ".join(f"{peak / 1e9:.2f}" for peak in peaks)
     ranks = f" on ranks 0 to {len(peaks) - 1}" if len(peaks) > 1 else ""
-    lines = f"\nmodel         {directory.model}, reloaded and checked\nmemory        at most {by_rank} GB{ranks}"
-    commands = [
-        ("see how good it is, and where it fails", f"{path}/report.html"),
-        ("evaluate it again, on other pairs, or in CI", f"rmtrain eval {path} --fail-under accuracy=0.7"),
-        ("load it anywhere", f'AutoModelForSequenceClassification.from_pretrained("{path}/model")'),
-    ]
+    lines = (
+        f"\nmodel         {directory.model}, reloaded and checked\nreport        {path / 'report.html'}: how good it is, and where it "
+        f"fails\nmemory        at most {by_rank} GB{ranks}"
+    )
+    code = f"from rmtrain import RewardScorer; print(RewardScorer({str(directory.model)!r})(['2 + 2 = ?'], ['4']))"
+    commands = [("score in Python; AutoModelForSequenceClassification.from_pretrained loads it as well", python_command(code))]
+    if last is not None:
+        commands.insert(
+            0, ("evaluate it again; --data FILE for other pairs, --fail-under for CI", rmtrain_command("eval", str(path)))
+        )
     return CommandResult(Text(lines), document, next_steps(commands))
 
 

@@ -1,11 +1,12 @@
 """A process and its job: which strategy it runs, what its results depend on, and work that all ranks share."""
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any, TypeAlias, TypeVar
 
@@ -41,6 +42,7 @@ STRATEGIES: dict[DistributedType, type[Strategy]] = {
     DistributedType.FSDP: Fsdp2,
     DistributedType.DEEPSPEED: DeepSpeedStrategy,
 }
+logger = logging.getLogger("rmtrain")
 
 
 def start(recipe: Recipe) -> Strategy:
@@ -169,6 +171,8 @@ def launched(**options: Any) -> Accelerator:
         RmtrainError: accelerate runs another number of processes than were launched.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 and not is_set("ACCELERATE_USE_CPU"):
+        note_idle_gpus(torch.cuda.device_count())
     accelerator = Accelerator(
         mixed_precision="no",  # the model runs in bfloat16 by itself, the same way under every strategy
         cpu=count > 1 and not torch.cuda.is_available(),
@@ -178,6 +182,13 @@ def launched(**options: Any) -> Accelerator:
         running = accelerator.num_processes
         raise RmtrainError(f"{count} processes were launched, but accelerate runs {running}; check its configuration")
     return accelerator
+
+
+@cache
+def note_idle_gpus(count: int) -> None:
+    """Report, once, that one process uses one of several GPUs."""
+    if count > 1:
+        logger.info("1 of %d GPUs; --processes %d uses all", count, count)
 
 
 def start_evaluation() -> Accelerator:

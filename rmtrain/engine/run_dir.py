@@ -20,12 +20,12 @@ from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
 from rmtrain.files import atomic_write, sync, try_lock, write_text
 from rmtrain.recipe.explain import show
-from rmtrain.recipe.load import dump_recipe, hook_files, load_recipe
+from rmtrain.recipe.load import MARKER, RECIPE, dump_recipe, hook_files, load_recipe, with_absolute_paths
 from rmtrain.recipe.schema import Recipe
 
 logger = logging.getLogger("rmtrain")
 
-MARKER, LOCK, RECIPE, ENVIRONMENT = "run.json", ".lock", "recipe.yaml", "environment.json"
+LOCK, ENVIRONMENT = ".lock", "environment.json"
 UNMARKED = re.compile(r"\.lock|\.run\.json\.\d+\.tmp")
 """The only files in the directory of a run that was killed before it had its marker."""
 RECORDS = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "nonfinite.jsonl")
@@ -79,7 +79,7 @@ class RunDirectory:
             for name, code in hook_files(recipe).items():
                 with disk_errors(path / name), atomic_write(path / name) as file:
                     file.write(code)
-            directory._write(RECIPE, dump_recipe(recipe))
+            directory._write(RECIPE, dump_recipe(with_absolute_paths(recipe)))
             directory._write(ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
             directory.checkpoints.directory.mkdir(exist_ok=True)
             directory.checkpoints.clean()
@@ -182,11 +182,13 @@ def _resolve(output_dir: str) -> Path:
         path.exists()  # raises for a name that is too long
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"run.output_dir: {show(output_dir)} is not a path of a directory: {error}") from error
-    if path in (Path(path.anchor), home, here) or path in (*here.parents, *home.parents):
+    # A run may be called from its own directory: that has the marker of a run.
+    is_around = path in (here, *here.parents) and not (path / MARKER).is_file()
+    if path in (Path(path.anchor), home, *home.parents) or is_around:
         raise RecipeError(f"run.output_dir: refusing to use {path}; choose a dedicated directory such as runs/mine")
     if not given.is_absolute() and os.path.normpath(given).startswith(".."):
         raise RecipeError(f"run.output_dir: {output_dir} is outside the current directory; write {path} if you mean it")
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    return path.relative_to(here) if here in path.parents else path
 
 
 def _lock(path: Path) -> FileLock:
@@ -227,15 +229,23 @@ def _unfinished_run(path: Path, recipe: Recipe, resume: Path | None) -> str | No
 
 def _changes(older: Recipe, recipe: Recipe) -> list[str]:
     """Describe each difference between two recipes that makes them different runs."""
-    before, now = dict(flat(older.model_dump())), dict(flat(recipe.model_dump()))
+    before, now = (dict(flat(with_absolute_paths(each).model_dump())) for each in (older, recipe))
     changes = [
         f"{key} was {show(before[key]) if key in before else 'unset'}, is {show(now[key]) if key in now else 'unset'}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
+        if not _is_same(before.get(key), now.get(key))
+        and not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
     ]
     if hook_files(older) != hook_files(recipe):
         changes.append(f"the code of {', '.join(hook_files(recipe)) or 'prepare'} changed")
     return changes
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Return whether a value is unchanged. A file may have been moved: checkpoints know the data and the weights by their content."""
+    if all(isinstance(value, str) and value.startswith("/") for value in (before, now)):
+        return Path(before).name == Path(now).name
+    return bool(before == now)
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str | int | float | bool | None]]:

@@ -41,6 +41,9 @@ SECONDS_AT_END = 15.0
 SAMPLES = "eval/samples"
 COLUMNS = ("id", "source", "prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "margin")
 
+PROJECTS = {"wandb": "WANDB_PROJECT", "mlflow": "MLFLOW_EXPERIMENT_NAME", "trackio": "TRACKIO_PROJECT"}
+"""Variables of the environment that name a tracker's project."""
+
 Tracker = Any
 """One of accelerate's trackers, such as a WandBTracker."""
 Draw = Callable[[], Figure]
@@ -227,19 +230,39 @@ def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirec
     if not recipe.tracking.to or not accelerator.is_main_process:
         yield None
         return
-    run, project = recipe.run.name, recipe.tracking.project
-    builders: dict[str, Callable[[], Tracker]] = {
-        "wandb": partial(WandBTracker, project, name=run, id=directory.run_id, resume="allow"),
-        "trackio": partial(TrackioTracker, project, name=run, resume="allow" if directory.continues else "never"),
-        "mlflow": partial(MLflowTracker, project, run_name=run),
-        "tensorboard": partial(TensorBoardTracker, project, logging_dir=str(directory.path)),
-    }
+    builders: dict[str, Any] = {name: partial(build_tracker, name, recipe, directory) for name in recipe.tracking.to}
     settings = {key: value if isinstance(value, str | int | float) else str(value) for key, value in flat(recipe.model_dump())}
-    trackers = Trackers({name: builders[name] for name in recipe.tracking.to}, settings)
+    trackers = Trackers(builders, settings)
     try:
         yield trackers
     finally:
         trackers.close()
+
+
+def build_tracker(name: str, recipe: Recipe, directory: RunDirectory) -> Tracker:
+    """Return a tracker of accelerate; variables of the environment have the meaning that its users know.
+
+    `tracking.project` comes before the variable of the project. Names and ids of a run in the environment come before those of the run
+    directory: they are set for one run, as by a sweep.
+    """
+    variables, run, project = os.environ, recipe.run.name, recipe.tracking.project
+    if name == "mlflow" and project is None and "MLFLOW_EXPERIMENT_NAME" not in variables and "MLFLOW_EXPERIMENT_ID" in variables:
+        project = import_module("mlflow").get_experiment(variables["MLFLOW_EXPERIMENT_ID"]).name
+    own_id = {} if "WANDB_RUN_ID" in variables else {"id": directory.run_id}
+    resume = variables.get("WANDB_RESUME") or "allow"
+    chosen = project or variables.get(PROJECTS.get(name, "")) or "rmtrain"
+    builders: dict[str, Callable[[], Tracker]] = {
+        "wandb": partial(WandBTracker, chosen, name=variables.get("WANDB_NAME") or run, resume=resume, **own_id),
+        "trackio": partial(TrackioTracker, chosen, name=run, resume="allow" if directory.continues else "never"),
+        "mlflow": partial(MLflowTracker, chosen, run_name=variables.get("MLFLOW_RUN_NAME") or run),
+        "tensorboard": partial(
+            TensorBoardTracker, chosen, logging_dir=variables.get("TENSORBOARD_LOGGING_DIR") or str(directory.path)
+        ),
+    }
+    tracker = builders[name]()
+    if name == "mlflow":
+        tracker.experiment_name = chosen  # accelerate prefers the environment
+    return tracker
 
 
 def send_samples(step: int, samples: Sequence[Mapping[str, Any]], tracker: Tracker) -> None:

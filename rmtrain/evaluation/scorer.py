@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,12 +22,13 @@ from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.reward_model import choose_layout
-from rmtrain.model.saved_model import load_reward_model, template_hash
+from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.schema import Messages
 from rmtrain.recipe.sources import variable_problem
 
 Overlong = Literal["error", "cut"]
 MAX_TOKENS = 16384
+CALLS = "call scorer([prompt], [reply]) or scorer.score([messages])"
 Precision = Literal["auto", "float32", "bfloat16"]
 TextOrMessages = str | Message | Sequence[Message]
 """A response or a prompt: text, a message, or messages."""
@@ -38,7 +40,7 @@ class RewardScorer:
     Consecutive responses to the same prompt share its tokens, which are computed once.
 
     Args:
-        path: directory or Hub id of a reward model, or of an adapter.
+        path: directory or Hub id of a reward model, or of an adapter; or the directory of a finished run.
         device: where it computes; None: a GPU where there is one.
         precision: of matrix products; `auto` is bfloat16 on a GPU that supports it, else float32. The head is always float32.
         max_length: longest sequence in tokens; None: the number of positions of the model.
@@ -53,7 +55,7 @@ class RewardScorer:
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         *,
         device: str | torch.device | None = None,
         precision: Precision = "auto",
@@ -64,6 +66,7 @@ class RewardScorer:
         allow_template_change: bool = False,
     ) -> None:
         chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        path = model_of(str(path))
         self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
         self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
         self.tokenizer = prepared(loaded, "tokenizer")
@@ -102,9 +105,16 @@ class RewardScorer:
             chat_template_kwargs: further variables of the chat template for each, such as `{"documents": [...]}`.
 
         Raises:
-            DataError: a conversation does not end with the assistant's turn, is refused by the template, or is too long.
+            DataError: this is a text or a single conversation; a conversation does not end with the assistant's turn, is refused by the
+                template, or is too long.
             NumericError: a reward is not finite.
         """
+        _check_list(conversations, "conversations")
+        first: Any = next(iter(conversations), None)
+        if isinstance(first, Mapping) and "role" in first:
+            raise DataError(f"conversations: expected a list of conversations, got one conversation; {CALLS}")
+        for number, messages in enumerate(conversations):
+            _check_list(messages, f"conversation {number}")
         checked = [
             turns(list(messages), f"conversation {number}", "user", ends_with_reply=True)
             for number, messages in enumerate(conversations)
@@ -129,6 +139,8 @@ class RewardScorer:
             chat_template_kwargs: column of the dataset, see `score`.
             _: further columns of the dataset and the state of the trainer, which are ignored.
         """
+        _check_list(prompts, "prompts")
+        _check_list(completions, "completions")
         asked = [turns(prompt, f"prompts[{number}]", "user") for number, prompt in enumerate(prompts)]
         replies = [turns(reply, f"completions[{number}]", "assistant") for number, reply in enumerate(completions)]
         return self._score_groups(asked, replies, self._variables(len(asked), tools, chat_template_kwargs))
@@ -190,6 +202,15 @@ class RewardScorer:
             begin += len(replies)
         comparisons, _ = self.encoder.encode_for_scoring(rows)
         return [reward for rewards in self.rewards(comparisons) for reward in rewards]
+
+
+def _check_list(values: Any, name: str) -> None:
+    """Raise DataError for a text or a mapping in place of a list: its characters or keys would be taken for the items."""
+    if isinstance(values, str | Mapping):
+        kind = (
+            "a text" if isinstance(values, str) else "one message" if "role" in values else f"keys {', '.join(map(str, values))}"
+        )
+        raise DataError(f"{name}: expected a list, got {kind}; {CALLS}")
 
 
 def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) -> Turns:

@@ -169,6 +169,8 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
     )
     with quiet_transformers(), seeded(seed, "lora"):
         adapted = get_peft_model(model, config)
+    if base_ref is not None:  # PEFT takes the name that the model was loaded by
+        adapted.peft_config[adapted.active_adapter].base_model_name_or_path = base_ref.absolute_path
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

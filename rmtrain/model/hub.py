@@ -2,12 +2,18 @@
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]  # of httpx or httpx2, by version
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is of httpx or httpx2, by version
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    RepositoryNotFoundError,
+)
 
-from rmtrain.errors import RmtrainError
+from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.recipe.schema import Hub
 from rmtrain.redact import redact
 
@@ -25,6 +31,43 @@ HUB_ERRORS = (HTTPError, HFValidationError, OSError, RuntimeError, ValueError)
 logger = logging.getLogger("rmtrain")
 
 
+def check_push(hub: Hub, name: str) -> None:
+    """Check, before the work whose result is uploaded, that an upload can succeed.
+
+    A Hub that cannot be reached is only a warning: it may be back by the time of the upload.
+
+    Args:
+        name: repository name under the logged-in user if `hub.id` is None.
+
+    Raises:
+        RecipeError: no login, a token that is not valid or may only read, or a public repository where a private one is wanted.
+    """
+    remedy = "run `hf auth login`, set HF_TOKEN, or set hub.push: false"
+    if get_token() is None:
+        raise RecipeError(f"hub.push: not logged in to the Hub; {remedy}")
+    api = HfApi()
+    try:
+        user = api.whoami()
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise RecipeError(f"hub.push: the token of {user['name']} may only read; {remedy}")
+        owners = {user["name"], *(organization["name"] for organization in user.get("orgs", ()))}
+        repository = hub.id or f"{user['name']}/{name}"
+        if repository.partition("/")[0] not in owners:
+            logger.warning("hub.id: %s does not belong to %s; the upload may be refused", repository, ", ".join(sorted(owners)))
+        if not hub.public and api.model_info(repository).private is False:
+            raise RecipeError(_is_public(repository))
+    except RepositoryNotFoundError:
+        pass  # it will be created
+    except HUB_ERRORS as error:
+        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code == 401:
+            raise RecipeError(f"hub.push: the Hub does not accept the token; {remedy}") from error
+        logger.warning("hub: the upload could not be checked: %s", redact(_first_lines(error)))
+
+
+def _is_public(repository: str) -> str:
+    return f"hub.id: {repository} is public; set hub.public: true to upload there, or another hub.id"
+
+
 def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
     """Upload an export in one commit, and return the repository's address. A repeated upload sends only missing large files.
 
@@ -39,11 +82,11 @@ def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
     try:
         address = api.create_repo(repository, private=not hub.public, exist_ok=True)
         if not hub.public and api.model_info(address.repo_id).private is False:
-            raise RmtrainError(f"hub.id: {address.repo_id} is public; set hub.public: true to upload there, or another hub.id")
+            raise RmtrainError(_is_public(address.repo_id))
         message = "Upload reward model with rmtrain"
         api.upload_folder(repo_id=address.repo_id, folder_path=directory, allow_patterns=files, commit_message=message)
     except HUB_ERRORS as error:
-        command = retry or f"rmtrain export {directory.parent} --push"
+        command = retry or shlex.join(["rmtrain", "export", str(directory.parent), "--push"])
         raise RmtrainError(f"hub: {repository} was not uploaded: {redact(_first_lines(error))} Retry: {command}") from error
     return str(address)
 

@@ -43,6 +43,11 @@ class ModelRef:
         code = {"code_revision": self.revision} if self.trust_remote_code else {}
         return {"revision": self.revision or "main", "trust_remote_code": self.trust_remote_code, **code}
 
+    @property
+    def absolute_path(self) -> str:
+        """The path of a directory, so that an adapter finds its base from anywhere; or the Hub id."""
+        return str(Path(self.path).absolute()) if Path(self.path).is_dir() else self.path
+
     def checked(self) -> Self:
         """Return the reference with `~` expanded; raises `error` for a missing directory, RecipeError for code that no commit pins."""
         if self.trust_remote_code and os.path.isdir(os.path.expanduser(self.path)):

@@ -6,7 +6,9 @@ template, or a tokenizer that gives other tokens.
 
 import hashlib
 import json
+import shlex
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,35 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import PretrainedConfig
 
 from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, read_tokenizer
+from rmtrain.errors import CheckpointError
 from rmtrain.model.classifier import pad_beyond, quiet_transformers, seeded
 from rmtrain.model.model_files import ModelRef, find_weights
 from rmtrain.model.pretrained import LoadedModel, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
+from rmtrain.recipe.load import MARKER, RECIPE
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
+CHECKPOINT = "manifest.json"
+"""A file of each checkpoint in the `checkpoints` of a run."""
+
+
+def model_of(path: str) -> str:
+    """Return the model that a path or Hub id names: that of a run for the directory of the run, else what was given.
+
+    Raises:
+        CheckpointError: a run that has not exported its model yet, or one of its checkpoints; says how to export it.
+    """
+    place = Path(path).expanduser()
+    if place.resolve().parent.name == "checkpoints" and (place / CHECKPOINT).is_file():
+        export = shlex.join(["rmtrain", "export", path])
+        raise CheckpointError(f"{path}: a checkpoint is not a model; export it with `{export}`, and name the export")
+    if not (place / MARKER).is_file():
+        return path
+    if (place / "model").is_dir():
+        return str(place / "model")
+    resume, export = (shlex.join(["rmtrain", *words]) for words in (["train", str(place / RECIPE)], ["export", path]))
+    saved = f", or export its latest checkpoint with `{export}`" if any(place.glob(f"checkpoints/*/{CHECKPOINT}")) else ""
+    raise CheckpointError(f"{path}: this run is not finished and has no model yet; resume it with `{resume}`{saved}")
 
 
 def load_reward_model(
@@ -28,15 +53,15 @@ def load_reward_model(
     """Load a reward model in float32 and evaluation mode, and its tokenizer, which pads on the right.
 
     Args:
-        path: Hub id or directory of a sequence-classification model with one output, or of a PEFT adapter for one.
+        path: Hub id or directory of a sequence-classification model with one output, or of a PEFT adapter for one; or a run.
         revision: commit, tag or branch of a Hub model.
         allow_template_change: load an rmtrain export whose chat template is no longer the one it was trained with.
 
     Raises:
-        CheckpointError: there is no model, it has no score head with one output, its pad token is missing, inconsistent or the end
-            token, or its tokenizer no longer gives the tokens that it gave when the model was exported.
+        CheckpointError: there is no model (see `model_of`), it has no score head with one output, its pad token is missing, inconsistent
+            or the end token, or its tokenizer no longer gives the tokens that it gave when the model was exported.
     """
-    return load_from(ModelRef(path, revision, "model").checked(), device, allow_template_change)
+    return load_from(ModelRef(model_of(path), revision, "model").checked(), device, allow_template_change)
 
 
 def load_from(ref: ModelRef, device: torch.device | str, allow_template_change: bool = False) -> tuple[RewardModel, Any]:

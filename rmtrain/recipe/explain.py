@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
-from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
+from rmtrain.recipe.key_aliases import ALIASES, HINTS, OTHER_VALUES
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath, Section
 from rmtrain.recipe.sources import NUMBER
@@ -37,6 +37,8 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
 }
 """Own words where pydantic's message is about Python's types, or does not fit after "expected"."""
+
+_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
 class Suggestion(NamedTuple):
@@ -191,12 +193,12 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
             return "; remove the quotes"
         case "int_type", float() if value.is_integer():
             return f"; write {int(value)}"
-        case "bool_type", "yes" | "on":
-            return "; write true"
-        case "bool_type", "no" | "off":
-            return "; write false"
+        case "bool_type", str() if value in _BOOLEANS:
+            return f"; write {_BOOLEANS[value]}"
         case "string_type", bool() | int() | float():
             return "; put it in quotes"
+        case "tuple_type", "none":
+            return "; write []"
         case "tuple_type", str():
             return "; put it in a list, between [ and ]"
         case "model_type" | "kind", str() if any("path" in section.model_fields for section in sections_at(path).values()):
@@ -205,6 +207,8 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
 
 
 def _did_you_mean(value: Any, words: Iterable[str]) -> str:
+    if isinstance(value, str) and value in OTHER_VALUES:
+        return f"; {OTHER_VALUES[value]}"
     near = near_miss(value, words) if isinstance(value, str) else None
     return f"; did you mean {near}?" if near else ""
 
@@ -224,9 +228,10 @@ def either(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def near_miss(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+def near_miss(word: str, words: Iterable[str], cutoff: float | None = None) -> str | None:
     """Return the most similar of `words`, if one is similar enough, or else the first that `word` abbreviates."""
     candidates = list(words)
+    cutoff = cutoff or (0.6 if len(word) < 6 else 0.75)  # a long word that shares half its letters means something else
     similar = difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)
     abbreviated = [longer for longer in candidates if len(word) >= 3 and longer.startswith(word)]
     return next(iter([*similar, *abbreviated]), None)
@@ -248,8 +253,9 @@ def suggest(path: KeyPath, kind: str | None = None) -> Suggestion:
     if owners:
         return Suggestion(f"not a key of kind {kind}, only of {either(owners)}; remove it")
     plain = name.lower().replace("-", "_")
-    if plain in OPTIONS:
-        return Suggestion(f"unknown key; {OPTIONS[plain]}")
+    hint = HINTS.get(f"{here[-1]}.{plain}" if here else plain) or HINTS.get(plain)
+    if hint:
+        return Suggestion(f"unknown key; {hint}")
     own = list(dict.fromkeys(key for fields in sections.values() for key in fields.model_fields))
     alias = ALIASES.get(f"{here[-1]}.{plain}" if here else plain) or ALIASES.get(plain)
     if alias and plain not in own:
@@ -262,11 +268,36 @@ def suggest(path: KeyPath, kind: str | None = None) -> Suggestion:
     near = near or near_miss(plain, own)
     if near:
         return _suggested((*here, near), section, kind)
-    near = near_miss(plain, [*ALIASES, *key_paths()], cutoff=0.8)
+    near = near_miss(plain, [*ALIASES, *HINTS, *key_paths()], cutoff=0.8)
+    if near in HINTS:
+        return Suggestion(f"unknown key; {HINTS[near]}")
     if near:
         return _suggested(ALIASES.get(near) or key_paths()[near][0], section, kind)
     chosen = sections.get(kind) or next(iter(sections.values()))
     return Suggestion(f"unknown key; expected {either(chosen.model_fields)}")
+
+
+def explain_option(option: str, known: Iterable[str], takes_keys: bool) -> str:
+    """Explain an unknown option of the command line, such as `--learning_rate`.
+
+    Args:
+        known: the options of the verb.
+        takes_keys: the verb takes overrides of the recipe, so that the option may mean a key.
+    """
+    name = option.lstrip("-").lower().replace("-", "_")
+    if takes_keys and name in HINTS:
+        return f"not an option; {HINTS[name]}"
+    paths = [ALIASES[name]] if name in ALIASES else [(name,)] if name in Recipe.model_fields else key_paths().get(name, [])
+    if takes_keys and paths:
+        return f"not an option; set {either(map(_as_override, paths))}, without dashes"
+    near = near_miss(option, known, cutoff=0.75)
+    return f"not an option; did you mean {near}?" if near else "not an option; see --help"
+
+
+def _as_override(path: KeyPath) -> str:
+    if path in (("data", "train"), ("data", "eval")):
+        return f"{dotted(path)}=[{{path: ...}}]"
+    return f"{dotted(path)}={{...}}" if sections_at(path) else f"{dotted(path)}=..."
 
 
 def _suggested(meant: KeyPath, section: KeyPath, kind: str | None) -> Suggestion:

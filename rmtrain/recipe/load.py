@@ -1,5 +1,6 @@
 """A recipe file and its overrides become a `Recipe`, or a `RecipeError` with every mistake; and a `Recipe` becomes YAML again."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,25 +10,72 @@ from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import explain, show
-from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
+from rmtrain.recipe.schema import Data, EvaluationRecipe, PretrainedModel, Recipe, ScratchModel
 from rmtrain.recipe.section import KeyPath
 from rmtrain.recipe.sources import Hook
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
 MAX_HOOK_BYTES = 2**20
+RECIPE, MARKER = "recipe.yaml", "run.json"
+"""The recipe in the directory of a run, and the file that marks such a directory."""
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
-    Overrides are `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`.
+    Overrides are `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`. The recipe of a run
+    belongs to the directory it is in, which may have been moved: that is its `run.output_dir`, unless an override sets it. The directory
+    of a run stands for its recipe.
 
     Raises:
         RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    return _validated(Recipe, read_yaml(Path(path)), overrides, Path(path).parent)
+    file = Path(path)
+    file = file / RECIPE if (file / MARKER).is_file() else file
+    recipe = _validated(Recipe, read_yaml(file), overrides, file.parent)
+    is_overridden = any(override.partition("=")[0] in ("run", "run.output_dir") for override in overrides)
+    if file.name == RECIPE and (file.parent / MARKER).is_file() and not is_overridden:
+        run = recipe.run.model_copy(update={"output_dir": str(file.parent.absolute())})
+        return recipe.model_copy(update={"run": run})
+    return recipe
+
+
+def as_recipe(recipe: Recipe | str | Path) -> Recipe:
+    """Return a recipe, or load it from its file."""
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return a recipe that means the same in every directory: its paths of files are absolute, Hub ids and `~` stay.
+
+    Links are not followed, since the last part of a path names its source.
+    """
+
+    def absolute(path: str) -> str:
+        return path if path.startswith("~") else str(Path(path).absolute())
+
+    def local(path: str) -> str:
+        return absolute(path) if os.path.exists(path) else path
+
+    data, model = recipe.data, recipe.model
+    places: dict[str, Any] = {
+        name: tuple(source.model_copy(update={"path": local(source.path)}) for source in getattr(data, name))
+        for name in ("train", "eval")
+    }
+    places |= {"benchmarks": tuple(map(absolute, data.benchmarks)), "cache_dir": absolute(data.cache_dir)}
+    if data.chat_template.endswith(".jinja"):
+        places["chat_template"] = absolute(data.chat_template)
+    source = {"path": local(model.path)} if isinstance(model, PretrainedModel) else {}
+    if isinstance(model, ScratchModel) and model.tokenizer is not None:
+        source["tokenizer"] = local(model.tokenizer)
+    sections = {
+        "run": recipe.run.model_copy(update={"output_dir": absolute(recipe.run.output_dir)}),
+        "data": data.model_copy(update=places),
+        "model": model.model_copy(update=source),
+    }
+    return recipe.model_copy(update=sections)
 
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
 from pydantic.json_schema import GenerateJsonSchema
 
+from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind, kind_by
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
@@ -25,6 +26,14 @@ from rmtrain.recipe.sources import variable_problem
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
 LOWER_IS_BETTER = frozenset({"loss"})
 """Metrics that are better when lower; all others are better when higher."""
+
+
+def _same_value(value: Any) -> Any:
+    return SAME_VALUES.get(value, value) if isinstance(value, str) else value
+
+
+OrAlias = BeforeValidator(_same_value)
+"""Accepts a value under its name in transformers as well, such as `adamw_torch` or `bf16`."""
 
 
 class Architecture(Section):
@@ -60,7 +69,7 @@ class ModelBase(Section):
 
     head: Literal["auto", "new", "from_checkpoint"] = "auto"
     """Score head: `new` is random from `run.seed`; `auto` uses the head of the checkpoint if it has one with a single output."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Literal["float32", "bfloat16"], OrAlias] = "float32"
     """Type of the frozen weights under LoRA, and of all weights without it. float32 is the default since AdamW's small updates round to
     nothing in bfloat16; the type of the computation is `training.precision`."""
     gradient_checkpointing: bool = False
@@ -249,11 +258,12 @@ Objectives = Annotated[
 class Optimizer(Section):
     """AdamW and the learning-rate schedule, which depends on the step only."""
 
-    name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` keeps its state in 8 bits through bitsandbytes (extra `8bit`)."""
+    name: Annotated[Literal["adamw", "adamw_8bit"], OrAlias] = "adamw"
+    """`adamw_8bit` keeps its state in 8 bits through bitsandbytes (extra `8bit`). Names of transformers that mean the same, such as
+    `adamw_torch`, are accepted here and in `schedule`, `precision` and `dtype`."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Annotated[Literal["linear", "cosine", "constant"], OrAlias] = "linear"
     """Learning rate after warm-up: linear to zero, half a cosine to zero, or constant."""
     warmup: Share = 0.0
     """Share of all steps in which the rate rises linearly from zero."""
@@ -276,7 +286,7 @@ class Training(Section):
     """Stop after this many optimizer steps; the schedule ends there too."""
     batch_size: PositiveInt = 32
     """Comparisons per optimizer step over all processes. It does not affect memory."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], OrAlias] = "auto"
     """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it.
     Head, loss and rewards stay float32."""
     deterministic: bool = False
@@ -324,8 +334,8 @@ class Tracking(Section):
     """Number of steps between log lines."""
     to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
     """Trackers; each must be installed."""
-    project: str = "rmtrain"
-    """Project name in the trackers."""
+    project: Annotated[str, Field(min_length=1)] | None = None
+    """Project name in the trackers; None: that of the environment, such as WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, otherwise `rmtrain`."""
 
 
 class Hub(Section):

@@ -109,7 +109,8 @@ def read_yaml(path: Path) -> Document:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(one_line(f"{path}  cannot read the recipe: {error.strerror}")) from None
+        searched = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise RecipeError(one_line(f"{path}  cannot read the recipe: {error.strerror}{searched}")) from None
     if len(content) > MAX_BYTES:
         raise RecipeError(one_line(f"{path}  expected a recipe of at most {MAX_BYTES // 1024} KiB; this file is larger"))
     try:

@@ -1,6 +1,10 @@
 """A run in a terminal: its header and the commands that follow it, and the report of `rmtrain train --dry-run`."""
 
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -61,6 +65,23 @@ def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
         text.append(f"\n  # {purpose}", "dim")
         text.append(f"\n  {command}", "cyan")
     return text
+
+
+def rmtrain_command(*words: str) -> str:
+    """Return a command line of rmtrain that works where it is printed: in an environment that is not activated as well."""
+    program = ["rmtrain"] if _is_on_path("rmtrain") else [sys.executable, "-m", "rmtrain"]
+    return shlex.join([*program, *words])
+
+
+def python_command(code: str) -> str:
+    """Return the command line that runs a line of Python with this interpreter."""
+    return shlex.join(["python" if _is_on_path("python") else sys.executable, "-c", code])
+
+
+def _is_on_path(program: str) -> bool:
+    """Return whether the program of this name is that of this environment."""
+    found = shutil.which(program)
+    return found is not None and Path(sys.executable).parent in (Path(found).parent, Path(found).resolve().parent)
 
 
 def dry_run_report(document: Mapping[str, Any]) -> RenderableType:

@@ -1,6 +1,7 @@
 """`rmtrain eval`: benchmarks, scores alone, comparisons of scores, and which model and data the arguments name."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.evaluate import find_model, gate_names, run_eval
+from rmtrain.commands.evaluate import EvalTarget, evaluate, find_model, gate_names, output_folder, run_eval
 from rmtrain.commands.options import EvalOptions, parse_gates
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, DataError, RecipeError
@@ -21,7 +22,7 @@ from tests.exports import tiny_export
 from tests.forks import rmtrain
 from tests.helpers import SENTENCES, pairs, write_jsonl
 from tests.report.render import render
-from tests.runs import metrics_of, tiny_recipe, write_recipe, write_rows
+from tests.runs import metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 
@@ -235,6 +236,7 @@ def test_model_named_by_recipe_run_or_path(tmp_path: Path) -> None:
     assert f"rmtrain train {recipe}" in absent.value.problems[0]
     (tmp_path / "run/model").mkdir(parents=True)
     shutil.copy(recipe, tmp_path / "run/recipe.yaml")
+    (tmp_path / "run/run.json").write_text("{}")
     model, run = str(tmp_path / "run/model"), tmp_path / "run"
     for options in (EvalOptions(target=str(recipe)), EvalOptions(recipe=recipe)):
         target = find_model(options)
@@ -245,6 +247,64 @@ def test_model_named_by_recipe_run_or_path(tmp_path: Path) -> None:
     target = find_model(EvalOptions(target="owner/model", recipe=recipe))
     assert (target.model, target.run, target.by_recipe) == ("owner/model", None, False)
     assert target.recipe is not None
+
+
+def test_data_is_evaluated_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval RUN --data FILE`: no held-out row and no gate of the recipe, also for a file with the name of the training file.
+
+    Its scores go into the run, next to nothing that training wrote, and never into the current directory.
+    """
+    sources = [{"path": str(tmp_path / "train.jsonl"), "holdout": 0.3, "chosen": "chosen"}]
+    recipe = tiny_recipe(tmp_path, data={"train": sources}, evaluation={"gates": {"loss": 0.0}})
+    assert train(recipe, QUIET).document["evaluation"]["n"] > 16, "guard: rows are held out"
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    other = write_rows(tmp_path / "else/train.jsonl", planted_rows(9, seed=3))
+    before = (tmp_path / "run/scores.jsonl").read_bytes()
+    for target in ({"target": str(tmp_path / "run")}, {"recipe": write_recipe(tmp_path, recipe)}):
+        document = evaluated(**target, data=str(other), report=tmp_path / "report.html")
+        assert (document["n"], list(document["sources"]), document["gates"]) == (9, ["train"], {})
+        assert Path(document["scores"]) == tmp_path / "run/evaluations/train/scores.jsonl"
+        assert len(read_scores(Path(document["scores"]))) == 9
+    assert (tmp_path / "run/scores.jsonl").read_bytes() == before
+    changed = evaluated(target=str(tmp_path / "run"), overrides=("data.max_length=90",))
+    assert Path(changed["scores"]) == tmp_path / "run/evaluations/tiny/scores.jsonl"
+    assert evaluate(tmp_path / "run", data=other).summary["n"] == 9
+    assert evaluate(tmp_path / "run").summary["n"] == evaluate(tmp_path / "run", recipe).summary["n"] > 16
+    with pytest.raises(RecipeError, match=r"^data: "):
+        evaluate(tmp_path / "run", recipe, data=other)
+    assert [file.name for file in Path.cwd().iterdir()] == ["train.jsonl"]
+
+
+def test_scores_of_a_model_lie_in_its_directory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without a run keeps its scores itself, and refuses early where nothing can be written."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    data = write_jsonl(tmp_path / "rows & more.jsonl", pairs(9))
+    document = evaluated(target="model", data=data.name, overrides=(f"data.cache_dir={tmp_path / 'cache'}",))
+    assert document["scores"] == "model/evaluations/rows-more/scores.jsonl"
+    numbers = evaluated(target="model", benchmark="rm_bench", data_dir=folder / "data")["benchmarks"]["rm_bench"]
+    assert numbers["scores"] == "model/benchmarks/rm_bench/scores.jsonl"
+    assert RewardScorer("model").path == "model", "guard: it is still a model"
+    on_hub = output_folder(EvalOptions(), EvalTarget("owner/model", None, None, False), "benchmarks")
+    assert on_hub.parts[-3:] == ("evaluations", "owner--model", "benchmarks")
+    assert on_hub.is_absolute()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RecipeError, match=r"^--output: "):
+        evaluated(target="model", data=data.name)
+
+
+def test_runs_compare_by_their_directories(tmp_path: Path) -> None:
+    """Training writes the settings next to the scores, so that two runs compare without a warning."""
+    runs = [tmp_path / name for name in ("one", "two")]
+    for number, run in enumerate(runs, start=1):
+        train(tiny_recipe(tmp_path, run={"output_dir": str(run), "seed": number}, training={"max_steps": 2}), QUIET)
+    compared = evaluated(compare=(runs[0], runs[1]))
+    assert compared["warnings"] == compared["differing"] == []
+    assert compared["one"]["path"] == str(runs[0] / "scores.jsonl")
+    assert evaluated(scores=runs[0])["n"] == compared["units"] == 16
+    with pytest.raises(RecipeError, match=rf"^--compare: {tmp_path}/three"):
+        evaluated(compare=(runs[0], tmp_path / "three"))
 
 
 def test_missing_models_and_files_are_refused(folder: Path) -> None:

@@ -10,12 +10,30 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
-from rmtrain.engine.distributed import any_rank, environment, run_on_main, start
+from rmtrain.engine.distributed import any_rank, environment, launched, note_idle_gpus, run_on_main, start
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import RecipeError, TryAgain
 from tests.engine.ranks import SHARDING
 from tests.forks import ON_CPU, fork_server
 from tests.runs import ROOT, environment_of_process, tiny_recipe
+
+
+@pytest.mark.parametrize(("gpus", "variables", "said"), [(8, {}, 1), (1, {}, 0), (0, {}, 0), (8, ON_CPU, 0)])
+def test_one_process_names_idle_gpus(
+    gpus: int, variables: dict[str, str], said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with the option that uses all."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    note_idle_gpus.cache_clear()
+    with caplog.at_level("INFO", logger="rmtrain"):
+        launched()
+        launched()
+    lines = [record.getMessage() for record in caplog.records if "GPUs" in record.getMessage()]
+    assert len(lines) == said
+    assert all(f"1 of {gpus} GPUs" in line and f"--processes {gpus}" in line for line in lines)
+
 
 SCRIPT = """
 import sys

@@ -17,7 +17,7 @@ from rmtrain.engine import run_dir
 from rmtrain.engine.run_dir import CHANGEABLE, RECORDS, RunDirectory, check_output_dir, flat
 from rmtrain.engine.run_log import RunLog
 from rmtrain.errors import CheckpointError, RecipeError, TryAgain
-from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.load import load_recipe, with_absolute_paths
 from rmtrain.recipe.schema import Recipe
 from tests.runs import tiny_recipe
 
@@ -55,7 +55,7 @@ def test_a_check_writes_nothing_opening_does(recipe: Recipe) -> None:
     directory = RunDirectory.open(recipe, {"versions": {}})
     assert not directory.continues
     assert sorted(os.listdir("runs/mine")) == [".lock", "checkpoints", "environment.json", "recipe.yaml", "run.json"]
-    assert load_recipe("runs/mine/recipe.yaml") == recipe
+    assert load_recipe("runs/mine/recipe.yaml") == with_absolute_paths(recipe)
     directory.close()
     assert json.loads(Path("runs/mine/run.json").read_text()) == {"run_id": directory.run_id, "finished": False}
 
@@ -245,7 +245,7 @@ def test_changeable_keys_are_recorded_on_resume(recipe: Recipe, tmp_path: Path) 
         hub={"id": "a/b"},
     )
     assert started(changed).continues
-    assert load_recipe("runs/mine/recipe.yaml") == changed
+    assert load_recipe("runs/mine/recipe.yaml") == with_absolute_paths(changed)
 
 
 def test_changeable_keys_exist_in_a_recipe(recipe: Recipe) -> None:

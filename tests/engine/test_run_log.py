@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rmtrain.engine import run_log
+from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import COLUMNS, RunLog, Trackers, pixels, send_pictures, send_samples
+from tests.runs import tiny_recipe
 
 
 class Recorder:
@@ -204,3 +206,48 @@ def test_pixels_match_the_figure(size: tuple[float, float]) -> None:
     assert found.shape == (int(size[1] * 50), int(size[0] * 50), 3)
     assert found.dtype == np.uint8
     assert (found == 255).all()
+
+
+class Made:
+    """A tracker that keeps what it was made with."""
+
+    def __init__(self, project: str, **options: Any) -> None:
+        self.project, self.options = project, options
+
+
+VARIABLES = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_RESUME", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
+MORE_VARIABLES = ("MLFLOW_RUN_NAME", "TRACKIO_PROJECT", "TENSORBOARD_LOGGING_DIR")
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "project", "expected"),
+    [
+        ("wandb", {}, None, {"project": "rmtrain", "name": "tiny", "id": "7", "resume": "allow"}),
+        ("wandb", {"WANDB_PROJECT": "p"}, None, {"project": "p"}),
+        ("wandb", {"WANDB_PROJECT": "p"}, "mine", {"project": "mine"}),
+        ("wandb", {"WANDB_NAME": "n"}, None, {"name": "n"}),
+        ("wandb", {"WANDB_RUN_ID": "sweep", "WANDB_RESUME": "must"}, None, {"id": None, "resume": "must"}),
+        ("mlflow", {"MLFLOW_EXPERIMENT_NAME": "e", "MLFLOW_RUN_NAME": "n"}, None, {"experiment_name": "e", "run_name": "n"}),
+        ("mlflow", {"MLFLOW_EXPERIMENT_NAME": "e"}, "mine", {"experiment_name": "mine", "run_name": "tiny"}),
+        ("mlflow", {"MLFLOW_EXPERIMENT_ID": "3"}, None, {"experiment_name": "experiment 3"}),
+        ("mlflow", {}, None, {"experiment_name": "rmtrain"}),
+        ("trackio", {"TRACKIO_PROJECT": "p"}, None, {"project": "p", "name": "tiny"}),
+        ("tensorboard", {"TENSORBOARD_LOGGING_DIR": "/logs"}, None, {"logging_dir": "/logs"}),
+        ("tensorboard", {"WANDB_PROJECT": "p"}, None, {"project": "rmtrain", "logging_dir": "runs/tiny"}),
+    ],
+)
+def test_environment_names_project_and_run(
+    name: str, variables: dict[str, str], project: str | None, expected: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Variables of a tracker mean what its users expect, and `tracking.project` comes before them."""
+    for variable in (*VARIABLES, *MORE_VARIABLES):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setitem(run_log.LOGGER_TYPE_TO_CLASS, name, Made)
+    experiments = SimpleNamespace(get_experiment=lambda number: SimpleNamespace(name=f"experiment {number}"))
+    monkeypatch.setitem(sys.modules, "mlflow", experiments)
+    recipe = tiny_recipe(tmp_path, tracking={"to": [name], "project": project})
+    made = run_log.build_tracker(name, recipe, RunDirectory(Path("runs/tiny"), "7", continues=False))
+    came = {**made.options, "project": made.project, "experiment_name": getattr(made, "experiment_name", None)}
+    assert {key: came.get(key) for key in expected} == expected

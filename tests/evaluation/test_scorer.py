@@ -51,6 +51,29 @@ def alone(export: Path, messages: list[list[Message]]) -> list[float]:
     return rewards
 
 
+@pytest.mark.parametrize(
+    ("call", "place", "named"),
+    [
+        (lambda scorer: scorer.score(conversation("a", "b")), "conversations: ", "one conversation"),
+        (lambda scorer: scorer.score("Hello"), "conversations: ", "a text"),
+        (lambda scorer: scorer.score(["Hello"]), "conversation 0: ", "a text"),
+        (lambda scorer: scorer.score(conversation("a", "b")[1]), "conversations: ", "one message"),
+        (lambda scorer: scorer.score([{"messages": conversation("a", "b")}]), "conversation 0: ", "keys messages"),
+        (lambda scorer: scorer.score([conversation("a", "b"), "Hello"]), "conversation 1: ", "a text"),
+        (lambda scorer: scorer("What?", "That."), "prompts: ", "a text"),
+        (lambda scorer: scorer(["What?"], "That."), "completions: ", "a text"),
+    ],
+)
+def test_one_item_in_place_of_a_list_is_named(export: Path, call: Any, place: str, named: str) -> None:
+    """A text or a conversation in place of a list is refused; its characters or messages are never scored."""
+    with pytest.raises(DataError) as refused:
+        call(RewardScorer(export))
+    (line,) = refused.value.problems
+    assert line.startswith(place)
+    assert named in line
+    assert "scorer.score([messages])" in line
+
+
 def test_trap_19_rewards_do_not_depend_on_neighbours(export: Path) -> None:
     """Sharing a prompt, the order, and the size of micro-batches change nothing."""
     rows = conversations()

@@ -40,7 +40,7 @@ def test_trap_44_failing_tracker_never_stops_a_run(
 def test_trap_s7_failed_upload_leaves_a_finished_run(place: Path, recipe: Path, server: ForkServer) -> None:
     """The model is exported, and the error names the command that repeats the upload."""
     run = place / "upload"
-    ended = server.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing")
+    ended = server.run(*in_directory(recipe, run), "hub.push=true", "hub.id=nobody/nothing", HF_TOKEN="hf_test")
     assert ended.code == 1, ended.stderr
     assert "nobody/nothing" in ended.stderr
     assert f"rmtrain export {run} --push" in ended.stderr, "the command to repeat it"

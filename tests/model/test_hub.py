@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from rmtrain.errors import RmtrainError
+from rmtrain.commands.train import train
+from rmtrain.errors import DataError, RecipeError, RmtrainError
 from rmtrain.model.hub import push, uploaded_files
 from rmtrain.recipe.schema import Hub
 from tests.exports import tiny_export
 from tests.hub_server import TOKEN, HubServer, hub_server
+from tests.runs import tiny_recipe
 
 MINE = (
     "config.json",
@@ -132,6 +135,67 @@ def test_push_without_network_prints_the_retry_command(exported: Path) -> None:
     assert line.endswith(f"Retry: rmtrain export {exported.parent} --push")
     with pytest.raises(RmtrainError, match=r"Retry: rmtrain export there --push$"):
         push(exported, Hub(push=True), "rm", retry="rmtrain export there --push")
+
+
+CHECK = """
+import json, logging, sys
+from rmtrain.errors import RmtrainError
+from rmtrain.model.hub import check_push
+from rmtrain.recipe.schema import Hub
+logging.basicConfig(stream=sys.stdout, format='%(levelname)s %(message)s')
+try: check_push(Hub(push=True, **json.loads(sys.argv[1])), 'rm')
+except RmtrainError as error: print(error.exit_code, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "token", "start", "words"),
+    [
+        ({}, TOKEN, "", []),
+        ({"id": "owner/private"}, TOKEN, "", []),
+        ({"id": "owner/open", "public": True}, TOKEN, "", []),
+        ({}, None, "2 hub.push: ", ["hf auth login", "HF_TOKEN"]),
+        ({}, "hf_other", "2 hub.push: ", ["hf auth login"]),
+        ({"id": "owner/open"}, TOKEN, "2 hub.id: owner/open ", ["hub.public: true"]),
+        ({"id": "stranger/rm"}, TOKEN, "WARNING hub.id: stranger/rm ", ["owner"]),
+    ],
+)
+def test_upload_is_checked_before_the_work(
+    settings: dict[str, Any], token: str | None, start: str, words: list[str], tmp_path: Path, hub: HubServer
+) -> None:
+    """No login, a wrong token and a public repository are refused; nothing is created or uploaded by the check."""
+    hub.add("model", "owner/open", {})
+    hub.add("model", "owner/private", {}, private=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_TOKEN", "HUGGING_FACE"))}
+    environment |= hub.environment(tmp_path, token)
+    command = [sys.executable, "-c", CHECK, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(start), done.stdout
+    assert bool(done.stdout) == bool(start), done.stdout
+    assert all(word in done.stdout for word in words)
+    assert token is None or token not in done.stdout
+    assert {request.method for request in hub.requests} <= {"GET", "HEAD"}
+    assert len(hub.repositories) == 2
+
+
+def test_a_hub_out_of_reach_is_a_warning(tmp_path: Path, hub: HubServer) -> None:
+    """A run starts although the Hub cannot be asked: it may be back by the time of the upload."""
+    environment = {**os.environ, **hub.environment(tmp_path, TOKEN), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", CHECK, "{}"], capture_output=True, text=True, env=environment)
+    assert done.stdout.startswith("WARNING hub: "), done.stderr
+
+
+def test_train_without_login_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal comes before the data are read and the directory is made."""
+    monkeypatch.setattr("rmtrain.model.hub.get_token", lambda: None)
+    recipe, guard = (tiny_recipe(tmp_path, hub={"push": wanted}) for wanted in (True, False))
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(RecipeError, match=r"^hub\.push: "):
+        train(recipe, Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=r"train\.jsonl"):
+        train(guard, Console(quiet=True))
 
 
 @pytest.mark.parametrize("base", ["/home/somebody/base", "./base", "~/base", None])

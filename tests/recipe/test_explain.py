@@ -1,16 +1,18 @@
 """Each mistake in a recipe is one line with its place, its key and what was probably meant, and all lines come at once."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from rmtrain.recipe.explain import entries, key_paths, suggest
-from rmtrain.recipe.key_aliases import ALIASES, OPTIONS
+from rmtrain.recipe.key_aliases import ALIASES, HINTS, SAME_VALUES
+from rmtrain.recipe.schema import Optimizer, Training
 from rmtrain.recipe.yaml import write_yaml
-from tests.recipe.recipes import GOOD, KINDS, SCRATCH, assert_problems, complete, problems
+from tests.recipe.recipes import GOOD, KINDS, SCRATCH, assert_problems, complete, load, problems
 
 SECTIONS = "run, data, model, lora, batching, objective, optimizer, training, checkpoints, evaluation, tracking or hub"
 
@@ -50,11 +52,11 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     ("model: {path: some/model}", "model: {dtype: float32}", ["5:1|model.path|missing"]),
     (
         "model: {path: some/model}",
-        "model: {path: some/model, dtype: bf16, tokenizer: x, dropout: 1}",
+        "model: {path: some/model, dtype: bfloat, tokenizer: x, dropout: 1}",
         [
-            "5:34|model.dtype|'float32' or 'bfloat16'|got \"bf16\"|mean bfloat16?",
-            "5:40|model.tokenizer|kind pretrained|only of scratch",
-            "5:63|model.dropout|< 1|got 1",
+            "5:34|model.dtype|'float32' or 'bfloat16'|got \"bfloat\"|mean bfloat16?",
+            "5:42|model.tokenizer|kind pretrained|only of scratch",
+            "5:65|model.dropout|< 1|got 1",
         ],
     ),
     (
@@ -113,7 +115,7 @@ BROKEN: list[tuple[str, str, list[str]]] = [
         [
             "6:1|lr|unknown|under optimizer",
             "7:1|num_train_epochs|unknown|mean training.epochs?",
-            "8:1|per_device_train_batch_size|unknown|mean training.batch_size?",
+            "8:1|per_device_train_batch_size|unknown|training.batch_size|per device × processes × accumulation",
             "9:1|dataset|unknown|mean data.train?",
             "10:1|lora_r|unknown|mean lora.rank?",
             "11:1|gradient_checkpointing|unknown|under model",
@@ -222,7 +224,98 @@ def test_every_alias_leads_to_a_key() -> None:
             assert line.startswith(f"recipe.yaml:8:1  {alias}: ")
             assert f"mean {'.'.join(map(str, ours))}?" in line
     assert len(ALIASES) > 100, "guard: the table was read"
-    assert not ALIASES.keys() & OPTIONS.keys()
+    assert not ALIASES.keys() & HINTS.keys()
+
+
+def test_hints_say_what_a_name_means_here() -> None:
+    """A name with another meaning is answered by that, wherever it was written, and leads to no key of ours."""
+    paths = {path for found in key_paths().values() for path in found}
+    assert not {name for name in HINTS if "." not in name} & key_paths().keys(), "no hint stands in the way of a key"
+    for name, advice in HINTS.items():
+        *section, key = name.split(".")
+        for at in (
+            [(section[0],)] if section else [(), ("training",), ("data",), ("data", "train", 0), ("optimizer",), ("model",)]
+        ):
+            assert suggest((*at, key)) == (f"unknown key; {advice}", None, False), name
+    known = {".".join(map(str, path)) for path in paths} | {".".join(map(str, path[1:])) for path in paths}
+    sections = {
+        "data",
+        "training",
+        "optimizer",
+        "model",
+        "batching",
+        "checkpoints",
+        "evaluation",
+        "tracking",
+        "hub",
+        "lora",
+        "run",
+    }
+    named = {word for advice in HINTS.values() for word in re.findall(r"\b[a-z]+\.[a-z_0-9.]*[a-z_0-9]\b", advice)}
+    keys = {word for word in named if word.partition(".")[0] in sections | {"objective"}}
+    assert keys <= known, "every key that a hint names exists"
+    assert len(HINTS) > 150, "guard: the table was read"
+    assert len(keys) > 15, "guard: keys were found"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("training.per_device_train_batch_size", ["training.batch_size", "processes"]),
+        ("training.gradient_accumulation_steps", ["batching.max_tokens", "tokens"]),
+        ("optimizer.warmup_steps", ["optimizer.warmup", "share"]),
+        ("data.train.0.weight", ["fraction"]),
+        ("data.train.0.repeat", ["fraction"]),
+        ("data.packing", ["batching.layout"]),
+        ("training.packing", ["batching.layout"]),
+        ("model.num_labels", ["one output"]),
+        ("model.attn_implementation", ["batching.layout"]),
+        ("evaluation.benchmarks", ["rmtrain eval RUN --benchmark"]),
+        ("training.early_stopping", ["checkpoints.best"]),
+        ("tracking.tags", ["WANDB_TAGS"]),
+        ("hub.private", ["hub.public"]),
+        ("training.fp16", ["float16", "bfloat16"]),
+        ("training.bf16", ["training.precision"]),
+        ("training.deepspeed", ["--accelerate-config"]),
+        ("training.use_liger_kernel", ["remove"]),
+        ("data.seed", ["under run"]),
+        ("optimizer.optim", ["mean name?"]),
+        ("training.per_device_train_batchsize", ["training.batch_size"]),
+    ],
+)
+def test_keys_of_other_trainers_are_answered(key: str, words: list[str]) -> None:
+    """Each is answered with what it means here, and never with a key that only looks like it."""
+    (line,) = problems(GOOD, [f"{key}=1"])
+    assert line.startswith(f"override {key}=1  {key}: ")
+    assert all(word in line for word in words), line
+    assert ("did you mean" in line) == any("mean" in word for word in words)
+
+
+@pytest.mark.parametrize(
+    ("override", "words", "wrong"),
+    [
+        ("tracking.to=[swanlab]", ["metrics.jsonl"], "did you mean"),
+        ("tracking.to=none", ["[]"], "between"),
+        ("optimizer.name=adafactor", ["'adamw'"], "8bit?"),
+        ("training.precision=fp16", ["float16"], "did you mean"),
+        ("optimizer.schedule=cosine_with_min_lr", ["'cosine'"], "linear?"),
+    ],
+)
+def test_values_of_other_trainers_are_answered(override: str, words: list[str], wrong: str) -> None:
+    (line,) = problems(GOOD, [override])
+    assert all(word in line for word in words), line
+    assert wrong not in line
+
+
+def test_names_of_transformers_are_accepted() -> None:
+    """Where they mean the same, and are stored under our names."""
+    overrides = ["optimizer.name=adamw_torch", "optimizer.schedule=constant_with_warmup", "training.precision=bf16"]
+    recipe = load(GOOD, [*overrides, "model.dtype=torch.float32"])
+    values = (recipe.optimizer.name, recipe.optimizer.schedule, recipe.training.precision, recipe.model.dtype)
+    assert values == ("adamw", "constant", "bfloat16", "float32")
+    assert load(GOOD, ["optimizer.name=adamw_bnb_8bit"]).optimizer.name == "adamw_8bit"
+    choices = [get_args(field.annotation) for field in (*Optimizer.model_fields.values(), *Training.model_fields.values())]
+    assert set(SAME_VALUES.values()) <= {value for values in choices for value in values}, "guard: no name leads nowhere"
 
 
 def test_an_alias_in_eval_leads_to_eval() -> None:

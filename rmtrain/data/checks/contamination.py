@@ -12,7 +12,7 @@ from rmtrain.data.comparison import BadRow, Comparison, Turns, prompt_hash
 from rmtrain.data.rows.dataset import FORMATS, read_rows
 from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, missing
 from rmtrain.recipe.schema import Messages, PairSource
 
 EXAMPLES = 5
@@ -107,6 +107,8 @@ def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> dict[int, st
     first: dict[int, str] = {}
     for name in files:
         path = Path(name).expanduser()
+        if not path.exists():
+            raise DataError(f"data.benchmarks: {missing(name)}")
         if not path.is_file() or not path.name.endswith(FORMATS):
             raise DataError(f"data.benchmarks: {name} is not a data file; expected one of {', '.join(FORMATS)}")
         count = 0

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.rows.hook import hook_of
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
-from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
 from rmtrain.files import sha256_file
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
@@ -57,7 +57,7 @@ def is_on_hub(source: Source) -> bool:
         files = rest + source.path[pattern.start() :]
         raise DataError(f'{source.place}: a path is not a pattern; set path: {folder or slash or "."} and data_files: "{files}"')
     if source.path[0] in "./~" or source.path.count("/") > 1 or source.path.endswith(FORMATS):
-        raise DataError(f"{source.place}: does not exist")
+        raise DataError(missing(source.path) if source.tag is None else f"{source.tag}: {missing(source.path)}")
     return True
 
 
@@ -117,7 +117,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
             ) from error
         message = " ".join(str(error).split())[:400]
         place = source.title if source.path in message else source.place
-        raise DataError(f"{place}: not a local file, and loading it from the Hub failed: {message}") from error
+        raise DataError(f"{place}: not in {Path.cwd()}, and loading it from the Hub failed: {message}") from error
 
 
 def read_dataset(
@@ -213,7 +213,7 @@ def _data_files(source: Source) -> list[Path]:
 
 def _files_in(folder: Path, source: Source) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: does not exist")
+        raise DataError(missing(folder))
     patterns = _patterns(source)
     try:
         files = files_below(folder, patterns or ["**/*"])

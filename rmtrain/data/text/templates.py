@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import Message
 from rmtrain.data.text.renderer import PROBE, QUESTION, REPLY, REPLY_TEXT, SHOWN_CHARACTERS, render_all, template_variables
-from rmtrain.errors import DataError, RecipeError
+from rmtrain.errors import DataError, RecipeError, missing
 
 NEW_PAD_TOKEN = "<|pad|>"
 PAD_NAME = re.compile(r"pad", re.IGNORECASE)
@@ -176,7 +176,7 @@ def _find(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     if name.endswith(".jinja"):
         path = Path(name).expanduser()
         if not path.is_file():
-            raise RecipeError(f"data.chat_template: {name} does not exist; expected a file, or one of: {choices}")
+            raise RecipeError(f"data.chat_template: {missing(name)}; expected a file, or one of: {choices}")
         return path.read_text(encoding="utf-8")
     if "{{" in name or "{%" in name:
         return name

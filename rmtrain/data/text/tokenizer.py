@@ -79,7 +79,11 @@ def checked_path(path: str, label: str) -> str:
         return expanded
     if os.path.isfile(expanded):
         raise CheckpointError(f"{label}: {path} is a file; expected the directory of a model")
-    problem = f"{label}: no such directory: {path}"
+    problem = (
+        f"{label}: no such directory: {path}"
+        if os.path.isabs(expanded)
+        else f"{label}: no such directory: {path} in {os.getcwd()}"
+    )
     first, *others = path.split("/")
     if first in ("", ".", "..") or first.startswith("~") or len(others) > 1 or others == [""]:
         raise CheckpointError(problem)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rmtrain.data.comparison import Message
 from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
 from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, prompt_of, read_scores
 from rmtrain.recipe.schema import PairSource
@@ -59,7 +59,7 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise DataError(f"{benchmark.name}: {data_dir} does not exist; expected {benchmark.published}")
+        raise DataError(f"{benchmark.name}: {missing(data_dir)}; expected {benchmark.published}")
     own = path / benchmark.name
     folder = own if own.is_dir() else path
     files = [folder / file for file in benchmark.files([file.relative_to(folder) for file in files_below(folder)])]
