@@ -31,7 +31,7 @@ from rmtrain.data.rows.dataset import Snapshot, digest
 from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.renderer import Renderer
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
-from rmtrain.errors import CheckpointError, DataError
+from rmtrain.errors import CheckpointError, DataError, missing
 from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
@@ -79,11 +79,7 @@ def checked_path(path: str, label: str) -> str:
         return expanded
     if os.path.isfile(expanded):
         raise CheckpointError(f"{label}: {path} is a file; expected the directory of a model")
-    problem = (
-        f"{label}: no such directory: {path}"
-        if os.path.isabs(expanded)
-        else f"{label}: no such directory: {path} in {os.getcwd()}"
-    )
+    problem = f"{label}: {missing(path)}"
     first, *others = path.split("/")
     if first in ("", ".", "..") or first.startswith("~") or len(others) > 1 or others == [""]:
         raise CheckpointError(problem)
