@@ -1,6 +1,6 @@
 """Confidence intervals of shares and of differences of means, for units that come in clusters, such as the pairs of one prompt.
 
-Array legend: U units, H strata, G clusters, R resamples.
+Array legend: U units, H strata, G clusters, R resamples, V different values.
 """
 
 import math
@@ -109,7 +109,7 @@ class Sample:
 
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 250
-"""A block for 10,000 clusters takes 30 MB; all resamples at once would take 1.2 GB."""
+"""A block for 10,000 different values takes 20 MB; all resamples at once would take 0.8 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +140,13 @@ def paired_bootstrap(one_U: Floats, other_U: Floats, sample: Sample, seed: int =
     value = float(np.sum(sample.weights_U * changes_U))
     deviations_G = np.bincount(sample.clusters_U, sample.weights_U * (changes_U - sample.means(changes_U)[sample.strata_U]))
     half = np.sum(sample.weights_U**2) / math.sqrt(2)  # two of these vary as much as one unit that differs
-    values = sample.few_clusters() * np.append(deviations_G, (half, -half))
+    # Most clusters deviate alike: how often each value is drawn is all that counts.
+    values_V, counts_V = np.unique(sample.few_clusters() * np.append(deviations_G, (half, -half)), return_counts=True)
     generator = np.random.default_rng(seed)
     sums_R = np.empty(RESAMPLES)
     for begin in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
-        drawn = generator.integers(0, len(values), (RESAMPLES_AT_ONCE, len(values)), dtype=np.int32)
-        sums_R[begin : begin + RESAMPLES_AT_ONCE] = values[drawn].sum(axis=1)
+        times_RV = generator.multinomial(counts_V.sum(), counts_V / counts_V.sum(), RESAMPLES_AT_ONCE)
+        sums_R[begin : begin + RESAMPLES_AT_ONCE] = times_RV @ values_V
     low, high = np.quantile(value + sums_R, (0.025, 0.975))
     beyond = int(np.sum(np.abs(sums_R) >= abs(value) - 1e-12))
     return PairedDifference(value, float(low), float(high), (beyond + 1) / (RESAMPLES + 1))
