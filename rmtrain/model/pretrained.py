@@ -7,7 +7,7 @@ trains random layers. What contradicts itself is refused before memory is alloca
 import logging
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 from transformers import __version__ as transformers_version
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rmtrain.data.text.tokenizer import REPLACED_PAD
+from rmtrain.data.text.tokenizer import REPLACED_PAD, entries, size_problem
 from rmtrain.model.classifier import (
     BUILD_ERRORS,
     HeadSpec,
@@ -36,7 +36,6 @@ from rmtrain.model.classifier import (
 from rmtrain.model.model_files import ModelRef, Stored, Weights, find_weights
 
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
-MAX_LAYERS = 4096
 SPECIAL_IDS = frozenset(f"{kind}_token_id" for kind in ("bos", "eos", "sep", "cls", "mask", "unk"))
 OTHER_TASKS = frozenset(
     (
@@ -56,7 +55,7 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
     """Load a model's configuration, with classes of transformers unless the model's own code is trusted.
 
     Raises `ref.error` if `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own; or if the
-    weights are quantized, a special token has no embedding, or there are more layers than any model has.
+    weights are quantized, a special token has no embedding, or sizes are absurd.
     """
     raw = ref.read_json("config.json", required=True) or {}
     model_type = raw.get("model_type")
@@ -68,18 +67,14 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
             f"{ref.path} needs code of its own (auto_map), which is not run; "
             "allow it with model.trust_remote_code: true and model.revision: a full commit hash of a Hub model"
         )
-    # Read before transformers does, which makes a list of so many layers.
-    for key, value in _entries(raw):
-        if (
-            key.removesuffix("s") in ("num_hidden_layer", "n_layer", "num_layer")
-            and isinstance(value, int)
-            and value > MAX_LAYERS
-        ):
-            raise ref.error(f"config.json of {ref.path}: expected {key} of at most {MAX_LAYERS}, got {value}")
-        if key == "quantization_config" and value:
-            method = value.get("quant_method", "unknown method") if isinstance(value, dict) else value
-            remedy = "use the model it was made from; model.quantization: nf4 quantizes that one while loading"
-            raise ref.error(f"the weights of {ref.path} are quantized ({method}), and cannot be trained or checked; {remedy}")
+    problem = size_problem(raw)
+    if problem is not None:
+        raise ref.error(f"config.json of {ref.path}: {problem}")
+    quantized = next((value for key, value in entries(raw) if key == "quantization_config" and value), None)
+    if quantized is not None:
+        method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
+        remedy = "use the model it was made from; model.quantization: nf4 quantizes that one while loading"
+        raise ref.error(f"the weights of {ref.path} are quantized ({method}), and cannot be trained or checked; {remedy}")
     try:
         config = AutoConfig.from_pretrained(ref.path, **ref.loading)
         tokens = int(config.get_text_config().vocab_size)
@@ -92,13 +87,6 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
         if beyond and raw[key] != getattr(type(config)(), key, None):
             raise ref.error(f"config.json of {ref.path}: {key} is {beyond[0]}, but vocab_size is {tokens}; correct the id")
     return config
-
-
-def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the keys and values of a JSON object, and of the objects in it."""
-    for key, one in value.items() if isinstance(value, dict) else ():
-        yield key, one
-        yield from _entries(one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,5 +326,7 @@ def _grow_embeddings(ref: ModelRef, model: PreTrainedModel, tokenizer: Any) -> r
         embeddings = model.resize_token_embeddings(tokens, mean_resizing=False).weight
     with torch.no_grad():
         embeddings[rows:] = embeddings[:rows].float().mean(dim=0).to(embeddings.dtype)
-    logger.info("the tokenizer has %d tokens more than the model; their embeddings are the mean of the others", tokens - rows)
+    first = tokenizer.convert_ids_to_tokens(list(range(rows, min(tokens, rows + 3))))
+    names = ", ".join(map(str, first)) + (f" and {tokens - rows - 3} more" if tokens - rows > 3 else "")
+    logger.info("tokens without an embedding get the mean of the others: %s", names)
     return range(rows, tokens)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.errors import RecipeError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
 from rmtrain.model.model_files import ModelRef
@@ -177,6 +177,8 @@ LARGEST_NOISE = 3.0
 """Of a hidden state, as a multiple of its change when the same tokens are padded otherwise: rounding, which is large in bfloat16."""
 SEGMENT_AWARE = frozenset(("full_attention", "sliding_attention"))
 """Types of layers that keep to their segments."""
+FORWARD_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
+"""Errors of a model's own forward where its configuration does not suit it."""
 LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError)
 """Errors of models that do not pass segments on, or check their arguments."""
 LAST_TOKEN_ERRORS = (*LAYOUT_ERRORS, RuntimeError, IndexError)
@@ -192,6 +194,7 @@ def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[Tokeniz
 
     Raises:
         RecipeError: the model is wrong in the requested layout, or does not support it.
+        CheckpointError: its own forward fails.
     """
     for layout in FALLBACKS:
         if wanted not in ("auto", layout):
@@ -239,7 +242,10 @@ def probe(
 
     with evaluating(model):
         model.use_layout("padded")
-        expected_SH = hidden(comparisons)
+        try:
+            expected_SH = hidden(comparisons)
+        except FORWARD_ERRORS as error:
+            raise CheckpointError(f"model: its forward fails: {' '.join(str(error).split())[:300]}") from error
         try:
             model.use_layout(layout, last_token_only)
             difference = distance(hidden(comparisons, layout), expected_SH)

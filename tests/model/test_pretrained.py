@@ -213,6 +213,8 @@ BROKEN_CONFIGS: dict[str, dict[str, Any]] = {
     "more layers": {"num_hidden_layers": 4},
     "fewer layers": {"num_hidden_layers": 1},
     "absurd layers": {"num_hidden_layers": 10**9},
+    "absurd labels": {"num_labels": 10**9},
+    "absurd experts": {"num_experts": 10**9},
     "absurd width": {"hidden_size": 10**30},
     "no heads": {"num_attention_heads": 0},
     "negative width": {"intermediate_size": -64},
@@ -243,9 +245,13 @@ def damage_config(file: Path, damage: str) -> None:
         ("no configuration", "config.json"),
         ("broken configuration", "config.json"),
         ("unknown architecture", "'llamma'"),
-        *((damage, "config.json") for damage in ("mistyped size", "other width", "other vocabulary", "absurd layers", "dtype")),
+        *(
+            (damage, "config.json")
+            for damage in ("mistyped size", "other width", "other vocabulary", "absurd layers", "absurd labels", "dtype")
+        ),
         ("mistyped architecture", "['llama']"),
         *((damage, damage) for damage in ("fp8", "gptq", "awq", "bitsandbytes")),
+        ("absurd experts", "num_experts"),
         ("activation", "hidden_act 'silu2'"),
         ("rope type", "yarn2"),
         ("old rope type", "yarn2"),

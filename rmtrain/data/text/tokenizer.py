@@ -24,6 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
@@ -41,6 +42,8 @@ REPLACED_PAD = "replaced_pad"
 ADAPTER_CONFIG = "adapter_config.json"
 PATTERN_SECONDS = 10.0
 REPEATS = 256
+MAX_LAYERS, MAX_NUMBER = 2**12, 2**16
+"""Above the number of layers, and of heads, experts, labels and the like, of any model."""
 
 logger = logging.getLogger("rmtrain")
 
@@ -135,6 +138,10 @@ def read_tokenizer(
     """
     code = {"code_revision": revision} if trust_remote_code else {}
     try:
+        file = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        problem = None if file is None else size_problem(json.loads(Path(file).read_text(encoding="utf-8")))
+        if problem is not None:  # transformers reads it for a tokenizer, too
+            raise ValueError(f"config.json: {problem}")
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code, **code)
     except Exception as error:  # tokenizers raises nothing more specific for a damaged file or an invalid expression
         reason = " ".join(str(error).split())[:300]
@@ -146,6 +153,25 @@ def read_tokenizer(
         raise CheckpointError(f"{label}: the tokenizer of {path} {problem}; use another tokenizer")
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def size_problem(config: Any) -> str | None:
+    """Return the problem with the JSON of a configuration from which transformers would make absurdly long lists."""
+    for key, value in entries(config):
+        most = MAX_LAYERS if "layer" in key else MAX_NUMBER
+        if key.startswith(("num_", "n_layer", "n_head")) and isinstance(value, int) and value > most:
+            return f"expected {key} of at most {most}, got {value}"
+    return None
+
+
+def entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a JSON object, and of the objects in it."""
+    left = [value]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            yield from one.items()
+            left += one.values()
 
 
 def _pattern_problem(tokenizer: Tokenizer) -> str | None:
