@@ -186,7 +186,7 @@ class RewardScorer:
             if given is not None and len(given) != count:
                 raise DataError(f"expected {name} for each of {count} conversations, got {len(given)}")
         pairs = zip(tools or [None] * count, kwargs or [None] * count, strict=True)
-        return [template_values(*pair, f"conversation {number}") for number, pair in enumerate(pairs)]
+        return [variables_of(*pair, f"conversation {number}") for number, pair in enumerate(pairs)]
 
     def _score_groups(
         self, prompts: Sequence[Turns], responses: Sequence[Turns], variables: Sequence[dict[str, Any]]
@@ -218,9 +218,7 @@ def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) ->
 
     Raises DataError, naming the value, where it is neither, or should end with the assistant's reply and does not.
     """
-    if role == "assistant" and isinstance(
-        value, str
-    ):  # the output of a policy: also an empty one, or one that looks like a transcript
+    if role == "assistant" and isinstance(value, str):  # a policy may write nothing, a transcript, or messages as JSON
         return ({"role": role, "content": value},)
     settings = Messages(transcript="hh") if role == "user" else Messages()
     try:
@@ -236,7 +234,7 @@ def turns(value: Any, name: str, role: str, *, ends_with_reply: bool = False) ->
     return messages
 
 
-def template_values(tools: Any, kwargs: Any, name: str) -> dict[str, Any]:
+def variables_of(tools: Any, kwargs: Any, name: str) -> dict[str, Any]:
     """Return the template variables of a conversation: its tools, and others by name; raises DataError, naming the wrong one."""
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise DataError(f"{name}: {KWARGS} is {kind_of(kwargs)}; expected an object")
@@ -286,7 +284,7 @@ def parse_input(line: Line | Malformed, number: int, variables: Set[str] = froze
     if taken:
         raise DataError(f"{where}: {', '.join(taken)}: rmtrain score writes this key itself; rename it")
 
-    values = template_values(row.get(TOOLS) if TOOLS in variables else None, row.get(KWARGS), where)
+    values = variables_of(row.get(TOOLS) if TOOLS in variables else None, row.get(KWARGS), where)
     if CONVERSATION in row:
         messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user", ends_with_reply=True)
         return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), (), variables=values), None)

@@ -140,9 +140,9 @@ THOUGHTS = ("reasoning_content", "thinking")
 """Keys of the assistant's reasoning before the content."""
 CARRIED_KEYS = ("name", "tool_call_id", *THOUGHTS)
 """Texts next to role and content that are passed to the chat template."""
-ENCODED = re.compile(r"""\s*(?:array\(|["'])?[\s\[(]*\{\s*\\*["']""")
+ENCODED = re.compile(r"""\s*+(?:array\(|["'])?[\s\[(]*+\{\s*\\*["']""")
 """The beginning of an object, or of a list of objects, that is written as text."""
-PYTHON_LITERAL = re.compile(r"\s*(?:array\()?[\s\[({]*[\[({]\s*'")
+PYTHON_LITERAL = re.compile(r"\s*+(?:array\()?[\s\[({]*[\[({]\s*'")
 PYTHON_ADVICE = "it is a Python literal (a repr); save it with json.dumps"
 ENCODED_TURNS = re.compile(r"""\s*\[\s*(["']).*\1\s*\]\s*""", re.DOTALL)
 """A list of texts that is written as text."""

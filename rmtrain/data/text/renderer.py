@@ -130,9 +130,12 @@ def template_variables(template: str) -> frozenset[str]:
     A name that the template sets itself counts only if it has a default, as in `tools is defined` or `tools or []`: others hold what one
     branch computes for another. Empty for a template that is not valid: rendering it says why.
     """
+    # Not optimized, since that computes constants, however large.
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
     try:
-        tree = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
-    except TemplateSyntaxError:
+        tree = environment.parse(GENERATION.sub("", template))
+        undeclared = meta.find_undeclared_variables(tree)
+    except (TemplateSyntaxError, RecursionError):
         return frozenset()
     tested = [test.node for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined", "none")]
     tested += [default.node for default in tree.find_all(nodes.Filter) if default.name == "default" and default.node is not None]
@@ -141,7 +144,7 @@ def template_variables(template: str) -> frozenset[str]:
     for name in tree.find_all(nodes.Name):
         by_use[name.ctx].add(name.name)
     own = by_use["store"] - ({node.name for node in tested if isinstance(node, nodes.Name)} - by_use["param"])
-    names = meta.find_undeclared_variables(tree) - own - {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
+    names = undeclared - own - {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
     return frozenset(name for name in names if not name.endswith("_token"))
 
 

@@ -172,6 +172,10 @@ def test_own_keys_and_roles_are_found() -> None:
         "Send this: " + json.dumps(TALK),
         "[" * 100_000,
         '{"' * 100_000,
+        " " * 100_000,
+        "[ " * 100_000,
+        "{" + " " * 100_000,
+        "['" + "' " * 100_000,
     ],
 )
 def test_ordinary_text_is_left_alone(text: str) -> None:

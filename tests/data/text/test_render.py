@@ -237,6 +237,8 @@ def test_variables_reach_the_template() -> None:
         ("{% set tools = tools or [] %}{% set mood = mood | default('calm') %}{{ tools }}{{ mood }}", {"tools", "mood"}),
         ("{% if date_string is none %}{% set date_string = 'x' %}{% endif %}{{ date_string }}", {"date_string"}),
         ("{% if %}", set()),
+        ("{{ " + "(" * 100_000, set()),
+        ("{{ 10 ** (10 ** 10) }}{{ tools }}{{ 'x' * 10 ** 12 }}", {"tools"}),
     ],
 )
 def test_template_variables(template: str, names: set[str]) -> None:
