@@ -126,7 +126,7 @@ def test_trap_37_transcripts_share_their_prompt(tmp_path: Path) -> None:
     turns = [f"\n\nHuman: {row['prompt']}\n\nAssistant:" for row in planted_rows(6, seed=3)]
     rows = [{"prompt": turn, "chosen": f"{turn} It is calm.", "rejected": f"{turn} It is grim."} for turn in turns]
     recipe = recipe_of(tmp_path, rows)
-    with pytest.raises(DataError, match=r"^train: .*\b6 rows\b.*\(transcript\).*\btrain:0\b"):
+    with pytest.raises(DataError, match=r"^train: .*\b6 rows\b.*\(transcript\).*\btrain\.jsonl:1: "):
         preprocess(recipe, QUIET)
     (source,) = recipe.data.train
     source = source.model_copy(update={"messages": source.messages.model_copy(update={"transcript": "hh"})})

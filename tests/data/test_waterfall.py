@@ -1,9 +1,9 @@
-import ast
 import json
 
 from rmtrain.data.comparison import Dropped
 from rmtrain.data.waterfall import EXAMPLES, REMEDIES, Waterfall, with_remedy
-from tests.messages import ROOT
+from tests.runs import ROOT
+from tests.test_guides import reasons
 
 
 def waterfall(kept: int, **dropped: int) -> Waterfall:
@@ -74,16 +74,8 @@ def test_source_without_rows_is_refused() -> None:
 
 def test_each_reason_has_its_remedy() -> None:
     """The remedy of a reason is about that reason: only a row that cannot be repaired is a case for a larger share."""
-    raised = set()
-    for file in (ROOT / "rmtrain/data").rglob("*.py"):
-        for call in (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)):
-            name = call.func.id if isinstance(call.func, ast.Name) else ""
-            position = {"BadRow": 0, "Dropped": 2}.get(name)
-            if position is not None and isinstance(call.args[position], ast.Constant):
-                raised.add(call.args[position].value)
-    assert sorted(raised - set(REMEDIES)) == []
-    documented = (ROOT / "docs/DATA.md").read_text(encoding="utf-8")
-    assert [reason for reason in raised if f"`{reason}`" not in documented] == []
+    raised = {reason for file in (ROOT / "rmtrain/data").rglob("*.py") for reason in reasons(file)}
+    assert sorted((raised | {"malformed_row"}) - set(REMEDIES)) == []
     assert {reason for reason, remedy in REMEDIES.items() if "max_drop_fraction" in remedy} == {"identical"}
     assert "data.max_length" in REMEDIES["too_long"]
     assert "overlong" in REMEDIES["too_long"]
