@@ -1,5 +1,6 @@
 """`rmtrain train`: the whole run, read from top to bottom."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -322,8 +323,10 @@ def result(
         f"\nmodel         {directory.model}, reloaded and checked\nreport        {path / 'report.html'}: how good it is, and where it "
         f"fails\nmemory        at most {by_rank} GB{ranks}"
     )
-    code = f"from rmtrain import RewardScorer; print(RewardScorer({str(directory.model)!r})(['2 + 2 = ?'], ['4']))"
-    commands = [("score in Python; AutoModelForSequenceClassification.from_pretrained loads it as well", python_command(code))]
+    # In JSON's quotes, since the shell's are single ones.
+    model = json.dumps(str(directory.model), ensure_ascii=False)
+    code = f'from rmtrain import RewardScorer; print(RewardScorer({model})(["2 + 2 = ?"], ["4"]))'
+    commands = [("score in Python; transformers loads it as well", python_command(code))]
     if last is not None:
         commands.insert(
             0, ("evaluate it again; --data FILE for other pairs, --fail-under for CI", rmtrain_command("eval", str(path)))

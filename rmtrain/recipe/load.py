@@ -19,6 +19,9 @@ from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 MAX_HOOK_BYTES = 2**20
 RECIPE, MARKER = "recipe.yaml", "run.json"
 """The recipe in the directory of a run, and the file that marks such a directory."""
+WRITTEN = (("run", "output_dir"), ("data", "cache_dir"))
+"""Keys of directories that are created."""
+VARIABLE = re.compile(r"\$(\w+|\{\w+)")
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 
 
@@ -114,6 +117,9 @@ def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[
     for path, text in _texts(document.data):
         if is_secret(text):
             message = f"looks like a password or token; {ADVICE}"
+            document.problems.append(Problem(document.value_place(path), path, message))
+        if path in WRITTEN and VARIABLE.search(text):
+            message = f"variables are not expanded in a recipe, got {show(text)}; override it on the command line, where they are"
             document.problems.append(Problem(document.value_place(path), path, message))
     try:
         recipe = TypeAdapter(schema).validate_python(document.data)

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     markup = {"prompt": MARKUP, "chosen": MARKUP, "rejected": "no"}
     write_rows(folder / "test.jsonl", [markup, *planted_rows(40, seed=2, shuffled=True)])
     outcome = train(recipe, Console(quiet=True))
-    assert "report.html" in outcome.commands.plain
+    assert "report.html" in outcome.report.plain
     return folder / "run"
 
 

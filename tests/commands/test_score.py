@@ -170,7 +170,7 @@ def test_foreign_output_is_left_alone(model: str, tmp_path: Path) -> None:
         run(model, other, out)
     with pytest.raises(RecipeError, match=r"^.*in\.jsonl: "):
         run(model, source, source)
-    with pytest.raises(RecipeError, match=r"absent\.jsonl: "):
+    with pytest.raises(RecipeError, match=r"absent\.jsonl does not exist"):
         run(model, tmp_path / "absent.jsonl", out)
     with out.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -23,6 +23,8 @@ BROKEN_OVERRIDES: list[tuple[list[str], list[str]]] = [
     (["optimizer.lr="], ["override optimizer.lr=|optimizer.lr|number|got null"]),
     (["optimizer={}"], ["override optimizer={}|optimizer.lr|missing"]),
     (["optimizer.lr.x=1"], ["override optimizer.lr.x=1|optimizer.lr.x|optimizer.lr|key x"]),
+    (["run.output_dir=${HOME}/x"], ['override run.output_dir=${HOME}/x|run.output_dir|got "${HOME}/x"|command line']),
+    (["data.cache_dir=$SCRATCH/x"], ["override data.cache_dir=$SCRATCH/x|data.cache_dir|command line"]),
     (["lora.rank=0"], ["override lora.rank=0|lora.rank|> 0|got 0"]),
     (["data.train.1.path=x"], ["override data.train.1.path=x|data.train.1.path|data.train|list of 1|got 1"]),
     (["data.train.x.path=x"], ["override data.train.x.path=x|data.train.x.path|data.train|list of 1|got x"]),
