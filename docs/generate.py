@@ -15,8 +15,8 @@ HEADER = """# The recipe
 
 Every section and key. Generated from the schema by `make docs`; edit the docstrings in `rmtrain/recipe/` instead.
 
-A recipe is one YAML file. Keys without a default are required; `null` turns a key off. Any key can also be set on the command
-line, as `section.key=value`, with list entries by index: `data.train.0.path=rows.jsonl`.
+A recipe is one YAML file. Keys marked `required` have no default. `null` turns a key off, unless its text says otherwise. Any key can
+also be set on the command line, as `section.key=value`, with list entries by index: `data.train.0.path=rows.jsonl`.
 """
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
 PATTERNS = {
@@ -33,7 +33,7 @@ def recipe_reference() -> str:
     for entry in entries():
         path = ".".join("N" if part == 0 else str(part) for part in entry.path)
         places.setdefault(entry.section, []).append(f"`{path}`" + (f" ({entry.kind})" if entry.kind else ""))
-    sections = [chapter(section, ", ".join(paths)) for section, paths in places.items() if paths != ["``"]]
+    sections = [chapter(section, ", ".join(dict.fromkeys(paths))) for section, paths in places.items() if paths != ["``"]]
     return "\n".join([HEADER, *sections])
 
 

@@ -57,7 +57,8 @@ from rmtrain.report.console import apart, json_text
 
 app = typer.Typer(
     cls=Verbs,
-    help="Train, inspect and evaluate reward models from one YAML recipe.",
+    help="Train, inspect and evaluate reward models.\n\nA recipe is a YAML file that describes a run: data, model, optimizer and so on. "
+    "Any of its keys can be overridden on the command line, as in optimizer.lr=1e-5.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -84,11 +85,15 @@ def root(show_version: Annotated[bool, typer.Option("--version", help="Print the
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
-    export: Annotated[Path | None, typer.Option(help="Also write the tokenized pairs to this directory, as Parquet.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="PNG file for the token lengths (default: next to the cached data).")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Also write the tokenized pairs to this directory, as Parquet files.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file for a plot of the token lengths (default: next to the cached data).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Tokenize, check and cache the data. Reports the rows kept and dropped, lengths and findings."""
+    """Read, check and tokenize the data, and cache the result. Reports rows kept and dropped, token lengths and suspicious rows."""
     loaded = read_recipe(arguments, recipe)
     console = start_console()
     from rmtrain.commands.preprocess import preprocess as run
@@ -115,7 +120,7 @@ def inspect(
 def train(
     arguments: Arguments = None, recipe: RecipeOption = None, *, options: TrainOptions, as_json: JsonOption = False
 ) -> None:
-    """Train, evaluate and export a reward model. An interrupted run resumes from its last checkpoint."""
+    """Train, evaluate and export a reward model. Run the same command again to resume an interrupted run."""
     options.check()
     loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if options.deterministic else [])], recipe)
     if options.dry_run:
@@ -136,13 +141,17 @@ def train(
 @flat_options
 def export(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="RUN|CHECKPOINT [hub.b=v ...]", help="Run directory or one of its checkpoints.")
+        list[str],
+        typer.Argument(
+            metavar="RUN|CHECKPOINT [hub.b=v ...]",
+            help="Run directory or one of its checkpoints, then overrides of hub keys, such as hub.id=owner/name.",
+        ),
     ],
     *,
     options: ExportOptions,
     as_json: JsonOption = False,
 ) -> None:
-    """Export the model of a run or checkpoint. The export is reloaded, its rewards are compared, and --push uploads it."""
+    """Export the model of a run or checkpoint. The export is reloaded and must give the same rewards; --push uploads it."""
     target, overrides = split_arguments(arguments)
     if target is None:
         raise RecipeError("expected a run directory or a checkpoint; see `rmtrain export --help`")
@@ -157,7 +166,10 @@ def export(
 def evaluate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RECIPE|MODEL [a.b=v ...]", help="Recipe, run directory or model, followed by overrides."),
+        typer.Argument(
+            metavar="RECIPE|RUN|MODEL [a.b=v ...]",
+            help="Recipe (for the model of its run), run directory, or directory or Hub id of a model; then overrides of recipe keys.",
+        ),
     ] = None,
     *,
     options: EvalOptions,
@@ -186,7 +198,7 @@ def score(
     accelerate_config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a file of conversations. A line has `messages`, or `prompt` and `response` or `responses`."""
+    """Score a file of conversations. Each line is a JSON object with `messages`, or with `prompt` and `response` or `responses`."""
     if options.target == "-" and as_json:
         raise RecipeError("--json and -o - both write to stdout; set -o to a file")
     checked_precision(options.precision)

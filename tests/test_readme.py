@@ -41,11 +41,11 @@ def test_commands_run(tmp_path: Path) -> None:
     for command in commands:
         ended = fork_server().run(*command, faults=(), cwd=tmp_path, HOME=str(tmp_path))
         assert ended.code == 0, f"{command}\n{ended.stderr}"
-    again = rmtrain("eval", "runs/quickstart", "--json", cwd=tmp_path, HOME=str(tmp_path))
+    again = rmtrain("eval", "runs/mine", "--json", cwd=tmp_path, HOME=str(tmp_path))
     document = json.loads(again.stdout)
     assert document["accuracy"] >= 0.97, "the promise of the quickstart"
     assert {"accuracy", "accuracy_low", "accuracy_high", "n", "ties", "loss", "longer_wins", "sources"} <= set(document)
-    missed = rmtrain("eval", "runs/quickstart", "--fail-under", "loss=0.0", cwd=tmp_path, HOME=str(tmp_path))
+    missed = rmtrain("eval", "runs/mine", "--fail-under", "loss=0.0", cwd=tmp_path, HOME=str(tmp_path))
     assert missed.returncode == 6
     assert re.search(r"error: gate loss: required 0\.0, got .*, missed by", missed.stderr)
 

@@ -32,20 +32,24 @@ def _our_name(dtype: str | None) -> str | None:
 
 
 Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, followed by overrides of its keys.")
+    list[str] | None,
+    typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, then overrides of its keys, such as optimizer.lr=1e-5."),
 ]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", "--config", "-c", help="Recipe file, if it is not the first argument.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
-MaxLengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
-PrecisionOption = Annotated[str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32 or bfloat16.")]
-TemplateOption = Annotated[bool, typer.Option(help="Allow a chat template that differs from the one the model was trained with.")]
+TemplateOption = Annotated[
+    bool,
+    typer.Option("--allow-template-change", help="Allow a chat template that differs from the one the model was trained with."),
+]
 ProcessesOption = Annotated[int | None, typer.Option(min=1, help="Number of processes to launch, one per GPU.")]
 ConfigOption = Annotated[
     str | None,
     typer.Option(
-        "--accelerate-config", metavar="NAME|FILE", help="Accelerate configuration: a built-in name (ddp, fsdp2, ...) or a file."
+        "--accelerate-config",
+        metavar="NAME|FILE",
+        help="How processes share the work: a built-in name (ddp, fsdp2, deepspeed_zero2, ...) or a configuration file of accelerate.",
     ),
 ]
 
@@ -131,29 +135,46 @@ class EvalOptions:
     target: str | None = None
     overrides: Sequence[str] = ()
     recipe: RecipeOption = None
-    data: Annotated[str | None, typer.Option(help="File, directory or Hub dataset to evaluate on.")] = None
-    output: Annotated[Path | None, typer.Option(help="Directory for scores.jsonl (default: in the run, or with the model).")] = (
-        None
-    )
-    scores: Annotated[Path | None, typer.Option(help="Compute the metrics from this scores.jsonl, without a model.")] = None
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report to this HTML file.")] = None
+    data: Annotated[
+        str | None, typer.Option(help="File, directory or Hub dataset of pairs to evaluate on, in place of the recipe's data.")
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option(help="Directory for scores.jsonl (default: in the run directory, or in that of the model).")
+    ] = None
+    scores: Annotated[
+        Path | None, typer.Option(help="Compute the metrics from a file of scores, or from those of a run, without a model.")
+    ] = None
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML report to this file.")] = None
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(help="Exit with code 6 below this value, such as accuracy=0.7, rm_bench=0.6 or rewardbench.safety=0.8."),
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Exit with code 6 below this value (for loss, above it): accuracy=0.7, rm_bench=0.6, rewardbench.safety=0.8. "
+            "Can be repeated.",
+        ),
     ] = None
     benchmark: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="Benchmarks to run, such as rewardbench2,rm_bench; an unknown name lists them all."
+            metavar="NAME,...", help="Benchmarks to evaluate on, such as rewardbench2,rm_bench; an unknown name lists them all."
         ),
     ] = None
-    data_dir: Annotated[Path | None, typer.Option(help="Directory of the benchmarks' official files (default: the Hub).")] = None
-    compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(metavar="A B", help="Test whether run or scores file B is better than A.")
+    data_dir: Annotated[
+        Path | None, typer.Option(help="With --benchmark: directory of its official files (default: the Hub).")
     ] = None
-    allow_different_settings: Annotated[bool, typer.Option(help="Let --compare run although settings differ.")] = False
-    max_length: MaxLengthOption = None
-    precision: PrecisionOption = "auto"
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Test whether the model of run or scores file B is better than that of A."),
+    ] = None
+    allow_different_settings: Annotated[
+        bool, typer.Option("--allow-different-settings", help="With --compare: allow scores made with different settings.")
+    ] = False
+    max_length: Annotated[
+        int | None, typer.Option(min=8, help="With --benchmark: maximum length in tokens (default: the model's limit).")
+    ] = None
+    precision: Annotated[
+        str, typer.Option(callback=_our_name, help="With --benchmark: precision of the model, auto, float32 or bfloat16.")
+    ] = "auto"
     allow_template_change: TemplateOption = False
 
     @property
@@ -216,19 +237,24 @@ class InspectOptions:
 
     row: Annotated[str | None, typer.Option(help="Number or id of the row to show (default: the first kept row).")] = None
     find: Annotated[str | None, typer.Option(metavar="TEXT", help="Show rows that contain this text; case is ignored.")] = None
-    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this reason.")] = None
+    dropped: Annotated[str | None, typer.Option(metavar="REASON|all", help="Show rows dropped for this or any reason.")] = None
     longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False
     random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False
     step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None
     source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None
     split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train"
-    limit: Annotated[int | None, typer.Option(help="Maximum number of rows to show.")] = None
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of rows to show (default: 1; 3 with --find or --dropped; all with --step).")
+    ] = None
     seed: Annotated[int | None, typer.Option(help="Seed for --random (default: a new one, which is printed).")] = None
-    world_size: Annotated[int | None, typer.Option(help="Number of processes that share the --step (default: 1).")] = None
+    world_size: Annotated[int | None, typer.Option(help="With --step: processes that share the step (default: 1).")] = None
     ids: Annotated[bool, typer.Option("--ids", help="Also show token ids.")] = False
     side_by_side: Annotated[
         bool | None,
-        typer.Option("--side-by-side/--stacked", help="Show responses in columns (default: if the terminal is wide enough)."),
+        typer.Option(
+            "--side-by-side/--stacked",
+            help="Show responses in columns or one below the other (default: by the width of the terminal).",
+        ),
     ] = None
 
     @property
@@ -264,16 +290,22 @@ class InspectOptions:
 class TrainOptions:
     """The options of `rmtrain train`, `--dry-run` included."""
 
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start from scratch; an existing run is renamed.")] = False
-    resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the latest valid one).")] = None
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="Same as training.deterministic=true.")] = False
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; an existing run is renamed, not deleted.")] = False
+    resume: Annotated[Path | None, typer.Option(help="Checkpoint to resume from (default: the newest valid one).")] = None
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Allow only kernels that repeat bit for bit (training.deterministic=true)."),
+    ] = False
     processes: ProcessesOption = None
     accelerate_config: ConfigOption = None
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and memory estimate without training.")] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the number of steps and a memory estimate, without training.")
+    ] = False
     gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GB", min=1, help="GPU memory to assume for --dry-run (default: this machine's).")
+        float | None,
+        typer.Option(metavar="GB", min=1, help="With --dry-run: memory of a GPU to assume (default: this machine's)."),
     ] = None
-    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one training step here.")] = False
+    measure: Annotated[bool, typer.Option("--measure", help="With --dry-run: also time one step on this machine.")] = False
 
     def check(self) -> None:
         """Raise RecipeError for options that cannot be combined."""
@@ -290,15 +322,21 @@ class ScoreOptions:
     max_tokens: largest batch, in tokens; None: that of `RewardScorer`.
     """
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory or Hub id of a reward model.")]
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
     source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")]
     target: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")]
-    best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best response of each line.")] = False
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Skip lines that cannot be scored, and count them.")] = False
+    best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best of the responses of each line.")] = False
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Skip and count lines that cannot be scored (default: stop with exit code 3).")
+    ] = False
     fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite an existing output.")] = False
-    cut: Annotated[bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long.")] = False
-    max_length: MaxLengthOption = None
-    precision: PrecisionOption = "auto"
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long (default: such a line cannot be scored).")
+    ] = False
+    max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
+    precision: Annotated[str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32 or bfloat16.")] = (
+        "auto"
+    )
     allow_template_change: TemplateOption = False
     max_tokens: int | None = None
 
@@ -316,10 +354,17 @@ class ExportOptions:
 
     target: Path = Path()
     overrides: Sequence[str] = ()
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory for the export (default: in the run).")] = None
-    adapter: Annotated[bool, typer.Option("--adapter/--merged", help="Export the adapter alone, or merged weights.")] = False
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory for the export (default: a directory in the run).")
+    ] = None
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--merged", help="Export the LoRA adapter alone, or the weights with the adapter merged in.")
+    ] = False
     dtype: Annotated[
-        str | None, typer.Option(callback=_our_name, help="float32, bfloat16 or float16 (default: that of the run).")
+        str | None,
+        typer.Option(
+            callback=_our_name, help="Type of the exported weights: float32, bfloat16 or float16 (default: that of the run)."
+        ),
     ] = None
     push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False
 

@@ -48,9 +48,9 @@ class Architecture(Section):
     heads: Annotated[int, Field(gt=0, le=2**12)]
     """Attention heads; divides `hidden_size`."""
     key_value_heads: Annotated[int, Field(gt=0, le=2**12)] | None = None
-    """Key-value heads for grouped-query attention; None: the same number as `heads`."""
+    """Key-value heads for grouped-query attention; `null`: the same number as `heads`."""
     intermediate_size: Annotated[int, Field(gt=0, le=2**20)] | None = None
-    """Width of the MLP; None: four times `hidden_size`."""
+    """Width of the MLP; `null`: four times `hidden_size`."""
     vocab_size: Annotated[int, Field(ge=300, le=2**20)] = 8192
     """Size of the tokenizer trained on the data; with a given tokenizer, its own size is used."""
     max_positions: Annotated[int, Field(gt=0, le=2**24)] = 2048
@@ -104,7 +104,7 @@ class ScratchModel(ModelBase):
     scratch: Architecture
     """Architecture and sizes."""
     tokenizer: str | None = None
-    """Hub id or directory of a tokenizer; None: a byte-level BPE is trained on the training data."""
+    """Hub id or directory of a tokenizer; `null`: a byte-level BPE is trained on the training data."""
 
 
 def _model_kind(value: Any) -> str:
@@ -171,7 +171,7 @@ class Data(Section):
     max_prompt_length: PositiveInt | None = None
     """Maximum length of a prompt, in tokens."""
     overlong: Literal["drop", "truncate_prompt_left", "error"] = "drop"
-    """Treatment of comparisons over a limit. Responses are never truncated."""
+    """Treatment of comparisons over a limit: drop them, cut the beginning of their prompt, or refuse the data. Responses are never cut."""
     max_drop_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Maximum share of a source's rows that may be dropped; above it the data is refused."""
     allow_rewritten: bool = False
@@ -230,7 +230,7 @@ class Batching(Section):
 
 
 class BradleyTerry(Section):
-    """`-log sigmoid(r_winner - r_loser - margin)`, averaged over the edges of a comparison, then over comparisons."""
+    """`-log sigmoid(r_winner - r_loser - margin)`, averaged over the preferences of a comparison, then over comparisons."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
     """Kind of objective."""
@@ -246,7 +246,7 @@ class PlackettLuce(Section):
     type: Literal["plackett_luce"]
     """Kind of objective."""
     center_rewards: PositiveFloat | None = None
-    """Coefficient of `(r_winner + r_loser)^2`, averaged over the edges (arXiv:2312.09244, eq. 2)."""
+    """Coefficient of `(r_winner + r_loser)^2`, averaged over the preferences (arXiv:2312.09244, eq. 2)."""
 
 
 Objectives = Annotated[
@@ -274,7 +274,7 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Decoupled weight decay of matrices; biases and norms are not decayed."""
     clip: PositiveFloat | None = 1.0
-    """Maximum global gradient norm; None: no clipping."""
+    """Maximum global gradient norm; `null`: no clipping."""
 
 
 class Training(Section):
@@ -302,7 +302,7 @@ class Checkpointing(Section):
     every: PositiveInt | None = None
     """Save after this many steps."""
     minutes: PositiveFloat | None = 30.0
-    """Save when this many minutes have passed since the last checkpoint; None: only by `every`, and when a signal stops the run."""
+    """Save when this many minutes have passed since the last checkpoint; `null`: only by `every`, and when a signal stops the run."""
     keep: PositiveInt = 2
     """Number of latest checkpoints to keep, in addition to the best one and the one that was resumed from."""
     best: Gate | None = None
@@ -344,7 +344,7 @@ class Hub(Section):
     push: bool = False
     """Upload after a successful export."""
     id: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
-    """Repository, as `owner/name`; None: `run.name` under the logged-in user."""
+    """Repository, as `owner/name`; `null`: `run.name` under the logged-in user."""
     public: bool = False
     """Make the repository public; it is private by default."""
 
@@ -359,7 +359,7 @@ class Recipe(CheckedSection):
     model: Model
     """Tokens to rewards: `path` for a pretrained model, `scratch` for random weights."""
     lora: Lora | None = None
-    """Low-rank adapters; None: all weights are trained."""
+    """Low-rank adapters; `null`: all weights are trained."""
     batching: Batching = Batching()
     """Comparisons to micro-batches."""
     objective: Objectives = BradleyTerry()

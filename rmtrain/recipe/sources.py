@@ -119,9 +119,9 @@ class SourceBase(Section):
     data_files: Annotated[tuple[str, ...], Field(strict=False)] | str | None = None
     """File names or patterns within the dataset or directory."""
     tag: Annotated[str, Field(min_length=1)] | None = None
-    """Name of this source in row ids and per-source numbers; None: the last part of `path`."""
+    """Name of this source in row ids and per-source numbers; `null`: the last part of `path`."""
     limit: PositiveInt | None = None
-    """Number of rows to read; None: all."""
+    """Number of rows to read; `null`: all."""
     streaming: bool = False
     """Read a Hub dataset over the network instead of downloading it, for datasets larger than the disk. Needs `limit`."""
     prepare: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*:[A-Za-z_]\w*$")] | None = None
@@ -241,7 +241,7 @@ class SidesSource(TextSource):
     """Column of the margin, or the score columns of the two sides, `[chosen_score, rejected_score]` or `[a_score, b_score]`: the margin is
     the score of the better side minus that of the other. A tie has no margin."""
     margin_default: NonNegative | None = None
-    """Margin of rows without one; None: such a row is an error."""
+    """Margin of rows without one; `null`: such a row is an error."""
 
 
 class PairSource(SidesSource):
@@ -452,7 +452,7 @@ class RankedSource(TextSource):
     """Set this where each row is one response: rows with equal cells in this column form one comparison, in whatever order they come.
     The whole source is held in memory for it."""
     response: Column | None = None
-    """Path of the response within an item of the list, or its column with `group_by`; None: the item itself."""
+    """Path of the response within an item of the list, or its column with `group_by`; `null`: the item itself."""
     score: Annotated[dict[str, FiniteFloat], Field(min_length=1)] | Column
     """Path of the score, or paths with their weights, such as `{helpfulness: 0.65, correctness: 0.8}`: within an item, or a column with a
     number for each response of the list. Numbers may be text, and true is 1. A response without a
@@ -502,7 +502,7 @@ class TokenizedSource(SourceBase):
     margin: str | None = None
     """Column of the margin."""
     margin_default: NonNegative | None = None
-    """Margin of rows without one; None: such a row is an error."""
+    """Margin of rows without one; `null`: such a row is an error."""
 
     @property
     def columns(self) -> tuple[str, ...]:
