@@ -14,6 +14,7 @@ from rmtrain.commands.evaluate import evaluate
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.data.rows.loading import load_comparisons
+from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.errors import DataError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
@@ -22,7 +23,6 @@ from rmtrain.recipe import schema
 from rmtrain.recipe.load import evaluation_recipe
 from rmtrain.recipe.section import Section
 from tests.comparisons import tokenized
-from tests.helpers import byte_bpe
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
 QUIET = Console(quiet=True)
@@ -122,7 +122,7 @@ def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) 
     batch = lay_out([tokenized("s:0", [5, 6, 0], [5, 7, 0])], pad_token_id=1)
     compute_objective(schema.PlackettLuce(type="plackett_luce"), torch.zeros(2), batch)
     pretrained = schema.PretrainedModel(path=str(tmp_path / "run/model"))
-    build_reward_model(pretrained, None, byte_bpe(), seed=1)
+    build_reward_model(pretrained, None, open_tokenizer(pretrained.path), seed=1)
 
     declared = {(s.__name__, name) for s in sections() for name in s.__annotations__ if name in s.model_fields}
     # the kind of a section, a literal with one value, is read by pydantic
