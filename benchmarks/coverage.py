@@ -99,6 +99,20 @@ def rankings(comparisons: int) -> Draw:
     return draw
 
 
+def best_of(comparisons: int) -> Draw:
+    """Draw lists of two to nine responses of which the first is preferred to each other one, so that they are right together."""
+
+    def draw(generator: Generator) -> tuple[Rows, Rows]:
+        rows: tuple[Rows, Rows] = ([], [])
+        for number, count in enumerate(generator.choice([2, 3, 4, 9], comparisons).tolist()):
+            edges = tuple(Preference(0, other) for other in range(1, count))
+            quality = np.concatenate([generator.normal(4.0, 6.0, 1), np.zeros(count - 1)])
+            add(rows, generator, quality, "source", edges, number)
+        return rows
+
+    return draw
+
+
 def add(
     rows: tuple[Rows, Rows], generator: Generator, quality: Floats, source: str, edges: tuple[Preference, ...], number: int
 ) -> None:
@@ -158,6 +172,7 @@ CASES: Mapping[str, Case] = {
     "200 prompts of 5.5 pairs, accuracy .96": Case(clustered(200, 1.75)),
     "300 rankings of 2 to 6": Case(rankings(300)),
     "60 rankings of 2 to 6": Case(rankings(60)),
+    "300 lists, the best of 2 to 9": Case(best_of(300)),
     "RewardBench": Case(rewardbench, REWARDBENCH),
     "RM-Bench": Case(rm_bench, RM_BENCH),
     "RMB": Case(rmb, RMB),
