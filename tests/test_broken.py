@@ -123,24 +123,24 @@ RECIPES = [
     Case("tracker", [*TRAIN, "tracking.to=[wandb]"], 2, "tracking.to: wandb |rmtrain[wandb]"),
 ]
 DATA = [
-    Case("missing file", reads("none.jsonl"), 3, "none: |none.jsonl"),
+    Case("missing file", reads("none.jsonl"), 3, "none.jsonl |"),
     Case("unknown kind", reads("notes.txt"), 3, "notes.txt: |.json"),
     Case("columns", reads("columns.jsonl"), 3, 'columns: |"chosen", "rejected"|question, good, bad'),
     Case("one column", [*TRAIN, "data.train.0.chosen=gut"], 3, 'train: |"gut"|prompt, chosen, rejected'),
     Case("broken line", reads("broken.jsonl"), 3, "broken: 1 of 3 |33.3 %|5 %|broken.jsonl:3:12"),
     Case("broken array", reads("array.json"), 3, "array.json:2:12: |JSON"),
     Case("empty file", reads("empty.jsonl"), 3, "empty: |no rows"),
-    Case("identical", reads("identical.jsonl"), 3, "identical: |(identical)|identical:0"),
+    Case("identical", reads("identical.jsonl"), 3, "identical: |(identical)|identical.jsonl:1:"),
     Case("a bad row", reads("mixed.jsonl"), 3, "mixed: 1 of 10 |10.0 %|5 %|mixed:9"),
     Case("hh unsaid", reads("hh.jsonl"), 3, "hh: |messages.transcript: hh"),
     Case("prompt twice", reads("repeats.jsonl"), 3, "repeats: |prompt: implicit"),
-    Case("roles", reads("roles.jsonl"), 3, "roles: | 5 |(role_order)|roles:0"),
+    Case("roles", reads("roles.jsonl"), 3, "roles: | 5 |(role_order)|roles.jsonl:1:"),
     Case("tokens unsaid", reads("tokens.jsonl"), 3, 'tokens: |"chosen", "rejected"|format: tokenized'),
     Case(
         "unknown label",
         [*TRAIN, AB, "data.train.0.label.values={A: a, B: b, both: tie}"],
         3,
-        "ab: | 6 |(unknown_label)|ab:0|winner|'model_a'|A, B, both",
+        "ab: | 6 |(unknown_label)|ab.jsonl:1:|winner|'model_a'|A, B, both",
     ),
     Case(
         "tie",
@@ -148,7 +148,7 @@ DATA = [
         3,
         "ab: |tie|error|ab:1|ab:3",
     ),
-    Case("no score", [*TRAIN, RANKED], 3, "lists: |(no_score)|lists:0|answers.1.text|'?'|number"),
+    Case("no score", [*TRAIN, RANKED], 3, "lists: |(no_score)|lists.jsonl:1:|answers.1.text|'?'|number"),
     Case("unpaired", reads("kto.jsonl"), 3, 'kto: |"chosen", "rejected"|completion|label'),
     Case("calls unshown", reads("calls.jsonl"), 3, "calls: | 5 |hidden_by_template 5|calls:0|tool_calls"),
     Case("negative margin", reads("margins.jsonl", "data.train.0.margin=m"), 3, "|margins:3|got -1"),
@@ -164,7 +164,7 @@ DATA = [
         3,
         "data.chat_template: |no",
     ),
-    Case("no reply", [*TRAIN, "data.chat_template='{{ messages[0].content }}'"], 3, "train: | 48 |rewritten_by_template 48"),
+    Case("no reply", [*TRAIN, "data.chat_template='{{ messages[0].content }}'"], 3, "data.chat_template: |reply"),
 ]
 MODELS = [
     Case("architecture", [*TRAIN, "model.scratch.architecture=lama"], 2, "|model.scratch.architecture: |lama|llama"),
