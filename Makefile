@@ -30,7 +30,7 @@ type: install
 	$(BIN)/mypy
 
 test: install
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: install
 	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py tests/recipe/test_load.py -m "long or not long" -n 2 --dist loadfile

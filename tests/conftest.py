@@ -16,6 +16,24 @@ settings.register_profile("new", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))  # `make faults` looks for what is new
 
 
+SLOW = (
+    "test_readme",
+    "test_launch",
+    "test_strategy",
+    "test_elastic",
+    "test_ranks",
+    "test_eval_ranks",
+    "test_memory",
+    "test_signals",
+)
+"""Files that take longest. They run first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first."""
+    items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
 @pytest.fixture
 def no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the fresh process that reloads each export, which takes seconds, in tests of something else."""
