@@ -180,10 +180,15 @@ def test_trap_46_unwritable_output_ends_all_ranks(inputs: Path, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     pairs_of = ["--data", inputs / "pairs9.jsonl", f"data.cache_dir={tmp_path / 'cache'}"]
     start = time.monotonic()
-    for verb in (["eval", inputs / "model", *pairs_of, "--output"], ["score", inputs / "model", inputs / "lines9.jsonl", "-o"]):
+    to_eval, to_score = (
+        ["eval", inputs / "model", *pairs_of, "--output"],
+        ["score", inputs / "model", inputs / "lines9.jsonl", "-o"],
+    )
+    for verb, code in ((to_eval, 2), (to_score, 1)):
         result = rmtrain(*verb, tmp_path / "file/out", "--processes", "2")
-        assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'file'}")
+        assert (result.returncode, result.stdout) == (code, "")
+        assert result.stderr.splitlines()[-1].startswith("error: ")
+        assert str(tmp_path / "file") in result.stderr.splitlines()[-1]
         assert result.stderr.count("error") == 1
     assert time.monotonic() - start < 6 * SECONDS, "none waits for the others"
 
