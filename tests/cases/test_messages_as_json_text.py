@@ -21,7 +21,7 @@ def test_json_text_is_refused_by_name(folder: Path) -> None:
     ended = rmtrain("preprocess", "h.yaml", cwd=folder, COLUMNS="400")
     assert ended.returncode == 3
     (problem,) = ended.stderr.splitlines()
-    assert "(messages_as_text): h:0: chosen " in problem
+    assert "(messages_as_text): h.jsonl:1: chosen " in problem
     assert "messages: {decode_json: true}" in problem
     decoded = rmtrain("inspect", "h.yaml", DECODE, "--row", "0", "--json", cwd=folder)
     assert json.loads(decoded.stdout)["prompt"].startswith("User: Question 0"), "the remedy works"
@@ -39,5 +39,5 @@ def test_python_literal_is_named(folder: Path) -> None:
         for sets, reason in (((), "messages_as_text"), ((DECODE,), "not_json")):
             ended = rmtrain("preprocess", "h.yaml", "data.train.0.path=h.csv", *sets, cwd=folder, COLUMNS="400")
             assert ended.returncode == 3
-            assert f"({reason}): h:0: chosen " in ended.stderr
+            assert f"({reason}): h.csv:2: chosen " in ended.stderr
             assert "Python literal" in ended.stderr
