@@ -629,7 +629,7 @@ def test_problems_of_all_sources_come_together(tmp_path: Path, tokenizer: PreTra
             f"{tmp_path}/latin.csv:1502: ": 1,
             f"{tmp_path}/array.json:3:1: ": 1,
             'columns: no column "prompt"': 1,
-            f"{tmp_path}/missing.jsonl: ": 1,
+            f"{tmp_path}/missing.jsonl does": 1,
             "empty: the first 3 rows are all refused (empty_response): empty.jsonl:1: ": 1,
             f"{tmp_path}/*.jsonl: ": 1,
         }
@@ -716,5 +716,5 @@ def test_rows_that_a_template_refuses_are_dropped(tmp_path: Path) -> None:
     assert details["rows:3"].endswith("no bad words")
     assert "ZeroDivisionError" in details["rows:7"]
     strict = data.model_copy(update={"max_drop_fraction": 0.05})
-    with pytest.raises(DataError, match=r"template_refused 3 \(rows:3: .*no bad words\)"):
+    with pytest.raises(DataError, match=r"template_refused 3 \(rows:3: .*no bad words;"):
         prepare(strict, load_tokenizer(ScratchModel(scratch=sizes), strict))

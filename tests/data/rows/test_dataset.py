@@ -108,7 +108,7 @@ def test_data_dir_and_data_files_narrow_directory(tmp_path: Path) -> None:
     assert read(tmp_path, data_files=["more/*", "helpful/*"]) == [ROWS[0], ROWS[0]], "named files are one split"
     with pytest.raises(DataError, match=r"\*\.csv$"):
         read(tmp_path, data_files="*.csv")
-    with pytest.raises(DataError, match=r"/harmful: "):
+    with pytest.raises(DataError, match=r"/harmful does not exist"):
         read(tmp_path, data_dir="harmful")
 
 
@@ -128,9 +128,9 @@ def test_save_to_disk_directories_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "keys", "error", "problem"),
     [
-        ("./missing.jsonl", {}, DataError, r"^\./missing\.jsonl: "),
-        ("missing.parquet", {}, DataError, r"^missing\.parquet: "),
-        ("a/b/c", {}, DataError, r"^a/b/c: "),
+        ("./missing.jsonl", {}, DataError, r"^\./missing\.jsonl does not exist in /"),
+        ("missing.parquet", {}, DataError, r"^missing\.parquet does not exist in /"),
+        ("a/b/c", {}, DataError, r"^a/b/c does not exist in /"),
         ("rows.jsonl", {"streaming": True, "limit": 2}, RecipeError, r"^rows\.jsonl: `streaming` "),
         ("rows.jsonl", {"name": "x"}, RecipeError, r"^rows\.jsonl: `name` .*; remove"),
         ("rows.jsonl", {"revision": "main"}, RecipeError, r"^rows\.jsonl: `revision` .*; remove"),
