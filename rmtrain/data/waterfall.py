@@ -43,6 +43,7 @@ REMEDIES = INTENTIONAL_DROPS | {
     "messages_as_text": "or store these messages as lists",
     "bad_tools": "repair the tool definitions of these rows",
     "template_refused": f"{ANOTHER_TEMPLATE}, or remove these rows",
+    "text_after_reply": ANOTHER_TEMPLATE,
     "rewritten_by_template": f"{ANOTHER_TEMPLATE}, or allow it with data.allow_rewritten",
     "hidden_by_template": f"{ANOTHER_TEMPLATE} that writes it, or remove it from these rows",
     "missing_end_token": ANOTHER_TEMPLATE,

@@ -116,7 +116,7 @@ def test_adapter_names_its_base_absolutely(tmp_path: Path, monkeypatch: pytest.M
     ("override", "code", "named"),
     [
         ("data.train.0.path=train.jsonl", 3, "train.jsonl does not exist in /"),
-        ("data.train.0.path=rows", 3, "rows does not exist in /"),
+        ("data.train.0.path=rows", 3, "rows: not in /"),
         ("data.chat_template=mine.jinja", 2, "mine.jinja does not exist in /"),
         ("data.benchmarks=[bench.jsonl]", 3, "bench.jsonl does not exist in /"),
     ],

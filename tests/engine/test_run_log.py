@@ -244,7 +244,8 @@ def test_environment_names_project_and_run(
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    monkeypatch.setitem(run_log.LOGGER_TYPE_TO_CLASS, name, Made)
+    for tracker in ("WandBTracker", "TrackioTracker", "MLflowTracker", "TensorBoardTracker"):
+        monkeypatch.setattr(run_log, tracker, Made)
     experiments = SimpleNamespace(get_experiment=lambda number: SimpleNamespace(name=f"experiment {number}"))
     monkeypatch.setitem(sys.modules, "mlflow", experiments)
     recipe = tiny_recipe(tmp_path, tracking={"to": [name], "project": project})

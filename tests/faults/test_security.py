@@ -53,7 +53,7 @@ def test_trap_s1_pickles_are_never_opened(place: Path, recipe: Path, server: For
     (model / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 32}))
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb(canary)))
     ended = server.run("train", str(recipe), f"run.output_dir={tmp_path / 'run'}", f"model={{path: {model}}}")
-    assert_refused(ended, 2, "error: ", canary)
+    assert_refused(ended, 4, "error: ", canary)
     pickle.loads(pickle.dumps(Bomb(canary)))
     assert canary.exists(), "guard: opened, it leaves a canary"
 
@@ -64,7 +64,7 @@ def test_trap_s2_model_code_must_be_pinned(recipe: Path, server: ForkServer, can
     (model / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}))
     (model / "code.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
     train = ["train", str(recipe), f"run.output_dir={tmp_path / 'run'}"]
-    assert_refused(server.run(*train, f"model={{path: {model}}}"), 2, "error: ", canary)
+    assert_refused(server.run(*train, f"model={{path: {model}}}"), 4, "error: ", canary)
     allowed = server.run(*train, f"model={{path: {model}, trust_remote_code: true}}")
     assert_refused(allowed, 2, "trust_remote_code", canary)
 
