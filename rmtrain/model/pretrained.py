@@ -284,7 +284,7 @@ def _load_weights(
             raise ref.error(f"{ref.path} {problem} weights: {first}{more}; expected the weights of one transformers model")
     used = {*model.state_dict(), *(name.removeprefix(prefix) for name in model.state_dict())}
     used |= set() if saved is None else {f"{saved.name}.weight", f"{saved.name}.bias"}
-    # transformers reports neither all of the heads of other tasks, nor those that its class is told to ignore.
+    # transformers reports neither all of the heads of other tasks, nor those that its class ignores.
     unused = {*report["unexpected_keys"], *(name for name in header if name.partition(".")[0] in OTHER_TASKS)} - used
     groups = Counter(name.partition(".")[0] for name in unused)
     return model, missing, sorted({_group(name, groups) for name in unused})

@@ -34,7 +34,7 @@ def test_empty_completions_score_alike(folder: Path) -> None:
 
 
 def test_empty_reply_is_rendered_as_a_turn(folder: Path) -> None:
-    """Its reward is not that of the prompt alone, and it is no response to train on."""
+    """Its reward is not that of the prompt alone, and training refuses it."""
     scorer = RewardScorer(str(folder / "m"), device="cpu")
     text = scorer.tokenizer.apply_chat_template(
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}], tokenize=False

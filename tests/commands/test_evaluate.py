@@ -86,7 +86,7 @@ def test_trap_35_benchmark_settings_and_rows_are_complete(folder: Path) -> None:
 
 
 def test_lengths_and_prompts_are_those_of_the_rows(folder: Path) -> None:
-    """A limit changes neither `lengths` nor the baselines of length; what it cut stands beside them, and rows name their prompts."""
+    """A limit changes neither `lengths` nor the baselines of length; what it cut is recorded separately, and rows name their prompts."""
     whole, short = (
         benchmarked(folder, output=f"limit {limit}", max_length=limit, benchmark="rewardbench")["benchmarks"]["rewardbench"]
         for limit in (2048, 16)

@@ -318,7 +318,7 @@ ALICE, BOB = 23456, 34567
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users: run as root")
 def test_two_users_of_one_cache(folder: Path, undisturbed: dict[str, bytes]) -> None:
-    """Of a cache that both may write to, each uses only what is theirs; the second one is told whose the data is."""
+    """Of a cache that both may write to, each user uses only their own files; the error for the second one names the owner."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         place.chmod(0o755)

@@ -309,7 +309,7 @@ def test_tools_of_other_templates_are_ignored(export: Path) -> None:
     "text", ["", "  ", "\n\nHuman: and then?", "\n\nHuman: q\n\nAssistant: a", json.dumps([USER, REPLY]), "[{'role': 'user'}]"]
 )
 def test_any_text_can_be_a_completion(export: Path, text: str) -> None:
-    """A policy may write anything: it is scored as it is, the same as a text and as the content of a message."""
+    """A policy may write anything: it is scored unchanged, the same as a text and as the content of a message."""
     scorer = RewardScorer(str(export))
     message = {"role": "assistant", "content": text}
     rewards = [
@@ -332,7 +332,7 @@ def test_hidden_prompts_are_named() -> None:
 
 
 def test_text_after_a_reply_is_refused(tmp_path: Path) -> None:
-    """A template that goes on after the last reply of some conversations: they have no reward, and are named."""
+    """A template that writes more after the last reply of some conversations: these have no reward, and are named."""
     template = (
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ eos_token }}{{ 'the end' if messages | length > 2 }}"
     )

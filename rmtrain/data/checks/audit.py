@@ -34,7 +34,7 @@ AUDIT_VERSION = 4
 """Increase it with every change of what is found or how it is summarized."""
 EXAMPLES = 5
 FEWEST_LABELS = 6
-"""Labels from which it is no accident (1 in 32) that all of them name the same side."""
+"""Number of labels from which it is unlikely (1 in 32) that all name the same side by chance."""
 SUMMARY, LIST = "findings.json", "findings.jsonl"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 KINDS = (

@@ -195,7 +195,7 @@ def test_delimiter_is_that_of_the_header(tmp_path: Path, mark: str, suffix: str)
     """Spreadsheets write semicolons where commas are decimal points; cells may hold the other delimiters."""
     file, text = tmp_path / f"rows.{suffix}", io.StringIO()
     csv.writer(text, delimiter=mark).writerows([["prompt", "chosen", "rejected"], ["a, b; c\td|e", "x", "0.5"]])
-    content = f"\n{text.getvalue()}".encode()  # an empty line before the header is no header
+    content = f"\n{text.getvalue()}".encode()  # an empty line before the header is skipped
     file.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
     assert [parse(row) for row in read_csv(file, {"rejected"})] == [{"prompt": "a, b; c\td|e", "chosen": "x", "rejected": 0.5}]
 

@@ -182,7 +182,7 @@ def test_nothing_stands_between_reply_and_end() -> None:
 def test_an_open_turn_without_end_token_is_refused(
     build: Callable[[], PreTrainedTokenizerFast], template: str, shown: str
 ) -> None:
-    """Where no end token says where the reply ends, a template that goes on after it is refused, with what it writes."""
+    """Where no end token says where the reply ends, a template that writes more after it is refused, and the text is named."""
     with pytest.raises(DataError) as refused:
         resolved(template, build())
     assert str(refused.value).startswith("data.chat_template: ")
@@ -220,7 +220,7 @@ FIXED = {
 
 
 def test_fixed_variables_become_defaults() -> None:
-    """They are part of the template, so that whoever renders with it has them; a caller's own values come first."""
+    """They are part of the template, so that every consumer of the template has them; a caller's own values come first."""
     template = (
         "{% macro show() %}{{ enable_thinking }}|{{ date_string }}|{{ documents | tojson }}{% endmacro %}"
         "{% for m in messages %}{{ show() }}{{ m.content }}{{ eos_token }}\n{% endfor %}"
