@@ -121,9 +121,8 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
                     if lock.is_locked:  # not on a file system without locks, where a directory may be in use
                         _sweep(target)
                     with new_directory(target) as temporary:
-                        _check_owner(
-                            temporary
-                        )  # before the work: some mounts show every file as another user's, or as open to all
+                        # Before the work: some mounts show every file as another user's, or as open to all.
+                        _check_owner(temporary)
                         build(temporary)
             finally:
                 # While the lock is held: filelock does not accept a lock on a file that was removed before it got it.

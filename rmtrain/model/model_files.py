@@ -1,8 +1,6 @@
 """The files of a model, in a directory or on the Hub: JSON and safetensors. Pickles are never opened, since they can run code."""
 
 import json
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,10 +11,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file, cached_files
 
-from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, checked_path
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, COMMIT, adapter_problem, check_pinned, checked_path
+from rmtrain.errors import CheckpointError
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 MAX_JSON_BYTES = 64 * 2**20
 
@@ -50,13 +47,9 @@ class ModelRef:
 
     def checked(self) -> Self:
         """Return the reference with `~` expanded; raises `error` for a missing directory, RecipeError for code that no commit pins."""
-        if self.trust_remote_code and os.path.isdir(os.path.expanduser(self.path)):
-            problem = f"a Hub id pinned by revision; the code in the directory {self.path} is not pinned"
-        elif self.trust_remote_code and not COMMIT.fullmatch(self.revision or ""):
-            problem = f"revision to be a full commit hash (40 hex digits), got {self.revision}"
-        else:
-            return replace(self, path=checked_path(self.path, self.label))
-        raise RecipeError(f"{self.label}: trust_remote_code needs {problem}")
+        if self.trust_remote_code:
+            check_pinned(self.path, self.revision, self.label)
+        return replace(self, path=checked_path(self.path, self.label))
 
     def pinned(self) -> Self:
         """Return the reference with its branch or tag resolved to the current commit; a directory is returned unchanged."""

@@ -67,6 +67,9 @@ def test_trap_s2_model_code_must_be_pinned(recipe: Path, server: ForkServer, can
     assert_refused(server.run(*train, f"model={{path: {model}}}"), 4, "error: ", canary)
     allowed = server.run(*train, f"model={{path: {model}, trust_remote_code: true}}")
     assert_refused(allowed, 2, "trust_remote_code", canary)
+    (model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["code.Mine", "code.Mine"]}}))
+    pinned = server.run(*train, f"model={{path: {model}, trust_remote_code: true, revision: {'ab' * 20}}}")
+    assert_refused(pinned, 2, "model.path: trust_remote_code", canary)
 
 
 @pytest.mark.parametrize(

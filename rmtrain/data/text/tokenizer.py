@@ -32,13 +32,14 @@ from rmtrain.data.rows.dataset import Snapshot, digest
 from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.renderer import Renderer
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
-from rmtrain.errors import CheckpointError, DataError, missing
+from rmtrain.errors import CheckpointError, DataError, RecipeError, missing
 from rmtrain.files import get_or_build
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
 REPLACED_PAD = "replaced_pad"
 """Key of tokenizer_config.json: the padding token in place of which another one is used."""
+COMMIT = re.compile(r"[0-9a-f]{40}")
 ADAPTER_CONFIG = "adapter_config.json"
 PATTERN_SECONDS = 10.0
 REPEATS = 256
@@ -60,6 +61,8 @@ def load_tokenizer(model: Model, data: Data) -> PreTrainedTokenizerFast:
         DataError: the template fails, or, for a trained tokenizer, the data is refused.
     """
     if isinstance(model, PretrainedModel):
+        if model.trust_remote_code:
+            check_pinned(model.path, model.revision, "model.path")
         path = checked_path(model.path, "model.path")
         if (Path(path) / ADAPTER_CONFIG).is_file() and not (Path(path) / "config.json").is_file():
             raise CheckpointError(f"model.path: {adapter_problem(path)}")
@@ -105,6 +108,17 @@ def checked_path(path: str, label: str) -> str:
     return path
 
 
+def check_pinned(path: str, revision: str | None, label: str) -> None:
+    """Raise RecipeError for code that is not pinned to a commit, or that is in a directory, where nothing pins it."""
+    if os.path.isdir(os.path.expanduser(path)):
+        problem = f"a Hub id pinned by revision; the code in the directory {path} is not pinned"
+    elif not COMMIT.fullmatch(revision or ""):
+        problem = f"revision to be a full commit hash (40 hex digits), got {revision}"
+    else:
+        return
+    raise RecipeError(f"{label}: trust_remote_code needs {problem}")
+
+
 def adapter_problem(path: str) -> str:
     """Return the problem with an adapter, in a directory, in place of a model."""
     try:
@@ -140,7 +154,7 @@ def read_tokenizer(
     try:
         file = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
         problem = None if file is None else size_problem(json.loads(Path(file).read_text(encoding="utf-8")))
-        if problem is not None:  # transformers reads it for a tokenizer, too
+        if problem is not None:  # transformers reads it for a tokenizer as well
             raise ValueError(f"config.json: {problem}")
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code, **code)
     except Exception as error:  # tokenizers raises nothing more specific for a damaged file or an invalid expression
