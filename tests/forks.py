@@ -4,6 +4,7 @@ A fork is a process with its own signals, files and memory, and can be killed li
 one fails, the others are stopped.
 """
 
+import faulthandler
 import functools
 import importlib
 import json
@@ -24,8 +25,10 @@ from typing import IO, Any, Self
 from tests.faults.driver import Fault
 from tests.runs import ROOT, environment_of_process
 
-FAST: Fault = ("reload", 0, "skip")
-"""Skip the fresh process that reloads the export, in tests of something else."""
+FAST: tuple[Fault, ...] = (("reload", 0, "skip"), ("report", 0, "skip"))
+"""Skip the fresh process that reloads the export, and the report, in tests of something else."""
+LONGEST = 400.0
+"""Seconds until a process that has not ended prints the stacks of its threads and exits."""
 GRACE, PATIENCE = 10.0, 30.0
 """Seconds until the other ranks are terminated after one failed, and then until they are killed."""
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
@@ -36,7 +39,9 @@ IMPORTED = (
     "rmtrain.commands.score",
     "rmtrain.commands.inspect",
     "rmtrain.commands.preprocess",
-    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "datasets",
+    "deepspeed",
     "transformers.models.llama.modeling_llama",
 )
 """What every process would import, which takes seconds."""
@@ -99,7 +104,7 @@ class ForkServer:
         *arguments: str | Path,
         program: str = "rmtrain",
         processes: int = 1,
-        faults: Sequence[Fault] = (FAST,),
+        faults: Sequence[Fault] = FAST,
         cwd: Path = ROOT,
         **environment: str,
     ) -> Child:
@@ -138,7 +143,7 @@ def fork_server() -> ForkServer:
 
 
 def rmtrain(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command line, as `tests.runs.rmtrain`, but forked, and without the reload of exports: for tests of something else."""
+    """The command line, as `tests.runs.rmtrain`, but forked, and without what `FAST` skips: for tests of something else."""
     ended = fork_server().run(*arguments, cwd=cwd, **{"COLUMNS": "100", **environment})
     return subprocess.CompletedProcess(arguments, ended.code, ended.stdout, ended.stderr)
 
@@ -157,8 +162,6 @@ def serve() -> None:
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
-        if "ACCELERATE_USE_DEEPSPEED" in order["environment"]:
-            importlib.import_module("deepspeed")
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         pids = []
         for rank in range(order["processes"]):
@@ -208,6 +211,7 @@ def become(order: dict[str, Any]) -> None:
     for descriptor, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(order["output"] + end, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.dump_traceback_later(LONGEST, exit=True)
     os.chdir(order["cwd"])
     os.environ.update(order["environment"])
     code: Any = 70

@@ -88,6 +88,7 @@ def rmtrain(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> sub
         text=True,
         cwd=cwd,
         env=environment_of_process(**environment),
+        timeout=400,
     )
 
 

@@ -68,7 +68,7 @@ def test_moved_unfinished_run_resumes_from_anywhere(tmp_path: Path) -> None:
     write_recipe_in(tmp_path / "whole")
     write_recipe_in(tmp_path / "here")
     assert fork_server().run("train", "recipe.yaml", cwd=tmp_path / "whole").code == 0
-    killed = fork_server().run("train", "recipe.yaml", cwd=tmp_path / "here", faults=[("step", 6, "kill"), FAST])
+    killed = fork_server().run("train", "recipe.yaml", cwd=tmp_path / "here", faults=[("step", 6, "kill"), *FAST])
     assert killed.code == -9
     moved = Path(shutil.move(tmp_path / "here/runs/tiny", tmp_path / "there"))
     rows = write_rows(tmp_path / "in.jsonl", [{"prompt": "a", "response": "b"}])
@@ -168,7 +168,7 @@ def test_run_is_called_from_its_own_directory(tmp_path: Path) -> None:
     """`cd RUN` and `rmtrain train recipe.yaml` resume the run, and refuse it once it is finished."""
     write_recipe_in(tmp_path / "here")
     run = tmp_path / "here/runs/tiny"
-    assert fork_server().run("train", "recipe.yaml", cwd=tmp_path / "here", faults=[("step", 4, "kill"), FAST]).code == -9
+    assert fork_server().run("train", "recipe.yaml", cwd=tmp_path / "here", faults=[("step", 4, "kill"), *FAST]).code == -9
     assert fork_server().run("train", "recipe.yaml", cwd=run).code == 0
     finished = rmtrain("train", ".", cwd=run)
     assert finished.returncode == 4

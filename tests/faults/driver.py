@@ -43,6 +43,7 @@ POINTS = {
     "export": "rmtrain.commands.export:export_model",
     "replace": "os:replace",
     "reload": "rmtrain.model.export_dir:check_reload",
+    "report": "rmtrain.commands.train:write_report",
     "push": "rmtrain.commands.train:push",
     "finish": "rmtrain.engine.run_dir:RunDirectory.finish",
     "tracker-start": "accelerate.tracking:TensorBoardTracker.start",

@@ -86,7 +86,7 @@ def every_row_once_an_epoch(ledger: list[dict[str, Any]], recipe: Recipe, rows: 
 
 def stop_after(step: int, at: int = 0) -> list[Fault]:
     """Return the faults that stop a run after this step by SIGTERM; `at`: the step that the process resumes from."""
-    return [("step", step - at, "SIGTERM"), FAST]
+    return [("step", step - at, "SIGTERM"), *FAST]
 
 
 def stopped(server: ForkServer, recipe: Path, run: Path, steps: Sequence[int]) -> None:

@@ -70,7 +70,7 @@ def test_trap_28_kills_at_every_point_lose_nothing(
     run, killed = place / "points", 0
     for faults in POINTS:
         before = valid_steps(run)
-        ended = server.run(*in_directory(recipe, run), faults=[*faults, *([] if faults[0][0] == "reload" else [FAST])])
+        ended = server.run(*in_directory(recipe, run), faults=[*faults, *([] if faults[0][0] == "reload" else FAST)])
         assert ended.code in (0, -signal.SIGKILL), (faults, ended.stderr)
         assert len(valid_steps(run)) >= min(1, len(before)), faults
         if ended.code == 0:
@@ -88,7 +88,7 @@ def test_trap_28_repeated_kills_lose_nothing(
     faults: list[Fault], place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"point-{faults[0][0]}-{faults[0][1]}"
-    with_reload = [] if faults[0][0] == "reload" else [FAST]
+    with_reload = [] if faults[0][0] == "reload" else FAST
     codes = [server.run(*in_directory(recipe, run), faults=[*faults, *with_reload]).code for _ in range(3)]
     assert codes[0] == -signal.SIGKILL or faults[0][0] == "rewind", "guard: it was killed"
     valid_steps(run)

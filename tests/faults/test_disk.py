@@ -75,7 +75,7 @@ def test_trap_28_disks_that_fill_up_keep_checkpoints(
 
 def test_a_full_disk_at_export_is_recovered(disk: Disk, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]) -> None:
     run = disk.path / "run"
-    assert server.run(*in_directory(recipe, run), faults=[("export", 1, "SIGTERM"), FAST]).code == 143
+    assert server.run(*in_directory(recipe, run), faults=[("export", 1, "SIGTERM"), *FAST]).code == 143
     disk.fill(60_000)
     ended = server.run(*in_directory(recipe, run))
     assert ended.code == 75, ended.stderr
@@ -98,7 +98,7 @@ def test_a_full_disk_at_a_record_is_recovered(
     with pytest.raises(TryAgain, match=r"metrics\.jsonl: .*Read-only file system"):
         RunLog(Accelerator(cpu=True), disk.path).metrics(1, {"train/loss": 1.0})
     run = place / "full-record"
-    ended = server.run(*in_directory(recipe, run), faults=[("record", 9, "ENOSPC"), FAST])
+    ended = server.run(*in_directory(recipe, run), faults=[("record", 9, "ENOSPC"), *FAST])
     assert ended.code == 75, ended.stderr
     assert "No space left on device" in ended.stderr
     with (run / "metrics.jsonl").open("a") as file:
@@ -121,7 +121,7 @@ def test_a_disk_that_turns_read_only_keeps_checkpoints(
     place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / "turned-read-only"
-    ended = server.run(*in_directory(recipe, run), faults=[("tensors", 5, "EROFS"), ("unlink", 0, "EROFS"), FAST])
+    ended = server.run(*in_directory(recipe, run), faults=[("tensors", 5, "EROFS"), ("unlink", 0, "EROFS"), *FAST])
     assert ended.code == 75, ended.stderr
     assert ended.stderr.count("Read-only file system") == 2, "the save failed, and so did deleting what it had written"
     assert "Traceback" not in ended.stderr
@@ -136,7 +136,7 @@ def test_undeletable_checkpoints_do_not_stop_a_run(
     place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / "not-deleted"
-    ended = server.run(*in_directory(recipe, run), faults=[("rmdir", 0, "EBUSY"), FAST])
+    ended = server.run(*in_directory(recipe, run), faults=[("rmdir", 0, "EBUSY"), *FAST])
     assert ended.code == 0, ended.stderr
     busy = [line for line in ended.stderr.splitlines() if "Device or resource busy" in line]
     kept = sorted(path.name for path in (run / "checkpoints").glob(".tmp-*"))

@@ -46,7 +46,7 @@ def recipe_of(folder: Path, lora: bool, server: ForkServer) -> tuple[Path, Path]
         model = load_recipe(full_recipe(folder)).model.model_dump() | {"dropout": 0.0}
         changes: dict[str, Any] = {"lora": LORA} if lora else {}
         recipe = full_recipe(folder, model=model, optimizer={"lr": 1e-3, "warmup": 0.2, "eps": 1e-6}, **changes)
-        code, stderr = go("alone", recipe, whole, [FAST], server)
+        code, stderr = go("alone", recipe, whole, FAST, server)
         assert code == 0, stderr
     return folder / "recipe.yaml", whole
 
@@ -102,10 +102,10 @@ def test_trap_27_killed_on_two_resumed_on_one(folder: Path, server: ForkServer) 
     """A warning names both numbers of processes."""
     recipe, whole = recipe_of(folder, False, server)
     run = recipe.parent / "killed"
-    code, stderr = go("ddp", recipe, run, [("step", 8, "kill@1"), FAST], server)
+    code, stderr = go("ddp", recipe, run, [("step", 8, "kill@1"), *FAST], server)
     assert code == -signal.SIGKILL, stderr
     assert not (run / "model").exists(), "guard: it was killed before its end"
-    code, stderr = go("alone", recipe, run, [FAST], server)
+    code, stderr = go("alone", recipe, run, FAST, server)
     assert code == 0, stderr
     assert_resumed(stderr, 6)
     assert [line for line in stderr.splitlines() if "processes" in line and "2" in line and "1" in line], stderr

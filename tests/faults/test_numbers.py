@@ -13,7 +13,7 @@ from tests.forks import FAST, ON_CPU, ForkServer
 
 def nan_in(*steps: int) -> list[Fault]:
     """Return faults with a NaN loss in these steps; the first call is the warm-up, and each step has one micro-batch."""
-    return [*(("backward", 1 + step, "nan") for step in steps), FAST]
+    return [*(("backward", 1 + step, "nan") for step in steps), *FAST]
 
 
 def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, server: ForkServer) -> None:

@@ -49,7 +49,7 @@ def test_lost_generators_would_show(place: Path, recipe: Path, server: ForkServe
 def test_adapters_resume_bit_for_bit(lora: str, place: Path, recipe: Path, server: ForkServer) -> None:
     whole, parts = (place / f"{name}-{len(lora)}" for name in ("whole", "parts"))
     assert server.run(*in_directory(recipe, whole), f"lora={lora}").code == 0
-    for faults, code in ((stop_after(3), 143), (stop_after(8, at=3), 143), ([FAST], 0)):
+    for faults, code in ((stop_after(3), 143), (stop_after(8, at=3), 143), (FAST, 0)):
         ended = server.run(*in_directory(recipe, parts), f"lora={lora}", faults=faults)
         assert ended.code == code, ended.stderr
     assert left(parts) == left(whole)
@@ -63,7 +63,7 @@ def test_8_bit_optimizers_resume_bit_for_bit(place: Path, server: ForkServer) ->
     recipe = full_recipe(place / "8bit", model=sizes, optimizer={"lr": 2e-3, "warmup": 0.2, "name": "adamw_8bit"})
     whole, parts = (place / "8bit" / name for name in ("whole", "parts"))
     assert server.run(*in_directory(recipe, whole)).code == 0
-    for faults, code in ((stop_after(3), 143), ([FAST], 0)):
+    for faults, code in ((stop_after(3), 143), (FAST, 0)):
         ended = server.run(*in_directory(recipe, parts), faults=faults)
         assert ended.code == code, ended.stderr
     assert left(parts) == left(whole)
@@ -95,7 +95,7 @@ def test_trap_08_another_number_of_processes_resumes(order: tuple[int, int], pla
     whole, run = folder / "whole", folder / "-".join(map(str, order))
     if not whole.exists():
         assert server.run(*in_directory(recipe, whole)).code == 0
-    for processes, faults in zip(order, (stop_after(8), [FAST]), strict=True):
+    for processes, faults in zip(order, (stop_after(8), FAST), strict=True):
         if processes == 1:
             ended: Any = server.run(*in_directory(recipe, run), faults=faults)
         else:

@@ -49,7 +49,7 @@ def test_trap_39_signal_saves_and_run_resumes(
 ) -> None:
     point, when, saved = MOMENTS[moment]
     run = place / f"{point}-{number}"
-    fast = [] if point == "reload" else [FAST]
+    fast = [] if point == "reload" else FAST
     before = time.monotonic()
     ended = server.run(*in_directory(recipe, run), faults=[(point, when, number), *fast])
     assert time.monotonic() - before < GRACE_SECONDS
@@ -73,7 +73,7 @@ def test_trap_39_second_signal_exits_and_breaks_nothing(
     point: str, when: int, resumed: int, place: Path, recipe: Path, server: ForkServer, undisturbed: dict[str, Any]
 ) -> None:
     run = place / f"twice-{point}"
-    ended = server.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), FAST])
+    ended = server.run(*in_directory(recipe, run), faults=[(point, when, "SIGTERM SIGTERM"), *FAST])
     assert ended.code == 143, ended.stderr
     assert "Traceback" not in ended.stderr
     ended = server.run(*in_directory(recipe, run))
@@ -124,7 +124,7 @@ ON_ONE: list[Fault] = [("step", 4, "SIGTERM@1"), ("evaluate", 1, "SIGTERM@1"), (
 def test_trap_39_signal_to_one_rank_stops_both(fault: Fault, saved: int, place: Path, server: ForkServer) -> None:
     folder = place / "two"
     recipe, run = full_recipe(folder, checkpoints={"every": 2, "minutes": 60.0}), folder / fault[0]
-    faults = [fault, FAST]
+    faults = [fault, *FAST]
     result = server.run(*in_directory(recipe, run), faults=faults, processes=2, **ON_CPU)
     assert result.code == 143, result.stderr
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -28,7 +28,7 @@ def test_trap_44_failing_tracker_never_stops_a_run(
 ) -> None:
     """A tracker that raises or hangs costs one warning; metrics and weights equal those of an undisturbed run."""
     run = place / f"{fault[0]}-{fault[2]}"
-    ended = server.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, FAST])
+    ended = server.run(*in_directory(recipe, run), TENSORBOARD, faults=[fault, *FAST])
     assert ended.code == 0, ended.stderr
     (warning,) = [line for line in ended.stderr.splitlines() if "trackers:" in line]
     assert "metrics.jsonl" in warning

@@ -130,10 +130,11 @@ def template_variables(template: str) -> frozenset[str]:
     A name that the template sets itself counts only if it has a default, as in `tools is defined` or `tools or []`: others hold what one
     branch computes for another. Empty for a template that is not valid: rendering it says why.
     """
-    # Not optimized, since that computes constants, however large.
-    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"], optimized=False)
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         tree = environment.parse(GENERATION.sub("", template))
+        for constant in tree.find_all(nodes.Const):
+            constant.value = None  # jinja2 would compute with constants, however large
         undeclared = meta.find_undeclared_variables(tree)
     except (TemplateSyntaxError, RecursionError):
         return frozenset()

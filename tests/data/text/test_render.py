@@ -239,6 +239,11 @@ def test_variables_reach_the_template() -> None:
         ("{% if %}", set()),
         ("{{ " + "(" * 100_000, set()),
         ("{{ 10 ** (10 ** 10) }}{{ tools }}{{ 'x' * 10 ** 12 }}", {"tools"}),
+        (
+            "{{ 'x' | center(10 ** 11) }}{{ 1.5 | round(10 ** 10, 'floor') }}{{ [1] * 10 ** 10 }}{{ '%99999999999d' % 1 }}{{ mood }}",
+            {"mood"},
+        ),
+        ("{% if 9 ** 9 ** 9 %}{{ 'x'.ljust(10 ** 11) ~ documents }}{% endif %}{% set y = 'x' * 10 ** 12 %}", {"documents"}),
     ],
 )
 def test_template_variables(template: str, names: set[str]) -> None:
