@@ -51,7 +51,7 @@ def largest_difference(one: Path, other: Path, case: Case) -> float:
     return max(differences)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] if name == "zero1" else []) for name in STRATEGIES])
 def test_trap_17_and_48_strategies_equal_one_process(name: str, alone: Path, tmp_path: Path) -> None:
     folder, found = run(name, 2, tmp_path), {}
     for case in cases_of(name):

@@ -174,7 +174,7 @@ MID_RUN = {
 
 
 @pytest.mark.parametrize(
-    "what", [pytest.param(name, marks=[pytest.mark.long] if name == "runs out of memory" else []) for name in MID_RUN]
+    "what", [pytest.param(name, marks=[] if name in ("refuses data", "is killed") else [pytest.mark.long]) for name in MID_RUN]
 )
 def test_one_failing_rank_ends_all(what: str, place: Place, whole: Path, server: ForkServer) -> None:
     """All ranks end with the code and the message of the one that failed, and the run can be resumed."""
