@@ -89,7 +89,10 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         self.reason, self.detail = reason, detail
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(reason, detail)
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True, slots=True)

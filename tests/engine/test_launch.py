@@ -31,7 +31,7 @@ STRATEGIES = {
 }
 """The strategy of each configuration for one machine and several processes."""
 LONG = ("cpu", "ddp", "deepspeed_zero1", "deepspeed_zero2")
-"""Configurations that only `make faults` tries: `--processes` alone means one of the first two, and the others differ from ZeRO-3 in a number."""
+"""Configurations that only `make faults` tries: `--processes` alone means one of two, and the others differ from ZeRO-3 in a number."""
 
 
 @pytest.fixture(scope="module")

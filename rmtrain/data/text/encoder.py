@@ -30,7 +30,8 @@ from rmtrain.data.comparison import (
 )
 from rmtrain.data.rows.conversation import pruned
 from rmtrain.data.rows.select import name_rows
-from rmtrain.data.text.renderer import Conversation, Rendered, Renderer, render_all
+from rmtrain.data.text.renderer import Rendered, Renderer, render_all
+from rmtrain.data.text.template_process import Conversation
 from rmtrain.data.text.templates import edge_tokens
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data

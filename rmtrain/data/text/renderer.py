@@ -1,32 +1,24 @@
 """Conversations as text under a tokenizer's chat template and its variables; and where their responses begin and end in it."""
 
 import re
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
-from types import FrameType
-from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
+from jinja2 import TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.comparison import BadRow, Comparison, Message, Turns
 from rmtrain.data.rows.messages import CALL, THOUGHTS
+from rmtrain.data.text.template_process import Conversation, Variables, apply_template
 from rmtrain.errors import DataError
-
-Conversation = Sequence[Message]
-Variables = Mapping[str, Any]
-"""Values of template variables by name, such as `tools`."""
 
 MAX_TEXT_CHARACTERS = 16 * 2**20
 MAX_SECONDS = 60.0
-RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError, RecursionError)
 CALL_PROBE = "tool-call-probe"
 QUESTION, REPLY = "first", "second"
 PROBE: tuple[Message, ...] = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY})
@@ -65,7 +57,7 @@ def try_render(
     add_generation_prompt: bool = False,
     seconds: float = MAX_SECONDS,
 ) -> list[str | BadRow]:
-    """Return the text of each conversation under the tokenizer's chat template, rendered in transformers' sandbox.
+    """Return the text of each conversation under the tokenizer's chat template, in a sandbox and a process of its own.
 
     Args:
         conversations: messages of each.
@@ -73,55 +65,31 @@ def try_render(
         ids: row id of each, for errors.
         variables: template variables of each; None: none.
         add_generation_prompt: add the text that announces a reply.
-        seconds: time of all together, limited in the main thread only, where Python delivers alarms.
+        seconds: time of all together.
 
     Returns:
         the text, or, where the template fails on a conversation, `template_refused` with the words of the template.
 
     Raises:
-        DataError: with the row id, the template takes too long or writes too much.
+        DataError: the template takes too long, or, with the row id, writes too much.
+        TryAgain: the process that renders was killed.
     """
-
-    def apply(batch: Sequence[Conversation], given: Variables) -> list[str | BadRow]:
-        listed = [list(conversation) for conversation in batch]
-        try:
-            return list(
-                tokenizer.apply_chat_template(listed, tokenize=False, add_generation_prompt=add_generation_prompt, **given)
-            )
-        except RENDER_ERRORS as error:
-            if len(batch) > 1:  # one at a time, to find those that fail
-                return [text for conversation in batch for text in apply([conversation], given)]
-            message = " ".join(str(error).split())[:300]
-            return [BadRow("template_refused", f"the chat template failed: {type(error).__name__}: {message}")]
-
     texts: list[str | BadRow] = []
-    with _time_limit(seconds):
-        pairs = zip(conversations, variables or [{}] * len(conversations), strict=True)
-        for given, batch in groupby(pairs, key=itemgetter(1)):
-            texts += apply([conversation for conversation, _ in batch], given)
-    for text, row_id in zip(texts, ids, strict=True):
-        if isinstance(text, str) and len(text) > MAX_TEXT_CHARACTERS:
-            raise DataError(
-                f"{row_id}: the chat template wrote {len(text)} characters, at most {MAX_TEXT_CHARACTERS} are allowed"
-            )
+    end = time.monotonic() + seconds
+    pairs = zip(conversations, variables or [{}] * len(conversations), ids, strict=True)
+    for given, group in groupby(pairs, key=itemgetter(1)):
+        batch = list(group)
+        limits = MAX_TEXT_CHARACTERS, max(0.0, end - time.monotonic())
+        try:
+            rendered = apply_template(tokenizer, [turns for turns, _, _ in batch], given, add_generation_prompt, *limits)
+        except TimeoutError as error:
+            raise DataError(f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop") from error
+        for text, (_, _, row_id) in zip(rendered, batch, strict=True):
+            if isinstance(text, int):
+                allowed = f"at most {MAX_TEXT_CHARACTERS} are allowed"
+                raise DataError(f"{row_id}: the chat template wrote {text} characters, {allowed}")
+            texts.append(text)
     return texts
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise DataError(f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def template_variables(template: str) -> frozenset[str]:

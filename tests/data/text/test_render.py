@@ -1,7 +1,11 @@
 """Conversations as text, and the place of the responses in it."""
 
+import os
 import random
+import resource
+import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,10 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import Comparison, Message
 from rmtrain.data.text import renderer as render_module
+from rmtrain.data.text import template_process
 from rmtrain.data.text.renderer import Renderer, render, render_all, template_variables, try_render
 from rmtrain.data.text.templates import CHAT_TEMPLATES
 from rmtrain.data.text.tokenizer import prepared
-from rmtrain.errors import DataError
+from rmtrain.errors import DataError, TryAgain
 from tests.helpers import SENTENCES, bert_like, byte_bpe, llama_like, roberta_like
 
 TALK = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
@@ -57,6 +62,43 @@ def test_an_endless_template_is_stopped() -> None:
     tokenizer.chat_template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(DataError, match=r"0\.3 seconds"):
         render_all([TALK], tokenizer, ["s:0"], seconds=0.3)
+
+
+ABSURD = {
+    "a power of constants": "{% set a = 10 ** (10 ** 9) %}{{ messages[0].content }}",
+    "a power of what it is given": "{{ (messages | length) ** (10 ** 11) }}{{ (messages | length) ** (9 ** (9 ** 9)) }}",
+    "rounding to a billion digits": "{{ 1.5 | round(10 ** 10, 'floor') }}",
+    "a wide number": "{{ '%2000000000d' | format(1) }}",
+    "a padded text": "{{ messages[0].content.ljust(10 ** 11) }}",
+    "a long text": "{{ 'x' * 3000000000 }}",
+    "a text that doubles": "{% set ns = namespace(x='a') %}{% for i in range(90) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+    "a list that doubles": "{% set ns = namespace(x=[1]) %}{% for i in range(90) %}{% set ns.x = ns.x + ns.x %}{% endfor %}x",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+}
+
+
+@pytest.mark.parametrize("what", ABSURD)
+def test_templates_are_bounded_in_time_and_memory(what: str) -> None:
+    """Also where Python computes in C, which no signal interrupts, and where jinja2 computes constants while it compiles."""
+    tokenizer = byte_bpe()
+    tokenizer.chat_template = ABSURD[what]
+    before, most = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DataError) as refused:
+        render_all([TALK], tokenizer, ["s:0"], seconds=1.0)
+    assert "the chat template" in str(refused.value)
+    assert time.monotonic() - before < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most + 2**18, "kB: this process took nothing"
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert render(TALK, tokenizer) == "q", "guard: the next template is rendered"
+
+
+def test_killed_rendering_can_be_repeated() -> None:
+    tokenizer = prepared(byte_bpe(), "simple_concat")
+    expected = render(TALK, tokenizer)
+    os.kill(template_process._processes[tokenizer].pid, signal.SIGKILL)
+    with pytest.raises(TryAgain, match="killed"):
+        render(TALK, tokenizer)
+    assert render(TALK, tokenizer) == expected
 
 
 def test_a_template_that_writes_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
