@@ -149,7 +149,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model."""
     strategy = start(recipe)
     golden = golden_texts(tokenizer, recipe.data.max_length)
-    model = build_model(recipe, tokenizer, golden, strategy.accelerator)
+    model = build_model(recipe, tokenizer, golden, int(prepared.train.longest.max()), strategy.accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
     plan = make_plan(recipe, prepared, layout, token_budget(recipe, prepared.train, layout, tokenizer, strategy), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)

@@ -107,7 +107,7 @@ def train(
     inputs = Inputs(recipe, tokenizer, golden_texts(tokenizer, recipe.data.max_length), data, findings)
 
     # The model, and the micro-batches it computes.
-    model = build_model(recipe, tokenizer, inputs.golden, accelerator)
+    model = build_model(recipe, tokenizer, inputs.golden, int(data.train.longest.max()), accelerator)
     layout = choose_layout(model, recipe.batching.layout, probing_comparisons(data.train), tokenizer.pad_token_id)
     budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, data, layout, budget, accelerator.num_processes)
@@ -168,8 +168,13 @@ def check_outputs(recipe: Recipe, fresh: bool, resume: Path | None) -> None:
         check_push(recipe.hub, recipe.run.name)
 
 
-def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, accelerator: Accelerator) -> RewardModel:
+def build_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, longest: int, accelerator: Accelerator
+) -> RewardModel:
     """Build the whole model on the device of this process, computing in the recipe's precision.
+
+    Args:
+        longest: tokens of the longest sequence of the training data.
 
     Raises:
         RecipeError: see `build_reward_model`; or what would fail after training: `data.max_length` is above the positions of the
@@ -181,6 +186,12 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Gold
     positions, max_length = model.max_positions, recipe.data.max_length
     if positions is not None and max_length > positions:
         raise RecipeError(f"data.max_length: the model has {positions} positions, got {max_length}; set {positions} or less")
+    made_for = model.declared_positions
+    if made_for is not None and longest > made_for:
+        problem = (
+            "the model is made for %d tokens, rows have up to %d: benchmarks and servers will cut them; set data.max_length to %d"
+        )
+        logger.warning(problem, made_for, longest, made_for)
     check_exportable(model, tokenizer, golden)
     warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
     return model

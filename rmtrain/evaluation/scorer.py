@@ -72,9 +72,7 @@ class RewardScorer:
         self.tokenizer = prepared(loaded, "tokenizer")
         has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
         self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-        declared = getattr(self.model.backbone.config.get_text_config(), "max_position_embeddings", None)
-        limits = [limit for limit in (self.model.max_positions, declared) if isinstance(limit, int) and limit > 0]
-        self.limit = LengthPolicy(max_length or min(limits, default=None), overlong=overlong)
+        self.limit = LengthPolicy(max_length or self.model.declared_positions, overlong=overlong)
         self.encoder = Encoder(self.tokenizer, self.limit)
         self.variables = template_variables(str(self.tokenizer.chat_template))
         self.layout: Layout | None = None

@@ -94,6 +94,12 @@ class RewardModel(nn.Module):
         return min(sizes, default=None)
 
     @property
+    def declared_positions(self) -> int | None:
+        """The number of tokens that the model is made for, by its configuration or its embeddings: servers cut or refuse longer texts."""
+        declared = getattr(self.backbone.config.get_text_config(), "max_position_embeddings", None)
+        return min((limit for limit in (self.max_positions, declared) if isinstance(limit, int) and limit > 0), default=None)
+
+    @property
     def device(self) -> torch.device:
         """The device of the head."""
         return self.head_weight_1H.device

@@ -15,6 +15,7 @@ from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.schema import PretrainedModel
 from tests.forks import rmtrain
 from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
@@ -52,6 +53,21 @@ def test_a_run_leaves_everything_the_contract_names(tmp_path: Path) -> None:
     assert samples[0]["id"] == samples[4]["id"]
     assert samples[0]["rewards"] != samples[4]["rewards"], "guard: the model changed between the evaluations"
     assert outcome.document["evaluation"]["n"] == 16
+
+
+@pytest.mark.usefixtures("no_reload")
+@pytest.mark.parametrize("positions", [24, 128])
+def test_rows_longer_than_the_model_warn(positions: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A rotary model can be trained on more tokens than its configuration declares, where benchmarks and servers cut."""
+    (tmp_path / "first").mkdir()
+    first = tiny_recipe(tmp_path / "first", training={"max_steps": 1})
+    train(first, QUIET)
+    config = tmp_path / "first/run/model/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": positions}))
+    train(tiny_recipe(tmp_path, model=PretrainedModel(path=str(config.parent)), training={"max_steps": 1}), QUIET)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text for text in warnings if "data.max_length" in text and "24" in text] == (warnings if positions == 24 else [])
+    assert len(warnings) == (positions == 24), "guard"
 
 
 @pytest.mark.usefixtures("no_reload")

@@ -133,6 +133,7 @@ def test_max_positions_counts_usable_positions(architecture: str, expected: int 
     """One token more than the position embeddings hold fails."""
     model = build(architecture, tokenizer).eval()
     assert model.max_positions == expected
+    assert model.declared_positions == 128, "of rotary models the configuration says it"
     if expected is not None:
         with torch.no_grad():
             model(make_batch([[5] * expected, [6]], tokenizer.pad_token_id))

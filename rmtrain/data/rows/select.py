@@ -24,6 +24,8 @@ CRITERION_WORDS = {"equals": "", "is_not": "anything but ", "one_of": "one of ",
 TOKENS = {"input_ids_chosen", "chosen_ids"}
 UNPAIRED = {"completion", "label"}
 REPLACED = {"messages", "rejected_response"}
+SIDES = (("1", "2"), ("0", "1"), ("a", "b"), ("A", "B"))
+"""Ends of the names of two columns that hold two responses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,19 @@ def _check_columns(
         hint = "; rows of one completion and a label are unpaired (KTO), a reward model needs two responses to compare"
     elif columns is None and isinstance(source, PairSource) and set(names) >= REPLACED:
         hint = "; set chosen: messages, rejected: rejected_response"
+    elif columns is None and isinstance(source, PairSource) and (sides := _two_sides(names)):
+        hint = f"; with a label that says which is better, set format: ab, a: {sides[0]}, b: {sides[1]}, and label"
     missing = ", ".join(f'"{name}"' for name in absent)
     raise DataError(f"{source.title}: no column {missing}{keys}; it has: {', '.join(names[:NAMED_COLUMNS])}{hint}")
+
+
+def _two_sides(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return two columns that differ in their number or letter alone, such as `response_a` and `response_b`."""
+    for name in names:
+        for one, other in SIDES:
+            if name.endswith(one) and name.removesuffix(one) + other in names:
+                return name, name.removesuffix(one) + other
+    return None
 
 
 def check_rows(rows: Sequence[Adapted], source: Source) -> None:

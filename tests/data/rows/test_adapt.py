@@ -23,6 +23,8 @@ from tests.helpers import pairs, write_jsonl
         (pairs(3), {"margin": "score", "margin_default": 0.0}, ['"score"', "prompt, chosen, rejected"]),
         ([{"chosen_ids": [1], "rejected_ids": [2]}], {}, ['"chosen", "rejected"', "format: tokenized"]),
         ([{"prompt": "q", "completion": "a", "label": True}] * 3, {}, ['"chosen", "rejected"', "unpaired (KTO)"]),
+        ([{"prompt": "q", "response_a": "x", "response_b": "y", "winner": "a"}] * 3, {}, ["format: ab", "a: response_a", "b: response_b"]),
+        ([{"q": "q", "output1": "x", "output2": "y", "best": 1}] * 3, {}, ["format: ab", "a: output1", "b: output2"]),
         (pairs(3), {"prompt": ["prompt", "input"]}, ['"input"', "prompt, chosen, rejected"]),
         (
             [{"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}] * 3,
