@@ -106,9 +106,15 @@ class ForkServer:
         processes: int = 1,
         faults: Sequence[Fault] = FAST,
         cwd: Path = ROOT,
-        **environment: str,
+        terminal: str = "",
+        **environment: str | None,
     ) -> Child:
-        """Start a program with these arguments: `rmtrain` with faults, or another module or script; as one process, or as ranks."""
+        """Start a program with these arguments: `rmtrain` with faults, or another module or script; as one process, or as ranks.
+
+        Args:
+            terminal: device that the process controls, instead of files for its output.
+            environment: changes of the environment; None: the variable is removed.
+        """
         self.count += 1
         output = Path(self.folder.name) / str(self.count)
         order = {
@@ -119,6 +125,7 @@ class ForkServer:
             "cwd": str(cwd),
             "environment": environment,
             "output": str(output),
+            "terminal": terminal,
         }
         stream(self.process.stdin).write(json.dumps(order) + "\n")
         stream(self.process.stdin).flush()
@@ -211,9 +218,18 @@ def become(order: dict[str, Any]) -> None:
     for descriptor, end in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(order["output"] + end, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if order["terminal"]:
+        os.setsid()
+        terminal = os.open(order["terminal"], os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(terminal, descriptor)
     faulthandler.dump_traceback_later(LONGEST, exit=True)
     os.chdir(order["cwd"])
-    os.environ.update(order["environment"])
+    for name, value in order["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     code: Any = 70
     try:
         if order["program"] == "rmtrain":

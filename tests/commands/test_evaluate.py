@@ -249,6 +249,7 @@ def test_model_named_by_recipe_run_or_path(tmp_path: Path) -> None:
     assert target.recipe is not None
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_data_is_evaluated_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`eval RUN --data FILE`: no held-out row and no gate of the recipe, also for a file with the name of the training file.
 
@@ -294,6 +295,7 @@ def test_scores_of_a_model_lie_in_its_directory(folder: Path, tmp_path: Path, mo
         evaluated(target="model", data=data.name)
 
 
+@pytest.mark.usefixtures("no_reload")
 def test_runs_compare_by_their_directories(tmp_path: Path) -> None:
     """Training writes the settings next to the scores, so that two runs compare without a warning."""
     runs = [tmp_path / name for name in ("one", "two")]

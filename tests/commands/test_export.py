@@ -20,8 +20,9 @@ from rmtrain.model.reload_check import check
 from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Recipe
 from tests.exports import tiny_export
+from tests.forks import ForkServer
 from tests.hub_server import TOKEN, hub_server
-from tests.runs import rmtrain, tiny_recipe
+from tests.runs import tiny_recipe
 
 QUIET = Console(quiet=True)
 LORA = {"rank": 4}
@@ -186,13 +187,13 @@ def test_failed_uploads_are_reported_with_missed_gates() -> None:
 def test_trap_s7_the_printed_command_repeats_an_upload(run: Path, tmp_path: Path) -> None:
     with hub_server() as hub:
         hub.refusals["commit"] = 1
-        environment = hub.environment(tmp_path, TOKEN)
-        failed = rmtrain("export", run, "--push", **environment)
-        assert failed.returncode == 1, failed.stderr
-        retry = re.search(r"Retry: rmtrain (.*)", failed.stderr)
-        assert retry
-        again = rmtrain(*retry[1].split(), "--json", **environment)
-        assert again.returncode == 0, again.stderr
+        with ForkServer(**hub.environment(tmp_path, TOKEN)) as server:
+            failed = server.run("export", run, "--push")
+            assert failed.code == 1, failed.stderr
+            retry = re.search(r"Retry: rmtrain (.*)", failed.stderr)
+            assert retry
+            again = server.run(*retry[1].split(), "--json")
+        assert again.code == 0, again.stderr
         assert json.loads(again.stdout)["hub"] == f"{hub.address}/owner/tiny"
         repository = hub.repositories["model", "owner/tiny"]
         assert repository.private

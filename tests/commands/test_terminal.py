@@ -5,47 +5,36 @@ import os
 import pty
 import re
 import select
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.cells import cell_len
 
-from tests.forks import rmtrain
-from tests.runs import ROOT, planted_rows, tiny_recipe, write_recipe, write_rows
+from tests.forks import fork_server, rmtrain
+from tests.runs import planted_rows, tiny_recipe, write_recipe, write_rows
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def in_terminal(*arguments: str, cwd: Path, columns: int = 100, seconds: float = 300) -> str:
     """Everything the command line writes to a terminal of this width, control sequences included."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("CI", "NO_COLOR", "FORCE_COLOR")}
-    environment |= {
-        "TERM": "xterm-256color",
-        "COLUMNS": str(columns),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rmtrain", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd, env=environment
+    plain = dict.fromkeys(("CI", "NO_COLOR", "FORCE_COLOR"))
+    process = fork_server().start(
+        *arguments, cwd=cwd, terminal=os.ttyname(theirs), TERM="xterm-256color", COLUMNS=str(columns), **plain
     )
-    os.close(theirs)
     written, end = b"", time.monotonic() + seconds
     while time.monotonic() < end:
-        if select.select([ours], [], [], 0.1)[0]:
-            try:
-                piece = os.read(ours, 65536)
-            except OSError:  # Linux: the other end is closed
-                break
-            if not piece:  # macOS: the same
-                break
-            written += piece
+        is_alive = psutil.pid_exists(process.pid)
+        if select.select([ours], [], [], 0.05)[0]:
+            written += os.read(ours, 65536)
+        elif not is_alive:
+            break
     os.close(ours)
-    assert process.wait(timeout=10) == 0, written.decode(errors="replace")
+    os.close(theirs)
+    assert process.wait().code == 0, written.decode(errors="replace")
     return written.decode(errors="replace")
 
 
