@@ -3,8 +3,6 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,6 @@ from rmtrain.recipe.load import load_recipe
 from tests.faults.driver import Fault
 from tests.faults.runs import STEPS, every_row_once_an_epoch, full_recipe, in_directory, left, lines, steps_saved, wait_until
 from tests.forks import FAST, ForkServer
-from tests.runs import ROOT, environment_of_process
 
 POINTS: list[list[Fault]] = [
     [("open", 1, "kill")],
@@ -104,11 +101,19 @@ def wait_for_steps(run: Path, before: bytes, count: int, steps: int, over: Calla
     wait_until(lambda: ledger_bytes(run).count(b"\n") >= enough or over())
 
 
-def kill_at_random(server: ForkServer, recipe: Path, run: Path, moment: random.Random) -> int:
+def kill_at_random(server: ForkServer, recipe: Path, run: Path, moment: random.Random, steps: int = STEPS) -> int:
     """Start the run, kill it during a step, save, evaluation or export, and return its exit code."""
     before, child = ledger_bytes(run), server.start(*in_directory(recipe, run))
-    wait_for_steps(run, before, moment.randint(2, 4), STEPS, lambda: not alive(child.pid))
+    wait_for_steps(run, before, moment.randint(2, 4), steps, lambda: not alive(child.pid))
     time.sleep(moment.uniform(0.0, 0.02))
+    child.signal(signal.SIGKILL)
+    return child.wait().code
+
+
+def kill_early(server: ForkServer, recipe: Path, run: Path, moment: random.Random) -> int:
+    """Start the run, kill it at any time of its first half second, and return its exit code."""
+    child = server.start(*in_directory(recipe, run))
+    time.sleep(moment.uniform(0.0, 0.5))
     child.signal(signal.SIGKILL)
     return child.wait().code
 
@@ -137,27 +142,17 @@ def test_kills_at_random_moments_lose_nothing(place: Path, recipe: Path, server:
     assert verified > 0, "guard: there were checkpoints to verify"
 
 
-def kill_real_process(command: list[str], run: Path, moment: random.Random, steps: int, early: bool) -> None:
-    """Start a process and kill it: at any time during its start, or during one of its next steps."""
-    before = ledger_bytes(run)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment_of_process(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    if not early:
-        wait_for_steps(run, before, moment.randint(1, 3), steps, lambda: process.poll() is not None)
-    time.sleep(moment.uniform(0.0, 8.0 if early else 0.05))
-    process.kill()
-    _, stderr = process.communicate()
-    assert process.returncode == -signal.SIGKILL, stderr.decode()
-
-
 @pytest.mark.long
-def test_forty_kills_of_real_processes_lose_nothing(place: Path, server: ForkServer) -> None:
-    epochs, moment, verified = 40, random.Random(11), 0
+def test_hundred_random_kills_lose_nothing(place: Path, server: ForkServer) -> None:
+    """One run of 400 steps, killed a hundred times: during its start, and in its steps, saves and evaluations."""
+    epochs, moment, verified, kills = 80, random.Random(11), 0, 100
     recipe = full_recipe(place / "long", training={"epochs": epochs, "batch_size": 8, "precision": "float32"})
     finish(place / "long/whole", recipe, server)
-    run, kills = place / "long/killed", 40
-    command = [sys.executable, "-m", "rmtrain", *in_directory(recipe, run)]
+    run = place / "long/killed"
     for kill in range(kills):
-        kill_real_process(command, run, moment, 5 * epochs, early=kill % 5 == 4)
+        is_early = kill % 5 == 4
+        code = kill_early(server, recipe, run, moment) if is_early else kill_at_random(server, recipe, run, moment, 5 * epochs)
+        assert code == -signal.SIGKILL, f"kill {kill}"
         verified += len(valid_steps(run))
     assert len(lines(run, "ledger")) < 5 * epochs, "guard: the run was still training at the last kill"
     reached = max(valid_steps(run))

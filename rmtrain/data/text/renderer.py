@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 
 from jinja2 import TemplateSyntaxError, meta, nodes
@@ -19,6 +19,8 @@ from rmtrain.errors import DataError
 
 MAX_TEXT_CHARACTERS = 16 * 2**20
 MAX_SECONDS = 60.0
+BATCH = 64
+"""Conversations that are rendered together, so that few of them are in memory twice."""
 CALL_PROBE = "tool-call-probe"
 QUESTION, REPLY = "first", "second"
 PROBE: tuple[Message, ...] = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": REPLY})
@@ -78,17 +80,19 @@ def try_render(
     end = time.monotonic() + seconds
     pairs = zip(conversations, variables or [{}] * len(conversations), ids, strict=True)
     for given, group in groupby(pairs, key=itemgetter(1)):
-        batch = list(group)
-        limits = MAX_TEXT_CHARACTERS, max(0.0, end - time.monotonic())
-        try:
-            rendered = apply_template(tokenizer, [turns for turns, _, _ in batch], given, add_generation_prompt, *limits)
-        except TimeoutError as error:
-            raise DataError(f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop") from error
-        for text, (_, _, row_id) in zip(rendered, batch, strict=True):
-            if isinstance(text, int):
-                allowed = f"at most {MAX_TEXT_CHARACTERS} are allowed"
-                raise DataError(f"{row_id}: the chat template wrote {text} characters, {allowed}")
-            texts.append(text)
+        while batch := list(islice(group, BATCH)):
+            limits = MAX_TEXT_CHARACTERS, max(0.0, end - time.monotonic())
+            try:
+                rendered = apply_template(tokenizer, [turns for turns, _, _ in batch], given, add_generation_prompt, *limits)
+            except TimeoutError as error:
+                raise DataError(
+                    f"the chat template ran for more than {seconds:g} seconds; check it for an endless loop"
+                ) from error
+            for text, (_, _, row_id) in zip(rendered, batch, strict=True):
+                if isinstance(text, int):
+                    allowed = f"at most {MAX_TEXT_CHARACTERS} are allowed"
+                    raise DataError(f"{row_id}: the chat template wrote {text} characters, {allowed}")
+                texts.append(text)
     return texts
 
 
