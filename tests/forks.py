@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,6 +209,12 @@ def code_of(pids: Sequence[int]) -> int:
         elif running:
             time.sleep(0.01)
     return code
+
+
+def run_script(command: Sequence[str], env: Mapping[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run` for `python -P SCRIPT ARGUMENTS`, forked."""
+    ended = fork_server().run(*command[3:], program=command[2], **env)
+    return subprocess.CompletedProcess(command, ended.code, ended.stdout, ended.stderr)
 
 
 def become(order: dict[str, Any]) -> None:

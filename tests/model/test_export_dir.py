@@ -63,6 +63,7 @@ def test_trap_31_transformers_reproduces_the_golden_rewards(architecture: str, t
     assert rewards_N.unique().numel() == len(TEXTS), "guard: rewards differ"
 
 
+@pytest.mark.fresh_reload
 def test_trap_31_fresh_process_verifies_each_export(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a verified export replaces an earlier one, and one that fails leaves the earlier one unchanged."""
     reports: list[dict[str, Any]] = []
@@ -88,6 +89,7 @@ def test_trap_31_fresh_process_verifies_each_export(tmp_path: Path, tokenizer: A
     assert (directory / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.fresh_reload
 def test_trap_31_reload_needs_only_the_directory(tmp_path: Path, tokenizer: Any) -> None:
     """A copy elsewhere is checked without network, cache or rmtrain; a wrong pad id is then a CheckpointError."""
     write_export(build("llama", tokenizer), tokenizer, tmp_path / "model", make_golden(tokenizer), {})
