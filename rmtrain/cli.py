@@ -53,7 +53,8 @@ from rmtrain.engine.rank import (
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.console import apart, json_text
+from rmtrain.report.console import apart, json_text, one_line
+from rmtrain.report.terminal import TerminalConsole, protect_streams
 
 app = typer.Typer(
     cls=Verbs,
@@ -254,7 +255,7 @@ class Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "note"
-        self.console.print(f"{level}: {record.getMessage()}", highlight=False)
+        self.console.print(f"{level}: {one_line(record.getMessage())}", soft_wrap=not self.console.is_terminal)
 
 
 def start_console() -> Console:
@@ -262,7 +263,7 @@ def start_console() -> Console:
     if is_one_of_several():
         watch_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    console = Console(stderr=True)
+    console = TerminalConsole(stderr=True)
     logger = logging.getLogger("rmtrain")
     logger.handlers = [Notices(console)]
     logger.setLevel(logging.WARNING if rank_number() else logging.INFO)
@@ -291,29 +292,29 @@ def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) 
     """
     if rank_number():
         return
-    console = Console(stderr=as_json or is_taken)
+    console = TerminalConsole(stderr=as_json or is_taken)
     console.print(outcome.report, crop=console.is_terminal)
     if outcome.commands:
         console.print()
         console.print(outcome.commands, soft_wrap=True)
     if as_json:
-        print(json_text(outcome.document))
+        print(json_text(outcome.document, sys.stdout.encoding))
 
 
 def exit_with_error(error: BaseException) -> NoReturn:
     """Print an error, one line per problem, and exit with its code. A bug shows its traceback, with code 1."""
     known = _known(error)
-    if not is_one_of_several():
-        if known is None:
-            raise error
-        exit_process(known.exit_code, [f"error: {problem}" for problem in known.problems])
     rank, is_stop = rank_number(), isinstance(known, Stopped)
     prefix = "error: " if rank == 0 or is_stop else f"error: rank {rank}: "
     if known is None:
         traceback_lines = "".join(traceback.format_exception(error)).splitlines()
         code, lines = 1, [f"{prefix}unexpected {type(error).__name__}; this is a bug", *traceback_lines]
+    elif isinstance(known, Stopped) and known.signal == signal.SIGPIPE:
+        code, lines = known.exit_code, []  # nobody reads any more
     else:
         code, lines = known.exit_code, [prefix + problem for problem in known.problems]
+    if not is_one_of_several():
+        exit_process(code, lines)
     report = RankReport(rank, code, lines, is_stop or _has_lost_peer(error), time.time())
     if rank and not report.may_follow:
         # What all ranks find wrong, rank 0 reports: when it exits, its launcher stops this one here.
@@ -332,7 +333,7 @@ def exit_with_error(error: BaseException) -> NoReturn:
 
 def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
     """Print lines on stderr and exit with a code, as of SystemExit."""
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.write("".join(f"{one_line(line)}\n" for line in lines))
     # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
     # for its network.
     if is_one_of_several() or any(thread.name == TRACKERS_THREAD for thread in threading.enumerate()):
@@ -384,6 +385,7 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
 def main() -> None:
     """Run the command line."""
     raise_on_signal()
+    protect_streams()
     try:
         app()
     except SystemExit as exiting:

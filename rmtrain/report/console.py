@@ -69,9 +69,19 @@ def escape_invisible(text: str) -> str:
     return "".join(char.encode("unicode_escape").decode() if _is_invisible(char) else char for char in text)
 
 
-def json_text(document: Any) -> str:
-    """Return a JSON document on one line, with invisible characters as JSON escapes; raises ValueError for NaN and infinity."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+def one_line(text: str) -> str:
+    """Escape invisible characters, and line feeds as well, so that a name with one cannot begin a line that looks like ours."""
+    return escape_invisible(text).replace("\n", "\\n")
+
+
+def json_text(document: Any, encoding: str = "utf-8") -> str:
+    """Return a JSON document on one line, with JSON escapes for invisible characters and for all that the encoding may lack.
+
+    Raises ValueError for NaN and infinity.
+    """
+    text = json.dumps(document, ensure_ascii=not encoding.lower().startswith("utf"), allow_nan=False)
+    if text.isprintable():
+        return text
     return "".join(json.dumps(char)[1:-1] if _is_invisible(char) else char for char in text)
 
 
