@@ -35,10 +35,10 @@ from rmtrain.commands.options import (
     RecipeOption,
     ScoreOptions,
     TrainOptions,
-    Verbs,
     checked_precision,
     flat_options,
 )
+from rmtrain.commands.verbs import Verb, Verbs, usage_problem
 from rmtrain.engine.rank import (
     REPORTS,
     SIGNALS,
@@ -60,7 +60,7 @@ app = typer.Typer(
     cls=Verbs,
     help="Train, inspect and evaluate reward models.\n\nA recipe is a YAML file that describes a run: data, model, optimizer and so on. "
     "Any of its keys can be overridden on the command line, as in optimizer.lr=1e-5.",
-    no_args_is_help=True,
+    epilog="rmtrain train recipes/quickstart.yaml optimizer.lr=1e-4",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -76,13 +76,18 @@ RANK_0_SECONDS = 1.0
 
 
 @app.callback(invoke_without_command=True)
-def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(
+    context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+) -> None:
     """Train, inspect and evaluate reward models from one YAML recipe."""
     if show_version:
         print(f"rmtrain {version('rmtrain')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(RecipeError.exit_code)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain preprocess recipes/quickstart.yaml --export columns")
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
@@ -102,7 +107,7 @@ def preprocess(
     finish(lambda: run(loaded, console, export=export, plot=plot), as_json)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain inspect recipes/quickstart.yaml --longest --limit 3")
 @flat_options
 def inspect(
     arguments: Arguments = None, recipe: RecipeOption = None, *, options: InspectOptions, as_json: JsonOption = False
@@ -116,7 +121,7 @@ def inspect(
     finish(lambda: run(loaded, console, options), as_json)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain train recipes/quickstart.yaml optimizer.lr=1e-4 --dry-run")
 @flat_options
 def train(
     arguments: Arguments = None, recipe: RecipeOption = None, *, options: TrainOptions, as_json: JsonOption = False
@@ -138,7 +143,7 @@ def train(
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain export runs/quickstart --output model hub.id=owner/name")
 @flat_options
 def export(
     arguments: Annotated[
@@ -162,7 +167,7 @@ def export(
     finish(lambda: run(replace(options, target=Path(target), overrides=overrides)), as_json)
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=Verb, epilog="rmtrain eval runs/quickstart --data pairs.jsonl --fail-under accuracy=0.7")
 @flat_options
 def evaluate(
     arguments: Annotated[
@@ -190,7 +195,7 @@ def evaluate(
     fail_on_missed(outcome.document["gates"])
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain score runs/quickstart responses.jsonl --output rewards.jsonl")
 @flat_options
 def score(
     *,
@@ -210,7 +215,7 @@ def score(
     print_result(run(options, console), as_json, is_taken=options.target == "-")
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain schema > recipe.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the recipe, for editors."""
     from rmtrain.recipe.schema import json_schema as run
@@ -347,6 +352,8 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     """Return an error that the user can act on, made from one of the machine where needed; None for a bug."""
     if isinstance(error, RmtrainError | Stopped):
         return error
+    if hasattr(error, "format_message"):  # of click, or of the copy of click in typer
+        return RecipeError(usage_problem(error))
     if is_one_of_several() and _has_lost_peer(error):
         reason = str(error).splitlines()[0]
         return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
@@ -387,7 +394,7 @@ def main() -> None:
     raise_on_signal()
     protect_streams()
     try:
-        app()
+        exit_process(app(standalone_mode=False, prog_name="rmtrain"))
     except SystemExit as exiting:
         exit_process(exiting.code)
     except BaseException as error:
