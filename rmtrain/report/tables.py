@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
-from rmtrain.report.console import escape_invisible, percent
+from rmtrain.report.console import escape_invisible, markdown_text, percent
 
 BAR_WIDTH = 24
 """Characters of a bar in a terminal."""
@@ -168,11 +168,11 @@ class Table:
         """Return a Markdown table without the columns of bars."""
         shown = [number for number, column in enumerate(self.columns) if column.kind != "bar"]
         lines = [
-            [self.columns[number].name for number in shown],
+            [markdown_text(self.columns[number].name) for number in shown],
             ["---:" if self.columns[number].kind == "number" else "---" for number in shown],
-            *([plain(row.cells[number]) for number in shown] for row in self.rows),
+            *([markdown_text(plain(row.cells[number])) for number in shown] for row in self.rows),
         ]
-        return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(cell: str | Text) -> str:

@@ -113,7 +113,8 @@ def test_live_line_drops_facts_whole(width: int, monkeypatch: pytest.MonkeyPatch
         scoring.step(12_345)
         lines.append((scoring, "scoring"))
     for line, end in lines:
-        monkeypatch.setattr(line, "facts", lambda _, whole=line.facts(line.task): list(whole))  # the pace changes with each look
+        whole = line.facts(line.task)
+        monkeypatch.setattr(line, "facts", lambda _, whole=whole: list(whole))  # the pace changes with each look
         name, facts = line._short_name(line.task), line._fitting_facts(line.task)
         assert name.endswith(end)
         assert cell_len(name) + cell_len(facts) + 3 <= max(width, 47)
