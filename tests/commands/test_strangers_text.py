@@ -20,7 +20,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with rows and tags of several scripts."""
     folder = tmp_path_factory.mktemp("scripts")
     rows = [{**row, "prompt": f"日本 é {row['prompt']}"} for row in planted_rows(40, seed=1)]
-    train = {"path": str(write_rows(folder / "train.jsonl", rows)), "tag": "日本 [/x]"}
+    train = {"path": str(write_rows(folder / "scripts.jsonl", rows)), "tag": "日本 [/x]"}
     eval_ = {"path": str(write_rows(folder / "ev.jsonl", planted_rows(16, seed=9))), "tag": "é [red]"}
     data = {"train": [train], "eval": [eval_], "max_length": 128, "allow_overlap": True}
     return write_recipe(folder, tiny_recipe(folder, data=data, training={"epochs": 1}))
