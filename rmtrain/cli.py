@@ -35,10 +35,10 @@ from rmtrain.commands.options import (
     RecipeOption,
     ScoreOptions,
     TrainOptions,
-    Verbs,
     checked_precision,
     flat_options,
 )
+from rmtrain.commands.verbs import Verb, Verbs, usage_problem
 from rmtrain.engine.rank import (
     REPORTS,
     SIGNALS,
@@ -53,13 +53,14 @@ from rmtrain.engine.rank import (
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.console import apart, json_text
+from rmtrain.report.console import apart, json_text, one_line
+from rmtrain.report.terminal import TerminalConsole, protect_streams
 
 app = typer.Typer(
     cls=Verbs,
     help="Train, inspect and evaluate reward models.\n\nA recipe is a YAML file that describes a run: data, model, optimizer and so on. "
     "Any of its keys can be overridden on the command line, as in optimizer.lr=1e-5.",
-    no_args_is_help=True,
+    epilog="rmtrain train recipes/quickstart.yaml optimizer.lr=1e-4",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -75,13 +76,18 @@ RANK_0_SECONDS = 1.0
 
 
 @app.callback(invoke_without_command=True)
-def root(show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(
+    context: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False
+) -> None:
     """Train, inspect and evaluate reward models from one YAML recipe."""
     if show_version:
         print(f"rmtrain {version('rmtrain')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(RecipeError.exit_code)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain preprocess recipes/quickstart.yaml --export columns")
 def preprocess(
     arguments: Arguments = None,
     recipe: RecipeOption = None,
@@ -101,7 +107,7 @@ def preprocess(
     finish(lambda: run(loaded, console, export=export, plot=plot), as_json)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain inspect recipes/quickstart.yaml --longest --limit 3")
 @flat_options
 def inspect(
     arguments: Arguments = None, recipe: RecipeOption = None, *, options: InspectOptions, as_json: JsonOption = False
@@ -115,7 +121,7 @@ def inspect(
     finish(lambda: run(loaded, console, options), as_json)
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain train recipes/quickstart.yaml optimizer.lr=1e-4 --dry-run")
 @flat_options
 def train(
     arguments: Arguments = None, recipe: RecipeOption = None, *, options: TrainOptions, as_json: JsonOption = False
@@ -137,7 +143,7 @@ def train(
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain export runs/quickstart --output model hub.id=owner/name")
 @flat_options
 def export(
     arguments: Annotated[
@@ -161,7 +167,7 @@ def export(
     finish(lambda: run(replace(options, target=Path(target), overrides=overrides)), as_json)
 
 
-@app.command(name="eval")
+@app.command(name="eval", cls=Verb, epilog="rmtrain eval runs/quickstart --data pairs.jsonl --fail-under accuracy=0.7")
 @flat_options
 def evaluate(
     arguments: Annotated[
@@ -189,7 +195,7 @@ def evaluate(
     fail_on_missed(outcome.document["gates"])
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain score runs/quickstart responses.jsonl --output rewards.jsonl")
 @flat_options
 def score(
     *,
@@ -209,7 +215,7 @@ def score(
     print_result(run(options, console), as_json, is_taken=options.target == "-")
 
 
-@app.command()
+@app.command(cls=Verb, epilog="rmtrain schema > recipe.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the recipe, for editors."""
     from rmtrain.recipe.schema import json_schema as run
@@ -254,7 +260,7 @@ class Notices(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "warning" if record.levelno >= logging.WARNING else "note"
-        self.console.print(f"{level}: {record.getMessage()}", highlight=False)
+        self.console.print(f"{level}: {one_line(record.getMessage())}", soft_wrap=not self.console.is_terminal)
 
 
 def start_console() -> Console:
@@ -262,7 +268,7 @@ def start_console() -> Console:
     if is_one_of_several():
         watch_launcher()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    console = Console(stderr=True)
+    console = TerminalConsole(stderr=True)
     logger = logging.getLogger("rmtrain")
     logger.handlers = [Notices(console)]
     logger.setLevel(logging.WARNING if rank_number() else logging.INFO)
@@ -291,29 +297,29 @@ def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) 
     """
     if rank_number():
         return
-    console = Console(stderr=as_json or is_taken)
+    console = TerminalConsole(stderr=as_json or is_taken)
     console.print(outcome.report, crop=console.is_terminal)
     if outcome.commands:
         console.print()
         console.print(outcome.commands, soft_wrap=True)
     if as_json:
-        print(json_text(outcome.document))
+        print(json_text(outcome.document, sys.stdout.encoding))
 
 
 def exit_with_error(error: BaseException) -> NoReturn:
     """Print an error, one line per problem, and exit with its code. A bug shows its traceback, with code 1."""
     known = _known(error)
-    if not is_one_of_several():
-        if known is None:
-            raise error
-        exit_process(known.exit_code, [f"error: {problem}" for problem in known.problems])
     rank, is_stop = rank_number(), isinstance(known, Stopped)
     prefix = "error: " if rank == 0 or is_stop else f"error: rank {rank}: "
     if known is None:
         traceback_lines = "".join(traceback.format_exception(error)).splitlines()
         code, lines = 1, [f"{prefix}unexpected {type(error).__name__}; this is a bug", *traceback_lines]
+    elif isinstance(known, Stopped) and known.signal == signal.SIGPIPE:
+        code, lines = known.exit_code, []  # nobody reads any more
     else:
         code, lines = known.exit_code, [prefix + problem for problem in known.problems]
+    if not is_one_of_several():
+        exit_process(code, lines)
     report = RankReport(rank, code, lines, is_stop or _has_lost_peer(error), time.time())
     if rank and not report.may_follow:
         # What all ranks find wrong, rank 0 reports: when it exits, its launcher stops this one here.
@@ -332,7 +338,7 @@ def exit_with_error(error: BaseException) -> NoReturn:
 
 def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
     """Print lines on stderr and exit with a code, as of SystemExit."""
-    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    sys.stderr.write("".join(f"{one_line(line)}\n" for line in lines))
     # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
     # for its network.
     if is_one_of_several() or any(thread.name == TRACKERS_THREAD for thread in threading.enumerate()):
@@ -346,6 +352,8 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     """Return an error that the user can act on, made from one of the machine where needed; None for a bug."""
     if isinstance(error, RmtrainError | Stopped):
         return error
+    if hasattr(error, "format_message"):  # of click, or of the copy of click in typer
+        return RecipeError(usage_problem(error))
     if is_one_of_several() and _has_lost_peer(error):
         reason = str(error).splitlines()[0]
         return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
@@ -384,8 +392,9 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
 def main() -> None:
     """Run the command line."""
     raise_on_signal()
+    protect_streams()
     try:
-        app()
+        exit_process(app(standalone_mode=False, prog_name="rmtrain"))
     except SystemExit as exiting:
         exit_process(exiting.code)
     except BaseException as error:

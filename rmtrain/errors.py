@@ -7,6 +7,21 @@ from pathlib import Path
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk, and of an exceeded quota."""
 
+EXIT_CODES = {
+    0: "Done.",
+    1: "A bug, or an upload that failed.",
+    2: "The recipe or the command line is invalid.",
+    3: "The data was refused.",
+    4: "A checkpoint, model or run directory was refused.",
+    5: "A loss, gradient or reward is not finite.",
+    6: "A gate was missed.",
+    75: "Try again: the disk is full, or a process was killed.",
+    130: "Interrupted by Ctrl-C.",
+    141: "The reader of the output, such as head, has ended.",
+    143: "Terminated by SIGTERM.",
+}
+"""Exit codes of the command line, for `--help`."""
+
 
 def missing(path: str | Path) -> str:
     """Return that a path does not exist; of a relative one, with the directory that was searched."""

@@ -47,10 +47,11 @@ from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.load import MARKER, RECIPE, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
-from rmtrain.report.console import compact
+from rmtrain.report.console import compact, one_line
 from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
 from rmtrain.report.progress import ReadingProgress, ScoringProgress
+from rmtrain.report.terminal import TerminalConsole
 
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
@@ -204,7 +205,7 @@ def evaluate(
         raise RecipeError("data: a recipe as an object has its own; leave one out")
     model = model_of(str(model))
     accelerator = start_evaluation()
-    console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
+    console = (console or TerminalConsole(stderr=True)) if accelerator.is_main_process else TerminalConsole(quiet=True)
     reward_model, tokenizer = load_reward_model(model, model_device(accelerator), allow_template_change=allow_template_change)
     reward_model.autocast = uses_bfloat16(recipe.training.precision)
     kwargs = recipe.data.chat_template_kwargs
@@ -225,7 +226,7 @@ def evaluate(
         else:
             rows = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)
     for source, problem in rows.waterfall.unset_variables():
-        console.print(f"note: {source}: {problem}", highlight=False, markup=False)
+        console.print(Text(one_line(f"note: {source}: {problem}")))
     if not len(rows):
         raise RecipeError("nothing to evaluate on; set data.eval or a holdout in data.train, or pass --data")
 
@@ -253,7 +254,7 @@ def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Pa
     gates = parse_gates(options.fail_under, gate_names(benchmarks))
     items_of = {benchmark.name: read_items(benchmark, options.data_dir) for benchmark in benchmarks}
     accelerator = start_evaluation()
-    console = console if accelerator.is_main_process else Console(quiet=True)
+    console = console if accelerator.is_main_process else TerminalConsole(quiet=True)
     scorer = RewardScorer(
         model,
         device=model_device(accelerator),
@@ -293,7 +294,7 @@ def _score_items(
     comparisons, were_cut = scorer.encoder.encode_for_scoring(requests)
     plan = scorer.plan(comparisons)
     tokens = compact(int(plan.costs.tokens.sum()))
-    console.print(f"scoring {benchmark.title}: {len(items):,} rows, {tokens} tokens as {plan.layout}", highlight=False)
+    console.print(f"scoring {benchmark.title}: {len(items):,} rows, {tokens} tokens as {plan.layout}")
     with stopping(accelerator) as stop, ScoringProgress(console, "micro-batches", len(plan.micro_batches)) as progress:
 
         def check() -> None:

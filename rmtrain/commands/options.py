@@ -4,21 +4,17 @@ Nothing heavy is imported here, so that options that cannot be combined are refu
 """
 
 import inspect
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
-from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import RenderableType
 from rich.text import Text
-from typer.core import TyperGroup
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.explain import explain_option
 from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.schema import Gate
 
@@ -79,35 +75,6 @@ def flat_options(verb: Callable[..., None]) -> Callable[..., None]:
 
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
-
-
-DASHED = re.compile(r"^--(?=[A-Za-z_]\w*\.[\w.-]+(=|$))", re.ASCII)
-"""The dashes of an override that is written as an option, `--a.b=v` or `--a.b v`."""
-WITH_OVERRIDES = ("preprocess", "inspect", "train", "eval")
-
-
-class Verbs(TyperGroup):
-    """All verbs. They take overrides also as options, as agents of sweeps write them, and explain options that do not exist."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Remove the dashes of overrides; raise RecipeError with a line for each unknown option."""
-        words: list[str] = []
-        for word in args:
-            if words and DASHED.match(words[-1]) and "=" not in words[-1]:
-                words[-1] += f"={word}"
-            else:
-                words.append(word)
-        words = [DASHED.sub("", word) for word in words]
-        verb = self.get_command(ctx, words[0]) if words else None
-        if verb is not None and not ctx.resilient_parsing:
-            known = {"--help", *(name for option in verb.params for name in (*option.opts, *option.secondary_opts))}
-            valued = {name for option in verb.params if not getattr(option, "is_flag", True) for name in option.opts}
-            pairs = pairwise(takewhile("--".__ne__, words))
-            options = [word.partition("=")[0] for before, word in pairs if word.startswith("--") and before not in valued]
-            unknown = [option for option in options if option not in known]
-            if unknown:
-                raise RecipeError(*(f"{name}: {explain_option(name, known, words[0] in WITH_OVERRIDES)}" for name in unknown))
-        return super().parse_args(ctx, words)
 
 
 NOT_WITH: Mapping[Kind, tuple[str, ...]] = {

@@ -23,6 +23,7 @@ from rmtrain.report.console import KeyValues
 from rmtrain.report.lengths import LengthDistribution, length_statistics, length_table, plot_lengths
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.tables import findings_report, waterfall_table
+from rmtrain.report.terminal import TerminalConsole
 
 EXPORT_ROWS = 1000
 EXPORT_SCHEMA = pa.schema(
@@ -51,7 +52,7 @@ def preprocess(
     Raises:
         RecipeError, DataError, TryAgain: see `prepare` and `audit`.
     """
-    recipe, console = as_recipe(recipe), console or Console(stderr=True)
+    recipe, console = as_recipe(recipe), console or TerminalConsole(stderr=True)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)

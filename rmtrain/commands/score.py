@@ -38,7 +38,9 @@ from rmtrain.evaluation.scorer import (
 )
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
 from rmtrain.files import NO_LOCKS
+from rmtrain.report.console import json_text, one_line
 from rmtrain.report.progress import ScoringProgress, is_watched
+from rmtrain.report.terminal import TerminalConsole
 
 CHUNK = 256
 """Lines that are scored together and written at once. A reward depends, in its last bits, on its chunk and nothing else: not on where a
@@ -87,7 +89,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         "chunk": CHUNK,
         "best_of": options.best_of,
     }
-    console = console if accelerator.is_main_process else Console(quiet=True)
+    console = console if accelerator.is_main_process else TerminalConsole(quiet=True)
     read = cut = 0
     problems: list[str] = []
     # Rewards on stdout would be written into the live line.
@@ -125,7 +127,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         raise DataError(f"{_name(options.source, 'stdin')}: no line to score")
 
     for problem in problems:
-        console.print(f"skipped: {problem}", highlight=False, markup=False)
+        console.print(Text(f"skipped: {one_line(problem)}"))
     document = {
         "rows": rows,
         "resumed_after": resumed,
@@ -212,7 +214,7 @@ def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreO
     written = []
     for (row, _, is_cut), of_row in zip(encoded, rewards, strict=True):
         response = format_response(row, of_row, is_cut, options.best_of)
-        written.append((row.number, json.dumps(response, ensure_ascii=False, allow_nan=False) + "\n"))
+        written.append((row.number, json_text(response) + "\n"))
     problems = [line for problem in bad[:MAX_NAMED] for line in problem.problems]
     return ScoredChunk(written, sum(is_cut for _, _, is_cut in encoded), problems)
 
@@ -351,4 +353,4 @@ def until_closed() -> Iterator[None]:
         yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes stdout at exit
-        raise Stopped(signal.SIGPIPE, "standard output was closed by its reader") from None
+        raise Stopped(signal.SIGPIPE) from None

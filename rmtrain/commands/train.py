@@ -59,6 +59,7 @@ from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
 from rmtrain.report.run_view import next_steps, python_command, rmtrain_command, run_header
 from rmtrain.report.tables import findings_notes, waterfall_table
+from rmtrain.report.terminal import TerminalConsole
 
 logger = logging.getLogger("rmtrain")
 
@@ -94,7 +95,7 @@ def train(
     recipe = as_recipe(recipe)
     strategy = start(recipe)
     accelerator = strategy.accelerator
-    console = (console or Console(stderr=True)) if accelerator.is_main_process else Console(quiet=True)
+    console = (console or TerminalConsole(stderr=True)) if accelerator.is_main_process else TerminalConsole(quiet=True)
     run_on_main(accelerator, partial(check_outputs, recipe, fresh, resume))
 
     # Rows to tokens, and what is wrong with them.

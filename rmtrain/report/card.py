@@ -15,7 +15,7 @@ from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact_paths
-from rmtrain.report.console import decimal, percent
+from rmtrain.report.console import decimal, json_text, markdown_text, percent
 from rmtrain.report.evaluation_view import interval, source_table
 from rmtrain.report.tables import Column, Row, Table, with_total
 
@@ -110,7 +110,7 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["decimal"] = decimal
+    environment.filters |= {"decimal": decimal, "markdown": markdown_text, "literal": json_text}
     return environment.get_template("card.md").render(
         metadata=metadata.to_yaml().strip(),
         name=name,

@@ -13,6 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from rmtrain.data.rows.messages import cells
 from rmtrain.report.console import KeyValues, NoWrap, WrapText, escape_invisible, has_colours
 from rmtrain.report.tables import Excerpt
+from rmtrain.report.terminal import TerminalConsole
 from rmtrain.report.text_diff import SideBySide
 
 MAX_PREFERENCES = 12
@@ -158,7 +159,7 @@ class RowCells:
 
 def visualize_tokens(ids: Sequence[int], tokenizer: Any, console: Console | None = None) -> None:
     """Print token ids as text in alternating colours, on stdout by default; without colours, a thin line separates the tokens."""
-    (console or Console()).print(TokenStrip(ids, tokenizer), crop=False)
+    (console or TerminalConsole()).print(TokenStrip(ids, tokenizer), crop=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

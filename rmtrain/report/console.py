@@ -1,6 +1,7 @@
 """Numbers and text on a console: formats, escapes for invisible characters, and lines that are wrapped in terminals only."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,9 +70,28 @@ def escape_invisible(text: str) -> str:
     return "".join(char.encode("unicode_escape").decode() if _is_invisible(char) else char for char in text)
 
 
-def json_text(document: Any) -> str:
-    """Return a JSON document on one line, with invisible characters as JSON escapes; raises ValueError for NaN and infinity."""
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+def one_line(text: str) -> str:
+    """Escape invisible characters, and line feeds as well, so that a name with one cannot begin a line that looks like ours."""
+    return escape_invisible(text).replace("\n", "\\n")
+
+
+MARKUP = re.compile(r"[\\`*<|&~$]|](?=[(\[:])|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=www)\.", re.IGNORECASE)
+"""What Markdown, HTML within it, or a site that links addresses could read in a text as something else than text."""
+
+
+def markdown_text(text: str) -> str:
+    """Return a text for one line of Markdown, where it looks as it does here."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(escape_invisible(text).split()))
+
+
+def json_text(document: Any, encoding: str = "utf-8") -> str:
+    """Return a JSON document on one line, with JSON escapes for invisible characters and for all that the encoding may lack.
+
+    Raises ValueError for NaN and infinity.
+    """
+    text = json.dumps(document, ensure_ascii=not encoding.lower().startswith("utf"), allow_nan=False)
+    if text.isprintable():
+        return text
     return "".join(json.dumps(char)[1:-1] if _is_invisible(char) else char for char in text)
 
 

@@ -110,9 +110,14 @@ def page(
         environment: versions, hardware and hashes.
     """
     jinja = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    jinja.filters |= {"apart": apart, "decimal": decimal, "visible": escape_invisible, "plain": plain}
+    jinja.filters |= {"apart": apart, "decimal": decimal, "plain": plain}
     jinja.tests["bar"] = lambda cell: isinstance(cell, Bar)
     drift = reward_drift(metrics)
     plots = diagnosis_plots(summary, diagnosis) if summary is not None and diagnosis is not None else []
@@ -120,7 +125,7 @@ def page(
         plots.append(drift_plot(drift))
     html = jinja.get_template("page.html").render(
         style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        name=escape_invisible(redact_paths(name)),
+        name=redact_paths(name),
         summary=summary,
         tiles=_tiles(summary) if summary else [],
         verdict=_verdict(summary) if summary else "",
@@ -139,6 +144,11 @@ def page(
         environment=redact_paths(environment) if environment else None,
     )
     return html.lstrip()
+
+
+def _visible(value: Any) -> Any:
+    """Escape what is invisible in any text that the template prints; what is HTML already has passed here."""
+    return escape_invisible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

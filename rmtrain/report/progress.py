@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
 from rmtrain.data.rows.loading import Reading
-from rmtrain.report.console import compact, duration, percent
+from rmtrain.report.console import compact, duration, one_line, percent
 
 SECONDS_BETWEEN_LINES = 10.0
 PACE_SECONDS = 3600.0
@@ -46,9 +47,9 @@ class ProgressLine:
         self.is_live = is_watched(console) if live is None else live
         self.next_line = clock() + SECONDS_BETWEEN_LINES
         self.progress = Progress(
-            _TextColumn(lambda task: str(task.description)),
+            _TextColumn(self._short_name),
             BarColumn(None, "dim", "cyan", "green", table_column=Column(ratio=1)),
-            _TextColumn(lambda task: "  ".join(self.facts(task))),
+            _TextColumn(self._fitting_facts),
             console=console,
             expand=True,
             transient=not keep,
@@ -73,6 +74,22 @@ class ProgressLine:
     def facts(self, task: Task) -> list[str]:
         """Return the numbers of a task that are shown, in words; called when the line is drawn, not at every update."""
         raise NotImplementedError
+
+    def _short_name(self, task: Task) -> str:
+        """Return the description of a task, or its end if it is wider than half of the line."""
+        name = one_line(str(task.description))
+        if cell_len(name) <= self.console.width // 2:
+            return name
+        while cell_len(name) >= self.console.width // 2:
+            name = name[1:]
+        return f"…{name}"
+
+    def _fitting_facts(self, task: Task) -> str:
+        """Return the first facts that the line has room for, so that no number is cut."""
+        facts, room = self.facts(task), self.console.width - cell_len(self._short_name(task)) - 3
+        while len(facts) > 1 and cell_len("  ".join(facts)) > room:
+            facts.pop()
+        return "  ".join(facts)
 
     def update(self, **changes: Any) -> None:
         """Note progress, and print a line where none is redrawn and the last is ten seconds ago."""

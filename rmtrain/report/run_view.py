@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from rmtrain.report.console import KeyValues, compact, duration, percent
+from rmtrain.report.tables import Column, Row, Table
 
 GIGABYTE = 10**9
 TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
@@ -126,17 +125,14 @@ def _facts(document: Mapping[str, Any]) -> RenderableType:
 
 def _table(document: Mapping[str, Any]) -> Table:
     digits = _digits(document)
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # with padding it is wider than 80 columns
-    table.add_column("GB a process", no_wrap=True)
-    for part in PARTS:
-        table.add_column(part, justify="right", no_wrap=True)
-    table.add_column("total", justify="right", no_wrap=True, style="bold")
-    table.add_column("", no_wrap=True)
+    parts = [Column(part, optional=part != "activations") for part in PARTS]
+    rows = []
     for one in document["strategies"]:
-        verdict = Text(" fits", "green") if one["fits"] else Text(" too much", "red")
+        verdict = Text("fits", "green") if one["fits"] else Text("too much", "red")
         style = "bold" if one["name"] == document["strategy"] else ""
-        table.add_row(Text(_title(one), style), *_gigabytes(one, digits), verdict)
-    return table
+        rows.append(Row((Text(_title(one), style), *_gigabytes(one, digits), verdict)))
+    # the verdict is a word, but as a number it stays whole
+    return Table("memory", (Column("GB a process", "text"), *parts, Column("total", style="bold"), Column("")), rows, gap=1)
 
 
 def _conclusion(document: Mapping[str, Any]) -> Text:

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
-from rmtrain.report.console import escape_invisible, percent
+from rmtrain.report.console import escape_invisible, markdown_text, percent
 
 BAR_WIDTH = 24
 """Characters of a bar in a terminal."""
@@ -115,9 +115,10 @@ class Table:
                 gap = 1
             else:
                 shown.remove(optional.pop())
-        yield self._grid(shown, gap)
+        fits = self._least_width(shown, gap, LEAST_TEXT // 2) <= options.max_width
+        yield self._grid(shown, gap) if fits else self._lines(shown)
 
-    def _least_width(self, shown: Sequence[int], gap: int) -> int:
+    def _least_width(self, shown: Sequence[int], gap: int, least_text: int = LEAST_TEXT) -> int:
         """Return the characters of a line that leaves numbers and bars whole, and of each text a few characters."""
         total = gap * (len(shown) - 1)
         for number in shown:
@@ -127,7 +128,7 @@ class Table:
                 for cell in cells
                 if isinstance(cell, Bar | str | Text)
             ]
-            total += min(max(widths), LEAST_TEXT) if self.columns[number].kind == "text" else max(widths)
+            total += min(max(widths), least_text) if self.columns[number].kind == "text" else max(widths)
         return total
 
     def _grid(self, shown: Sequence[int], gap: int) -> RichTable:
@@ -148,15 +149,30 @@ class Table:
             grid.add_row(*drawn, style=ROW_STYLES.get(row.kind, ""))
         return grid
 
+    def _lines(self, shown: Sequence[int]) -> RichTable:
+        """Return the rows for a terminal that is narrower than their numbers: a line for each cell, with the name of its column."""
+        grid = RichTable.grid(padding=(0, 2, 0, 0))
+        grid.add_column(style="bold", overflow="fold")
+        grid.add_column(overflow="fold")
+        for row in self.rows:
+            if grid.row_count:
+                grid.add_row()
+            for number in shown:
+                cell = row.cells[number]
+                if not isinstance(cell, str) or cell.strip():
+                    value = Text(escape_invisible(cell.strip())) if isinstance(cell, str) else cell
+                    grid.add_row(Text(escape_invisible(self.columns[number].name)), value, style=ROW_STYLES.get(row.kind, ""))
+        return grid
+
     def markdown(self) -> str:
         """Return a Markdown table without the columns of bars."""
         shown = [number for number, column in enumerate(self.columns) if column.kind != "bar"]
         lines = [
-            [self.columns[number].name for number in shown],
+            [markdown_text(self.columns[number].name) for number in shown],
             ["---:" if self.columns[number].kind == "number" else "---" for number in shown],
-            *([plain(row.cells[number]) for number in shown] for row in self.rows),
+            *([markdown_text(plain(row.cells[number])) for number in shown] for row in self.rows),
         ]
-        return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def plain(cell: str | Text) -> str:

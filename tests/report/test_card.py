@@ -1,5 +1,6 @@
 """The model card: front matter for the Hub, text for people, and a snippet that runs."""
 
+import ast
 import contextlib
 import io
 import os
@@ -16,6 +17,7 @@ from rmtrain.data.comparison import PAIR
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.report.card import model_card
+from rmtrain.report.console import escape_invisible
 from tests.report.tokenizers import byte_level
 
 FACTS: dict[str, Any] = {
@@ -148,3 +150,47 @@ def test_snippet_runs_as_printed(tmp_path: Path) -> None:
     for text, reward in zip(names["texts"], rewards, strict=True):
         alone = names["model"](**tokenizer(text, add_special_tokens=False, return_tensors="pt")).logits.item()
         assert alone == pytest.approx(reward.item(), abs=1e-5)
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[click](http://evil.example)",
+    "![x][y]",
+    "a|b`c`*d*",
+    "_e_ ~~f~~ $g$ &lt;h&gt;",
+    "\n# heading\n\n- item",
+    "www.evil.example\\",
+    "\x1b]52;c;aGFja2Vk\x07\u202e\u2028|",
+)
+"""Names of sources that Markdown or HTML would read as something else."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_are_text_in_markdown(name: str) -> None:
+    """A parser of Markdown finds the name itself in its cell, and no element, link or row that it made."""
+    markdown_it = pytest.importorskip("markdown_it")
+    rows = {name: {"read": 10, "dropped": {}, "gathered": 0, "kept": 10}}
+    scored = [ScoredComparison(str(k), (name, "b")[k % 2], (1.0, 0.0), (30, 20), PAIR) for k in range(20)]
+    card = model_card(**{**FACTS, "waterfall": rows, "evaluation": summarize(scored)})
+    body = card.split("\n---\n", 1)[1]
+    parser = markdown_it.MarkdownIt("gfm-like", {"linkify": False})
+    cells = [token for token in parser.parse(body) if token.type == "inline"]
+    found = [cell for cell in cells if _text(cell) == " ".join(escape_invisible(name).split())]
+    assert len(found) == 2, "the cell of the data, and that of the evaluation"
+    assert all({child.type for child in cell.children} <= {"text", "text_special"} for cell in found)
+    assert not [token for token in parser.parse(body) if token.type == "html_block"]
+    assert ModelCard(card).data.eval_results[0].dataset_name == name, "guard: the front matter has the name itself"
+
+
+def _text(token: Any) -> str:
+    return "".join(child.content for child in token.children)
+
+
+@pytest.mark.parametrize("path", ["a'b/c", 'a"; import os; "', "a\nprint(1)", "C:\\models\\new", "日本/é\x1b[31m"])
+def test_paths_are_literals_of_python(path: str) -> None:
+    card = model_card(**{**FACTS, "path": path})
+    (code,) = re.findall(r"^path = (.*)$", card, re.MULTILINE)
+    assert ast.literal_eval(code) == path
+    (called,) = re.findall(r"^llm = LLM\((.*), runner", card, re.MULTILINE)
+    assert called == code

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 
 from rmtrain.data.checks.preferences import RULES
+from rmtrain.data.comparison import PAIR
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.report.console import escape_invisible
 from rmtrain.report.page import page, write_report
 from rmtrain.report.tables import ADVICE
 from rmtrain.report.tables import RULES as RULE_WORDS
@@ -223,3 +227,19 @@ def test_browser_reports_complaints(browser: Browser, tmp_path: Path) -> None:
     assert seen.complaints
     assert len(seen.requests) == 2
     assert seen.values["clipped"] == ["DIV."]
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "\x1b]52;c;a\x07\u202e", "&lt;b&gt;"]
+)
+def test_names_are_text_in_html(name: str) -> None:
+    """Names of sources, runs, rows and hardware make no element, and no control character is in the page."""
+    counts = {name: {"read": 10, "dropped": {}, "gathered": 0, "kept": 10}}
+    scored = [ScoredComparison(f"{name}:{k}", name, (1.0, 0.0), (30, 20), PAIR) for k in range(40)]
+    html = page(
+        name, summary=summarize(scored), waterfall={"train": counts}, environment={"host": name, "versions": {}, "hashes": {}}
+    )
+    assert "<script>alert" not in html
+    assert "<img" not in html
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", html)
+    assert html.count(str(escape(escape_invisible(name)))) >= 3, "guard: it is shown"

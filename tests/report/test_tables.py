@@ -56,7 +56,7 @@ def test_markdown_has_numbers_and_no_bars() -> None:
         "| name | count | share |\n"
         "| --- | ---: | ---: |\n"
         "| a [b] a [b] a [b] a [b] a [b] a [b] | 1,234,567 | 99.5 % |\n"
-        "| c\\|d\\x1b[31m | 7 | 0.5 % |"
+        "| c\\|d\\\\x1b[31m | 7 | 0.5 % |"
     )
 
 
