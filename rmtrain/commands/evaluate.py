@@ -1,6 +1,5 @@
 """`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
 
-import json
 import os
 import re
 import shlex
@@ -45,7 +44,7 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
-from rmtrain.recipe.load import MARKER, RECIPE, evaluation_recipe, load_recipe
+from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
 from rmtrain.report.console import compact, one_line
 from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
@@ -107,9 +106,7 @@ def find_data(options: EvalOptions) -> tuple[EvalTarget, Recipe | EvaluationReci
     """
     overrides = list(options.overrides)
     if options.data is not None:
-        alone = json.dumps([{"path": options.data}], ensure_ascii=False)
-        # In place of the training data as well: rows that it holds out would be evaluated with the file, and its tags be taken.
-        overrides = [f"data.train={alone}", f"data.eval={alone}", *overrides]
+        overrides = [*data_overrides(options.data), *overrides]
     target = find_model(options, overrides)
     recipe: Recipe | EvaluationRecipe
     if target.recipe is not None:

@@ -103,7 +103,10 @@ class EvalOptions:
     overrides: Sequence[str] = ()
     recipe: RecipeOption = None
     data: Annotated[
-        str | None, typer.Option(help="File, directory or Hub dataset of pairs to evaluate on, in place of the recipe's data.")
+        str | None,
+        typer.Option(
+            help="Pairs to evaluate on, in place of the recipe's: a file, directory, Hub dataset, or {path: FILE, KEY: VALUE}."
+        ),
     ] = None
     output: Annotated[
         Path | None, typer.Option(help="Directory for scores.jsonl (default: in the run directory, or in that of the model).")

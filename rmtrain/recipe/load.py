@@ -1,5 +1,6 @@
 """A recipe file and its overrides become a `Recipe`, or a `RecipeError` with every mistake; and a `Recipe` becomes YAML again."""
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -86,13 +87,20 @@ def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     return _validated(Recipe, parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
 
 
+def data_overrides(data: str) -> list[str]:
+    """Return the overrides that put `--data` in place of a recipe's data: a path, or a source in braces, as in a recipe.
+
+    In place of the training data as well: rows that it holds out would be evaluated with the source, and its tags be taken.
+    """
+    source = data if data.lstrip().startswith("{") else json.dumps({"path": data}, ensure_ascii=False)
+    return [f"data.train=[{source}]", f"data.eval=[{source}]"]
+
+
 def evaluation_recipe(data: str, overrides: Sequence[str] = ()) -> EvaluationRecipe:
-    """Return the settings that evaluate a model on a file, directory or Hub dataset; raises RecipeError like `load_recipe`."""
-    sources = [{"path": data}]
+    """Return the settings that evaluate a model on the source of `--data`; raises RecipeError like `load_recipe`."""
     place = Place(0, 0, 0, "--data")
-    # `data.train` is required by its section; an evaluation reads `data.eval` alone.
-    document = Document({"data": {"train": sources, "eval": [*sources]}}, keys={(): place}, values={(): place})
-    return _validated(EvaluationRecipe, document, overrides, None)
+    document = Document({"data": {}}, keys={(): place}, values={(): place})
+    return _validated(EvaluationRecipe, document, [*data_overrides(data), *overrides], None)
 
 
 def dump_recipe(recipe: Recipe) -> str:
