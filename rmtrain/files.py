@@ -50,6 +50,13 @@ def write_text(path: Path, text: str, mode: int = 0o666) -> None:
         file.write(text.encode())
 
 
+def share(path: Path) -> None:
+    """Give a file that safetensors wrote, for its owner only, the permissions of any other new file."""
+    umask = os.umask(0o077)  # there is no other way to read it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -8,6 +8,7 @@ prints the first one. Under other launchers each rank prints its own error. No t
 
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -23,7 +24,13 @@ from typing import Any, NoReturn, Self
 
 from rmtrain.errors import Stopped, TryAgain
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(
+    number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+    if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) is not signal.SIG_IGN
+)
+"""The signals that stop a command: of a scheduler, the keyboard, a closed terminal and a CPU limit. Whoever starts it may ignore the
+last three, as `nohup` does; shells ignore SIGINT for background jobs, unasked."""
 REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
 
@@ -40,7 +47,7 @@ TRACKERS_THREAD = "trackers"
 
 
 def raise_on_signal() -> None:
-    """Make SIGTERM and SIGINT raise `Stopped` in the main thread, so that they end a command as an error does."""
+    """Make `SIGNALS` raise `Stopped` in the main thread, so that they end a command as an error does."""
     global _raised_at
     _raised_at = None
     for number in SIGNALS:
@@ -50,12 +57,19 @@ def raise_on_signal() -> None:
 def raise_stopped(number: int, _: FrameType | None) -> None:
     """Handle the first signal by raising `Stopped`; a second one interrupts the clean-up and exits."""
     global _raised_at
-    HANDLED.set()
+    _handled(number)
     if _raised_at is None:
         _raised_at = time.monotonic()
         raise Stopped(number)
     if time.monotonic() - _raised_at > REPEAT_SECONDS:
         os._exit(128 + number)
+
+
+def _handled(number: int) -> None:
+    HANDLED.set()
+    if number == signal.SIGXCPU:  # until the hard limit, the kernel would repeat it at each second, which is no second request
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
 
 
 class GracefulShutdown:
@@ -111,7 +125,7 @@ class GracefulShutdown:
         raise Stopped(self.received)
 
     def _note(self, number: int) -> None:
-        HANDLED.set()
+        _handled(number)
         self.received, self._received_at = signal.Signals(number), time.monotonic()
 
     def _handle(self, number: int, _: FrameType | None) -> None:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.text.encoder import encode_conversations
 from rmtrain.data.text.renderer import render_all
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
-from rmtrain.files import sync
+from rmtrain.files import share, sync
 from rmtrain.model import reload_check
 from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
 from rmtrain.model.model_files import ModelRef, Weights, find_weights
@@ -168,6 +169,8 @@ def _write_partial(
 def _move(partial: Path, directory: Path) -> Path:
     """Sync every file to the disk, then rename, so that the name only ever shows a complete export."""
     for path in [*partial.rglob("*"), partial]:
+        if path.suffix == ".safetensors":
+            share(path)
         sync(path)
     old = directory.with_name(f".{directory.name}.old")
     if directory.exists():
@@ -213,8 +216,11 @@ def write_export(
 def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:
     """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache, and return its report.
 
-    With `code_revision`, code of that commit may be run, and is read from the usual cache. Raises CheckpointError if the rewards are not
-    reproduced, or the export does not load.
+    With `code_revision`, code of that commit may be run, and is read from the usual cache.
+
+    Raises:
+        CheckpointError: the rewards are not reproduced, or the export does not load.
+        TryAgain: the process was killed.
     """
     command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
     with tempfile.TemporaryDirectory() as cache:
@@ -224,6 +230,10 @@ def check_reload(directory: Path, code_revision: str | None = None) -> dict[str,
     if process.returncode == 0:
         report: dict[str, Any] = json.loads(last_line)
         return report
+    if process.returncode < 0:
+        killed = signal.Signals(-process.returncode)
+        hint = " (out of memory?)" if killed == signal.SIGKILL else ""
+        raise TryAgain(f"{directory}: the process that reloads it was killed by {killed.name}{hint}; run the same command again")
     complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     problem = json.loads(last_line)["problem"] if last_line.startswith("{") else complaint[-1]
     raise CheckpointError(f"{directory} does not reload: {problem}")
