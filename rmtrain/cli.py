@@ -49,6 +49,7 @@ from rmtrain.engine.rank import (
     raise_on_signal,
     rank_number,
     watch_launcher,
+    watch_streams,
 )
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
@@ -200,7 +201,7 @@ def score(
 ) -> None:
     """Score a file of conversations. Each line is a JSON object with `messages`, or with `prompt` and `response` or `responses`."""
     if options.target == "-" and as_json:
-        raise RecipeError("--json and -o - both write to stdout; set -o to a file")
+        raise RecipeError("--json and the rewards both go to stdout; set -o to a file")
     checked_precision(options.precision)
     start_processes(processes, accelerate_config)
     console = start_console()
@@ -292,12 +293,15 @@ def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) 
     if rank_number():
         return
     console = Console(stderr=as_json or is_taken)
-    console.print(outcome.report, crop=console.is_terminal)
-    if outcome.commands:
-        console.print()
-        console.print(outcome.commands, soft_wrap=True)
-    if as_json:
-        print(json_text(outcome.document))
+    try:
+        console.print(outcome.report, crop=console.is_terminal)
+        if outcome.commands:
+            console.print()
+            console.print(outcome.commands, soft_wrap=True)
+        if as_json:
+            print(json_text(outcome.document), flush=True)
+    except OSError as error:
+        raise TryAgain(f"{error.filename}: the report cannot be printed: {error.strerror}; {outcome.finished}") from error
 
 
 def exit_with_error(error: BaseException) -> NoReturn:
@@ -384,8 +388,13 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
 def main() -> None:
     """Run the command line."""
     raise_on_signal()
+    watch_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:  # it may be closed
+                sys.stdout.flush()  # here, where an error can still be reported
     except SystemExit as exiting:
         exit_process(exiting.code)
     except BaseException as error:

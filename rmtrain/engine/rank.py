@@ -6,6 +6,8 @@ A signal lets the step finish and saves; a second one exits at once.
 prints the first one. Under other launchers each rank prints its own error. No torch here: the command line imports this at its start.
 """
 
+import errno
+import io
 import json
 import os
 import resource
@@ -63,6 +65,32 @@ def raise_stopped(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
     if time.monotonic() - _raised_at > REPEAT_SECONDS:
         os._exit(128 + number)
+
+
+class _Stream(io.FileIO):
+    """Standard output or error. After an error it takes anything and keeps nothing, so that no flush at the exit fails again."""
+
+    def write(self, data: Any) -> int:
+        """Write as a file does; that the reader went away is handled as SIGPIPE, by the handler of `SIGNALS`."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            handler = signal.getsignal(signal.SIGTERM)
+            if error.errno == errno.EPIPE and callable(handler):
+                handler(signal.SIGPIPE, None)
+                return len(memoryview(data).cast("B"))
+            error.filename = f"standard {'output' if self.fileno() == 1 else 'error'}"
+            raise
+
+
+def watch_streams() -> None:
+    """Let a closed pipe on standard output or error stop the command as a signal does: a run saves, and the exit code is 141."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and stream is getattr(sys, f"__{name}__"):  # not the one of a test or a notebook
+            raw = io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=stream.line_buffering))
 
 
 def _handled(number: int) -> None:
