@@ -44,10 +44,12 @@ from rmtrain.engine.rank import (
     SIGNALS,
     TRACKERS_THREAD,
     RankReport,
+    check_variables,
     is_one_of_several,
     is_started_by_rmtrain,
     raise_on_signal,
     rank_number,
+    report_lost_pages,
     watch_launcher,
     watch_streams,
 )
@@ -389,8 +391,10 @@ def main() -> None:
     """Run the command line."""
     raise_on_signal()
     watch_streams()
+    report_lost_pages()
     try:
         try:
+            check_variables()
             app()
         finally:
             if sys.stdout is not None:  # it may be closed

@@ -15,7 +15,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from rmtrain.errors import DISK_FULL, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, RecipeError, RmtrainError, TryAgain
 
 logger = logging.getLogger("rmtrain")
 
@@ -66,6 +66,34 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def unwritable(path: Path) -> str | None:
+    """Return why nothing can be made below a path, as below `/proc` or on a read-only disk, else None. Nothing is left there.
+
+    A full disk is no reason: that passes.
+    """
+    parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=PART, dir=parent))  # permissions do not say it: root has them everywhere
+    except OSError as error:
+        return None if error.errno in FULL else f"{parent} is not writable: {error.strerror}"
+    return None
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder below `TMPDIR`, which is removed at the end; raises TryAgain, naming `TMPDIR`, if it cannot be made or filled."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="rmtrain-") as folder:
+            yield Path(folder)
+    except Exception as error:  # safetensors and tokenizers report a full disk as text of their own errors
+        number = getattr(error, "errno", None)
+        is_full = number in FULL or "No space left" in str(error) or "os error 28" in str(error)
+        if isinstance(error, RmtrainError) or not (is_full or "No usable temporary directory" in str(error)):
+            raise
+        place = f"TMPDIR: {tempfile.tempdir or os.environ.get('TMPDIR', '/tmp')}"
+        raise TryAgain(f"{place}: the disk is full, or not writable; free some space, or set another directory") from error
+
+
 def sha256_file(path: Path) -> str:
     """Return the sha256 of a file's bytes as 64 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -113,6 +141,8 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         RecipeError: the cache cannot be written, or the directory is another user's, or others may write to it.
     """
     lock_file, is_waiting = target.parent / f"{LOCK}{target.name}", False
+    if not os.path.exists(target) and (problem := unwritable(target.parent)):
+        raise RecipeError(f"data.cache_dir: {problem}{_whose(target.parent)}")
     try:
         while not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)

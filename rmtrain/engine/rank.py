@@ -6,6 +6,7 @@ A signal lets the step finish and saves; a second one exits at once.
 prints the first one. Under other launchers each rank prints its own error. No torch here: the command line imports this at its start.
 """
 
+import ctypes
 import errno
 import io
 import json
@@ -14,7 +15,6 @@ import resource
 import select
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
-from rmtrain.errors import Stopped, TryAgain
+from rmtrain.errors import RecipeError, Stopped, TryAgain
+from rmtrain.files import temporary_folder
 
 SIGNALS = tuple(
     number
@@ -65,6 +66,25 @@ def raise_stopped(number: int, _: FrameType | None) -> None:
         raise Stopped(number)
     if time.monotonic() - _raised_at > REPEAT_SECONDS:
         os._exit(128 + number)
+
+
+def report_lost_pages() -> None:
+    """End in a line where a file that is mapped into memory was cut meanwhile: the kernel sends SIGBUS, at which Python says nothing."""
+    signal_ = ctypes.CDLL(None).signal
+    signal_.argtypes, signal_.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    signal_(signal.SIGBUS, ctypes.cast(_ON_LOST_PAGE, ctypes.c_void_p))
+
+
+def _exit_for_lost_page(_: int) -> None:
+    line = "error: a file of the cache or of a model was cut while it was read, or its disk failed; run the same command again"
+    if REPORTS in os.environ:
+        RankReport(rank_number(), TryAgain.exit_code, [line], False, time.time()).write(Path(os.environ[REPORTS]))
+    else:
+        os.write(2, f"{line}\n".encode())
+    os._exit(TryAgain.exit_code)
+
+
+_ON_LOST_PAGE = ctypes.CFUNCTYPE(None, ctypes.c_int)(_exit_for_lost_page)
 
 
 class _Stream(io.FileIO):
@@ -166,6 +186,22 @@ class GracefulShutdown:
             os._exit(128 + number)
 
 
+def check_variables() -> None:
+    """Raise RecipeError for variables of a launcher that no launcher has set, and remove them: libraries would wait for other ranks."""
+    given = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    place = ("MASTER_ADDR", "MASTER_PORT") if given.get("WORLD_SIZE") != "1" else ()
+    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", *place) if name not in os.environ]
+    wrong = [name for name, value in given.items() if not (value.isascii() and value.isdigit())]
+    if wrong or (missing and given and given != {"WORLD_SIZE": "1"}):
+        for name in given:
+            del os.environ[name]
+        names = ", ".join(wrong or given)
+        problem = "expected a whole number" if wrong else f"set without {', '.join(missing)}"
+        raise RecipeError(
+            f"{names}: {problem}; unset {names}, or start the command with a launcher such as torchrun, or --processes"
+        )
+
+
 def rank_number() -> int:
     """Return the rank of this process, 0 where it is the only one."""
     return int(os.environ.get("RANK", "0"))
@@ -202,9 +238,9 @@ class RankReport:
 @contextmanager
 def reports_folder() -> Iterator[Path]:
     """A folder for the reports of the ranks that this process starts, which learn of both from their environment."""
-    with tempfile.TemporaryDirectory(prefix="rmtrain-") as folder:
-        os.environ |= {LAUNCHER: str(os.getpid()), REPORTS: folder}
-        yield Path(folder)
+    with temporary_folder() as folder:
+        os.environ |= {LAUNCHER: str(os.getpid()), REPORTS: str(folder)}
+        yield folder
 
 
 def read_reports(folder: Path) -> list[RankReport]:

@@ -32,7 +32,7 @@ TAMPERING: dict[str, Callable[[Path], Any]] = {
     "replaced": replace,
     "emptied": lambda path: os.truncate(path, 0),
     "cut": lambda path: os.truncate(path, 100),
-    "appended to": lambda path: path.open("a").write("{}\n"),
+    "appended to": lambda path: path.write_bytes(path.read_bytes() + b"{}\n"),
 }
 
 
