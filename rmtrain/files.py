@@ -72,8 +72,10 @@ def unwritable(path: Path) -> str | None:
     A full disk is no reason: that passes.
     """
     parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} is not writable"
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=PART, dir=parent))  # permissions do not say it: root has them everywhere
+        os.rmdir(tempfile.mkdtemp(prefix=PART, dir=parent))  # permissions do not say all: root has them everywhere
     except OSError as error:
         return None if error.errno in FULL else f"{parent} is not writable: {error.strerror}"
     return None
@@ -141,8 +143,6 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         RecipeError: the cache cannot be written, or the directory is another user's, or others may write to it.
     """
     lock_file, is_waiting = target.parent / f"{LOCK}{target.name}", False
-    if not os.path.exists(target) and (problem := unwritable(target.parent)):
-        raise RecipeError(f"data.cache_dir: {problem}{_whose(target.parent)}")
     try:
         while not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,9 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         if error.errno in FULL:
             message = f"data.cache_dir: the disk of {target.parent} is full; free some space, or set another directory"
             raise TryAgain(message) from error
-        if error.errno in FORBIDDEN:
+        # Places such as /proc have errors of their own: a file is missing that was to be made.
+        is_here = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
+        if error.errno in FORBIDDEN or is_here or not os.path.isdir(target.parent):
             whose = _whose(Path(error.filename or target.parent)) if error.errno in (errno.EACCES, errno.EPERM) else ""
             raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}{whose}") from error
         raise

@@ -95,10 +95,15 @@ class RunDirectory:
             self.lock.release()
 
     def keep_lock(self) -> None:
-        """Lock the directory again if the lock file was removed, as a clean-up of old files does; raise TryAgain if it was replaced."""
+        """Lock the directory again if the lock file was removed, as a clean-up of old files does.
+
+        Raises TryAgain if it was replaced, or the whole run was removed.
+        """
         if self._lock_file is None:
             return
         with disk_errors(self.path / LOCK):
+            if not (self.path / MARKER).exists():
+                raise TryAgain(f"{self.path / MARKER}: was removed while the run was in progress; run the same command again")
             if not (self.path / LOCK).exists():
                 logger.warning("%s was removed while this run held it; it is locked again", self.path / LOCK)
                 self.lock = _lock(self.path)
