@@ -67,6 +67,7 @@ def _regular_file(path: str, standard: int) -> os.stat_result | None:
 
 
 def shown(path: str, standard: str) -> str:
+    """Return the name of a file as messages have it, or that of the standard stream that `-` stands for."""
     return standard if path == STANDARD else Path(path).name
 
 
