@@ -173,7 +173,7 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         is_here = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
         if error.errno in FORBIDDEN or is_here or not os.path.isdir(target.parent):
             whose = _whose(Path(error.filename or target.parent)) if error.errno in (errno.EACCES, errno.EPERM) else ""
-            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}{whose}") from error
+            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {error.strerror}{whose}") from error
         raise
     _check_owner(target)
     return target
