@@ -44,10 +44,12 @@ from rmtrain.engine.rank import (
     SIGNALS,
     TRACKERS_THREAD,
     RankReport,
+    check_variables,
     is_one_of_several,
     is_started_by_rmtrain,
     raise_on_signal,
     rank_number,
+    report_lost_pages,
     watch_launcher,
 )
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
@@ -206,7 +208,7 @@ def score(
 ) -> None:
     """Score a file of conversations. Each line is a JSON object with `messages`, or with `prompt` and `response` or `responses`."""
     if options.target == "-" and as_json:
-        raise RecipeError("--json and -o - both write to stdout; set -o to a file")
+        raise RecipeError("--json and the rewards both go to stdout; set -o to a file")
     checked_precision(options.precision)
     start_processes(processes, accelerate_config)
     console = start_console()
@@ -298,12 +300,15 @@ def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) 
     if rank_number():
         return
     console = TerminalConsole(stderr=as_json or is_taken)
-    console.print(outcome.report, crop=console.is_terminal)
-    if outcome.commands:
-        console.print()
-        console.print(outcome.commands, soft_wrap=True)
-    if as_json:
-        print(json_text(outcome.document, sys.stdout.encoding))
+    try:
+        console.print(outcome.report, crop=console.is_terminal)
+        if outcome.commands:
+            console.print()
+            console.print(outcome.commands, soft_wrap=True)
+        if as_json:
+            print(json_text(outcome.document, sys.stdout.encoding), flush=True)
+    except OSError as error:
+        raise TryAgain(f"{error.filename}: the report cannot be printed: {error.strerror}; {outcome.finished}") from error
 
 
 def exit_with_error(error: BaseException) -> NoReturn:
@@ -357,6 +362,10 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     if is_one_of_several() and _has_lost_peer(error):
         reason = str(error).splitlines()[0]
         return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
+    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
+        return RecipeError(
+            "~: this user has no home directory; set HOME, or paths without ~, also in data.cache_dir or RMTRAIN_CACHE"
+        )
     if not isinstance(error, OSError):
         return None
     if error.errno in DISK_FULL:
@@ -393,8 +402,14 @@ def main() -> None:
     """Run the command line."""
     raise_on_signal()
     protect_streams()
+    report_lost_pages()
     try:
-        exit_process(app(standalone_mode=False, prog_name="rmtrain"))
+        try:
+            check_variables()
+            code = app(standalone_mode=False, prog_name="rmtrain")
+        finally:
+            sys.stdout.flush()  # here, where an error can still be reported
+        exit_process(code)
     except SystemExit as exiting:
         exit_process(exiting.code)
     except BaseException as error:

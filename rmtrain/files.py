@@ -15,7 +15,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
-from rmtrain.errors import DISK_FULL, RecipeError, TryAgain
+from rmtrain.errors import DISK_FULL, RecipeError, RmtrainError, TryAgain
 
 logger = logging.getLogger("rmtrain")
 
@@ -50,6 +50,13 @@ def write_text(path: Path, text: str, mode: int = 0o666) -> None:
         file.write(text.encode())
 
 
+def share(path: Path) -> None:
+    """Give a file that safetensors wrote, for its owner only, the permissions of any other new file."""
+    umask = os.umask(0o077)  # there is no other way to read it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the entries of a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -57,6 +64,36 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def unwritable(path: Path) -> str | None:
+    """Return why nothing can be made below a path, as below `/proc` or on a read-only disk, else None. Nothing is left there.
+
+    A full disk is no reason: that passes.
+    """
+    parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"{parent} is not writable"
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=PART, dir=parent))  # permissions do not say all: root has them everywhere
+    except OSError as error:
+        return None if error.errno in FULL else f"{parent} is not writable: {error.strerror}"
+    return None
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder below `TMPDIR`, which is removed at the end; raises TryAgain, naming `TMPDIR`, if it cannot be made or filled."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="rmtrain-") as folder:
+            yield Path(folder)
+    except Exception as error:  # safetensors and tokenizers report a full disk as text of their own errors
+        number = getattr(error, "errno", None)
+        is_full = number in FULL or "No space left" in str(error) or "os error 28" in str(error)
+        if isinstance(error, RmtrainError) or not (is_full or "No usable temporary directory" in str(error)):
+            raise
+        place = f"TMPDIR: {tempfile.tempdir or os.environ.get('TMPDIR', '/tmp')}"
+        raise TryAgain(f"{place}: the disk is full, or not writable; free some space, or set another directory") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -132,9 +169,11 @@ def get_or_build(target: Path, build: Callable[[Path], None]) -> Path:
         if error.errno in FULL:
             message = f"data.cache_dir: the disk of {target.parent} is full; free some space, or set another directory"
             raise TryAgain(message) from error
-        if error.errno in FORBIDDEN:
+        # Places such as /proc have errors of their own: a file is missing that was to be made.
+        is_here = isinstance(error.filename, str) and Path(error.filename).parent == target.parent
+        if error.errno in FORBIDDEN or is_here or not os.path.isdir(target.parent):
             whose = _whose(Path(error.filename or target.parent)) if error.errno in (errno.EACCES, errno.EPERM) else ""
-            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {os.strerror(error.errno)}{whose}") from error
+            raise RecipeError(f"data.cache_dir: cannot write to {target.parent}: {error.strerror}{whose}") from error
         raise
     _check_owner(target)
     return target

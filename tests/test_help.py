@@ -57,7 +57,7 @@ def test_exit_codes_are_those_of_errors_and_readme() -> None:
         (["inspect", "r.yaml", "--limit", "x"], "--limit: "),
         (["train", "r.yaml", "--processes", "0"], "--processes: "),
         (["score"], "MODEL"),
-        (["score", "m", "i"], "--output"),
+        (["score", "m"], "INPUT"),
         (["no\x1b]0;t\x07pe"], "no\\x1b]0;t\\x07pe"),
         (["train", "r.yaml", "--resume"], "--resume"),
     ],

@@ -1,6 +1,5 @@
 """`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -42,6 +41,7 @@ from rmtrain.evaluation.scores_file import (
 )
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
+from rmtrain.files import unwritable
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
@@ -132,9 +132,8 @@ def output_folder(options: EvalOptions, target: EvalTarget, name: str | None) ->
         cache = str(Data.model_fields["cache_dir"].get_default(call_default_factory=True))
         home = Path(cache).expanduser() / "evaluations" / target.model.replace("/", "--")
     folder = options.output or (home if name is None else home / name)
-    parent = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RecipeError(f"--output: {parent} is not writable; set --output to another directory")
+    if problem := unwritable(folder):
+        raise RecipeError(f"--output: {problem}; set --output to another directory")
     return folder
 
 

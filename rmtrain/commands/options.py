@@ -294,7 +294,9 @@ class ScoreOptions:
 
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
     source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")]
-    target: Annotated[str, typer.Option("--output", "-o", help="Output file, or - for stdout. A partial output is resumed.")]
+    target: Annotated[
+        str, typer.Option("--output", "-o", help="Output file (default: stdout, as for -). A partial output is resumed.")
+    ] = "-"
     best_of: Annotated[bool, typer.Option("--best-of", help="Write only the best of the responses of each line.")] = False
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Skip and count lines that cannot be scored (default: stop with exit code 3).")
@@ -362,8 +364,10 @@ class CommandResult:
     report: for people.
     document: the same as JSON values.
     commands: next commands to run, one a line.
+    finished: what is said where the report cannot be printed.
     """
 
     report: RenderableType
     document: dict[str, Any]
     commands: Text = field(default_factory=Text)
+    finished: str = "the command has finished"

@@ -1,57 +1,36 @@
 """`rmtrain score`: rewards for a file of conversations, streamed in chunks of lines, resumed where an earlier run stopped."""
 
-import gzip
 import hashlib
 import itertools
-import json
-import os
-import signal
-import sys
-import zlib
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import IO, Any
 
 from accelerate.utils import gather_object
-from filelock import lock_descriptor
 from rich.console import Console
 from rich.text import Text
 
 from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
+from rmtrain.commands.score_files import CHUNK, STANDARD, Numbered, ScoreFiles, check_paths, shown
 from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.data.rows.readers import Line, Malformed, open_bytes, read_lines
 from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.errors import DataError, NumericError, RecipeError, Stopped, TryAgain, missing
+from rmtrain.errors import DataError, NumericError, Stopped
 from rmtrain.evaluation.scorer import (
     MAX_TOKENS,
-    WRITTEN,
     InputRow,
     RewardScorer,
     format_response,
     parse_input,
 )
-from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
-from rmtrain.files import NO_LOCKS
-from rmtrain.report.console import json_text, one_line
+from rmtrain.report.console import escape_json, one_line
 from rmtrain.report.progress import ScoringProgress, is_watched
 from rmtrain.report.terminal import TerminalConsole
 
-CHUNK = 256
-"""Lines that are scored together and written at once. A reward depends, in its last bits, on its chunk and nothing else: not on where a
-run was resumed, nor on the number of processes."""
-STANDARD = "-"
 MAX_NAMED = 10
 
-Numbered = tuple[int, Line | Malformed]
-"""A line of the input, after its number, counted from 1."""
-Chunk = tuple[int, list[Numbered]]
-"""The number of a chunk, and its lines."""
 Encoded = tuple[InputRow, TokenizedComparison, bool]
 """A line of the input, its tokens, and whether some of its sequences were cut."""
 
@@ -70,7 +49,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         Stopped: a signal came to one of several processes.
     """
     accelerator = start_evaluation()
-    run_on_main(accelerator, partial(_check_paths, options.source, options.target))
+    run_on_main(accelerator, partial(check_paths, options.source, options.target))
     scorer = RewardScorer(
         options.model,
         device=model_device(accelerator),
@@ -95,8 +74,6 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
     # Rewards on stdout would be written into the live line.
     live = is_watched(console) and options.target != STANDARD
     with stopping(accelerator) as stop, ScoringProgress(console, "lines", live=live) as progress, ExitStack() as stack:
-        if options.target == STANDARD:
-            stack.enter_context(until_closed())
         files = ScoreFiles(options, settings, stack)
         resume_chunk, resumed = run_on_main(accelerator, files.open)
         rows = resumed
@@ -124,7 +101,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         stop.check()
         run_on_main(accelerator, files.finish)
     if not rows:
-        raise DataError(f"{_name(options.source, 'stdin')}: no line to score")
+        raise DataError(f"{shown(options.source, 'stdin')}: no line to score")
 
     for problem in problems:
         console.print(Text(f"skipped: {one_line(problem)}"))
@@ -142,20 +119,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
         report.append(f"skipped       {read - rows:,} lines that cannot be scored")
     if cut:
         report.append(f"cut           {cut:,} lines longer than {settings['max_length']:,} tokens, at their beginning")
-    return CommandResult(Text("\n".join([*report, f"output        {_name(options.target, 'stdout')}"])), document)
-
-
-def _check_paths(source: str, target: str) -> None:
-    if source == STANDARD:
-        return
-    if not Path(source).expanduser().is_file():
-        raise RecipeError(f"{missing(source)}")
-    if target != STANDARD and Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
-        raise RecipeError(f"{target}: the output is the input; name another file")
-
-
-def _name(path: str, standard: str) -> str:
-    return standard if path == STANDARD else Path(path).name
+    return CommandResult(Text("\n".join([*report, f"output        {shown(options.target, 'stdout')}"])), document)
 
 
 def encode(lines: Sequence[Numbered], scorer: RewardScorer) -> tuple[list[Encoded], list[DataError]]:
@@ -213,144 +177,6 @@ def score_chunk(lines: Sequence[Numbered], scorer: RewardScorer, options: ScoreO
         return ScoredChunk()
     written = []
     for (row, _, is_cut), of_row in zip(encoded, rewards, strict=True):
-        response = format_response(row, of_row, is_cut, options.best_of)
-        written.append((row.number, json_text(response) + "\n"))
+        written.append((row.number, escape_json(format_response(row, of_row, is_cut, options.best_of))))
     problems = [line for problem in bad[:MAX_NAMED] for line in problem.problems]
     return ScoredChunk(written, sum(is_cut for _, _, is_cut in encoded), problems)
-
-
-class ScoreFiles:
-    """The input and the output of `rmtrain score`, which only the main process opens and uses; `stack` closes both.
-
-    `settings`, everything that rewards depend on, are stored next to the output, and compared when it is resumed.
-    """
-
-    def __init__(self, options: ScoreOptions, settings: Mapping[str, Any], stack: ExitStack) -> None:
-        self.options, self.settings, self.stack = options, settings, stack
-        self._chunks: Iterator[Chunk] = iter(())
-        self._output: IO[bytes] = sys.stdout.buffer
-        # The complete lines of the output: how many, where they end, and the input line of the last.
-        self._rows = self._end = self._last_line = 0
-        # Those of its last chunk, until they are confirmed: line of the output, line of the input, and the row without its rewards.
-        self._tail: list[tuple[int, int, dict[str, Any]]] = []
-
-    def open(self) -> tuple[int, int]:
-        """Open both; return the first chunk to score, and the number of complete lines that the output already has.
-
-        Raises:
-            RecipeError: something else wrote the output, or it has other settings, unless `fresh`.
-            TryAgain: another process is writing it.
-        """
-        source, target = self.options.source, self.options.target
-        stream = sys.stdin.buffer
-        if source != STANDARD:
-            stream = self.stack.enter_context(open_bytes(Path(source).expanduser()))
-        lines = read_lines(_name(source, "stdin"), stream)
-        # By line number, not by count, so that skipped and empty lines do not shift the chunks.
-        self._chunks = ((n, list(group)) for n, group in itertools.groupby(lines, lambda line: (line[0] - 1) // CHUNK))
-        if target == STANDARD:
-            return 0, 0
-
-        path = Path(target).expanduser()
-        if path.exists() and not path.is_file():  # such as /dev/null, or a named pipe
-            self._output = self.stack.enter_context(path.open("wb"))
-            return 0, 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._output = self.stack.enter_context(path.open("r+b"))
-        self.stack.callback(os.fsync, self._output.fileno())
-        try:
-            if not lock_descriptor(self._output.fileno(), blocking=False):
-                raise TryAgain(f"{target}: another process is writing it; wait for it, or name another file")
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-        if path.stat().st_size and not self.options.fresh:
-            self._read_output(path)
-        if not self._rows:
-            self._output.seek(0)
-            self._output.truncate()
-            write_settings(path, self.settings)
-        return max(0, self._last_line - 1) // CHUNK, self._rows
-
-    def _read_output(self, path: Path) -> None:
-        """Note the complete lines of the output. Those of the last chunk are computed again, to confirm that the input is the same."""
-        before = read_settings(path)
-        if before is None:
-            raise RecipeError(
-                f"{path}: exists, and {settings_file(path).name}, which rmtrain score writes, does not; "
-                "name another file, or pass --fresh to overwrite it"
-            )
-        differing = differences(before, self.settings, list(self.settings))
-        if differing:
-            raise RecipeError(
-                f"{path}: has other settings: {'; '.join(differing)}; use the same, or pass --fresh to overwrite it"
-            )
-        last: deque[tuple[int, bytes]] = deque(maxlen=CHUNK)
-        for line in self._output:
-            if line.endswith(b"\n"):
-                self._rows, self._end = self._rows + 1, self._end + len(line)
-                last.append((self._rows, line))
-        for place, line in last:
-            try:
-                row = json.loads(line)
-                self._last_line = int(row["input_line"])
-            except (ValueError, KeyError, TypeError):
-                raise RecipeError(
-                    f"{path}:{place}: not a line of rmtrain score; name another file, or pass --fresh to overwrite it"
-                ) from None
-            self._tail.append((place, self._last_line, _without_scores(row)))
-        chunk = (self._last_line - 1) // CHUNK
-        self._tail = [row for row in self._tail if (row[1] - 1) // CHUNK == chunk]
-
-    def next_chunks(self, count: int, stop: GracefulShutdown) -> list[Chunk]:
-        """Return up to `count` chunks; none where the input ends, or where a signal comes while it is silent."""
-        try:
-            with stop.raise_immediately():
-                return list(itertools.islice(self._chunks, count))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(f"{_name(self.options.source, 'stdin')}: damaged archive: {error}") from error
-        except Stopped:
-            if stop.received is None:
-                raise
-            return []
-
-    def write(self, chunks: Sequence[Sequence[tuple[int, str]]]) -> int:
-        """Write the lines of chunks that the output does not have yet; return their number."""
-        if self._tail and chunks:
-            computed = {number: _without_scores(json.loads(text)) for number, text in chunks[0]}
-            self._refuse([(place, number) for place, number, row in self._tail if computed.get(number) != row])
-            self._tail = []
-            self._output.seek(self._end)
-            self._output.truncate()  # a last line that was cut off
-        new = [text for lines in chunks for number, text in lines if number > self._last_line]
-        self._output.write("".join(new).encode())
-        self._output.flush()
-        return len(new)
-
-    def finish(self) -> None:
-        """Flush the output to the disk and close both."""
-        self._refuse([(place, number) for place, number, _ in self._tail])
-        self.stack.close()
-
-    def _refuse(self, lines: Sequence[tuple[int, int]]) -> None:
-        """Raise DataError for the first of lines that are not the input's: their numbers in the output and in the input."""
-        for place, number in lines[:1]:
-            raise DataError(
-                f"{self.options.target}:{place}: not the reward of line {number} of {_name(self.options.source, 'stdin')}; "
-                "pass the same input, or --fresh to overwrite the output"
-            )
-
-
-def _without_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in WRITTEN}
-
-
-@contextmanager
-def until_closed() -> Iterator[None]:
-    """End as by SIGPIPE when the reader of standard output, such as `head`, goes away."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes stdout at exit
-        raise Stopped(signal.SIGPIPE) from None

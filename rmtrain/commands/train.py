@@ -343,7 +343,8 @@ def result(
         commands.insert(
             0, ("evaluate it again; --data FILE for other pairs, --fail-under for CI", rmtrain_command("eval", str(path)))
         )
-    return CommandResult(Text(lines), document, next_steps(commands))
+    finished = f"the run in {path} is finished, and its model is in {directory.model}"
+    return CommandResult(Text(lines), document, next_steps(commands), finished)
 
 
 def how_to_resume(stopped: Stopped, directory: RunDirectory, checkpoints: CheckpointManager) -> str:

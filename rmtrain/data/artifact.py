@@ -5,7 +5,9 @@ the lengths of the whole sequences. Example: sequences [1 2 3 9] and [1 2 4 5 9]
 Tokens that were removed from the beginning of a sequence are counted in `cut`, and in nothing else.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.data.waterfall import Waterfall
+from rmtrain.errors import TryAgain
 
 SCHEMA = pa.schema(
     {
@@ -91,6 +94,7 @@ class TokenizedData:
 
     def __init__(self, file: Path, key: str, waterfall: Waterfall) -> None:
         self.key, self.waterfall = key, waterfall
+        self._file, self._status = file, file.stat()
         self._table: pa.Table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self._batches: list[pa.RecordBatch] = self._table.to_batches()
         self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
@@ -115,6 +119,7 @@ class TokenizedData:
         """Return a comparison. Its first sequence is a view of the file; the others are copies, prefix and rest joined."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
+        self._check_file()
         index %= len(self)
         number = int(self._starts.searchsorted(index, side="right")) - 1
         if number not in self._opened:
@@ -137,6 +142,18 @@ class TokenizedData:
             preferences=tuple(map(Preference, *(columns[name][row].tolist() for name in EDGE_COLUMNS))),
             cut=tuple(columns["cut"][row].tolist()),
         )
+
+    def _check_file(self) -> None:
+        """Raise TryAgain if the file was cut or overwritten: its rows would be others. One that was removed or replaced is still mapped."""
+        with suppress(FileNotFoundError):
+            now = os.stat(self._file)
+            if os.path.samestat(now, self._status) and (now.st_size, now.st_mtime_ns) != (
+                self._status.st_size,
+                self._status.st_mtime_ns,
+            ):
+                raise TryAgain(
+                    f"{self._file}: was changed while it was read; remove {self._file.parent}, and run the same command again"
+                )
 
     @cached_property
     def ids(self) -> "StringColumn":

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmtrain.errors import CheckpointError, TryAgain
-from rmtrain.files import sha256_file, sync, write_text
+from rmtrain.files import sha256_file, share, sync, write_text
 
 logger = logging.getLogger("rmtrain")
 
@@ -239,4 +239,5 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     except SafetensorError as error:  # safetensors reports a full disk as text only
         raise OSError(errno.ENOSPC if f"os error {errno.ENOSPC}" in str(error) else errno.EIO, str(error)) from error
+    share(file)
     sync(file)

@@ -164,6 +164,7 @@ def _rank_environment(job: Launch) -> dict[str, str]:
     """Return what the ranks need in their environment in addition to what accelerate sets."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
+        "PET_SIGNALS_TO_HANDLE": ",".join(number.name for number in SIGNALS),
         "PET_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # after a signal; where a rank fails, torch gives the others 30 seconds
         "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # stack traces of a peer that is gone
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // job.local))),

@@ -6,12 +6,13 @@ A signal lets the step finish and saves; a second one exits at once.
 prints the first one. Under other launchers each rank prints its own error. No torch here: the command line imports this at its start.
 """
 
+import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +22,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Self
 
-from rmtrain.errors import Stopped, TryAgain
+from rmtrain.errors import RecipeError, Stopped, TryAgain
+from rmtrain.files import temporary_folder
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(
+    number
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGXCPU)
+    if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) is not signal.SIG_IGN
+)
+"""The signals that stop a command: of a scheduler, the keyboard, a closed terminal and a CPU limit. Whoever starts it may ignore the
+last three, as `nohup` does; shells ignore SIGINT for background jobs, unasked."""
 REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
 
@@ -40,7 +48,7 @@ TRACKERS_THREAD = "trackers"
 
 
 def raise_on_signal() -> None:
-    """Make SIGTERM and SIGINT raise `Stopped` in the main thread, so that they end a command as an error does."""
+    """Make `SIGNALS` raise `Stopped` in the main thread, so that they end a command as an error does."""
     global _raised_at
     _raised_at = None
     for number in SIGNALS:
@@ -50,12 +58,38 @@ def raise_on_signal() -> None:
 def raise_stopped(number: int, _: FrameType | None) -> None:
     """Handle the first signal by raising `Stopped`; a second one interrupts the clean-up and exits."""
     global _raised_at
-    HANDLED.set()
+    _handled(number)
     if _raised_at is None:
         _raised_at = time.monotonic()
         raise Stopped(number)
     if time.monotonic() - _raised_at > REPEAT_SECONDS:
         os._exit(128 + number)
+
+
+def report_lost_pages() -> None:
+    """End in a line where a file that is mapped into memory was cut meanwhile: the kernel sends SIGBUS, at which Python says nothing."""
+    signal_ = ctypes.CDLL(None).signal
+    signal_.argtypes, signal_.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    signal_(signal.SIGBUS, ctypes.cast(_ON_LOST_PAGE, ctypes.c_void_p))
+
+
+def _exit_for_lost_page(_: int) -> None:
+    line = "error: a file of the cache or of a model was cut while it was read, or its disk failed; run the same command again"
+    if REPORTS in os.environ:
+        RankReport(rank_number(), TryAgain.exit_code, [line], False, time.time()).write(Path(os.environ[REPORTS]))
+    else:
+        os.write(2, f"{line}\n".encode())
+    os._exit(TryAgain.exit_code)
+
+
+_ON_LOST_PAGE = ctypes.CFUNCTYPE(None, ctypes.c_int)(_exit_for_lost_page)
+
+
+def _handled(number: int) -> None:
+    HANDLED.set()
+    if number == signal.SIGXCPU:  # until the hard limit, the kernel would repeat it at each second, which is no second request
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
 
 
 class GracefulShutdown:
@@ -111,7 +145,7 @@ class GracefulShutdown:
         raise Stopped(self.received)
 
     def _note(self, number: int) -> None:
-        HANDLED.set()
+        _handled(number)
         self.received, self._received_at = signal.Signals(number), time.monotonic()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
@@ -122,6 +156,22 @@ class GracefulShutdown:
                 self.stop()
         elif time.monotonic() - self._received_at > REPEAT_SECONDS:
             os._exit(128 + number)
+
+
+def check_variables() -> None:
+    """Raise RecipeError for variables of a launcher that no launcher has set, and remove them: libraries would wait for other ranks."""
+    given = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    place = ("MASTER_ADDR", "MASTER_PORT") if given.get("WORLD_SIZE") != "1" else ()
+    missing = [name for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", *place) if name not in os.environ]
+    wrong = [name for name, value in given.items() if not (value.isascii() and value.isdigit())]
+    if wrong or (missing and given and given != {"WORLD_SIZE": "1"}):
+        for name in given:
+            del os.environ[name]
+        names = ", ".join(wrong or given)
+        problem = "expected a whole number" if wrong else f"set without {', '.join(missing)}"
+        raise RecipeError(
+            f"{names}: {problem}; unset {names}, or start the command with a launcher such as torchrun, or --processes"
+        )
 
 
 def rank_number() -> int:
@@ -160,9 +210,9 @@ class RankReport:
 @contextmanager
 def reports_folder() -> Iterator[Path]:
     """A folder for the reports of the ranks that this process starts, which learn of both from their environment."""
-    with tempfile.TemporaryDirectory(prefix="rmtrain-") as folder:
-        os.environ |= {LAUNCHER: str(os.getpid()), REPORTS: folder}
-        yield Path(folder)
+    with temporary_folder() as folder:
+        os.environ |= {LAUNCHER: str(os.getpid()), REPORTS: str(folder)}
+        yield folder
 
 
 def read_reports(folder: Path) -> list[RankReport]:

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
-from rmtrain.files import atomic_write, sync, try_lock, write_text
+from rmtrain.files import atomic_write, sync, try_lock, unwritable, write_text
 from rmtrain.recipe.explain import show
 from rmtrain.recipe.load import MARKER, RECIPE, dump_recipe, hook_files, load_recipe, with_absolute_paths
 from rmtrain.recipe.schema import Recipe
@@ -50,6 +50,7 @@ class RunDirectory:
     def __init__(self, path: Path, run_id: str, continues: bool, lock: FileLock | None = None) -> None:
         self.path, self.run_id, self.continues, self.lock = path, run_id, continues, lock
         self.is_finished = False
+        self._lock_file = None if lock is None else (path / LOCK).stat()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the lock: the main process keeps it when it sends the directory to the other ranks."""
@@ -93,13 +94,35 @@ class RunDirectory:
         if self.lock is not None:
             self.lock.release()
 
+    def keep_lock(self) -> None:
+        """Lock the directory again if the lock file was removed, as a clean-up of old files does.
+
+        Raises TryAgain if it was replaced, or the whole run was removed.
+        """
+        if self._lock_file is None:
+            return
+        with disk_errors(self.path / LOCK):
+            if not (self.path / MARKER).exists():
+                raise TryAgain(f"{self.path / MARKER}: was removed while the run was in progress; run the same command again")
+            if not (self.path / LOCK).exists():
+                logger.warning("%s was removed while this run held it; it is locked again", self.path / LOCK)
+                self.lock = _lock(self.path)
+                self._lock_file = (self.path / LOCK).stat()
+            elif not os.path.samestat(self._lock_file, (self.path / LOCK).stat()):
+                raise TryAgain(
+                    f"{self.path / LOCK}: was replaced while this run held it, so that another process may work in {self.path}; "
+                    "stop that one, and run the same command again"
+                )
+
     def finish(self) -> None:
         """Mark the run as finished."""
+        self.keep_lock()
         self._mark(finished=True)
         self.is_finished = True
 
     def sync(self) -> None:
-        """Flush the records to the disk; raise TryAgain when it is full or fails."""
+        """Flush the records to the disk; raise TryAgain when it is full or fails, or the lock was replaced."""
+        self.keep_lock()
         for file in self._records():
             with disk_errors(file):
                 sync(file)
@@ -163,9 +186,8 @@ def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = 
     path = _resolve(recipe.run.output_dir)
     if path.exists() and not path.is_dir():
         raise CheckpointError(f"run.output_dir: {path} is a file; choose a new or empty directory")
-    parent = next(parent for parent in (path.resolve(), *path.resolve().parents) if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise RecipeError(f"run.output_dir: {parent} is not writable; choose another directory")
+    if problem := unwritable(path.resolve()):
+        raise RecipeError(f"run.output_dir: {problem}; choose another directory")
     has_run = (path / MARKER).exists()
     if has_run:
         _lock(path).release()  # reports a process that is training there
@@ -178,7 +200,7 @@ def _resolve(output_dir: str) -> Path:
     """Return the path, relative to the current directory if it is below it; raise RecipeError for one that no run may have."""
     try:
         given = Path(output_dir).expanduser()
-        path, here, home = given.resolve(), Path.cwd().resolve(), Path.home().resolve()
+        path, here, home = given.resolve(), Path.cwd().resolve(), Path(os.path.expanduser("~")).resolve()
         path.exists()  # raises for a name that is too long
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"run.output_dir: {show(output_dir)} is not a path of a directory: {error}") from error

@@ -1,9 +1,11 @@
 """A reward model from Python, also a reward function for TRL's trainers: conversations in, rewards out; and lines of `rmtrain score`."""
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
+from json import JSONDecoder
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import BadRow, Comparison, Message, TokenizedComparison, Turns
 from rmtrain.data.rows.messages import TOOLS, kind_of, to_messages, tool_definitions
-from rmtrain.data.rows.readers import Line, Malformed, Row, parse
+from rmtrain.data.rows.readers import Line, Malformed, parse
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
 from rmtrain.data.text.renderer import template_variables
 from rmtrain.data.text.tokenizer import prepared
@@ -255,10 +257,10 @@ WRITTEN = ("reward", "rewards", "best", "input_line", "truncated")
 
 @dataclass(frozen=True, slots=True)
 class InputRow:
-    """A line of the input: its number, its keys, the request to score, and the key of its responses where it has several."""
+    """A line of the input: its number, its text, the request to score, and the key of its responses where it has several."""
 
     number: int
-    row: Row
+    text: str
     request: Comparison
     several: str | None
 
@@ -275,7 +277,7 @@ def parse_input(line: Line | Malformed, number: int, variables: Set[str] = froze
     """
     if isinstance(line, Malformed):
         raise DataError(line.detail)
-    row, where = parse(line), line.where
+    row, where, text = parse(line), line.where, line.content.decode(errors="replace")
     if isinstance(row, Malformed):
         raise DataError(row.detail)
     taken = [key for key in WRITTEN if key in row]
@@ -285,7 +287,7 @@ def parse_input(line: Line | Malformed, number: int, variables: Set[str] = froze
     values = variables_of(row.get(TOOLS) if TOOLS in variables else None, row.get(KWARGS), where)
     if CONVERSATION in row:
         messages = turns(row[CONVERSATION], f"{where}: {CONVERSATION}", "user", ends_with_reply=True)
-        return InputRow(number, row, Comparison(where, "", messages[:-1], (messages[-1:],), (), variables=values), None)
+        return InputRow(number, text.strip(), Comparison(where, "", messages[:-1], (messages[-1:],), (), variables=values), None)
 
     keys = [key for key in (*ONE, *SEVERAL) if key in row]
     if "prompt" not in row or len(keys) != 1:
@@ -301,24 +303,46 @@ def parse_input(line: Line | Malformed, number: int, variables: Set[str] = froze
         raise DataError(f"{where}: {key}: expected a list of one or more responses")
     responses = tuple(turns(value, f"{where}: {name}", "assistant", ends_with_reply=True) for name, value in replies.items())
     request = Comparison(where, "", prompt, responses, (), variables=values)
-    return InputRow(number, row, request, key if key in SEVERAL else None)
+    return InputRow(number, text.strip(), request, key if key in SEVERAL else None)
 
 
-def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> dict[str, Any]:
+def format_response(line: InputRow, rewards: Sequence[float], is_cut: bool, best_of: bool) -> str:
     """Return a line of the output: the keys of the input, then `reward`, or `rewards` in the order of the responses, and `input_line`.
 
     With `is_cut` it has `truncated`. With `best_of`, the best of several responses (the first of equal ones) replaces them as `response`,
-    with its `reward` and number `best`.
+    with its `reward` and number `best`. Values of the input stay as they are written, such as a number that no float64 holds.
     """
-    row = dict(line.row)
+    row = dict(_parts(line.text))
+    written: dict[str, Any] = {}
     if line.several is None:
-        row["reward"] = rewards[0]
+        written["reward"] = rewards[0]
     elif best_of:
         best = max(range(len(rewards)), key=rewards.__getitem__)
-        row["response"] = row.pop(line.several)[best]
-        row |= {"reward": rewards[best], "best": best, "rewards": list(rewards)}
+        row["response"] = [text for _, text in _parts(row.pop(line.several))][best]
+        written = {"reward": rewards[best], "best": best, "rewards": list(rewards)}
     else:
-        row["rewards"] = list(rewards)
+        written["rewards"] = list(rewards)
     if is_cut:
-        row["truncated"] = True
-    return {**row, "input_line": line.number}
+        written["truncated"] = True
+    row |= {key: json.dumps(value, allow_nan=False) for key, value in {**written, "input_line": line.number}.items()}
+    return "{" + ", ".join(f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in row.items()) + "}\n"
+
+
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the members of a JSON object or array that is valid, as they are written, after their keys, which are empty in an array."""
+
+    def skip_space(position: int) -> int:
+        while text[position] in " \t\r\n":
+            position += 1
+        return position
+
+    decoder, position = JSONDecoder(), skip_space(1)
+    while text[position] not in "]}":
+        key = ""
+        if text[0] == "{":
+            key, position = decoder.raw_decode(text, position)
+            position = skip_space(skip_space(position) + 1)
+        end = decoder.raw_decode(text, position)[1]
+        yield key, text[position:end]
+        position = skip_space(end)
+        position = skip_space(position + 1) if text[position] == "," else position

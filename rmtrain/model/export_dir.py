@@ -13,9 +13,9 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.text.encoder import encode_conversations
 from rmtrain.data.text.renderer import render_all
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
-from rmtrain.files import sync
+from rmtrain.files import share, sync, temporary_folder
 from rmtrain.model import reload_check
 from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
 from rmtrain.model.model_files import ModelRef, Weights, find_weights
@@ -86,9 +86,9 @@ def check_exportable(model: RewardModel, tokenizer: Any, golden: Golden) -> None
     transformers picks the tokenizer's class by the architecture of the model.
     """
     model_type = model.backbone.config.model_type
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         model.backbone.config.save_pretrained(folder)
-        write_tokenizer(tokenizer, Path(folder), model.pools_last_token)
+        write_tokenizer(tokenizer, folder, model.pools_last_token)
         with quiet_transformers():
             loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     for entry in _golden_entries(tokenizer, golden):
@@ -168,6 +168,8 @@ def _write_partial(
 def _move(partial: Path, directory: Path) -> Path:
     """Sync every file to the disk, then rename, so that the name only ever shows a complete export."""
     for path in [*partial.rglob("*"), partial]:
+        if path.suffix == ".safetensors":
+            share(path)
         sync(path)
     old = directory.with_name(f".{directory.name}.old")
     if directory.exists():
@@ -213,17 +215,26 @@ def write_export(
 def check_reload(directory: Path, code_revision: str | None = None) -> dict[str, Any]:
     """Run `reload_check.py` on an export in a fresh process, offline and with an empty cache, and return its report.
 
-    With `code_revision`, code of that commit may be run, and is read from the usual cache. Raises CheckpointError if the rewards are not
-    reproduced, or the export does not load.
+    With `code_revision`, code of that commit may be run, and is read from the usual cache.
+
+    Raises:
+        CheckpointError: the rewards are not reproduced, or the export does not load.
+        TryAgain: the process was killed.
     """
     command = [sys.executable, "-P", str(reload_check.__file__), str(directory.resolve()), *filter(None, [code_revision])]
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | ({} if code_revision else {"HF_HOME": cache, "HF_HUB_CACHE": cache})
+    with temporary_folder() as cache:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | (
+            {} if code_revision else {"HF_HOME": str(cache), "HF_HUB_CACHE": str(cache)}
+        )
         process = subprocess.run(command, env=environment, capture_output=True, text=True, start_new_session=True)
     last_line = (process.stdout.strip().splitlines() or [""])[-1]
     if process.returncode == 0:
         report: dict[str, Any] = json.loads(last_line)
         return report
+    if process.returncode < 0:
+        killed = signal.Signals(-process.returncode)
+        hint = " (out of memory?)" if killed == signal.SIGKILL else ""
+        raise TryAgain(f"{directory}: the process that reloads it was killed by {killed.name}{hint}; run the same command again")
     complaint = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
     problem = json.loads(last_line)["problem"] if last_line.startswith("{") else complaint[-1]
     raise CheckpointError(f"{directory} does not reload: {problem}")

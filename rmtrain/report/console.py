@@ -89,7 +89,11 @@ def json_text(document: Any, encoding: str = "utf-8") -> str:
 
     Raises ValueError for NaN and infinity.
     """
-    text = json.dumps(document, ensure_ascii=not encoding.lower().startswith("utf"), allow_nan=False)
+    return escape_json(json.dumps(document, ensure_ascii=not encoding.lower().startswith("utf"), allow_nan=False))
+
+
+def escape_json(text: str) -> str:
+    """Return JSON with escapes for invisible characters, which in JSON are parts of texts, except line feeds and tabs."""
     if text.isprintable():
         return text
     return "".join(json.dumps(char)[1:-1] if _is_invisible(char) else char for char in text)

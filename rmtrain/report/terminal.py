@@ -4,6 +4,8 @@
 """
 
 import codecs
+import errno
+import io
 import os
 import re
 import signal
@@ -39,8 +41,25 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("rmtrain", _replace)
 
 
+class StandardStream(io.FileIO):
+    """Standard output or error. After an error it takes anything and keeps nothing, so that no flush at the exit fails again."""
+
+    def write(self, data: Any) -> int:
+        """Write as a file does; that the reader went away is handled as SIGPIPE, by the handler of the signals that stop a command."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            handler = signal.getsignal(signal.SIGTERM)
+            if error.errno == errno.EPIPE and callable(handler):
+                handler(signal.SIGPIPE, None)
+                return len(memoryview(data).cast("B"))
+            error.filename = f"standard {'output' if self.fileno() == 1 else 'error'}"
+            raise
+
+
 class TerminalStream:
-    """A text stream that escapes what would control a terminal, and stops the command, as SIGPIPE would, when its reader goes away.
+    """A text stream that escapes what would control a terminal.
 
     escapes: False for the stream of a rich console, which escapes text before it adds its own styles.
     """
@@ -54,10 +73,7 @@ class TerminalStream:
             moves = PROGRESS_BAR.match(text)
             begin = moves.end() if moves else 0
             text = text[:begin] + escape_invisible(text[begin:])
-        try:
-            self.stream.write(text)
-        except BrokenPipeError:
-            self._close()
+        self.stream.write(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -65,34 +81,26 @@ class TerminalStream:
         for line in lines:
             self.write(line)
 
-    def flush(self) -> None:
-        """Write what is buffered."""
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            self._close()
-
-    def _close(self) -> None:
-        # Python's SIGPIPE is ignored, so that a closed socket is an error like others; here it ends the command as SIGTERM does, which
-        # saves a checkpoint. Nothing is written to the pipe any more, also not when the interpreter flushes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-        handler = signal.getsignal(signal.SIGTERM)
-        if callable(handler):
-            handler(signal.SIGPIPE, None)
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 def protect_streams() -> None:
-    """Replace stdout and stderr, so that no text can control the terminal, and characters that its encoding lacks are replaced."""
+    """Replace stdout and stderr by streams whose text cannot control the terminal.
+
+    Characters that the encoding lacks are replaced. A pipe that is closed stops the command as a signal does: a run saves, and the exit
+    code is 141.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
+        if isinstance(stream, TerminalStream):
+            continue
         if stream is None:  # closed by whoever started this process
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-        elif isinstance(stream, TerminalStream):
-            continue
-        if hasattr(stream, "reconfigure"):
+        elif stream is getattr(sys, f"__{name}__"):
+            raw = io.BufferedWriter(StandardStream(stream.fileno(), "w", closefd=False))
+            stream = io.TextIOWrapper(raw, stream.encoding, "rmtrain", line_buffering=stream.line_buffering)
+        elif hasattr(stream, "reconfigure"):  # of a test or a notebook
             stream.reconfigure(errors="rmtrain")
         setattr(sys, name, TerminalStream(stream))
 

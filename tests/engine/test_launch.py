@@ -13,9 +13,10 @@ import pytest
 import torch
 import yaml
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.run import get_args_parser
 
-from rmtrain.engine.launch import CONFIGS, Launch, config_names, first_failure, launch, read
-from rmtrain.engine.rank import RankReport
+from rmtrain.engine.launch import CONFIGS, Launch, _rank_environment, config_names, first_failure, launch, read
+from rmtrain.engine.rank import SIGNALS, RankReport
 from rmtrain.errors import RecipeError
 from tests import forks
 from tests.runs import ROOT, environment_of_process, metrics_of, rmtrain, tiny_recipe, write_recipe
@@ -296,3 +297,14 @@ def test_first_failure_counts(what: str) -> None:
     if first not in reports:
         assert f"rank {expected[0]}" in line
         assert (f"pid {1000 + expected[0]}" in line) == (expected[1] == 75)
+
+
+def test_launcher_forwards_the_signals_that_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's agent has a default of its own, without SIGUSR1 and SIGXCPU, and with SIGHUP under `nohup`."""
+    job = read(2, "cpu")
+    assert job is not None
+    for name, value in _rank_environment(job).items():
+        monkeypatch.setenv(name, value)
+    forwarded = get_args_parser().parse_args(["script.py"]).signals_to_handle.split(",")
+    assert forwarded == [number.name for number in SIGNALS]
+    assert {"SIGTERM", "SIGUSR1", "SIGXCPU"} <= set(forwarded), "guard"

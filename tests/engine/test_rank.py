@@ -164,6 +164,49 @@ def test_reports_of_ranks_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not folder.exists()
 
 
+IGNORING = """
+import os, signal, sys
+for name in sys.argv[1:]:
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+from rmtrain.engine import rank
+rank.raise_on_signal()
+with rank.GracefulShutdown() as shutdown:
+    for name in sys.argv[1:]:
+        os.kill(os.getpid(), getattr(signal, name))
+    print(shutdown.received and shutdown.received.name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "received"),
+    [("SIGHUP", "None"), ("SIGUSR1 SIGXCPU", "None"), ("SIGHUP SIGTERM", "SIGTERM"), ("SIGINT", "SIGINT")],
+)
+def test_signals_that_arrive_ignored_stay_ignored(names: str, received: str) -> None:
+    """Under `nohup` a closed terminal ends nothing; the shell ignores SIGINT of background jobs without being asked."""
+    command = [sys.executable, "-c", IGNORING, *names.split()]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=60)
+    assert (result.stdout.strip(), result.returncode) == (received, 0), result.stderr
+
+
+CPU_LIMIT = """
+import resource, time
+from rmtrain.engine import rank
+resource.setrlimit(resource.RLIMIT_CPU, (1, 60))
+rank.raise_on_signal()
+with rank.GracefulShutdown() as shutdown:
+    while time.process_time() < 2.6:
+        pass
+print(shutdown.received.name, resource.getrlimit(resource.RLIMIT_CPU))
+"""
+
+
+def test_a_repeated_cpu_limit_is_one_request() -> None:
+    """The kernel repeats SIGXCPU at each second of CPU time, while the run saves."""
+    command = [sys.executable, "-c", CPU_LIMIT]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=60)
+    assert (result.stdout.strip(), result.returncode) == ("SIGXCPU (60, 60)", 0), result.stderr
+
+
 LONG = """
 import os, signal, sys, time
 from rmtrain.engine import rank

@@ -241,12 +241,12 @@ def test_malformed_lines_are_located(row: Any, place: str, shown: str) -> None:
 
 def test_output_lines_keep_input_keys() -> None:
     several = parse_input(line({"id": "x", "prompt": "hi", "responses": ["a", "b", "c"]}), 7)
-    assert format_response(several, (0.5, 0.75, 0.75), False, best_of=False) == {
-        **several.row,
+    assert json.loads(format_response(several, (0.5, 0.75, 0.75), False, best_of=False)) == {
+        **json.loads(several.text),
         "rewards": [0.5, 0.75, 0.75],
         "input_line": 7,
     }
-    assert format_response(several, (0.5, 0.75, 0.75), True, best_of=True) == {
+    assert json.loads(format_response(several, (0.5, 0.75, 0.75), True, best_of=True)) == {
         "id": "x",
         "prompt": "hi",
         "response": "b",
@@ -257,7 +257,27 @@ def test_output_lines_keep_input_keys() -> None:
         "input_line": 7,
     }
     one = parse_input(line({"messages": [USER, REPLY]}), 8)
-    assert format_response(one, (0.5,), False, best_of=True) == {"messages": [USER, REPLY], "reward": 0.5, "input_line": 8}
+    written = json.loads(format_response(one, (0.5,), False, best_of=True))
+    assert written == {"messages": [USER, REPLY], "reward": 0.5, "input_line": 8}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1e999", "-1e400", "0.10000000000000000000000001", "-0.0", "12345678901234567890123456789"),
+        *('"\\u00e9\\u0000\\\\\\""', '{"a" : [ ] ,"b":[{} , null]}', "[[[[1E+2]]]]", "{ }"),
+    ],
+)
+@pytest.mark.parametrize(
+    "form", ['{{"meta":{0},"prompt":"p","response":"r"}}', ' {{ "prompt" : "p" ,"responses":[{{"x":{0},{1}}},"b"] }} ']
+)
+def test_values_stay_as_they_are_written(value: str, form: str) -> None:
+    text = form.format(value, '"role":"assistant","content":"é, \\"}]"')
+    row = parse_input(Line("in.jsonl:1", text.encode()), 1)
+    for best_of in (False, True):
+        written = format_response(row, (0.75, 0.5), False, best_of)
+        assert value in written
+        assert json.loads(written)["input_line"] == 1
 
 
 READING = (

@@ -32,8 +32,10 @@ MOMENTS: dict[str, tuple[str, int, int]] = {
 """Where the signal strikes, and the step after which the run is then saved; 0: before it starts."""
 
 
-SIGNALS = [("SIGTERM", 143, name) for name in MOMENTS] + [
-    ("SIGINT", 130, name) for name in ("a step", "an evaluation", "the export")
+SIGNALS = [
+    *(("SIGTERM", 143, name) for name in MOMENTS),
+    *(("SIGINT", 130, name) for name in ("a step", "an evaluation", "the export")),
+    *(("SIGHUP", 129, "a step"), ("SIGUSR1", 138, "an evaluation"), ("SIGXCPU", 152, "the export")),
 ]
 
 

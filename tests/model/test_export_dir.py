@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tokenizers import pre_tokenizers
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, Qwen2Tokenizer, pipeline
 
-from rmtrain.errors import CheckpointError, NumericError, RecipeError
+from rmtrain.errors import CheckpointError, NumericError, RecipeError, TryAgain
 from rmtrain.model import export_dir, reload_check
 from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.export_dir import check_exportable, check_reload, export_model, old_rope, write_export
@@ -99,6 +100,37 @@ def test_trap_31_reload_needs_only_the_directory(tmp_path: Path, tokenizer: Any)
     with pytest.raises(CheckpointError, match=r"elsewhere .*pad ids.*5"):
         check_reload(copied)
     assert "import rmtrain" not in Path(reload_check.__file__).read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV", "SIGBUS"])
+def test_killed_reload_check_is_try_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The out-of-memory killer says nothing about the model; an exit code of the check itself does."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nkill -{name.removeprefix('SIG')} $$\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(TryAgain, match=rf"^{tmp_path}/model: .*{name}") as refused:
+        check_reload(tmp_path / "model")
+    assert len(refused.value.problems) == 1
+    python.write_text("#!/bin/sh\nexit 9\n")
+    with pytest.raises(CheckpointError, match="9"):
+        check_reload(tmp_path / "model")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_exported_files_have_the_same_permissions(
+    umask: int, tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the umask, as any new file: safetensors writes for the owner alone."""
+    monkeypatch.setattr(export_dir, "check_reload", lambda *_: {})
+    before = os.umask(umask)
+    try:
+        export_model(build("llama", tokenizer, lora=Lora(rank=2)), tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}
+    assert len([path for path in files if path.suffix == ".safetensors"]) == 2, "guard: weights and adapter"
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])

@@ -18,7 +18,7 @@ from rich.tree import Tree
 from rmtrain.engine.rank import raise_on_signal
 from rmtrain.errors import Stopped
 from rmtrain.report.console import one_line
-from rmtrain.report.terminal import REPLACEMENTS, TerminalConsole, TerminalStream, protect_streams
+from rmtrain.report.terminal import REPLACEMENTS, StandardStream, TerminalConsole, protect_streams
 from tests.messages import ROOT
 
 EVIL = {
@@ -143,13 +143,11 @@ def test_closed_pipe_ends_as_by_sigpipe(tmp_path: Path) -> None:
     raise_on_signal()
     reading, writing = os.pipe()
     os.close(reading)
-    with open(writing, "w", encoding="utf-8", buffering=1) as pipe:
-        target = TerminalStream(pipe)
+    with StandardStream(writing, "w") as target:
         with pytest.raises(Stopped) as stopped:
-            target.write("a\n")
+            target.write(b"a\n")
         assert stopped.value.exit_code == 128 + signal.SIGPIPE
-        target.write("b\n")
-        target.flush()
+        assert target.write(b"b\n") == 2
 
 
 def test_missing_streams_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
@@ -157,5 +158,6 @@ def _apply(
 
 def _kill(owner: int, pid: int) -> None:
     if os.getpid() == owner:  # a fork of the owner has no right to it
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        with suppress(PermissionError):  # of an owner that has changed its user; the process ends with the pipe
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
