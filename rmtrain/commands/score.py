@@ -37,7 +37,7 @@ from rmtrain.evaluation.scorer import (
     parse_input,
 )
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
-from rmtrain.files import NO_LOCKS
+from rmtrain.files import NO_LOCKS, expanded
 from rmtrain.report.progress import ScoringProgress, is_watched
 
 CHUNK = 256
@@ -146,9 +146,9 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
 def _check_paths(source: str, target: str) -> None:
     if source == STANDARD:
         return
-    if not Path(source).expanduser().is_file():
+    if not expanded(source).is_file():
         raise RecipeError(f"{missing(source)}")
-    if target != STANDARD and Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+    if target != STANDARD and expanded(source).resolve() == expanded(target, "--output").resolve():
         raise RecipeError(f"{target}: the output is the input; name another file")
 
 
@@ -242,14 +242,14 @@ class ScoreFiles:
         source, target = self.options.source, self.options.target
         stream = sys.stdin.buffer
         if source != STANDARD:
-            stream = self.stack.enter_context(open_bytes(Path(source).expanduser()))
+            stream = self.stack.enter_context(open_bytes(expanded(source)))
         lines = read_lines(_name(source, "stdin"), stream)
         # By line number, not by count, so that skipped and empty lines do not shift the chunks.
         self._chunks = ((n, list(group)) for n, group in itertools.groupby(lines, lambda line: (line[0] - 1) // CHUNK))
         if target == STANDARD:
             return 0, 0
 
-        path = Path(target).expanduser()
+        path = expanded(target, "--output")
         if path.exists() and not path.is_file():  # such as /dev/null, or a named pipe
             self._output = self.stack.enter_context(path.open("wb"))
             return 0, 0

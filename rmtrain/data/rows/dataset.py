@@ -5,6 +5,7 @@ The `datasets` library takes a second to import, in each worker process. It is o
 
 import hashlib
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +13,15 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.rows.hook import hook_of
-from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
+from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, arrow_rows, class_names, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
-from rmtrain.files import sha256_file
+from rmtrain.files import expanded, read_json, sha256_file
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -28,9 +30,25 @@ if TYPE_CHECKING:
 
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+REPEATED = re.compile(r"(\*\*/+)+")
 GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
-SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
+SAVED_SPLITS, SAVED_DATASET, SAVED_INFO = (
+    "dataset_dict.json",
+    "state.json",
+    "dataset_info.json",
+)  # what datasets.save_to_disk writes
+SAVED_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+    NotImplementedError,
+    pa.ArrowException,
+)
+"""Errors that the `datasets` library raises for a folder that contradicts itself."""
 
 
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
@@ -50,7 +68,7 @@ def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[
 
 def is_on_hub(source: Source) -> bool:
     """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
-    if Path(source.path).expanduser().exists():
+    if os.path.exists(expanded(source.path)):
         return False
     if pattern := GLOB.search(source.path):
         folder, slash, rest = source.path[: pattern.start()].rpartition("/")
@@ -123,7 +141,10 @@ def _hub_errors(source: Source) -> Iterator[None]:
 def read_dataset(
     dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, source: "Source | None" = None
 ) -> Iterator[Row]:
-    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone. For `source` see `_by_name`."""
+    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone. For `source` see `_by_name`.
+
+    Raises DataError for Arrow data that is damaged.
+    """
     from datasets import ClassLabel
 
     count, features = getattr(dataset, "num_rows", None), dataset.features or {}
@@ -132,9 +153,15 @@ def read_dataset(
         rows = flatten(([row] for row in dataset), count, meter)
     else:
         tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-        rows = flatten((table.to_pylist() for table in tables), count, meter)
+        rows = flatten(arrow_rows(map(_validated, tables), "" if source is None else source.place), count, meter)
     names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
     return _by_name(rows, names, source) if names and source is not None else rows
+
+
+def _validated(table: pa.Table) -> pa.Table:
+    """Return a table whose offsets and texts were checked: a stranger's, mapped from a file, could point anywhere."""
+    table.validate(full=True)
+    return table
 
 
 def _by_name(rows: Iterator[Row], names: Mapping[str, Sequence[str]], source: Source) -> Iterator[Row]:
@@ -172,9 +199,14 @@ def _split_of(source: Source, splits: Sequence[str]) -> str:
 
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     if (folder := _saved_dataset(source)) is not None:
+        _check_saved(folder)
         from datasets import load_from_disk
 
-        yield from read_dataset(load_from_disk(str(folder)), meter, source)
+        try:
+            yield from read_dataset(load_from_disk(str(folder)), meter, source)
+        except SAVED_ERRORS as error:
+            message = " ".join(str(error).split())
+            raise DataError(f"{folder}: damaged ({type(error).__name__}: {message}); save the dataset again") from error
         return
     files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
@@ -192,7 +224,7 @@ def _data_files(source: Source) -> list[Path]:
     In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
     the name of a folder that contains it.
     """
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     _refuse_keys(source, "name", "revision")
     if path.is_file():
         _refuse_keys(source, "data_dir", "data_files")
@@ -219,6 +251,10 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
         files = files_below(folder, patterns or ["**/*"])
     except OSError as error:  # such as in /proc, whose files come and go
         raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+    except (ValueError, NotImplementedError) as error:
+        raise RecipeError(
+            f"{source.place}: data_files: {error}; expected patterns of files in {folder}, such as *.jsonl"
+        ) from error
     if not files:
         raise DataError(f"{folder}: no data file; expected {', '.join(patterns or FORMATS)}")
     return files
@@ -228,7 +264,8 @@ def files_below(folder: Path, patterns: Sequence[str] = ("**/*",)) -> list[Path]
     """Return the data files of a folder that match one of the patterns, without hidden ones and metadata."""
     return sorted(
         file
-        for file in {file for pattern in patterns for file in folder.glob(pattern)}
+        # repeated, `**/` finds the same files, in much more time
+        for file in {file for pattern in patterns for file in folder.glob(REPEATED.sub("**/", pattern))}
         if file.name.endswith(FORMATS)
         and file.name not in METADATA
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -262,15 +299,45 @@ def _refuse_keys(source: Source, *keys: str) -> None:
 
 def _saved_dataset(source: Source) -> Path | None:
     """Return the folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
-    folder = Path(source.path).expanduser() / (source.data_dir or "")
+    folder = expanded(source.path) / (source.data_dir or "")
     if (folder / SAVED_SPLITS).is_file():
-        folder /= _split_of(source, json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
+        splits = _stored(folder / SAVED_SPLITS).get("splits")
+        if not _are_names(splits):
+            raise DataError(f"{folder / SAVED_SPLITS}: splits: expected a list of folders next to it; save the dataset again")
+        folder /= _split_of(source, splits)
     elif (folder / SAVED_DATASET).is_file():
-        _split_of(source, [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"])
+        _split_of(source, [str(_stored(folder / SAVED_DATASET).get("_split") or "train")])
     else:
         return None
     _refuse_keys(source, "name", "revision", "data_files")
     return folder
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise DataError where a folder that `datasets.save_to_disk` wrote lacks files, or names others than its own, which no key covers."""
+    _stored(folder / SAVED_INFO)
+    state = _stored(folder / SAVED_DATASET)
+    entries = state.get("_data_files")
+    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else None
+    if not _are_names(names):
+        raise DataError(f"{folder / SAVED_DATASET}: _data_files: expected a list of files next to it; save the dataset again")
+    for name in names:
+        if not (folder / name).is_file():
+            raise DataError(f"{missing(folder / name)}, and {SAVED_DATASET} names it; save the dataset again")
+
+
+def _are_names(values: Any) -> TypeGuard[list[str]]:
+    """Return whether a value is a list of names of files or folders, without paths to others."""
+    return isinstance(values, list) and all(isinstance(value, str) and Path(value).name == value != "" for value in values)
+
+
+def _stored(file: Path) -> dict[str, Any]:
+    try:
+        return read_json(file, dict)
+    except FileNotFoundError as error:
+        raise DataError(f"{missing(file)}; save the dataset again") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: {error}; save the dataset again") from error
 
 
 PIPELINE_VERSION = 5

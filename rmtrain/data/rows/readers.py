@@ -5,7 +5,7 @@ import gzip
 import json
 import re
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager, nullcontext
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from rmtrain.errors import DataError
 
 MAX_LINE_BYTES = 16 * 2**20
-MAX_FIELD_CHARACTERS = 16 * 2**20
+MAX_ROW_CHARACTERS = 16 * 2**20
+BLOCK_BYTES = 2**16
 READ_ROWS = 1000
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SPACE = re.compile(r"[ \t\n\r]*")
@@ -102,12 +103,14 @@ def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[BufferedR
 
 def _not_utf8(path: Path) -> DataError:
     """Return the error of a file with its first line that is not UTF-8: that of the decoder, which reads ahead, does not have it."""
+    decoder, number = getincrementaldecoder("utf-8")(), 1
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
+        while line := stream.readline(MAX_LINE_BYTES):
             try:
-                line.decode()
+                decoder.decode(line)
             except UnicodeDecodeError as error:
                 return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
+            number += line.endswith(b"\n")
     return DataError(f"{path}: not UTF-8; save it as UTF-8")
 
 
@@ -123,7 +126,7 @@ def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
     """
     with open_bytes(path, meter) as stream:
         is_array = stream.peek(1).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
-        yield from _read_array(path, stream, meter) if is_array else (row for _, row in read_lines(path.name, stream))
+        yield from _read_array(_Text(path, stream)) if is_array else (row for _, row in read_lines(path.name, stream))
 
 
 def read_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Malformed | Line]]:
@@ -160,37 +163,80 @@ def parse(line: RawRow) -> Row | Malformed:
     return row
 
 
-def _read_array(path: Path, stream: BufferedReader, meter: ReadMeter | None) -> Iterator[Placed | Malformed]:
-    try:
-        text = stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    position, line, counted = _skip_space(text, text.index("[") + 1), 1, 0
-    is_empty = text[position : position + 1] == "]"
-    if meter is not None:
-        meter.position = lambda: position / len(text)  # the file is read at once, its rows are decoded one by one
-    while not is_empty:
-        line += text.count("\n", counted, position)
-        counted = position
+def _read_array(text: "_Text") -> Iterator[Placed | Malformed]:
+    text.next_mark()
+    text.move(text.position + 1)
+    is_more = text.next_mark() != "]"
+    while is_more:
+        yield text.row()
+        mark = text.next_mark()
+        if mark not in ("]", ","):
+            raise text.error("invalid JSON: Expecting ',' or ']'")
+        is_more = mark == ","
+        if is_more:
+            text.move(text.position + 1)
+            text.next_mark()
+    text.move(text.position + 1)
+    if text.next_mark():
+        raise text.error("unexpected text after the array")
+
+
+class _Text:
+    """The text of a file from `position` on, with the line and column of that; no more is in memory than the value that is decoded."""
+
+    def __init__(self, path: Path, stream: BufferedReader) -> None:
+        self.path, self.text, self.position, self.line, self.column = path, "", 0, 1, 1
+        self._stream, self._decoder = stream, getincrementaldecoder("utf-8-sig")()
+
+    def move(self, position: int) -> None:
+        """Move on to a position."""
+        lines = self.text.count("\n", self.position, position)
+        self.line += lines
+        self.column = position - self.text.rindex("\n", 0, position) if lines else self.column + position - self.position
+        self.position = position
+
+    def more(self) -> bool:
+        """Read as much again as is left; return False at the end of the file, and where a value is too long."""
+        left = self.text[self.position :]
+        if len(left) > MAX_LINE_BYTES:
+            return False
+        block = self._stream.read(max(BLOCK_BYTES, len(left)))
         try:
-            where = f"{path.name}:{line}"
-            row, end = _decode_object(text, position, where)
-            yield row if isinstance(row, Malformed) else Placed(where, row)
-            position = _skip_space(text, end)
-            separator = text[position : position + 1]
-            if separator == "]":
-                break
-            if separator != ",":
-                raise JSONDecodeError("Expecting ',' or ']'", text, position)
-        except JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{line}: invalid JSON: {error}") from error
-        position = _skip_space(text, position + 1)
-    end = _skip_space(text, position + 1)
-    if end != len(text):
-        place = JSONDecodeError("", text, end)
-        raise DataError(f"{path}:{place.lineno}:{place.colno}: unexpected text after the array")
+            new = self._decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self.path) from error
+        self.text, self.position = left + new, 0
+        return bool(block)
+
+    def next_mark(self) -> str:
+        """Move to the next character that is not white space, and return it; empty at the end of the file."""
+        while True:
+            self.move(_skip_space(self.text, self.position))
+            if self.position < len(self.text) or not self.more():
+                return self.text[self.position : self.position + 1]
+
+    def row(self) -> Placed | Malformed:
+        """Return the value that begins here, and move to its end; raises DataError where it is not valid JSON."""
+        where = f"{self.path.name}:{self.line}"
+        while True:
+            try:
+                row, end = _decode_object(self.text, self.position, where)
+            except JSONDecodeError as error:
+                after = error.pos - self.position
+                if self.more():
+                    continue
+                limit = f" in the first {MAX_LINE_BYTES} characters of a row" if len(self.text) > MAX_LINE_BYTES else ""
+                self.move(self.position + after)
+                raise self.error(f"invalid JSON: {error.msg}{limit}") from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(f"invalid JSON: {error}") from error
+            if end < len(self.text) or not self.more():
+                self.move(end)
+                return row if isinstance(row, Malformed) else Placed(where, row)
+
+    def error(self, problem: str) -> DataError:
+        """Return an error with this place."""
+        return DataError(f"{self.path}:{self.line}:{self.column}: {problem}")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -237,19 +283,21 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
     """Read a UTF-8 file of delimited cells with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
 
     Cells of the columns `numbers` become numbers; an empty one None, and one that is not a number stays text, for the caller to refuse.
-    Raises DataError for invalid quoting, a repeated column name, or invalid UTF-8.
+    Raises DataError for invalid quoting, a repeated column name, an overlong row, or invalid UTF-8.
     """
+    begin, size = 1, 0
 
-    def number(cell: str) -> float | str | None:
-        try:
-            return float(cell) if cell else None
-        except ValueError:
-            return cell
+    def lines() -> Iterator[str]:
+        nonlocal size
+        while line := stream.readline(MAX_ROW_CHARACTERS + 1):
+            size += len(line)
+            if size > MAX_ROW_CHARACTERS:
+                raise DataError(f"{path}:{begin}: a row longer than {MAX_ROW_CHARACTERS} characters; a quote may be missing")
+            yield line
 
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
+    csv.field_size_limit(MAX_ROW_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=_delimiter(path.name, opened.peek(1)), strict=True)
-        begin = 1
+        reader = csv.reader(lines(), delimiter=_delimiter(path.name, opened.peek(1)), strict=True)
         try:
             columns = next(filter(None, reader), [])
             if len(set(columns)) != len(columns):
@@ -259,14 +307,21 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
                 where = f"{path.name}:{begin}"
                 if len(cells) == len(columns):
                     row = zip(columns, cells, strict=True)
-                    yield Placed(where, {name: number(cell) if name in numbers else cell for name, cell in row})
+                    yield Placed(where, {name: _number(cell) if name in numbers else cell for name, cell in row})
                 elif cells:
                     yield Malformed(f"{where}: {len(cells)} cells, but the header has {len(columns)}")
-                begin = reader.line_num + 1
+                begin, size = reader.line_num + 1, 0
         except csv.Error as error:
             raise DataError(f"{path}:{begin}: invalid CSV in the row that begins here: {error}") from error
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
 def _delimiter(name: str, start: bytes) -> str:
@@ -282,7 +337,10 @@ def _delimiter(name: str, start: bytes) -> str:
 def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
     """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
     with _open_parquet(path) as file:
-        yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
+        names = file.schema_arrow.names
+        if len(set(names)) != len(names):
+            raise DataError(f"{path}: repeated column name: {', '.join(names)}")
+        yield from flatten(arrow_rows(file.iter_batches(READ_ROWS), str(path)), file.metadata.num_rows, meter)
 
 
 @contextmanager
@@ -290,8 +348,49 @@ def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except pa.ArrowException as error:
+    except ARROW_ERRORS as error:
         raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
+
+
+ARROW_ERRORS = (pa.ArrowException, OSError)
+"""Errors of Arrow for damaged data: that of the decoders is a plain OSError."""
+
+
+def arrow_rows(pages: Iterable[pa.RecordBatch | pa.Table], place: str) -> Iterator[list[Row]]:
+    """Yield the rows of each page; a cell that Python cannot represent becomes `Unreadable`. Raises DataError for damaged data."""
+    read = 0
+    try:
+        for page in pages:
+            page.validate()
+            try:
+                yield page.to_pylist()
+            except CELL_ERRORS:
+                columns = [[_cell(value) for value in column] for column in page.columns]
+                yield [dict(zip(page.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+            read += len(page)
+    except ARROW_ERRORS as error:
+        raise DataError(f"{place}: damaged after row {read}: {' '.join(str(error).split())}") from error
+
+
+CELL_ERRORS = (ArithmeticError, LookupError, ValueError, RecursionError, pa.ArrowException)
+"""Errors of the conversion to Python: of text that is not UTF-8, of dates out of range, and of unknown time zones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A cell whose value Python cannot represent: only a row that needs it is refused."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        return "text that is not UTF-8" if "string" in self.kind else f"a {self.kind} out of range"
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except CELL_ERRORS:
+        return Unreadable(str(value.type))
 
 
 def class_names(path: Path) -> dict[str, list[str]]:

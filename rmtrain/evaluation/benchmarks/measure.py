@@ -35,7 +35,7 @@ def named(names: str) -> list[Benchmark]:
     wanted = list(dict.fromkeys(name.strip().lower().replace("-", "_") for name in names.split(",") if name.strip()))
     unknown = [name for name in wanted if name not in BENCHMARKS]
     if unknown or not wanted:
-        raise RecipeError(f"--benchmark {', '.join(unknown) or names}: expected one or more of {','.join(BENCHMARKS)}")
+        raise RecipeError(f"--benchmark {', '.join(unknown)[:80] or names}: expected one or more of {','.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in wanted]
 
 
