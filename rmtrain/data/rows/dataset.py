@@ -199,7 +199,6 @@ def _split_of(source: Source, splits: Sequence[str]) -> str:
 
 def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     if (folder := _saved_dataset(source)) is not None:
-        _check_saved(folder)
         from datasets import load_from_disk
 
         try:
@@ -310,6 +309,7 @@ def _saved_dataset(source: Source) -> Path | None:
     else:
         return None
     _refuse_keys(source, "name", "revision", "data_files")
+    _check_saved(folder)
     return folder
 
 
@@ -386,7 +386,7 @@ def _stored_files(source: Source) -> list[Path]:
     """Return all local files that a source is read from."""
     if (folder := _saved_dataset(source)) is None:
         return _data_files(source)
-    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json"))
+    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json") and file.is_file())
 
 
 def fingerprint(source: Source) -> str:

@@ -105,12 +105,13 @@ def _not_utf8(path: Path) -> DataError:
     """Return the error of a file with its first line that is not UTF-8: that of the decoder, which reads ahead, does not have it."""
     decoder, number = getincrementaldecoder("utf-8")(), 1
     with open_bytes(path) as stream:
-        while line := stream.readline(MAX_LINE_BYTES):
-            try:
+        try:
+            while line := stream.readline(MAX_LINE_BYTES):
                 decoder.decode(line)
-            except UnicodeDecodeError as error:
-                return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
-            number += line.endswith(b"\n")
+                number += line.endswith(b"\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
     return DataError(f"{path}: not UTF-8; save it as UTF-8")
 
 
