@@ -8,7 +8,7 @@ import zlib
 from codecs import BOM_UTF8, getincrementaldecoder
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from io import BufferedReader, TextIOWrapper
 from json import JSONDecodeError, JSONDecoder
@@ -363,14 +363,19 @@ def arrow_rows(pages: Iterable[pa.RecordBatch | pa.Table], place: str) -> Iterat
     try:
         for page in pages:
             page.validate()
-            try:
-                yield page.to_pylist()
-            except CELL_ERRORS:
-                columns = [[_cell(value) for value in column] for column in page.columns]
-                yield [dict(zip(page.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+            yield _page_rows(page)
             read += len(page)
     except ARROW_ERRORS as error:
         raise DataError(f"{place}: damaged after row {read}: {' '.join(str(error).split())}") from error
+
+
+def _page_rows(page: pa.RecordBatch | pa.Table) -> list[Row]:
+    if page.nbytes <= MAX_LINE_BYTES:
+        with suppress(*CELL_ERRORS):
+            rows: list[Row] = page.to_pylist()
+            return rows
+    columns = [[_cell(value) for value in column] for column in page.columns]
+    return [dict(zip(page.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
 CELL_ERRORS = (ArithmeticError, LookupError, ValueError, RecursionError, pa.ArrowException)
@@ -379,19 +384,21 @@ CELL_ERRORS = (ArithmeticError, LookupError, ValueError, RecursionError, pa.Arro
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A cell whose value Python cannot represent: only a row that needs it is refused."""
+    """A cell that is too long, or whose value Python cannot represent: only a row that needs it is refused."""
 
-    kind: str
+    problem: str
 
     def __str__(self) -> str:
-        return "text that is not UTF-8" if "string" in self.kind else f"a {self.kind} out of range"
+        return self.problem
 
 
 def _cell(value: pa.Scalar) -> Any:
+    if isinstance(value, pa.BinaryScalar) and value.is_valid and value.as_buffer().size > MAX_LINE_BYTES:
+        return Unreadable(f"longer than {MAX_LINE_BYTES} bytes")
     try:
         return value.as_py()
     except CELL_ERRORS:
-        return Unreadable(str(value.type))
+        return Unreadable("text that is not UTF-8" if pa.types.is_string(value.type) else f"a {value.type} out of range")
 
 
 def class_names(path: Path) -> dict[str, list[str]]:

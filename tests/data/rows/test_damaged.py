@@ -144,6 +144,16 @@ def test_unreadable_cells_that_are_needed(tmp_path: Path, kind: str) -> None:
         select(RawBatch(source, list(read_rows(source)), is_first=True))
 
 
+def test_overlong_parquet_cell_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an overlong line of JSON does."""
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    rows = [*ROWS, {"prompt": "q", "chosen": "x" * 1001, "rejected": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    *good, bad = read(tmp_path / "rows.parquet")
+    assert good == ROWS
+    assert bad == {"prompt": "q", "chosen": Unreadable("longer than 1000 bytes"), "rejected": None}
+
+
 def page(file: Path) -> None:
     content = file.read_bytes()
     file.write_bytes(content[:60] + b"\xff" * 30 + content[90:])
