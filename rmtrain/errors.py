@@ -29,7 +29,7 @@ def missing(path: str | Path) -> str:
         is_absolute = str(path).startswith("~") or Path(path).is_absolute()
         return f"{path} does not exist" if is_absolute else f"{path} does not exist in {Path.cwd()}"
     kind = next((kind for kind, is_kind in KINDS.items() if is_kind(mode)), "a file")
-    return f"{path} is {kind}; expected a regular file"
+    return f"{path} is {kind}, not a file" + ("" if stat.S_ISDIR(mode) else " or directory")
 
 
 class RmtrainError(Exception):

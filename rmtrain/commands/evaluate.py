@@ -342,7 +342,7 @@ def _benchmarks_result(
 def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
     """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
     scores = _scores_in(scores)
-    if not (scores.is_file() or scores.is_dir()):
+    if not (os.path.isfile(scores) or os.path.isdir(scores)):
         raise RecipeError(f"--scores: {missing(scores)}")
     settings = read_settings(scores)
     name = options.benchmark or (settings or {}).get("benchmark")
@@ -389,12 +389,12 @@ def _pairs_result(
 def _scores_in(path: Path) -> Path:
     """Return the file of scores of a run or another directory that `eval` wrote; any other path unchanged."""
     path = expanded(path)
-    return path / "scores.jsonl" if (path / "scores.jsonl").is_file() or (path / MARKER).is_file() else path
+    return path / "scores.jsonl" if any(os.path.isfile(path / name) for name in ("scores.jsonl", MARKER)) else path
 
 
 def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
     one, other = _scores_in(one), _scores_in(other)
-    absent = [path for path in (one, other) if not (path.is_file() or path.is_dir())]
+    absent = [path for path in (one, other) if not (os.path.isfile(path) or os.path.isdir(path))]
     if absent:
         raise RecipeError(*(f"--compare: {missing(path)}" for path in absent))
     benchmark = only(options.benchmark, "--compare") if options.benchmark else None

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference
 from rmtrain.data.rows.readers import Line, Malformed, has_lone_surrogate, open_bytes, read_lines
-from rmtrain.errors import DataError, NumericError
+from rmtrain.errors import DataError, NumericError, missing
 from rmtrain.files import atomic_write, read_json, write_text
 from rmtrain.recipe.schema import BradleyTerry, Data, Objectives
 
@@ -118,6 +118,8 @@ def read_scores(path: Path) -> list[ScoredComparison]:
             raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
         return row
 
+    if not path.is_file():
+        raise DataError(missing(path))
     with open_bytes(path) as stream:
         lines = ((f"{path}:{number}  ", (line, number)) for number, line in read_lines(path.name, stream))
         rows = convert_rows(row_of, lines)
@@ -145,9 +147,9 @@ def convert_rows(convert: Callable[..., Converted], rows: Iterable[tuple[str, tu
 def _parse(line: str) -> ScoredComparison:
     """Return the row of a line; raises ValueError saying what is wrong with it (a JSONDecodeError is a ValueError)."""
     fields = _object_of(line)
-    missing = [key for key in ("id", "source", "rewards") if key not in fields]
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: missing; the line has {', '.join(fields)[:200] or 'no keys'}")
+    absent = [key for key in ("id", "source", "rewards") if key not in fields]
+    if absent:
+        raise ValueError(f"{', '.join(absent)}: missing; the line has {', '.join(fields)[:200] or 'no keys'}")
     for key in ("id", "source"):
         if not isinstance(fields[key], str):
             raise ValueError(f"{key}: expected a string, got {fields[key]!r:.60}")

@@ -250,10 +250,9 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
         files = files_below(folder, patterns or ["**/*"])
     except OSError as error:  # such as in /proc, whose files come and go
         raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
-    except (ValueError, NotImplementedError) as error:
-        raise RecipeError(
-            f"{source.place}: data_files: {error}; expected patterns of files in {folder}, such as *.jsonl"
-        ) from error
+    except (LookupError, ValueError, NotImplementedError) as error:  # what pathlib raises, by pattern
+        problem = f"expected patterns of files in {folder}, such as *.jsonl, got {', '.join(map(repr, patterns))}"
+        raise RecipeError(f"{source.place}: data_files: {problem}") from error
     if not files:
         raise DataError(f"{folder}: no data file; expected {', '.join(patterns or FORMATS)}")
     return files

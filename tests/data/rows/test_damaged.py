@@ -263,7 +263,7 @@ def test_absurd_paths_do_not_exist(path: str) -> None:
     assert path in refused(path)
 
 
-@pytest.mark.parametrize("patterns", ["", "**x", "/etc/*", ["*.jsonl", ""], "a/**b/*"])
+@pytest.mark.parametrize("patterns", ["", "**x", "/etc/*", ".", ["*.jsonl", ""], "a/**b/*"])
 def test_absurd_patterns_are_refused(tmp_path: Path, patterns: Any) -> None:
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     with pytest.raises(RecipeError, match=r"data_files: "):
