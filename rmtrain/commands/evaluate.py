@@ -56,6 +56,11 @@ from rmtrain.report.progress import ReadingProgress, ScoringProgress
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
     """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
+    report, output = (
+        options.report and expanded(options.report, "--report"),
+        options.output and expanded(options.output, "--output"),
+    )
+    options = replace(options, report=report, output=output)
     if options.compare is not None:
         return _compare_scores(options, *options.compare)
     if options.scores is not None:
@@ -134,7 +139,7 @@ def output_folder(options: EvalOptions, target: EvalTarget, name: str | None) ->
     if target.run is None and not home.is_dir():
         cache = str(Data.model_fields["cache_dir"].get_default(call_default_factory=True))
         home = expanded(cache, "data.cache_dir") / "evaluations" / target.model.replace("/", "--")
-    folder = expanded(options.output, "--output") if options.output else home if name is None else home / name
+    folder = options.output or (home if name is None else home / name)
     parent = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
         raise RecipeError(f"--output: {parent} is not writable; set --output to another directory")

@@ -366,7 +366,7 @@ def arrow_rows(pages: Iterable[pa.RecordBatch | pa.Table], place: str) -> Iterat
             yield _page_rows(page)
             read += len(page)
     except ARROW_ERRORS as error:
-        raise DataError(f"{place}: damaged after row {read}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{place}: damaged after row {read}: {' '.join(str(error).split())}; write the file again") from error
 
 
 def _page_rows(page: pa.RecordBatch | pa.Table) -> list[Row]:
