@@ -19,7 +19,7 @@ from tests.faults.damage import damage, make_originals
 from tests.faults.limited import MEMORY, SECONDS
 from tests.forks import ForkServer
 
-CODES = {0, 2, 3, 4, 5, 75}
+CODES = {0, 1, 2, 3, 4, 5, 75}
 LONGEST_LINE = 4000
 BATCH = 36
 
