@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 import pytest
 
+from rmtrain.errors import LONGEST_PROBLEM
 from tests.faults.damage import damage, make_originals
 from tests.faults.limited import MEMORY, SECONDS
 from tests.forks import ForkServer
 
 CODES = {0, 1, 2, 3, 4, 5, 75}
-LONGEST_LINE = 4000
+LONGEST_LINE = LONGEST_PROBLEM + 100
 BATCH = 36
+INPUTS, PARTS = 2000, 4
+SEED = os.environ.get("FUZZ_SEED") or str(random.SystemRandom().randrange(10**9))
 
 PREPROCESS = "preprocess fuzz.yaml data.train.0.path="
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm_bench", "llmbar", "judgebench", "rmb")
@@ -134,7 +137,7 @@ def fuzz(numbers: Sequence[int], originals: Path, server: ForkServer, seed: str)
     print(dict(sorted(outcomes.items())))
     assert not failed, "\n".join([f"{len(failed)} of {len(numbers)}", *failed])
     codes = {outcome.split()[1] for outcome in outcomes}
-    assert codes >= {"0", "3", "4"} or len(numbers) == 1, "guard: some are refused, and some damage does no harm"
+    assert codes >= {"0", "3", "4"} or len(numbers) <= 1, "guard: some are refused, and some damage does no harm"
 
 
 def test_sampled_damage_never_breaks_a_command(originals: Path, server: ForkServer) -> None:
@@ -142,7 +145,8 @@ def test_sampled_damage_never_breaks_a_command(originals: Path, server: ForkServ
 
 
 @pytest.mark.long
-def test_two_thousand_damaged_inputs_break_nothing(originals: Path, server: ForkServer) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+def test_two_thousand_damaged_inputs_break_nothing(part: int, originals: Path, server: ForkServer) -> None:
     """Other inputs each time."""
-    seed, only = os.environ.get("FUZZ_SEED") or str(random.SystemRandom().randrange(10**9)), os.environ.get("FUZZ_ONLY")
-    fuzz([int(only)] if only else range(2000), originals, server, seed)
+    only, size = os.environ.get("FUZZ_ONLY"), INPUTS // PARTS
+    fuzz([number for number in range(part * size, (part + 1) * size) if only in (None, str(number))], originals, server, SEED)
