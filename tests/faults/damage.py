@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,10 +171,10 @@ def damage(file: Path, others: Sequence[Path], rng: random.Random) -> str:
     if file.suffix == ".parquet":
         ways += [damage_table] * 3
     if len(others) > 1:
-        ways.append(lambda target, random_: swap(target, others, random_))
+        ways.append(partial(swap, others=others))
     way = rng.choice([damage_bytes, damage_bytes, *ways])
     way(file, rng)
-    return f"{way.__name__.strip('<>')} {file.name}"
+    return f"{getattr(way, '__name__', 'swap')} {file.name}"
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -224,7 +225,7 @@ def replace_file(file: Path, rng: random.Random) -> None:
         file.symlink_to(["/dev/zero", file.name, "nothing", "/dev/null"][kind - 2])
 
 
-def swap(file: Path, others: Sequence[Path], rng: random.Random) -> None:
+def swap(file: Path, rng: random.Random, others: Sequence[Path]) -> None:
     """Replace the content by that of another file."""
     shutil.copy(rng.choice(others), file)
 

@@ -8,20 +8,22 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from rmtrain.data.rows.arrow import READ_ROWS, arrow_rows, class_names, flatten, read_parquet
 from rmtrain.data.rows.hook import hook_of
-from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, arrow_rows, class_names, flatten, read_file
+from rmtrain.data.rows.readers import RawRow, ReadMeter, Row, read_csv, read_json
+from rmtrain.data.rows.saved import check_saved, saved_errors, saved_splits
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
-from rmtrain.files import expanded, read_json, sha256_file
+from rmtrain.files import expanded, sha256_file
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -33,22 +35,6 @@ SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 REPEATED = re.compile(r"(\*\*/+)+")
 GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
-SAVED_SPLITS, SAVED_DATASET, SAVED_INFO = (
-    "dataset_dict.json",
-    "state.json",
-    "dataset_info.json",
-)  # what datasets.save_to_disk writes
-SAVED_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-    NotImplementedError,
-    pa.ArrowException,
-)
-"""Errors that the `datasets` library raises for a folder that contradicts itself."""
 
 
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
@@ -201,20 +187,26 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     if (folder := _saved_dataset(source)) is not None:
         from datasets import load_from_disk
 
-        try:
+        with saved_errors(folder):
             yield from read_dataset(load_from_disk(str(folder)), meter, source)
-        except SAVED_ERRORS as error:
-            message = " ".join(str(error).split())
-            raise DataError(f"{folder}: damaged ({type(error).__name__}: {message}); save the dataset again") from error
         return
     files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
         meter.begin, meter.size = sum(sizes[:index]) / total, sizes[index] / total
-        rows = read_file(file, frozenset(source.number_columns), meter)
+        rows = _read_file(file, frozenset(source.number_columns), meter)
         names = class_names(file) if file.suffix == ".parquet" else {}
         yield from _by_name(cast(Iterator[Row], rows), names, source) if names else rows
+
+
+def _read_file(file: Path, numbers: Set[str], meter: ReadMeter) -> Iterator[RawRow]:
+    """Read a data file with the reader for its suffix; see `read_csv` for `numbers`."""
+    if file.name.endswith(".parquet"):
+        return read_parquet(file, meter)
+    if file.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        return read_csv(file, numbers, meter)
+    return read_json(file, meter)
 
 
 def _data_files(source: Source) -> list[Path]:
@@ -297,46 +289,13 @@ def _refuse_keys(source: Source, *keys: str) -> None:
 
 def _saved_dataset(source: Source) -> Path | None:
     """Return the folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
-    folder = expanded(source.path) / (source.data_dir or "")
-    if (folder / SAVED_SPLITS).is_file():
-        splits = _stored(folder / SAVED_SPLITS).get("splits")
-        if not _are_names(splits):
-            raise DataError(f"{folder / SAVED_SPLITS}: splits: expected a list of folders next to it; save the dataset again")
-        folder /= _split_of(source, splits)
-    elif (folder / SAVED_DATASET).is_file():
-        _split_of(source, [str(_stored(folder / SAVED_DATASET).get("_split") or "train")])
-    else:
+    splits = saved_splits(expanded(source.path) / (source.data_dir or ""))
+    if not splits:
         return None
+    folder = splits[_split_of(source, list(splits))]
     _refuse_keys(source, "name", "revision", "data_files")
-    _check_saved(folder)
+    check_saved(folder)
     return folder
-
-
-def _check_saved(folder: Path) -> None:
-    """Raise DataError where a folder that `datasets.save_to_disk` wrote lacks files, or names others than its own, which no key covers."""
-    _stored(folder / SAVED_INFO)
-    state = _stored(folder / SAVED_DATASET)
-    entries = state.get("_data_files")
-    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else None
-    if not _are_names(names):
-        raise DataError(f"{folder / SAVED_DATASET}: _data_files: expected a list of files next to it; save the dataset again")
-    for name in names:
-        if not (folder / name).is_file():
-            raise DataError(f"{missing(folder / name)}, and {SAVED_DATASET} names it; save the dataset again")
-
-
-def _are_names(values: Any) -> TypeGuard[list[str]]:
-    """Return whether a value is a list of names of files or folders, without paths to others."""
-    return isinstance(values, list) and all(isinstance(value, str) and Path(value).name == value != "" for value in values)
-
-
-def _stored(file: Path) -> dict[str, Any]:
-    try:
-        return read_json(file, dict)
-    except FileNotFoundError as error:
-        raise DataError(f"{missing(file)}; save the dataset again") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: {error}; save the dataset again") from error
 
 
 PIPELINE_VERSION = 5

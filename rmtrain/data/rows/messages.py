@@ -8,7 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 from rmtrain.data.comparison import BadRow, Message, Turns
-from rmtrain.data.rows.readers import SURROGATE, Row, Unreadable, has_lone_surrogate
+from rmtrain.data.rows.arrow import Unreadable
+from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
 from rmtrain.recipe.schema import Messages, TextSource
 from rmtrain.recipe.sources import NUMBER
 

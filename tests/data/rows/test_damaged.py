@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rmtrain.data.rows import readers
+from rmtrain.data.rows import arrow, readers
+from rmtrain.data.rows.arrow import Unreadable
 from rmtrain.data.rows.dataset import Snapshot, read_rows
-from rmtrain.data.rows.readers import Malformed, Unreadable, parse
+from rmtrain.data.rows.readers import Malformed, parse
 from rmtrain.data.rows.select import RawBatch, select
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import PairSource
@@ -146,7 +147,7 @@ def test_unreadable_cells_that_are_needed(tmp_path: Path, kind: str) -> None:
 
 def test_overlong_parquet_cell_costs_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an overlong line of JSON does."""
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(arrow, "MAX_LINE_BYTES", 1000)
     rows = [*ROWS, {"prompt": "q", "chosen": "x" * 1001, "rejected": None}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     *good, bad = read(tmp_path / "rows.parquet")
