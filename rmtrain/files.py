@@ -7,6 +7,7 @@ import logging
 import os
 import pwd
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +37,9 @@ def expanded(path: str | Path, key: str = "") -> Path:
 
 
 def read_json(path: Path, kind: type[Json]) -> Json:
-    """Return the JSON object (`dict`) or list in a file; raises ValueError where it is something else, not JSON, or too long."""
+    """Return the JSON object (`dict`) or list in a file; raises ValueError where it is something else, not JSON, no file, or too long."""
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a named pipe can wait for ever
+        raise ValueError("not a regular file")
     with path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:

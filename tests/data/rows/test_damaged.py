@@ -66,6 +66,11 @@ def to_device(file: Path) -> None:
     file.symlink_to("/dev/zero")
 
 
+def to_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 STATE, INFO, ARROW = "state.json", "dataset_info.json", "data-00000-of-00001.arrow"
 SAVED: list[tuple[str, Damage, str]] = [
     (STATE, bytes_of(b"{"), STATE),
@@ -79,6 +84,9 @@ SAVED: list[tuple[str, Damage, str]] = [
     (STATE, json_of({"_data_files": [{"filename": "none.arrow"}]}), "none.arrow"),
     (INFO, Path.unlink, INFO),
     (INFO, bytes_of(b"{}x"), INFO),
+    (INFO, to_pipe, INFO),
+    (INFO, to_device, INFO),
+    (ARROW, to_pipe, ARROW),
     (INFO, json_of({"features": {"prompt": {"_type": "Nonsense"}}}), "saved: "),
     (INFO, json_of({"features": 7}), "saved: "),
     (ARROW, Path.unlink, ARROW),
