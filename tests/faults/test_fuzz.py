@@ -87,6 +87,8 @@ def make_input(number: int, originals: Path, seed: str) -> Input:
     files = files_of(command, originals)
     chosen = rng.sample(files, min(len(files), rng.choice([1, 1, 1, 2])))
     done = [damage(folder / file, [originals / other for other in files], rng) for file in chosen]
+    if (folder / "half.jsonl").is_fifo():  # an output that waits for its reader, as it should
+        (folder / "half.jsonl").unlink()
     return Input(number, kind, folder, command.replace("MODEL", str(originals / "exported")), "; ".join(done))
 
 
