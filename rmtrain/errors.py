@@ -1,7 +1,10 @@
 """The error types of rmtrain and their exit codes. A problem is one line: place, what is wrong, what to change."""
 
 import errno
+import os
 import signal
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -23,10 +26,25 @@ EXIT_CODES = {
 """Exit codes of the command line, for `--help`."""
 
 
+LONGEST_PROBLEM = 2000
+"""Characters of a problem that are kept: values of strangers can be of any length."""
+KINDS: dict[str, Callable[[int], bool]] = {
+    "a directory": stat.S_ISDIR,
+    "a named pipe": stat.S_ISFIFO,
+    "a device": lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode),
+    "a socket": stat.S_ISSOCK,
+}
+
+
 def missing(path: str | Path) -> str:
-    """Return that a path does not exist; of a relative one, with the directory that was searched."""
-    is_absolute = str(path).startswith("~") or Path(path).is_absolute()
-    return f"{path} does not exist" if is_absolute else f"{path} does not exist in {Path.cwd()}"
+    """Return that a path does not exist, of a relative one with the directory that was searched; or that it is not a regular file."""
+    try:
+        mode = os.stat(os.path.expanduser(path)).st_mode
+    except (OSError, ValueError):
+        is_absolute = str(path).startswith("~") or Path(path).is_absolute()
+        return f"{path} does not exist" if is_absolute else f"{path} does not exist in {Path.cwd()}"
+    kind = next((kind for kind, is_kind in KINDS.items() if is_kind(mode)), "a file")
+    return f"{path} is {kind}, not a file" + ("" if stat.S_ISDIR(mode) else " or directory")
 
 
 class RmtrainError(Exception):
@@ -36,8 +54,10 @@ class RmtrainError(Exception):
 
     def __init__(self, *problems: str) -> None:
         assert problems, "an error needs a problem"
-        self.problems = problems
-        super().__init__("\n".join(problems))
+        self.problems = tuple(
+            problem if len(problem) <= LONGEST_PROBLEM else f"{problem[:LONGEST_PROBLEM]}…" for problem in problems
+        )
+        super().__init__("\n".join(self.problems))
 
 
 class RecipeError(RmtrainError):

@@ -2,16 +2,18 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import pwd
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -20,8 +22,35 @@ from rmtrain.errors import DISK_FULL, RecipeError, RmtrainError, TryAgain
 logger = logging.getLogger("rmtrain")
 
 HASHED_BYTES = 1 << 20
+MAX_JSON_BYTES = 64 * 2**20
+Json = TypeVar("Json", dict[str, Any], list[Any])
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 """The errors by which a file system, such as some network mounts, says that it has no locks."""
+
+
+def expanded(path: str | Path, key: str = "") -> Path:
+    """Return a path with `~` expanded. That of an unknown user stays, and is missing; with a `key`, it is refused: it is to be written."""
+    result = os.path.expanduser(path)
+    if key and result.startswith("~"):
+        raise RecipeError(f"{key}: {path}: no such user; to name a folder with a tilde, write ./{path}")
+    return Path(result)
+
+
+def read_json(path: Path, kind: type[Json]) -> Json:
+    """Return the JSON object (`dict`) or list in a file; raises ValueError where it is something else, not JSON, no file, or too long."""
+    if not stat.S_ISREG(path.stat().st_mode):  # to open a named pipe can wait for ever
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"expected at most {MAX_JSON_BYTES:,} bytes")
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"expected {'an object' if kind is dict else 'a list'}, got {type(value).__name__}")
+    return value
 
 
 @contextmanager

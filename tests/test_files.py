@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from rmtrain import files
-from rmtrain.errors import RecipeError, TryAgain
-from rmtrain.files import get_or_build, new_directory, try_lock
+from rmtrain.errors import LONGEST_PROBLEM, DataError, RecipeError, TryAgain, missing
+from rmtrain.files import expanded, get_or_build, new_directory, read_json, try_lock
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILDER = """
@@ -217,3 +217,53 @@ def open_directory(path: Path) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser", "~nosuchuser/a", "~no such user/a"])
+def test_unknown_user_has_no_folder(path: str) -> None:
+    """Nothing is read from there, and a folder of that name is not made."""
+    assert expanded(path) == Path(path)
+    assert missing(path) == f"{path} does not exist"
+    with pytest.raises(RecipeError, match=rf"^data\.cache_dir: {path}: .*\./~no"):
+        expanded(path, "data.cache_dir")
+    assert expanded("~/a", "data.cache_dir") == Path.home() / "a", "guard"
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "not JSON"),
+        (b"[1]", "list"),
+        (b"null", "NoneType"),
+        (b"{} x", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"a": "\xff"}', "0xff"),
+        (b'{"a": %s}' % (b"9" * 5000), "4300"),
+        ("{}".encode("utf-16"), "not JSON"),
+        (b'{"a": "%s"}' % (b"x" * 2000), "1,000 bytes"),
+    ],
+)
+def test_other_content_than_json_is_refused(tmp_path: Path, content: bytes, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    monkeypatch.setattr(files, "MAX_JSON_BYTES", 1000 if b"x" * 9 in content else 10**6)
+    with pytest.raises(ValueError, match=found):
+        read_json(tmp_path / "x.json", dict)
+    (tmp_path / "x.json").write_bytes('{"a": "é"}'.encode())
+    assert read_json(tmp_path / "x.json", dict) == {"a": "é"}
+
+
+def test_what_is_not_a_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "loop").symlink_to("loop")
+    kinds = {"pipe": "a named pipe", "null": "a device", ".": "a directory"}
+    for name, kind in kinds.items():
+        assert missing(tmp_path / name).startswith(f"{tmp_path / name} is {kind}, ")
+    assert all("does not exist" in missing(tmp_path / name) for name in ("loop", "none", "x" * 300, "a\0b"))
+
+
+def test_long_problems_are_cut() -> None:
+    """A value of a stranger can be of any length; what comes first is the place."""
+    (problem,) = DataError(f"rows.jsonl:3: {'x' * 10**6}").problems
+    assert problem.startswith("rows.jsonl:3: xxx")
+    assert len(problem) == LONGEST_PROBLEM + 1

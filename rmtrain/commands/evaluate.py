@@ -1,5 +1,6 @@
 """`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ from rmtrain.evaluation.scores_file import (
 )
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
-from rmtrain.files import unwritable
+from rmtrain.files import expanded, unwritable
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
@@ -55,6 +56,11 @@ from rmtrain.report.terminal import TerminalConsole
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
     """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
+    report, output = (
+        options.report and expanded(options.report, "--report"),
+        options.output and expanded(options.output, "--output"),
+    )
+    options = replace(options, report=report, output=output)
     if options.compare is not None:
         return _compare_scores(options, *options.compare)
     if options.scores is not None:
@@ -85,13 +91,13 @@ def find_model(options: EvalOptions, overrides: Sequence[str] = ()) -> EvalTarge
     file = options.recipe or (Path(target) if target is not None and target.endswith((".yaml", ".yml")) else None)
     recipe = None if file is None else load_recipe(file, overrides)
     if recipe is not None and target in (None, str(file)):
-        run = Path(recipe.run.output_dir).expanduser()
+        run = expanded(recipe.run.output_dir)
         if not (run / MARKER).is_file() and not (run / "model").is_dir():
             raise CheckpointError(f"{run / 'model'}: no such model; run `{shlex.join(['rmtrain', 'train', str(file)])}` first")
         return EvalTarget(model_of(str(run)), run, recipe, by_recipe=True)
     if target is None:
         raise RecipeError("expected a recipe, a run directory or a model; see `rmtrain eval --help`")
-    path = Path(target).expanduser()
+    path = expanded(target)
     for run in (path, path.parent) if path.name == "model" else (path,):
         if (run / RECIPE).is_file() and (run / "model").is_dir():
             return EvalTarget(str(run / "model"), run, recipe, by_recipe=False)
@@ -127,10 +133,10 @@ def output_folder(options: EvalOptions, target: EvalTarget, name: str | None) ->
 
     A model of the Hub has its folder in the cache of tokenized data. Raises RecipeError, before anything is scored, if it is not writable.
     """
-    home = target.run or Path(target.model).expanduser()
+    home = target.run or expanded(target.model)
     if target.run is None and not home.is_dir():
         cache = str(Data.model_fields["cache_dir"].get_default(call_default_factory=True))
-        home = Path(cache).expanduser() / "evaluations" / target.model.replace("/", "--")
+        home = expanded(cache, "data.cache_dir") / "evaluations" / target.model.replace("/", "--")
     folder = options.output or (home if name is None else home / name)
     if problem := unwritable(folder):
         raise RecipeError(f"--output: {problem}; set --output to another directory")
@@ -338,7 +344,7 @@ def _benchmarks_result(
 def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
     """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
     scores = _scores_in(scores)
-    if not scores.exists():
+    if not (os.path.isfile(scores) or os.path.isdir(scores)):
         raise RecipeError(f"--scores: {missing(scores)}")
     settings = read_settings(scores)
     name = options.benchmark or (settings or {}).get("benchmark")
@@ -384,13 +390,13 @@ def _pairs_result(
 
 def _scores_in(path: Path) -> Path:
     """Return the file of scores of a run or another directory that `eval` wrote; any other path unchanged."""
-    path = path.expanduser()
-    return path / "scores.jsonl" if (path / "scores.jsonl").is_file() or (path / MARKER).is_file() else path
+    path = expanded(path)
+    return path / "scores.jsonl" if any(os.path.isfile(path / name) for name in ("scores.jsonl", MARKER)) else path
 
 
 def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
     one, other = _scores_in(one), _scores_in(other)
-    absent = [path for path in (one, other) if not path.exists()]
+    absent = [path for path in (one, other) if not (os.path.isfile(path) or os.path.isdir(path))]
     if absent:
         raise RecipeError(*(f"--compare: {missing(path)}" for path in absent))
     benchmark = only(options.benchmark, "--compare") if options.benchmark else None

@@ -20,7 +20,7 @@ from rmtrain.engine.distributed import versions
 from rmtrain.engine.run_dir import ENVIRONMENT
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
-from rmtrain.files import write_text
+from rmtrain.files import expanded, write_text
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import check_push, push
@@ -42,7 +42,7 @@ def export(options: ExportOptions) -> CommandResult:
         RmtrainError: the upload failed; the export is kept, and the message has the command that repeats the upload.
     """
     options.check()
-    path = options.target.expanduser().resolve()
+    path = expanded(options.target).resolve()
     chosen = path if STEP.fullmatch(path.name) else None
     run = path.parent.parent if chosen else path
     if not (run / MARKER).is_file() or not (run / RECIPE).is_file():

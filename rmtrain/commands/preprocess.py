@@ -17,6 +17,7 @@ from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError
+from rmtrain.files import expanded
 from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import KeyValues
@@ -53,6 +54,7 @@ def preprocess(
         RecipeError, DataError, TryAgain: see `prepare` and `audit`.
     """
     recipe, console = as_recipe(recipe), console or TerminalConsole(stderr=True)
+    export, plot = export and expanded(export, "--export"), plot and expanded(plot, "--plot")
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)

@@ -24,7 +24,7 @@ from rmtrain.engine.run_dir import disk_errors
 from rmtrain.errors import DataError, RecipeError, Stopped, TryAgain, missing
 from rmtrain.evaluation.scorer import WRITTEN
 from rmtrain.evaluation.scores_file import differences, read_settings, settings_file, write_settings
-from rmtrain.files import NO_LOCKS
+from rmtrain.files import NO_LOCKS, expanded
 
 CHUNK = 256
 """Lines that are scored together and written at once. A reward depends, in its last bits, on its chunk and nothing else: not on where a
@@ -40,13 +40,13 @@ Chunk = tuple[int, list[Numbered]]
 
 def check_paths(source: str, target: str) -> None:
     """Raise RecipeError for a source that is missing, and for an output that is not plain text, or the input under any name."""
-    if source != STANDARD and not Path(source).expanduser().exists():
+    if source != STANDARD and not expanded(source).exists():
         raise RecipeError(f"{missing(source)}")
-    if source != STANDARD and Path(source).expanduser().is_dir():
+    if source != STANDARD and expanded(source).is_dir():
         raise RecipeError(f"{source}: is a directory; expected a file of JSON lines")
     if Path(target).suffix.lower() in COMPRESSED:
         raise RecipeError(f"{target}: the output is not compressed; leave out {Path(target).suffix}, and compress it afterwards")
-    if Path(target).expanduser().is_dir():
+    if expanded(target, "--output").is_dir():
         raise RecipeError(f"{target}: is a directory; name a file in it")
     if (source == STANDARD and sys.stdin is None) or (target == STANDARD and sys.stdout is None):
         raise RecipeError("-: standard input or output is closed; name a file")
@@ -60,7 +60,7 @@ def check_paths(source: str, target: str) -> None:
 def _regular_file(path: str, standard: int) -> os.stat_result | None:
     """Return the file that a path or a standard stream leads to, by any link; None for a pipe, a terminal or a missing file."""
     try:
-        status = os.fstat(standard) if path == STANDARD else Path(path).expanduser().stat()
+        status = os.fstat(standard) if path == STANDARD else expanded(path).stat()
     except OSError:
         return None
     return status if stat.S_ISREG(status.st_mode) else None
@@ -101,7 +101,7 @@ class ScoreFiles:
             TryAgain: another process is writing it.
         """
         source, target = self.options.source, self.options.target
-        stream = sys.stdin.buffer if source == STANDARD else self.stack.enter_context(open_bytes(Path(source).expanduser()))
+        stream = sys.stdin.buffer if source == STANDARD else self.stack.enter_context(open_bytes(expanded(source)))
         lines = read_lines(shown(source, "stdin"), stream)
         # By line number, not by count, so that skipped and empty lines do not shift the chunks.
         self._chunks = ((n, list(group)) for n, group in itertools.groupby(lines, lambda line: (line[0] - 1) // CHUNK))
@@ -109,7 +109,7 @@ class ScoreFiles:
             self._output = sys.stdout.buffer
             return 0, 0
 
-        path = Path(target).expanduser()
+        path = expanded(target, "--output")
         try:
             if path.exists() and not path.is_file():  # such as /dev/null, or a named pipe
                 self._output = self.stack.enter_context(path.open("wb", buffering=0))

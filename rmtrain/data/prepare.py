@@ -20,7 +20,7 @@ from rmtrain.data.text.templates import unread_variable
 from rmtrain.data.text.tokenizer import canary_hashes, first_change
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.files import get_or_build, sha256_file
+from rmtrain.files import expanded, get_or_build, sha256_file
 from rmtrain.recipe.schema import Data, Source, TextSource, TokenizedSource
 
 SHAPING_KEYS = {"max_length", "max_prompt_length", "overlong", "allow_rewritten"}
@@ -103,7 +103,7 @@ def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: 
         with all_problems(sources), snapshot.unchanged():
             build_artifact(directory, data, tokenizer, {"key": key, "canaries": canary_hashes(tokenizer)}, progress)
 
-    directory = get_or_build(Path(data.cache_dir).expanduser() / key[:32], build)
+    directory = get_or_build(expanded(data.cache_dir, "data.cache_dir") / key[:32], build)
     splits = _load(directory, key, tokenizer)
     return PreparedData(*splits, directory, fingerprint, find_overlap(*splits))
 

@@ -23,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from rmtrain.engine.rank import SIGNALS, RankReport, read_reports, reports_folder
 from rmtrain.errors import RecipeError, TryAgain
+from rmtrain.files import expanded
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 SECONDS_TO_SAVE = 3600
@@ -126,7 +127,7 @@ def read(processes: int | None, config: str | None) -> Launch | None:
 
 def find_config(config: str) -> Path:
     """Return the file of a built-in configuration, or of the user's; raise RecipeError if there is none."""
-    path = CONFIGS / f"{config}.yaml" if config in config_names() else Path(config).expanduser()
+    path = CONFIGS / f"{config}.yaml" if config in config_names() else expanded(config)
     if not path.is_file():
         raise RecipeError(f"--accelerate-config {config}: not found; expected a file or one of {', '.join(config_names())}")
     return path

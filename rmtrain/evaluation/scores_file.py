@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference
-from rmtrain.errors import DataError, NumericError
-from rmtrain.files import atomic_write, write_text
+from rmtrain.data.rows.readers import Line, Malformed, has_lone_surrogate, open_bytes, read_lines
+from rmtrain.errors import DataError, NumericError, missing
+from rmtrain.files import atomic_write, read_json, write_text
 from rmtrain.recipe.schema import BradleyTerry, Data, Objectives
 
 Settings = Mapping[str, Any]
@@ -27,6 +28,7 @@ NUMBERS = (int, float)
 """Types of the numbers of JSON; `bool` would pass `isinstance`."""
 PACKAGES = ("rmtrain", "torch", "transformers")
 MAX_PROBLEMS = 10
+LARGEST = float(np.finfo(np.float32).max)
 Converted = TypeVar("Converted")
 OBJECTIVE: TypeAdapter[Objectives] = TypeAdapter(Objectives)
 
@@ -107,15 +109,19 @@ def read_scores(path: Path) -> list[ScoredComparison]:
     """
     line_of: dict[tuple[str, str], int] = {}
 
-    def row_of(line: str, number: int) -> ScoredComparison:
-        row = _parse(line)
+    def row_of(line: Line | Malformed, number: int) -> ScoredComparison:
+        if isinstance(line, Malformed):
+            raise ValueError(line.detail.partition(": ")[2])
+        row = _parse(line.content.decode())
         first = line_of.setdefault((row.source, row.id), number)
         if first != number:
             raise ValueError(f"duplicate row {row.id!r} (source {row.source!r}), first on line {first}; keep one of them")
         return row
 
-    with path.open(encoding="utf-8") as file:
-        lines = ((f"{path}:{number}  ", (line, number)) for number, line in enumerate(file, start=1) if line.strip())
+    if not path.is_file():
+        raise DataError(missing(path))
+    with open_bytes(path) as stream:
+        lines = ((f"{path}:{number}  ", (line, number)) for number, line in read_lines(path.name, stream))
         rows = convert_rows(row_of, lines)
     if not rows:
         raise DataError(f'{path}: expected one {{"id", "source", "rewards"}} object a line, got an empty file')
@@ -140,19 +146,17 @@ def convert_rows(convert: Callable[..., Converted], rows: Iterable[tuple[str, tu
 
 def _parse(line: str) -> ScoredComparison:
     """Return the row of a line; raises ValueError saying what is wrong with it (a JSONDecodeError is a ValueError)."""
-    fields = json.loads(line)
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object, got {line.strip()[:60]!r}")
-    missing = [key for key in ("id", "source", "rewards") if key not in fields]
-    if missing:
-        raise ValueError(f"{', '.join(missing)}: missing; the line has {', '.join(fields) or 'no keys'}")
+    fields = _object_of(line)
+    absent = [key for key in ("id", "source", "rewards") if key not in fields]
+    if absent:
+        raise ValueError(f"{', '.join(absent)}: missing; the line has {', '.join(fields)[:200] or 'no keys'}")
     for key in ("id", "source"):
         if not isinstance(fields[key], str):
-            raise ValueError(f"{key}: expected a string, got {fields[key]!r}")
+            raise ValueError(f"{key}: expected a string, got {fields[key]!r:.60}")
 
     rewards = fields["rewards"]
     if not isinstance(rewards, list) or len(rewards) < 2 or not all(type(number) in NUMBERS for number in rewards):
-        raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r}")
+        raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r:.60}")
     count = len(rewards)
     lengths, cut = (_token_counts(fields, key, count) for key in ("lengths", "cut"))
     shown = fields.get("shown", [])
@@ -161,23 +165,46 @@ def _parse(line: str) -> ScoredComparison:
         or not all(type(place) is int for place in shown)
         or sorted(shown) not in ([], list(range(count)))
     ):
-        raise ValueError(f"shown: expected a place among 0..{count - 1} for each response, got {shown!r}")
+        raise ValueError(f"shown: expected a place among 0..{count - 1} for each response, got {shown!r:.60}")
 
     edges = fields.get("preferences")
     if edges is None:
         preferences = tuple(Preference(winner=0, loser=other) for other in range(1, count))
     elif not isinstance(edges, list) or not edges:
-        raise ValueError(f"preferences: expected a list of [winner, loser, margin, probability, weight], got {edges!r}")
+        raise ValueError(f"preferences: expected a list of [winner, loser, margin, probability, weight], got {edges!r:.60}")
     else:
         preferences = tuple(_preference(edge, count) for edge in edges)
     rest = (lengths, preferences, tuple(shown), prompt_of(fields), cut)
-    return ScoredComparison(fields["id"], fields["source"], tuple(map(float, rewards)), *rest)
+    return ScoredComparison(fields["id"], fields["source"], tuple(map(checked_number, rewards)), *rest)
+
+
+def _object_of(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except RecursionError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if has_lone_surrogate(line, fields):
+        raise ValueError("lone surrogate (half of a UTF-16 pair)")
+    if not isinstance(fields, dict):
+        raise ValueError(f"expected a JSON object, got {line.strip()[:60]!r}")
+    return fields
+
+
+def checked_number(value: float) -> float:
+    """Return a number of JSON as a float; raises ValueError for one that is finite and beyond float32, on which sums would overflow."""
+    if LARGEST < abs(value) < math.inf:
+        raise ValueError(f"expected a float32, at most {LARGEST:.4g}, got {value!r:.60}")
+    return float(value)
 
 
 def _token_counts(fields: Mapping[str, Any], key: str, count: int) -> tuple[int, ...]:
     counts = fields.get(key, [])
-    if not isinstance(counts, list) or len(counts) not in (0, count) or not all(type(n) is int and n >= 0 for n in counts):
-        raise ValueError(f"{key}: expected a count of tokens for each of the {count} responses, got {counts!r}")
+    if (
+        not isinstance(counts, list)
+        or len(counts) not in (0, count)
+        or not all(type(n) is int and 0 <= n < 2**31 for n in counts)
+    ):
+        raise ValueError(f"{key}: expected a count of tokens for each of the {count} responses, got {counts!r:.60}")
     return tuple(counts)
 
 
@@ -188,8 +215,10 @@ def prompt_of(fields: Mapping[str, Any], keys: Sequence[str] = ("prompt",)) -> s
 
 
 def _preference(edge: Any, count: int) -> Preference:
-    if not isinstance(edge, list) or len(edge) != 5 or not all(type(n) in NUMBERS and math.isfinite(n) for n in edge):
-        raise ValueError(f"preferences: expected five finite numbers [winner, loser, margin, probability, weight], got {edge!r}")
+    if not isinstance(edge, list) or len(edge) != 5 or not all(type(n) in NUMBERS and abs(n) <= LARGEST for n in edge):
+        raise ValueError(
+            f"preferences: expected five finite numbers [winner, loser, margin, probability, weight], got {edge!r:.60}"
+        )
     winner, loser, margin, probability, weight = edge
     if not all(type(index) is int and 0 <= index < count for index in (winner, loser)) or winner == loser:
         raise ValueError(f"preferences: expected two different responses among 0..{count - 1}, got {winner!r} and {loser!r}")
@@ -217,12 +246,9 @@ def read_settings(scores: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, dict)
     except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: expected an object, got {type(settings).__name__}")
-    return settings
+        raise DataError(f"{path}: {error}") from error
 
 
 def objective_of(settings: Settings | None, scores: Path) -> Objectives:
@@ -268,7 +294,7 @@ def differences(one: Settings, other: Settings, keys: Sequence[str] = DECISIVE) 
     """Return a line for each setting that differs: its name and both values, hashes by their first digits."""
 
     def shown(value: Any) -> str:
-        text = "none" if value is None else str(value)
+        text = "none" if value is None else str(value)[:80]
         return f"{text[:12]}…" if len(text) == 64 else text
 
     return [f"{key}: {shown(one.get(key))} against {shown(other.get(key))}" for key in keys if one.get(key) != other.get(key)]

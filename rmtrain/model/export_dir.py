@@ -32,7 +32,7 @@ from rmtrain.data.comparison import Message, TokenizedComparison
 from rmtrain.data.text.encoder import encode_conversations
 from rmtrain.data.text.renderer import render_all
 from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError, TryAgain
-from rmtrain.files import share, sync, temporary_folder
+from rmtrain.files import expanded, share, sync, temporary_folder
 from rmtrain.model import reload_check
 from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
 from rmtrain.model.model_files import ModelRef, Weights, find_weights
@@ -329,7 +329,7 @@ def _check_rewards(model: RewardModel, saved: RewardModel, dtype: torch.dtype, t
 def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
     base, adapter = None, None
     if model.base_ref is not None:
-        path = Path(model.base_ref.path).expanduser()
+        path = expanded(model.base_ref.path)
         # A local path must not be published: only the name of the directory is.
         base = {"path": path.resolve().name if path.exists() else model.base_ref.path, "revision": model.base_ref.revision}
     if isinstance(model.hf, PeftModel):

@@ -1,6 +1,5 @@
 """The files of a model, in a directory or on the Hub: JSON and safetensors. Pickles are never opened, since they can run code."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from transformers.utils.hub import cached_file, cached_files
 
 from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, COMMIT, adapter_problem, check_pinned, checked_path
 from rmtrain.errors import CheckpointError
+from rmtrain.files import read_json
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-MAX_JSON_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +76,10 @@ class ModelRef:
         file = self.find(name, required)
         if file is None:
             return None
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise self.error(f"{name} of {self.path}: expected at most {MAX_JSON_BYTES:,} bytes, got {file.stat().st_size:,}")
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise self.error(f"{name} of {self.path} is not JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise self.error(f"{name} of {self.path}: expected an object, got {type(content).__name__}")
-        return content
+            return read_json(file, dict)
+        except (OSError, ValueError) as error:
+            raise self.error(f"{name} of {self.path}: {error}") from error
 
 
 class Stored(NamedTuple):

@@ -5,7 +5,8 @@ template, or a tokenizer that gives other tokens.
 """
 
 import hashlib
-import json
+import os
+import re
 import shlex
 import warnings
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PretrainedConfig
 
 from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, read_tokenizer
 from rmtrain.errors import CheckpointError
+from rmtrain.files import expanded, read_json
 from rmtrain.model.classifier import pad_beyond, quiet_transformers, seeded
 from rmtrain.model.model_files import ModelRef, find_weights
 from rmtrain.model.pretrained import LoadedModel, load_config, load_pretrained, read_head
@@ -24,6 +26,7 @@ from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.load import MARKER, RECIPE
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
+SURROGATES = re.compile("[\ud800-\udfff]")
 CHECKPOINT = "manifest.json"
 """A file of each checkpoint in the `checkpoints` of a run."""
 
@@ -34,8 +37,8 @@ def model_of(path: str) -> str:
     Raises:
         CheckpointError: a run that has not exported its model yet, or one of its checkpoints; says how to export it.
     """
-    place = Path(path).expanduser()
-    if place.resolve().parent.name == "checkpoints" and (place / CHECKPOINT).is_file():
+    place = expanded(path)
+    if Path(os.path.realpath(place)).parent.name == "checkpoints" and (place / CHECKPOINT).is_file():
         export = shlex.join(["rmtrain", "export", path])
         raise CheckpointError(f"{path}: a checkpoint is not a model; export it with `{export}`, and name the export")
     if not (place / MARKER).is_file():
@@ -108,9 +111,12 @@ def _check_template_and_tokens(ref: ModelRef, tokenizer: Any, allow_template_cha
     if file is None:  # an export verifies itself before it writes golden.json
         return
     try:
-        entries = [(str(e["text"]), bool(e["add_special_tokens"]), list(e["ids"])) for e in json.loads(file.read_text("utf-8"))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ref.error(f"{GOLDEN} of {ref.path} is damaged; export the model again") from error
+        entries = [(e["text"], e["add_special_tokens"], e["ids"]) for e in read_json(file, list)]
+        is_valid = bool(entries) and all(map(_is_golden, entries))
+    except (OSError, ValueError, KeyError, TypeError):
+        is_valid = False
+    if not is_valid:
+        raise ref.error(f"{GOLDEN} of {ref.path} is damaged: expected a list of texts with their ids; export the model again")
     for text, special, ids in entries:
         # New versions of tokenizers have changed how an unchanged tokenizer.json splits a text.
         if list(tokenizer(text, add_special_tokens=special)["input_ids"]) != ids:
@@ -118,6 +124,12 @@ def _check_template_and_tokens(ref: ModelRef, tokenizer: Any, allow_template_cha
                 f"the tokenizer of {ref.path} gives other tokens than at export, for example for {text[:60]!r}; "
                 "install the version of tokenizers that it was exported with"
             )
+
+
+def _is_golden(entry: tuple[Any, Any, Any]) -> bool:
+    text, special, ids = entry
+    is_text = isinstance(text, str) and not SURROGATES.search(text)  # which no tokenizer can encode
+    return is_text and isinstance(special, bool) and isinstance(ids, list)
 
 
 def _check_pad_token(ref: ModelRef, tokenizer: Any, pools_last_token: bool, config: PretrainedConfig | None) -> None:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.text.templates import edge_tokens
+from rmtrain.files import expanded
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.recipe.yaml import write_yaml
@@ -33,7 +34,7 @@ def card_of(
 ) -> str:
     """Return the card of the model that a recipe trained; the other arguments are those of `model_card`."""
     base = recipe.model.path if isinstance(recipe.model, PretrainedModel) and not Path(recipe.model.path).exists() else None
-    sources = [source for source in (*recipe.data.train, *recipe.data.eval) if not Path(source.path).expanduser().exists()]
+    sources = [source for source in (*recipe.data.train, *recipe.data.eval) if not expanded(source.path).exists()]
     return model_card(
         name=recipe.run.name,
         path=recipe.hub.id or recipe.run.name,

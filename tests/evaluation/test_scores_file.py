@@ -1,5 +1,6 @@
 """scores.jsonl and its settings: written values are read back exactly, and a malformed line is located."""
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from rmtrain.data.comparison import PAIR, Preference
+from rmtrain.data.rows import readers
 from rmtrain.errors import DataError, NumericError
+from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import (
     ScoredComparison,
     objective_of,
@@ -147,6 +150,18 @@ MALFORMED = [
     (row(preferences=[[0, 1, -1, 1, 1]]), "preferences: ", "-1"),
     (row(preferences=[[0, 1, 0, 0.2, 1]]), "preferences: ", "0.2"),
     (row(id="ok"), "", "line 1"),
+    (row(rewards=[10**400, 0]), "", "3.403e+38"),
+    (row(rewards=[1e308, -1e308]), "", "1e+308"),
+    (row(lengths=[10**400, 0]), "lengths: ", "1000"),
+    (row(preferences=[[0, 1, 10**400, 1, 1]]), "preferences: ", "1000"),
+    (row(preferences=[[0, 1, 0, 1, 1e308]]), "preferences: ", "1e+308"),
+    (row(rewards=[9, 0]).replace("9", "9" * 5000), "", "4300 digits"),
+    (row(id="\ud800"), "", "surrogate"),
+    (row(prompt=[{"content": "\udfff"}]), "", "surrogate"),
+    ("[" * 100_000, "", "recursion"),
+    ('{"a":' * 100_000, "", "recursion"),
+    (row(id=["x" * 10_000]), "id: ", "'xx"),
+    (row(rewards="x" * 10_000), "rewards: ", "'xx"),
 ]
 
 
@@ -161,6 +176,50 @@ def test_malformed_line_is_located(tmp_path: Path, line: str, key: str, shown: s
     assert problem.startswith(f"{path}:2  {key}")
     assert shown in problem
     assert "\n" not in problem
+    assert len(problem) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "start"),
+    [
+        (row().encode() + b"\n\xe9", ":2  "),
+        (b'{"id": "\xff"}\n' + row().encode(), ":1  "),
+        (row().encode("utf-16"), ": the text is UTF-16"),
+        (row().encode("utf-32"), ": the text is UTF-32"),
+        (row().encode("latin-1") + b'\n{"x": "\xfc"}', ":2  "),
+    ],
+)
+def test_scores_in_other_encodings_are_refused(tmp_path: Path, content: bytes, start: str) -> None:
+    """With the line or the encoding; a byte order mark alone does no harm, and neither does compression."""
+    path = tmp_path / "scores.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_scores(path)
+    assert caught.value.problems[0].startswith(f"{path}{start}")
+    (tmp_path / "scores.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + row().encode()))
+    assert read_scores(tmp_path / "scores.jsonl.gz")[0].rewards == (1.0, 2.0)
+
+
+def test_overlong_line_of_scores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not read whole, and the lines after it are counted."""
+    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 1000)
+    path = tmp_path / "scores.jsonl"
+    path.write_text("\n".join([row(id="x" * 10_000), row(), "{}"]))
+    with pytest.raises(DataError) as caught:
+        read_scores(path)
+    assert [problem.split()[0] for problem in caught.value.problems] == [f"{path}:1", f"{path}:3"]
+    assert "1000 bytes" in caught.value.problems[0]
+
+
+def test_greatest_rewards_give_finite_numbers(tmp_path: Path) -> None:
+    """Within float32 nothing overflows: neither the loss nor its terms."""
+    path = tmp_path / "scores.jsonl"
+    edges = [[0, 1, 3e38, 1, 3e38], [1, 0, 0, 0.6, 5e-324]]
+    lines = [row(rewards=[3e38, -3e38]), row(id="b", rewards=[-3e38, 3e38], lengths=[3, 2**31 - 1], preferences=edges)]
+    path.write_text("\n".join(lines))
+    summary = summarize(read_scores(path))
+    assert summary["accuracy"] == pytest.approx(2 / 3)
+    assert json.dumps(summary, allow_nan=False)
 
 
 def test_up_to_ten_malformed_lines_at_once(tmp_path: Path) -> None:
@@ -190,8 +249,8 @@ def test_settings_are_stored_next_to_scores(tmp_path: Path) -> None:
     assert read_settings(scores) is None
     write_settings(scores, {"dtype": "float32", "naïve": None})
     assert read_settings(scores) == {"dtype": "float32", "naïve": None}
-    for content in ("[]", "{"):
-        settings_file(scores).write_text(content)
+    for content in (b"[]", b"{", b"[" * 100_000, b'{"a": "\xff"}', b'{"a": %s}' % (b"9" * 5000), "{}".encode("utf-16")):
+        settings_file(scores).write_bytes(content)
         with pytest.raises(DataError) as caught:
             read_settings(scores)
         assert caught.value.problems[0].startswith(f"{settings_file(scores)}: ")

@@ -90,7 +90,7 @@ def test_trap_04_changed_template_needs_permission(exported: Path) -> None:
 
 
 def test_trap_38_changed_tokenization_is_refused(exported: Path) -> None:
-    """The message has a text that gets other tokens than at export; a damaged record is also refused."""
+    """The message has a text that gets other tokens than at export."""
     load_reward_model(str(exported), "cpu")
     file = exported / "tokenizer.json"
     text = file.read_text(encoding="utf-8")
@@ -101,9 +101,25 @@ def test_trap_38_changed_tokenization_is_refused(exported: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^model: the tokenizer of .* 'The cat"):
         load_reward_model(str(exported), "cpu")
     file.write_text(text, encoding="utf-8")
-    (exported / "golden.json").write_text('[{"text": "x"}]')
-    with pytest.raises(CheckpointError, match=r"^model: golden\.json of "):
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{}", "[]", "[{}]", "null", '[{"text": "x"}]', "[[]]", "[" * 100_000, "", "\xff"),
+        *(
+            '[{"text": "\\ud800", "add_special_tokens": true, "ids": [1]}]',
+            '[{"text": 1, "add_special_tokens": true, "ids": [1]}]',
+        ),
+        '[{"text": "x", "add_special_tokens": true, "ids": 7}]',
+    ],
+)
+def test_damaged_golden_record_is_refused(exported: Path, content: str) -> None:
+    """An empty record checks nothing, and is refused as well."""
+    (exported / "golden.json").write_text(content, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"^model: golden\.json of ") as refused:
         load_reward_model(str(exported), "cpu")
+    assert only_problem(refused)
 
 
 def test_more_tokens_than_embeddings_are_refused(exported: Path, tokenizer: Any) -> None:

@@ -27,7 +27,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.data.rows.dataset import digest
 from rmtrain.errors import DataError, TryAgain
-from rmtrain.files import sha256_file, write_text
+from rmtrain.files import expanded, sha256_file, write_text
 from rmtrain.recipe.schema import Data
 
 AUDIT_VERSION = 4
@@ -77,7 +77,7 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
         DataError: a benchmark file that cannot be read; or training rows have a prompt of one, and overlap is not allowed.
         TryAgain: a benchmark file changes while it is read.
     """
-    benchmarks = [Path(name).expanduser() for name in data.benchmarks]
+    benchmarks = [expanded(name) for name in data.benchmarks]
 
     def hashes() -> list[tuple[str, str | None]]:
         return [(file.name, sha256_file(file) if file.is_file() else None) for file in benchmarks]

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from rmtrain.data.rows.dataset import FORMATS, read_rows
 from rmtrain.data.rows.messages import to_messages
 from rmtrain.data.rows.readers import Malformed, RawRow, parse
 from rmtrain.errors import DataError, missing
+from rmtrain.files import expanded
 from rmtrain.recipe.schema import Messages, PairSource
 
 EXAMPLES = 5
@@ -106,7 +106,7 @@ def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> dict[int, st
     """
     first: dict[int, str] = {}
     for name in files:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.exists():
             raise DataError(f"data.benchmarks: {missing(name)}")
         if not path.is_file() or not path.name.endswith(FORMATS):

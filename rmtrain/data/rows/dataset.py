@@ -5,21 +5,25 @@ The `datasets` library takes a second to import, in each worker process. It is o
 
 import hashlib
 import json
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
+from rmtrain.data.rows.arrow import READ_ROWS, arrow_rows, class_names, flatten, read_parquet
 from rmtrain.data.rows.hook import hook_of
-from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
+from rmtrain.data.rows.readers import RawRow, ReadMeter, Row, read_csv, read_json
+from rmtrain.data.rows.saved import check_saved, saved_errors, saved_splits
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
-from rmtrain.files import sha256_file
+from rmtrain.files import expanded, sha256_file
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -28,9 +32,9 @@ if TYPE_CHECKING:
 
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
+REPEATED = re.compile(r"(\*\*/+)+")
 GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
-SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
 
 
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
@@ -50,7 +54,7 @@ def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[
 
 def is_on_hub(source: Source) -> bool:
     """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
-    if Path(source.path).expanduser().exists():
+    if os.path.exists(expanded(source.path)):
         return False
     if pattern := GLOB.search(source.path):
         folder, slash, rest = source.path[: pattern.start()].rpartition("/")
@@ -123,7 +127,10 @@ def _hub_errors(source: Source) -> Iterator[None]:
 def read_dataset(
     dataset: "Dataset | IterableDataset", meter: ReadMeter | None = None, source: "Source | None" = None
 ) -> Iterator[Row]:
-    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone. For `source` see `_by_name`."""
+    """Read a dataset; a stream, whose number of rows is unknown, leaves `meter` alone. For `source` see `_by_name`.
+
+    Raises DataError for Arrow data that is damaged.
+    """
     from datasets import ClassLabel
 
     count, features = getattr(dataset, "num_rows", None), dataset.features or {}
@@ -132,9 +139,15 @@ def read_dataset(
         rows = flatten(([row] for row in dataset), count, meter)
     else:
         tables = dataset.with_format("arrow").iter(batch_size=READ_ROWS)
-        rows = flatten((table.to_pylist() for table in tables), count, meter)
+        rows = flatten(arrow_rows(map(_validated, tables), "" if source is None else source.place), count, meter)
     names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
     return _by_name(rows, names, source) if names and source is not None else rows
+
+
+def _validated(table: pa.Table) -> pa.Table:
+    """Return a table whose offsets and texts were checked: a stranger's, mapped from a file, could point anywhere."""
+    table.validate(full=True)
+    return table
 
 
 def _by_name(rows: Iterator[Row], names: Mapping[str, Sequence[str]], source: Source) -> Iterator[Row]:
@@ -174,16 +187,26 @@ def _local_rows(source: Source, meter: ReadMeter) -> Iterator[RawRow]:
     if (folder := _saved_dataset(source)) is not None:
         from datasets import load_from_disk
 
-        yield from read_dataset(load_from_disk(str(folder)), meter, source)
+        with saved_errors(folder):
+            yield from read_dataset(load_from_disk(str(folder)), meter, source)
         return
     files = _data_files(source)
     sizes = [file.stat().st_size for file in files]
     total = sum(sizes) or 1
     for index, file in enumerate(files):
         meter.begin, meter.size = sum(sizes[:index]) / total, sizes[index] / total
-        rows = read_file(file, frozenset(source.number_columns), meter)
+        rows = _read_file(file, frozenset(source.number_columns), meter)
         names = class_names(file) if file.suffix == ".parquet" else {}
         yield from _by_name(cast(Iterator[Row], rows), names, source) if names else rows
+
+
+def _read_file(file: Path, numbers: Set[str], meter: ReadMeter) -> Iterator[RawRow]:
+    """Read a data file with the reader for its suffix; see `read_csv` for `numbers`."""
+    if file.name.endswith(".parquet"):
+        return read_parquet(file, meter)
+    if file.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        return read_csv(file, numbers, meter)
+    return read_json(file, meter)
 
 
 def _data_files(source: Source) -> list[Path]:
@@ -192,7 +215,7 @@ def _data_files(source: Source) -> list[Path]:
     In a directory the split of a file is its name without suffix and shard number (`train.jsonl`, `test-00000-of-00002.parquet`), or
     the name of a folder that contains it.
     """
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     _refuse_keys(source, "name", "revision")
     if path.is_file():
         _refuse_keys(source, "data_dir", "data_files")
@@ -219,6 +242,9 @@ def _files_in(folder: Path, source: Source) -> list[Path]:
         files = files_below(folder, patterns or ["**/*"])
     except OSError as error:  # such as in /proc, whose files come and go
         raise DataError(f"{error.filename}: cannot be listed: {error.strerror}") from error
+    except (LookupError, ValueError, NotImplementedError) as error:  # what pathlib raises, by pattern
+        problem = f"expected patterns of files in {folder}, such as *.jsonl, got {', '.join(map(repr, patterns))}"
+        raise RecipeError(f"{source.place}: data_files: {problem}") from error
     if not files:
         raise DataError(f"{folder}: no data file; expected {', '.join(patterns or FORMATS)}")
     return files
@@ -228,7 +254,8 @@ def files_below(folder: Path, patterns: Sequence[str] = ("**/*",)) -> list[Path]
     """Return the data files of a folder that match one of the patterns, without hidden ones and metadata."""
     return sorted(
         file
-        for file in {file for pattern in patterns for file in folder.glob(pattern)}
+        # repeated, `**/` finds the same files, in much more time
+        for file in {file for pattern in patterns for file in folder.glob(REPEATED.sub("**/", pattern))}
         if file.name.endswith(FORMATS)
         and file.name not in METADATA
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
@@ -262,14 +289,12 @@ def _refuse_keys(source: Source, *keys: str) -> None:
 
 def _saved_dataset(source: Source) -> Path | None:
     """Return the folder of one split that `datasets.save_to_disk` wrote, if the path is such a directory."""
-    folder = Path(source.path).expanduser() / (source.data_dir or "")
-    if (folder / SAVED_SPLITS).is_file():
-        folder /= _split_of(source, json.loads((folder / SAVED_SPLITS).read_text(encoding="utf-8"))["splits"])
-    elif (folder / SAVED_DATASET).is_file():
-        _split_of(source, [json.loads((folder / SAVED_DATASET).read_text(encoding="utf-8")).get("_split") or "train"])
-    else:
+    splits = saved_splits(expanded(source.path) / (source.data_dir or ""))
+    if not splits:
         return None
+    folder = splits[_split_of(source, list(splits))]
     _refuse_keys(source, "name", "revision", "data_files")
+    check_saved(folder)
     return folder
 
 
@@ -319,7 +344,7 @@ def _stored_files(source: Source) -> list[Path]:
     """Return all local files that a source is read from."""
     if (folder := _saved_dataset(source)) is None:
         return _data_files(source)
-    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json"))
+    return sorted(file for file in folder.iterdir() if file.suffix in (".arrow", ".json") and file.is_file())
 
 
 def fingerprint(source: Source) -> str:

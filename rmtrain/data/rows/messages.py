@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from rmtrain.data.comparison import BadRow, Message, Turns
+from rmtrain.data.rows.arrow import Unreadable
 from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
 from rmtrain.recipe.schema import Messages, TextSource
 from rmtrain.recipe.sources import NUMBER
@@ -82,7 +83,7 @@ def to_number(cell: Any) -> float | None:
 
 def kind_of(value: Any) -> str:
     """Return the type of a value in the words of JSON."""
-    return JSON_NAMES.get(type(value), type(value).__name__)
+    return str(value) if isinstance(value, Unreadable) else JSON_NAMES.get(type(value), type(value).__name__)
 
 
 def decode_cell(cell: Any, column: str, settings: Messages) -> Any:

@@ -1,13 +1,13 @@
-"""Readers of each kind of file: JSON lines, JSON arrays, CSV, TSV and Parquet, each as a stream of rows."""
+"""Readers of each kind of text file: JSON lines, JSON arrays, CSV and TSV, each as a stream of rows."""
 
 import csv
 import gzip
 import json
 import re
 import zlib
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, getincrementaldecoder
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BufferedReader, TextIOWrapper
@@ -15,14 +15,11 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import IO, Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from rmtrain.errors import DataError
 
 MAX_LINE_BYTES = 16 * 2**20
-MAX_FIELD_CHARACTERS = 16 * 2**20
-READ_ROWS = 1000
+MAX_ROW_CHARACTERS = 16 * 2**20
+BLOCK_BYTES = 2**16
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -73,15 +70,6 @@ class ReadMeter:
         return None if self.position is None else min(self.begin + self.size * self.position(), 1.0)
 
 
-def read_file(file: Path, numbers: Set[str], meter: ReadMeter) -> Iterator[RawRow]:
-    """Read a data file with the reader for its suffix; see `read_csv` for `numbers`."""
-    if file.name.endswith(".parquet"):
-        return read_parquet(file, meter)
-    if file.name.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        return read_csv(file, numbers, meter)
-    return read_json(file, meter)
-
-
 @contextmanager
 def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[BufferedReader]:
     """Open a file of text, decompressing it when its name ends in `.gz`; raises DataError for UTF-16 and for a damaged archive."""
@@ -102,12 +90,15 @@ def open_bytes(path: Path, meter: ReadMeter | None = None) -> Iterator[BufferedR
 
 def _not_utf8(path: Path) -> DataError:
     """Return the error of a file with its first line that is not UTF-8: that of the decoder, which reads ahead, does not have it."""
+    decoder, number = getincrementaldecoder("utf-8")(), 1
     with open_bytes(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
+        try:
+            while line := stream.readline(MAX_LINE_BYTES):
+                decoder.decode(line)
+                number += line.endswith(b"\n")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            return DataError(f"{path}:{number}: {_bad_byte(error)}; save the file as UTF-8")
     return DataError(f"{path}: not UTF-8; save it as UTF-8")
 
 
@@ -123,7 +114,7 @@ def read_json(path: Path, meter: ReadMeter | None = None) -> Iterator[RawRow]:
     """
     with open_bytes(path, meter) as stream:
         is_array = stream.peek(1).lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"[")
-        yield from _read_array(path, stream, meter) if is_array else (row for _, row in read_lines(path.name, stream))
+        yield from _read_array(_Text(path, stream)) if is_array else (row for _, row in read_lines(path.name, stream))
 
 
 def read_lines(name: str, stream: IO[bytes]) -> Iterator[tuple[int, Malformed | Line]]:
@@ -160,37 +151,80 @@ def parse(line: RawRow) -> Row | Malformed:
     return row
 
 
-def _read_array(path: Path, stream: BufferedReader, meter: ReadMeter | None) -> Iterator[Placed | Malformed]:
-    try:
-        text = stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    position, line, counted = _skip_space(text, text.index("[") + 1), 1, 0
-    is_empty = text[position : position + 1] == "]"
-    if meter is not None:
-        meter.position = lambda: position / len(text)  # the file is read at once, its rows are decoded one by one
-    while not is_empty:
-        line += text.count("\n", counted, position)
-        counted = position
+def _read_array(text: "_Text") -> Iterator[Placed | Malformed]:
+    text.next_mark()
+    text.move(text.position + 1)
+    is_more = text.next_mark() != "]"
+    while is_more:
+        yield text.row()
+        mark = text.next_mark()
+        if mark not in ("]", ","):
+            raise text.error("invalid JSON: Expecting ',' or ']'")
+        is_more = mark == ","
+        if is_more:
+            text.move(text.position + 1)
+            text.next_mark()
+    text.move(text.position + 1)
+    if text.next_mark():
+        raise text.error("unexpected text after the array")
+
+
+class _Text:
+    """The text of a file from `position` on, with the line and column of that; no more is in memory than the value that is decoded."""
+
+    def __init__(self, path: Path, stream: BufferedReader) -> None:
+        self.path, self.text, self.position, self.line, self.column = path, "", 0, 1, 1
+        self._stream, self._decoder = stream, getincrementaldecoder("utf-8-sig")()
+
+    def move(self, position: int) -> None:
+        """Move on to a position."""
+        lines = self.text.count("\n", self.position, position)
+        self.line += lines
+        self.column = position - self.text.rindex("\n", 0, position) if lines else self.column + position - self.position
+        self.position = position
+
+    def more(self) -> bool:
+        """Read as much again as is left; return False at the end of the file, and where a value is too long."""
+        left = self.text[self.position :]
+        if len(left) > MAX_LINE_BYTES:
+            return False
+        block = self._stream.read(max(BLOCK_BYTES, len(left)))
         try:
-            where = f"{path.name}:{line}"
-            row, end = _decode_object(text, position, where)
-            yield row if isinstance(row, Malformed) else Placed(where, row)
-            position = _skip_space(text, end)
-            separator = text[position : position + 1]
-            if separator == "]":
-                break
-            if separator != ",":
-                raise JSONDecodeError("Expecting ',' or ']'", text, position)
-        except JSONDecodeError as error:
-            raise DataError(f"{path}:{error.lineno}:{error.colno}: invalid JSON: {error.msg}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}:{line}: invalid JSON: {error}") from error
-        position = _skip_space(text, position + 1)
-    end = _skip_space(text, position + 1)
-    if end != len(text):
-        place = JSONDecodeError("", text, end)
-        raise DataError(f"{path}:{place.lineno}:{place.colno}: unexpected text after the array")
+            new = self._decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self.path) from error
+        self.text, self.position = left + new, 0
+        return bool(block)
+
+    def next_mark(self) -> str:
+        """Move to the next character that is not white space, and return it; empty at the end of the file."""
+        while True:
+            self.move(_skip_space(self.text, self.position))
+            if self.position < len(self.text) or not self.more():
+                return self.text[self.position : self.position + 1]
+
+    def row(self) -> Placed | Malformed:
+        """Return the value that begins here, and move to its end; raises DataError where it is not valid JSON."""
+        where = f"{self.path.name}:{self.line}"
+        while True:
+            try:
+                row, end = _decode_object(self.text, self.position, where)
+            except JSONDecodeError as error:
+                after = error.pos - self.position
+                if self.more():
+                    continue
+                limit = f" in the first {MAX_LINE_BYTES} characters of a row" if len(self.text) > MAX_LINE_BYTES else ""
+                self.move(self.position + after)
+                raise self.error(f"invalid JSON: {error.msg}{limit}") from error
+            except (ValueError, RecursionError) as error:
+                raise self.error(f"invalid JSON: {error}") from error
+            if end < len(self.text) or not self.more():
+                self.move(end)
+                return row if isinstance(row, Malformed) else Placed(where, row)
+
+    def error(self, problem: str) -> DataError:
+        """Return an error with this place."""
+        return DataError(f"{self.path}:{self.line}:{self.column}: {problem}")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -237,19 +271,21 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
     """Read a UTF-8 file of delimited cells with a header, optionally `.gz`; a quoted cell may span lines. Every cell is text.
 
     Cells of the columns `numbers` become numbers; an empty one None, and one that is not a number stays text, for the caller to refuse.
-    Raises DataError for invalid quoting, a repeated column name, or invalid UTF-8.
+    Raises DataError for invalid quoting, a repeated column name, an overlong row, or invalid UTF-8.
     """
+    begin, size = 1, 0
 
-    def number(cell: str) -> float | str | None:
-        try:
-            return float(cell) if cell else None
-        except ValueError:
-            return cell
+    def lines() -> Iterator[str]:
+        nonlocal size
+        while line := stream.readline(MAX_ROW_CHARACTERS + 1):
+            size += len(line)
+            if size > MAX_ROW_CHARACTERS:
+                raise DataError(f"{path}:{begin}: a row longer than {MAX_ROW_CHARACTERS} characters; a quote may be missing")
+            yield line
 
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
+    csv.field_size_limit(MAX_ROW_CHARACTERS)  # the default of 131,072 characters is less than a long conversation
     with open_bytes(path, meter) as opened, TextIOWrapper(opened, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=_delimiter(path.name, opened.peek(1)), strict=True)
-        begin = 1
+        reader = csv.reader(lines(), delimiter=_delimiter(path.name, opened.peek(1)), strict=True)
         try:
             columns = next(filter(None, reader), [])
             if len(set(columns)) != len(columns):
@@ -259,14 +295,21 @@ def read_csv(path: Path, numbers: Set[str], meter: ReadMeter | None = None) -> I
                 where = f"{path.name}:{begin}"
                 if len(cells) == len(columns):
                     row = zip(columns, cells, strict=True)
-                    yield Placed(where, {name: number(cell) if name in numbers else cell for name, cell in row})
+                    yield Placed(where, {name: _number(cell) if name in numbers else cell for name, cell in row})
                 elif cells:
                     yield Malformed(f"{where}: {len(cells)} cells, but the header has {len(columns)}")
-                begin = reader.line_num + 1
+                begin, size = reader.line_num + 1, 0
         except csv.Error as error:
             raise DataError(f"{path}:{begin}: invalid CSV in the row that begins here: {error}") from error
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
+
+
+def _number(cell: str) -> float | str | None:
+    try:
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
 def _delimiter(name: str, start: bytes) -> str:
@@ -277,52 +320,3 @@ def _delimiter(name: str, start: bytes) -> str:
     header = start.decode(errors="replace").lstrip("\ufeff\r\n").splitlines()[:1]
     marks = ("\t" if ".tsv" in name else ",", ",", ";", "\t", "|")
     return max(marks, key=lambda mark: len(next(csv.reader(header, delimiter=mark), [])))
-
-
-def read_parquet(path: Path, meter: ReadMeter | None = None) -> Iterator[Row]:
-    """Read a Parquet file; raises DataError when it is damaged or not Parquet."""
-    with _open_parquet(path) as file:
-        yield from flatten(map(pa.RecordBatch.to_pylist, file.iter_batches(READ_ROWS)), file.metadata.num_rows, meter)
-
-
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
-    try:
-        with pq.ParquetFile(path) as file:
-            yield file
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: invalid Parquet: {' '.join(str(error).split())}") from error
-
-
-def class_names(path: Path) -> dict[str, list[str]]:
-    """Return the names of the values of each ClassLabel column of a Parquet file that the `datasets` library wrote."""
-    with _open_parquet(path) as file:
-        stored = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        features = json.loads(stored)["info"]["features"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}  # another library wrote it
-    classes = {column: feature for column, feature in features if isinstance(feature, dict)}
-    return {
-        column: list(map(str, feature["names"])) for column, feature in classes.items() if isinstance(feature.get("names"), list)
-    }
-
-
-def flatten(pages: Iterable[list[Row]], count: int | None, meter: ReadMeter | None) -> Iterator[Row]:
-    """Yield the rows of pages that Arrow made, without the keys that it added; `count` is the number of all rows, for `meter`."""
-    done = 0
-    if meter is not None and count is not None:
-        meter.position = lambda: done / count if count else 1.0
-    for page in pages:
-        for row in page:
-            yield {name: _without_null_keys(cell) for name, cell in row.items()}
-        done += len(page)
-
-
-def _without_null_keys(cell: Any) -> Any:
-    """Remove the None keys that Arrow adds to structs, since all structs of a column have the same keys."""
-    if isinstance(cell, dict):
-        return {key: _without_null_keys(value) for key, value in cell.items() if value is not None}
-    if isinstance(cell, list) and cell and isinstance(cell[0], dict | list):
-        return [_without_null_keys(value) for value in cell]
-    return cell

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.comparison import Message
 from rmtrain.data.text.renderer import PROBE, QUESTION, REPLY, REPLY_TEXT, SHOWN_CHARACTERS, render_all, template_variables
 from rmtrain.errors import DataError, RecipeError, missing
+from rmtrain.files import expanded
 
 NEW_PAD_TOKEN = "<|pad|>"
 PAD_NAME = re.compile(r"pad", re.IGNORECASE)
@@ -174,7 +174,7 @@ def _find(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
             raise RecipeError(f"data.chat_template: the tokenizer has no chat template; set one of: {choices}")
         return str(own)
     if name.endswith(".jinja"):
-        path = Path(name).expanduser()
+        path = expanded(name)
         if not path.is_file():
             raise RecipeError(f"data.chat_template: {missing(name)}; expected a file, or one of: {choices}")
         return path.read_text(encoding="utf-8")

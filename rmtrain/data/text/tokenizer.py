@@ -1,7 +1,6 @@
 """The tokenizer of a run: loaded or trained, with its chat template, its padding token, and an end token that is not padding."""
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -33,7 +32,7 @@ from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.renderer import Renderer
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
 from rmtrain.errors import CheckpointError, DataError, RecipeError, missing
-from rmtrain.files import get_or_build
+from rmtrain.files import expanded, get_or_build, read_json
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
@@ -122,8 +121,8 @@ def check_pinned(path: str, revision: str | None, label: str) -> None:
 def adapter_problem(path: str) -> str:
     """Return the problem with an adapter, in a directory, in place of a model."""
     try:
-        base = json.loads((Path(path) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        base = read_json(Path(path) / ADAPTER_CONFIG, dict)["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError):
         base = "another model"
     return (
         f"{path} is an adapter of {base}; name that model, or merge the adapter into it (PEFT: merge_and_unload, save_pretrained)"
@@ -153,7 +152,7 @@ def read_tokenizer(
     code = {"code_revision": revision} if trust_remote_code else {}
     try:
         file = cached_file(path, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-        problem = None if file is None else size_problem(json.loads(Path(file).read_text(encoding="utf-8")))
+        problem = None if file is None else size_problem(read_json(Path(file), dict))
         if problem is not None:  # transformers reads it for a tokenizer as well
             raise ValueError(f"config.json: {problem}")
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code, **code)
@@ -286,7 +285,7 @@ def trained_tokenizer(data: Data, vocab_size: int) -> PreTrainedTokenizerFast:
         (directory / "tokenizer.json").write_text(made, encoding="utf-8")
         (directory / "key").write_text(_seal(key, made), encoding="utf-8")
 
-    folder = get_or_build(Path(data.cache_dir).expanduser() / f"tokenizer-{key[:32]}", build)
+    folder = get_or_build(expanded(data.cache_dir, "data.cache_dir") / f"tokenizer-{key[:32]}", build)
     try:
         stored, seal = ((folder / name).read_text(encoding="utf-8") for name in ("tokenizer.json", "key"))
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ def named(names: str) -> list[Benchmark]:
     wanted = list(dict.fromkeys(name.strip().lower().replace("-", "_") for name in names.split(",") if name.strip()))
     unknown = [name for name in wanted if name not in BENCHMARKS]
     if unknown or not wanted:
-        raise RecipeError(f"--benchmark {', '.join(unknown) or names}: expected one or more of {','.join(BENCHMARKS)}")
+        raise RecipeError(f"--benchmark {', '.join(unknown)[:80] or names}: expected one or more of {','.join(BENCHMARKS)}")
     return [BENCHMARKS[name] for name in wanted]
 
 
@@ -70,6 +70,8 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
             by_rule = {rule: benchmark.scores(scored, rule) for rule in RULES}
         except (KeyError, ValueError, IndexError) as error:  # from looking up a subset, or from the shape of the rewards
             raise DataError(f"{benchmark.name}: these are not its rows: {type(error).__name__}: {error}") from error
+        if not len(units.rows_U):  # such as one prompt of a pair
+            raise DataError(f"{benchmark.name}: none of {rows} rows counts alone; pass all rows of the benchmark")
         if all(len(row.lengths) == len(row.rewards) for row in scored):
             for name, sign in (("longer", 1.0), ("shorter", -1.0)):
                 preferring = [replace(row, rewards=tuple(sign * length for length in row.lengths)) for row in scored]

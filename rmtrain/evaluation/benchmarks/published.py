@@ -9,16 +9,18 @@ from typing import Any, TypeVar
 
 from rmtrain.data.comparison import Message
 from rmtrain.data.rows.dataset import files_below, read_rows
-from rmtrain.data.rows.readers import Malformed, RawRow, parse
+from rmtrain.data.rows.readers import Malformed, RawRow, has_lone_surrogate, open_bytes, parse
 from rmtrain.errors import DataError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Row, Scores
-from rmtrain.evaluation.scores_file import ScoredComparison, convert_rows, prompt_of, read_scores
+from rmtrain.evaluation.scores_file import ScoredComparison, checked_number, convert_rows, prompt_of, read_scores
+from rmtrain.files import expanded
 from rmtrain.recipe.schema import PairSource
 
 OURS = {"id", "source", "rewards"}
 """Keys that every line of a `scores.jsonl` has."""
 PROMPT_COLUMNS = ("prompt", "question", "input", "conversation_input")
 """Names that benchmarks have for the prompt."""
+MAX_BYTES = 128 * 2**20
 T = TypeVar("T")
 KINDS: Mapping[type, str] = {str: "text", list: "a list", int: "a whole number"}
 Unique = TypeVar("Unique", Item, ScoredComparison)
@@ -55,7 +57,7 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
 
 def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
     """Find the files of a benchmark in a folder; raises DataError where there are none."""
-    path = data_dir.expanduser()
+    path = expanded(data_dir)
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -76,7 +78,7 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*.json*") if not file.name.endswith(".settings.json"))
+        files = sorted(file for file in path.rglob("*.json*") if file.is_file() and not file.name.endswith(".settings.json"))
     if not files:
         raise DataError(f"{path}: no file of scores")
     scored: list[ScoredComparison] = []
@@ -109,8 +111,25 @@ def with_unique_ids(rows: Sequence[Unique]) -> list[Unique]:
 
 def _read_json(file: Path) -> Sequence[Row] | Row:
     """Return the rows of a file, or the one object of columns that it is."""
+    values = _json_values(file)
+    if len(values) == 1 and isinstance(values[0], list):
+        values = values[0]
+    elif len(values) == 1 and isinstance(values[0], dict) and file.suffix == ".json" and not set(values[0]) >= OURS:
+        columns: Row = values[0]
+        return columns
+    if not values or not all(isinstance(value, dict) for value in values):
+        raise DataError(f"{file}: expected a JSON object a line, an array of objects, or an object of columns")
+    return values
+
+
+def _json_values(file: Path) -> list[Any]:
+    """Return the values of a file, one after the other, on lines or not."""
+    with open_bytes(file) as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{file}: expected at most {MAX_BYTES:,} bytes of scores; leave out the texts")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 at byte {error.start}") from error
     values: list[Any] = []
@@ -123,14 +142,12 @@ def _read_json(file: Path) -> Sequence[Row] | Row:
             value, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            line = text.count("\n", 0, position) + 1
+            raise DataError(f"{file}:{line}: not JSON: {error}") from error
         values.append(value)
-    if len(values) == 1 and isinstance(values[0], list):
-        values = values[0]
-    elif len(values) == 1 and isinstance(values[0], dict) and file.suffix == ".json" and not set(values[0]) >= OURS:
-        columns: Row = values[0]
-        return columns
-    if not values or not all(isinstance(value, dict) for value in values):
-        raise DataError(f"{file}: expected a JSON object a line, an array of objects, or an object of columns")
+    if has_lone_surrogate(text, values):
+        raise DataError(f"{file}: lone surrogate (half of a UTF-16 pair); replace it by the character that is meant")
     return values
 
 
@@ -184,7 +201,7 @@ def number(value: Any, column: str) -> float:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{column}: expected a number, got {value!r:.60}")
-    return float(value)
+    return checked_number(value)
 
 
 def user(text: str) -> tuple[Message, ...]:

@@ -1,11 +1,14 @@
 """Files as they are published: which are read, that no row is left out, and scores that were made elsewhere."""
 
+import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.evaluation.benchmarks import published
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, measure, named
@@ -89,6 +92,9 @@ def test_own_file_gives_the_same_rows(tmp_path: Path) -> None:
         ('{"a": 1}', " a"),
         ('{"a": [1]', ":1:10: "),
         ('[{"a": 1}]', "LLMBar"),
+        ("[" * 100_000, ":1: "),
+        ('\n{"a": ' + "9" * 5000 + "}", ":2: "),
+        ('{"a": ["\\ud800"]}', ": lone surrogate"),
     ],
 )
 def test_unreadable_score_files_are_refused(tmp_path: Path, content: str, shown: str) -> None:
@@ -97,3 +103,29 @@ def test_unreadable_score_files_are_refused(tmp_path: Path, content: str, shown:
         read_output(LLMBAR, tmp_path / "x.json")
     assert refused.value.problems[0].startswith(str(tmp_path / "x.json"))
     assert shown in refused.value.problems[0]
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 1e308, True, "1", [[1]], {}, None])
+def test_rewards_of_other_scripts_are_checked(tmp_path: Path, value: object) -> None:
+    """Numbers that float32 does not have are refused with file and row."""
+    path = tmp_path / "x.json"
+    columns = {"scores_chosen": [1, value], "scores_rejected": [0, 0], "subset": ["hep-go"] * 2}
+    path.write_text(json.dumps(columns))
+    with pytest.raises(DataError) as refused:
+        read_output(REWARDBENCH, path)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{path}: row 1: ")
+    assert len(problem) < 400
+
+
+def test_size_of_score_files_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that is small while it is compressed; what is not a file in a folder is passed over."""
+    rows = [*many("Natural", 3, 2, 1)]
+    write_scores(tmp_path / "scores/scores.jsonl", rows)
+    os.mkfifo(tmp_path / "scores/pipe.json")
+    (tmp_path / "scores/zero.jsonl").symlink_to("/dev/zero")
+    assert read_output(LLMBAR, tmp_path / "scores") == rows
+    monkeypatch.setattr(published, "MAX_BYTES", 1000)
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(b"[" + b" " * 10**6))
+    with pytest.raises(DataError, match=r"x\.json\.gz: .* 1,000 bytes"):
+        read_output(LLMBAR, tmp_path / "x.json.gz")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rmtrain.errors import DataError
 from rmtrain.evaluation.benchmarks.measure import measure
 from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH2
@@ -104,6 +105,14 @@ def test_output_of_its_script(tmp_path: Path) -> None:
         best_of("Ties", 3.0, 2.5, 1.0, name="tied:1", right=2),
     ]
     assert measure(REWARDBENCH2, rows)["subsets"]["Factuality"]["score"] == 0.5
+
+
+def test_halves_of_ties_alone_are_refused() -> None:
+    """A prompt of Ties only counts with its other half; without any row that counts there is nothing to measure."""
+    halves = [best_of("Ties", 1.0, 0.0, name="ref:1"), best_of("Ties", 1.0, 2.0, 0.0, name="tied:2", right=2)]
+    with pytest.raises(DataError, match=r"^rewardbench2: none of 2 rows "):
+        measure(REWARDBENCH2, halves)
+    assert measure(REWARDBENCH2, [*halves, best_of("Math", 1.0, 0.0, 0.0, 0.0)])["score"] == 1.0, "guard"
 
 
 def test_malformed_rows_are_refused() -> None:
