@@ -69,7 +69,7 @@ def test_notices_are_not_markup(name: str, recipe: Path, tmp_path: Path) -> None
     assert "日本 [/x]" in ended.stderr, "guard: the table of rows"
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "C"])
+@pytest.mark.parametrize("encoding", [pytest.param("latin-1", marks=pytest.mark.long), "C"])
 def test_every_encoding_gets_output(encoding: str, recipe: Path, tmp_path: Path) -> None:
     """Each verb prints in a terminal that lacks characters; JSON stays exact, and files are UTF-8."""
     variables = (
@@ -85,7 +85,7 @@ def test_every_encoding_gets_output(encoding: str, recipe: Path, tmp_path: Path)
     assert run("inspect", recipe, "--row", "3").count("?") >= 2
     (text,) = run("inspect", recipe, "--row", "3", "--json").splitlines()
     assert "日本 é" in json.loads(text)["prompt"]
-    if encoding == "C":
+    if encoding == "latin-1":
         run("train", recipe, f"run.output_dir={tmp_path}/run")
         run("eval", f"{tmp_path}/run")
         written = [file for file in (tmp_path / "run").rglob("*") if file.suffix in (".jsonl", ".json", ".md", ".html", ".yaml")]
@@ -94,7 +94,14 @@ def test_every_encoding_gets_output(encoding: str, recipe: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "verb", [["schema"], ["preprocess"], ["inspect", "--limit", "3", "--ids"], ["-h"]], ids=lambda words: words[0]
+    "verb",
+    [
+        ["schema"],
+        ["inspect", "--limit", "3", "--ids"],
+        pytest.param(["preprocess"], marks=pytest.mark.long),
+        pytest.param(["-h"], marks=pytest.mark.long),
+    ],
+    ids=lambda words: words[0],
 )
 def test_closed_stdout_is_quiet(verb: list[str], recipe: Path) -> None:
     """A reader that has gone, such as `head`, ends the command with 141 and no message."""
