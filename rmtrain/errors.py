@@ -105,6 +105,6 @@ class Stopped(BaseException):
     def __init__(self, number: int, *problems: str) -> None:
         self.signal = signal.Signals(number)
         self.exit_code = 128 + number
-        # A closed pipe, as of `| head`, is no problem of the user.
+        # A closed pipe, as of `| head`, is not an error of the user.
         self.problems = problems or (() if number == signal.SIGPIPE else (f"stopped by {self.signal.name}",))
         super().__init__("\n".join(self.problems))

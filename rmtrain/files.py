@@ -98,7 +98,7 @@ def sync(path: Path) -> None:
 def unwritable(path: Path) -> str | None:
     """Return why nothing can be made below a path, as below `/proc` or on a read-only disk, else None. Nothing is left there.
 
-    A full disk is no reason: that passes.
+    A full disk does not count: that passes.
     """
     parent = next(parent for parent in (path.absolute(), *path.absolute().parents) if os.path.exists(parent))
     if not os.access(parent, os.W_OK | os.X_OK):

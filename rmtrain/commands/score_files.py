@@ -254,7 +254,7 @@ class ScoreFiles:
             write_settings(self._path, {**self.settings, "output": self._path.name, "input": scored})
 
     def _check_output(self) -> None:
-        """Raise TryAgain if the output is no longer what this process wrote: then its rewards would be lost without a word."""
+        """Raise TryAgain if the output is no longer what this process wrote: then its rewards would be lost silently."""
         if self._path is None:
             return
         ours, problem = os.fstat(self._output.fileno()), ""

@@ -87,7 +87,7 @@ _ON_LOST_PAGE = ctypes.CFUNCTYPE(None, ctypes.c_int)(_exit_for_lost_page)
 
 def _handled(number: int) -> None:
     HANDLED.set()
-    if number == signal.SIGXCPU:  # until the hard limit, the kernel would repeat it at each second, which is no second request
+    if number == signal.SIGXCPU:  # until the hard limit, the kernel would repeat it at each second, which is not a second request
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
 

@@ -95,7 +95,7 @@ def protect_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, TerminalStream):
             continue
-        if stream is None:  # closed by whoever started this process
+        if stream is None:  # closed by the parent process
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         elif stream is getattr(sys, f"__{name}__"):
             raw = io.BufferedWriter(StandardStream(stream.fileno(), "w", closefd=False))
