@@ -165,6 +165,7 @@ def serve() -> None:
     """Fork the processes of each order on stdin; answer on stdout with the pid of the first, then the exit code that counts."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print when they are imported must not reach the answers
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by rmtrain as well
     for name in IMPORTED:
         importlib.import_module(name)
     for line in sys.stdin:

@@ -120,8 +120,8 @@ def test_trap_05_processes_give_one_processes_bytes(inputs: Path, alone: RanksRe
     assert (documents["many"]["rows"], documents["many"]["skipped"]) == (MANY - len(BAD), len(BAD))
     numbers = [json.loads(line)["input_line"] for line in (together.folder / "made/many.jsonl").read_text().splitlines()]
     assert numbers == [number for number in range(1, MANY + 1) if number not in BAD]
-    main, *others = [sorted(rank["made"]) for rank in together.ranks]
-    assert main == sorted(alone.ranks[0]["made"]), "the main process writes each file as often as one alone"
+    main, *others = map(made, together.ranks)
+    assert main == made(alone.ranks[0]), "the main process writes the files of one alone"
     assert not any(others), "and no other writes any"
     assert documents_in(together.stdout) == list(documents.values()), "each document once"
     for shown in ("RM-Bench", "many.jsonl.gz:"):
@@ -134,6 +134,11 @@ def test_trap_05_processes_give_one_processes_bytes(inputs: Path, alone: RanksRe
         "guard: what is written was seen"
     )
     assert len(alone.files) > 35, "guard: there is much to compare"
+
+
+def made(rank: dict[str, Any]) -> set[str]:
+    """Return what a rank opened for writing and made, without the folders that show whether a place is writable."""
+    return {line for line in rank["made"] if ".new-" not in line}
 
 
 def documents_in(text: str) -> list[Any]:
@@ -184,7 +189,7 @@ def test_trap_46_unwritable_output_ends_all_ranks(inputs: Path, tmp_path: Path) 
         ["eval", inputs / "model", *pairs_of, "--output"],
         ["score", inputs / "model", inputs / "lines9.jsonl", "-o"],
     )
-    for verb, code in ((to_eval, 2), (to_score, 1)):
+    for verb, code in ((to_eval, 2), (to_score, 2)):
         result = rmtrain(*verb, tmp_path / "file/out", "--processes", "2")
         assert (result.returncode, result.stdout) == (code, "")
         assert result.stderr.splitlines()[-1].startswith("error: ")
