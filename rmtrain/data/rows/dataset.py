@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
+from yaml import YAMLError
 
 from rmtrain.data.rows.hook import hook_of
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
-from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
+from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain, missing
 from rmtrain.files import sha256_file
+from rmtrain.network import raise_if_passing
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -30,6 +32,7 @@ FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".tsv"
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
+DOWNLOAD = "download its files with `hf download`, and set path to their folder"
 SAVED_SPLITS, SAVED_DATASET = "dataset_dict.json", "state.json"  # what datasets.save_to_disk writes
 
 
@@ -104,12 +107,14 @@ def _is_cached(builder: "DatasetBuilder") -> bool:
 
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
-    """Raise errors of the `datasets` library as errors of ours, in one line."""
-    from datasets.exceptions import DatasetsError
-
+    """Raise errors of the `datasets` library as errors of ours, in one line: what a Hub answers can make it raise anything."""
     try:
         yield
-    except (OSError, ValueError, DatasetsError) as error:
+    except RmtrainError:
+        raise
+    except Exception as error:
+        place = source.place if source.path in source.place else f"{source.place}: {source.path}"
+        raise_if_passing(f"{place}: not in {Path.cwd()}", error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise TryAgain(
                 f"{source.place}: no disk space left to download it; free some, set HF_HOME to another disk, or set "
@@ -117,6 +122,16 @@ def _hub_errors(source: Source) -> Iterator[None]:
             ) from error
         message = " ".join(str(error).split())[:400]
         place = source.title if source.path in message else source.place
+        if isinstance(error, YAMLError):
+            message = f"its card README.md is not YAML: {message}; {DOWNLOAD}"
+        elif isinstance(error, RuntimeError) and "scripts" in message:
+            message = f"{message}; a script is not run: set revision: refs/convert/parquet, or {DOWNLOAD}"
+        elif isinstance(error, json.JSONDecodeError):
+            message = (
+                f"it answers with something else than JSON ({message}); check HF_ENDPOINT, and whether a proxy asks for a login"
+            )
+        elif not isinstance(error, OSError | ValueError):
+            message = f"{type(error).__name__}: {message}"
         raise DataError(f"{place}: not in {Path.cwd()}, and loading it from the Hub failed: {message}") from error
 
 
