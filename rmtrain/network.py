@@ -7,6 +7,7 @@ from the seconds of HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT, 10 unless s
 import threading
 import time
 from collections.abc import Iterator
+from http.client import responses
 
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -46,6 +47,8 @@ class _Trouble(threading.local):
     patience: float = PATIENCE
     received: int = 0
     reason: str = ""
+    refused: str = ""
+    """Status of the last answer, if it refused the user."""
     is_over: bool = False
     """Whether HubGivenUp was raised: `datasets` replaces it by an error that does not name it."""
 
@@ -64,8 +67,9 @@ class _Trouble(threading.local):
     def end(self, response: httpx.Response) -> None:
         """Note the status of an answer; raises HubGivenUp if the Hub asks to wait for too long."""
         now = time.monotonic()
+        self.refused = _status(response) if response.status_code in (401, 403) else ""
         if _may_pass(response.status_code):
-            self.reason = f"it answers {response.status_code} {response.reason_phrase}"
+            self.reason = f"it answers {_status(response)}"
             wished = _wished(response)
             waited = now + wished - self.since
             if waited > LONGEST:
@@ -118,6 +122,10 @@ def _may_pass(status: int) -> bool:
     return status in PASSING or status >= 500
 
 
+def _status(response: httpx.Response) -> str:
+    return f"{response.status_code} {responses.get(response.status_code, '')}".strip()
+
+
 def _wished(response: httpx.Response) -> int:
     """Return the seconds that an answer asks to wait, as the client understands it; 0 for a date, which it ignores."""
     try:
@@ -136,7 +144,7 @@ def passing_problem(error: BaseException | None) -> str | None:
         if isinstance(error, HubGivenUp):
             reason = str(error)
         elif isinstance(error, HfHubHTTPError) and error.response is not None and _may_pass(error.response.status_code):
-            reason = f"it answers {error.response.status_code} {error.response.reason_phrase}"
+            reason = f"it answers {_status(error.response)}"
         elif isinstance(error, httpx.TimeoutException):
             reason = "it does not answer"
         elif isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError) and not isinstance(error, httpx.ConnectError):
@@ -149,14 +157,10 @@ def passing_problem(error: BaseException | None) -> str | None:
     return None
 
 
-def refusal(error: BaseException | None) -> str:
-    """Return the answer of the Hub that refuses a request behind an error, with a remedy; empty: there is none."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
-            answer = f"{error.response.status_code} {error.response.reason_phrase}"
-            return f"the Hub answers {answer}; run `hf auth login` or set HF_TOKEN, and ask for access if it is gated"
-        error = error.__cause__ or error.__context__
-    return ""
+def refusal() -> str:
+    """Return that the last answer refused this thread, with a remedy; empty: it did not. `datasets` and `transformers` hide it."""
+    remedy = "run `hf auth login` or set HF_TOKEN, and ask for access if it is gated"
+    return f"the Hub answers {_trouble.refused}; {remedy}" if _trouble.refused else ""
 
 
 def raise_if_passing(place: str, error: BaseException) -> None:

@@ -1,43 +1,52 @@
-"""A Hub that misbehaves, at all doors: each ends soon, in one line, and opens when the Hub is well again. The Hub is a server of this test."""
+"""A Hub that misbehaves: each door ends soon, in one line, and opens when the Hub is well again. The Hub is a server of this test."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
+
+from tests.exports import tiny_export
+from tests.forks import stream
 from tests.helpers import pairs
 from tests.hub_faults import Fault, circle, cut, drip, drop, hang, lie, other, status
-from tests.hub_server import Answers, HubServer
+from tests.hub_server import Answers, HubServer, hub_server
+from tests.runs import environment_of_process
 
 CLIENT = """
 import json, sys, threading, time, traceback
-from rmtrain.data.rows.dataset import fingerprint, read_rows
+import datasets, transformers.models.llama.modeling_llama
+from rmtrain.data.rows.dataset import read_rows
 from rmtrain.errors import RmtrainError
 from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import PairSource
-import transformers.models.llama.modeling_llama, datasets
 
 def dataset(name): return len([*read_rows(PairSource(path=name, split="train"))])
 def stream(name): return len([*read_rows(PairSource(path=name, split="train", streaming=True, limit=40))])
 def model(name): return len(load_reward_model(name, "cpu")[1])
 
-few = threading.Semaphore(12)
+results, few = [], threading.Semaphore(24)
 
 def run(case, door):
-    few.acquire()
-    begin = time.monotonic()
-    try:
-        code, line = 0, f"{door('owner/' + case)}"
-    except RmtrainError as error:
-        code, line = error.exit_code, str(error)
-    except Exception as error:
-        code, line = 1, "TRACEBACK " + "".join(traceback.format_exception(error))[-300:]
-    seconds = time.monotonic() - begin
-    few.release()
-    print(json.dumps({"case": case, "door": door.__name__, "code": code, "line": line, "seconds": seconds}) + "\\n", end="", flush=True)
+    with few:
+        begin = time.monotonic()
+        try:
+            code, line = 0, str(globals()[door](f"owner/{case}"))
+        except RmtrainError as error:
+            code, line = error.exit_code, str(error)
+        except Exception as error:
+            code, line = 1, "".join(traceback.format_exception(error))
+        results.append([case, door, code, line, time.monotonic() - begin])
 
-threads = [threading.Thread(target=run, args=(case, door)) for case in json.loads(sys.argv[1]) for door in (dataset, stream, model)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
+for line in sys.stdin:
+    results.clear()
+    threads = [threading.Thread(target=run, args=pair) for pair in json.loads(line)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(json.dumps(results), flush=True)
 """
 CASES: dict[str, tuple[Fault | None, int]] = {
     "good": (None, 0),
@@ -58,16 +67,13 @@ CASES: dict[str, tuple[Fault | None, int]] = {
     "afteruni": (status(503, Retry_After="²"), 75),
     "after503": (status(503, Retry_After="31536000"), 75),
     "ratelimit": (status(429, RateLimit='"api";r=0;t=99999999'), 75),
-    "always429": (status(429), 75),
     "always500": (status(500), 75),
     "always502": (status(502), 75),
     "always503": (status(503), 75),
-    "file503": (status(503, only="/resolve/"), 75),
     "once500": (status(500, 1, "/resolve/"), 0),
     "once503": (status(503, 1, "/resolve/"), 0),
     "hang": (hang(), 75),
     "drop": (drop, 75),
-    "hangfile": (hang("/resolve/"), 75),
     "hangbody": (hang("/resolve/", True), 75),
     "drip": (drip, 75),
     "html": (other(b"<html>log in to the WiFi</html>"), 3),
@@ -81,24 +87,124 @@ CASES: dict[str, tuple[Fault | None, int]] = {
     "plain403": (status(403), 3),
     "gone404": (status(404), 3),
 }
+"""By name of the repository: how the Hub misbehaves, and the exit code of a dataset."""
+DOORS = ("dataset", "stream", "model")
+CARDS: dict[str, dict[str, bytes]] = {
+    "script": {"script.py": b"import datasets\n"},
+    "card": {"README.md": b"---\nconfigs: [\n---\n"},
+    "card2": {"README.md": b"---\n\tconfigs: x: y\n---\n"},
+    "card3": {"README.md": b"---\nconfigs: 7\n---\n"},
+}
+"""Files besides the rows; a script has no rows besides."""
+HALFWAY = ("cutall", "drip", "hangbody", "longer", "shorter", "always503")
+"""After which there may be parts of files."""
+TIMEOUT = 2
+SHORT = {"HF_HUB_DOWNLOAD_TIMEOUT": str(TIMEOUT), "HF_HUB_ETAG_TIMEOUT": str(TIMEOUT)}
+
+
+class Said(NamedTuple):
+    """Exit code or 0, the error or the number of rows or tokens, and how long it took."""
+
+    code: int
+    line: str
+    seconds: float
+
+
+class Results(NamedTuple):
+    """By case and door, what was said while the Hub was ill, and by those that may have left something, when it was well."""
+
+    ill: dict[tuple[str, str], Said]
+    well: dict[tuple[str, str], Said]
 
 
 def misbehave(answers: Answers, code: int, body: bytes, headers: Mapping[str, str]) -> bool:
     """Misbehave as the name of the repository says."""
-    fault = next((fault for name, (fault, _) in CASES.items() if f"/owner/{name}/" in f"{answers.path.partition('?')[0]}/"), None)
+    path = f"{answers.path.partition('?')[0]}/"
+    fault = next((fault for name, (fault, _) in CASES.items() if f"/owner/{name}/" in path), None)
     return fault is not None and fault(answers, code, body, headers)
 
 
-def files_of(hub: HubServer, export: Path) -> None:
-    """Fill a Hub with a dataset and a model for each case."""
+def fill(hub: HubServer, export: Path) -> None:
+    """Add a dataset and a model for each case."""
     rows = "".join(json.dumps(row) + "\n" for row in pairs(40)).encode()
-    cards = {
-        "script": {"script.py": b"import datasets\n"},
-        "card": {"README.md": b"---\nconfigs: [\n---\n"},
-        "card2": {"README.md": b"---\n\tconfigs: x: y\n---\n"},
-        "card3": {"README.md": b"---\nconfigs: 7\n---\n"},
-    }
-    model = {file.name: file.read_bytes() for file in export.iterdir() if file.is_file()}
+    files = {file.name: file.read_bytes() for file in export.iterdir() if file.is_file()}
     for name in CASES:
-        hub.add("dataset", f"owner/{name}", cards.get(name, {}) | ({} if name == "script" else {"train.jsonl": rows}))
-        hub.add("model", f"owner/{name}", model)
+        hub.add("dataset", f"owner/{name}", CARDS.get(name, {}) | ({} if name == "script" else {"train.jsonl": rows}))
+        hub.add("model", f"owner/{name}", files)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What each door says to each case, in one process, at the same time; and then again while the Hub is well."""
+    home = tmp_path_factory.mktemp("home")
+    wanted = [(case, door) for case in CASES for door in DOORS if door != "model" or case not in CARDS]
+    said: list[dict[tuple[str, str], Said]] = []
+    with hub_server() as hub, (home / "stderr").open("w") as errors:
+        fill(hub, tiny_export(home / "model"))
+        command = [sys.executable, "-W", "ignore", "-c", CLIENT]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        environment = environment_of_process(**hub.environment(home), **SHORT)
+        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+            for hub.misbehave in (misbehave, None):
+                stream(process.stdin).write(json.dumps(wanted) + "\n")
+                stream(process.stdin).flush()
+                line = stream(process.stdout).readline()
+                assert line, (home / "stderr").read_text()
+                said.append({(case, door): Said(*rest) for case, door, *rest in json.loads(line)})
+                wanted = [(case, door) for case in HALFWAY for door in DOORS]
+            stream(process.stdin).close()
+    return Results(*said)
+
+
+def expected(case: str, door: str) -> int:
+    """A dataset is refused with 3, a model with 4."""
+    code = CASES[case][1]
+    if door == "stream" and case in ("longer", "shorter"):
+        return 0  # a stream asks for no size
+    if door == "model" and code == 3:
+        return 4
+    return code
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_every_fault_has_its_exit_code(door: str, results: Results) -> None:
+    """And one line with the repository."""
+    said = {case: of_case for (case, of), of_case in results.ill.items() if of == door}
+    assert {case: one for case, one in said.items() if one.code != expected(case, door)} == {}
+    assert {case: one for case, one in said.items() if one.code and (case not in one.line or "\n" in one.line)} == {}
+    assert said["good"].code == 0, "guard: the Hub serves what is asked for"
+    assert len({one.code for one in said.values()}) == 3, "guard: opened, refused, and to be repeated"
+
+
+def test_every_wait_ends(results: Results) -> None:
+    """All bounds are multiples of the timeout: with 10 seconds instead of 2 it is a minute at most."""
+    seconds = {key: said.seconds for key, said in results.ill.items()}
+    assert max(seconds.values()) < 6 * TIMEOUT, seconds
+    for case in ("after", "after503", "ratelimit"):
+        assert max(seconds[case, door] for door in DOORS) < TIMEOUT, "an absurd wait is not begun"
+    assert min(seconds["hang", door] for door in DOORS) > 0.9 * TIMEOUT, "guard: some waited"
+
+
+def test_the_same_command_continues_afterwards(results: Results) -> None:
+    """Nothing half-written is taken for whole."""
+    assert {key: said.line for key, said in results.well.items() if said.line != results.ill["good", key[1]].line} == {}
+    assert len(results.well) == len(HALFWAY) * len(DOORS), "guard"
+
+
+@pytest.mark.parametrize(
+    ("case", "door", "words"),
+    [
+        ("script", "dataset", "refs/convert/parquet"),
+        ("card", "stream", "hf download"),
+        ("circle301", "dataset", "HF_ENDPOINT"),
+        ("html", "stream", "HF_ENDPOINT"),
+        ("list", "dataset", "HF_ENDPOINT"),
+        ("after", "model", "999,999,999 seconds"),
+        ("always502", "dataset", "502 Bad Gateway"),
+        ("plain403", "dataset", "hf auth login"),
+        ("plain403", "model", "hf auth login"),
+        ("gated403", "model", "403 Forbidden"),
+    ],
+)
+def test_messages_say_why_or_what_to_do(case: str, door: str, words: str, results: Results) -> None:
+    assert words in results.ill[case, door].line

@@ -68,7 +68,7 @@ class ModelRef:
             file = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
         except HUB_ERRORS as error:
             raise_if_passing(f"{self.label}: {self.path}", error)
-            raise self.error(f"cannot read {name} of {self.path}: {refusal(error) or error}") from error
+            raise self.error(f"cannot read {name} of {self.path}: {refusal() or error}") from error
         if file is None and required:
             is_adapter = Path(self.path, ADAPTER_CONFIG).is_file()
             raise self.error(adapter_problem(self.path) if is_adapter else f"{self.path} has no {name}")

@@ -21,7 +21,7 @@ from rmtrain.data.rows.hook import hook_of
 from rmtrain.data.rows.readers import READ_ROWS, RawRow, ReadMeter, Row, class_names, flatten, read_file
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain, missing
 from rmtrain.files import sha256_file
-from rmtrain.network import raise_if_passing
+from rmtrain.network import raise_if_passing, refusal
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -108,6 +108,8 @@ def _is_cached(builder: "DatasetBuilder") -> bool:
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
     """Raise errors of the `datasets` library as errors of ours, in one line: what a Hub answers can make it raise anything."""
+    from datasets.exceptions import DatasetsError
+
     try:
         yield
     except RmtrainError:
@@ -126,12 +128,10 @@ def _hub_errors(source: Source) -> Iterator[None]:
             message = f"its card README.md is not YAML: {message}; {DOWNLOAD}"
         elif isinstance(error, RuntimeError) and "scripts" in message:
             message = f"{message}; a script is not run: set revision: refs/convert/parquet, or {DOWNLOAD}"
-        elif isinstance(error, json.JSONDecodeError):
-            message = (
-                f"it answers with something else than JSON ({message}); check HF_ENDPOINT, and whether a proxy asks for a login"
-            )
-        elif not isinstance(error, OSError | ValueError):
-            message = f"{type(error).__name__}: {message}"
+        elif isinstance(error, json.JSONDecodeError) or not isinstance(error, OSError | ValueError | DatasetsError):
+            message = f"{type(error).__name__}: {message}; check HF_ENDPOINT, and whether a proxy answers in place of the Hub"
+        elif refusal():
+            message = refusal()
         raise DataError(f"{place}: not in {Path.cwd()}, and loading it from the Hub failed: {message}") from error
 
 

@@ -101,8 +101,8 @@ def checked_path(path: str, label: str) -> str:
         # One request without retries, where loading would repeat each for 20 seconds.
         get_hf_file_metadata(hf_hub_url(path, "config.json"))
     except (RepositoryNotFoundError, HFValidationError) as error:
-        reason = refusal(error) or "it has no such model"
-        raise CheckpointError(f"{problem}, and no such model on the Hub, or it is private: {reason}") from error
+        reason = f": {refusal()}" if refusal() else ""
+        raise CheckpointError(f"{problem}, and no such model on the Hub, or it is private{reason}") from error
     except HfHubHTTPError:
         pass  # such as a model without the file, or one that needs a login; loading says more
     except (HTTPError, OSError, ValueError) as error:
