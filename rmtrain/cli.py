@@ -274,11 +274,10 @@ def start_console() -> Console:
     logger.setLevel(logging.WARNING if rank_number() else logging.INFO)
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     import datasets
-    import huggingface_hub
     import transformers
 
     logging.getLogger("datasets").handlers = logger.handlers  # such as that a cached version is used, in one line
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.client import responses
+from typing import cast
 
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
@@ -77,7 +78,7 @@ class _Trouble(threading.local):
             if waited > self.patience:
                 self.patience, self.until = waited + TIMEOUT, now + waited + PATIENCE
         else:
-            response.stream = _Watched(response.stream, self, now - self.since)
+            response.stream = _Watched(cast(httpx.SyncByteStream, response.stream), self, now - self.since)
             self.since, self.is_over = 0.0, False
 
     def given_up(self, reason: str) -> HubGivenUp:
@@ -86,7 +87,7 @@ class _Trouble(threading.local):
         return HubGivenUp(reason)
 
 
-class _Watched(httpx.SyncByteStream):  # type: ignore[misc]  # of httpx or httpx2
+class _Watched(httpx.SyncByteStream):
     """The content of an answer; raises HubGivenUp while it is read if it comes too slowly."""
 
     def __init__(self, stream: httpx.SyncByteStream, trouble: _Trouble, waited: float) -> None:
@@ -159,7 +160,7 @@ def passing_problem(error: BaseException | None) -> str | None:
 
 def refusal() -> str:
     """Return that the last answer refused this thread, with a remedy; empty: it did not. `datasets` and `transformers` hide it."""
-    remedy = "run `hf auth login` or set HF_TOKEN, and ask for access if it is gated"
+    remedy = "check the name; if it is private or gated, run `hf auth login` or set HF_TOKEN"
     return f"the Hub answers {_trouble.refused}; {remedy}" if _trouble.refused else ""
 
 

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from tests.exports import tiny_export
 from tests.forks import stream
 from tests.helpers import pairs
 from tests.hub_faults import Fault, circle, cut, drip, drop, hang, lie, other, status
-from tests.hub_server import Answers, HubServer, hub_server
+from tests.hub_server import TOKEN, Answers, HubServer, hub_server
 from tests.runs import environment_of_process
 
 CLIENT = """
@@ -22,10 +23,13 @@ import datasets, transformers.models.llama.modeling_llama
 from rmtrain.data.rows.dataset import read_rows
 from rmtrain.errors import RmtrainError
 from rmtrain.model.saved_model import load_reward_model
-from rmtrain.recipe.schema import PairSource
+from pathlib import Path
+from rmtrain.model.hub import push
+from rmtrain.recipe.schema import Hub, PairSource
 
 def dataset(name): return len([*read_rows(PairSource(path=name, split="train"))])
 def stream(name): return len([*read_rows(PairSource(path=name, split="train", streaming=True, limit=40))])
+def upload(name): return push(Path(sys.argv[1]), Hub(push=True, id=name), "rm", "AGAIN") and "uploaded"
 def model(name): return len(load_reward_model(name, "cpu")[1])
 
 results, few = [], threading.Semaphore(24)
@@ -110,11 +114,14 @@ class Said(NamedTuple):
     seconds: float
 
 
+Answered = dict[tuple[str, str], Said]
+
+
 class Results(NamedTuple):
     """By case and door, what was said while the Hub was ill, and by those that may have left something, when it was well."""
 
-    ill: dict[tuple[str, str], Said]
-    well: dict[tuple[str, str], Said]
+    ill: Answered
+    well: Answered
 
 
 def misbehave(answers: Answers, code: int, body: bytes, headers: Mapping[str, str]) -> bool:
@@ -133,27 +140,42 @@ def fill(hub: HubServer, export: Path) -> None:
         hub.add("model", f"owner/{name}", files)
 
 
+@contextmanager
+def client(hub: HubServer, home: Path, token: str | None = None) -> Iterator[Callable[[Sequence[tuple[str, str]]], Answered]]:
+    """A process that goes to doors, all at the same time, and says what each said."""
+    command = [sys.executable, "-W", "ignore", "-c", CLIENT, str(home / "model")]
+    environment = environment_of_process(**hub.environment(home, token), **SHORT)
+    pipe, log = subprocess.PIPE, home / "stderr"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process,
+    ):
+
+        def ask(wanted: Sequence[tuple[str, str]]) -> Answered:
+            stream(process.stdin).write(json.dumps(wanted) + "\n")
+            stream(process.stdin).flush()
+            line = stream(process.stdout).readline()
+            assert line, log.read_text()
+            return {(case, door): Said(*rest) for case, door, *rest in json.loads(line)}
+
+        try:
+            yield ask
+        finally:
+            process.kill()
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each door says to each case, in one process, at the same time; and then again while the Hub is well."""
     home = tmp_path_factory.mktemp("home")
     wanted = [(case, door) for case in CASES for door in DOORS if door != "model" or case not in CARDS]
-    said: list[dict[tuple[str, str], Said]] = []
-    with hub_server() as hub, (home / "stderr").open("w") as errors:
+    with hub_server() as hub:
         fill(hub, tiny_export(home / "model"))
-        command = [sys.executable, "-W", "ignore", "-c", CLIENT]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
-        environment = environment_of_process(**hub.environment(home), **SHORT)
-        with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
-            for hub.misbehave in (misbehave, None):
-                stream(process.stdin).write(json.dumps(wanted) + "\n")
-                stream(process.stdin).flush()
-                line = stream(process.stdout).readline()
-                assert line, (home / "stderr").read_text()
-                said.append({(case, door): Said(*rest) for case, door, *rest in json.loads(line)})
-                wanted = [(case, door) for case in HALFWAY for door in DOORS]
-            stream(process.stdin).close()
-    return Results(*said)
+        with client(hub, home) as ask:
+            hub.misbehave = misbehave
+            ill = ask(wanted)
+            hub.misbehave = None
+            return Results(ill, ask([(case, door) for case in HALFWAY for door in DOORS]))
 
 
 def expected(case: str, door: str) -> int:
@@ -208,3 +230,38 @@ def test_the_same_command_continues_afterwards(results: Results) -> None:
 )
 def test_messages_say_why_or_what_to_do(case: str, door: str, words: str, results: Results) -> None:
     assert words in results.ill[case, door].line
+
+
+UPLOADS: dict[str, tuple[Fault, int]] = {
+    "always503": (status(503), 75),
+    "after": (status(429, only="preupload", Retry_After="999999999"), 75),
+    "commit500": (status(500, only="/commit/"), 75),
+    "drop": (drop, 75),
+    "hang": (hang("/api/repos/create"), 75),
+    "html": (other(b"<html>log in</html>"), 1),
+    "list": (other(b"[1, 2]", kind="application/json"), 1),
+    "denied": (status(403, only="/commit/"), 1),
+    "once": (status(503, 1, "/lfs/"), 0),
+}
+
+
+def test_uploads_end_and_can_be_repeated(tmp_path: Path) -> None:
+    """An upload that may succeed later exits with 75, another one with 1; both say how to repeat it, and nothing is half uploaded."""
+    tiny_export(tmp_path / "model")
+    with hub_server() as hub, client(hub, tmp_path, TOKEN) as ask:
+        sizes: set[int] = set()
+        for case, (fault, code) in UPLOADS.items():
+            hub.misbehave = fault
+            said = ask([(case, "upload")])[case, "upload"]
+            assert said.code == code, said
+            assert said.seconds < 8 * TIMEOUT, said
+            assert not code or (said.line.endswith("Retry: AGAIN") and f"owner/{case}" in said.line and "\n" not in said.line), (
+                said
+            )
+            hub.misbehave = None
+            sizes |= {len(repository.revisions["main"]) for repository in hub.repositories.values()}
+        again = ask([(case, "upload") for case in UPLOADS])
+        assert {said.line for said in again.values()} == {"uploaded"}
+        whole = {len(repository.revisions["main"]) for repository in hub.repositories.values()}
+    assert len(whole) == 1
+    assert sizes == {0, *whole}, "all or nothing; an answer can be lost after the commit"

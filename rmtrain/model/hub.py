@@ -82,9 +82,9 @@ def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
         api.upload_folder(repo_id=address.repo_id, folder_path=directory, allow_patterns=files, commit_message=message)
     except HUB_ERRORS as error:
         command = retry or shlex.join(["rmtrain", "export", str(directory.parent), "--push"])
-        problem, kind = passing_problem(error), TryAgain
-        if problem is None:
-            problem, kind = redact(_first_lines(error)), RmtrainError
+        passing = passing_problem(error)
+        kind = RmtrainError if passing is None else TryAgain
+        problem = redact(passing or _first_lines(error))
         raise kind(f"hub: {repository} was not uploaded: {problem} Retry: {command}") from error
     return str(address)
 

@@ -131,7 +131,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
         elif isinstance(error, json.JSONDecodeError) or not isinstance(error, OSError | ValueError | DatasetsError):
             message = f"{type(error).__name__}: {message}; check HF_ENDPOINT, and whether a proxy answers in place of the Hub"
         elif refusal():
-            message = refusal()
+            message = f"{message}; {refusal()}"
         raise DataError(f"{place}: not in {Path.cwd()}, and loading it from the Hub failed: {message}") from error
 
 
