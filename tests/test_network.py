@@ -11,11 +11,11 @@ from typing import NamedTuple
 import pytest
 
 from tests.exports import tiny_export
-from tests.forks import stream
+from tests.forks import ForkServer, stream
 from tests.helpers import pairs
 from tests.hub_faults import Fault, circle, cut, drip, drop, hang, lie, other, status
 from tests.hub_server import TOKEN, Answers, HubServer, hub_server
-from tests.runs import environment_of_process
+from tests.runs import environment_of_process, tiny_recipe
 
 CLIENT = """
 import json, sys, threading, time, traceback
@@ -265,3 +265,40 @@ def test_uploads_end_and_can_be_repeated(tmp_path: Path) -> None:
         whole = {len(repository.revisions["main"]) for repository in hub.repositories.values()}
     assert len(whole) == 1
     assert sizes == {0, *whole}, "all or nothing; an answer can be lost after the commit"
+
+
+ROW = b'{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
+TWO_SPLITS = r"""---
+configs: [{config_name: "default", data_files: [{split: "a\e[31m", path: a.jsonl}, {split: "b\e]0;x\a", path: b.jsonl}]}]
+---
+"""
+NAMES: dict[str, dict[str, bytes]] = {
+    "split": {"README.md": TWO_SPLITS.encode(), "a.jsonl": ROW, "b.jsonl": ROW},
+    "value": {"README.md": b'---\nconfigs: "\\e[31m"\n---\n', "train.jsonl": ROW},
+    "file": {"tr\x1b[31main.jsonl": b"{broken"},
+    "reason": {"train.jsonl": ROW},
+    "again": {"train.jsonl": ROW},
+}
+"""Datasets with control characters in what their author may choose."""
+
+
+def test_command_prints_one_clean_line(tmp_path: Path) -> None:
+    """No control character, no traceback, nothing of the client that tries again; and `preprocess` has the exit code of the fault."""
+    recipe = tiny_recipe(tmp_path).model_dump(mode="json", exclude_unset=True)
+    ended = {}
+    with hub_server() as hub, ForkServer(**hub.environment(tmp_path), **SHORT) as server:
+        for name, files in NAMES.items():
+            hub.add("dataset", f"owner/{name}", files)
+        for name in NAMES:
+            recipe["data"]["train"] = [{"path": f"owner/{name}"}]
+            (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+            faults = {"reason": status(403, X_Error_Message="no \x1b[31m way"), "again": status(503)}
+            hub.misbehave = faults.get(name)
+            ended[name] = server.run("preprocess", tmp_path / "recipe.yaml")
+    for name, end in ended.items():
+        assert end.code == (75 if name == "again" else 3), (name, end)
+        assert sum(line.startswith("error: ") for line in end.stderr.splitlines()) == 1, (name, end)
+        assert not any(ord(letter) < 32 and letter != "\n" for letter in end.stderr + end.stdout), (name, end)
+        assert "Traceback" not in end.stderr, (name, end)
+        assert "Retry" not in end.stderr, (name, end)
+    assert "31m" in ended["split"].stderr, "guard: the name is printed"

@@ -108,7 +108,7 @@ def _is_cached(builder: "DatasetBuilder") -> bool:
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
     """Raise errors of the `datasets` library as errors of ours, in one line: what a Hub answers can make it raise anything."""
-    from datasets.exceptions import DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     try:
         yield
@@ -122,7 +122,8 @@ def _hub_errors(source: Source) -> Iterator[None]:
                 f"{source.place}: no disk space left to download it; free some, set HF_HOME to another disk, or set "
                 "streaming: true with a limit"
             ) from error
-        message = " ".join(str(error).split())[:400]
+        said = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error  # which only says that it failed
+        message = " ".join(str(said).split())[:400]
         place = source.title if source.path in message else source.place
         if isinstance(error, YAMLError):
             message = f"its card README.md is not YAML: {message}; {DOWNLOAD}"
