@@ -30,6 +30,7 @@ SLOWEST = 1024
 REMEDY = "repeat the command later: files that are downloaded whole are kept"
 HUB_ERRORS = (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """Errors of the Hub's client: network, refusal, an interrupted upload, which it wraps in a RuntimeError, or an answer of another shape."""
+READING = ("GET", "HEAD")
 PASSING = (408, 425, 429)
 """Statuses, besides those from 500, that may pass by themselves."""
 
@@ -43,6 +44,8 @@ class _Trouble(threading.local):
 
     since: float = 0.0
     """When the first of them began; 0: the last one was answered."""
+    began: float = 0.0
+    """When the last of them began."""
     until: float = 0.0
     """When they are history, because another request would have followed by now."""
     patience: float = PATIENCE
@@ -55,7 +58,7 @@ class _Trouble(threading.local):
 
     def begin(self, request: httpx.Request) -> None:
         """Bound a request that is about to be sent; raises HubGivenUp if those before it have failed for too long."""
-        longest = TIMEOUT if request.method in ("GET", "HEAD") else LONGEST
+        longest = TIMEOUT if request.method in READING else LONGEST
         timeouts = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
         request.extensions["timeout"] = {name: min(value or longest, longest) for name, value in timeouts.items()}
         now = time.monotonic()
@@ -63,12 +66,14 @@ class _Trouble(threading.local):
             self.since, self.patience, self.received, self.reason, self.is_over = now, PATIENCE, 0, "it does not answer", False
         elif now - self.since > self.patience:
             raise self.given_up(self.reason)
-        self.until = now + 2 * longest + PATIENCE
+        self.began, self.until = now, now + 2 * longest + PATIENCE
 
     def end(self, response: httpx.Response) -> None:
         """Note the status of an answer; raises HubGivenUp if the Hub asks to wait for too long."""
         now = time.monotonic()
         self.refused = _status(response) if response.status_code in (401, 403) else ""
+        if response.request.method not in READING:
+            self.since += now - self.began  # an upload may take its time
         if _may_pass(response.status_code):
             self.reason = f"it answers {_status(response)}"
             wished = _wished(response)

@@ -118,10 +118,11 @@ Answered = dict[tuple[str, str], Said]
 
 
 class Results(NamedTuple):
-    """By case and door, what was said while the Hub was ill, and by those that may have left something, when it was well."""
+    """What was said by case and door: while the Hub was ill; by those that may have left something, when it was well; from the cache."""
 
     ill: Answered
     well: Answered
+    cached: Answered
 
 
 def misbehave(answers: Answers, code: int, body: bytes, headers: Mapping[str, str]) -> bool:
@@ -175,7 +176,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
             hub.misbehave = misbehave
             ill = ask(wanted)
             hub.misbehave = None
-            return Results(ill, ask([(case, door) for case in HALFWAY for door in DOORS]))
+            well = ask([(case, door) for case in HALFWAY for door in DOORS])
+            hub.misbehave = hang()
+            return Results(ill, well, ask([("good", "dataset"), ("good", "model")]))
 
 
 def expected(case: str, door: str) -> int:
@@ -211,6 +214,22 @@ def test_the_same_command_continues_afterwards(results: Results) -> None:
     """Nothing half-written is taken for whole."""
     assert {key: said.line for key, said in results.well.items() if said.line != results.ill["good", key[1]].line} == {}
     assert len(results.well) == len(HALFWAY) * len(DOORS), "guard"
+
+
+def test_what_is_in_the_cache_needs_no_hub(results: Results) -> None:
+    assert {key: said.line for key, said in results.cached.items()} == {key: results.ill[key].line for key in results.cached}
+    assert max(said.seconds for said in results.cached.values()) < 6 * TIMEOUT
+    assert len(results.cached) == 2, "guard"
+
+
+def test_a_cut_download_is_resumed(tmp_path: Path) -> None:
+    """The client keeps ten megabytes at a time."""
+    content = b"".join(json.dumps({**row, "chosen": "x" * 2_000_000}).encode() + b"\n" for row in pairs(12))
+    with hub_server() as hub, client(hub, tmp_path) as ask:
+        hub.add("dataset", "owner/large", {"train.jsonl": content})
+        hub.misbehave = cut(1)
+        assert ask([("large", "dataset")])["large", "dataset"].line == "12"
+        assert 0 < hub.sent() < 0.6 * len(content), "after the cut only the rest was sent"
 
 
 @pytest.mark.parametrize(
