@@ -30,6 +30,8 @@ SLOWEST = 1024
 REMEDY = "repeat the command later: files that are downloaded whole are kept"
 HUB_ERRORS = (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 """Errors of the Hub's client: network, refusal, an interrupted upload, which it wraps in a RuntimeError, or an answer of another shape."""
+CHAIN = 30
+"""Errors behind an error that are looked at: a chain may be a circle."""
 READING = ("GET", "HEAD")
 PASSING = (408, 425, 429)
 """Statuses, besides those from 500, that may pass by themselves."""
@@ -145,7 +147,7 @@ def _wished(response: httpx.Response) -> int:
 
 def passing_problem(error: BaseException | None) -> str | None:
     """Return, in one line with a remedy, the problem with the Hub behind an error if it may pass by itself; None: it will not."""
-    while error is not None:
+    for _ in range(CHAIN):
         reason = _trouble.reason if _trouble.is_over and isinstance(error, ConnectionError) else None
         if isinstance(error, HubGivenUp):
             reason = str(error)
@@ -159,7 +161,7 @@ def passing_problem(error: BaseException | None) -> str | None:
             reason = "a download has another size than announced"
         if reason is not None:
             return f"the Hub at {constants.ENDPOINT} fails: {reason}; {REMEDY}"
-        error = error.__cause__ or error.__context__
+        error = None if error is None else error.__cause__ or error.__context__
     return None
 
 

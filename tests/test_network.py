@@ -76,6 +76,7 @@ CASES: dict[str, tuple[Fault | None, int]] = {
     "always503": (status(503), 75),
     "once500": (status(500, 1, "/resolve/"), 0),
     "once503": (status(503, 1, "/resolve/"), 0),
+    "polite": (status(429, 2, "/resolve/", Retry_After="5"), 0),
     "hang": (hang(), 75),
     "drop": (drop, 75),
     "hangbody": (hang("/resolve/", True), 75),
