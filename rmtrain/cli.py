@@ -278,6 +278,8 @@ def start_console() -> Console:
     import datasets
     import transformers
 
+    logging.getLogger("datasets").handlers = logger.handlers  # such as that a cached version is used, in one line
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

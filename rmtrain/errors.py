@@ -18,7 +18,7 @@ EXIT_CODES = {
     4: "A checkpoint, model or run directory was refused.",
     5: "A loss, gradient or reward is not finite.",
     6: "A gate was missed.",
-    75: "Try again: the disk is full, or a process was killed.",
+    75: "Try again: the disk is full, the Hub fails, or a process was killed.",
     130: "Interrupted by Ctrl-C.",
     141: "The reader of the output, such as head, has ended.",
     143: "Terminated by SIGTERM.",

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +76,8 @@ class HubServer(ThreadingHTTPServer):
         """Number of requests of a kind (`create`, `upload`, `commit`) that will be refused."""
         self.fail_after: int | None = None
         """Answer 404 to requests of files after this number of bytes, as when a dataset is removed during a download."""
+        self.misbehave: Callable[[Answers, int, bytes, Mapping[str, str]], bool] | None = None
+        """Takes each request with the right answer, status, body and headers, and returns whether it has answered otherwise."""
 
     @property
     def address(self) -> str:
@@ -320,6 +322,9 @@ class Answers(BaseHTTPRequestHandler):
         self._answer(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json", **reason, **headers})
 
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        if self.server.misbehave is not None and self.server.misbehave(self, status, body, headers):
+            self.server.requests.append(Request(self.command, self.path, 0))
+            return
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -13,6 +13,7 @@ LAYERS = [
     "errors",
     "files",
     "redact",
+    "network",
     "intervals",
     "recipe",
     "data",

@@ -6,14 +6,10 @@ import shlex
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is of httpx or httpx2, by version
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from rmtrain.errors import RecipeError, RmtrainError
+from rmtrain.errors import RecipeError, RmtrainError, TryAgain
+from rmtrain.network import HUB_ERRORS, passing_problem
 from rmtrain.recipe.schema import Hub
 from rmtrain.redact import redact
 
@@ -25,8 +21,6 @@ ALLOWED = (
 )
 """Names of the files to upload, from the export and its `adapter/`."""
 ADAPTER_ALLOWED = (*ALLOWED, "adapter_config.json", "adapter_model.safetensors")
-HUB_ERRORS = (HTTPError, HFValidationError, OSError, RuntimeError, ValueError)
-"""Errors of the Hub's client: network, refusal, or an interrupted upload, which it wraps in a RuntimeError."""
 
 logger = logging.getLogger("rmtrain")
 
@@ -77,6 +71,7 @@ def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
 
     Raises:
         RmtrainError: no network, no login or no permission; the message ends with the command that repeats the upload.
+        TryAgain: the Hub fails in a way that may pass by itself; the message ends so as well.
     """
     files, repository, api = uploaded_files(directory), hub.id or name, HfApi()
     try:
@@ -87,7 +82,10 @@ def push(directory: Path, hub: Hub, name: str, retry: str | None = None) -> str:
         api.upload_folder(repo_id=address.repo_id, folder_path=directory, allow_patterns=files, commit_message=message)
     except HUB_ERRORS as error:
         command = retry or shlex.join(["rmtrain", "export", str(directory.parent), "--push"])
-        raise RmtrainError(f"hub: {repository} was not uploaded: {redact(_first_lines(error))} Retry: {command}") from error
+        passing = passing_problem(error)
+        kind = RmtrainError if passing is None else TryAgain
+        problem = redact(passing or _first_lines(error))
+        raise kind(f"hub: {repository} was not uploaded: {problem} Retry: {command}") from error
     return str(address)
 
 

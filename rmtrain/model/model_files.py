@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file, cached_files
 from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, COMMIT, adapter_problem, check_pinned, checked_path
 from rmtrain.errors import CheckpointError
 from rmtrain.files import read_json
+from rmtrain.network import HUB_ERRORS, raise_if_passing, refusal
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
@@ -64,8 +65,9 @@ class ModelRef:
         strict = required and not Path(self.path).is_dir()
         try:
             file = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=strict)
-        except OSError as error:
-            raise self.error(f"cannot read {name} of {self.path}: {error}") from error
+        except HUB_ERRORS as error:
+            raise_if_passing(f"{self.label}: {self.path}", error)
+            raise self.error(f"cannot read {name} of {self.path}: {refusal() or error}") from error
         if file is None and required:
             is_adapter = Path(self.path, ADAPTER_CONFIG).is_file()
             raise self.error(adapter_problem(self.path) if is_adapter else f"{self.path} has no {name}")
@@ -110,7 +112,8 @@ class Weights:
         if len(names) > 1 and not Path(self.ref.path).is_dir():
             try:
                 cached_files(self.ref.path, names, revision=self.ref.revision)  # several at a time
-            except OSError as error:
+            except HUB_ERRORS as error:
+                raise_if_passing(f"{self.ref.label}: {self.ref.path}", error)
                 raise self.ref.error(f"cannot read the weights of {self.ref.path}: {error}") from error
         stored = {}
         for name in names:

@@ -34,6 +34,7 @@ from rmtrain.model.classifier import (
     set_token_ids,
 )
 from rmtrain.model.model_files import ModelRef, Stored, Weights, find_weights
+from rmtrain.network import HUB_ERRORS, raise_if_passing
 
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 SPECIAL_IDS = frozenset(f"{kind}_token_id" for kind in ("bos", "eos", "sep", "cls", "mask", "unk"))
@@ -78,7 +79,8 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(ref.path, **ref.loading)
         tokens = int(config.get_text_config().vocab_size)
-    except (OSError, *BUILD_ERRORS) as error:
+    except (*HUB_ERRORS, *BUILD_ERRORS) as error:
+        raise_if_passing(f"{ref.label}: {ref.path}", error)
         raise ref.error(f"config.json of {ref.path}: {error}") from error
     for key in SPECIAL_IDS & raw.keys():
         ids = raw[key] if isinstance(raw[key], list) else [raw[key]]
@@ -251,7 +253,8 @@ def _load_weights(
     try:
         with quiet_transformers():
             model, report = AutoModelForSequenceClassification.from_pretrained(ref.path, **options, **checks, **ref.loading)
-    except (OSError, SafetensorError, *BUILD_ERRORS) as error:
+    except (SafetensorError, *HUB_ERRORS, *BUILD_ERRORS) as error:
+        raise_if_passing(f"{ref.label}: {ref.path}", error)
         raise ref.error(f"cannot load {ref.path}: {error}") from error
     with_head = saved is not None and saved.name == head.name
     mismatched = {name for name, *_ in report["mismatched_keys"]}

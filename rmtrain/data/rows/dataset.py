@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
+from yaml import YAMLError
 
 from rmtrain.data.rows.arrow import READ_ROWS, arrow_rows, class_names, flatten, read_parquet
 from rmtrain.data.rows.hook import hook_of
 from rmtrain.data.rows.readers import RawRow, ReadMeter, Row, read_csv, read_json
 from rmtrain.data.rows.saved import check_saved, saved_errors, saved_splits
-from rmtrain.errors import DISK_FULL, DataError, RecipeError, TryAgain, missing
+from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain, missing
 from rmtrain.files import expanded, sha256_file
+from rmtrain.network import raise_if_passing, refusal
 from rmtrain.recipe.schema import AbSource, Source
 from rmtrain.recipe.sources import ValueLabel, label_text
 
@@ -35,6 +37,7 @@ SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
 REPEATED = re.compile(r"(\*\*/+)+")
 GLOB = re.compile(r"[*?\[]")
 METADATA = ("dataset_infos.json", "dataset_info.json")
+DOWNLOAD = "download its files with `hf download`, and set path to their folder"
 
 
 def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[int, RawRow]]:
@@ -108,19 +111,32 @@ def _is_cached(builder: "DatasetBuilder") -> bool:
 
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
-    """Raise errors of the `datasets` library as errors of ours, in one line."""
-    from datasets.exceptions import DatasetsError
+    """Raise errors of the `datasets` library as errors of ours, in one line: what a Hub answers can make it raise anything."""
+    from datasets.exceptions import DatasetGenerationError, DatasetsError
 
     try:
         yield
-    except (OSError, ValueError, DatasetsError) as error:
+    except RmtrainError:
+        raise
+    except Exception as error:
+        place = source.place if source.path in source.place else f"{source.place}: {source.path}"
+        raise_if_passing(f"{place}: not in {Path.cwd()}", error)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             raise TryAgain(
                 f"{source.place}: no disk space left to download it; free some, set HF_HOME to another disk, or set "
                 "streaming: true with a limit"
             ) from error
-        message = " ".join(str(error).split())[:400]
+        said = error.__cause__ or error if isinstance(error, DatasetGenerationError) else error  # which only says that it failed
+        message = " ".join(str(said).split())[:400]
         place = source.title if source.path in message else source.place
+        if isinstance(error, YAMLError):
+            message = f"its card README.md is not YAML: {message}; {DOWNLOAD}"
+        elif isinstance(error, RuntimeError) and "scripts" in message:
+            message = f"{message}; a script is not run: set revision: refs/convert/parquet, or {DOWNLOAD}"
+        elif isinstance(error, json.JSONDecodeError) or not isinstance(error, OSError | ValueError | DatasetsError):
+            message = f"{type(error).__name__}: {message}; check HF_ENDPOINT, and whether a proxy answers in place of the Hub"
+        elif refusal():
+            message = f"{message}; {refusal()}"
         raise DataError(f"{place}: not in {Path.cwd()}, and loading it from the Hub failed: {message}") from error
 
 

@@ -33,6 +33,7 @@ from rmtrain.data.text.renderer import Renderer
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template
 from rmtrain.errors import CheckpointError, DataError, RecipeError, missing
 from rmtrain.files import expanded, get_or_build, read_json
+from rmtrain.network import raise_if_passing, refusal
 from rmtrain.recipe.schema import Data, Model, PretrainedModel
 
 END_TOKEN = "<|endoftext|>"
@@ -99,10 +100,12 @@ def checked_path(path: str, label: str) -> str:
         # One request without retries, where loading would repeat each for 20 seconds.
         get_hf_file_metadata(hf_hub_url(path, "config.json"))
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise CheckpointError(f"{problem}, and no such model on the Hub, or it is private") from error
+        reason = f": {refusal()}" if refusal() else ""
+        raise CheckpointError(f"{problem}, and no such model on the Hub, or it is private{reason}") from error
     except HfHubHTTPError:
         pass  # such as a model without the file, or one that needs a login; loading says more
-    except HTTPError as error:
+    except (HTTPError, OSError, ValueError) as error:
+        raise_if_passing(f"{label}: {path}", error)
         raise CheckpointError(f"{problem}, and the Hub cannot be reached: {error}") from error
     return path
 
@@ -157,6 +160,7 @@ def read_tokenizer(
             raise ValueError(f"config.json: {problem}")
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision or "main", trust_remote_code=trust_remote_code, **code)
     except Exception as error:  # tokenizers raises nothing more specific for a damaged file or an invalid expression
+        raise_if_passing(f"{label}: {path}", error)
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{label}: cannot load the tokenizer of {path}: {reason}") from error
     if not tokenizer.is_fast:

@@ -20,6 +20,7 @@ from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.benchmarks.published import read_items
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
+from tests.hub_faults import Fault, status
 from tests.hub_server import HubServer, hub_server
 from tests.runs import environment_of_process, rmtrain
 
@@ -152,10 +153,13 @@ def test_cli_scores_a_benchmark_from_the_hub(hub: HubServer, folder: Path) -> No
     assert from_hub == {"rewardbench": json.loads(json.dumps(from_files["rewardbench"]))}
 
 
-def test_missing_hub_dataset_is_one_line(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fault", "code"), [(None, 3), (status(429, Retry_After="999999999"), 75)])
+def test_missing_hub_dataset_is_one_line(fault: Fault | None, code: int, folder: Path, tmp_path: Path) -> None:
+    """And so is one that the Hub does not give now."""
     with hub_server() as empty:
+        empty.misbehave = fault
         result = rmtrain("eval", folder / "model", "--benchmark", "rm_bench", **empty.environment(tmp_path))
-    assert result.returncode == 3, result.stderr
+    assert result.returncode == code, result.stderr
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "THU-KEG/RM-Bench" in errors[0]
