@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: real data when it is at hand, tiny models, and recipes as files."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -43,6 +44,14 @@ def forked_reload(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Reload exports in a fork, which takes a tenth of the time, unless a test is marked `fresh_reload`."""
     if "rmtrain.model.export_dir" in sys.modules and request.node.get_closest_marker("fresh_reload") is None:
         monkeypatch.setattr("rmtrain.model.export_dir.subprocess", SimpleNamespace(run=run_script))
+
+
+@pytest.fixture(autouse=True)
+def own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what the command line changes in its process, where a test runs it in this one: the streams, and who prints log records."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(logging.getLogger("rmtrain"), "handlers", [])
 
 
 @pytest.fixture

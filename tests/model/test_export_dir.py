@@ -102,6 +102,7 @@ def test_trap_31_reload_needs_only_the_directory(tmp_path: Path, tokenizer: Any)
     assert "import rmtrain" not in Path(reload_check.__file__).read_text()
 
 
+@pytest.mark.fresh_reload
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGSEGV", "SIGBUS"])
 def test_killed_reload_check_is_try_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The out-of-memory killer says nothing about the model; an exit code of the check itself does."""
