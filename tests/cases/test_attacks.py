@@ -34,7 +34,9 @@ EXPECTED = {
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The command, and a model of the quickstart's recipe."""
     folder = tmp_path_factory.mktemp("attacks")
-    trained = rmtrain("train", ROOT / "recipes/quickstart.yaml", f"run.output_dir={folder}/run", "training.max_steps=2")
+    trained = rmtrain(
+        "train", ROOT / "recipes/quickstart.yaml", f"run.output_dir={folder}/run", "training.max_steps=2", "evaluation.gates={}"
+    )
     assert trained.returncode == 0, trained.stderr
     command = folder / "rmtrain"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m rmtrain "$@"\n')
@@ -48,10 +50,10 @@ def test_attack_does_no_harm(name: str, environment: dict[str, str]) -> None:
     if not ATTACKS.is_dir():
         pytest.skip("needs the attacks: put them into ../shared/cases, next to the checkout")
     script = ATTACKS / f"{name}.sh"
-    ended = subprocess.run(["bash", script], capture_output=True, text=True, env=environment, timeout=550)
+    ended = subprocess.run(["bash", script], capture_output=True, text=True, errors="replace", env=environment, timeout=550)
     printed = ended.stdout + ended.stderr
     print(printed)
-    assert "Traceback" not in printed
+    assert f"{ROOT / 'rmtrain'}/" not in printed, "no traceback of ours; the scripts' own may end in one"
     assert "\x1b" not in printed
     assert "^[" not in printed, "a control character, as cat -v shows it"
     for pattern in EXPECTED[name]:
