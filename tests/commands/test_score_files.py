@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.commands.score_files import CHUNK, ScoreFiles
+from rmtrain.commands.score_files import CHUNK, ScoreFiles, check_paths
 from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain
 from tests.commands.test_score import rows, run
 from tests.exports import tiny_export
@@ -195,3 +195,18 @@ def test_legal_json_ends_nothing(model: str, tmp_path: Path) -> None:
     assert out.read_text() == whole
     assert whole.count("\n") == len(values), "guard: every line was scored"
     assert sys.getrecursionlimit() > 400, "guard: deep, and legal"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing"])
+def test_inputs_that_are_not_files_are_named(kind: str, tmp_path: Path) -> None:
+    """They are refused before they are opened: to open a pipe waits for its writer."""
+    source = {"device": Path("/dev/zero"), "folder": tmp_path}.get(kind, tmp_path / "in.jsonl")
+    if kind == "pipe":
+        os.mkfifo(source)
+    with pytest.raises(RecipeError) as refused:
+        check_paths(str(source), str(tmp_path / "out.jsonl"))
+    assert str(source) in str(refused.value)
+    assert not (tmp_path / "out.jsonl").exists()
+    source = tmp_path / "file.jsonl"
+    source.write_text("{}")
+    check_paths(str(source), str(tmp_path / "out.jsonl"))

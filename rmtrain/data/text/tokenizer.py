@@ -168,6 +168,11 @@ def read_tokenizer(
     problem = _pattern_problem(tokenizer.backend_tokenizer)
     if problem is not None:
         raise CheckpointError(f"{label}: the tokenizer of {path} {problem}; use another tokenizer")
+    try:
+        tokenizer("a")
+    except Exception as error:  # whatever its files make of it, such as a `model_max_length` that is not a number
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{label}: the tokenizer of {path} cannot encode a text: {reason}") from error
     tokenizer.padding_side = "right"
     return tokenizer
 

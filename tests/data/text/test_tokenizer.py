@@ -218,3 +218,14 @@ def test_earlier_calls_do_not_change_canaries() -> None:
     before = canary_hashes(tokenizer)
     tokenizer(["a", "b c"], padding=True, truncation=True, max_length=1)
     assert first_change(before, tokenizer) is None
+
+
+@pytest.mark.parametrize("length", [{}, "long", [512]])
+def test_tokenizer_that_cannot_encode_is_refused(length: object, tmp_path: Path) -> None:
+    byte_bpe().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    read_tokenizer(str(tmp_path))
+    file.write_text(json.dumps(config | {"model_max_length": length}))
+    with pytest.raises(CheckpointError, match=f"^model: .*{tmp_path}"):
+        read_tokenizer(str(tmp_path))
