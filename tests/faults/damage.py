@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -244,11 +245,11 @@ def damage_json(file: Path, rng: random.Random) -> None:
         elif change == 1 and isinstance(section, dict):
             section[rng.choice(["", "x", "\x1b[31m", "é" * 300])] = section.pop(key)
         elif change == 2:
-            section[key] = [section[key]] * rng.choice([1, 2, 50])
+            section[key] = [deepcopy(section[key]) for _ in range(rng.choice([1, 2, 50]))]
         elif change == 3 and isinstance(section, list):
-            section.append(section[key])
+            section.append(deepcopy(section[key]))
         else:
-            section[key] = rng.choice(VALUES)
+            section[key] = deepcopy(rng.choice(VALUES))
     made = [json.dumps(document, ensure_ascii=rng.random() < 0.8) for document in documents]
     file.write_bytes("\n".join(made).encode("utf-8", "surrogatepass"))
 
