@@ -364,10 +364,6 @@ def _known(error: BaseException) -> RmtrainError | Stopped | None:
     if is_one_of_several() and _has_lost_peer(error):
         reason = str(error).splitlines()[0]
         return TryAgain(f"lost the connection to another rank ({reason}); run the same command again to resume")
-    if isinstance(error, RuntimeError) and "home directory" in str(error):  # of pathlib
-        return RecipeError(
-            "~: this user has no home directory; set HOME, or paths without ~, also in data.cache_dir or RMTRAIN_CACHE"
-        )
     if not isinstance(error, OSError):
         return None
     if error.errno in DISK_FULL:

@@ -32,7 +32,7 @@ def expanded(path: str | Path, key: str = "") -> Path:
     """Return a path with `~` expanded. That of an unknown user stays, and is missing; with a `key`, it is refused: it is to be written."""
     result = os.path.expanduser(path)
     if key and result.startswith("~"):
-        raise RecipeError(f"{key}: {path}: no such user; to name a folder with a tilde, write ./{path}")
+        raise RecipeError(f"{key}: {path}: no such home directory; set HOME, or write ./{path} for a folder of that name")
     return Path(result)
 
 

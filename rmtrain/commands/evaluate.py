@@ -56,11 +56,10 @@ from rmtrain.report.terminal import TerminalConsole
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
     """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
-    report, output = (
-        options.report and expanded(options.report, "--report"),
-        options.output and expanded(options.output, "--output"),
-    )
-    options = replace(options, report=report, output=output)
+    if options.report is not None:
+        options = replace(options, report=expanded(options.report, "--report"))
+    if options.output is not None:
+        options = replace(options, output=expanded(options.output, "--output"))
     if options.compare is not None:
         return _compare_scores(options, *options.compare)
     if options.scores is not None:

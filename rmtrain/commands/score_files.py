@@ -40,8 +40,6 @@ Chunk = tuple[int, list[Numbered]]
 
 def check_paths(source: str, target: str) -> None:
     """Raise RecipeError for a source that is missing, and for an output that is not plain text, or the input under any name."""
-    if source != STANDARD and expanded(source).is_dir():
-        raise RecipeError(f"{source}: is a directory; expected a file of JSON lines")
     if source != STANDARD and not expanded(source).is_file():
         raise RecipeError(f"{missing(source)}")
     if Path(target).suffix.lower() in COMPRESSED:

@@ -271,11 +271,8 @@ def in_order(
 def _start(make_work: Callable[[], Any]) -> None:
     global _work
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    for number in (
-        signal.SIGINT,
-        signal.SIGHUP,
-        signal.SIGUSR1,
-    ):  # they reach all processes of a job; the parent stops the others
+    # Signals of a terminal or scheduler reach all processes of a job; the parent stops the others.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     gc.disable()

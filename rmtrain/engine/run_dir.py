@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from rmtrain.engine.checkpoint import Checkpoints
 from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
-from rmtrain.files import atomic_write, sync, try_lock, unwritable, write_text
+from rmtrain.files import atomic_write, expanded, sync, try_lock, unwritable, write_text
 from rmtrain.recipe.explain import show
 from rmtrain.recipe.load import MARKER, RECIPE, dump_recipe, hook_files, load_recipe, with_absolute_paths
 from rmtrain.recipe.schema import Recipe
@@ -199,10 +199,10 @@ def check_output_dir(recipe: Recipe, fresh: bool = False, resume: Path | None = 
 def _resolve(output_dir: str) -> Path:
     """Return the path, relative to the current directory if it is below it; raise RecipeError for one that no run may have."""
     try:
-        given = Path(output_dir).expanduser()
+        given = expanded(output_dir, "run.output_dir")
         path, here, home = given.resolve(), Path.cwd().resolve(), Path(os.path.expanduser("~")).resolve()
         path.exists()  # raises for a name that is too long
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
         raise RecipeError(f"run.output_dir: {show(output_dir)} is not a path of a directory: {error}") from error
     # A run may be called from its own directory: that has the marker of a run.
     is_around = path in (here, *here.parents) and not (path / MARKER).is_file()
