@@ -86,6 +86,7 @@ def test_templates_are_bounded_in_time_and_memory(what: str) -> None:
     with pytest.raises(DataError) as refused:
         render_all([TALK], tokenizer, ["s:0"], seconds=1.0)
     assert "the chat template" in str(refused.value)
+    assert "memory" in str(refused.value) or what not in ("a wide number", "a padded text", "a long text")
     assert time.monotonic() - before < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < most + 2**18, "kB: this process took nothing"
     tokenizer.chat_template = "{{ messages[0].content }}"
