@@ -33,7 +33,7 @@ test: install
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: install
-	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py tests/recipe/test_load.py -m "long or not long" -n 2 --dist loadfile
+	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py tests/recipe/test_load.py tests/model/test_architectures.py -m "long or not long" -n 2 --dist loadfile
 
 .venv-older/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-older

@@ -20,7 +20,7 @@ from rmtrain.engine.distributed import versions
 from rmtrain.engine.run_dir import ENVIRONMENT
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
-from rmtrain.files import expanded, write_text
+from rmtrain.files import expanded, read_json, write_text
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import check_push, push
@@ -133,7 +133,8 @@ def export_with_card(
         waterfall, evaluation: of the run, for the card; None if unknown.
     """
     export_model(model, tokenizer, directory, golden, provenance(recipe, data, step), dtype)
-    card = card_of(recipe, tokenizer, waterfall=waterfall or {}, evaluation=evaluation, versions=versions())
+    facts = read_json(directory / FACTS, dict)
+    card = card_of(recipe, tokenizer, facts, waterfall=waterfall or {}, evaluation=evaluation, versions=versions())
     write_text(directory / "README.md", card)
 
 

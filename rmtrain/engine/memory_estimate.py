@@ -43,7 +43,7 @@ from rmtrain.model.classifier import (
 )
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_config
-from rmtrain.model.reward_model import FALLBACKS, LAST_TOKEN_ERRORS, LAYOUT_ERRORS, RewardModel
+from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, RewardModel
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -201,7 +201,7 @@ class MemoryModel:
                 sizes = ModelSizes.of(model, packed=recipe.model.quantization is not None)
                 try:
                     trace = trace_memory(model, batch, candidate, narrow, on_gpu)
-                except LAST_TOKEN_ERRORS if narrow else LAYOUT_ERRORS:  # noqa: B030 - a tuple of classes either way
+                except LAYOUT_ERRORS:
                     continue
                 return cls(candidate, autocast, sizes, trace, recipe.optimizer, on_gpu)
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
@@ -266,7 +266,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
 
     Raises:
         RecipeError: the model has control flow that depends on values.
-        Exception: one of LAYOUT_ERRORS or, with `narrow`, of LAST_TOKEN_ERRORS: the model refuses the layout.
+        Exception: one of LAYOUT_ERRORS: the model refuses the layout.
     """
     if layout != "padded" and not model.pools_last_token:
         raise ValueError("an encoder looks both ways")

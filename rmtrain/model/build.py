@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 from rmtrain.errors import CheckpointError, RecipeError
@@ -29,6 +32,7 @@ from rmtrain.model.classifier import (
     set_module_dropout,
     set_token_ids,
 )
+from rmtrain.model.last_token_classifier import is_made, text_part
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_pretrained
 from rmtrain.model.reward_model import RewardModel
@@ -81,17 +85,26 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
         head.register_parameter("bias", None)
     if loaded.head.pools_last_token and tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise RecipeError("model: the pad token is the end token, so transformers would read rewards before it; use another")
-    for name, parameter in loaded.model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"model: {name} has weights that are not finite; use another checkpoint")
-    if not loaded.head.pools_last_token and quantization is None:  # a 4-bit model that ran on a CPU no longer trains
-        _check_padding(loaded.model, tokenizer)
+    if is_made(loaded.model):
+        logger.info(
+            "transformers has no %s; one is made. The export loads in vLLM, OpenRLHF and, with trust_remote_code, in transformers",
+            type(loaded.model).__name__,
+        )
+    _check_finite(loaded.model)
+    if quantization is None:  # a 4-bit model that ran on a CPU no longer trains
+        check_forward(loaded, tokenizer)
     if quantization is not None:
         prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
     if model.gradient_checkpointing:
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
     return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head).train()
+
+
+def _check_finite(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"model: {name} has weights that are not finite; use another checkpoint")
 
 
 def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> BitsAndBytesConfig | None:
@@ -113,18 +126,36 @@ def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> B
     )
 
 
-def _check_padding(encoder: PreTrainedModel, tokenizer: Any) -> None:
-    """Refuse encoders that see padding in spite of the mask (FNet, YOSO): their rewards would depend on the batch."""
-    ids = [token for token in range(len(tokenizer)) if token != tokenizer.pad_token_id][-6:]
-    input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * 6], device=encoder.device)
-    mask = torch.tensor([[1] * 6 + [0] * 6], device=encoder.device)
-    with torch.no_grad(), seeded(0, "padding"):
-        encoder.eval()
-        alone, padded = (float(encoder(input_ids=input_ids[:, :n], attention_mask=mask[:, :n]).logits) for n in (6, 12))
-    tolerance = 1e-5 if encoder.dtype == torch.float32 else 0.1
-    if abs(alone - padded) > tolerance * abs(alone) + 1e-6:
-        name = type(encoder).__name__
-        raise RecipeError(f"model: padding changes the rewards of {name} from {alone:.4g} to {padded:.4g}; choose another model")
+def check_forward(loaded: LoadedModel, tokenizer: Any) -> None:
+    """Run a model on two tokens, alone and followed by others, and refuse it if these change what is read.
+
+    An encoder must not see padding in spite of its mask, as FNet and YOSO do: rewards would depend on the batch. Two tokens, because the
+    shorter a text, the more it changes. A causal model must not look ahead, as BERT does as a generator; those for which transformers has
+    a class do not.
+    """
+    model, causal = loaded.model, loaded.head.pools_last_token
+    if causal and not is_made(model):
+        return
+    ids = [token for token in range(len(tokenizer)) if token != tokenizer.pad_token_id][-12:]
+    input_ids = torch.tensor([ids if causal else ids[:2] + [tokenizer.pad_token_id] * 10], device=model.device)
+    mask = torch.tensor([[1] * 2 + [int(causal)] * 10], device=model.device)
+    name = type(model).__name__
+
+    def read(tokens: int) -> Tensor:
+        inputs = {"input_ids": input_ids[:, :tokens], "attention_mask": mask[:, :tokens]}
+        what: Tensor = model.base_model(**inputs)[0][0, 1] if causal else model(**inputs).logits[0]
+        return what.float()
+
+    try:
+        with torch.no_grad(), seeded(0, "padding"):
+            model.eval()
+            alone, followed = read(2), read(12)
+    except BUILD_ERRORS as error:
+        raise CheckpointError(f"model: the forward of {name} fails: {' '.join(str(error).split())[:300]}") from error
+    tolerance = 0.01 if causal else 1e-5 if model.dtype == torch.float32 else 0.1
+    if float((alone - followed).norm()) > tolerance * float(alone.norm()) + 1e-6:
+        problem = "a token sees those after it: it is no causal model" if causal else "padding changes its rewards"
+        raise RecipeError(f"model: in {name}, {problem}; choose another model")
 
 
 def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
@@ -239,11 +270,15 @@ def scratch_config(sizes: Architecture, tokenizer: Any) -> PretrainedConfig:
     Raises RecipeError if the architecture is unknown, or does not have these sizes.
     """
     name = sizes.architecture
-    if name not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
-        near = difflib.get_close_matches(name, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, n=3, cutoff=0.5)
+    known = {**MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, **MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "expected a transformers model type such as llama"
         raise RecipeError(f"model.scratch.architecture: unknown architecture {name!r}; {hint}")
-    default = CONFIG_MAPPING[name]()
+    try:
+        default = text_part(CONFIG_MAPPING[name](), trust_remote_code=False)
+    except BUILD_ERRORS as error:
+        raise RecipeError(f"model.scratch.architecture: {name} has no text part: {error}") from error
     wanted = _named_sizes(sizes, tokenizer, default)
     tokens = {}
     for kind in ("pad", "bos", "eos", "cls", "sep", "mask"):
@@ -253,7 +288,9 @@ def scratch_config(sizes: Architecture, tokenizer: Any) -> PretrainedConfig:
             tokens[key] = token
     names = default.attribute_map
     try:
-        config = AutoConfig.for_model(name, **{names.get(key, key): value for key, value in {**wanted, **tokens}.items()})
+        config = AutoConfig.for_model(
+            default.model_type, **{names.get(key, key): value for key, value in {**wanted, **tokens}.items()}
+        )
     except BUILD_ERRORS as error:
         raise _sizes_error(sizes, error) from error
     for key, value in wanted.items():

@@ -16,14 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-)
 from transformers.utils import logging as transformers_logging
 
 from rmtrain.errors import RmtrainError
+from rmtrain.model.last_token_classifier import has_classifier, register_classifier
 
 BUILD_ERRORS = (
     StrictDataclassError,
@@ -75,13 +71,13 @@ def meta_classifier(
 ) -> PreTrainedModel:
     """Return the sequence-classification model of a configuration on the meta device, without memory for its weights.
 
-    Raises `error(reason)` if transformers has no such model for the architecture, and the checkpoint brings none that is trusted; or if
-    the configuration makes none.
+    A causal model for which transformers has no such class gets one, unless the checkpoint brings its own and is trusted.
+
+    Raises `error(reason)` if the configuration makes no model, or is of no causal model or encoder.
     """
-    has_own_code = trust_remote_code and AutoModelForSequenceClassification.__name__ in getattr(config, "auto_map", {})
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_own_code:
-        raise error(f"transformers has no sequence-classification model for {config.model_type}; choose another architecture")
     try:
+        if not has_classifier(config, trust_remote_code):
+            register_classifier(config, error)
         with torch.device("meta"):
             return AutoModelForSequenceClassification.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     except BUILD_ERRORS as problem:
@@ -96,9 +92,11 @@ def _values(value: object) -> tuple[object, ...]:
 
 
 def find_head(model: PreTrainedModel, error: Callable[[str], RmtrainError]) -> HeadSpec:
-    """Find the score layer: `score` of causal models, `classifier` or `classifier.out_proj` of encoders.
+    """Find the score layer: `score` of causal models, `classifier` or `classifier.out_proj` of models that pool their tokens themselves.
 
-    Raises `error(reason)` if the model has no known head, or pools its tokens in an unknown way.
+    Those are encoders, and also CTRL and the decoder of ModernBERT.
+
+    Raises `error(reason)` if the model has no known head.
     """
     kind = type(model).__name__
     if model.config.is_encoder_decoder:
@@ -109,9 +107,6 @@ def find_head(model: PreTrainedModel, error: Callable[[str], RmtrainError]) -> H
     name = "classifier" if isinstance(classifier, nn.Linear) else "classifier.out_proj"
     if not isinstance(classifier if name == "classifier" else getattr(classifier, "out_proj", None), nn.Linear):
         raise error(f"{kind} has no linear layer score, classifier or classifier.out_proj; choose a causal model or an encoder")
-    model_type = model.config.model_type
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise error(f"{kind} is a causal model with its own pooling; choose one with a head named score")
     return HeadSpec(name, pools_last_token=False)
 
 

@@ -8,6 +8,7 @@ SGLang, TEI, reward-bench and OpenRLHF read those of 4, some silently with a wro
 
 import copy
 import importlib.metadata
+import inspect
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -35,6 +37,7 @@ from rmtrain.errors import DISK_FULL, CheckpointError, NumericError, RecipeError
 from rmtrain.files import expanded, share, sync, temporary_folder
 from rmtrain.model import reload_check
 from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_transformers, seeded
+from rmtrain.model.last_token_classifier import CODE, is_made, write_code
 from rmtrain.model.model_files import ModelRef, Weights, find_weights
 from rmtrain.model.pretrained import load_pretrained
 from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
@@ -199,16 +202,18 @@ def write_export(
         merged.config.dtype = saved_dtype
     with quiet_transformers():
         merged.save_pretrained(directory)
-    write_config(directory, tokenizer.pad_token_id)
+    write_config(directory, tokenizer.pad_token_id, write_code(merged, directory) if is_made(merged) else None)
     write_tokenizer(tokenizer, directory, reward_model.pools_last_token)
     del merged
-    write_json(directory / FACTS, _facts(reward_model, tokenizer, saved_dtype, extra))
+    facts = _facts(reward_model, tokenizer, saved_dtype, extra)
+    write_json(directory / FACTS, facts)
     revision = _trusted_revision(reward_model)
     ref = ModelRef(str(directory), revision, "export", trust_remote_code=revision is not None)
     # Loading refuses names of wrappers, shards that were not gathered, and a head that is missing or has another shape.
     exported, _ = load_from(ref, "cpu")
     _check_head_equal(reward_model, find_weights(ref))
     saved = _check_rewards(reward_model, exported, saved_dtype, tokenizer, golden)
+    write_json(directory / FACTS, facts | {"left_padding": _allows_left_padding(exported, tokenizer, golden)})
     write_json(directory / GOLDEN, [{**entry, "reward": reward} for entry, reward in zip(entries, saved, strict=True)])
 
 
@@ -326,6 +331,25 @@ def _check_rewards(model: RewardModel, saved: RewardModel, dtype: torch.dtype, t
     return on_disk
 
 
+def _allows_left_padding(model: RewardModel, tokenizer: Any, golden: Golden) -> bool:
+    """Return whether padding on the left leaves the hidden state of the last token as it is.
+
+    Encoders count positions from the left edge; RWKV has no mask, and the compression of DeepSeek-V4 none that starts elsewhere.
+    """
+    if not model.pools_last_token:
+        return False
+    base = model.backbone.base_model
+    ids = torch.tensor([golden[0][1]], device=model.device)
+    padded = F.pad(ids, (8, 0), value=tokenizer.pad_token_id)
+    mask = F.pad(torch.ones_like(ids), (8, 0))
+    positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    accepted = positions if "position_ids" in inspect.signature(base.forward).parameters else {}
+    with evaluating(model):
+        alone_H = base(input_ids=ids, attention_mask=torch.ones_like(ids))[0][0, -1]
+        left_H = base(input_ids=padded, attention_mask=mask, **accepted)[0][0, -1]
+    return float((left_H - alone_H).norm()) <= 1e-3 * float(alone_H.norm())
+
+
 def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mapping[str, Any]) -> dict[str, Any]:
     base, adapter = None, None
     if model.base_ref is not None:
@@ -340,6 +364,7 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
         "base": base,
         "head": f"{model.head.name}.weight",
         "reads": "last token" if model.pools_last_token else "encoder head",
+        "code": CODE if is_made(model.backbone) else None,
         "dtype": str(dtype).removeprefix("torch."),
         "parameters": trainable_summary(model)["total"],
         "adapter": adapter,
@@ -348,8 +373,8 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
     }
 
 
-def write_config(directory: Path, pad_token_id: int) -> None:
-    """Complete `config.json`: both names of the dtype and of rotary positions, and the pad id at both levels."""
+def write_config(directory: Path, pad_token_id: int, auto_map: Mapping[str, str] | None = None) -> None:
+    """Complete `config.json`: both names of the dtype and of rotary positions, the pad id at both levels, and the code to load it with."""
     file = directory / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     for level in (config, config.get("text_config")):
@@ -359,6 +384,8 @@ def write_config(directory: Path, pad_token_id: int) -> None:
             if "dtype" in level:
                 level["torch_dtype"] = level["dtype"]
     config.pop("_name_or_path", None)  # a path of this machine
+    if auto_map is not None:
+        config["auto_map"] = auto_map
     write_json(file, config)
 
 
@@ -375,6 +402,8 @@ def old_rope(config: Mapping[str, Any]) -> dict[str, Any]:
         full, sliding = parameters.get("full_attention", {}), parameters.get("sliding_attention", {})
         if model_type == "modernbert":
             return {"global_rope_theta": full.get("rope_theta"), "local_rope_theta": sliding.get("rope_theta")}
+        if not str(model_type).startswith("gemma3"):  # the only other one with such sets in transformers 4
+            return {}
         old = {"rope_theta": full.get("rope_theta"), "rope_local_base_freq": sliding.get("rope_theta")}
         parameters = full
     else:

@@ -9,12 +9,13 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from rmtrain.errors import RecipeError, RmtrainError, TryAgain
+from rmtrain.model.last_token_classifier import CODE
 from rmtrain.network import HUB_ERRORS, passing_problem
 from rmtrain.recipe.schema import Hub
 from rmtrain.redact import redact
 
 ALLOWED = (
-    *("README.md", "config.json", "golden.json", "rmtrain.json", "chat_template.jinja"),
+    *("README.md", "config.json", CODE, "golden.json", "rmtrain.json", "chat_template.jinja"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),

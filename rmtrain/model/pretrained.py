@@ -6,6 +6,7 @@ trains random layers. What contradicts itself is refused before memory is alloca
 
 import logging
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rmtrain.data.text.tokenizer import REPLACED_PAD, entries, size_problem
@@ -33,6 +36,7 @@ from rmtrain.model.classifier import (
     set_module_dropout,
     set_token_ids,
 )
+from rmtrain.model.last_token_classifier import text_part
 from rmtrain.model.model_files import ModelRef, Stored, Weights, find_weights
 from rmtrain.network import HUB_ERRORS, raise_if_passing
 
@@ -46,6 +50,8 @@ OTHER_TASKS = frozenset(
     )
 )
 """First parts of the names of other tasks' heads, and of the pooler of encoders whose head has none."""
+OTHER_SENSES = re.compile("vision|visual|image|audio")
+"""In the names of parameters that read no text, in models that do not keep their text part together."""
 VALUE_HEAD = "value_head"
 """File, before `.safetensors`, in which LLaMA-Factory saves the head of a reward model."""
 
@@ -53,7 +59,7 @@ logger = logging.getLogger("rmtrain")
 
 
 def load_config(ref: ModelRef) -> PretrainedConfig:
-    """Load a model's configuration, with classes of transformers unless the model's own code is trusted.
+    """Load the configuration to train, with classes of transformers unless the model's own code is trusted.
 
     Raises `ref.error` if `config.json` is missing or invalid, the architecture is unknown, or it needs code of its own; or if the
     weights are quantized, a special token has no embedding, or sizes are absurd.
@@ -77,7 +83,7 @@ def load_config(ref: ModelRef) -> PretrainedConfig:
         remedy = "use the model it was made from; model.quantization: nf4 quantizes that one while loading"
         raise ref.error(f"the weights of {ref.path} are quantized ({method}), and cannot be trained or checked; {remedy}")
     try:
-        config = AutoConfig.from_pretrained(ref.path, **ref.loading)
+        config = text_part(AutoConfig.from_pretrained(ref.path, **ref.loading), ref.trust_remote_code)
         tokens = int(config.get_text_config().vocab_size)
     except (*HUB_ERRORS, *BUILD_ERRORS) as error:
         raise_if_passing(f"{ref.label}: {ref.path}", error)
@@ -143,10 +149,16 @@ def load_pretrained(
     with quiet_transformers():
         empty = meta_classifier(config, ref.error, ref.trust_remote_code)
         spec = find_head(empty, ref.error)
+    options: dict[str, Any] = {"config": config, "dtype": dtype}
+    if (ref.read_json("config.json") or {}).get("model_type") != config.model_type:
+        part = _text_prefix(ref, header, empty)
+        base = f"{empty.base_model_prefix}."
+        header = {base + name.removeprefix(part): stored for name, stored in header.items() if name.startswith(part)}
+        options["key_mapping"] = {f"^{re.escape(part)}": base}
+        logger.info("only the text part of %s is trained: %s", ref.path, part.rstrip("."))
     _check_sizes(ref, header, empty, spec)
     # Decided by the names in the files, before anything is loaded: transformers would initialize a missing head silently.
     saved = None if head == "new" else find_saved_head(weights, header, empty, spec, required=head == "from_checkpoint")
-    options: dict[str, Any] = {"config": config, "dtype": dtype}
     if quantization is not None:  # weights are quantized on the way to their device
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": quantization, "device_map": {"": device}}
@@ -157,15 +169,32 @@ def load_pretrained(
     set_module_dropout(model, dropout)
     install_head(model, spec, saved, seed)
     _initialize(model, [name for name in new_names if name.rpartition(".")[0] != spec.name], seed)
-    if hasattr(model.config, "vision_config") and hasattr(model.base_model, "language_model"):
-        # Text never reaches the vision tower, so that its parameters would get no gradient, which DDP refuses.
-        reached = {id(parameter) for parameter in model.base_model.language_model.parameters()}
-        for parameter in model.base_model.parameters():
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in reached)
+    _freeze_unread(model)
     new_tokens = _grow_embeddings(ref, model, tokenizer)
     set_token_ids(model.config, tokenizer)
     new_modules = tuple(sorted({name.rpartition(".")[0] for name in new_names}))
     return LoadedModel(model, spec, saved is None, new_modules, new_tokens)
+
+
+def _freeze_unread(model: PreTrainedModel) -> None:
+    """Freeze the parts of a model that text never reaches: their parameters would get no gradient, which DDP refuses."""
+    base = model.base_model
+    if not any(name in model.config.sub_configs for name in ("vision_config", "audio_config")):
+        return
+    text = getattr(base, "language_model", getattr(base, "text_model", None))
+    reached = {id(parameter) for parameter in (() if text is None else text.parameters())}
+    for name, parameter in base.named_parameters():
+        is_read = id(parameter) in reached if reached else not OTHER_SENSES.search(name)
+        parameter.requires_grad_(parameter.requires_grad and is_read)
+
+
+def _text_prefix(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedModel) -> str:
+    """Return what the names of a checkpoint have before those of its text part; raises `ref.error` if it has no text part."""
+    names = [name for name, _ in empty.base_model.named_parameters()]
+    prefixes = {stored.removesuffix(name) for name in names[:1] for stored in header if f".{stored}".endswith(f".{name}")}
+    if not prefixes:
+        raise ref.error(f"{ref.path} has no weights of a text part: none is named ....{names[0]}")
+    return max(sorted(prefixes), key=lambda prefix: sum(prefix + name in header for name in names))
 
 
 def _check_sizes(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedModel, head: HeadSpec) -> None:
@@ -218,14 +247,23 @@ def find_saved_head(
 def _foreign(header: Mapping[str, Stored], empty: PreTrainedModel, width: int | None) -> list[str]:
     """Return the names in a checkpoint that belong neither to the model nor to the head of another task.
 
-    A name is judged by its first part. `width` is that of a head of one output, whose name can be that of any task; None: not asked.
+    A name is judged by its first part, in the file or as transformers renames it (`backbone` of Nemotron-H becomes `model`).
+    `width` is that of a head of one output, whose name can be that of any task; None: not asked.
     """
     names = {*empty.state_dict()}
     prefix = f"{empty.base_model_prefix}."
+    conversions = get_model_conversion_mapping(empty)
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if not isinstance(entry, WeightRenaming)]
     parts = {name.partition(".")[0] for name in (*names, *(name.removeprefix(prefix) for name in names))}
     with_one_output = {name.partition(".")[0] for name, stored in header.items() if stored.shape == (1, width)}
     other_tasks = OTHER_TASKS - with_one_output
-    return [name for name in header if name.partition(".")[0] not in parts | other_tasks]
+    known = parts | other_tasks
+    return [
+        name
+        for name in header
+        if not known & {name.partition(".")[0], rename_source_key(name, renamings, converters)[0].partition(".")[0]}
+    ]
 
 
 def read_head(weights: Weights, name: str, required: bool) -> SavedHead | None:
@@ -280,7 +318,11 @@ def _load_weights(
         return hasattr(model.base_model, name.partition(".")[0]) and "pooler" not in name.split(".")
 
     lacking = sorted(name for name in missing if not may_lack(name))
-    unexpected = sorted(name for name in report["unexpected_keys"] if must_fit(name))
+    unused = {*report["unexpected_keys"]}
+    if "key_mapping" in options:
+        unused &= header.keys()  # the rest is no text
+        model._weight_conversions = None  # otherwise transformers would save the model under the names of the larger one
+    unexpected = sorted(filter(must_fit, unused))
     for problem, names in (("lacks", lacking), ("has unexpected", unexpected)):
         if names:
             first, more = ", ".join(names[:3]), f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -288,7 +330,7 @@ def _load_weights(
     used = {*model.state_dict(), *(name.removeprefix(prefix) for name in model.state_dict())}
     used |= set() if saved is None else {f"{saved.name}.weight", f"{saved.name}.bias"}
     # transformers reports neither all of the heads of other tasks, nor those that its class ignores.
-    unused = {*report["unexpected_keys"], *(name for name in header if name.partition(".")[0] in OTHER_TASKS)} - used
+    unused = (unused | {name for name in header if name.partition(".")[0] in OTHER_TASKS}) - used
     groups = Counter(name.partition(".")[0] for name in unused)
     return model, missing, sorted({_group(name, groups) for name in unused})
 

@@ -5,12 +5,14 @@ Runs as a script in a process of its own, and imports nothing of rmtrain: only t
     python -P reload_check.py DIRECTORY [CODE_REVISION]
 
 Prints one JSON line and exits with 0 if every reward is reproduced within 1e-5, absolute plus relative: one text at a time, in a
-batch padded on the right, and for causal models in a batch padded on the left. The ids are the golden ones, which the tokenizer
-must give for the golden texts. Weights are loaded as float32. CODE_REVISION: the commit whose code may be run.
+batch padded on the right, and in one padded on the left if the architecture allows it, by `rmtrain.json`. The ids are the golden
+ones, which the tokenizer must give for the golden texts. Weights are loaded as float32. An export that brings its own code is loaded
+with it. CODE_REVISION: the commit whose code may be run.
 """
 
 import inspect
 import json
+import os
 import sys
 from typing import Any
 
@@ -24,15 +26,18 @@ TOLERANCE = 1e-5
 def check(directory: str, code_revision: str | None = None) -> dict[str, Any]:
     """Compare, and return the report to print, with `ok` and, if it is False, `problem`."""
     code = {"trust_remote_code": True, "code_revision": code_revision} if code_revision else {}
+    if os.path.exists(f"{directory}/modeling_reward.py"):  # the code of the export itself
+        code = {"trust_remote_code": True}
     with open(f"{directory}/golden.json", encoding="utf-8") as file:
         golden = json.load(file)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, **code)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32, **code).eval()
-    causal = hasattr(model, "score")
-    skipped = [] if causal else ["left: an encoder counts positions from the left edge"]
+    with open(f"{directory}/rmtrain.json", encoding="utf-8") as file:
+        left = json.load(file)["left_padding"]
+    skipped = [] if left else ["left: padding on the left changes rewards of this architecture"]
     report: dict[str, Any] = {"ok": True, "golden": len(golden), "largest_error": 0.0, "modes": [], "skipped": skipped}
     problem = _token_problem(model, tokenizer, golden)
-    for mode in ("single", "right", "left") if causal else ("single", "right"):
+    for mode in ("single", "right", "left") if left else ("single", "right"):
         if problem is None:
             error, problem = _reward_problem(model, tokenizer.pad_token_id, golden, mode)
             report["largest_error"] = max(report["largest_error"], error)
@@ -73,7 +78,7 @@ def _rewards(model: Any, pad: int, batch: list[list[int]], mode: str) -> list[fl
     padded = pad_sequence([torch.tensor(ids) for ids in batch], batch_first=True, padding_value=-1, padding_side=side)
     mask = (padded != -1).long()
     arguments = {"input_ids": padded.where(mask.bool(), pad), "attention_mask": mask}
-    if mode == "left" and "position_ids" in inspect.signature(model.forward).parameters:
+    if mode == "left" and "position_ids" in inspect.signature(model.base_model.forward).parameters:
         arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         logits = model(**arguments).logits

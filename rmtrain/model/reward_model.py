@@ -185,10 +185,8 @@ SEGMENT_AWARE = frozenset(("full_attention", "sliding_attention"))
 """Types of layers that keep to their segments."""
 FORWARD_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
 """Errors of a model's own forward where its configuration does not suit it."""
-LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError)
-"""Errors of models that do not pass segments on, or check their arguments."""
-LAST_TOKEN_ERRORS = (*LAYOUT_ERRORS, RuntimeError, IndexError)
-"""Errors of a last layer that supports the layout, but not the selection of tokens."""
+LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError, RuntimeError, IndexError)
+"""Errors of models that do not pass segments on, check their arguments, or have a mask of a fixed size."""
 
 
 def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> Layout:
@@ -238,7 +236,6 @@ def probe(
     mixing = _other_mixing(model.backbone)
     if mixing:
         return f"its {' and '.join(mixing)} layers would pass a state from one response to the next"
-    refusals = LAST_TOKEN_ERRORS if last_token_only else LAYOUT_ERRORS
 
     def hidden(rows: Sequence[TokenizedComparison], layout: Layout = "padded") -> Tensor:
         return model.hidden(lay_out(rows, pad_token_id, layout).to(model.device)).float()
@@ -255,8 +252,8 @@ def probe(
         try:
             model.use_layout(layout, last_token_only)
             difference = distance(hidden(comparisons, layout), expected_SH)
-        except refusals as error:
-            return f"it does not support the layout ({type(error).__name__})"
+        except LAYOUT_ERRORS as error:
+            return _refusal(error)
         finally:
             model.use_layout("padded")
         # Relative to the effect of another context, the tokens before the last in reverse order: a fresh model hardly looks at its
@@ -275,6 +272,12 @@ def probe(
         f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g} "
         f"and other padding by {noise:.2g}"
     )
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError that says nothing about the layout
+        raise error
+    return f"it does not support the layout ({type(error).__name__})"
 
 
 def _alone(comparison: TokenizedComparison) -> list[TokenizedComparison]:

@@ -27,12 +27,13 @@ TAGS = ["reward-model", "rmtrain", "text-classification"]
 def card_of(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
+    facts: Mapping[str, Any],
     *,
     waterfall: Mapping[str, Mapping[str, Any]],
     evaluation: Mapping[str, Any] | None,
     versions: Mapping[str, str],
 ) -> str:
-    """Return the card of the model that a recipe trained; the other arguments are those of `model_card`."""
+    """Return the card of the model that a recipe trained; `facts` are in its `rmtrain.json`, the other arguments those of `model_card`."""
     base = recipe.model.path if isinstance(recipe.model, PretrainedModel) and not Path(recipe.model.path).exists() else None
     sources = [source for source in (*recipe.data.train, *recipe.data.eval) if not expanded(source.path).exists()]
     return model_card(
@@ -47,6 +48,8 @@ def card_of(
         recipe=dump_recipe(recipe),
         max_length=recipe.data.max_length,
         add_special_tokens=not edge_tokens(tokenizer).in_template,
+        own_code=facts["code"] is not None,
+        left_padding=facts["left_padding"],
         versions=versions,
     )
 
@@ -64,6 +67,8 @@ def model_card(
     recipe: str,
     max_length: int,
     add_special_tokens: bool,
+    own_code: bool,
+    left_padding: bool,
     versions: Mapping[str, str],
 ) -> str:
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
@@ -77,6 +82,8 @@ def model_card(
         evaluation: as `summarize` returns it for the final model; None: it was not evaluated.
         recipe: the resolved recipe, as YAML text.
         add_special_tokens: the tokenizer adds them, as those of encoders do; otherwise the template writes them.
+        own_code: transformers has no class for the model, which brings its own.
+        left_padding: padding on the left does not change rewards.
     """
     results = [
         EvalResult(
@@ -119,6 +126,8 @@ def model_card(
         base_model=base_model,
         adapted=adapted,
         add_special_tokens=add_special_tokens,
+        own_code=own_code,
+        left_padding=left_padding,
         waterfall=_data_table(waterfall).markdown() if waterfall else None,
         evaluation=evaluation,
         sources=source_table(evaluation, digits=4).markdown() if evaluation else None,

@@ -6,17 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from rmtrain.batching.layout import MicroBatch, lay_out
-from rmtrain.data.comparison import PAIR, TokenizedComparison
+from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from rmtrain.errors import RmtrainError
 from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
+from tests.comparisons import tokenized
 
 CAUSAL = ("llama", "qwen2", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")
 ENCODERS = ("bert", "modernbert", "deberta-v2", "roberta", "distilbert", "electra")
@@ -119,3 +121,31 @@ def only_problem(refusal: pytest.ExceptionInfo[RmtrainError]) -> str:
 def spread(rewards: torch.Tensor) -> float:
     """Return the largest minus the smallest reward; guards against tests that compare constants."""
     return float(rewards.max() - rewards.min())
+
+
+def comparisons(vocabulary: int = 200) -> list[TokenizedComparison]:
+    """K of 2, 4 and 7; prefixes of no, one, many, and all but one token; margins, and all pairs as edges."""
+    rng = np.random.default_rng(0)
+
+    def some(count: int) -> list[int]:
+        return rng.integers(3, vocabulary, count).tolist()
+
+    rows = []
+    for number, (responses, prefix) in enumerate([(2, 0), (2, 13), (4, 1), (7, 17), (4, 20)]):
+        shared = some(prefix)
+        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), 1] for k in range(responses)]
+        edges = tuple(Preference(a, b, 0.1 * number) for a in range(responses) for b in range(a + 1, responses))
+        rows.append(tokenized(f"s:{number}", *sides, preferences=edges))
+    base = some(9)
+    rows.append(tokenized("s:5", [*base, 1], [*base, 5]))
+    return rows
+
+
+def amplified(model: RewardModel) -> RewardModel:
+    """Set larger random weights, so that attention matters: fresh models hardly look at their context."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.15)
+    return model.train()

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -18,7 +17,7 @@ from rmtrain.model.reward_model import RewardModel, choose_layout, probe, unwrap
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry, Lora
 from tests.comparisons import tokenized
-from tests.model.builders import build, scratch
+from tests.model.builders import amplified, build, comparisons, scratch
 
 PAD, EOS = 0, 1
 EXACT = ("llama", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")
@@ -36,34 +35,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 CHOSEN: dict[str, Layout] = dict.fromkeys(SPECIAL, "shared_prefix") | dict.fromkeys(("bloom", "falcon", "stablelm"), "padded")
 """The choice of `auto`; docs/PERFORMANCE.md has the table."""
-
-
-def comparisons(vocabulary: int = 200) -> list[TokenizedComparison]:
-    """K of 2, 4 and 7; prefixes of no, one, many, and all but one token; margins, and all pairs as edges."""
-    rng = np.random.default_rng(0)
-
-    def some(count: int) -> list[int]:
-        return rng.integers(3, vocabulary, count).tolist()
-
-    rows = []
-    for number, (responses, prefix) in enumerate([(2, 0), (2, 13), (4, 1), (7, 17), (4, 20)]):
-        shared = some(prefix)
-        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), EOS] for k in range(responses)]
-        edges = tuple(Preference(a, b, 0.1 * number) for a in range(responses) for b in range(a + 1, responses))
-        rows.append(tokenized(f"s:{number}", *sides, preferences=edges))
-    base = some(9)
-    rows.append(tokenized("s:5", [*base, EOS], [*base, 5]))
-    return rows
-
-
-def amplified(model: RewardModel) -> RewardModel:
-    """Set larger random weights, so that attention matters: fresh models hardly look at their context."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.15)
-    return model.train()
 
 
 def special(architecture: str) -> RewardModel:

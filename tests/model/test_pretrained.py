@@ -18,7 +18,7 @@ from transformers import (
     AutoModelForTokenClassification,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
-    MambaConfig,
+    MarianConfig,
     SiglipVisionConfig,
 )
 
@@ -422,8 +422,10 @@ def test_security_hub_code_needs_permission_and_commit(snapshot: Path, tmp_path:
     assert canary.exists(), "guard: the code runs when it is allowed"
 
 
-def test_architecture_without_classifier_is_refused(snapshot: Path, tokenizer: Any) -> None:
-    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, state_size=4)
+def test_encoder_decoder_without_classifier_is_refused(snapshot: Path, tokenizer: Any) -> None:
+    sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "pad_token_id": 1}
+    config = MarianConfig(vocab_size=len(tokenizer), max_position_embeddings=64, is_encoder_decoder=True, **sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(snapshot)
-    with pytest.raises(CheckpointError, match=r"^model\.path: .*mamba"):
+    edit_json(snapshot / "config.json", is_encoder_decoder=True)
+    with pytest.raises(CheckpointError, match=r"^model\.path: .*marian.*encoder-decoder"):
         build_reward_model(PretrainedModel(path="owner/name"), None, tokenizer, 1)

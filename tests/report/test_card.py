@@ -37,6 +37,8 @@ FACTS: dict[str, Any] = {
     "recipe": "run:\n  name: rm_sentiment_1b\n",
     "max_length": 1024,
     "add_special_tokens": False,
+    "own_code": False,
+    "left_padding": True,
     "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
 }
 
@@ -98,6 +100,15 @@ def test_vllm_snippet_passes_token_ids() -> None:
     assert '"prompt_token_ids"' in snippets[1]
     assert 'runner="pooling"' in snippets[1]
     assert "add_special_tokens=False" in snippets[1]
+
+
+def test_card_says_how_to_load_and_pad() -> None:
+    """A model with code of its own names its file and needs consent; an architecture that reads the padding on its left is warned about."""
+    plain, special = model_card(**FACTS), model_card(**{**FACTS, "own_code": True, "left_padding": False})
+    for words in ("modeling_reward.py", "trust_remote_code=True", "on the right"):
+        assert words in special
+        assert words not in plain
+    compile(re.findall(r"```python\n(.*?)```", special, re.DOTALL)[0], "card", "exec")
 
 
 def test_card_without_waterfall_has_no_table() -> None:
