@@ -56,7 +56,7 @@ def scratch(architecture: str, layers: int = LAYERS, **model: Any) -> ScratchMod
 def recorded(model: ScratchModel, layout: Layout, autocast: bool = False, lora: Lora | None = None) -> MemoryTrace:
     """The real model's memory."""
     built = build_reward_model(model, lora, TOKENIZER, 1)
-    built.autocast = autocast
+    built.computing = "bfloat16" if autocast else "float32"
     built.use_layout(layout)
     return record_memory(built, lay_out(rows(), PAD, layout))
 
@@ -65,7 +65,7 @@ def traced(
     model: ScratchModel, batch: MicroBatch, layout: Layout, autocast: bool = False, lora: Lora | None = None, on_gpu: bool = False
 ) -> MemoryTrace:
     meta = meta_model(model, lora, TOKENIZER)
-    meta.autocast = autocast
+    meta.computing = "bfloat16" if autocast else "float32"
     return trace_memory(meta, batch, layout, narrow=True, on_gpu=on_gpu)
 
 
@@ -127,7 +127,7 @@ def saved_bytes(model: RewardModel, batch: MicroBatch) -> int:
 def test_a_record_holds_what_autograd_saves(autocast: bool) -> None:
     """The forward's own results and one layer of backward come on top, and little more."""
     model = build_reward_model(scratch("llama"), None, TOKENIZER, 1)
-    model.autocast = autocast
+    model.computing = "bfloat16" if autocast else "float32"
     model.use_layout("shared_prefix")
     batch = lay_out(rows(), PAD, "shared_prefix")
     saved = saved_bytes(model, batch)
