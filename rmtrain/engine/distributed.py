@@ -62,10 +62,8 @@ def start(recipe: Recipe) -> Strategy:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     plugin = _sharding_plugin()
-    if plugin is not None and recipe.optimizer.name == "adamw_8bit":
-        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
-    if plugin is not None and recipe.model.quantization is not None:
-        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
+    if plugin is not None:
+        _check_shardable(recipe, plugin)
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -78,9 +76,19 @@ def start(recipe: Recipe) -> Strategy:
     if STRATEGIES.get(running) is not strategy:
         requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
         raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
-    if strategy is DeepSpeedStrategy and computing_type(recipe.training.precision, accelerator.device) == "float16":
-        raise RecipeError("training.precision: float16 does not support DeepSpeed; set float32, or use the fsdp2 configuration")
     return strategy(accelerator)
+
+
+def _check_shardable(recipe: Recipe, plugin: Plugin) -> None:
+    """Raise RecipeError for a setting of the recipe that a sharding strategy does not support."""
+    if recipe.optimizer.name == "adamw_8bit":
+        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
+    if recipe.model.quantization is not None:
+        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(plugin, DeepSpeedPlugin) and computing_type(recipe.training.precision, device) == "float16":
+        # DeepSpeed's own float16 also stores the weights in it.
+        raise RecipeError("training.precision: float16 does not support DeepSpeed; set float32, or use the fsdp2 configuration")
 
 
 def distributed_type(plugin: Plugin) -> DistributedType:
