@@ -149,12 +149,13 @@ def test_casts_and_gradients_are_counted_apart() -> None:
     assert in_bfloat16.activations_M.max() < in_float32.activations_M.max(), "guard: activations are narrower in bfloat16"
 
 
-def test_a_gpu_takes_its_own_kernel() -> None:
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+def test_a_gpu_takes_its_own_kernel(autocast: bool) -> None:
     """On a GPU in half precision one kernel attends for the whole row; on a CPU each response is a call of its own in every layer."""
-    model, grown = scratch("llama", dtype="bfloat16"), {}
+    model, grown = scratch("llama", dtype="float32" if autocast else "bfloat16"), {}
     for on_gpu in (True, False):
         moments = [
-            len(traced(model, lay_out(rows(count), PAD, "shared_prefix"), "shared_prefix", on_gpu=on_gpu).activations_M)
+            len(traced(model, lay_out(rows(count), PAD, "shared_prefix"), "shared_prefix", autocast, on_gpu=on_gpu).activations_M)
             for count in (2, 4)
         ]
         grown[on_gpu] = moments[1] - moments[0]
