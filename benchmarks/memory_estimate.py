@@ -29,11 +29,12 @@ from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.distributed import start, uses_bfloat16
+from rmtrain.engine.distributed import start
 from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import warmup_largest_batch
 from rmtrain.engine.run_log import Meter
 from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import computing_type
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.progress import ReadingProgress
 
@@ -105,7 +106,7 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
     before = rss_bytes()
     built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device)
     built.use_layout(recipe.batching.layout)
-    built.autocast = uses_bfloat16(recipe.training.precision)
+    built.computing = computing_type(recipe.training.precision, built.device)
     strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter, loader = Meter(strategy.accelerator, flos_per_token(built)), step_loader(recipe, prepared, tokenizer)
     warmup_largest_batch(strategy, loader)

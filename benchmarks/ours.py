@@ -12,12 +12,12 @@ from rmtrain.batching.plan import Costs, Plan, StepLoader
 from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
-from rmtrain.engine.distributed import uses_bfloat16
 from rmtrain.engine.loop import build_optimizer, train_step
 from rmtrain.engine.memory import warmup_largest_batch
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
+from rmtrain.model.reward_model import computing_type
 from rmtrain.recipe.schema import Recipe
 
 
@@ -80,7 +80,7 @@ def train_ours(
     with accelerator.device:
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     built.use_layout(recipe.batching.layout)
-    built.autocast = uses_bfloat16(recipe.training.precision)
+    built.computing = computing_type(recipe.training.precision, built.device)
     strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
     meter = Meter(accelerator, flos_per_token(built))
 

@@ -141,7 +141,7 @@ def _facts(recipe: Recipe, prepared: PreparedData, plan: Plan, model: MemoryMode
         "max_tokens": plan.max_tokens,
         "max_tokens_is_auto": recipe.batching.max_tokens == "auto",
         "largest_micro_batch": max(map(plan.costs.of_micro_batch, micro_batches)),
-        "computing": "bfloat16" if model.autocast else "float32",
+        "computing": model.computing,
     }
 
 

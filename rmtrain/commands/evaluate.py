@@ -18,7 +18,7 @@ from rmtrain.commands.options import CommandResult, EvalOptions, checked_precisi
 from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
-from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping, uses_bfloat16
+from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.errors import CheckpointError, RecipeError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
@@ -43,7 +43,7 @@ from rmtrain.evaluation.scores_file import (
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.files import expanded, unwritable
-from rmtrain.model.reward_model import choose_layout, probing_comparisons
+from rmtrain.model.reward_model import choose_layout, computing_type, probing_comparisons
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
@@ -208,7 +208,7 @@ def evaluate(
     accelerator = start_evaluation()
     console = (console or TerminalConsole(stderr=True)) if accelerator.is_main_process else TerminalConsole(quiet=True)
     reward_model, tokenizer = load_reward_model(model, model_device(accelerator), allow_template_change=allow_template_change)
-    reward_model.autocast = uses_bfloat16(recipe.training.precision)
+    reward_model.computing = computing_type(recipe.training.precision, reward_model.device)
     kwargs = recipe.data.chat_template_kwargs
     data_tokenizer = open_tokenizer(model, recipe.data.chat_template, variables=kwargs)
     template = template_hash(data_tokenizer)
@@ -237,8 +237,7 @@ def evaluate(
     plan = ScoringPlan.of(rows, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
         result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
-    dtype = "bfloat16" if reward_model.autocast else "float32"
-    settings = pair_settings(model, rows, recipe.data, recipe.objective, dtype, template)
+    settings = pair_settings(model, rows, recipe.data, recipe.objective, reward_model.computing, template)
     return replace(with_errors(result, rows, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
 
 

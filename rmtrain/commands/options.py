@@ -16,15 +16,14 @@ from rich.text import Text
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.key_aliases import SAME_VALUES
-from rmtrain.recipe.schema import Gate
+from rmtrain.recipe.schema import Gate, Precision
 
-Precision = Literal["auto", "float32", "bfloat16"]
 Kind = Literal["compare", "scores", "benchmarks", "pairs"]
 
 
 def _our_name(dtype: str | None) -> str | None:
     """Return our name of a dtype that is given as `bf16` or the like."""
-    return {**SAME_VALUES, "fp16": "float16"}.get(dtype, dtype) if dtype else dtype
+    return SAME_VALUES.get(dtype, dtype) if dtype else dtype
 
 
 Arguments = Annotated[
@@ -143,7 +142,8 @@ class EvalOptions:
         int | None, typer.Option(min=8, help="With --benchmark: maximum length in tokens (default: the model's limit).")
     ] = None
     precision: Annotated[
-        str, typer.Option(callback=_our_name, help="With --benchmark: precision of the model, auto, float32 or bfloat16.")
+        str,
+        typer.Option(callback=_our_name, help="With --benchmark: precision of the model, auto, float32, bfloat16 or float16."),
     ] = "auto"
     allow_template_change: TemplateOption = False
 
@@ -172,7 +172,7 @@ class EvalOptions:
 def checked_precision(precision: str) -> Precision:
     """Return `--precision` if it is valid; raise RecipeError otherwise."""
     if precision not in get_args(Precision):
-        raise RecipeError(f"--precision: expected auto, float32 or bfloat16, got {precision}")
+        raise RecipeError(f"--precision: expected auto, float32, bfloat16 or float16, got {precision}")
     return cast(Precision, precision)
 
 
@@ -306,9 +306,9 @@ class ScoreOptions:
         bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long (default: such a line cannot be scored).")
     ] = False
     max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
-    precision: Annotated[str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32 or bfloat16.")] = (
-        "auto"
-    )
+    precision: Annotated[
+        str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32, bfloat16 or float16.")
+    ] = "auto"
     allow_template_change: TemplateOption = False
     max_tokens: int | None = None
 

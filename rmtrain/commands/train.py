@@ -30,7 +30,6 @@ from rmtrain.engine.distributed import (
     model_device,
     run_on_main,
     start,
-    uses_bfloat16,
 )
 from rmtrain.engine.loop import build_optimizer, warn_of_lost_updates
 from rmtrain.engine.loop import train as run_loop
@@ -48,7 +47,7 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import check_push, push
-from rmtrain.model.reward_model import RewardModel, choose_layout, probing_comparisons, trainable_summary
+from rmtrain.model.reward_model import RewardModel, choose_layout, computing_type, probing_comparisons, trainable_summary
 from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
@@ -120,7 +119,7 @@ def train(
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
-    record = environment(strategy, recipe.training.precision, hashes)
+    record = environment(strategy, model.computing, hashes)
     directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
     keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
     order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
@@ -152,7 +151,7 @@ def train(
                         if weights is not None:
                             model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
                             restore_model(model, weights)
-                        write_results(inputs, model, directory, last, step)
+                        write_results(inputs, model, directory, last, step, record["computing"])
                         directory.finish()
                         upload = push_if_enabled(recipe, directory.model)
                 return result(inputs, directory, last, peaks, upload)
@@ -183,7 +182,7 @@ def build_model(
     """
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
-    model.autocast = uses_bfloat16(recipe.training.precision)
+    model.computing = computing_type(recipe.training.precision, model.device)
     positions, max_length = model.max_positions, recipe.data.max_length
     if positions is not None and max_length > positions:
         raise RecipeError(f"data.max_length: the model has {positions} positions, got {max_length}; set {positions} or less")
@@ -230,7 +229,7 @@ def header(
         f"{loader.layout}: {compact(computed)} tokens an epoch, {padded / computed:.1f} times fewer than {compact(padded)} in padded "
         f"batches; about {plan.micro_batches_per_step():.1f} micro-batches a step of at most {plan.max_tokens:,}"
     )
-    computing = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
+    computing = computing_type(recipe.training.precision, accelerator.device)
     facts = run_header(
         name=recipe.run.name,
         directory=str(directory.path),
@@ -274,7 +273,9 @@ def make_evaluator(
     return evaluate_at
 
 
-def write_results(inputs: Inputs, model: RewardModel, directory: RunDirectory, last: EvaluationResult | None, step: int) -> None:
+def write_results(
+    inputs: Inputs, model: RewardModel, directory: RunDirectory, last: EvaluationResult | None, step: int, computing: str
+) -> None:
     """Write the scores of the last evaluation, the exported model with its card, and the report.
 
     Raises:
@@ -283,9 +284,8 @@ def write_results(inputs: Inputs, model: RewardModel, directory: RunDirectory, l
     recipe, tokenizer, golden, data, findings = inputs
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
-        dtype = "bfloat16" if uses_bfloat16(recipe.training.precision) else "float32"
         template = template_hash(tokenizer)
-        settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, dtype, template)
+        settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, computing, template)
         write_scores(path / "scores.jsonl", last.scored, settings)
     waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
     export_with_card(

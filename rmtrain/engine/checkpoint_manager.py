@@ -83,6 +83,7 @@ class CheckpointManager:
             "strategy": self.strategy.name,
             "frozen": self.strategy.frozen,
             "meter": interval,
+            "loss_scale": self.strategy.scaler.state_dict(),
         }
 
         def write() -> None:
@@ -152,6 +153,8 @@ class CheckpointManager:
             if self.accelerator.process_index < processes:
                 restore_rng(self.accelerator.device, checkpoint.tensors(f"rng-{self.accelerator.process_index}"))
             self.meter.restore(state["meter"])
+            if loss_scale := state.get("loss_scale"):  # of a run in float16
+                self.strategy.scaler.load_state_dict(loss_scale)
             self.state = TrainState(**state["train_state"])
         except CheckpointError as error:
             raise CheckpointError(*(f"{checkpoint.path}: {problem}" for problem in error.problems)) from error

@@ -27,6 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.strategy import DeepSpeedStrategy, Fsdp2, Strategy
 from rmtrain.errors import RecipeError, RmtrainError
+from rmtrain.model.reward_model import computing_type
 from rmtrain.recipe.schema import Recipe
 
 SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
@@ -61,10 +62,8 @@ def start(recipe: Recipe) -> Strategy:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     plugin = _sharding_plugin()
-    if plugin is not None and recipe.optimizer.name == "adamw_8bit":
-        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
-    if plugin is not None and recipe.model.quantization is not None:
-        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
+    if plugin is not None:
+        _check_shardable(recipe, plugin)
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -78,6 +77,18 @@ def start(recipe: Recipe) -> Strategy:
         requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
         raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
     return strategy(accelerator)
+
+
+def _check_shardable(recipe: Recipe, plugin: Plugin) -> None:
+    """Raise RecipeError for a setting of the recipe that a sharding strategy does not support."""
+    if recipe.optimizer.name == "adamw_8bit":
+        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
+    if recipe.model.quantization is not None:
+        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(plugin, DeepSpeedPlugin) and computing_type(recipe.training.precision, device) == "float16":
+        # DeepSpeed's own float16 also stores the weights in it.
+        raise RecipeError("training.precision: float16 does not support DeepSpeed; set float32, or use the fsdp2 configuration")
 
 
 def distributed_type(plugin: Plugin) -> DistributedType:
@@ -135,14 +146,7 @@ def _refuse(problems: dict[str, bool]) -> None:
         raise RecipeError(*wrong)
 
 
-def uses_bfloat16(precision: str) -> bool:
-    """Return whether matrix products run in bfloat16 under this `training.precision` on this machine."""
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision == "bfloat16"
-
-
-def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> dict[str, Any]:
+def environment(strategy: Strategy, computing: str, hashes: dict[str, str]) -> dict[str, Any]:
     """Return the versions, hardware and hashes that a result depends on, without host name, user name or path."""
     accelerator = strategy.accelerator
     on_gpu = accelerator.device.type == "cuda"
@@ -151,7 +155,7 @@ def environment(strategy: Strategy, precision: str, hashes: dict[str, str]) -> d
         "device": torch.cuda.get_device_name() if on_gpu else accelerator.device.type,
         "processes": accelerator.num_processes,
         "strategy": strategy.name,
-        "computing": "bfloat16" if uses_bfloat16(precision) else "float32",
+        "computing": computing,
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
@@ -174,7 +178,7 @@ def launched(**options: Any) -> Accelerator:
     if count == 1 and not is_set("ACCELERATE_USE_CPU"):
         note_idle_gpus(torch.cuda.device_count())
     accelerator = Accelerator(
-        mixed_precision="no",  # the model runs in bfloat16 by itself, the same way under every strategy
+        mixed_precision="no",  # the model computes in lower precision by itself, the same way under every strategy
         cpu=count > 1 and not torch.cuda.is_available(),
         **options,
     )

@@ -12,10 +12,11 @@ from transformers import get_scheduler
 
 from rmtrain.batching.plan import StepBatch, StepLoader
 from rmtrain.engine.checkpoint_manager import CheckpointManager
+from rmtrain.engine.distributed import any_rank
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
-from rmtrain.engine.strategy import Strategy
+from rmtrain.engine.strategy import Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.objective import compute_objective
@@ -77,7 +78,7 @@ def train(
     nonfinite = 0
     for number in range(state.step, last):
         lr, step = rate(number), number + 1
-        result = retry_on_oom(partial(train_step, strategy, recipe, meter, lr), number, strategy, loader)
+        result = retry_on_overflow(partial(train_step, strategy, recipe, meter, lr), number, strategy, loader)
         nonfinite = record_rows(step, result, nonfinite, log)
         log.step(step, result.tokens)
 
@@ -98,11 +99,24 @@ def is_due(every: int | None, step: int) -> bool:
 
 
 class StepResult(NamedTuple):
-    """The outcome of one optimizer step: `tokens` counts those of this process; if it is not finite, the weights are unchanged."""
+    """The result of one optimizer step: `tokens` counts those of this process; without an update, the weights are unchanged."""
 
     batch: StepBatch
     tokens: int
-    is_finite: bool
+    outcome: Outcome
+
+
+def retry_on_overflow(
+    compute: Callable[[StepBatch], StepResult], number: int, strategy: Strategy, loader: StepLoader
+) -> StepResult:
+    """Compute a step; where its scaled gradient is beyond float16, which has halved the scale, compute the same step again.
+
+    Skipping it instead, as is usual, would leave out its rows. It ends: where the scale is 1, the gradient counts as not finite.
+    """
+    while (result := retry_on_oom(compute, number, strategy, loader)).outcome == "overflowed":
+        scale = strategy.scaler.get_scale()
+        logger.info("step %d: a gradient is beyond float16; computing the step again with loss scale %g", number + 1, scale)
+    return result
 
 
 def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batch: StepBatch) -> StepResult:
@@ -121,11 +135,13 @@ def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batc
         statistics.append(result.statistics())
     if batch.step == 0:
         check_gradients(strategy)
-    grad_norm, is_finite = strategy.update(lr)
-    tokens = sum(micro_batch.tokens for micro_batch in batch.micro_batches)
-    if is_finite:
-        meter.add(torch.stack(statistics).sum(0), tokens, grad_norm)
-    return StepResult(batch, tokens, is_finite)
+    grad_norm, outcome = strategy.update(lr)
+    sums, tokens = torch.stack(statistics).sum(0), sum(micro_batch.tokens for micro_batch in batch.micro_batches)
+    if outcome == "updated":
+        meter.add(sums, tokens, grad_norm)
+    elif outcome == "overflowed" and any_rank(accelerator, not bool(torch.isfinite(sums).all())):
+        outcome = "not_finite"  # rewards or the loss are: no factor of the loss mends that
+    return StepResult(batch, tokens, outcome)
 
 
 def record_rows(step: int, result: StepResult, before: int, log: RunLog) -> int:
@@ -136,7 +152,7 @@ def record_rows(step: int, result: StepResult, before: int, log: RunLog) -> int:
     """
     ids = result.batch.ids
     log.rows(step, result.batch.epoch, ids)
-    if result.is_finite:
+    if result.outcome == "updated":
         return 0
     log.not_finite(step, ids)
     named = ", ".join(ids[:NAMED_ROWS]) + (f" and {len(ids) - NAMED_ROWS} more" if len(ids) > NAMED_ROWS else "")

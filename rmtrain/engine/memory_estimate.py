@@ -43,7 +43,7 @@ from rmtrain.model.classifier import (
 )
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_config
-from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, RewardModel
+from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, RewardModel, computing_type
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -163,11 +163,11 @@ class MemoryTrace:
 class MemoryModel:
     """What the memory of a process depends on, in addition to its strategy.
 
-    autocast: matrix products run in bfloat16, whatever the type of the weights.
+    computing: type of the matrix products, as in `RewardModel`.
     """
 
     layout: Layout
-    autocast: bool
+    computing: str
     sizes: ModelSizes
     trace: MemoryTrace
     optimizer: Optimizer
@@ -191,19 +191,19 @@ class MemoryModel:
         Raises:
             RecipeError: a wrong model section, a layout that the model refuses, or control flow that depends on values.
         """
-        autocast = on_gpu if recipe.training.precision == "auto" else recipe.training.precision == "bfloat16"
+        computing = computing_type(recipe.training.precision, torch.device("cuda" if on_gpu else "cpu"))
         for candidate in FALLBACKS if layout == "auto" else (layout,):
             largest = np.argsort(-Costs.of(data, candidate).tokens, kind="stable")[:TRACED_COMPARISONS]
             batch = lay_out(gather(data, largest), tokenizer.pad_token_id, candidate)
             for narrow in (True, False):
                 model = meta_model(recipe.model, recipe.lora, tokenizer)
-                model.autocast = autocast
+                model.computing = computing
                 sizes = ModelSizes.of(model, packed=recipe.model.quantization is not None)
                 try:
                     trace = trace_memory(model, batch, candidate, narrow, on_gpu)
                 except LAYOUT_ERRORS:
                     continue
-                return cls(candidate, autocast, sizes, trace, recipe.optimizer, on_gpu)
+                return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu)
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
 
     def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
@@ -216,7 +216,7 @@ class MemoryModel:
             buffers = gradients  # DDP reduces gradients in buckets, and adds micro-batches up next to them
         elif strategy == "fsdp2":
             # Layers are gathered in the type that they compute in, so nothing casts them; gradients are as computed, and as reduced.
-            width = min(weights // sizes.weights, 2 if self.autocast else FLOAT32)
+            width = min(weights // sizes.weights, FLOAT32 if self.computing == "float32" else 2)
             buffers = width * (sizes.outside + FSDP2_LAYERS * sizes.layer)
             buffers += (width + FLOAT32) * min(sizes.trained, max(sizes.layer, sizes.outside))
             activations = math.ceil(MARGIN * self.trace.peak(tokens, activations_only=True))

@@ -7,11 +7,12 @@ micro-batch, its backward, the update, and the full state. That has full tensors
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -38,6 +39,10 @@ from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LOWEST_SCALE = 1.0
+"""A loss that overflows without any factor is not the factor's fault."""
+Outcome = Literal["updated", "overflowed", "not_finite"]
+"""Of a step: an update, or none since the scaled gradient is beyond float16, or none since the gradient itself is not finite."""
 
 
 class Strategy:
@@ -46,6 +51,7 @@ class Strategy:
     model, optimizer: as `prepare` wrapped them.
     trained_bytes, frozen: size of the trained weights, and fingerprint of the others.
     clip: the largest global gradient norm; None for no limit.
+    scaler: multiplies losses under float16, whose small gradients would be zero otherwise; it does nothing in other types.
     """
 
     shards = False
@@ -57,6 +63,7 @@ class Strategy:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
+        self.scaler = GradScaler(accelerator.device.type, enabled=False)
 
     @property
     def kind(self) -> StrategyKind:
@@ -76,6 +83,7 @@ class Strategy:
         """
         self.trained_bytes = sum(parameter.nbytes for parameter in trained_parameters(model).values())
         self.frozen, self.clip = frozen_fingerprint(model), clip
+        self.scaler = GradScaler(self.accelerator.device.type, enabled=model.computing == "float16")
         self.configure(model, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if not self.is_wrapped():
@@ -94,22 +102,26 @@ class Strategy:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss that is already scaled, except for the average over processes."""
-        self.accelerator.backward(loss)
+        self.accelerator.backward(self.scaler.scale(loss))
 
-    def update(self, lr: float) -> tuple[Tensor, bool]:
+    def update(self, lr: float) -> tuple[Tensor, Outcome]:
         """Clip the gradient and step, unless the gradient is not finite: gradients are averaged, so every rank decides the same.
 
         Returns:
-            The global gradient norm before clipping, float32 [], and whether there was a step.
+            The global gradient norm before clipping, float32 [], and the outcome.
         """
-        clip = math.inf if self.clip is None else self.clip
+        clip, scale = math.inf if self.clip is None else self.clip, self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
         norm = full_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
         is_finite = bool(torch.isfinite(norm))
+        self.scaler.update()  # before the step, which can run out of memory and be repeated
         if is_finite:
             self.set_lr(lr)
             self.optimizer.step()
+        else:
+            self.scaler.update(max(scale / 2, LOWEST_SCALE))
         self.optimizer.zero_grad()
-        return norm, is_finite
+        return norm, "updated" if is_finite else "overflowed" if scale > LOWEST_SCALE else "not_finite"
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter group."""
@@ -155,13 +167,13 @@ class Fsdp2(Strategy):
     shards = True
 
     def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
-        """Under bfloat16, weights are gathered and compute in bfloat16; head, rewards and reductions are float32."""
+        """In half precision, weights are gathered and compute in it; head, rewards and reductions are float32."""
         plugin = self.accelerator.state.fsdp_plugin
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
-        if model.autocast:
+        if model.computing != "float32":
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+                param_dtype=getattr(torch, model.computing), reduce_dtype=torch.float32, output_dtype=torch.float32
             )
             shard_head(head_of(model.backbone, model.head), optimizer)
 
@@ -224,11 +236,11 @@ class DeepSpeedStrategy(Strategy):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)
 
-    def update(self, lr: float) -> tuple[Tensor, bool]:
+    def update(self, lr: float) -> tuple[Tensor, Outcome]:
         self.set_lr(lr)
         self.model.step()
         norm = torch.as_tensor(self.model.get_global_grad_norm(), dtype=torch.float32, device=self.accelerator.device)
-        return norm, not self.model.optimizer.overflow
+        return norm, "not_finite" if self.model.optimizer.overflow else "updated"
 
     def params_without_grad(self) -> list[str]:
         from deepspeed.utils import safe_get_full_grad

@@ -23,15 +23,14 @@ from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.reward_model import choose_layout
+from rmtrain.model.reward_model import choose_layout, computing_type
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
-from rmtrain.recipe.schema import Messages
+from rmtrain.recipe.schema import Messages, Precision
 from rmtrain.recipe.sources import variable_problem
 
 Overlong = Literal["error", "cut"]
 MAX_TOKENS = 16384
 CALLS = "call scorer([prompt], [reply]) or scorer.score([messages])"
-Precision = Literal["auto", "float32", "bfloat16"]
 TextOrMessages = str | Message | Sequence[Message]
 """A response or a prompt: text, a message, or messages."""
 
@@ -44,7 +43,7 @@ class RewardScorer:
     Args:
         path: directory or Hub id of a reward model, or of an adapter; or the directory of a finished run.
         device: where it computes; None: a GPU where there is one.
-        precision: of matrix products; `auto` is bfloat16 on a GPU that supports it, else float32. The head is always float32.
+        precision: of matrix products; `auto` is bfloat16 on a GPU, float16 on one without it, else float32. The head is always float32.
         max_length: longest sequence in tokens; None: the number of positions of the model.
         overlong: handling of longer sequences: `error`, or `cut`, which removes tokens from the beginning of the conversation.
         max_tokens: tokens computed at once; a prompt whose responses have more is computed alone.
@@ -72,8 +71,7 @@ class RewardScorer:
         self.model, loaded = load_reward_model(path, chosen, revision=revision, allow_template_change=allow_template_change)
         self.path, self.pad_token_id, self.max_tokens = path, int(loaded.pad_token_id), max_tokens
         self.tokenizer = prepared(loaded, "tokenizer")
-        has_bfloat16 = chosen.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.model.autocast = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
+        self.model.computing = computing_type(precision, chosen)
         self.limit = LengthPolicy(max_length or self.model.declared_positions, overlong=overlong)
         self.encoder = Encoder(self.tokenizer, self.limit)
         self.variables = template_variables(str(self.tokenizer.chat_template))
@@ -84,7 +82,7 @@ class RewardScorer:
     def settings(self) -> dict[str, Any]:
         """Settings, in addition to the weights, that rewards depend on."""
         return {
-            "dtype": "bfloat16" if self.model.autocast else "float32",
+            "dtype": self.model.computing,
             "max_length": self.limit.max_length,
             "overlong": self.limit.overlong,
             "template_sha256": template_hash(self.tokenizer),

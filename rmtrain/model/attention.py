@@ -9,8 +9,11 @@ Transformers calls `attend` by the name `ATTENTION` of its AttentionInterface, w
 Tensor legend: one row, T tokens, N tokens that are read, H heads or hidden size, Q queries, K keys, D head size.
 """
 
-from collections.abc import Iterator
+import inspect
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,6 +27,10 @@ from rmtrain.batching.layout import Segments
 
 ATTENTION = "rmtrain_segments"
 VARLEN_TYPES = (torch.float16, torch.bfloat16)
+VARLEN_CAPABILITY = (8, 0)
+"""The oldest GPUs with the flash kernel behind `varlen_attn`: neither T4 (7.5) nor V100 (7.0) has it."""
+VARLEN_HEAD_SIZE, VARLEN_HEAD_STEP = 256, 8
+"""The largest head size that kernel takes, and what every one is a multiple of."""
 
 
 class SegmentsNotSeen(Exception):
@@ -92,10 +99,11 @@ def attend(
     if isinstance(segments, LastTokens):
         last, key_1HTD, value_1HTD, segments = True, segments.key_1HTD, segments.value_1HTD, segments.segments
     # No fused kernel has soft caps or sinks, and the varlen kernel has no dropout.
-    plain = softcap is None and s_aux is None
-    if plain and (query_1HTD.is_cuda or as_on_gpu) and query_1HTD.dtype in VARLEN_TYPES and not (module.training and dropout):
+    plain, drop, pieces = softcap is None and s_aux is None, dropout if module.training else 0.0, []
+    dtype = _computing_type(query_1HTD)
+    if plain and not drop and dtype in VARLEN_TYPES and _has_varlen(query_1HTD, value_1HTD, sliding_window, as_on_gpu):
+        query_1HTD, key_1HTD, value_1HTD = (tensor.to(dtype) for tensor in (query_1HTD, key_1HTD, value_1HTD))
         return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
-    drop, pieces = dropout if module.training else 0.0, []
     for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments, last):
         mask = _visible(segments, query.shape[2], key.shape[2], sliding_window, query.device, not plain)
         if mask is not None and not plain:
@@ -173,6 +181,32 @@ def _explicit(
     return F.dropout(weights, dropout).to(value.dtype) @ value
 
 
+def _computing_type(query: Tensor) -> torch.dtype:
+    """Return the type in which attention computes: SDPA casts to that of autocast by itself, while the varlen kernel takes what it gets.
+
+    Rotary embeddings leave queries and keys in float32 next to values in half precision.
+    """
+    kind = query.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+
+
+def _has_varlen(query: Tensor, value: Tensor, window: int | None, as_on_gpu: bool) -> bool:
+    """Return whether the varlen kernel supports this device, these heads and, in this release of torch, windows."""
+    if not as_on_gpu and not (query.is_cuda and torch.cuda.get_device_capability(query.device) >= VARLEN_CAPABILITY):
+        return False
+    size = query.shape[-1]
+    if size > VARLEN_HEAD_SIZE or size % VARLEN_HEAD_STEP or value.shape[-1] != size:
+        return False
+    # torch 2.10 has no windows: its layers with a window are computed response by response.
+    return window is None or "window_size" in _options(varlen_attn)
+
+
+@cache
+def _options(kernel: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of the kernel's arguments: torch 2.10 lacks `window_size` and `scale`, and 2.11 still lacks `enable_gqa`."""
+    return frozenset(inspect.signature(kernel).parameters)
+
+
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, last: bool
 ) -> Tensor:
@@ -180,6 +214,19 @@ def _varlen(
     index_K, queries, keys, most_queries, most_keys = _gathering(segments, query.device)
     if last:
         queries, most_queries = torch.arange(len(queries), dtype=torch.int32, device=query.device), 1
+    options, named, group = _options(varlen_attn), dict[str, Any](), query.shape[1] // key.shape[1]
+    if "scale" in options:
+        named["scale"] = scaling
+    elif scaling is not None:
+        query = query * (scaling * math.sqrt(query.shape[-1]))
+    if "window_size" in options:
+        named["window_size"] = (-1 if window is None else window - 1, 0)
+    else:
+        named["is_causal"] = True
+    if "enable_gqa" in options:
+        named["enable_gqa"] = group > 1
+    elif group > 1:
+        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     out_THD = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1)[index_K],
@@ -188,9 +235,7 @@ def _varlen(
         keys,
         most_queries,
         most_keys,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **named,
     )
     assert isinstance(out_THD, Tensor)
     return out_THD[None]

@@ -27,6 +27,7 @@ from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
 from rmtrain.model.model_files import ModelRef
+from rmtrain.recipe.schema import Precision
 
 logger = logging.getLogger("rmtrain")
 
@@ -42,7 +43,7 @@ class RewardModel(nn.Module):
         base_ref: source of the base weights; None: they were initialized from a seed.
         dtype: dtype of the base weights; trained adapters and the head are float32.
         new_head: the head was initialized from a seed.
-        autocast: compute matrix products in bfloat16, whatever the dtype of the weights.
+        computing: type of the matrix products: float32 for that of the weights, or bfloat16 or float16, whatever theirs is.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class RewardModel(nn.Module):
         self.base_ref = base_ref
         self.dtype = dtype
         self.new_head = new_head
-        self.autocast = False
+        self.computing = "float32"
         self._accepted = frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
         self._own_attention: str = self.backbone.config._attn_implementation
         outside_head = {
@@ -117,8 +118,9 @@ class RewardModel(nn.Module):
 
         Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
         """
-        device = batch.input_ids_RT.device.type
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._has_mixed_dtypes or self.autocast):
+        device, is_lower = batch.input_ids_RT.device.type, self.computing != "float32"
+        dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
+        with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
             if self.pools_last_token:
                 rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(self.hidden(batch))
                 return rewards_S1[batch.sequence_N, 0]
@@ -139,6 +141,19 @@ class RewardModel(nn.Module):
             input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted
         )[0]
         return hidden_RTH[batch.reward_row_S, batch.reward_column_S]
+
+
+def computing_type(precision: Precision, device: torch.device) -> str:
+    """Return the type of the matrix products on a device under a `training.precision`: float32, bfloat16 or float16.
+
+    T4 and V100 have no bfloat16: they compute it by way of float32, more slowly than float32 itself, and torch calls that supported.
+    """
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "float32"
+    lacks_bfloat16 = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "float16" if lacks_bfloat16 else "bfloat16"
 
 
 def unwrap(model: nn.Module) -> RewardModel:

@@ -141,10 +141,9 @@ _ADVICE = {
     "this tracker is not supported; expected tracking.to with wandb, tensorboard, trackio or mlflow": (
         "swanlab use_swanlab use_comet comet comet_ml neptune clearml aim dvclive swanlab_project swanlab_run_name"
     ),
-    "set training.precision: bfloat16 or float32; the default, auto, is bfloat16 where a GPU supports it": (
-        "bf16 tf32 autocast pure_bf16 bf16_full_eval use_bf16"
+    "set training.precision: bfloat16, float16 or float32; the default, auto, is bfloat16 where a GPU supports it": (
+        "bf16 tf32 autocast pure_bf16 bf16_full_eval use_bf16 fp16 fp16_full_eval"
     ),
-    "float16 is not supported; set training.precision: bfloat16 or float32": "fp16 fp16_full_eval",
     "4-bit weights are model.quantization: nf4, together with lora; there are none of 8 bits": (
         "load_in_4bit load_in_8bit qlora quantization_bit quantization_config bnb_4bit_quant_type bnb_4bit_compute_dtype "
         "use_bnb_nested_quant"
@@ -223,6 +222,7 @@ SAME_VALUES = {
     "adamw_bnb_8bit": "adamw_8bit",
     "constant_with_warmup": "constant",
     **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
+    **dict.fromkeys(("fp16", "half", "torch.float16"), "float16"),
     **dict.fromkeys(("fp32", "torch.float32"), "float32"),
 }
 """Our names for optimizers, schedules and precisions, by those of transformers and torch that mean the same."""
@@ -231,6 +231,6 @@ OTHER_VALUES = {
         ("swanlab", "comet_ml", "comet", "neptune", "clearml", "aim", "dvclive", "codecarbon"),
         "this tracker is not supported; metrics.jsonl in the run has every line",
     ),
-    **dict.fromkeys(("fp16", "float16", "half", "torch.float16"), "float16 is not supported"),
+    "float16": "weights in float16 are not supported; training.precision: float16 computes in it",
 }
 """The advice for values in other trainers that have no counterpart here."""

@@ -24,6 +24,7 @@ from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
 from rmtrain.recipe.sources import variable_problem
 
 Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 LOWER_IS_BETTER = frozenset({"loss"})
 """Metrics that are better when lower; all others are better when higher."""
 
@@ -286,9 +287,9 @@ class Training(Section):
     """Stop after this many optimizer steps; the schedule ends there too."""
     batch_size: PositiveInt = 32
     """Comparisons per optimizer step over all processes. It does not affect memory."""
-    precision: Annotated[Literal["auto", "float32", "bfloat16"], OrAlias] = "auto"
-    """Type of the matrix products: bfloat16 autocast or plain float32; `auto`: bfloat16 where a GPU supports it.
-    Head, loss and rewards stay float32."""
+    precision: Annotated[Precision, OrAlias] = "auto"
+    """Type of the matrix products: plain float32, or autocast to bfloat16, or to float16 with loss scaling. `auto`: bfloat16 on a GPU,
+    float16 on one without bfloat16 (T4, V100), float32 on a CPU. Head, loss and rewards stay float32."""
     deterministic: bool = False
     """Use only kernels that give the same bits every time: slower on a GPU, and an error where no such kernel exists. Runs on a CPU
     are always repeatable."""

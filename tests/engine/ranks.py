@@ -112,7 +112,7 @@ class Trained:
 
     def __init__(self, strategy: Any, case: Case, recipe: Recipe) -> None:
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=1)
-        model.autocast = case.dtype == "bfloat16"
+        model.computing = case.dtype if case.dtype == "bfloat16" else "float32"
         model.use_layout(case.layout)
         model.to(case.weights)
         self.strategy, self.case, self.recipe, accelerator = strategy, case, recipe, strategy.accelerator
@@ -127,7 +127,9 @@ class Trained:
     def step(self, number: int) -> bool:
         """Compute a step, and return whether there was an update."""
         self.meter.sums = self.meter.sums.to(self.case.weights)
-        return train_step(self.strategy, self.recipe, self.meter, self.rate(number), self.loader.step(number)).is_finite
+        return (
+            train_step(self.strategy, self.recipe, self.meter, self.rate(number), self.loader.step(number)).outcome == "updated"
+        )
 
 
 def compute(strategy: Any, case: Case, recipe: Recipe, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

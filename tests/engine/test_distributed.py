@@ -139,11 +139,15 @@ def test_unsupported_sharding_is_refused(
     assert f" {key}: " in refused.value.problems[0]
 
 
-@pytest.mark.parametrize("key", ["optimizer.name", "model.quantization"])
-def test_unshardable_recipe_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, setting in SHARDING["fsdp2"].items():
+@pytest.mark.parametrize(
+    ("key", "strategy"), [("optimizer.name", "fsdp2"), ("model.quantization", "fsdp2"), ("training.precision", "zero2")]
+)
+def test_unshardable_recipe_is_refused(key: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, setting in SHARDING[strategy].items():
         monkeypatch.setenv(name, setting)
-    recipe = tiny_recipe(tmp_path, optimizer={"lr": 1e-3, "name": "adamw_8bit" if key == "optimizer.name" else "adamw"})
+    precision = "float16" if key == "training.precision" else "float32"
+    optimizer = {"lr": 1e-3, "name": "adamw_8bit" if key == "optimizer.name" else "adamw"}
+    recipe = tiny_recipe(tmp_path, optimizer=optimizer, training={"batch_size": 8, "precision": precision})
     if key == "model.quantization":
         recipe.model.__dict__["quantization"] = "nf4"  # of a model that need not exist: `start` loads none
     with pytest.raises(RecipeError) as refused:

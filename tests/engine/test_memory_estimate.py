@@ -56,7 +56,7 @@ def scratch(architecture: str, layers: int = LAYERS, **model: Any) -> ScratchMod
 def recorded(model: ScratchModel, layout: Layout, autocast: bool = False, lora: Lora | None = None) -> MemoryTrace:
     """The real model's memory."""
     built = build_reward_model(model, lora, TOKENIZER, 1)
-    built.autocast = autocast
+    built.computing = "bfloat16" if autocast else "float32"
     built.use_layout(layout)
     return record_memory(built, lay_out(rows(), PAD, layout))
 
@@ -65,7 +65,7 @@ def traced(
     model: ScratchModel, batch: MicroBatch, layout: Layout, autocast: bool = False, lora: Lora | None = None, on_gpu: bool = False
 ) -> MemoryTrace:
     meta = meta_model(model, lora, TOKENIZER)
-    meta.autocast = autocast
+    meta.computing = "bfloat16" if autocast else "float32"
     return trace_memory(meta, batch, layout, narrow=True, on_gpu=on_gpu)
 
 
@@ -127,7 +127,7 @@ def saved_bytes(model: RewardModel, batch: MicroBatch) -> int:
 def test_a_record_holds_what_autograd_saves(autocast: bool) -> None:
     """The forward's own results and one layer of backward come on top, and little more."""
     model = build_reward_model(scratch("llama"), None, TOKENIZER, 1)
-    model.autocast = autocast
+    model.computing = "bfloat16" if autocast else "float32"
     model.use_layout("shared_prefix")
     batch = lay_out(rows(), PAD, "shared_prefix")
     saved = saved_bytes(model, batch)
@@ -149,12 +149,13 @@ def test_casts_and_gradients_are_counted_apart() -> None:
     assert in_bfloat16.activations_M.max() < in_float32.activations_M.max(), "guard: activations are narrower in bfloat16"
 
 
-def test_a_gpu_takes_its_own_kernel() -> None:
+@pytest.mark.parametrize("autocast", [False, True], ids=["weights", "autocast"])
+def test_a_gpu_takes_its_own_kernel(autocast: bool) -> None:
     """On a GPU in half precision one kernel attends for the whole row; on a CPU each response is a call of its own in every layer."""
-    model, grown = scratch("llama", dtype="bfloat16"), {}
+    model, grown = scratch("llama", dtype="float32" if autocast else "bfloat16"), {}
     for on_gpu in (True, False):
         moments = [
-            len(traced(model, lay_out(rows(count), PAD, "shared_prefix"), "shared_prefix", on_gpu=on_gpu).activations_M)
+            len(traced(model, lay_out(rows(count), PAD, "shared_prefix"), "shared_prefix", autocast, on_gpu=on_gpu).activations_M)
             for count in (2, 4)
         ]
         grown[on_gpu] = moments[1] - moments[0]

@@ -1,5 +1,6 @@
 """A stopped and resumed run equals the undisturbed one: rows, losses, rates, weights, optimizer and generators, bit for bit."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from rmtrain.recipe.load import load_recipe
 from tests.faults.runs import (
+    STEPS,
     every_row_once_an_epoch,
     full_recipe,
     in_directory,
@@ -54,6 +56,23 @@ def test_adapters_resume_bit_for_bit(lora: str, place: Path, recipe: Path, serve
         assert ended.code == code, ended.stderr
     assert left(parts) == left(whole)
     assert all("lora_" in name or "score" in name for name in weights(parts)), "guard: only trained weights are saved"
+
+
+def test_float16_resumes_bit_for_bit(place: Path, recipe: Path, server: ForkServer) -> None:
+    """The loss scale, and the steps until it grows, are part of the state."""
+    whole, parts = (place / f"{name}-float16" for name in ("whole", "parts"))
+    precision, states = "training.precision=float16", []
+    assert server.run(*in_directory(recipe, whole), precision).code == 0
+    for faults, code in ((stop_after(3), 143), (FAST, 0)):
+        ended = server.run(*in_directory(recipe, parts), precision, faults=faults)
+        assert ended.code == code, ended.stderr
+    assert left(parts) == left(whole)
+    assert json.loads((parts / "environment.json").read_text())["computing"] == "float16"
+    for run in (whole, parts):
+        state = json.loads((run / f"checkpoints/step-{STEPS:08d}/state.json").read_text())
+        states.append(state["loss_scale"])
+    assert states[0] == states[1]
+    assert states[0]["scale"] < 2**16, "guard: a step has overflowed, and so was computed again, with other dropout"
 
 
 def test_8_bit_optimizers_resume_bit_for_bit(place: Path, server: ForkServer) -> None:

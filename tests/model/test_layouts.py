@@ -240,7 +240,7 @@ def test_lora_and_checkpointing_in_the_shared_layout(checkpointing: bool, lora: 
 def test_autocast_agrees_and_rewards_stay_float32(tokenizer: Any) -> None:
     """Layouts agree to bfloat16 precision, and rewards are not on its grid."""
     model, rows = amplified(build("llama", tokenizer, hidden_size=64)).eval(), comparisons(len(tokenizer))
-    rewards, model.autocast = {}, True
+    rewards, model.computing = {}, "bfloat16"
     with torch.no_grad():
         for layout in ("padded", "shared_prefix"):
             model.use_layout(layout)

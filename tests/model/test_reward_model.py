@@ -81,7 +81,7 @@ def test_trap_06_head_is_float32_under_autocast() -> None:
 def test_trap_06_rewards_are_float32_under_autocast(tokenizer: Any) -> None:
     for architecture in ("llama", "bert", "roberta"):
         model = build(architecture, tokenizer).eval()
-        model.autocast = True
+        model.computing = "bfloat16"
         with torch.no_grad():
             rewards_N = model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id))
         assert rewards_N.dtype == torch.float32

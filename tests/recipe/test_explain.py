@@ -72,7 +72,7 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     (
         "model: {path: some/model}",
         SCRATCH.replace("}}", "}, dtype: half}"),
-        ["5:86|model.dtype|'float32' or 'bfloat16'|got \"half\""],
+        ["5:86|model.dtype|'float32' or 'bfloat16'|got \"float16\""],
     ),
     ("    - path: pairs.jsonl", "    path: x", ["4:5|data.train|list|got a section"]),
     ("    - path: pairs.jsonl", "    - pairs.jsonl", ['4:7|data.train.0|section|got "pairs.jsonl"|{path: pairs.jsonl}']),
@@ -297,7 +297,7 @@ def test_keys_of_other_trainers_are_answered(key: str, words: list[str]) -> None
         ("tracking.to=[swanlab]", ["metrics.jsonl"], "did you mean"),
         ("tracking.to=none", ["[]"], "between"),
         ("optimizer.name=adafactor", ["'adamw'"], "8bit?"),
-        ("training.precision=fp16", ["float16"], "did you mean"),
+        ("model.dtype=fp16", ["float16", "training.precision"], "did you mean"),
         ("optimizer.schedule=cosine_with_min_lr", ["'cosine'"], "linear?"),
     ],
 )
@@ -309,10 +309,10 @@ def test_values_of_other_trainers_are_answered(override: str, words: list[str], 
 
 def test_names_of_transformers_are_accepted() -> None:
     """Where they mean the same, and are stored under our names."""
-    overrides = ["optimizer.name=adamw_torch", "optimizer.schedule=constant_with_warmup", "training.precision=bf16"]
+    overrides = ["optimizer.name=adamw_torch", "optimizer.schedule=constant_with_warmup", "training.precision=fp16"]
     recipe = load(GOOD, [*overrides, "model.dtype=torch.float32"])
     values = (recipe.optimizer.name, recipe.optimizer.schedule, recipe.training.precision, recipe.model.dtype)
-    assert values == ("adamw", "constant", "bfloat16", "float32")
+    assert values == ("adamw", "constant", "float16", "float32")
     assert load(GOOD, ["optimizer.name=adamw_bnb_8bit"]).optimizer.name == "adamw_8bit"
     choices = [get_args(field.annotation) for field in (*Optimizer.model_fields.values(), *Training.model_fields.values())]
     assert set(SAME_VALUES.values()) <= {value for values in choices for value in values}, "guard: no name leads nowhere"
