@@ -70,7 +70,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}"
+        kind = f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}"
+        return f"{kind}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}"
 
 
 CASES = [
@@ -95,7 +96,7 @@ MIXTURE_SIZES = {
 
 def cases_of(strategy: str) -> list[Case]:
     """Return the cases of a strategy: DeepSpeed has none in float64, since its flat buffers are float32."""
-    return [case for case in [*CASES, MIXTURE] if case.dtype != "float64" or not strategy.startswith("zero")]
+    return [case for case in [MIXTURE, *CASES] if case.dtype != "float64" or not strategy.startswith("zero")]
 
 
 def comparisons(case: Case) -> list[TokenizedComparison]:

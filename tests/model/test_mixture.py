@@ -19,7 +19,7 @@ from rmtrain.model.reward_model import RewardModel, adapted, probe
 from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora
 from tests.comparisons import random_pairs
-from tests.model.builders import build, make_batch, make_golden, make_sequences, only_problem, spread
+from tests.model.builders import build, make_golden, only_problem, spread
 from tests.model.mixtures import SIZES, make_mixture
 from tests.model.test_lora import from_base, rewards, train_a_little
 
