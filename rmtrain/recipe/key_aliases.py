@@ -62,7 +62,7 @@ _NAMES = {
     "lora.rank": "lora_r lora_rank r lora_dim",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",
-    "lora.targets": "lora_target_modules lora_target target_modules",
+    "lora.targets": "lora_target_modules lora_target target_modules lora_target_parameters target_parameters",
     "lora.rslora": "use_rslora",
     "lora.dora": "use_dora lora_use_dora",
     "batching.max_tokens": "tokens_per_batch max_tokens_per_batch",
@@ -205,7 +205,7 @@ _ADVICE = {
         "zpg grad_accum_dtype overlap_comm gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant use_reentrant_gc "
         "activation_checkpointing_kwargs freeze_trainable_layers freeze_vision_tower pissa_init create_new_adapter "
         "adapter_name_or_path use_llama_pro low_cpu_mem_usage rope_scaling use_unsloth upcast_layernorm upcast_lmhead_output "
-        "tool_format buffer_size preprocessing_batch_size tokenized_path lora_target_parameters debug"
+        "tool_format buffer_size preprocessing_batch_size tokenized_path debug"
     ),
     "a path is written whole, as in data.train.0.path": "dataset_dir media_dir",
     "the run writes everything into run.output_dir": "logging_dir logdir log_dir",
