@@ -16,7 +16,7 @@ from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import PretrainedModel
+from rmtrain.recipe.schema import BradleyTerry, PretrainedModel
 from tests.forks import rmtrain
 from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
@@ -88,6 +88,8 @@ def test_a_mixture_reports_experts_and_balance(tmp_path: Path) -> None:
         losses[balance] = [line["train/loss"] for line in steps]
         balances = [line.get("train/router_balance") for line in steps]
         assert (balances == [None, None]) == (balance is None)
+        settings = json.loads((folder / "run/scores.settings.json").read_text())
+        assert settings["objective"] == BradleyTerry().model_dump(exclude={"router_balance"}), "no score depends on it"
     assert balances[0] == pytest.approx(2, rel=0.2), "two experts a token"
     assert losses[None][0] == losses[5.0][0], "the same weights, and the loss of the rewards alone"
     assert losses[None][1] != losses[5.0][1], "guard: the balance trained"

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora.layer import ParamWrapper
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, XLNetConfig, XLNetModel
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
-from rmtrain.errors import RecipeError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.files import read_json
 from rmtrain.model.export_dir import write_export
 from rmtrain.model.mixture import check_balance, expert_tensors, router_layers
@@ -107,6 +107,31 @@ def test_targets_choose_layers_and_experts(
     write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
     adapter = load_file(tmp_path / "model/adapter/adapter_model.safetensors")
     assert sum("lora_A" in name for name in adapter) == linear + experts, "guard"
+
+
+def test_bfloat16_experts_are_merged_in_bfloat16(bases: dict[str, Path], tmp_path: Path, tokenizer: Any) -> None:
+    """Adapters train in float32 on a bfloat16 base, whose merged rewards agree to its precision."""
+    model = from_base(bases["gpt_oss"], tokenizer, Lora(rank=2, alpha=4), dtype="bfloat16")
+    train_a_little(model, tokenizer)
+    assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    assert load_file(tmp_path / "model/model.safetensors")["model.layers.0.mlp.experts.down_proj"].dtype == torch.bfloat16
+    merged, _ = load_reward_model(str(tmp_path / "model"), "cpu")
+    torch.testing.assert_close(rewards(merged, tokenizer), rewards(model, tokenizer), rtol=0.1, atol=0.1)
+    assert spread(rewards(model, tokenizer)) > 0.3, "guard"
+
+
+def test_adapters_without_an_expert_are_refused(bases: dict[str, Path], tmp_path: Path, tokenizer: Any) -> None:
+    model = from_base(bases["qwen3_moe"], tokenizer, Lora(rank=2))
+    write_export(model, tokenizer, tmp_path / "model", make_golden(tokenizer), {})
+    file, lost = tmp_path / "model/adapter/adapter_model.safetensors", "layers.1.mlp.experts.base_layer.lora_A"
+    weights = load_file(file)
+    kept = {name: tensor for name, tensor in weights.items() if lost not in name}
+    save_file(kept, file)
+    with pytest.raises(CheckpointError) as refusal:
+        load_reward_model(str(file.parent), "cpu")
+    assert lost in only_problem(refusal)
+    assert len(kept) == len(weights) - 1, "guard"
 
 
 @pytest.mark.parametrize(
