@@ -34,7 +34,7 @@ class Objective(NamedTuple):
 
 
 def compute_objective(objective: Objectives, rewards_N: Tensor, batch: PreferenceBatch) -> Objective:
-    """Compute the objective of a recipe, all its terms included, on the rewards of a batch, float [N], one per response."""
+    """Compute the objective of a recipe, with all its terms that depend on rewards, on those of a batch, float [N], one per response."""
     if isinstance(objective, PlackettLuce):
         return plackett_luce(rewards_N, batch, objective.center_rewards)
     return bradley_terry(rewards_N, batch, objective.center_rewards, objective.label_smoothing)

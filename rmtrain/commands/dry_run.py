@@ -129,6 +129,7 @@ def _facts(recipe: Recipe, prepared: PreparedData, plan: Plan, model: MemoryMode
         "model": section.path if isinstance(section, PretrainedModel) else f"{section.scratch.architecture} from scratch",
         "parameters": model.sizes.weights,
         "trainable": model.sizes.trained,
+        "adapters": None if model.adapted is None else model.adapted._asdict(),
         "comparisons": len(prepared.train),
         "steps": plan.total_steps,
         "batch_size": plan.batch_size,
@@ -155,7 +156,7 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(strategy.accelerator, flos_per_token(model))
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    warmup_largest_batch(strategy, loader)
+    warmup_largest_batch(strategy, loader, balance=recipe.objective.router_balance is not None)
     for number in (0, 1):  # the first allocates the optimizer's state
         batch = loader.step(number % len(loader))
         start_time = _now()

@@ -47,7 +47,16 @@ from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import check_push, push
-from rmtrain.model.reward_model import RewardModel, choose_layout, computing_type, probing_comparisons, trainable_summary
+from rmtrain.model.mixture import check_balance
+from rmtrain.model.reward_model import (
+    Adapted,
+    RewardModel,
+    adapted,
+    choose_layout,
+    computing_type,
+    probing_comparisons,
+    trainable_summary,
+)
 from rmtrain.model.saved_model import template_hash
 from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
@@ -56,7 +65,7 @@ from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import with_errors, write_report
 from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
-from rmtrain.report.run_view import next_steps, python_command, rmtrain_command, run_header
+from rmtrain.report.run_view import adapters_line, next_steps, python_command, rmtrain_command, run_header
 from rmtrain.report.tables import findings_notes, waterfall_table
 from rmtrain.report.terminal import TerminalConsole
 
@@ -115,7 +124,7 @@ def train(
 
     # From here on the strategy may have sharded the model: facts about the whole model are collected before.
     meter = Meter(accelerator, flos_per_token(model))
-    parameters = trainable_summary(model)
+    parameters, changed = trainable_summary(model), adapted(model)
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
@@ -128,7 +137,7 @@ def train(
     if model.new_head and not directory.continues:
         logger.info("new head, seed %d", recipe.run.seed)
     with closing(directory), graceful_shutdown(accelerator) as shutdown:
-        console.print(header(inputs, loader, strategy, directory, parameters))
+        console.print(header(inputs, loader, strategy, directory, parameters, changed))
         if directory.continues:
             checkpoints.resume(resume)
         if checkpoints.state.step < plan.total_steps:
@@ -183,6 +192,8 @@ def build_model(
     set_seed(recipe.run.seed)
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
     model.computing = computing_type(recipe.training.precision, model.device)
+    if recipe.objective.router_balance is not None:
+        check_balance(model.backbone)
     positions, max_length = model.max_positions, recipe.data.max_length
     if positions is not None and max_length > positions:
         raise RecipeError(f"data.max_length: the model has {positions} positions, got {max_length}; set {positions} or less")
@@ -219,7 +230,12 @@ def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: in
 
 
 def header(
-    inputs: Inputs, loader: StepLoader, strategy: Strategy, directory: RunDirectory, parameters: Mapping[str, Mapping[str, int]]
+    inputs: Inputs,
+    loader: StepLoader,
+    strategy: Strategy,
+    directory: RunDirectory,
+    parameters: Mapping[str, Mapping[str, int]],
+    changed: Adapted | None,
 ) -> RenderableType:
     """Describe what is about to be trained, on what data, and how it is packed."""
     recipe, data, accelerator = inputs.recipe, inputs.data, strategy.accelerator
@@ -241,7 +257,7 @@ def header(
         tokens=int(data.train.total_tokens.sum()),
         steps=plan.total_steps,
         batch_size=plan.batch_size,
-        notes={"layout": packing},
+        notes={**({} if changed is None else {"adapters": adapters_line(*changed)}), "layout": packing},
     )
     return Group(waterfall_table(data.train.waterfall.to_json()), Text(), facts, Text())
 

@@ -70,7 +70,7 @@ def train(
         checkpoints.update_best(step, evaluation.summary)
         return evaluation
 
-    warmup_largest_batch(strategy, loader)
+    warmup_largest_batch(strategy, loader, balance=recipe.objective.router_balance is not None)
     state = checkpoints.state
     if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
         evaluate_at(state.step)  # the run was stopped between this step and its evaluation
@@ -123,22 +123,32 @@ def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batc
     """Compute one optimizer step over all its micro-batches.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
-    by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was split.
+    by the number of ranks, since gradient averaging divides by that: the result does not depend on how the step was split. Only
+    `objective.router_balance` does, as everywhere in the field: it is a product of two means over the tokens of a micro-batch, which counts
+    by its share of the comparisons.
     """
-    accelerator = strategy.accelerator
-    scale, statistics = accelerator.num_processes / len(batch.ids), []
+    accelerator, coefficient = strategy.accelerator, recipe.objective.router_balance
+    scale, statistics, balances = accelerator.num_processes / len(batch.ids), [], []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
         with strategy.micro_batch(is_last=number == len(batch.micro_batches)):
-            result = compute_objective(recipe.objective, strategy.model(micro_batch), micro_batch)
-            strategy.backward(result.loss * scale)
+            if coefficient is None:
+                result = compute_objective(recipe.objective, strategy.model(micro_batch), micro_batch)
+                loss = result.loss
+            else:
+                rewards_N, balance = strategy.model(micro_batch, balance=True)
+                result = compute_objective(recipe.objective, rewards_N, micro_batch)
+                balance = balance * result.comparisons
+                loss = result.loss + coefficient * balance
+                balances.append(balance.detach())
+            strategy.backward(loss * scale)
         statistics.append(result.statistics())
     if batch.step == 0:
         check_gradients(strategy)
     grad_norm, outcome = strategy.update(lr)
     sums, tokens = torch.stack(statistics).sum(0), sum(micro_batch.tokens for micro_batch in batch.micro_batches)
     if outcome == "updated":
-        meter.add(sums, tokens, grad_norm)
+        meter.add(sums, tokens, grad_norm, torch.stack(balances).sum() if balances else None)
     elif outcome == "overflowed" and any_rank(accelerator, not bool(torch.isfinite(sums).all())):
         outcome = "not_finite"  # rewards or the loss are: no factor of the loss mends that
     return StepResult(batch, tokens, outcome)

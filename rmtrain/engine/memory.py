@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
@@ -79,8 +80,10 @@ def retry_on_oom(compute: Callable[[StepBatch], T], number: int, strategy: Strat
             _lower_budget(strategy, loader)
 
 
-def warmup_largest_batch(strategy: Strategy, loader: StepLoader) -> None:
+def warmup_largest_batch(strategy: Strategy, loader: StepLoader, balance: bool = False) -> None:
     """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
+
+    With `balance`, it is computed as for `objective.router_balance`.
 
     Its loss has a weight of zero; weights, optimizer and random generators are unchanged afterwards.
 
@@ -93,7 +96,8 @@ def warmup_largest_batch(strategy: Strategy, loader: StepLoader) -> None:
         ran_out = False
         try:
             with torch.random.fork_rng(devices=devices), strategy.micro_batch(is_last=False):
-                strategy.backward(strategy.model(loader.largest_micro_batch().to(device)).sum() * 0.0)
+                outputs = tree_leaves(strategy.model(loader.largest_micro_batch().to(device), balance))
+                strategy.backward(sum(output.sum() for output in outputs) * 0.0)
         except torch.OutOfMemoryError:
             if strategy.shards:
                 raise _out_of_memory(loader) from None

@@ -20,6 +20,7 @@ from weakref import finalize
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -41,9 +42,10 @@ from rmtrain.model.classifier import (
     quiet_transformers,
     set_module_dropout,
 )
+from rmtrain.model.mixture import check_balance
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_config
-from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, RewardModel, computing_type
+from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, Adapted, RewardModel, adapted, computing_type
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
@@ -141,21 +143,23 @@ class MemoryTrace:
     """Bytes alive in a forward and backward of one micro-batch, at each moment when a tensor is made or ends.
 
     tokens: of the micro-batch. Weights, and gradients that were in place before, do not count.
-    activations_M, casts_M, gradients_M: int64. Casts are weights in the type that they are computed in. Gradients are those of single
-    weights on their way into the ones in place.
+    activations_M, casts_M, gradients_M, experts_M: int64. Casts are weights in the type that they are computed in. Gradients are those of
+    single weights on their way into the ones in place. Experts are expert tensors with their adapters merged, which every process makes
+    whole and keeps until backward, and the gradients of these.
     """
 
     tokens: int
     activations_M: NDArray[np.int64]
     casts_M: NDArray[np.int64]
     gradients_M: NDArray[np.int64]
+    experts_M: NDArray[np.int64]
 
     def peak(self, tokens: int, activations_only: bool = False) -> int:
-        """Return the most bytes alive at once in a micro-batch of `tokens` tokens.
+        """Return the most bytes alive at once in a micro-batch of `tokens` tokens; `activations_only`: without casts and gradients.
 
         Activations grow with the tokens and the rest does not, so one small trace gives all sizes, whichever moment is the peak of each.
         """
-        fixed_M = 0 if activations_only else self.casts_M + self.gradients_M
+        fixed_M = self.experts_M if activations_only else self.experts_M + self.casts_M + self.gradients_M
         return math.ceil(float(np.max(fixed_M + self.activations_M * (tokens / self.tokens))))
 
 
@@ -172,6 +176,7 @@ class MemoryModel:
     trace: MemoryTrace
     optimizer: Optimizer
     on_gpu: bool
+    adapted: Adapted | None = None
 
     @classmethod
     def of(
@@ -189,8 +194,10 @@ class MemoryModel:
             on_gpu: a GPU is meant, of this machine or another.
 
         Raises:
-            RecipeError: a wrong model section, a layout that the model refuses, or control flow that depends on values.
+            RecipeError: a wrong model section, a layout that the model refuses, no router to balance, or control flow that depends on
+                values.
         """
+        balance = recipe.objective.router_balance is not None
         computing = computing_type(recipe.training.precision, torch.device("cuda" if on_gpu else "cpu"))
         for candidate in FALLBACKS if layout == "auto" else (layout,):
             largest = np.argsort(-Costs.of(data, candidate).tokens, kind="stable")[:TRACED_COMPARISONS]
@@ -198,12 +205,14 @@ class MemoryModel:
             for narrow in (True, False):
                 model = meta_model(recipe.model, recipe.lora, tokenizer)
                 model.computing = computing
+                if balance:
+                    check_balance(model.backbone)
                 sizes = ModelSizes.of(model, packed=recipe.model.quantization is not None)
                 try:
-                    trace = trace_memory(model, batch, candidate, narrow, on_gpu)
+                    trace = trace_memory(model, batch, candidate, narrow, on_gpu, balance)
                 except LAYOUT_ERRORS:
                     continue
-                return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu)
+                return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu, adapted(model))
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
 
     def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
@@ -256,13 +265,16 @@ AttentionInterface.register(GPU_ATTENTION, partial(attend, as_on_gpu=True))
 AttentionMaskInterface.register(GPU_ATTENTION, lambda *_, **__: None)
 
 
-def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: bool, on_gpu: bool) -> MemoryTrace:
+def trace_memory(
+    model: RewardModel, batch: MicroBatch, layout: Layout, narrow: bool, on_gpu: bool, balance: bool = False
+) -> MemoryTrace:
     """Run a micro-batch on the CPU, of which only the sizes count, forward and backward on fake tensors.
 
     Args:
         model: a meta model; it is left with fake tensors.
         narrow: as in `RewardModel.use_layout`.
         on_gpu: take the path of a GPU through attention, also where torch has none.
+        balance: as in `RewardModel.forward`.
 
     Raises:
         RecipeError: the model has control flow that depends on values.
@@ -279,7 +291,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
         if on_gpu and not has_gpu and layout != "padded":
             model.backbone.set_attn_implementation(GPU_ATTENTION)
         try:
-            return record_memory(model, batch.to(device))
+            return record_memory(model, batch.to(device), balance)
         except RuntimeError as error:
             if narrow:
                 raise
@@ -288,7 +300,7 @@ def trace_memory(model: RewardModel, batch: MicroBatch, layout: Layout, narrow: 
             raise RecipeError(f"model: {problem}") from error
 
 
-def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
+def record_memory(model: nn.Module, batch: MicroBatch, balance: bool = False) -> MemoryTrace:
     """Record the memory of a forward and backward, of fake tensors or real ones.
 
     Gradients are in place before, as for all but the first micro-batch of a step.
@@ -299,10 +311,14 @@ def record_memory(model: nn.Module, batch: MicroBatch) -> MemoryTrace:
     ledger = _Ledger(model)
     hooks = [parameter.register_hook(ledger.note_gradient) for parameter in trained]  # type: ignore[no-untyped-call]
     with ledger:
-        model(batch).sum().backward()
+        sum(output.sum() for output in tree_leaves(model(batch, balance))).backward()
     for hook in hooks:
         hook.remove()
     return ledger.trace(batch.input_ids_RT.numel())
+
+
+GRADIENT, EXPERTS = 2, 3
+"""Kinds of storages, after activations and casts."""
 
 
 class _Ledger(TorchDispatchMode):
@@ -317,7 +333,10 @@ class _Ledger(TorchDispatchMode):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         self.weights = {_storage_key(parameter) for parameter in model.parameters()}
         self.numbers = dict.fromkeys(map(_storage_key, (*model.parameters(), *model.buffers(), *gradients)), -1)
-        self.kinds: list[int] = []  # of each storage: an activation, a cast of a weight, or the gradient of one
+        # The frozen expert tensors under adapters, also transposed: nothing else that a step computes has three dimensions of such sizes.
+        experts = [layer.get_param().shape for layer in model.modules() if isinstance(layer, ParamWrapper)]
+        self.experts = {*experts, *(torch.Size((count, columns, rows)) for count, rows, columns in experts)}
+        self.kinds: list[int] = []  # of each storage: an activation, a cast of a weight, the gradient of one, or merged experts
         self.events: list[tuple[int, int]] = []  # a storage, and its bytes: negative where it ends
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -328,7 +347,7 @@ class _Ledger(TorchDispatchMode):
         is_cast = func is torch.ops.aten._to_copy.default and _storage_key(args[0]) in self.weights
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._note(tensor, int(is_cast))
+                self._note(tensor, EXPERTS if tensor.shape in self.experts else int(is_cast))
         return result
 
     def _note(self, tensor: Tensor, kind: int) -> None:
@@ -347,13 +366,13 @@ class _Ledger(TorchDispatchMode):
         """Count a storage as a gradient from its beginning, which was noted when that was not known yet."""
         number = self.numbers.get(_storage_key(gradient), -1)
         if number >= 0:
-            self.kinds[number] = 2
+            self.kinds[number] = GRADIENT
 
     def trace(self, tokens: int) -> MemoryTrace:
         """Return what was alive after each event, by kind."""
         numbers, sizes = np.array(self.events, dtype=np.int64).T
         kinds = np.array(self.kinds)[numbers]
-        return MemoryTrace(tokens, *(np.cumsum(np.where(kinds == kind, sizes, 0)) for kind in range(3)))
+        return MemoryTrace(tokens, *(np.cumsum(np.where(kinds == kind, sizes, 0)) for kind in range(4)))
 
 
 def _storage_key(tensor: Tensor) -> int:

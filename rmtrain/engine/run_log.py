@@ -65,6 +65,7 @@ class Meter:
 
     def _reset(self) -> None:
         self.sums = torch.zeros(len(Objective._fields), device=self.accelerator.device)
+        self.balance: Tensor | None = None
         self.grad_norm: Tensor | None = None
         self.tokens, self.since = 0, time.perf_counter()
 
@@ -73,9 +74,14 @@ class Meter:
         """Whether no step was added since the last report."""
         return self.grad_norm is None
 
-    def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor) -> None:
-        """Add one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm."""
+    def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor, balance: Tensor | None = None) -> None:
+        """Add one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm.
+
+        `balance` is the balancing loss of the routers, if it trains, as a sum over comparisons.
+        """
         self.sums += statistics
+        if balance is not None:
+            self.balance = balance if self.balance is None else self.balance + balance
         self.tokens += tokens
         self.grad_norm = grad_norm
 
@@ -93,8 +99,11 @@ class Meter:
             NumericError: the loss or the gradient norm of the interval is not finite.
         """
         assert self.grad_norm is not None, "no step since the last report"
-        counted = torch.cat([self.sums.double(), torch.tensor([self.tokens], device=self.sums.device, dtype=torch.float64)])
-        *sums, tokens = self.accelerator.reduce(counted, reduction="sum").tolist()
+        balance = self.sums.new_zeros(()) if self.balance is None else self.balance
+        counted = torch.stack(
+            [*self.sums.double(), balance.double(), torch.tensor(self.tokens, device=self.sums.device).double()]
+        )
+        *sums, balances, tokens = self.accelerator.reduce(counted, reduction="sum").tolist()
         seconds = time.perf_counter() - self.since
         total = dict(zip(Objective._fields, sums, strict=True))
         comparisons = total["comparisons"]
@@ -105,6 +114,7 @@ class Meter:
             "train/margin": total["margin"] / comparisons,
             "train/chosen_reward": total["winner_reward"] / comparisons,
             "train/rejected_reward": total["loser_reward"] / comparisons,
+            **({} if self.balance is None else {"train/router_balance": balances / comparisons}),
             "train/grad_norm": float(self.grad_norm),
             "train/learning_rate": learning_rate,
             "train/epoch": epoch,
@@ -120,8 +130,10 @@ class Meter:
     def state(self) -> dict[str, Any]:
         """Return the open interval, summed over ranks, as JSON values for a checkpoint. Called on all ranks."""
         tokens = torch.tensor(self.tokens, device=self.sums.device)
+        balance = None if self.balance is None else float(self.accelerator.reduce(self.balance.clone(), reduction="sum"))
         return {
             "sums": self.accelerator.reduce(self.sums.clone(), reduction="sum").tolist(),
+            "balance": balance,
             "tokens": int(self.accelerator.reduce(tokens, reduction="sum").item()),
             "total_tokens": self.total_tokens,
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
@@ -133,6 +145,9 @@ class Meter:
         self.total_tokens = state["total_tokens"]
         if state["grad_norm"] is not None:
             self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
+        if state["balance"] is not None:
+            is_main = self.accelerator.is_main_process
+            self.balance = torch.tensor(state["balance"] if is_main else 0.0, device=self.sums.device)
         if self.accelerator.is_main_process:
             self.sums += torch.tensor(state["sums"], device=self.sums.device)
             self.tokens = state["tokens"]

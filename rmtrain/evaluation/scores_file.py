@@ -272,7 +272,7 @@ def pair_settings(
     counts = data.waterfall.sources.values()
     return {
         "model": model,
-        "objective": objective.model_dump(mode="json"),
+        "objective": objective.model_dump(mode="json", exclude={"router_balance"}),  # which no score depends on
         "dtype": dtype,
         "max_length": recipe.max_length,
         "overlong": recipe.overlong,

@@ -33,6 +33,7 @@ from rmtrain.model.classifier import (
     set_token_ids,
 )
 from rmtrain.model.last_token_classifier import is_made, text_part
+from rmtrain.model.mixture import expert_tensors, router_layers, taken_for_experts
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_pretrained
 from rmtrain.model.reward_model import RewardModel
@@ -172,16 +173,20 @@ def checkpoint_gradients(loaded: LoadedModel, frozen_inputs: bool) -> None:
 
 
 def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed: int) -> PeftModel:
-    """Freeze a model and add adapters to its linear layers.
+    """Freeze a model and add adapters to its linear layers and, in a mixture, to the tensors of its experts.
 
     The head, new layers before it and the embeddings of new tokens also train, and are saved with the adapters. Everything
     that trains is float32.
 
     Raises:
-        RecipeError: a target is the head, or names no linear layer.
+        RecipeError: a target is the head, or names nothing to adapt; or experts cannot be adapted as described.
     """
     model, head = loaded.model, loaded.head
-    targets = _find_targets(model, head, loaded.new_modules, lora)
+    targets, experts = _find_targets(model, head, loaded.new_modules, lora)
+    for key, value in (("dropout", 0.0), ("dora", False)):
+        if experts and getattr(lora, key) != value:
+            remedy = f"set {value!r:.5}".lower() + ", or lora.experts: false"
+            raise RecipeError(f"lora.{key}: PEFT does not support it for experts of a mixture, such as {experts[0]}; {remedy}")
     embeddings = model.get_input_embeddings()
     embeddings_name = next(str(name) for name, module in model.named_modules() if module is embeddings)
     config = LoraConfig(
@@ -190,6 +195,7 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        target_parameters=experts or None,
         modules_to_save=[head.root, *(name for name in loaded.new_modules if name.partition(".")[0] != head.root)],
         trainable_token_indices={embeddings_name: list(loaded.new_tokens)} if loaded.new_tokens else None,
         use_rslora=lora.rslora,
@@ -210,28 +216,51 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
     return adapted
 
 
-def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[str], lora: Lora) -> list[str]:
-    """Return the names of the linear layers to adapt, without the head and new layers, which are trained whole."""
+def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[str], lora: Lora) -> tuple[list[str], list[str]]:
+    """Return the names of the linear layers and of the expert tensors to adapt.
+
+    The head and new layers are left out, since they are trained whole, and so are routers unless `lora.targets` names them.
+    """
     whole = tuple(f"{name}." for name in (head.root, *new_modules))
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and not f"{name}.".startswith(whole)
     ]
+    experts = expert_tensors(model)
+    refused = taken_for_experts(model, linear)
     if lora.targets == "all-linear":
-        return linear
-    chosen: set[str] = set()
-    for target in lora.targets:
-        matching = {name for name in linear if f".{name}".endswith(f".{target}")}
-        if not matching and target in (head.root, head.name):
-            raise RecipeError(f"lora.targets: {target} is the head, which always trains; remove it from the list")
-        if not matching:
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            near = difflib.get_close_matches(target, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise RecipeError(f"lora.targets: no linear layer is named {target}; {hint}expected some of {', '.join(known)}")
-        chosen |= matching
-    return sorted(chosen)
+        chosen = set(linear) - router_layers(model, experts) | set(experts if lora.experts else ())
+    else:
+        chosen = {name for target in lora.targets for name in _matching(target, [*linear, *experts], head)}
+        named = [name for name in experts if name in chosen]
+        if named and not lora.experts:
+            raise RecipeError(
+                f"lora.targets: {named[0]} is a tensor of experts; remove it from the list, or set lora.experts: true"
+            )
+    if chosen & refused:
+        names = ", ".join(sorted({name.rpartition(".")[2] for name in chosen & refused}))
+        logger.warning(
+            "%d linear layers of a mixture are not adapted, since PEFT would take them for experts: %s",
+            len(chosen & refused),
+            names,
+        )
+    if not chosen - refused:
+        raise RecipeError("lora.targets: PEFT can adapt none of these layers of a mixture; set all-linear")
+    return [name for name in linear if name in chosen - refused], [name for name in experts if name in chosen]
+
+
+def _matching(target: str, names: Sequence[str], head: HeadSpec) -> list[str]:
+    """Return the names that end in a target of the recipe; raise RecipeError if there are none."""
+    matching = [name for name in names if f".{name}".endswith(f".{target}")]
+    if not matching and target in (head.root, head.name):
+        raise RecipeError(f"lora.targets: {target} is the head, which always trains; remove it from the list")
+    if not matching:
+        known = sorted({name.rpartition(".")[2] for name in names})
+        near = difflib.get_close_matches(target, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RecipeError(f"lora.targets: no linear layer is named {target}; {hint}expected some of {', '.join(known)}")
+    return matching
 
 
 def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, seed: int) -> LoadedModel:

@@ -40,7 +40,7 @@ from rmtrain.model.classifier import HeadSpec, head_of, install_head, quiet_tran
 from rmtrain.model.last_token_classifier import CODE, is_made, write_code
 from rmtrain.model.model_files import ModelRef, Weights, find_weights
 from rmtrain.model.pretrained import load_pretrained
-from rmtrain.model.reward_model import RewardModel, evaluating, trainable_summary, unwrap
+from rmtrain.model.reward_model import RewardModel, adapted, evaluating, trainable_summary, unwrap
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
 
 ADAPTER = "adapter"
@@ -359,6 +359,9 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
     if isinstance(model.hf, PeftModel):
         config = model.hf.peft_config[model.hf.active_adapter]
         adapter = {"rank": config.r, "alpha": config.lora_alpha, "rslora": config.use_rslora, "dora": config.use_dora}
+        counts = adapted(model)
+        assert counts is not None, "a PeftModel has adapters"
+        adapter |= {"linear_layers": counts.linear_layers, "expert_tensors": counts.expert_tensors}
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "base": base,

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
@@ -26,6 +28,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
+from rmtrain.model.mixture import router_balance
 from rmtrain.model.model_files import ModelRef
 from rmtrain.recipe.schema import Precision
 
@@ -113,8 +116,8 @@ class RewardModel(nn.Module):
         self._last_token_only = last_token_only and self._can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Return rewards_N, float32, in the order of the batch's responses.
+    def forward(self, batch: MicroBatch, balance: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Return rewards_N, float32, in the order of the batch's responses; with `balance`, also the `router_balance` of the batch.
 
         Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
         """
@@ -122,13 +125,21 @@ class RewardModel(nn.Module):
         dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
         with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
             if self.pools_last_token:
-                rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(self.hidden(batch))
-                return rewards_S1[batch.sequence_N, 0]
+                hidden_SH, router_logits = self._run(batch, balance)
+                rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(hidden_SH)
+                rewards_N = rewards_S1[batch.sequence_N, 0]
+                if router_logits is None:
+                    return rewards_N
+                return rewards_N, router_balance(self.backbone, router_logits, batch.attention_mask_RT)
             logits_S1: Tensor = self.backbone(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT).logits
             return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Compute the last hidden states of a causal model where rewards are read, [S, H]."""
+        return self._run(batch)[0]
+
+    def _run(self, batch: MicroBatch, balance: bool = False) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Return `hidden` and, with `balance`, the logits of each router for all tokens, [tokens, experts]."""
         extra: dict[str, Any] = {"position_ids": batch.position_ids_RT, "use_cache": False}
         if batch.segments is not None and "position_ids" not in self._accepted:
             raise SegmentsNotSeen
@@ -136,11 +147,14 @@ class RewardModel(nn.Module):
             extra["token_type_ids"] = torch.zeros_like(batch.input_ids_RT)
         accepted = {name: value for name, value in extra.items() if name in self._accepted}
         if batch.segments is not None:
-            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_S if self._last_token_only else None)
-        hidden_RTH: Tensor = self.backbone.base_model(
-            input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted
-        )[0]
-        return hidden_RTH[batch.reward_row_S, batch.reward_column_S]
+            # The router of the last layer has to see all tokens as well, or its share of the balance would be that of a few.
+            last_token_only = self._last_token_only and not balance
+            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_S if last_token_only else None)
+        if balance:
+            accepted["output_router_logits"] = True
+        outputs = self.backbone.base_model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted)
+        hidden_SH: Tensor = outputs[0][batch.reward_row_S, batch.reward_column_S]
+        return hidden_SH, outputs.router_logits if balance else None
 
 
 def computing_type(precision: Precision, device: torch.device) -> str:
@@ -178,6 +192,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+class Adapted(NamedTuple):
+    """What adapters change: numbers of linear layers and of expert tensors, and the share of all frozen weights that these are."""
+
+    linear_layers: int
+    expert_tensors: int
+    share: float
+
+
+def adapted(model: nn.Module) -> Adapted | None:
+    """Count what the adapters of a model change; None without adapters."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    experts = [layer for layer in layers if isinstance(layer, ParamWrapper)]
+    changed = [layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight for layer in layers]
+    frozen = sum(_count(parameter) for parameter in model.parameters() if not parameter.requires_grad)
+    return Adapted(len(layers) - len(experts), len(experts), sum(map(_count, changed)) / frozen) if layers else None
+
+
 def trainable_summary(model: nn.Module) -> dict[str, dict[str, int]]:
     """Count parameters by dtype: `{"total": {"float32": n, ...}, "trainable": {...}}`. 4-bit weights count as `nf4`."""
     total: Counter[str] = Counter()
@@ -185,10 +216,15 @@ def trainable_summary(model: nn.Module) -> dict[str, dict[str, int]]:
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         kind = str(parameter.dtype).removeprefix("torch.") if state is None else "nf4"
-        count = parameter.numel() if state is None else state.shape.numel()
+        count = _count(parameter)
         total[kind] += count
         trainable[kind] += count if parameter.requires_grad else 0
     return {"total": dict(total), "trainable": {kind: count for kind, count in trainable.items() if count}}
+
+
+def _count(parameter: Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else state.shape.numel())
 
 
 FALLBACKS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")

@@ -62,12 +62,13 @@ _NAMES = {
     "lora.rank": "lora_r lora_rank r lora_dim",
     "lora.alpha": "lora_alpha",
     "lora.dropout": "lora_dropout",
-    "lora.targets": "lora_target_modules lora_target target_modules",
+    "lora.targets": "lora_target_modules lora_target target_modules lora_target_parameters target_parameters",
     "lora.rslora": "use_rslora",
     "lora.dora": "use_dora lora_use_dora",
     "batching.max_tokens": "tokens_per_batch max_tokens_per_batch",
     "objective.center_rewards": "center_rewards_coefficient",
     "objective.type": "loss_type",
+    "objective.router_balance": "router_aux_loss_coef aux_loss_coef moe_aux_loss_coef moe_aux_loss_coeff",
     "objective.label_smoothing": "label_smoothing_factor",
     "optimizer": "optimizer_config",
     "optimizer.name": "optim optim_name optimizer.type",
@@ -197,13 +198,13 @@ _ADVICE = {
         "neftune_noise_alpha average_tokens_across_devices torch_empty_cache_steps disable_tqdm log_level "
         "skip_memory_metrics ignore_data_skip optim_args lr_scheduler_kwargs activation_offloading model_init_kwargs "
         "use_fast_tokenizer disable_fast_tokenizer plot_loss include_num_input_tokens_seen overwrite_cache "
-        "aux_loss_coef moe_aux_loss_coef compute_fp32_loss adam_offload liger_kernel_config enable_liger_kernel log_on_each_node "
+        "compute_fp32_loss adam_offload liger_kernel_config enable_liger_kernel log_on_each_node "
         "logging_nan_inf_filter log_level_replica eval_do_concat_batches eval_use_gather_object include_for_metrics "
         "batch_eval_metrics enable_jit_checkpoint max_ckpt_mem use_ds_universal_ckpt disable_ds_ckpt save_hf_ckpt deepcompile "
         "zpg grad_accum_dtype overlap_comm gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant use_reentrant_gc "
         "activation_checkpointing_kwargs freeze_trainable_layers freeze_vision_tower pissa_init create_new_adapter "
         "adapter_name_or_path use_llama_pro low_cpu_mem_usage rope_scaling use_unsloth upcast_layernorm upcast_lmhead_output "
-        "tool_format buffer_size preprocessing_batch_size tokenized_path lora_target_parameters debug"
+        "tool_format buffer_size preprocessing_batch_size tokenized_path debug"
     ),
     "a path is written whole, as in data.train.0.path": "dataset_dir media_dir",
     "the run writes everything into run.output_dir": "logging_dir logdir log_dir",

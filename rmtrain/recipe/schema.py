@@ -130,7 +130,10 @@ class Lora(Section):
     dropout: Share = 0.0
     """Dropout before the adapters."""
     targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = "all-linear"
-    """Module names to adapt, or every linear layer except the head."""
+    """Names of modules and expert tensors to adapt; or every linear layer except the head and routers, and every expert tensor."""
+    experts: bool = True
+    """Adapt the tensors that hold the experts of a mixture, [experts, ...]. Needs `dropout: 0` and `dora: false`. Their merged copies take
+    memory until the backward pass; `model.gradient_checkpointing` frees them."""
     rslora: bool = False
     """Rank-stabilised scaling (arXiv:2312.03732)."""
     dora: bool = False
@@ -230,7 +233,15 @@ class Batching(Section):
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
 
 
-class BradleyTerry(Section):
+class ObjectiveBase(Section):
+    """Keys of every objective."""
+
+    router_balance: PositiveFloat | None = None
+    """Coefficient of the loss that balances the experts of a mixture (arXiv:2101.03961), which trains in addition to the objective and is
+    part of neither `train/loss` nor `eval/loss`. The Hub's mixtures use 0.001 to 0.02 (`router_aux_loss_coef`)."""
+
+
+class BradleyTerry(ObjectiveBase):
     """`-log sigmoid(r_winner - r_loser - margin)`, averaged over the preferences of a comparison, then over comparisons."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
@@ -241,7 +252,7 @@ class BradleyTerry(Section):
     """Assumed share of wrong labels; keeps the rewards of noisy comparisons from drifting apart."""
 
 
-class PlackettLuce(Section):
+class PlackettLuce(ObjectiveBase):
     """The likelihood of each comparison's whole ranking: the best is chosen among all, the second among the rest, and so on."""
 
     type: Literal["plackett_luce"]

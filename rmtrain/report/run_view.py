@@ -54,6 +54,14 @@ def parameter_counts(parameters: int, trainable: int) -> str:
     return f"{compact(parameters)} parameters, {share}"
 
 
+def adapters_line(linear_layers: int, expert_tensors: int, share: float) -> str:
+    """Format what adapters change: `48 linear layers and 16 expert tensors, 94 % of the weights`."""
+    counts = [f"{linear_layers:,} linear layers"] * bool(linear_layers) + [f"{expert_tensors:,} expert tensors"] * bool(
+        expert_tensors
+    )
+    return f"{' and '.join(counts)}, {100 * share:.2g} % of the weights"
+
+
 def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
     """Return commands to copy, each under a line with its purpose; the pairs are purpose and command.
 
@@ -105,6 +113,7 @@ def _facts(document: Mapping[str, Any]) -> RenderableType:
         where = f"{document['processes']} processes on {device}s, {TITLES[document['strategy']]}"
     facts = {
         "model": f"{document['model']}, {parameter_counts(document['parameters'], document['trainable'])}",
+        **({} if document["adapters"] is None else {"adapters": adapters_line(**document["adapters"])}),
         "steps": f"{document['steps']:,} of {document['batch_size']:,} comparisons, {document['comparisons']:,} an epoch",
         "tokens": (
             f"{compact(document['tokens'])}, {compact(document['tokens_per_epoch'])} an epoch; "

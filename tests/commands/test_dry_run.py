@@ -17,7 +17,7 @@ from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.memory import token_budget
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import BradleyTerry, Recipe
 from tests.forks import rmtrain
 from tests.model.builders import make_base, make_tokenizer
 from tests.runs import tiny_recipe
@@ -157,6 +157,22 @@ def test_lora_holds_gradients_of_adapters_only(tmp_path: Path) -> None:
     assert adapted["gradients"] == 4 * document["trainable"] < whole["gradients"] / 2
     assert adapted["weights"] > whole["weights"]
     assert set(by_name(document)) == {"single", "ddp"}
+    assert document["adapters"]["linear_layers"] == 14
+    assert document["adapters"]["expert_tensors"] == 0
+    assert document_of(tiny_recipe(tmp_path))["adapters"] is None
+
+
+def test_mixtures_are_traced_with_adapted_experts(tmp_path: Path) -> None:
+    """And with the balancing loss, which a model without a router refuses here as in a run."""
+    sizes = {"architecture": "mixtral", "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64}
+    recipe = tiny_recipe(tmp_path, model={"scratch": sizes}, lora={"rank": 2}, objective={"router_balance": 0.01})
+    document = document_of(recipe)
+    assert (document["adapters"]["linear_layers"], document["adapters"]["expert_tensors"]) == (8, 4)
+    without = document_of(recipe.model_copy(update={"objective": BradleyTerry()}))
+    assert by_name(document)["single"]["activations"] > by_name(without)["single"]["activations"]
+    with pytest.raises(RecipeError) as refused:
+        document_of(tiny_recipe(tmp_path, objective={"router_balance": 0.01}))
+    assert refused.value.problems[0].startswith("objective.router_balance: ")
 
 
 def test_measured_steps_give_a_time(recipe: Recipe) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from rmtrain.commands.evaluate import evaluate, run_eval
 from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.train import train
-from rmtrain.errors import CheckpointError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import PretrainedModel
+from rmtrain.recipe.schema import BradleyTerry, PretrainedModel
 from tests.forks import rmtrain
 from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
@@ -68,6 +69,33 @@ def test_rows_longer_than_the_model_warn(positions: int, tmp_path: Path, caplog:
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [text for text in warnings if "data.max_length" in text and "24" in text] == (warnings if positions == 24 else [])
     assert len(warnings) == (positions == 24), "guard"
+
+
+@pytest.mark.usefixtures("no_reload")
+def test_a_mixture_reports_experts_and_balance(tmp_path: Path) -> None:
+    """The header says what is adapted; the balance is a metric of its own, in neither loss; a model without a router is refused."""
+    sizes = {"architecture": "mixtral", "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "vocab_size": 400}
+    sections = {"model": {"scratch": sizes}, "lora": {"rank": 2}, "training": {"max_steps": 2}}
+    losses = {}
+    for balance in (None, 5.0):
+        folder = tmp_path / str(balance)
+        folder.mkdir()
+        console = Console(file=StringIO(), width=120)
+        train(tiny_recipe(folder, **sections, objective={"router_balance": balance}), console)
+        output = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "8 linear layers and 4 expert tensors, " in output
+        steps = [line for line in metrics_of(folder / "run") if "train/loss" in line]
+        losses[balance] = [line["train/loss"] for line in steps]
+        balances = [line.get("train/router_balance") for line in steps]
+        assert (balances == [None, None]) == (balance is None)
+        settings = json.loads((folder / "run/scores.settings.json").read_text())
+        assert settings["objective"] == BradleyTerry().model_dump(exclude={"router_balance"}), "no score depends on it"
+    assert balances[0] == pytest.approx(2, rel=0.2), "two experts a token"
+    assert losses[None][0] == losses[5.0][0], "the same weights, and the loss of the rewards alone"
+    assert losses[None][1] != losses[5.0][1], "guard: the balance trained"
+    with pytest.raises(RecipeError) as refusal:
+        train(tiny_recipe(tmp_path, objective={"router_balance": 0.1}), QUIET)
+    assert refusal.value.problems[0].startswith("objective.router_balance: ")
 
 
 @pytest.mark.usefixtures("no_reload")

@@ -28,7 +28,7 @@ from tests.comparisons import costs_of, random_pairs
 from tests.helpers import byte_bpe
 from tests.runs import tiny_recipe
 
-STEPS, BATCH, ROWS = 20, 9, 100
+STEPS, BATCH, ROWS, BUDGET = 20, 9, 100, 150
 ZERO_STEPS = 8
 """DeepSpeed's steps take longest."""
 LORA = {"rank": 4, "alpha": 8}
@@ -61,6 +61,7 @@ class Case:
     layout: Layout
     dtype: str
     checkpointing: bool = False
+    mixture: bool = False
 
     @property
     def weights(self) -> torch.dtype:
@@ -69,7 +70,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        return f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}{'-checkpointing' * self.checkpointing}"
+        kind = f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}"
+        return f"{kind}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}"
 
 
 CASES = [
@@ -79,13 +81,28 @@ CASES = [
 ]
 
 
+MIXTURE = Case(True, "shared_prefix", "float32", mixture=True)
+"""Adapters on experts, and a balancing loss. Each comparison is a micro-batch of its own on any number of processes, since that loss
+depends on how a step is cut."""
+MIXTURE_SIZES = {
+    "architecture": "mixtral",
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "intermediate_size": 64,
+    "max_positions": 128,
+}
+
+
 def cases_of(strategy: str) -> list[Case]:
     """Return the cases of a strategy: DeepSpeed has none in float64, since its flat buffers are float32."""
-    return [case for case in CASES if case.dtype != "float64" or not strategy.startswith("zero")]
+    return [case for case in [MIXTURE, *CASES] if case.dtype != "float64" or not strategy.startswith("zero")]
 
 
-def comparisons() -> list[TokenizedComparison]:
-    return random_pairs(ROWS, prompts=20, responses=40)
+def comparisons(case: Case) -> list[TokenizedComparison]:
+    """Return random pairs; for a mixture so long that no two fit into the budget."""
+    rows = random_pairs(ROWS, prompts=20, responses=40)
+    return [row for row in rows if costs_of([row], case.layout).tokens[0] > BUDGET // 2] if case.mixture else rows
 
 
 def steps_of(strategy: str) -> int:
@@ -95,16 +112,16 @@ def steps_of(strategy: str) -> int:
 
 def plan_of(case: Case, world: int) -> Plan:
     """Plan steps of nine comparisons and a shorter last one, in micro-batches of at most 150 tokens."""
-    costs = costs_of(comparisons(), case.layout)
-    return Plan(costs, BATCH, max_tokens=150, epochs=2, seed=1, world=world, max_steps=STEPS)
+    costs = costs_of(comparisons(case), case.layout)
+    batch = 2 if case.mixture else BATCH
+    return Plan(costs, batch, max_tokens=BUDGET, epochs=2, seed=1, world=world, max_steps=STEPS)
 
 
 def recipe_of(case: Case, folder: Path) -> Recipe:
     sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
-    sections["model"] = {"gradient_checkpointing": case.checkpointing}
-    return tiny_recipe(
-        folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, objective={"center_rewards": 0.01}, **sections
-    )
+    sections["model"] = {"gradient_checkpointing": case.checkpointing} | ({"scratch": MIXTURE_SIZES} if case.mixture else {})
+    sections["objective"] = {"center_rewards": 0.01} | ({"router_balance": 0.1} if case.mixture else {})
+    return tiny_recipe(folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
 
 
 class Trained:
@@ -117,7 +134,9 @@ class Trained:
         model.to(case.weights)
         self.strategy, self.case, self.recipe, accelerator = strategy, case, recipe, strategy.accelerator
         plan = plan_of(case, accelerator.num_processes)
-        self.loader = StepLoader(comparisons(), plan, case.layout, 1, accelerator.process_index)
+        self.loader = StepLoader(comparisons(case), plan, case.layout, 1, accelerator.process_index)
+        if strategy.kind == "fsdp2":
+            accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # that of the case before may be another
         strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
         self.model = strategy.model
         self.meter, self.rate = Meter(accelerator, 1), learning_rate(recipe.optimizer, STEPS)

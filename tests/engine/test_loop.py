@@ -64,6 +64,32 @@ def test_trap_17_micro_batches_do_not_change_gradients(count: int, layout: Layou
             assert ((cut[name] - gradient).abs().max() / scale).item() < 1e-5, name
 
 
+def test_balancing_loss_counts_by_comparisons(tmp_path: Path) -> None:
+    """A step adds the coefficient times the balance of each micro-batch, weighted by its share of the comparisons; losses stay."""
+    sizes = {"architecture": "mixtral", "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "max_positions": 128}
+    model = build_reward_model(tiny_recipe(tmp_path, model={"scratch": sizes}).model, None, byte_bpe(), seed=1)
+    model.backbone.set_experts_implementation("eager")  # others have no float64
+    rows, found = comparisons(13), {}
+    for coefficient in (None, 0.5):
+        recipe = tiny_recipe(tmp_path, objective={"router_balance": coefficient}, optimizer={"lr": 1e-3, "clip": None})
+        found[coefficient] = gradients_of_first_step(model, rows, 200, "shared_prefix", recipe)
+    plain, loss, pieces = found[None]
+    balanced, same_loss, _ = found[0.5]
+    assert same_loss == loss, "of the rewards alone"
+
+    expected = copy.deepcopy(model).double()
+    expected.use_layout("shared_prefix")
+    plan = Plan(costs_of(rows, "shared_prefix"), batch_size=len(rows), max_tokens=200, epochs=1, seed=1)
+    for batch in StepLoader(rows, plan, "shared_prefix", pad_token_id=1).step(0).micro_batches:
+        (0.5 * expected(batch, balance=True)[1] * len(batch.ids) / len(rows)).backward()
+    own = {name: parameter.grad for name, parameter in expected.named_parameters() if parameter.grad is not None}
+    for name, gradient in balanced.items():
+        difference = gradient - plain[name] - own.get(name, 0.0)
+        assert float(difference.abs().max()) < 1e-7, name
+    assert any(name.endswith("gate.weight") and bool(gradient.abs().max() > 1e-4) for name, gradient in own.items())
+    assert pieces > 1, "guard: the step was cut"
+
+
 def test_trap_34_evaluation_restores_module_modes(tmp_path: Path) -> None:
     """Evaluation switches dropout off, and afterwards every module has the mode it had before."""
     model = build_reward_model(tiny_recipe(tmp_path, lora={"dropout": 0.5}).model, None, byte_bpe(), seed=1)
@@ -104,6 +130,9 @@ def test_meter_reports_means_over_comparisons() -> None:
     assert metrics["train/accuracy"] == pytest.approx(2 / 5)
     assert metrics["total_flos"] == 2000
     assert metrics["train/global_step"] == 7
+    assert "train/router_balance" not in metrics
+    meter.add(Objective(*sums).statistics(), 1, torch.tensor(0.25), balance=torch.tensor(2.5))
+    assert meter.report(8, 0.5, 1e-3)["train/router_balance"] == 2.5
     assert meter.tokens == 0
     assert meter.sums.abs().sum() == 0
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
@@ -61,6 +62,12 @@ def recorded(model: ScratchModel, layout: Layout, autocast: bool = False, lora: 
     return record_memory(built, lay_out(rows(), PAD, layout))
 
 
+def recorded_batch(model: ScratchModel, batch: MicroBatch, lora: Lora) -> MemoryTrace:
+    built = build_reward_model(model, lora, TOKENIZER, 1)
+    built.use_layout("padded")
+    return record_memory(built, batch)
+
+
 def traced(
     model: ScratchModel, batch: MicroBatch, layout: Layout, autocast: bool = False, lora: Lora | None = None, on_gpu: bool = False
 ) -> MemoryTrace:
@@ -94,6 +101,20 @@ def test_gradient_checkpointing_is_traced(architecture: str, lora: Lora | None) 
         peaks[checkpointing] = peak(traced(model, lay_out(rows(), PAD, layout), layout, lora=lora))
         assert peaks[checkpointing] == pytest.approx(peak(recorded(model, layout, lora=lora)), rel=0.05)
     assert peaks[True] < 0.8 * peaks[False], "guard: checkpointing was in force"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_merged_experts_do_not_grow_with_tokens(checkpointing: bool) -> None:
+    """Adapted experts are merged in every layer, and kept until backward unless it recomputes them; each process makes them whole."""
+    model, lora = scratch("mixtral", layers=3, gradient_checkpointing=checkpointing), Lora(rank=4)
+    small, large = (lay_out(rows()[-1:] * count, PAD, "padded") for count in (1, 5))
+    one, five = (traced(model, batch, "padded", lora=lora) for batch in (small, large))
+    assert peak(five) == pytest.approx(peak(recorded_batch(model, large, lora)), rel=0.01)
+    assert one.experts_M.max() == five.experts_M.max()
+    assert 0.95 < one.peak(five.tokens) / peak(five) < 1.1
+    experts = [layer for layer in meta_model(model, lora, TOKENIZER).modules() if isinstance(layer, ParamWrapper)]
+    merged = sum(layer.get_param().nbytes for layer in experts)
+    assert (one.experts_M.max() >= merged) != checkpointing, "guard"
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

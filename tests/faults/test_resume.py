@@ -47,15 +47,25 @@ def test_lost_generators_would_show(place: Path, recipe: Path, server: ForkServe
     assert left(run)["sha256"] != left(place / "undisturbed")["sha256"]
 
 
-@pytest.mark.parametrize("lora", ["{rank: 4, dropout: 0.1}", "{rank: 2, dora: true, dropout: 0.1}"], ids=["lora", "dora"])
-def test_adapters_resume_bit_for_bit(lora: str, place: Path, recipe: Path, server: ForkServer) -> None:
-    whole, parts = (place / f"{name}-{len(lora)}" for name in ("whole", "parts"))
-    assert server.run(*in_directory(recipe, whole), f"lora={lora}").code == 0
+ADAPTERS = {
+    "lora": ["lora={rank: 4, dropout: 0.1}"],
+    "dora": ["lora={rank: 2, dora: true, dropout: 0.1}"],
+    "experts": ["lora={rank: 2}", "model.scratch.architecture=mixtral", "objective.router_balance=0.02"],
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_adapters_resume_bit_for_bit(kind: str, place: Path, recipe: Path, server: ForkServer) -> None:
+    whole, parts = (place / f"{name}-{kind}" for name in ("whole", "parts"))
+    assert server.run(*in_directory(recipe, whole), *ADAPTERS[kind]).code == 0
     for faults, code in ((stop_after(3), 143), (stop_after(8, at=3), 143), (FAST, 0)):
-        ended = server.run(*in_directory(recipe, parts), f"lora={lora}", faults=faults)
+        ended = server.run(*in_directory(recipe, parts), *ADAPTERS[kind], faults=faults)
         assert ended.code == code, ended.stderr
     assert left(parts) == left(whole)
     assert all("lora_" in name or "score" in name for name in weights(parts)), "guard: only trained weights are saved"
+    is_mixture = kind == "experts"
+    assert any("experts" in name for name in weights(parts)) == is_mixture
+    assert any("train/router_balance" in line for line in lines(parts, "metrics")) == is_mixture
 
 
 def test_float16_resumes_bit_for_bit(place: Path, recipe: Path, server: ForkServer) -> None:

@@ -23,6 +23,7 @@ DOCUMENT: dict[str, Any] = {
     "model": "llama from scratch",
     "parameters": 6_480_000_000,
     "trainable": 6_480_000_000,
+    "adapters": None,
     "comparisons": 61_135,
     "steps": 1911,
     "batch_size": 32,

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from rmtrain.data.checks.audit import KINDS as FAULT_KINDS
 from rmtrain.data.checks.preferences import RULES as RULE_KINDS
-from rmtrain.report.run_view import next_steps, run_header
+from rmtrain.report.run_view import adapters_line, next_steps, run_header
 from rmtrain.report.tables import (
     ADVICE,
     RULES,
@@ -280,6 +280,12 @@ def test_header_has_model_data_and_steps() -> None:
     }.items():
         assert all(number in facts[name] for number in numbers)
     assert "12.3M" not in render(run_header(**{**FACTS, "trainable": FACTS["parameters"]}))
+
+
+def test_adapted_layers_and_experts_are_counted() -> None:
+    assert {"48", "16", "94"} <= set(adapters_line(48, 16, 0.9412).split())
+    assert "expert" not in adapters_line(1200, 0, 0.876)
+    assert "linear" not in adapters_line(0, 2, 0.876)
 
 
 def test_command_stays_one_line_to_copy() -> None:
