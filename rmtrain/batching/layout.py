@@ -4,8 +4,10 @@ A comparison has the token sequences s_1 .. s_K, whose first p tokens are equal.
 
 1. `shared_prefix`: one run of p + sum(len_k - p) tokens: the prefix at positions 0 .. p-1, then the rest of each response at positions
    p .. len_k-1. The runs are concatenated into a single row, without padding and without computing a token twice.
-2. `packed`: the same with p = 0: whole sequences, concatenated into a single row.
-3. `padded`: one row per sequence, padded on the right to the longest.
+2. `packed`: the same with p = 0: whole sequences, concatenated into a single row. Encoders can be packed, but share no prefix, since a
+   token of a prompt sees the response.
+3. `padded`: one row per sequence, padded on the right. The rows are sorted by length and computed in blocks, each padded to its own
+   longest row, so that at most a tenth of what is computed is padding.
 
 Equal sequences of a comparison are laid out once, so that their rewards are equal to the last bit.
 
@@ -30,6 +32,8 @@ from torch import Tensor
 from rmtrain.data.comparison import Preference, TokenizedComparison, Tokens
 
 Layout = Literal["shared_prefix", "packed", "padded"]
+MOST_PADDING = 0.1
+"""Largest share of padding in a block of padded rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,13 +43,28 @@ class Segments:
     prefixes: length of each comparison's prefix, 0 when nothing is shared.
     responses: number of tokens after the prefix, for each distinct sequence of each comparison.
     read_at_N: int64, the only positions that the last layer has to compute; None: all.
+    rows_SL: int64, the token at each place of padded rows, which the last layer returns in place of the single row; None: it does not.
+    causal: a token sees only itself and those before it; False: its whole sequence (encoders).
     memo: values that attention derives from the boundaries, shared by all layers.
     """
 
     prefixes: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     read_at_N: Tensor | None = None
+    rows_SL: Tensor | None = None
+    causal: bool = True
     memo: dict[Any, Any] = field(default_factory=dict)
+
+    def padded_rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return `rows_SL`, and the mask [S, L] of real tokens, int64, of sequences that share nothing."""
+        if "padded_rows" not in self.memo:
+            lengths_S = torch.tensor([length for lengths in self.responses for length in lengths], device=device)
+            places_L = torch.arange(int(lengths_S.max()), device=device)
+            mask_SL = places_L < lengths_S[:, None]
+            starts_S = lengths_S.cumsum(0) - lengths_S
+            self.memo["padded_rows"] = torch.where(mask_SL, starts_S[:, None] + places_L, 0), mask_SL.long()
+        rows: tuple[Tensor, Tensor] = self.memo["padded_rows"]
+        return rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +91,7 @@ class MicroBatch(PreferenceBatch):
 
     input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None for a single row.
     segments: boundaries within the single row; None when padded.
+    blocks: (first row, row after the last, tokens of the longest) of each block of padded rows; empty for a single row.
     reward_row_S, reward_column_S: int64, the place of each distinct sequence's last real token.
     sequence_N: int64, the sequence of each response; equal sequences of a comparison have the same number.
     ids: row ids of the comparisons. response_counts: responses of each comparison. tokens: real tokens that are computed.
@@ -81,12 +101,31 @@ class MicroBatch(PreferenceBatch):
     attention_mask_RT: Tensor | None
     position_ids_RT: Tensor
     segments: Segments | None
+    blocks: tuple[tuple[int, int, int], ...]
     reward_row_S: Tensor
     reward_column_S: Tensor
     sequence_N: Tensor
     ids: tuple[str, ...]
     response_counts: tuple[int, ...]
     tokens: int
+
+    def rectangles(self) -> list[Self]:
+        """Return the parts that are computed one after the other: each block of padded rows, or the single row. Their sequences in turn
+        are those of the micro-batch."""
+        if not self.blocks:
+            return [self]
+        return [
+            replace(
+                self,
+                input_ids_RT=self.input_ids_RT[first:end, :longest],
+                attention_mask_RT=None if self.attention_mask_RT is None else self.attention_mask_RT[first:end, :longest],
+                position_ids_RT=self.position_ids_RT[first:end, :longest],
+                reward_row_S=self.reward_row_S[: end - first],
+                reward_column_S=self.reward_column_S[first:end],
+                blocks=(),
+            )
+            for first, end, longest in self.blocks
+        ]
 
     def to(self, device: torch.device) -> Self:
         """Return the same micro-batch with its tensors on `device`."""
@@ -107,7 +146,12 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
         distinct.append(list(sequences.values()))
         first += len(sequences)
     prefixes = [comparison.prefix_length if layout == "shared_prefix" else 0 for comparison in comparisons]
-    tensors = _padded(distinct, pad_token_id) if layout == "padded" else _single_row(distinct, prefixes)
+    if layout == "padded":
+        by_length, tensors = _padded(distinct, pad_token_id)
+        rows = np.argsort(by_length)
+        numbers = [int(rows[number]) for number in numbers]
+    else:
+        tensors = _single_row(distinct, prefixes)
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(
         **tensors,
@@ -118,22 +162,37 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
     )
 
 
-def _padded(distinct: Sequence[Sequence[Tokens]], pad_token_id: int) -> dict[str, Any]:
+def _padded(distinct: Sequence[Sequence[Tokens]], pad_token_id: int) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Return the sequences in descending order of length, and what is laid out: one row each, in this order."""
     sequences = [sequence for of_comparison in distinct for sequence in of_comparison]
+    by_length = np.argsort([-len(sequence) for sequence in sequences], kind="stable")
+    sequences = [sequences[number] for number in by_length]
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    rows, longest = len(sequences), int(lengths.max())
+    rows, longest = len(sequences), int(lengths[0])
     mask = np.arange(longest)[None, :] < lengths[:, None]
     input_ids = np.full((rows, longest), pad_token_id, dtype=np.int64)
     input_ids[mask] = np.concatenate(sequences)
-    return {
+    return by_length, {
         "input_ids_RT": torch.from_numpy(input_ids),
         "attention_mask_RT": torch.from_numpy(mask.astype(np.int64)),
         "position_ids_RT": torch.arange(longest).expand(rows, longest),
         "segments": None,
+        "blocks": _blocks(lengths.tolist()),
         "reward_row_S": torch.arange(rows),
         "reward_column_S": torch.from_numpy(lengths - 1),
         "tokens": int(lengths.sum()),
     }
+
+
+def _blocks(lengths: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Cut rows of descending length into as few blocks as their padding allows."""
+    blocks, first, real = [], 0, 0
+    for row, length in enumerate(lengths):
+        if real + length < (1 - MOST_PADDING) * lengths[first] * (row + 1 - first):
+            blocks.append((first, row, lengths[first]))
+            first, real = row, 0
+        real += length
+    return (*blocks, (first, len(lengths), lengths[first]))
 
 
 def _single_row(distinct: Sequence[Sequence[Tokens]], prefixes: Sequence[int]) -> dict[str, Any]:
@@ -157,6 +216,7 @@ def _single_row(distinct: Sequence[Sequence[Tokens]], prefixes: Sequence[int]) -
                 for sequences, prefix in zip(distinct, prefixes, strict=True)
             ),
         ),
+        "blocks": (),
         "reward_row_S": torch.zeros(len(last), dtype=torch.int64),
         "reward_column_S": torch.from_numpy(np.cumsum(last) - 1),
         "tokens": int(sum(last)),

@@ -13,14 +13,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtrain.batching.layout import Layout, MicroBatch, lay_out
+from rmtrain.batching.layout import MOST_PADDING, Layout, MicroBatch, lay_out
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.schema import Recipe
@@ -45,35 +44,36 @@ class Lengths(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Cost of each comparison in a layout, in tokens.
+    """Cost of each comparison in a layout, in tokens; a micro-batch costs their sum.
 
-    tokens: int64 [n], cost of each comparison alone; without padding, a micro-batch costs their sum.
-    longest, responses: int32 [n]; with padding, a micro-batch costs its number of responses times its longest sequence.
-    padded: True if the layout pads.
+    tokens: int64 [n], cost of each comparison, with as much padding as `lay_out` allows.
+    longest, responses: int32 [n].
     """
 
     tokens: NDArray[np.int64]
     longest: NDArray[np.int32]
     responses: NDArray[np.int32]
-    padded: bool
 
     @classmethod
     def of(cls, lengths: Lengths, layout: Layout) -> "Costs":
         """Compute the costs of comparisons in a layout."""
+        tokens = lengths.unique_tokens if layout == "shared_prefix" else lengths.total_tokens
         if layout == "padded":
-            tokens = lengths.longest.astype(np.int64) * lengths.response_counts
-        else:
-            tokens = lengths.unique_tokens if layout == "shared_prefix" else lengths.total_tokens
-        return cls(tokens, lengths.longest, lengths.response_counts, padded=layout == "padded")
+            tokens = np.ceil(tokens / (1 - MOST_PADDING)).astype(np.int64)
+        return cls(tokens, lengths.longest, lengths.response_counts)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def alone(self) -> NDArray[np.int64]:
+        """Cost of each comparison in a micro-batch of its own, where padding ends with its longest response, int64 [n]."""
+        alone: NDArray[np.int64] = np.minimum(self.tokens, self.longest.astype(np.int64) * self.responses)
+        return alone
+
     def of_micro_batch(self, indices: Indices) -> int:
-        """Return the tokens of a micro-batch as laid out."""
-        if self.padded:
-            return int(self.longest[indices].max()) * int(self.responses[indices].sum())
-        return int(self.tokens[indices].sum())
+        """Return the tokens of a micro-batch as laid out, or somewhat more where it is padded."""
+        return int((self.alone if len(indices) == 1 else self.tokens)[indices].sum())
 
 
 @lru_cache(maxsize=2)
@@ -127,14 +127,8 @@ class Plan:
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def computed_epoch(self) -> int:
-        """Return the tokens of an epoch as laid out, with padding extrapolated from the first steps."""
-        if not self.costs.padded:
-            return int(self.costs.tokens.sum())
-        steps = [self.step(number) for number in range(min(SAMPLED_STEPS, self.steps_per_epoch))]
-        laid_out = sum(
-            self.costs.of_micro_batch(piece) for step in steps for rank in step.micro_batches for piece in rank if len(piece)
-        )
-        return laid_out * len(self.costs) // sum(len(step.indices) for step in steps)
+        """Return the tokens of an epoch as laid out, or somewhat more where they are padded."""
+        return int(self.costs.tokens.sum())
 
     def padded_epoch(self) -> int:
         """Return the tokens of the first epoch if each step were one batch padded to its longest row."""
@@ -171,14 +165,14 @@ class Plan:
 
 def cpu_budget(costs: Costs) -> int:
     """Return `batching.max_tokens: auto` for a machine without a GPU."""
-    return max(CPU_TOKENS, int(costs.tokens.max()))
+    return max(CPU_TOKENS, int(costs.alone.max()))
 
 
 def check_budget(costs: Costs, ids: Sequence[str], max_tokens: int) -> None:
     """Raise RecipeError if one comparison alone exceeds the budget of a micro-batch."""
-    worst = int(costs.tokens.argmax())
-    if costs.tokens[worst] > max_tokens:
-        tokens = f"{costs.tokens[worst]} tokens ({costs.responses[worst]} responses of up to {costs.longest[worst]})"
+    worst = int(costs.alone.argmax())
+    if costs.alone[worst] > max_tokens:
+        tokens = f"{costs.alone[worst]} tokens ({costs.responses[worst]} responses of up to {costs.longest[worst]})"
         problem = f"comparison {ids[worst]} has {tokens}, more than {max_tokens}"
         raise RecipeError(f"batching.max_tokens: {problem}; raise it, or lower data.max_length")
 
@@ -188,7 +182,7 @@ def split_step(indices: Indices, costs: Costs, max_tokens: int, world: int) -> t
 
     All ranks get equally many: an empty array fills up a rank that has fewer.
     """
-    pieces = (_split_padded if costs.padded else _split_single_rows)(indices, costs, max_tokens, world)
+    pieces = _fill_bins(indices, costs, max_tokens, world)
     per_rank = math.ceil(len(pieces) / world)
     ranks: list[list[Indices]] = [[] for _ in range(world)]
     work = [(0, rank) for rank in range(world)]
@@ -201,12 +195,12 @@ def split_step(indices: Indices, costs: Costs, max_tokens: int, world: int) -> t
     return tuple(tuple(mine + [empty] * (per_rank - len(mine))) for mine in ranks)
 
 
-def _split_single_rows(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
+def _fill_bins(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
     """Fill as few bins as the budget allows, the largest comparison first, each into the emptiest bin.
 
     This is the "longest processing time first" rule (Graham 1969): the fullest bin is at most 4/3 of the optimum.
     """
-    tokens = costs.tokens[indices]
+    tokens = np.minimum(costs.tokens[indices], max_tokens)  # with less padding, the largest ones fit alone: see `check_budget`
     heaviest_first = np.argsort(-tokens, kind="stable").tolist()
     sizes = tokens.tolist()
     bins = max(1, math.ceil(sum(sizes) / max_tokens / world)) * world
@@ -222,36 +216,6 @@ def _split_single_rows(indices: Indices, costs: Costs, max_tokens: int, world: i
         else:
             return [indices[positions] for positions in members]
         bins += world
-
-
-def _split_padded(indices: Indices, costs: Costs, max_tokens: int, world: int) -> list[Indices]:
-    """Split the comparisons, sorted by length so that a micro-batch has little padding, at a few places.
-
-    Among the splits with the fewest micro-batches per rank, choose the one whose largest micro-batch is smallest, by bisection.
-    """
-    by_length = np.argsort(-costs.longest[indices], kind="stable")
-    sorted_indices = indices[by_length]
-    lengths, rows = costs.longest[sorted_indices].astype(np.int64), costs.responses[sorted_indices].astype(np.int64)
-    most = math.ceil((len(_boundaries(lengths, rows, max_tokens)) - 1) / world) * world
-    low, high = int((lengths * rows).max()), max_tokens
-    while low < high:
-        middle = (low + high) // 2
-        if len(_boundaries(lengths, rows, middle)) - 1 <= most:
-            high = middle
-        else:
-            low = middle + 1
-    return [sorted_indices[begin:end] for begin, end in pairwise(_boundaries(lengths, rows, high))]
-
-
-def _boundaries(lengths: Indices, rows: Indices, max_tokens: int) -> list[int]:
-    """Split comparisons sorted by descending length greedily; return the boundaries, from 0 to n."""
-    edges, first, filled = [0], 0, 0
-    for position in range(len(lengths)):
-        filled += int(rows[position])
-        if filled * int(lengths[first]) > max_tokens and position > first:
-            edges.append(position)
-            first, filled = position, int(rows[position])
-    return [*edges, len(lengths)]
 
 
 class Comparisons(Protocol):
@@ -305,7 +269,7 @@ class StepLoader:
 
     def halve_budget(self) -> bool:
         """Halve `max_tokens` for all later steps, down to the largest comparison. Return False when it cannot be lowered."""
-        smallest = int(self.plan.costs.tokens.max())
+        smallest = int(self.plan.costs.alone.max())
         if self.plan.max_tokens <= smallest:
             return False
         self.plan = replace(self.plan, max_tokens=max(smallest, self.plan.max_tokens // 2))

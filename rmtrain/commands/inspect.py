@@ -17,7 +17,7 @@ from rich.rule import Rule
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.batching.layout import Layout
+from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
 from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
@@ -285,9 +285,19 @@ def step_plan(recipe: Recipe, data: TokenizedData, layout: Layout, world: int) -
     return Plan.of(recipe, costs, max_tokens, world)
 
 
+def _padded_lengths(rows: Sequence[TokenizedComparison]) -> list[int]:
+    """Return the length of each response with its padding, in the order of the rows."""
+    if not rows:
+        return []
+    batch = lay_out(rows, pad_token_id=0, layout="padded")
+    lengths = [longest for first, end, longest in batch.blocks for _ in range(first, end)]
+    return [lengths[number] for number in batch.sequence_N.tolist()]
+
+
 def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[str, Any]:
     rows = {number: data[number] for number in indices.tolist()}
     longest = max((len(sequence) for row in rows.values() for sequence in row.sequences), default=0)
+    padded = iter(_padded_lengths([*rows.values()]) if layout == "padded" else ())
     comparisons = []
     for number, row in rows.items():
         # The tokens by kind, in the order in which `batching.layout.lay_out` stores them.
@@ -296,7 +306,7 @@ def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[
         runs = [("prefix", prefix)]
         for place, sequence in enumerate(row.sequences):
             runs.append((kinds.get(place, "other"), len(sequence) - prefix))
-            runs.append(("padding", longest - len(sequence) if layout == "padded" else 0))
+            runs.append(("padding", next(padded, len(sequence)) - len(sequence)))
         runs = [(kind, tokens) for kind, tokens in runs if tokens]
         comparisons.append(
             {

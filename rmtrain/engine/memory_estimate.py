@@ -280,8 +280,8 @@ def trace_memory(
         RecipeError: the model has control flow that depends on values.
         Exception: one of LAYOUT_ERRORS: the model refuses the layout.
     """
-    if layout != "padded" and not model.pools_last_token:
-        raise ValueError("an encoder looks both ways")
+    if layout == "shared_prefix" and not model.pools_last_token:
+        raise ValueError("an encoder reads a prompt together with each response")
     # torch without CUDA aborts in the backward of a fake CUDA tensor, so fake CPU tensors stand for those of a GPU elsewhere.
     has_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu and has_gpu else "cpu")

@@ -1,8 +1,8 @@
 """Attention within segments, and the last layer computed only where rewards are read: the only module that knows kernels.
 
-A token of a prefix sees the prefix up to itself. A token of response k sees the whole prefix and response k up to itself, and nothing
-else. So each response is a small causal problem of its own, with its queries against the keys of prefix + response, aligned at the
-end; the prefix is computed together with the first response.
+A token of an encoder sees its own sequence. In a causal model, a token of a prefix sees the prefix up to itself, and a token of
+response k sees the whole prefix and response k up to itself, and nothing else. So each response is a small causal problem of its own,
+with its queries against the keys of prefix + response, aligned at the end; the prefix is computed together with the first response.
 
 Transformers calls `attend` by the name `ATTENTION` of its AttentionInterface, without a mask; the segments are a forward argument.
 
@@ -79,7 +79,7 @@ def attend(
 
     Args:
         scaling: factor of the dot products; None: 1/sqrt(D).
-        sliding_window: number of keys that a query sees, itself included; None: all.
+        sliding_window: number of keys that a query sees, itself included, and in encoders as many after it; None: all.
         softcap: bound of the scores, `softcap * tanh(score / softcap)` (gemma 2).
         s_aux: a logit per head that takes its share of the softmax and no value (attention sinks of gpt-oss).
         as_on_gpu: choose the kernel that a GPU would get, for fake tensors that stand for its own.
@@ -109,7 +109,8 @@ def attend(
         if mask is not None and not plain:
             pieces.append(_explicit(query, key, value, mask, scaling, drop, softcap, s_aux))
         else:
-            causal, grouped = mask is None and query.shape[2] > 1, query.shape[1] != key.shape[1]
+            causal = segments.causal and mask is None and query.shape[2] > 1
+            grouped = query.shape[1] != key.shape[1]
             pieces.append(
                 F.scaled_dot_product_attention(query, key, value, mask, drop, causal, scale=scaling, enable_gqa=grouped)
             )
@@ -151,7 +152,8 @@ def _visible(
     name = (queries, keys, reach, device)
     if name not in segments.memo:
         distance_QK = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
-        segments.memo[name] = (distance_QK >= 0) & (distance_QK < reach)
+        least = 0 if segments.causal else 1 - reach
+        segments.memo[name] = (distance_QK >= least) & (distance_QK < reach)
     mask: Tensor = segments.memo[name]
     return mask
 
@@ -220,9 +222,10 @@ def _varlen(
     elif scaling is not None:
         query = query * (scaling * math.sqrt(query.shape[-1]))
     if "window_size" in options:
-        named["window_size"] = (-1 if window is None else window - 1, 0)
+        reach = -1 if window is None else window - 1
+        named["window_size"] = (reach, 0 if segments.causal else reach)
     else:
-        named["is_causal"] = True
+        named["is_causal"] = segments.causal
     if "enable_gqa" in options:
         named["enable_gqa"] = group > 1
     elif group > 1:
@@ -281,6 +284,18 @@ def restrict_last_layer(backbone: Any) -> bool:
     return True
 
 
+def unpack_last_layer(backbone: Any) -> bool:
+    """Return the output of the last layer as padded rows, if the segments have `rows_SL`; False if the model has no list of layers.
+
+    So the rest of an encoder, its pooling and its head, sees what it would see without packing.
+    """
+    layers = layers_of(backbone)
+    if not layers:
+        return False
+    layers[-1].register_forward_hook(_unpack, with_kwargs=True)
+    return True
+
+
 def layers_of(backbone: Any) -> list[nn.Module]:
     """Return the layers of a transformers model in order; an empty list if no module list has the configured number of layers."""
     count = getattr(backbone.config.get_text_config(), "num_hidden_layers", None)
@@ -319,3 +334,12 @@ def _restore_shape(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     zeros_1TH = hidden_1NH.new_zeros(1, last.tokens, hidden_1NH.shape[-1])
     hidden_1TH = zeros_1TH.index_copy(1, last.read_at_N, hidden_1NH)
     return (hidden_1TH, *output[1:]) if isinstance(output, tuple) else hidden_1TH
+
+
+def _unpack(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    segments = kwargs.get("segments")
+    if not isinstance(segments, Segments) or segments.rows_SL is None:
+        return None
+    hidden_1TH = output[0] if isinstance(output, tuple) else output
+    hidden_SLH = hidden_1TH[0][segments.rows_SL]
+    return (hidden_SLH, *output[1:]) if isinstance(output, tuple) else hidden_SLH

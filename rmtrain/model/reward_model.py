@@ -1,8 +1,8 @@
 """From tokens to rewards: one module with one forward, for every model, and the layout in which a model computes the same as padded.
 
-Not every architecture can share prefixes: encoders are bidirectional, ALiBi and linear attention have masks of their own, and some
-models do not pass segments to their attention. Instead of keeping a list of models, a run probes its own, on its own comparisons, before
-the first step.
+Not every architecture can share prefixes: a prompt in an encoder sees its response, ALiBi and linear attention have masks of their own,
+and some models do not pass segments to their attention. Instead of keeping a list of models, a run probes its own, on its own
+comparisons, before the first step.
 
 Tensor legend: R rows, T tokens of a row, N responses, S distinct sequences, H hidden size.
 """
@@ -26,7 +26,7 @@ from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer
+from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer, unpack_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
 from rmtrain.model.mixture import router_balance
 from rmtrain.model.model_files import ModelRef
@@ -69,6 +69,7 @@ class RewardModel(nn.Module):
         # What trains is float32, also on a bfloat16 base; without autocast, products of the two dtypes would fail.
         self._has_mixed_dtypes = {torch.float32, torch.bfloat16} <= outside_head
         self._can_restrict = head.pools_last_token and restrict_last_layer(self.backbone)
+        self._can_unpack = not head.pools_last_token and unpack_last_layer(self.backbone)
         self._last_token_only = False
 
     @property
@@ -90,12 +91,17 @@ class RewardModel(nn.Module):
     def max_positions(self) -> int | None:
         """The number of tokens that the position embeddings hold; None if positions are computed (rotary, ALiBi)."""
         sizes = []
-        for name, module in self.backbone.named_modules():
-            if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("wpe", "embed_positions", "position_embeddings"):
-                # Rows before position 0: OPT has two, and RoBERTa those up to the pad id.
-                offset = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
-                sizes.append(module.num_embeddings - offset)
+        for module in self._positions():
+            # Rows before position 0: OPT has two, and RoBERTa those up to the pad id.
+            offset = int(getattr(module, "offset", 0)) if module.padding_idx is None else module.padding_idx + 1
+            sizes.append(module.num_embeddings - offset)
         return min(sizes, default=None)
+
+    def _positions(self) -> list[nn.Embedding]:
+        """Return the position embeddings; none if positions are computed."""
+        names = ("wpe", "embed_positions", "position_embeddings")
+        modules = ((name.rpartition(".")[2], module) for name, module in self.backbone.named_modules())
+        return [module for name, module in modules if name in names and isinstance(module, nn.Embedding)]
 
     @property
     def declared_positions(self) -> int | None:
@@ -124,37 +130,68 @@ class RewardModel(nn.Module):
         device, is_lower = batch.input_ids_RT.device.type, self.computing != "float32"
         dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
         with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
-            if self.pools_last_token:
-                hidden_SH, router_logits = self._run(batch, balance)
-                rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(hidden_SH)
-                rewards_N = rewards_S1[batch.sequence_N, 0]
-                if router_logits is None:
-                    return rewards_N
-                return rewards_N, router_balance(self.backbone, router_logits, batch.attention_mask_RT)
-            logits_S1: Tensor = self.backbone(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT).logits
-            return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
+            if not self.pools_last_token:
+                logits_S1 = torch.cat([self._logits(part) for part in batch.rectangles()])
+                return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
+            hidden_SH, router_logits = self._run(batch, balance)
+            rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(hidden_SH)
+            rewards_N = rewards_S1[batch.sequence_N, 0]
+            if not balance:
+                return rewards_N
+            masks = [part.attention_mask_RT for part in batch.rectangles()]
+            mask_1T = torch.cat([mask_RT.reshape(1, -1) for mask_RT in masks if mask_RT is not None], 1) if batch.blocks else None
+            return rewards_N, router_balance(self.backbone, router_logits, mask_1T)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Compute the last hidden states of a causal model where rewards are read, [S, H]."""
-        return self._run(batch)[0]
+        """Compute what the head reads, [S, H]: a causal model's last hidden states, or what an encoder makes of its own.
 
-    def _run(self, batch: MicroBatch, balance: bool = False) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-        """Return `hidden` and, with `balance`, the logits of each router for all tokens, [tokens, experts]."""
-        extra: dict[str, Any] = {"position_ids": batch.position_ids_RT, "use_cache": False}
+        Where the head of an encoder reads every token, and pools afterwards, it is what it returns.
+        """
+        if self.pools_last_token:
+            return self._run(batch)[0]
+        read: list[Tensor] = []
+        hook = head_of(self.backbone, self.head).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+        try:
+            logits = [self._logits(part) for part in batch.rectangles()]
+        finally:
+            hook.remove()
+        return torch.cat(read if read[0].ndim == 2 else logits)
+
+    def _logits(self, part: MicroBatch) -> Tensor:
+        """Return the outputs of an encoder's own head for a rectangle, [S, 1]."""
+        inputs: dict[str, Any] = {"input_ids": part.input_ids_RT, "attention_mask": part.attention_mask_RT}
+        if part.segments is not None:
+            if not self._can_unpack:
+                raise SegmentsNotSeen
+            rows_SL, mask_SL = part.segments.padded_rows(part.input_ids_RT.device)
+            segments = replace(part.segments, causal=False, rows_SL=rows_SL)
+            first = max(
+                (embedding.padding_idx + 1 for embedding in self._positions() if embedding.padding_idx is not None), default=0
+            )
+            inputs |= {"attention_mask": mask_SL, "position_ids": first + part.position_ids_RT, "segments": segments}
+        logits_S1: Tensor = self.backbone(**inputs).logits
+        return logits_S1
+
+    def _run(self, batch: MicroBatch, balance: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the last hidden states where rewards are read, [S, H], and with `balance` the logits of each router, [tokens, experts]."""
         if batch.segments is not None and "position_ids" not in self._accepted:
             raise SegmentsNotSeen
-        if hasattr(self.backbone.config, "vision_config"):  # such models refuse to train on text that is not marked as text
-            extra["token_type_ids"] = torch.zeros_like(batch.input_ids_RT)
-        accepted = {name: value for name, value in extra.items() if name in self._accepted}
-        if batch.segments is not None:
-            # The router of the last layer has to see all tokens as well, or its share of the balance would be that of a few.
-            last_token_only = self._last_token_only and not balance
-            accepted["segments"] = replace(batch.segments, read_at_N=batch.reward_column_S if last_token_only else None)
-        if balance:
-            accepted["output_router_logits"] = True
-        outputs = self.backbone.base_model(input_ids=batch.input_ids_RT, attention_mask=batch.attention_mask_RT, **accepted)
-        hidden_SH: Tensor = outputs[0][batch.reward_row_S, batch.reward_column_S]
-        return hidden_SH, outputs.router_logits if balance else None
+        hidden, router_logits = [], []
+        for part in batch.rectangles():
+            extra: dict[str, Any] = {"position_ids": part.position_ids_RT, "use_cache": False}
+            if hasattr(self.backbone.config, "vision_config"):  # such models refuse to train on text that is not marked as text
+                extra["token_type_ids"] = torch.zeros_like(part.input_ids_RT)
+            accepted = {name: value for name, value in extra.items() if name in self._accepted}
+            if part.segments is not None:
+                # The router of the last layer has to see all tokens as well, or its share of the balance would be that of a few.
+                last_token_only = self._last_token_only and not balance
+                accepted["segments"] = replace(part.segments, read_at_N=part.reward_column_S if last_token_only else None)
+            if balance:
+                accepted["output_router_logits"] = True
+            outputs = self.backbone.base_model(input_ids=part.input_ids_RT, attention_mask=part.attention_mask_RT, **accepted)
+            hidden.append(outputs[0][part.reward_row_S, part.reward_column_S])
+            router_logits.append(outputs.router_logits if balance else ())
+        return torch.cat(hidden), tuple(map(torch.cat, zip(*router_logits, strict=True)))
 
 
 def computing_type(precision: Precision, device: torch.device) -> str:
@@ -282,27 +319,28 @@ def probe(
     """
     if layout == "padded":
         return None
-    if not model.pools_last_token:
-        return "an encoder is bidirectional"
+    if layout == "shared_prefix" and not model.pools_last_token:
+        return "an encoder reads a prompt together with each response"
     mixing = _other_mixing(model.backbone)
     if mixing:
         return f"its {' and '.join(mixing)} layers would pass a state from one response to the next"
 
     def hidden(rows: Sequence[TokenizedComparison], layout: Layout = "padded") -> Tensor:
-        return model.hidden(lay_out(rows, pad_token_id, layout).to(model.device)).float()
+        batch = lay_out(rows, pad_token_id, layout).to(model.device)
+        return model.hidden(batch)[batch.sequence_N].float()
 
-    def distance(one_SH: Tensor, other_SH: Tensor) -> float:
-        return float((one_SH - other_SH).norm(dim=-1).max())
+    def distance(one_NH: Tensor, other_NH: Tensor) -> float:
+        return float((one_NH - other_NH).norm(dim=-1).max())
 
     with evaluating(model):
         model.use_layout("padded")
         try:
-            expected_SH = hidden(comparisons)
+            expected_NH = hidden(comparisons)
         except FORWARD_ERRORS as error:
             raise CheckpointError(f"model: its forward fails: {' '.join(str(error).split())[:300]}") from error
         try:
             model.use_layout(layout, last_token_only)
-            difference = distance(hidden(comparisons, layout), expected_SH)
+            difference = distance(hidden(comparisons, layout), expected_NH)
         except LAYOUT_ERRORS as error:
             return _refusal(error)
         finally:
@@ -312,11 +350,11 @@ def probe(
         reversed_rows = [
             replace(row, sequences=tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences)) for row in comparisons
         ]
-        effect = distance(hidden(reversed_rows), expected_SH)
+        effect = distance(hidden(reversed_rows), expected_NH)
         if difference <= LARGEST_ERROR * effect:
             return None
-        alone_SH = torch.cat([hidden([row]) for comparison in comparisons for row in _alone(comparison)])
-        noise = distance(alone_SH, expected_SH)
+        alone_NH = torch.cat([hidden([row]) for comparison in comparisons for row in _alone(comparison)])
+        noise = distance(alone_NH, expected_NH)
     if difference <= LARGEST_NOISE * noise:
         return None
     return (
@@ -332,9 +370,8 @@ def _refusal(error: Exception) -> str:
 
 
 def _alone(comparison: TokenizedComparison) -> list[TokenizedComparison]:
-    """Return a comparison of one response, with nothing to pad, for each distinct sequence of a comparison."""
-    distinct = {tuple(map(int, ids)): ids for ids in comparison.sequences}
-    return [replace(comparison, sequences=(ids,), prefix_length=0, preferences=()) for ids in distinct.values()]
+    """Return a comparison of one response, with nothing to pad, for each response of a comparison."""
+    return [replace(comparison, sequences=(ids,), prefix_length=0, preferences=()) for ids in comparison.sequences]
 
 
 def _other_mixing(backbone: Any) -> list[str]:

@@ -21,10 +21,15 @@ TRIPLE = comparison(
 
 
 def test_padded_rows_hold_every_sequence() -> None:
-    """Reading each row by its mask gives the sequences back, in order."""
+    """Reading each row of each block by its mask gives the sequences back, the longest first; at most a tenth of a block is padding."""
     batch = lay_out([PAIR_ROW, TRIPLE], PAD)
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch.input_ids_RT, batch.attention_mask_RT, strict=True)]
-    assert rows == [list(s) for row in (PAIR_ROW, TRIPLE) for s in row.sequences]
+    parts = batch.rectangles()
+    rows = [
+        ids[mask.bool()].tolist() for part in parts for ids, mask in zip(part.input_ids_RT, part.attention_mask_RT, strict=True)
+    ]
+    assert [rows[number] for number in batch.sequence_N] == [list(s) for row in (PAIR_ROW, TRIPLE) for s in row.sequences]
+    assert [part.input_ids_RT.shape for part in parts] == [(2, 5), (1, 3), (2, 2)]
+    assert all(part.attention_mask_RT.float().mean() >= 0.9 for part in parts)
     assert (batch.input_ids_RT[batch.attention_mask_RT == 0] == PAD).all()
     assert (batch.attention_mask_RT == 0).any(), "guard: something was padded"
     assert batch.tokens == 16

@@ -87,10 +87,10 @@ def test_rows_of_a_step_are_fixed() -> None:
 
 def test_micro_batches_are_few_and_balanced() -> None:
     """A step is split into as few micro-batches as the budget allows, of similar size."""
-    costs = Costs(np.full(12, 20, np.int64), np.full(12, 10, np.int32), np.full(12, 2, np.int32), padded=True)
+    costs = Costs(np.full(12, 20, np.int64), np.full(12, 10, np.int32), np.full(12, 2, np.int32))
     ((*pieces,),) = split_step(np.arange(12), costs, max_tokens=100, world=1)
     assert [len(piece) for piece in pieces] == [4, 4, 4], "three are needed; five, five and two would fit too, but not balance"
-    single_rows = Costs(np.array([90, 60, 50, 40, 30, 30], np.int64), costs.longest[:6], costs.responses[:6], padded=False)
+    single_rows = Costs(np.array([90, 60, 50, 40, 30, 30], np.int64), costs.longest[:6], costs.responses[:6])
     ((*pieces,),) = split_step(np.arange(6), single_rows, max_tokens=100, world=1)
     assert sorted(int(single_rows.tokens[piece].sum()) for piece in pieces) == [60, 70, 80, 90]
 
@@ -104,7 +104,7 @@ def test_epoch_token_counts() -> None:
         indices = plan.step(number).indices
         by_hand += int(plan.costs.longest[indices].max()) * int(plan.costs.responses[indices].sum())
     assert plan.padded_epoch() == by_hand > plan.computed_epoch()
-    assert make_plan("padded").computed_epoch() < by_hand, "micro-batches sorted by length pad less"
+    assert make_plan("padded").computed_epoch() < by_hand, "blocks of similar length pad less"
 
 
 def test_max_steps_limits_the_plan() -> None:
@@ -115,8 +115,10 @@ def test_max_steps_limits_the_plan() -> None:
 
 def test_comparison_above_budget_is_refused() -> None:
     """The error names the recipe key, the row and its size."""
-    costs = Costs(np.array([20, 2100], np.int64), np.array([10, 700], np.int32), np.array([2, 3], np.int32), padded=True)
+    costs = Costs(np.array([23, 2300], np.int64), np.array([10, 700], np.int32), np.array([2, 3], np.int32))
     check_budget(costs, ["a:0", "a:1"], 2100)
+    (pieces,) = split_step(np.arange(2), costs, 2100, world=1)
+    assert [piece.tolist() for piece in pieces] == [[1], [0]], "the larger one is alone, where it has no more padding"
     with pytest.raises(RecipeError, match=r"^batching\.max_tokens: ") as refused:
         check_budget(costs, ["a:0", "a:1"], 2000)
     assert all(part in str(refused.value) for part in ("a:1", "2100", "2000", "data.max_length"))

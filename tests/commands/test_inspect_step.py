@@ -67,12 +67,15 @@ def test_step_has_the_numbers_of_the_plan(recipe: Recipe, data: TokenizedData, l
         ]
         assert [[row["row"] for row in batch["comparisons"]] for batch in batches] == [piece.tolist() for piece in pieces]
         costs = [plan.costs.of_micro_batch(piece) if len(piece) else 0 for piece in pieces]
-        assert [batch["tokens"] for batch in batches] == costs
-        assert document["tokens"] == sum(costs)
+        computed = [batch["tokens"] for batch in batches]
+        assert all(tokens <= cost for tokens, cost in zip(computed, costs, strict=True))
+        assert computed == costs or layout == "padded"
+        assert document["tokens"] == sum(computed)
         assert max(costs) <= document["max_tokens"] == 300
         runs = [sum(tokens for row in batch["comparisons"] for _, tokens in row["runs"]) for batch in batches]
-        assert runs == costs
-        assert (document["padded_tokens"] == document["tokens"]) == (layout == "padded")
+        assert runs == computed
+        assert sum(batch["padding"] for batch in batches) <= 0.1 * document["tokens"]
+        assert document["padded_tokens"] >= document["tokens"]
         names = [row["id"] for batch in batches for row in batch["comparisons"]]
         assert Counter(names) == Counter(data.ids[index] for index in step.indices.tolist())
         assert (document["epoch"], document["step_of_epoch"]) == divmod(number, plan.steps_per_epoch)
@@ -92,10 +95,10 @@ def test_runs_are_those_of_the_layout(recipe: Recipe, data: TokenizedData, layou
             assert tokens == [length for prefix, responses in stored for length in (prefix, *responses) if length]
         else:
             assert laid_out.attention_mask_RT is not None
-            real = laid_out.attention_mask_RT.sum(1).tolist()
-            width = laid_out.input_ids_RT.shape[1]
-            assert tokens == [length for number in real for length in (number, width - number) if length]
-            assert len(set(real)) > 1, "guard: some rows are padded"
+            real = laid_out.attention_mask_RT.sum(1)[laid_out.sequence_N].tolist()
+            assert [length for row in batch["comparisons"] for kind, length in row["runs"] if kind != "padding"] == real
+            assert sum(tokens) == sum(part.input_ids_RT.numel() for part in laid_out.rectangles())
+            assert len(set(real)) > 1, "guard: rows differ"
 
 
 def test_plan_is_that_of_training_on_cpu(recipe: Recipe, data: TokenizedData) -> None:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from rmtrain.batching.layout import Layout
+from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.batching.plan import CPU_TOKENS, Costs, Plan, StepLoader
 from rmtrain.commands.train import train
 from rmtrain.data.comparison import TokenizedComparison
@@ -48,7 +48,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     failed: list[int] = []
     forward = RewardModel.forward
 
-    def limited(self: RewardModel, batch: Any) -> torch.Tensor:
+    def limited(self: RewardModel, batch: Any, balance: bool = False) -> torch.Tensor:
         tokens = batch.input_ids_RT.numel()
         if tokens > 150 and self.training:
             failed.append(tokens)
@@ -89,7 +89,7 @@ def test_results_do_not_depend_on_the_budget(tmp_path: Path, request: Any) -> No
 
 
 def test_oom_with_one_comparison_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(self: RewardModel, batch: Any) -> torch.Tensor:
+    def never(self: RewardModel, batch: Any, balance: bool = False) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(RewardModel, "forward", never)
@@ -124,16 +124,21 @@ def test_trap_47_warmup_changes_nothing(tmp_path: Path) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def computed(batch: MicroBatch) -> int:
+    """Count the tokens that are computed, with their padding."""
+    return sum(part.input_ids_RT.numel() for part in batch.rectangles())
+
+
 @pytest.mark.parametrize("layout", ["shared_prefix", "padded"])
 @pytest.mark.parametrize("world", [2, 4])
 def test_trap_47_ranks_warm_up_with_their_share(layout: Layout, world: int) -> None:
     """The heaviest micro-batch of several ranks is as heavy as any of a rank, and not a whole step."""
     rows = comparisons(40)
     plan = Plan(costs_of(rows, layout), batch_size=16, max_tokens=10**6, epochs=1, seed=1, world=world)
-    heaviest = StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch().input_ids_RT.numel()
+    heaviest = computed(StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch())
     loaders = [StepLoader(rows, plan, layout, 1, rank) for rank in range(world)]
     steps = [loader.step(number).micro_batches for loader in loaders for number in range(len(loader))]
-    planned = [batch.input_ids_RT.numel() for step in steps for batch in step]
+    planned = [computed(batch) for step in steps for batch in step]
     whole = plan.costs.of_micro_batch(np.argsort(-plan.costs.tokens)[:16])
     assert 0.7 * max(planned) <= heaviest < 0.8 * whole, "guard: no rank computes a whole step"
 
@@ -141,7 +146,7 @@ def test_trap_47_ranks_warm_up_with_their_share(layout: Layout, world: int) -> N
 def data_of(rows: Sequence[TokenizedComparison], factor: int = 1) -> Any:
     """What a budget reads of training data; each comparison counts as `factor` times as long."""
     costs = costs_of(rows, "shared_prefix")
-    return SimpleNamespace(unique_tokens=costs.tokens * factor, longest=costs.longest, response_counts=costs.responses)
+    return SimpleNamespace(unique_tokens=costs.tokens * factor, longest=costs.longest * factor, response_counts=costs.responses)
 
 
 def budget_of(recipe: Recipe, data: Any, device: str) -> int:

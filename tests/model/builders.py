@@ -123,7 +123,7 @@ def spread(rewards: torch.Tensor) -> float:
     return float(rewards.max() - rewards.min())
 
 
-def comparisons(vocabulary: int = 200) -> list[TokenizedComparison]:
+def comparisons(vocabulary: int = 200, end: int = 1) -> list[TokenizedComparison]:
     """K of 2, 4 and 7; prefixes of no, one, many, and all but one token; margins, and all pairs as edges."""
     rng = np.random.default_rng(0)
 
@@ -133,11 +133,11 @@ def comparisons(vocabulary: int = 200) -> list[TokenizedComparison]:
     rows = []
     for number, (responses, prefix) in enumerate([(2, 0), (2, 13), (4, 1), (7, 17), (4, 20)]):
         shared = some(prefix)
-        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), 1] for k in range(responses)]
+        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), end] for k in range(responses)]
         edges = tuple(Preference(a, b, 0.1 * number) for a in range(responses) for b in range(a + 1, responses))
         rows.append(tokenized(f"s:{number}", *sides, preferences=edges))
     base = some(9)
-    rows.append(tokenized("s:5", [*base, 1], [*base, 5]))
+    rows.append(tokenized("s:5", [*base, end], [*base, 5]))
     return rows
 
 

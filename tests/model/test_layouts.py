@@ -111,12 +111,31 @@ def test_special_attention_is_right_in_auto_layout(architecture: str) -> None:
     )
 
 
-@pytest.mark.parametrize("architecture", ["bert", "modernbert", "deberta-v2"])
-def test_encoders_are_always_padded(architecture: str, tokenizer: Any) -> None:
-    model, rows = build(architecture, tokenizer), comparisons(len(tokenizer))
-    assert choose_layout(model, "auto", rows, PAD) == "padded"
-    with pytest.raises(RecipeError, match=r"^batching\.layout: packed .*encoder"):
-        choose_layout(model, "packed", rows, PAD)
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "modernbert with mean"])
+def test_packed_encoders_equal_padded_ones(architecture: str, tokenizer: Any) -> None:
+    """The head reads what it reads in padded rows: the first token, a pooler of it, or the mean. ModernBERT has windows."""
+    model = build(architecture.partition(" ")[0], tokenizer, hidden_size=64)
+    if architecture.startswith("modernbert"):
+        config = model.backbone.config
+        config.classifier_pooling = "mean" if architecture.endswith("mean") else "cls"
+        config.local_attention = 10
+        for layer in model.backbone.model.layers[1:]:
+            assert layer.attn.sliding_window is not None
+            layer.attn.sliding_window = 6  # with the token itself
+    rows = comparisons(len(tokenizer), end=tokenizer.eos_token_id)
+    assert_layouts_agree(amplified(model), rows, ("packed",))
+    assert choose_layout(model, "auto", rows, tokenizer.pad_token_id) == "packed"
+    with pytest.raises(RecipeError, match=r"^batching\.layout: shared_prefix .*encoder"):
+        choose_layout(model, "shared_prefix", rows, tokenizer.pad_token_id)
+    assert max(max(map(len, row.sequences)) for row in rows) > 12, "guard: rows are longer than the window"
+
+
+@pytest.mark.parametrize("architecture", ["deberta-v2", "mpnet", "albert"])
+def test_encoders_with_their_own_attention_are_padded(architecture: str, tokenizer: Any) -> None:
+    model, rows = build(architecture, tokenizer), comparisons(len(tokenizer), end=tokenizer.eos_token_id)
+    assert choose_layout(model, "auto", rows, tokenizer.pad_token_id) == "padded"
+    with pytest.raises(RecipeError, match=r"^batching\.layout: packed "):
+        choose_layout(model, "packed", rows, tokenizer.pad_token_id)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bert"])

@@ -201,7 +201,7 @@ def try_out(model_type: str, tokenizer: Any, directory: Path) -> Outcome:
     model = RewardModel(hf, head, None, torch.float32)
     if head.pools_last_token:
         amplified(model)
-    rows = comparisons(len(tokenizer))
+    rows = comparisons(len(tokenizer), end=tokenizer.eos_token_id)
     layout = choose_layout(model, "auto", rows, tokenizer.pad_token_id)
     before = model.head_weight_1H.detach().clone()
     batch = lay_out(rows, tokenizer.pad_token_id, layout)
