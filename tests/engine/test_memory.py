@@ -48,12 +48,12 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     failed: list[int] = []
     forward = RewardModel.forward
 
-    def limited(self: RewardModel, batch: Any) -> torch.Tensor:
+    def limited(self: RewardModel, batch: Any, balance: bool = False) -> Any:
         tokens = batch.input_ids_RT.numel()
         if tokens > 150 and self.training:
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, batch)
+        return forward(self, batch, balance)
 
     monkeypatch.setattr(RewardModel, "forward", limited)
     return failed
@@ -89,7 +89,7 @@ def test_results_do_not_depend_on_the_budget(tmp_path: Path, request: Any) -> No
 
 
 def test_oom_with_one_comparison_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(self: RewardModel, batch: Any) -> torch.Tensor:
+    def never(self: RewardModel, batch: Any, balance: bool = False) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(RewardModel, "forward", never)
