@@ -145,7 +145,7 @@ class Meter:
         self.total_tokens = state["total_tokens"]
         if state["grad_norm"] is not None:
             self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
-        if state["balance"] is not None:
+        if state.get("balance") is not None:  # checkpoints of older versions have none
             is_main = self.accelerator.is_main_process
             self.balance = torch.tensor(state["balance"] if is_main else 0.0, device=self.sums.device)
         if self.accelerator.is_main_process:

@@ -185,8 +185,8 @@ def attach_lora(loaded: LoadedModel, lora: Lora, base_ref: ModelRef | None, seed
     targets, experts = _find_targets(model, head, loaded.new_modules, lora)
     for key, value in (("dropout", 0.0), ("dora", False)):
         if experts and getattr(lora, key) != value:
-            remedy = f"set {value!r:.5}".lower() + ", or lora.experts: false"
-            raise RecipeError(f"lora.{key}: PEFT does not support it for experts of a mixture, such as {experts[0]}; {remedy}")
+            problem = f"PEFT does not support it for experts of a mixture, such as {experts[0]}"
+            raise RecipeError(f"lora.{key}: {problem}; set {str(value).lower()}, or lora.experts: false")
     embeddings = model.get_input_embeddings()
     embeddings_name = next(str(name) for name, module in model.named_modules() if module is embeddings)
     config = LoraConfig(

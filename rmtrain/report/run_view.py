@@ -56,10 +56,9 @@ def parameter_counts(parameters: int, trainable: int) -> str:
 
 def adapters_line(linear_layers: int, expert_tensors: int, share: float) -> str:
     """Format what adapters change: `48 linear layers and 16 expert tensors, 94 % of the weights`."""
-    counts = [f"{linear_layers:,} linear layers"] * bool(linear_layers) + [f"{expert_tensors:,} expert tensors"] * bool(
-        expert_tensors
-    )
-    return f"{' and '.join(counts)}, {100 * share:.2g} % of the weights"
+    counts = {"linear layers": linear_layers, "expert tensors": expert_tensors}
+    named = " and ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    return f"{named}, {100 * share:.2g} % of the weights"
 
 
 def next_steps(commands: Sequence[tuple[str, str]]) -> Text:
