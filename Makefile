@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all install quickstart lint format type test faults older bench docs
+.PHONY: all install quickstart lint format type test faults oldest older bench docs
 
 all: lint type test
 
@@ -34,6 +34,18 @@ test: install
 
 faults: install
 	HYPOTHESIS_PROFILE=new $(BIN)/pytest tests/faults tests/engine tests/data/test_properties.py tests/recipe/test_load.py tests/model/test_architectures.py -m "long or not long" -n 2 --dist loadfile
+
+OLDEST_TESTS := $(addprefix tests/,model/test_build.py model/test_layouts.py model/test_last_layer.py model/test_varlen.py model/test_lora.py \
+	model/test_pretrained.py model/test_reward_model.py recipe/test_schema.py recipe/test_explain.py data/test_prepare.py data/test_builder.py \
+	engine/test_loop.py engine/test_loss_scale.py engine/test_distributed.py test_cli.py)
+
+.venv-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable . deepspeed hypothesis pytest tensorboard
+	touch $@
+
+oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pytest $(OLDEST_TESTS)
 
 .venv-older/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-older

@@ -6,9 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from rmtrain.recipe.load import load_recipe
 from tests.forks import fork_server, rmtrain
@@ -31,6 +33,17 @@ def test_make_has_every_target_asked_for() -> None:
     asked = re.findall(r"make ([a-z]+)", README + (ROOT / ".ci/run").read_text())
     assert set(asked) <= targets
     assert {"quickstart", "test"} <= set(asked)
+
+
+def test_oldest_versions_are_the_lower_bounds() -> None:
+    """`make oldest` tests exactly what pyproject.toml promises; torch has a reason in the file of its own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", bound).groups() for bound in project["dependencies"])  # type: ignore[union-attr]
+    lines = [line for line in (ROOT / "constraints-oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {name.lower(): version for name, version in (line.split("==") for line in lines)}
+    for name in promised.keys() - {"torch"}:
+        assert Version(tested[name]) == Version(promised[name]), name
+    assert len(promised) > 10, "guard"
 
 
 def test_commands_run(tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ def little_memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     failed: list[int] = []
     forward = RewardModel.forward
 
-    def limited(self: RewardModel, batch: Any, balance: bool = False) -> torch.Tensor:
+    def limited(self: RewardModel, batch: Any, balance: bool = False) -> Any:
         tokens = batch.input_ids_RT.numel()
         if tokens > 150 and self.training:
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(self, batch)
+        return forward(self, batch, balance)
 
     monkeypatch.setattr(RewardModel, "forward", limited)
     return failed
