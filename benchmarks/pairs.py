@@ -32,7 +32,7 @@ def recipe_for(rows: Path, folder: Path, scratch: dict[str, Any], **sections: di
         rows: file of `chosen` and `rejected` transcripts.
         folder: where its cache and its run directory lie.
         scratch: sizes of the model.
-        sections: keys over those of the recipe.
+        sections: keys over those of the recipe; a model with a `path` replaces the one from scratch.
     """
     recipe: dict[str, dict[str, Any]] = {
         "run": {"name": "benchmark", "output_dir": str(folder / "run")},
@@ -48,7 +48,7 @@ def recipe_for(rows: Path, folder: Path, scratch: dict[str, Any], **sections: di
         "tracking": {"log_every": 1},
     }
     for name, keys in sections.items():
-        recipe[name] = recipe.get(name, {}) | keys
+        recipe[name] = keys if "path" in keys else recipe.get(name, {}) | keys
     return Recipe.model_validate(recipe)
 
 

@@ -1,6 +1,7 @@
 """Training steps per second, ours in each layout against TRL's RewardTrainer, on the same pairs from the same weights.
 
 TRL runs as it comes (micro-batches of 32 in random order) and at its fastest (micro-batches of 4 and of 8, grouped by length).
+With --model the weights are those of a pretrained model in a directory: a causal one, or an encoder, which shares no prefixes.
 With --responses 4 each prompt has four responses and all six pairs: we compute each response once, TRL trains on six pairs a prompt.
 Everything takes turns for some rounds; a ratio is the median over rounds of seconds against seconds. Runs that see the same batches
 must show the same losses and gradient norms.
@@ -52,13 +53,18 @@ def settings_of_trl(batch: int, edges: int) -> dict[str, Setting]:
 def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     """Run everything and return what came out, by name of the run."""
     file, data_name = hh_rows(arguments.data, folder)
-    batching = {"max_tokens": arguments.max_tokens}
     training = {"precision": "float32", "batch_size": arguments.batch_size}
+    sections: dict[str, dict[str, Any]] = {"training": training, "optimizer": {"lr": arguments.lr}}
+    if arguments.model is not None:
+        sections |= {"model": {"path": str(arguments.model)}, "data": {"max_length": arguments.max_length}}
+    layouts = LAYOUTS[1:] if arguments.encoder else LAYOUTS
     recipes = {
-        layout: recipe_for(file, folder, llama(arguments.hidden), batching={**batching, "layout": layout}, training=training)
-        for layout in LAYOUTS
+        layout: recipe_for(
+            file, folder, llama(arguments.hidden), batching={"max_tokens": arguments.max_tokens, "layout": layout}, **sections
+        )
+        for layout in layouts
     }
-    recipe = recipes["shared_prefix"]
+    recipe = recipes[layouts[0]]
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     comparisons = read_comparisons(recipe)
     rows = encode(groups_of_four(comparisons) if arguments.responses == 4 else comparisons, tokenizer, recipe)
@@ -68,7 +74,7 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
     accelerator = Accelerator(cpu=True)
     runs = {
         f"ours {layout}": partial(train_ours, recipes[layout], tokenizer, warm, timed, Strategy(accelerator))
-        for layout in LAYOUTS
+        for layout in layouts
     }
     warm_pairs, timed_pairs = pairs_of(rows[: arguments.batch_size]), pairs_of(in_order)
     for name, setting in settings_of_trl(arguments.batch_size, len(rows[0].preferences)).items():
@@ -84,7 +90,7 @@ def measure(arguments: Namespace, folder: Path) -> dict[str, Any]:
 def ratios_of(rounds: dict[str, list[Trace]]) -> dict[str, float]:
     """How many times as long as ours each run of TRL takes; `trl_best` is the fastest of them."""
     seconds = {name: [trace.seconds for trace in traces] for name, traces in rounds.items()}
-    ours = seconds.get("ours shared_prefix", [])
+    ours = seconds.get("ours shared_prefix", seconds.get("ours packed", []))
     ratios = {name: median_ratio(seconds[name], ours) for name in seconds if ours and name.startswith("trl")}
     named = {name.replace(" ", "_"): ratio for name, ratio in ratios.items()}
     return named | ({"trl_best": min(ratios.values())} if ratios else {})
@@ -127,9 +133,10 @@ def show_runs(found: dict[str, Any], ratios: dict[str, float], batch_size: int) 
 
 def figures_of(ratios: dict[str, float], arguments: Namespace) -> list[dict[str, str]]:
     """What was promised of training speed, and what it is."""
-    what = f"training, {arguments.responses} responses a prompt, hidden {arguments.hidden}, against TRL"
+    model = f"hidden {arguments.hidden}" if arguments.model is None else arguments.model.name
+    what = f"training, {arguments.responses} responses a prompt, {model}, against TRL"
     promised = {
-        "trl_default": (f"{what} at batch 32", 6),
+        "trl_default": (f"{what} at batch {arguments.batch_size}", 6),
         "trl_best": (f"{what} at its fastest", 5 if arguments.responses == 4 else 2),
     }
     return [
@@ -142,6 +149,10 @@ def main() -> None:
     made = parser(__doc__)
     made.add_argument("--data", type=Path, default=HH, help="file of HH transcripts; where it is absent, pairs are generated")
     made.add_argument("--hidden", type=int, default=256, help="width of the llama: 256 (4 layers) or 512 (6 layers)")
+    made.add_argument("--model", type=Path, metavar="DIR", help="a pretrained model in place of the llama")
+    made.add_argument("--encoder", action="store_true", help="the model is an encoder")
+    made.add_argument("--max-length", type=int, default=512, help="longest response of pairs for a pretrained model, in tokens")
+    made.add_argument("--lr", type=float, default=1e-4, help="learning rate")
     made.add_argument("--responses", type=int, choices=[2, 4], default=2, help="responses of a prompt")
     made.add_argument("--steps", type=int, default=6, help="measured steps of a run, after one that is not")
     made.add_argument("--rounds", type=int, default=3, help="times that every run takes its turn")

@@ -154,6 +154,8 @@ def prepare_config(config: PretrainedConfig, dropout: float) -> None:
     config.id2label = {0: "reward"}
     config.label2id = {"reward": 0}
     config.problem_type = "regression"
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        config._attn_implementation = "eager"  # before 5.21, transformers computes Gemma 2 by SDPA, which has no soft caps
     for level in _levels(config):
         if pad_beyond(level) is not None:
             level.pad_token_id = None

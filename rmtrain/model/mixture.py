@@ -23,8 +23,8 @@ def expert_tensors(model: PreTrainedModel) -> list[str]:
     """Return the names of the parameters that hold the experts of a mixture; an empty list for any other model.
 
     A mixture is a model that can record `router_logits`. Its experts are the float parameters of three dimensions in the base model, one
-    matrix for each expert, except those of torch's own modules, such as convolutions. In the 55 types of transformers 5.23 that have them,
-    this finds all experts and nothing else. Without the first condition it would also find the attention of xlnet and rwkv.
+    matrix for each expert, except those of torch's own modules, such as convolutions. Of the types of transformers 5.23, 55 are found; in
+    those looked at, these are all experts and nothing else. Without the first condition, the attention of xlnet and rwkv would be, too.
     """
     if not any(_recorders(model)):
         return []

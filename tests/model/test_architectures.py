@@ -159,7 +159,7 @@ def test_adapter_of_a_made_class_reloads(tokenizer: Any, tmp_path: Path) -> None
     expected = rewards_of(model, tokenizer)
     for name in ("adapter", "merged"):
         loaded, _ = load_reward_model(str(tmp_path / name), "cpu")
-        torch.testing.assert_close(rewards_of(loaded, tokenizer), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(rewards_of(loaded, tokenizer), expected, rtol=1e-5, atol=5e-5)
     assert spread(expected) > 0.01, "guard: rewards differ"
 
 

@@ -49,7 +49,6 @@ def reference(
     assert key.shape == value.shape
     assert all(tensor.stride(-1) == 1 for tensor in (query, key, value))
     group, (left, right) = query.shape[1] // key.shape[1], window_size
-    assert right == 0
     assert enable_gqa or group == 1, "Expect query and key/value to have the same number of heads"
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     outputs = []
@@ -60,9 +59,11 @@ def reference(
         )
         queries, keys = own_HQD.shape[1], keys_HKD.shape[1]
         place_Q1 = torch.arange(keys - queries, keys)[:, None]
-        seen = torch.arange(keys) <= place_Q1
+        seen = torch.ones(queries, keys, dtype=torch.bool)
         if left >= 0:
             seen &= torch.arange(keys) >= place_Q1 - left
+        if right >= 0:
+            seen &= torch.arange(keys) <= place_Q1 + right
         scores = own_HQD @ keys_HKD.transpose(1, 2) * (query.shape[-1] ** -0.5 if scale is None else scale)
         outputs.append((scores.masked_fill(~seen, float("-inf")).softmax(-1) @ values_HKD).transpose(0, 1))
     return torch.cat(outputs)
@@ -252,3 +253,17 @@ def test_the_installed_kernel_takes_these_arguments() -> None:
     options = attention._options(varlen_attn) & {"scale", "window_size", "enable_gqa", "is_causal"}
     signatures: list[Callable[..., Any]] = [getattr(Kernel, name) for name in SIGNATURES]
     assert options in [attention._options(signature) & options for signature in signatures], "guard: a known release"
+
+
+@pytest.mark.parametrize("window", [None, 3, 7])
+def test_encoders_take_the_kernel_both_ways(window: int | None, kernel: Kernel) -> None:
+    """A token sees its own sequence, or as many tokens after it as before it; the output and gradients are those of the CPU's path."""
+    lengths = tuple((length,) for lengths in SEGMENTS.responses for length in lengths)
+    packed = Segments(prefixes=(0,) * len(lengths), responses=lengths, causal=False)
+    tokens = sum(map(sum, lengths))
+    query, key, value = (tensor.detach()[:, :, :tokens].requires_grad_() for tensor in row(4, 2, 16))
+    on_cpu = attended((query, key, value), False, packed, sliding_window=window)
+    assert_equal(attended((query, key, value), True, packed, sliding_window=window), on_cpu)
+    assert kernel.windows == ([-1 if window is None else window - 1] if window is None or has_windows() else [])
+    causal = attended((query, key, value), False, replace(packed, causal=True, memo={}), sliding_window=window)
+    assert float((causal[0] - on_cpu[0]).abs().max()) > 0.1, "guard: both ways differ from one"
