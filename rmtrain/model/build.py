@@ -4,6 +4,7 @@ import copy
 import difflib
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,11 @@ PAD_THEN_POSITIONS = frozenset(
 )
 """Architectures whose first position is the pad id plus one."""
 
+OTHER_SENSES = re.compile("vision|visual|image|audio")
+"""In the names of parameters that read no text, in models that do not keep their text part together."""
+CHOOSING = re.compile(r"\bindexer\b|score_correction_bias|expert_bias")
+"""In the names of parameters that choose tokens (sparse attention) or experts, which passes no gradient on."""
+
 logger = logging.getLogger("rmtrain")
 
 
@@ -92,6 +98,7 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
             type(loaded.model).__name__,
         )
     _check_finite(loaded.model)
+    freeze_untrainable(loaded.model)
     if quantization is None:  # a 4-bit model that ran on a CPU no longer trains
         check_forward(loaded, tokenizer)
     if quantization is not None:
@@ -100,6 +107,16 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
     return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head).train()
+
+
+def freeze_untrainable(model: PreTrainedModel) -> None:
+    """Freeze the parameters that get no gradient: those that text never reaches, and those that only choose experts or tokens."""
+    base, has_other_senses = model.base_model, {"vision_config", "audio_config"} & model.config.sub_configs.keys()
+    text = getattr(base, "language_model", getattr(base, "text_model", None)) if has_other_senses else None
+    reached = {id(parameter) for parameter in (() if text is None else text.parameters())}
+    for name, parameter in base.named_parameters():
+        is_text = id(parameter) in reached if reached else not (has_other_senses and OTHER_SENSES.search(name))
+        parameter.requires_grad_(parameter.requires_grad and is_text and not CHOOSING.search(name))
 
 
 def _check_finite(model: PreTrainedModel) -> None:
@@ -225,7 +242,7 @@ def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[
     linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not f"{name}.".startswith(whole)
+        if isinstance(module, nn.Linear | Conv1D) and not f"{name}.".startswith(whole) and _can_train(module.weight)
     ]
     experts = expert_tensors(model)
     refused = taken_for_experts(model, linear)
@@ -248,6 +265,11 @@ def _find_targets(model: PreTrainedModel, head: HeadSpec, new_modules: Sequence[
     if not chosen - refused:
         raise RecipeError("lora.targets: PEFT can adapt none of these layers of a mixture; set all-linear")
     return [name for name in linear if name in chosen - refused], [name for name in experts if name in chosen]
+
+
+def _can_train(weight: Tensor) -> bool:
+    """Return False where a layer was frozen since it gets no gradient; 4-bit weights are integers, which never have one."""
+    return weight.requires_grad or not weight.is_floating_point()
 
 
 def _matching(target: str, names: Sequence[str], head: HeadSpec) -> list[str]:

@@ -50,8 +50,6 @@ OTHER_TASKS = frozenset(
     )
 )
 """First parts of the names of other tasks' heads, and of the pooler of encoders whose head has none."""
-OTHER_SENSES = re.compile("vision|visual|image|audio")
-"""In the names of parameters that read no text, in models that do not keep their text part together."""
 VALUE_HEAD = "value_head"
 """File, before `.safetensors`, in which LLaMA-Factory saves the head of a reward model."""
 
@@ -169,23 +167,10 @@ def load_pretrained(
     set_module_dropout(model, dropout)
     install_head(model, spec, saved, seed)
     _initialize(model, [name for name in new_names if name.rpartition(".")[0] != spec.name], seed)
-    _freeze_unread(model)
     new_tokens = _grow_embeddings(ref, model, tokenizer)
     set_token_ids(model.config, tokenizer)
     new_modules = tuple(sorted({name.rpartition(".")[0] for name in new_names}))
     return LoadedModel(model, spec, saved is None, new_modules, new_tokens)
-
-
-def _freeze_unread(model: PreTrainedModel) -> None:
-    """Freeze the parts of a model that text never reaches: their parameters would get no gradient, which DDP refuses."""
-    base = model.base_model
-    if not any(name in model.config.sub_configs for name in ("vision_config", "audio_config")):
-        return
-    text = getattr(base, "language_model", getattr(base, "text_model", None))
-    reached = {id(parameter) for parameter in (() if text is None else text.parameters())}
-    for name, parameter in base.named_parameters():
-        is_read = id(parameter) in reached if reached else not OTHER_SENSES.search(name)
-        parameter.requires_grad_(parameter.requires_grad and is_read)
 
 
 def _text_prefix(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedModel) -> str:

@@ -177,3 +177,17 @@ def test_checkpoint_without_a_text_part_is_refused(tokenizer: Any, tmp_path: Pat
 def test_what_is_no_decoder_is_refused_by_name(model_type: str, tokenizer: Any, tmp_path: Path) -> None:
     refused = try_out(model_type, tokenizer, tmp_path).refused
     assert refused is not None
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_parameters_that_only_choose_are_frozen(lora: Lora | None, tokenizer: Any, tmp_path: Path) -> None:
+    """The indexer of sparse attention and the balancing bias of experts choose, which has no gradient; everything else gets one."""
+    base = base_of("deepseek_v32", tokenizer, tmp_path / "base")
+    model = build_reward_model(PretrainedModel(path=str(base)), lora, tokenizer, seed=1)
+    model.use_layout("padded")
+    model(make_batch(make_sequences(tokenizer), tokenizer.pad_token_id)).sum().backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name, parameter in trained.items() if parameter.grad is None]
+    assert not [name for name in trained if "indexer" in name]
+    assert any("indexer" in name for name, _ in model.named_parameters()), "guard: there is an indexer"
+    assert any("o_proj" in name for name in trained), "guard: attention is trained"

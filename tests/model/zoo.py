@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError
 from rmtrain.model import export_dir
-from rmtrain.model.build import check_forward
+from rmtrain.model.build import check_forward, freeze_untrainable
 from rmtrain.model.classifier import (
     BUILD_ERRORS,
     find_head,
@@ -175,11 +175,13 @@ class Outcome:
     """What happens to an architecture: how it is trained and where its export loads, or why it is refused.
 
     made: transformers has no class for it, and its export brings one.
+    unreached: some parameters get no gradient from texts of some forty tokens, so that a run would stop after its first step.
     """
 
     layout: Layout | None = None
     made: bool = False
     left_padding: bool = False
+    unreached: bool = False
     refused: str | None = None
 
 
@@ -196,6 +198,7 @@ def try_out(model_type: str, tokenizer: Any, directory: Path) -> Outcome:
         install_head(hf, head, None, seed=1)
         loaded = LoadedModel(hf, head, new_head=True, new_modules=(), new_tokens=range(0))
         check_forward(loaded, tokenizer)
+        freeze_untrainable(hf)
     except (RmtrainError, *BUILD_ERRORS) as error:
         return Outcome(refused=" ".join(str(error).split()))
     model = RewardModel(hf, head, None, torch.float32)
@@ -207,6 +210,7 @@ def try_out(model_type: str, tokenizer: Any, directory: Path) -> Outcome:
     batch = lay_out(rows, tokenizer.pad_token_id, layout)
     loss = compute_objective(BradleyTerry(), model.train()(batch), batch).loss
     loss.backward()
+    unreached = any(parameter.grad is None for parameter in model.parameters() if parameter.requires_grad)
     torch.optim.SGD(model.parameters(), lr=1e-4).step()
     assert torch.isfinite(loss), model_type
     assert not torch.equal(model.head_weight_1H, before), model_type
@@ -218,7 +222,7 @@ def try_out(model_type: str, tokenizer: Any, directory: Path) -> Outcome:
         raise AssertionError(f"{model_type}: {error}") from error
     assert report["modes"][:2] == ["single", "right"], (model_type, report)
     facts = json.loads((export / FACTS).read_text())
-    return Outcome(layout, facts["code"] is not None, facts["left_padding"])
+    return Outcome(layout, facts["code"] is not None, facts["left_padding"], unreached)
 
 
 def outcome_table(outcomes: dict[str, Outcome]) -> str:
@@ -242,6 +246,11 @@ def outcome_table(outcomes: dict[str, Outcome]) -> str:
         lines.append(f"| `{layout}` | {where} | {len(types)} | {', '.join(types)} |")
     right_only = [name for name, outcome in sorted(outcomes.items()) if outcome.made and not outcome.left_padding]
     lines += ["", f"Causal models whose rewards change with padding on the left: {', '.join(right_only) or 'none'}.", ""]
+    unreached = [name for name, outcome in sorted(outcomes.items()) if outcome.unreached]
+    lines += [
+        f"Texts of forty tokens leave weights without a gradient, which ends a run, in: {', '.join(unreached) or 'none'}.",
+        "",
+    ]
     lines += ["| refused, because | number | architectures |", "|---|---|---|"]
     for reason, types in sorted(reasons.items(), key=lambda group: (-len(group[1]), group[0])):
         lines.append(f"| {reason} | {len(types)} | {', '.join(types)} |")
