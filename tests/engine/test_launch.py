@@ -31,8 +31,9 @@ STRATEGIES = {
     "deepspeed_zero3": "DeepSpeed ZeRO-3",
 }
 """The strategy of each configuration for one machine and several processes."""
-LONG = ("cpu", "ddp", "deepspeed_zero1", "deepspeed_zero2")
-"""Configurations that only `make faults` tries: `--processes` alone means one of two, and the others differ from ZeRO-3 in a number."""
+LONG = ("cpu", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+"""Configurations that only `make faults` starts: `--processes` alone means one of the first two, and `tests/faults/test_elastic.py` trains
+under DeepSpeed."""
 
 
 @pytest.fixture(scope="module")

@@ -74,8 +74,10 @@ def assert_resumed(stderr: str, step: int) -> None:
 
 @pytest.mark.parametrize(
     ("chain", "lora"),
-    [(("zero2", "alone", "zero1", "fsdp2", "ddp", "zero3"), False), (("zero3", "zero2", "fsdp2"), True)],
-    ids=["full", "lora"],
+    [
+        pytest.param(("zero2", "alone", "zero1", "fsdp2", "ddp", "zero3"), False, id="full"),
+        pytest.param(("zero3", "zero2", "fsdp2"), True, id="lora", marks=pytest.mark.long),
+    ],
 )
 def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: bool, folder: Path, server: ForkServer) -> None:
     """A run that each strategy in turn resumes, and the last one exports, equals the uninterrupted run of one process."""
