@@ -19,7 +19,7 @@ from rmtrain.engine.memory import retry_on_oom, token_budget, warmup_largest_bat
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.reward_model import computing_type
+from rmtrain.model.reward_model import RewardModel, computing_type
 from rmtrain.recipe.schema import Recipe
 
 
@@ -64,6 +64,14 @@ def operations(
     return round(matrices) + attention
 
 
+def set_up(recipe: Recipe, model: RewardModel, strategy: Strategy) -> Meter:
+    """Make a model on its device ready to train in the recipe's layout and precision."""
+    model.use_layout(recipe.batching.layout)
+    model.computing = computing_type(recipe.training.precision, model.device)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    return Meter(strategy.accelerator, flos_per_token(model))
+
+
 class FewSteps(NamedTuple):
     """Losses and gradient norms of some steps, and the budget before the first and after the last."""
 
@@ -78,13 +86,11 @@ def few_steps(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Prepared
 
     The weights are drawn on the CPU, and so the same on every device.
     """
-    accelerator, layout = strategy.accelerator, recipe.batching.layout
+    accelerator = strategy.accelerator
     built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
-    built.use_layout(layout)
-    built.computing = computing_type(recipe.training.precision, built.device)
-    budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
-    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
-    meter, loader = Meter(accelerator, flos_per_token(built)), step_loader(recipe, data, tokenizer, budget=budget)
+    meter = set_up(recipe, built, strategy)
+    budget = token_budget(recipe, data.train, recipe.batching.layout, tokenizer, strategy)
+    loader = step_loader(recipe, data, tokenizer, budget=budget)
     warmup_largest_batch(strategy, loader)
     lines, lr = [], recipe.optimizer.lr
     for number in range(recipe.training.max_steps):
@@ -117,10 +123,7 @@ def train_ours(
     accelerator = strategy.accelerator
     with accelerator.device:
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
-    built.use_layout(recipe.batching.layout)
-    built.computing = computing_type(recipe.training.precision, built.device)
-    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
-    meter = Meter(accelerator, flos_per_token(built))
+    meter = set_up(recipe, built, strategy)
 
     def epoch(loader: StepLoader) -> list[dict[str, float]]:
         lines = []
