@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := all
-.PHONY: all install quickstart lint format type test faults oldest older bench docs
+.PHONY: all install quickstart lint format type test faults oldest older bench gpu docs
 
 all: lint type test
 
@@ -58,6 +58,10 @@ older: install .venv-older/.installed
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+# A GPU machine may have no network: nothing is installed here, and without a virtual environment the Python of the machine runs it.
+gpu:
+	HF_HUB_OFFLINE=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --json $(or $(OUT),runs/bench)/gpu.json
 
 docs: install
 	$(BIN)/rmtrain schema > schema/recipe.schema.json

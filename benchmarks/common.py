@@ -11,7 +11,7 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,7 +50,10 @@ def parser(description: str | None) -> ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on, without the name or a path of the machine. `load` is the load average before the benchmark."""
+    """What a figure depends on, without the name or a path of the machine. `load` is the load average before the benchmark.
+
+    The version of a package that is not installed is None.
+    """
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -58,8 +61,16 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: installed(name) for name in PACKAGES},
     }
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None: it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:
@@ -163,6 +174,11 @@ def figure(what: str, value: str, promise: str) -> dict[str, str]:
 def finish(arguments: Namespace, document: dict[str, Any], figures: Sequence[dict[str, str]]) -> None:
     """Print the figures, and write everything to the JSON file that was asked for."""
     show("figures", ["what", "measured", "promised"], [list(line.values()) for line in figures])
+    write(arguments, document, figures)
+
+
+def write(arguments: Namespace, document: dict[str, Any], figures: Sequence[dict[str, str]]) -> None:
+    """Write everything to the JSON file that was asked for, if one was."""
     if arguments.json is not None:
         settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(arguments).items()}
         whole = {**document, "figures": list(figures), "settings": settings}

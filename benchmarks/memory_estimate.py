@@ -22,21 +22,14 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
-from benchmarks.ours import step_loader
+from benchmarks.ours import few_steps
 from benchmarks.pairs import HH, hh_rows, recipe_for
 from rmtrain.commands.dry_run import dry_run
 from rmtrain.commands.options import TrainOptions
-from rmtrain.commands.train import flos_per_token
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.distributed import start
-from rmtrain.engine.loop import build_optimizer, train_step
-from rmtrain.engine.memory import warmup_largest_batch
-from rmtrain.engine.run_log import Meter
-from rmtrain.model.build import build_reward_model
-from rmtrain.model.reward_model import computing_type
 from rmtrain.recipe.schema import Recipe
-from rmtrain.report.progress import ReadingProgress
 
 MEGABYTE = 10**6
 LEAST, MOST = 0.97, 1.2
@@ -75,17 +68,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure_here(name: str, arguments: Namespace) -> dict[str, int]:
-    """Train a few steps in this process; return the most bytes that they took, and the estimate of a dry run."""
-    with tempfile.TemporaryDirectory() as folder:
-        recipe = _recipe(MODELS[name], arguments, Path(folder))
-        tokenizer = load_tokenizer(recipe.model, recipe.data)
-        with ReadingProgress(Console(quiet=True)) as progress:
-            prepared = prepare(recipe.data, tokenizer, progress)
-        measured = _train(recipe, prepared, tokenizer)
-        document = dry_run(recipe, Console(quiet=True), TrainOptions()).document
-        (estimated,) = (one for one in document["strategies"] if one["name"] == document["strategy"])
-        return {"measured": measured, "estimated": estimated["total"]}
+def measure_here(recipe: Recipe) -> dict[str, int]:
+    """Train `training.max_steps` in this process; return the most bytes that they took, and the estimate of a dry run."""
+    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    measured = _train(recipe, prepare(recipe.data, tokenizer), tokenizer)
+    document = dry_run(recipe, Console(quiet=True), TrainOptions()).document
+    (estimated,) = (one for one in document["strategies"] if one["name"] == document["strategy"])
+    return {"measured": measured, "estimated": estimated["total"]}
 
 
 def _recipe(model: dict[str, Any], arguments: Namespace, folder: Path) -> Recipe:
@@ -104,14 +93,7 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
     else:
         reset_peak()
     before = rss_bytes()
-    built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(device)
-    built.use_layout(recipe.batching.layout)
-    built.computing = computing_type(recipe.training.precision, built.device)
-    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
-    meter, loader = Meter(strategy.accelerator, flos_per_token(built)), step_loader(recipe, prepared, tokenizer)
-    warmup_largest_batch(strategy, loader)
-    for number in range(recipe.training.max_steps):
-        train_step(strategy, recipe, meter, recipe.optimizer.lr, loader.step(number))
+    few_steps(recipe, tokenizer, prepared, strategy)
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes() - before
 
 
@@ -131,7 +113,8 @@ def main() -> None:
     made.add_argument("--child", help="model to measure in this process")
     arguments = made.parse_args()
     if arguments.child:
-        print(json.dumps(measure_here(arguments.child, arguments)))
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure_here(_recipe(MODELS[arguments.child], arguments, Path(folder)))))
         return
     if not Path("/proc/self/clear_refs").exists():
         raise SystemExit("memory_estimate.py reads /proc, which only Linux has")

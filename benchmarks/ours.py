@@ -1,6 +1,8 @@
 """Our side: `rmtrain.engine.loop.train_step` on the micro-batches of a StepLoader, first unmeasured steps, then steps on the clock."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from torch import nn
@@ -13,19 +15,24 @@ from rmtrain.commands.train import flos_per_token
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
 from rmtrain.engine.loop import build_optimizer, train_step
-from rmtrain.engine.memory import warmup_largest_batch
+from rmtrain.engine.memory import retry_on_oom, token_budget, warmup_largest_batch
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
-from rmtrain.model.reward_model import computing_type
+from rmtrain.model.reward_model import RewardModel, computing_type
 from rmtrain.recipe.schema import Recipe
 
 
 def step_loader(
-    recipe: Recipe, data: PreparedData, tokenizer: PreTrainedTokenizerFast, rank: int = 0, world: int = 1
+    recipe: Recipe,
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerFast,
+    rank: int = 0,
+    world: int = 1,
+    budget: int | None = None,
 ) -> StepLoader:
-    """The steps of one epoch of these data, for a rank of so many. The recipe names its layout and its budget."""
-    layout, budget = recipe.batching.layout, recipe.batching.max_tokens
+    """The steps of one epoch of these data, for a rank of so many. The recipe names its layout and, unless `budget` does, its budget."""
+    layout, budget = recipe.batching.layout, budget or recipe.batching.max_tokens
     plan = Plan(Costs.of(data.train, layout), recipe.training.batch_size, budget, epochs=1, seed=recipe.run.seed, world=world)
     return StepLoader(data.train, plan, layout, tokenizer.pad_token_id, rank)
 
@@ -57,6 +64,43 @@ def operations(
     return round(matrices) + attention
 
 
+def set_up(recipe: Recipe, model: RewardModel, strategy: Strategy) -> Meter:
+    """Make a model on its device ready to train in the recipe's layout and precision."""
+    model.use_layout(recipe.batching.layout)
+    model.computing = computing_type(recipe.training.precision, model.device)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    return Meter(strategy.accelerator, flos_per_token(model))
+
+
+class FewSteps(NamedTuple):
+    """Losses and gradient norms of some steps, and the budget before the first and after the last."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    first_budget: int
+    last_budget: int
+
+
+def few_steps(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: PreparedData, strategy: Strategy) -> FewSteps:
+    """Train a new model of the recipe for `training.max_steps`, as a run does: budget, heaviest micro-batch, steps, less memory.
+
+    The weights are drawn on the CPU, and so the same on every device.
+    """
+    accelerator = strategy.accelerator
+    built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
+    meter = set_up(recipe, built, strategy)
+    budget = token_budget(recipe, data.train, recipe.batching.layout, tokenizer, strategy)
+    loader = step_loader(recipe, data, tokenizer, budget=budget)
+    warmup_largest_batch(strategy, loader)
+    lines, lr = [], recipe.optimizer.lr
+    for number in range(recipe.training.max_steps):
+        retry_on_oom(partial(train_step, strategy, recipe, meter, lr), number % len(loader), strategy, loader)
+        lines.append(meter.report(number + 1, 0.0, lr))
+    accelerator.free_memory()
+    losses, grad_norms = ([line[name] for line in lines] for name in ("train/loss", "train/grad_norm"))
+    return FewSteps(losses, grad_norms, budget, loader.plan.max_tokens)
+
+
 def train_ours(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerFast,
@@ -79,10 +123,7 @@ def train_ours(
     accelerator = strategy.accelerator
     with accelerator.device:
         built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
-    built.use_layout(recipe.batching.layout)
-    built.computing = computing_type(recipe.training.precision, built.device)
-    strategy.prepare(built, build_optimizer(built, recipe.optimizer), recipe.optimizer.clip)
-    meter = Meter(accelerator, flos_per_token(built))
+    meter = set_up(recipe, built, strategy)
 
     def epoch(loader: StepLoader) -> list[dict[str, float]]:
         lines = []

@@ -59,13 +59,13 @@ def llama(hidden: int) -> dict[str, Any]:
     return {"architecture": "llama", **sizes}
 
 
-def hh_rows(path: Path, folder: Path) -> tuple[Path, str]:
-    """The file of HH transcripts, or one of generated pairs where it is absent, and what to call it."""
+def hh_rows(path: Path, folder: Path, count: int = 1800) -> tuple[Path, str]:
+    """The file of HH transcripts, or one of `count` generated pairs where it is absent, and what to call it."""
     if path.exists():
         return path, path.name
     made = folder / "generated.jsonl"
-    made.write_text("".join(json.dumps(row) + "\n" for row in generated_transcripts(1800)), encoding="utf-8")
-    return made, f"{path.name} is absent: 1,800 generated pairs with the lengths of HH"
+    made.write_text("".join(json.dumps(row) + "\n" for row in generated_transcripts(count)), encoding="utf-8")
+    return made, f"{path.name} is absent: {count:,} generated pairs with the lengths of HH"
 
 
 def generated_transcripts(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -113,6 +113,10 @@ class TerminalConsole(Console):
         file: Any = TerminalStream(stream.stream, escapes=False) if isinstance(stream, TerminalStream) else None
         super().__init__(stderr=stderr, quiet=quiet, file=file, markup=False, emoji=False, highlight=False)
 
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print as rich does; only a terminal has a width at which lines are cut."""
+        super().print(*objects, **{"crop": self.is_terminal, **how})
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render an object; the text of its segments is escaped, their styles and rich's own control codes are not."""
         for segment in super().render(renderable, options):

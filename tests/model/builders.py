@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
@@ -19,6 +18,9 @@ from rmtrain.model.build import build_reward_model, scratch_config
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.schema import Architecture, Lora, ScratchModel
 from tests.comparisons import tokenized
+
+if TYPE_CHECKING:
+    import pytest  # benchmarks/gpu.py builds these models where there is none
 
 CAUSAL = ("llama", "qwen2", "qwen3", "gemma", "phi3", "gpt_neox", "gpt2", "opt", "olmo2", "mixtral")
 ENCODERS = ("bert", "modernbert", "deberta-v2", "roberta", "distilbert", "electra")
@@ -111,7 +113,7 @@ def edit_json(file: Path, **values: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
-def only_problem(refusal: pytest.ExceptionInfo[RmtrainError]) -> str:
+def only_problem(refusal: "pytest.ExceptionInfo[RmtrainError]") -> str:
     """Return the only problem of an error, which must be one line."""
     (problem,) = refusal.value.problems
     assert "\n" not in problem
@@ -123,8 +125,11 @@ def spread(rewards: torch.Tensor) -> float:
     return float(rewards.max() - rewards.min())
 
 
-def comparisons(vocabulary: int = 200, end: int = 1) -> list[TokenizedComparison]:
-    """K of 2, 4 and 7; prefixes of no, one, many, and all but one token; margins, and all pairs as edges."""
+def comparisons(vocabulary: int = 200, end: int = 1, longer: int = 1) -> list[TokenizedComparison]:
+    """K of 2, 4 and 7; prefixes of no, one, many, and all but one token; margins, and all pairs as edges.
+
+    `longer` is a factor on prefixes of several tokens, and on the longest responses.
+    """
     rng = np.random.default_rng(0)
 
     def some(count: int) -> list[int]:
@@ -132,8 +137,8 @@ def comparisons(vocabulary: int = 200, end: int = 1) -> list[TokenizedComparison
 
     rows = []
     for number, (responses, prefix) in enumerate([(2, 0), (2, 13), (4, 1), (7, 17), (4, 20)]):
-        shared = some(prefix)
-        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14))), end] for k in range(responses)]
+        shared = some(prefix * longer if prefix > 1 else prefix)
+        sides = [[*shared, 3 + k, *some(int(rng.integers(1, 14 * longer))), end] for k in range(responses)]
         edges = tuple(Preference(a, b, 0.1 * number) for a in range(responses) for b in range(a + 1, responses))
         rows.append(tokenized(f"s:{number}", *sides, preferences=edges))
     base = some(9)

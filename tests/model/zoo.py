@@ -185,24 +185,28 @@ class Outcome:
     refused: str | None = None
 
 
+def tiny_model(model_type: str, tokenizer: Any) -> RewardModel:
+    """Build an architecture tiny, in float32, and check its forward; raises RmtrainError or one of BUILD_ERRORS where it is refused."""
+    config = tiny_config(model_type, len(tokenizer))
+    prepare_config(config, 0.0)
+    with quiet_transformers():
+        head = find_head(meta_classifier(config, RecipeError), RecipeError)
+        with seeded(0, "weights"):
+            hf = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    set_token_ids(hf.config, tokenizer)
+    install_head(hf, head, None, seed=1)
+    check_forward(LoadedModel(hf, head, new_head=True, new_modules=(), new_tokens=range(0)), tokenizer)
+    freeze_untrainable(hf)
+    return RewardModel(hf, head, None, torch.float32)
+
+
 def try_out(model_type: str, tokenizer: Any, directory: Path) -> Outcome:
     """Build an architecture tiny, train it one step, export it into `directory`, and reload it in a process of its own."""
     try:
-        config = tiny_config(model_type, len(tokenizer))
-        prepare_config(config, 0.0)
-        with quiet_transformers():
-            head = find_head(meta_classifier(config, RecipeError), RecipeError)
-            with seeded(0, "weights"):
-                hf = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        set_token_ids(hf.config, tokenizer)
-        install_head(hf, head, None, seed=1)
-        loaded = LoadedModel(hf, head, new_head=True, new_modules=(), new_tokens=range(0))
-        check_forward(loaded, tokenizer)
-        freeze_untrainable(hf)
+        model = tiny_model(model_type, tokenizer)
     except (RmtrainError, *BUILD_ERRORS) as error:
         return Outcome(refused=" ".join(str(error).split()))
-    model = RewardModel(hf, head, None, torch.float32)
-    if head.pools_last_token:
+    if model.pools_last_token:
         amplified(model)
     rows = comparisons(len(tokenizer), end=tokenizer.eos_token_id)
     layout = choose_layout(model, "auto", rows, tokenizer.pad_token_id)

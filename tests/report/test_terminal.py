@@ -17,7 +17,7 @@ from rich.tree import Tree
 
 from rmtrain.engine.rank import raise_on_signal
 from rmtrain.errors import Stopped
-from rmtrain.report.console import one_line
+from rmtrain.report.console import KeyValues, WrapText, one_line
 from rmtrain.report.terminal import REPLACEMENTS, StandardStream, TerminalConsole, protect_streams
 from tests.messages import ROOT
 
@@ -165,3 +165,16 @@ def test_missing_streams_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_line_is_one_line() -> None:
     assert one_line("a\nerror: b\r\nc\u2028d\te") == "a\\nerror: b\\r\\nc\\u2028d\te"
+
+
+def test_pipes_get_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a terminal has a width: elsewhere a line is as long as what it says."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    values = {"layout": "shared_prefix, " * 20 + "the end"}
+    console = TerminalConsole()
+    assert (console.width, console.is_terminal) == (40, False), "guard: narrow, and no terminal"
+    for view in (KeyValues(values), WrapText(Text(values["layout"]))):
+        console.print(view)
+    assert stream.getvalue().count("the end\n") == 2

@@ -29,7 +29,8 @@ def dry_run(gigabytes: float, processes: int) -> dict[str, Any]:
     counts = dict.fromkeys(("tokens", "tokens_per_epoch", "padded_tokens_per_epoch", "max_tokens", "largest_micro_batch"), 10**9)
     counts |= dict.fromkeys(("parameters", "trainable", "comparisons", "steps", "batch_size", "micro_batches_per_step"), 10**6)
     words = {"name": "r", "model": "m", "layout": "padded", "device": "cuda", "computing": "bfloat16", "seconds": None}
-    flags = {"layout_is_auto": True, "max_tokens_is_auto": True}
+    adapters = {"linear_layers": 48, "expert_tensors": 16, "share": 0.94}
+    flags = {"layout_is_auto": True, "max_tokens_is_auto": True, "adapters": adapters}
     return {**counts, **words, **flags, "strategy": "ddp", "processes": processes, "strategies": strategies}
 
 
