@@ -84,6 +84,7 @@ class Strategy:
         self.trained_bytes = sum(parameter.nbytes for parameter in trained_parameters(model).values())
         self.frozen, self.clip = frozen_fingerprint(model), clip
         self.scaler = GradScaler(self.accelerator.device.type, enabled=model.computing == "float16")
+        model.sharded = self.shards and self.accelerator.num_processes > 1
         self.configure(model, optimizer)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if not self.is_wrapped():

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
@@ -46,6 +48,7 @@ class RewardModel(nn.Module):
         base_ref: source of the base weights; None: they were initialized from a seed.
         dtype: dtype of the base weights; trained adapters and the head are float32.
         new_head: the head was initialized from a seed.
+        sharded: layers gather their weights in each call, so that every rank has to call them equally often.
         computing: type of the matrix products: float32 for that of the weights, or bfloat16 or float16, whatever theirs is.
     """
 
@@ -59,6 +62,7 @@ class RewardModel(nn.Module):
         self.dtype = dtype
         self.new_head = new_head
         self.computing = "float32"
+        self.sharded = False
         self._accepted = frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
         self._own_attention: str = self.backbone.config._attn_implementation
         outside_head = {
@@ -131,7 +135,7 @@ class RewardModel(nn.Module):
         dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
         with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
             if not self.pools_last_token:
-                logits_S1 = torch.cat([self._logits(part) for part in batch.rectangles()])
+                logits_S1 = torch.cat([self._logits(part) for part in self._parts(batch)])
                 return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
             hidden_SH, router_logits = self._run(batch, balance)
             rewards_S1: Tensor = self.backbone.get_submodule(self.head.name)(hidden_SH)
@@ -140,6 +144,8 @@ class RewardModel(nn.Module):
                 return rewards_N
             masks = [part.attention_mask_RT for part in batch.rectangles()]
             mask_1T = torch.cat([mask_RT.reshape(1, -1) for mask_RT in masks if mask_RT is not None], 1) if batch.blocks else None
+            if mask_1T is not None:  # parts that only keep step with other ranks do not count
+                mask_1T = F.pad(mask_1T, (0, len(router_logits[0]) - mask_1T.shape[1]))
             return rewards_N, router_balance(self.backbone, router_logits, mask_1T)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
@@ -152,10 +158,20 @@ class RewardModel(nn.Module):
         read: list[Tensor] = []
         hook = head_of(self.backbone, self.head).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
         try:
-            logits = [self._logits(part) for part in batch.rectangles()]
+            logits = [self._logits(part) for part in self._parts(batch)]
         finally:
             hook.remove()
         return torch.cat(read if read[0].ndim == 2 else logits)
+
+    def _parts(self, batch: MicroBatch) -> list[MicroBatch]:
+        """Return the rectangles of a micro-batch, filled up with single tokens, which nothing reads, to as many as any rank has."""
+        parts = batch.rectangles()
+        if self.sharded and batch.blocks:
+            most = torch.tensor(len(parts), device=batch.input_ids_RT.device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            (token,) = replace(batch, blocks=((0, 1, 1),), reward_column_S=torch.zeros_like(batch.reward_column_S)).rectangles()
+            parts += [token] * (int(most) - len(parts))
+        return parts
 
     def _logits(self, part: MicroBatch) -> Tensor:
         """Return the outputs of an encoder's own head for a rectangle, [S, 1]."""
@@ -177,7 +193,7 @@ class RewardModel(nn.Module):
         if batch.segments is not None and "position_ids" not in self._accepted:
             raise SegmentsNotSeen
         hidden, router_logits = [], []
-        for part in batch.rectangles():
+        for part in self._parts(batch):
             extra: dict[str, Any] = {"position_ids": part.position_ids_RT, "use_cache": False}
             if hasattr(self.backbone.config, "vision_config"):  # such models refuse to train on text that is not marked as text
                 extra["token_type_ids"] = torch.zeros_like(part.input_ids_RT)
