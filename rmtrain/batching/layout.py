@@ -58,8 +58,8 @@ class Segments:
     def padded_rows(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `rows_SL`, and the mask [S, L] of real tokens, int64, of sequences that share nothing."""
         if "padded_rows" not in self.memo:
-            lengths_S = torch.tensor([length for lengths in self.responses for length in lengths], device=device)
-            places_L = torch.arange(int(lengths_S.max()), device=device)
+            lengths = [length for of_comparison in self.responses for length in of_comparison]
+            lengths_S, places_L = torch.tensor(lengths, device=device), torch.arange(max(lengths), device=device)
             mask_SL = places_L < lengths_S[:, None]
             starts_S = lengths_S.cumsum(0) - lengths_S
             self.memo["padded_rows"] = torch.where(mask_SL, starts_S[:, None] + places_L, 0), mask_SL.long()

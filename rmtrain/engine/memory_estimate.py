@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, PreTrainedTokenizerBase
@@ -293,7 +293,7 @@ def trace_memory(
         try:
             return record_memory(model, batch.to(device), balance)
         except RuntimeError as error:
-            if narrow:
+            if narrow or not (layout == "padded" or isinstance(error, DataDependentOutputException)):
                 raise
             name, reason = type(model.backbone).__name__, str(error).partition("\n")[0].rstrip(".")
             problem = f"{name} has data-dependent control flow; its memory cannot be estimated without running it ({reason})"
@@ -314,7 +314,7 @@ def record_memory(model: nn.Module, batch: MicroBatch, balance: bool = False) ->
         sum(output.sum() for output in tree_leaves(model(batch, balance))).backward()
     for hook in hooks:
         hook.remove()
-    return ledger.trace(batch.input_ids_RT.numel())
+    return ledger.trace(sum(part.input_ids_RT.numel() for part in batch.rectangles()))
 
 
 GRADIENT, EXPERTS = 2, 3

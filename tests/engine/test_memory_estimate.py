@@ -87,7 +87,7 @@ def test_a_trace_equals_the_real_model(architecture: str, layout: Layout, autoca
     """A forward and backward on fake tensors has the peak of the same model with memory."""
     model, batch = scratch(architecture), lay_out(rows(), PAD, layout)
     real = peak(recorded(model, layout, autocast))
-    assert peak(traced(model, batch, layout, autocast)) == pytest.approx(real, rel=0.001 if layout == "padded" else 0.01)
+    assert peak(traced(model, batch, layout, autocast)) == pytest.approx(real, rel=0.002 if layout == "padded" else 0.01)
     assert real > 20 * batch.input_ids_RT.numel() * 64 * 2, "guard: activations of several layers were counted"
 
 
@@ -252,7 +252,7 @@ def test_more_tokens_never_cost_less(memory: MemoryModel, strategy: Any) -> None
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_budget_is_the_largest_that_fits(memory: MemoryModel, strategy: Any) -> None:
-    costs = Costs(np.array([50, 70]), np.array([30, 40]), np.array([2, 2]), padded=True)
+    costs = Costs(np.array([50, 70]), np.array([30, 40]), np.array([2, 2]))
     size = round(memory.estimate(strategy, 4, 5000).total / 0.9)
     budget = memory.budget(strategy, 4, size, costs)
     assert abs(budget - 5000) <= 1
@@ -287,14 +287,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Any, Pre
 
 
 @pytest.mark.parametrize(
-    ("architecture", "layout"), [("llama", "shared_prefix"), ("bloom", "padded"), ("stablelm", "padded"), ("bert", "padded")]
+    ("architecture", "layout"),
+    [("llama", "shared_prefix"), ("bloom", "padded"), ("stablelm", "padded"), ("bert", "packed"), ("deberta-v2", "padded")],
 )
 def test_auto_layout_is_one_the_model_accepts(prepared: Any, architecture: str, layout: Layout) -> None:
     """The layout that a run's probe would try; a layout that the recipe names is refused with its place."""
     recipe, tokenizer, data = prepared
     recipe = recipe.model_copy(update={"model": scratch(architecture)})
     assert MemoryModel.of(recipe, tokenizer, data.train, "auto", on_gpu=False).layout == layout
-    if layout == "padded":
+    if layout != "shared_prefix":
         with pytest.raises(RecipeError) as refused:
             MemoryModel.of(recipe, tokenizer, data.train, "shared_prefix", on_gpu=False)
         assert refused.value.problems[0].startswith("batching.layout: shared_prefix ")

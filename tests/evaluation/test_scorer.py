@@ -95,12 +95,12 @@ def test_trap_10_30_rewards_are_raw_float32_logits(export: Path) -> None:
     assert min(rewards) < 0 < max(rewards), "no sigmoid"
 
 
-def test_encoder_is_scored_padded(tmp_path: Path) -> None:
+def test_encoder_is_scored_packed(tmp_path: Path) -> None:
     export = tiny_export(tmp_path / "model", "modernbert")
     scorer = RewardScorer(str(export))
     rows = conversations(2, 3)
     rewards = scorer.score(rows)
-    assert scorer.layout == "padded"
+    assert scorer.layout == "packed"
     assert rewards == pytest.approx([scorer.score([row])[0] for row in rows], abs=1e-5)
     assert np.ptp(rewards) > 1e-3, "guard: the rewards differ"
 
