@@ -145,6 +145,6 @@ def train_ours(
         *watch.between(0, 1),
         [line["train/loss"] for line in lines],
         [line["train/grad_norm"] for line in lines],
-        sum(batch.input_ids_RT.numel() for batch in batches),
+        sum(part.input_ids_RT.numel() for batch in batches for part in batch.rectangles()),
         sum(batch.tokens for batch in batches),
     )
