@@ -337,7 +337,7 @@ def _too_large_budget(inputs: Inputs, on_gpu: bool) -> Iterator[Line]:
 
 @contextmanager
 def _little_memory(fitting: int, on_gpu: bool) -> Iterator[None]:
-    """Leave memory for not much more than micro-batches of so many tokens. In a rehearsal, larger ones raise what a GPU would."""
+    """Limit the memory to little more than micro-batches of this many tokens need. In a rehearsal, larger ones raise what a GPU would."""
     forward = RewardModel.forward
 
     def limited(self: RewardModel, batch: Any, balance: bool = False) -> Any:

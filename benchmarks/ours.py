@@ -31,7 +31,7 @@ def step_loader(
     world: int = 1,
     budget: int | None = None,
 ) -> StepLoader:
-    """The steps of one epoch of these data, for a rank of so many. The recipe names its layout and, unless `budget` does, its budget."""
+    """The steps of one epoch of these data, for one rank of `world`. The recipe names its layout and, unless `budget` does, its budget."""
     layout, budget = recipe.batching.layout, budget or recipe.batching.max_tokens
     plan = Plan(Costs.of(data.train, layout), recipe.training.batch_size, budget, epochs=1, seed=recipe.run.seed, world=world)
     return StepLoader(data.train, plan, layout, tokenizer.pad_token_id, rank)

@@ -73,7 +73,10 @@ class Costs:
 
     def of_micro_batch(self, indices: Indices) -> int:
         """Return the tokens of a micro-batch as laid out, or somewhat more where it is padded."""
-        return int((self.alone if len(indices) == 1 else self.tokens)[indices].sum())
+        tokens = int(self.tokens[indices].sum())
+        if len(indices) == 1:
+            return min(tokens, int(self.longest[indices[0]]) * int(self.responses[indices[0]]))
+        return tokens
 
 
 @lru_cache(maxsize=2)

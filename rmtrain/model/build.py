@@ -172,7 +172,7 @@ def check_forward(loaded: LoadedModel, tokenizer: Any) -> None:
         raise CheckpointError(f"model: the forward of {name} fails: {' '.join(str(error).split())[:300]}") from error
     tolerance = 0.01 if causal else 1e-5 if model.dtype == torch.float32 else 0.1
     if float((alone - followed).norm()) > tolerance * float(alone.norm()) + 1e-6:
-        problem = "a token sees those after it: it is no causal model" if causal else "padding changes its rewards"
+        problem = "a token sees those after it: it is not a causal model" if causal else "padding changes its rewards"
         raise RecipeError(f"model: in {name}, {problem}; choose another model")
 
 

@@ -332,7 +332,7 @@ def _check_rewards(model: RewardModel, saved: RewardModel, dtype: torch.dtype, t
 
 
 def _allows_left_padding(model: RewardModel, tokenizer: Any, golden: Golden) -> bool:
-    """Return whether padding on the left leaves the hidden state of the last token as it is.
+    """Return whether padding on the left leaves the hidden state of the last token unchanged.
 
     Encoders count positions from the left edge; RWKV has no mask, and the compression of DeepSeek-V4 none that starts elsewhere.
     """

@@ -79,7 +79,7 @@ def text_part(config: PretrainedConfig, trust_remote_code: bool) -> PretrainedCo
 
 
 def register_classifier(config: PretrainedConfig, error: Callable[[str], RmtrainError]) -> None:
-    """Make a sequence-classification class for a configuration that has none, and register it with transformers; raises as it is made."""
+    """Make a sequence-classification class for a configuration that has none, and register it; raises as `make_classifier`."""
     AutoModelForSequenceClassification.register(type(config), make_classifier(config, error), exist_ok=True)
 
 

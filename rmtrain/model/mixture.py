@@ -24,7 +24,7 @@ def expert_tensors(model: PreTrainedModel) -> list[str]:
 
     A mixture is a model that can record `router_logits`. Its experts are the float parameters of three dimensions in the base model, one
     matrix for each expert, except those of torch's own modules, such as convolutions. Of the types of transformers 5.23, 55 are found; in
-    those looked at, these are all experts and nothing else. Without the first condition, the attention of xlnet and rwkv would be, too.
+    those looked at, these are all experts and nothing else. Without the first condition, xlnet and rwkv would also be found.
     """
     if not any(_recorders(model)):
         return []
@@ -40,7 +40,7 @@ def expert_tensors(model: PreTrainedModel) -> list[str]:
 def router_layers(model: PreTrainedModel, experts: Sequence[str]) -> set[str]:
     """Return the names of the linear layers that choose or weigh experts: those of routers, and gates of one output next to experts.
 
-    Most routers hold a bare matrix, which is no target of adapters.
+    Most routers hold a bare matrix, which adapters cannot target.
     """
     classes, found = tuple(_recorders(model)), set()
     for block in {name.rsplit(".", 2)[0] for name in experts}:  # without the module of the experts and the parameter

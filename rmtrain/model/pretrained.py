@@ -178,7 +178,7 @@ def _text_prefix(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedM
     names = [name for name, _ in empty.base_model.named_parameters()]
     prefixes = {stored.removesuffix(name) for name in names[:1] for stored in header if f".{stored}".endswith(f".{name}")}
     if not prefixes:
-        raise ref.error(f"{ref.path} has no weights of a text part: none is named ....{names[0]}")
+        raise ref.error(f"{ref.path} has no weights of a text part: no name ends in {names[0]}")
     return max(sorted(prefixes), key=lambda prefix: sum(prefix + name in header for name in names))
 
 
@@ -305,7 +305,7 @@ def _load_weights(
     lacking = sorted(name for name in missing if not may_lack(name))
     unused = {*report["unexpected_keys"]}
     if "key_mapping" in options:
-        unused &= header.keys()  # the rest is no text
+        unused &= header.keys()  # the rest does not belong to the text part
         model._weight_conversions = None  # otherwise transformers would save the model under the names of the larger one
     unexpected = sorted(filter(must_fit, unused))
     for problem, names in (("lacks", lacking), ("has unexpected", unexpected)):

@@ -86,7 +86,7 @@ def test_made_class_equals_the_one_of_transformers(tokenizer: Any) -> None:
 
 
 def base_of(model_type: str, tokenizer: Any, directory: Path) -> Path:
-    """Write a causal model of an architecture, as its authors publish it: `language_model` beside images where it has these."""
+    """Write a causal model of an architecture, as its authors publish it: with its parts for images, if it has them."""
     config = shrunk(CONFIG_MAPPING[model_type](), len(tokenizer))
     torch.manual_seed(5)
     kind = AutoModelForImageTextToText if "vision_config" in config.sub_configs else AutoModelForCausalLM

@@ -1,6 +1,6 @@
 """The kernel of a GPU, on a CPU: what it is given, in each release of torch, against padded attention and the path of a CPU.
 
-A plain loop stands in for `torch.nn.attention.varlen.varlen_attn`, with its arguments and its demands: there is no such kernel on a CPU.
+A plain loop stands in for `torch.nn.attention.varlen.varlen_attn`, with its arguments and its demands: a CPU has none.
 """
 
 from collections.abc import Callable, Iterator

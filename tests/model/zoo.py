@@ -237,7 +237,7 @@ def outcome_table(outcomes: dict[str, Outcome]) -> str:
         if outcome.refused is not None:
             reasons[_reason(model_type, outcome.refused)].append(model_type)
         else:
-            where = "with its own code" if outcome.made else "as it is"
+            where = "with its own code" if outcome.made else "directly"
             groups[str(outcome.layout), where].append(model_type)
     trained = sum(map(len, groups.values()))
     lines = [
@@ -272,7 +272,7 @@ def _reason(model_type: str, refusal: str) -> str:
 REASONS = {
     "encoder-decoder": "an encoder-decoder",
     "padding changes its rewards": "padding changes its rewards, whatever the mask",
-    "no causal model": "it generates, but looks ahead",
+    "not a causal model": "it generates, but looks ahead",
     "no linear layer score": "its head is not one linear layer",
     "neither a causal": "transformers has no base model of text for it",
     "Multiple valid text configs": "transformers has no base model of text for it",
