@@ -17,19 +17,19 @@ Two pairs, [a b c D] against [a b E F], and [x G] against [x H I], as `shared_pr
     positions  0 1 2 3 2 3 0 1 1 2
     read at          *   *   *   *
 
-Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, S distinct sequences, E preferences (edges).
+Tensor legend: R rows, T tokens of a row, N responses of the micro-batch, S distinct sequences, E preferences (edges), M targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmtrain.data.comparison import Preference, TokenizedComparison, Tokens
+from rmtrain.data.comparison import Preference, Target, TokenizedComparison, Tokens
 
 Layout = Literal["shared_prefix", "packed", "padded"]
 MOST_PADDING = 0.1
@@ -68,25 +68,42 @@ class Segments:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PreferenceBatch:
-    """Preferences among the N responses of some comparisons: the part of a `MicroBatch` that an objective reads.
+class LabelBatch:
+    """Preferences among the N responses of some comparisons, and targets for them: the part of a `MicroBatch` that an objective reads.
 
+    sources: tag of each comparison's source.
     comparison_N: int64, the comparison of each response, numbered from 0 in order.
     winner_E, loser_E: int64, indices into the responses.
     margin_E, probability_E: float. A probability is that of the winner being better; 0.5 is a tie.
-    weight_E: float, the edge's weight divided by the sum of weights of its comparison, so that each comparison counts once.
+    weight_E: float, the edge's weight divided by the sum of weights of its comparison, times the weight of the comparison.
+    response_M: int64, index into the responses. target_M: float, what its reward should be.
+    target_weight_M: float, as `weight_E`: the labels of a comparison together have its weight, usually 1.
     """
 
+    sources: tuple[str, ...]
     comparison_N: Tensor
     winner_E: Tensor
     loser_E: Tensor
     margin_E: Tensor
     probability_E: Tensor
     weight_E: Tensor
+    response_M: Tensor
+    target_M: Tensor
+    target_weight_M: Tensor
+
+    def only(self, chosen: Container[str], inside: bool = True) -> Self:
+        """Return the same labels with weights of zero for all but the chosen sources, or with `inside` false for these."""
+        counts = [float((source in chosen) == inside) for source in self.sources]
+        counts_C = torch.tensor(counts, dtype=self.weight_E.dtype).to(self.weight_E.device)
+        return replace(
+            self,
+            weight_E=self.weight_E * counts_C[self.comparison_N[self.winner_E]],
+            target_weight_M=self.target_weight_M * counts_C[self.comparison_N[self.response_M]],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch(PreferenceBatch):
+class MicroBatch(LabelBatch):
     """Input of the model and of the objective for some comparisons. Responses keep the order of their comparisons.
 
     input_ids_RT, position_ids_RT: int64. attention_mask_RT: int64, 1 on real tokens; None for a single row.
@@ -145,7 +162,8 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
         numbers += [place[key] for key in keys]
         distinct.append(list(sequences.values()))
         first += len(sequences)
-    prefixes = [comparison.prefix_length if layout == "shared_prefix" else 0 for comparison in comparisons]
+    shares = layout == "shared_prefix"
+    prefixes = [row.prefix_length if shares and len(row.sequences) > 1 else 0 for row in comparisons]
     if layout == "padded":
         by_length, tensors = _padded(distinct, pad_token_id)
         rows = np.argsort(by_length)
@@ -155,7 +173,7 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
     counts = [len(comparison.sequences) for comparison in comparisons]
     return MicroBatch(
         **tensors,
-        **preference_tensors(counts, [comparison.preferences for comparison in comparisons]),
+        **label_tensors(comparisons, counts),
         sequence_N=torch.tensor(numbers),
         ids=tuple(comparison.id for comparison in comparisons),
         response_counts=tuple(counts),
@@ -223,26 +241,47 @@ def _single_row(distinct: Sequence[Sequence[Tokens]], prefixes: Sequence[int]) -
     }
 
 
-def preference_tensors(
-    counts: Sequence[int], preferences: Sequence[Sequence[Preference]], dtype: torch.dtype = torch.float32
-) -> dict[str, Any]:
-    """Return the fields of a `PreferenceBatch`, given the number of responses and the preferences of each comparison."""
+class Labelled(Protocol):
+    """A comparison with its labels, as tokens or scored."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def preferences(self) -> Sequence[Preference]: ...
+    @property
+    def targets(self) -> Sequence[Target]: ...
+    @property
+    def weight(self) -> float: ...
+
+
+def label_tensors(rows: Sequence[Labelled], counts: Sequence[int], dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Return the fields of a `LabelBatch`, given comparisons and the number of responses of each."""
     winners, losers, margins, probabilities, weights = [], [], [], [], []
+    responses, targets, target_weights = [], [], []
     first = 0
-    for count, edges in zip(counts, preferences, strict=True):
-        total = sum(edge.weight for edge in edges)
-        for edge in edges:
+    for row, count in zip(rows, counts, strict=True):
+        total = sum(edge.weight for edge in row.preferences)
+        for edge in row.preferences:
             winners.append(first + edge.winner)
             losers.append(first + edge.loser)
             margins.append(edge.margin)
             probabilities.append(edge.probability)
-            weights.append(edge.weight / total)
+            weights.append(edge.weight / total * row.weight)
+        total = sum(target.weight for target in row.targets)
+        for target in row.targets:
+            responses.append(first + target.response)
+            targets.append(target.value)
+            target_weights.append(target.weight / total * row.weight)
         first += count
     return {
+        "sources": tuple(row.source for row in rows),
         "comparison_N": torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)),
         "winner_E": torch.tensor(winners, dtype=torch.int64),
         "loser_E": torch.tensor(losers, dtype=torch.int64),
         "margin_E": torch.tensor(margins, dtype=dtype),
         "probability_E": torch.tensor(probabilities, dtype=dtype),
         "weight_E": torch.tensor(weights, dtype=dtype),
+        "response_M": torch.tensor(responses, dtype=torch.int64),
+        "target_M": torch.tensor(targets, dtype=dtype),
+        "target_weight_M": torch.tensor(target_weights, dtype=dtype),
     }

@@ -16,7 +16,6 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rmtrain.batching.layout import MOST_PADDING, Layout, MicroBatch, lay_out
@@ -286,4 +285,4 @@ def gather(data: Comparisons, indices: Indices | Sequence[int]) -> list[Tokenize
 
 def zero_weight(batch: MicroBatch) -> MicroBatch:
     """Return the micro-batch with weights of zero: it is computed, and adds nothing to loss, gradient or statistics."""
-    return replace(batch, weight_E=torch.zeros_like(batch.weight_E), ids=(), tokens=0)
+    return replace(batch.only(()), ids=(), tokens=0)

@@ -23,6 +23,7 @@ from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.reward_model import choose_layout, probing_comparisons
+from rmtrain.objective import for_training
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.run_view import dry_run_report
@@ -156,11 +157,12 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
     meter = Meter(strategy.accelerator, flos_per_token(model))
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
-    warmup_largest_batch(strategy, loader, balance=recipe.objective.router_balance is not None)
+    objective = for_training(recipe.objective, prepared.train)
+    warmup_largest_batch(strategy, loader, balance=objective.router_balance is not None)
     for number in (0, 1):  # the first allocates the optimizer's state
         batch = loader.step(number % len(loader))
         start_time = _now()
-        train_step(strategy, recipe, meter, recipe.optimizer.lr, batch)
+        train_step(strategy, objective, meter, recipe.optimizer.lr, batch)
         seconds = _now() - start_time
     return seconds / sum(loader.plan.costs.of_micro_batch(piece) for piece in loader.plan.step(batch.step).micro_batches[0])
 

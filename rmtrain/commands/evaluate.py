@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from pydantic import ValidationError
 from rich.console import Console, Group
 from rich.text import Text
 
@@ -29,6 +30,7 @@ from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import check_gates, summarize
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import (
+    OBJECTIVE,
     TIES,
     ScoredComparison,
     digest_of,
@@ -43,10 +45,12 @@ from rmtrain.evaluation.scores_file import (
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.files import expanded, unwritable
+from rmtrain.model.model_files import ModelRef
 from rmtrain.model.reward_model import choose_layout, computing_type, probing_comparisons
-from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
+from rmtrain.model.saved_model import FACTS, load_reward_model, model_of, template_hash
+from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
-from rmtrain.recipe.schema import Data, EvaluationRecipe, Recipe
+from rmtrain.recipe.schema import Data, EvaluationRecipe, Objectives, Recipe
 from rmtrain.report.console import compact, one_line
 from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
@@ -231,14 +235,30 @@ def evaluate(
     if not len(rows):
         raise RecipeError("nothing to evaluate on; set data.eval or a holdout in data.train, or pass --data")
 
+    objective = objective_of_model(model, recipe)
     layout = choose_layout(reward_model, recipe.batching.layout, probing_comparisons(rows), tokenizer.pad_token_id)
     costs = Costs.of(rows, layout)
     budget = scoring_budget(recipe.batching.max_tokens, costs)
     plan = ScoringPlan.of(rows, layout, costs, budget, tokenizer.pad_token_id)
     with stopping(accelerator) as stop:
-        result = evaluate_plan(reward_model, plan, accelerator, recipe.objective, stop.check)
-    settings = pair_settings(model, rows, recipe.data, recipe.objective, reward_model.computing, template)
+        result = evaluate_plan(reward_model, plan, accelerator, objective, stop.check)
+    settings = pair_settings(model, rows, recipe.data, objective, reward_model.computing, template)
     return replace(with_errors(result, rows, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
+
+
+def objective_of_model(model: str, recipe: Recipe | EvaluationRecipe) -> Objectives:
+    """Return the objective of an evaluation: that of the recipe, with the scale of targets that the model was trained with.
+
+    Where the recipe is only `--data`, and names none, it is the one that the model was trained with.
+    """
+    facts = ModelRef(model, None, "model").read_json(FACTS) or {}
+    try:
+        trained = OBJECTIVE.validate_python(facts["objective"])
+    except (KeyError, ValidationError):  # a model that was not trained by rmtrain, or by an older version
+        return recipe.objective
+    if isinstance(recipe, EvaluationRecipe) and "objective" not in recipe.model_fields_set:
+        return trained
+    return with_scale_of(recipe.objective, trained)
 
 
 def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Path, console: Console) -> CommandResult:

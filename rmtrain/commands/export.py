@@ -20,14 +20,16 @@ from rmtrain.engine.distributed import versions
 from rmtrain.engine.run_dir import ENVIRONMENT
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
+from rmtrain.evaluation.scores_file import OBJECTIVE
 from rmtrain.files import expanded, read_json, write_text
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import Golden, check_reload, export_adapter, export_model, golden_texts
 from rmtrain.model.hub import check_push, push
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saved_model import FACTS
+from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, dump_recipe, load_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Objectives, Recipe
 from rmtrain.report.card import card_of
 
 
@@ -86,8 +88,9 @@ def _read_checkpoint(recipe: Recipe, run: Path, chosen: Path | None) -> Checkpoi
 def _export_checkpoint(options: ExportOptions, recipe: Recipe, run: Path, checkpoint: Checkpoint) -> tuple[Path, int]:
     """Return the directory of the export, and the step of its weights."""
     tokenizer = load_tokenizer(recipe.model, recipe.data)
-    recorded = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))["hashes"]["tokenizer"]
-    if recorded != tokenizer_fingerprint(tokenizer):
+    environment = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    trained = OBJECTIVE.validate_python(environment["objective"])
+    if environment["hashes"]["tokenizer"] != tokenizer_fingerprint(tokenizer):
         raise CheckpointError(f"{run}: the tokenizer of its recipe has changed since the run was trained")
     model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     try:
@@ -100,11 +103,12 @@ def _export_checkpoint(options: ExportOptions, recipe: Recipe, run: Path, checkp
     output = options.output or run / "exports" / "-".join(filter(None, name))
     output.parent.mkdir(parents=True, exist_ok=True)
     data, golden = checkpoint.state["plan"]["data"], golden_texts(tokenizer, recipe.data.max_length)
+    origin = provenance(recipe, with_scale_of(recipe.objective, trained), data, checkpoint.step)
     if options.adapter:
-        export_adapter(model, tokenizer, output, golden, provenance(recipe, data, checkpoint.step))
+        export_adapter(model, tokenizer, output, golden, origin)
         return output, checkpoint.step
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    export_with_card(model, tokenizer, recipe, output, golden, data, checkpoint.step, dtype=dtype)
+    export_with_card(model, tokenizer, recipe, output, golden, origin, dtype=dtype)
     facts, card = run / "model" / FACTS, run / "model/README.md"
     if facts.is_file() and card.is_file() and json.loads(facts.read_text(encoding="utf-8")).get("step") == checkpoint.step:
         # The run's own model has the same weights: its card also has the waterfall and the evaluation.
@@ -118,8 +122,7 @@ def export_with_card(
     recipe: Recipe,
     directory: Path,
     golden: Golden,
-    data: str,
-    step: int,
+    origin: Mapping[str, Any],
     *,
     dtype: torch.dtype | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
@@ -128,19 +131,25 @@ def export_with_card(
     """Export a model that a recipe trained with `export_model`, whose errors are raised, and write its model card next to it.
 
     Args:
-        data: key of the training data.
-        step: optimizer steps of the weights.
+        origin: see `provenance`.
         waterfall, evaluation: of the run, for the card; None if unknown.
     """
-    export_model(model, tokenizer, directory, golden, provenance(recipe, data, step), dtype)
+    export_model(model, tokenizer, directory, golden, origin, dtype)
     facts = read_json(directory / FACTS, dict)
     card = card_of(recipe, tokenizer, facts, waterfall=waterfall or {}, evaluation=evaluation, versions=versions())
     write_text(directory / "README.md", card)
 
 
-def provenance(recipe: Recipe, data: str, step: int) -> dict[str, Any]:
-    """Return what `rmtrain.json` of an export says about the run it comes from."""
+def provenance(recipe: Recipe, objective: Objectives, data: str, step: int) -> dict[str, Any]:
+    """Return what `rmtrain.json` of an export says about the run it comes from.
+
+    Args:
+        objective: that of the recipe, with what it took from the training data.
+        data: key of the training data.
+        step: optimizer steps of the weights.
+    """
     return {
+        "objective": objective.model_dump(mode="json"),
         "recipe_sha256": hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
         "data_key": data,
         "max_length": recipe.data.max_length,

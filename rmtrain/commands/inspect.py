@@ -169,7 +169,9 @@ def _row_document(
         "prompt_length": row.prompt_length,
         "prefix_length": row.prefix_length,
         "preferences": [{name: getattr(edge, name) for name in values} for edge in row.preferences],
-        "margin": row.preferences[0].margin,
+        "targets": [{name: getattr(target, name) for name in ("response", "value", "weight")} for target in row.targets],
+        "weight": row.weight,
+        "margin": row.preferences[0].margin if row.preferences else None,
         "ranking": ranking(row),
         "compared": list(compared),
         "first_difference": common_prefix_length([row.sequences[response] for response in compared]),
@@ -301,7 +303,7 @@ def _micro_batch(indices: Indices, data: TokenizedData, layout: Layout) -> dict[
     comparisons = []
     for number, row in rows.items():
         # The tokens by kind, in the order in which `batching.layout.lay_out` stores them.
-        kinds = dict(zip(extremes(row), ("chosen", "rejected"), strict=True))
+        kinds = {} if row.targets else dict(zip(extremes(row), ("chosen", "rejected"), strict=True))
         prefix = row.prefix_length if layout == "shared_prefix" else 0
         runs = [("prefix", prefix)]
         for place, sequence in enumerate(row.sequences):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console, Group, RenderableType
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
-from rmtrain.commands.export import export_with_card
+from rmtrain.commands.export import export_with_card, provenance
 from rmtrain.commands.options import CommandResult
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
@@ -58,8 +59,9 @@ from rmtrain.model.reward_model import (
     trainable_summary,
 )
 from rmtrain.model.saved_model import template_hash
+from rmtrain.objective import for_training
 from rmtrain.recipe.load import as_recipe
-from rmtrain.recipe.schema import PlackettLuce, PretrainedModel, Recipe
+from rmtrain.recipe.schema import Objectives, PlackettLuce, PretrainedModel, Recipe, objective_for
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.page import with_errors, write_report
@@ -79,6 +81,7 @@ class Inputs(NamedTuple):
     """Everything that a run reads before it builds its model."""
 
     recipe: Recipe
+    objective: Objectives
     tokenizer: PreTrainedTokenizerBase
     golden: Golden
     data: PreparedData
@@ -113,7 +116,9 @@ def train(
     findings = audit(data, recipe.data, tokenizer)["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
-    inputs = Inputs(recipe, tokenizer, golden_texts(tokenizer, recipe.data.max_length), data, findings)
+    objective = for_training(recipe.objective, data.train)
+    golden = golden_texts(tokenizer, recipe.data.max_length)
+    inputs = Inputs(recipe, objective, tokenizer, golden, data, findings)
 
     # The model, and the micro-batches it computes.
     model = build_model(recipe, tokenizer, inputs.golden, int(data.train.longest.max()), accelerator)
@@ -128,7 +133,7 @@ def train(
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
-    record = environment(strategy, model.computing, hashes)
+    record = environment(strategy, model.computing, hashes) | {"objective": objective.model_dump(mode="json")}
     directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
     keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
     order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
@@ -146,7 +151,7 @@ def train(
             with start_trackers(accelerator, recipe, directory) as trackers, display:
                 log = RunLog(accelerator, directory.path, trackers, display)
                 evaluate_at = make_evaluator(inputs, layout, strategy, log, shutdown)
-                last = run_loop(recipe, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
+                last = run_loop(recipe, objective, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
                 step = checkpoints.state.step
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
@@ -224,8 +229,9 @@ def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: in
     check_budget(costs, data.train.ids, max_tokens)
     if len(data.eval) and recipe.batching.max_tokens != "auto":
         check_budget(Costs.of(data.eval, layout), data.eval.ids, max_tokens)
-    if isinstance(recipe.objective, PlackettLuce):
-        check_rankings(data.train[number] for number in range(len(data.train)))
+    ranked = [tag for tag in data.train.waterfall.sources if isinstance(objective_for(recipe.objective, tag), PlackettLuce)]
+    for tag in ranked:
+        check_rankings(data.train[int(number)] for number in np.flatnonzero(data.train.is_of_source(tag)))
     return Plan.of(recipe, costs, max_tokens, world)
 
 
@@ -276,7 +282,7 @@ def make_evaluator(
     plan = ScoringPlan.of(rows, layout, costs, scoring_budget(recipe.batching.max_tokens, costs), tokenizer.pad_token_id)
 
     def evaluate_at(step: int) -> EvaluationResult:
-        evaluation = evaluate(strategy.model, plan, strategy.accelerator, recipe.objective, shutdown.check)
+        evaluation = evaluate(strategy.model, plan, strategy.accelerator, inputs.objective, shutdown.check)
         samples = sample_rows(rows, evaluation.scored, tokenizer, recipe.evaluation.samples)
         log.metrics(step, evaluation.metrics())
         log.samples(step, samples)
@@ -297,16 +303,15 @@ def write_results(
     Raises:
         CheckpointError: the export does not reload, or reloads with other rewards.
     """
-    recipe, tokenizer, golden, data, findings = inputs
+    recipe, objective, tokenizer, golden, data, findings = inputs
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
         template = template_hash(tokenizer)
-        settings = pair_settings(str(directory.model), data.eval, recipe.data, recipe.objective, computing, template)
+        settings = pair_settings(str(directory.model), data.eval, recipe.data, objective, computing, template)
         write_scores(path / "scores.jsonl", last.scored, settings)
     waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
-    export_with_card(
-        model, tokenizer, recipe, directory.model, golden, data.train.key, step, waterfall=waterfalls["train"], evaluation=summary
-    )
+    origin = provenance(recipe, objective, data.train.key, step)
+    export_with_card(model, tokenizer, recipe, directory.model, golden, origin, waterfall=waterfalls["train"], evaluation=summary)
     shutil.copyfile(directory.model / "golden.json", path / "golden.json")
     write_report(
         path / "report.html",

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rmtrain.data.comparison import Preference, TokenizedComparison
+from rmtrain.data.comparison import Preference, Target, TokenizedComparison
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import TryAgain
 
@@ -38,9 +38,14 @@ SCHEMA = pa.schema(
         "margins": pa.list_(pa.float64()),
         "probabilities": pa.list_(pa.float64()),
         "weights": pa.list_(pa.float64()),
+        "target_responses": pa.list_(pa.int32()),
+        "targets": pa.list_(pa.float64()),
+        "target_weights": pa.list_(pa.float64()),
+        "weight": pa.float64(),
     }
 )
 EDGE_COLUMNS = {"winners": "winner", "losers": "loser", "margins": "margin", "probabilities": "probability", "weights": "weight"}
+TARGET_COLUMNS = {"target_responses": "response", "targets": "value", "target_weights": "weight"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,12 @@ def record_batch(rows: Sequence[StoredRow]) -> pa.RecordBatch:
         "tokens": tokens,
         "prompt_hash": [row.prompt_hash for row in rows],
         "response_hashes": [row.response_hashes for row in rows],
+        "weight": [row.weight for row in comparisons],
     }
     for column, name in EDGE_COLUMNS.items():
         columns[column] = [[getattr(edge, name) for edge in row.preferences] for row in comparisons]
+    for column, name in TARGET_COLUMNS.items():
+        columns[column] = [[getattr(target, name) for target in row.targets] for row in comparisons]
     return pa.record_batch([pa.array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA)
 
 
@@ -81,13 +89,14 @@ class TokenizedData:
     `file` is an Arrow file of `SCHEMA`, `key` the hash of everything that shaped the artifact.
 
     Columns, one value for each comparison:
-        response_counts int32: K. preference_counts int32: edges.
+        response_counts int32: K. preference_counts, target_counts int32: labels.
         first_responses int64: place of its first response in the columns of responses.
         prompt_lengths, prefix_lengths int32: in tokens.
         longest int32: tokens of the longest sequence.
         total_tokens int64: of all sequences together.
         unique_tokens int64: with the common prefix counted once.
         prompt_hashes uint64.
+        weights float64: of the comparison; their mean over a source is 1, unless it has `raw_weights`.
     Columns, one value for each response, one comparison after the other:
         lengths int32: tokens of its sequence. response_hashes uint64.
     """
@@ -101,6 +110,7 @@ class TokenizedData:
         self._opened: dict[int, dict[str, Any]] = {}
         self.response_counts = self._list_lengths("lengths")
         self.preference_counts = self._list_lengths("winners")
+        self.target_counts = self._list_lengths("targets")
         self.first_responses = np.cumsum(self.response_counts, dtype=np.int64) - self.response_counts
         self.prompt_lengths = self.values("prompt_length")
         self.prefix_lengths = self.values("prefix_length")
@@ -111,6 +121,19 @@ class TokenizedData:
         self.longest = np.maximum.reduceat(self.lengths, self.first_responses) if len(self) else self.lengths
         self.total_tokens = np.add.reduceat(wide, self.first_responses) if len(self) else wide
         self.unique_tokens = self.total_tokens - (self.response_counts.astype(np.int64) - 1) * self.prefix_lengths
+        self.weights = self._normalized_weights()
+
+    def _normalized_weights(self) -> NDArray[np.float64]:
+        weights: NDArray[np.float64] = self.values("weight").copy()
+        for source, count in self.waterfall.sources.items():
+            if count.weights:
+                weights[self.is_of_source(source)] *= count.kept / count.weights
+        return weights
+
+    def is_of_source(self, source: str) -> NDArray[np.bool_]:
+        """Return a mask of the comparisons of a source, by its tag."""
+        mask: NDArray[np.bool_] = pc.equal(self._table.column("source"), source).to_numpy()
+        return mask
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -140,6 +163,8 @@ class TokenizedData:
             prefix_length=prefix,
             prompt_length=int(columns["prompt_length"][row]),
             preferences=tuple(map(Preference, *(columns[name][row].tolist() for name in EDGE_COLUMNS))),
+            targets=tuple(map(Target, *(columns[name][row].tolist() for name in TARGET_COLUMNS))),
+            weight=float(self.weights[index]),
             cut=tuple(columns["cut"][row].tolist()),
         )
 
@@ -195,7 +220,7 @@ class _Lists:
 
 def _open_columns(batch: pa.RecordBatch) -> dict[str, Any]:
     """Return the columns that make up a comparison, without copies; they are opened once, since that takes longer than reading a row."""
-    lists = {name: _Lists(batch.column(name)) for name in ("lengths", "cut", "tokens", *EDGE_COLUMNS)}
+    lists = {name: _Lists(batch.column(name)) for name in ("lengths", "cut", "tokens", *EDGE_COLUMNS, *TARGET_COLUMNS)}
     numbers = {name: batch.column(name).to_numpy() for name in ("prefix_length", "prompt_length")}
     return {"id": batch.column("id"), "source": batch.column("source"), **numbers, **lists}
 

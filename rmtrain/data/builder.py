@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import SCHEMA, StoredRow, record_batch
@@ -148,7 +149,7 @@ class RowEncoder:
                 stored.append(StoredRow(checked.row, hashes[row.id], [responses[number] for number in checked.responses]))
         marks = None
         if groups is not None:
-            contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison.preferences) for row in stored]
+            contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison) for row in stored]
             marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
         return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out, winners, fillable)
@@ -167,7 +168,9 @@ def build_artifact(
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
         for split, source, rows in _encoded(sources, encode, progress):
-            counts = (rows.left_out, rows.winners, rows.unset)
+            is_normalized = source.weight is not None and not source.raw_weights
+            weights = pc.sum(rows.stored.column("weight")).as_py() if is_normalized and rows.stored is not None else 0.0
+            counts = (rows.left_out, rows.winners, rows.unset, weights)
             waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, *counts)
             where = {"split": split, "source": source.title}
             for row in rows.dropped:

@@ -36,6 +36,20 @@ class Preference:
     rows: tuple[str, ...] = field(default=(), compare=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the reward of one response should be: a score, or the probability that it is right.
+
+    `weight` scales it within its comparison. `rows` are the ids of the rows that state it, where a comparison was made of several; it is
+    not stored.
+    """
+
+    response: int
+    value: float
+    weight: float = 1.0
+    rows: tuple[str, ...] = field(default=(), compare=False)
+
+
 PAIR = (Preference(winner=0, loser=1),)
 
 
@@ -43,6 +57,7 @@ PAIR = (Preference(winner=0, loser=1),)
 class Comparison:
     """A row as text. `responses[k]` are the messages that follow `prompt`; the chosen response of a pair is number 0.
 
+    It has either preferences among its responses, or targets for them; a single response has a target. `weight` is that of the row.
     `left_out` has the reason of each response of the row that was left out, `winners` the side, a or b, that each label calls better.
     `variables` are those of the chat template, such as `tools`; they are part of the prompt. `columns` names the columns of the row that
     hold something.
@@ -53,6 +68,8 @@ class Comparison:
     prompt: Turns
     responses: tuple[Turns, ...]
     preferences: tuple[Preference, ...] = PAIR
+    targets: tuple[Target, ...] = ()
+    weight: float = 1.0
     left_out: tuple[str, ...] = ()
     winners: tuple[str, ...] = field(default=(), compare=False)
     variables: Mapping[str, Any] = field(default_factory=dict)
@@ -73,6 +90,8 @@ class TokenizedComparison:
     prefix_length: int
     prompt_length: int
     preferences: tuple[Preference, ...] = PAIR
+    targets: tuple[Target, ...] = ()
+    weight: float = 1.0
     cut: tuple[int, ...] = ()
 
     def __eq__(self, other: object) -> bool:
@@ -80,7 +99,7 @@ class TokenizedComparison:
         if not isinstance(other, TokenizedComparison):
             return False
         one, two = ([[int(token) for token in sequence] for sequence in row.sequences] for row in (self, other))
-        fields = ("id", "source", "prefix_length", "prompt_length", "preferences", "cut")
+        fields = ("id", "source", "prefix_length", "prompt_length", "preferences", "targets", "weight", "cut")
         return one == two and all(getattr(self, name) == getattr(other, name) for name in fields)
 
 
@@ -116,7 +135,8 @@ def dropped(row_id: str, source: str, problem: BadRow) -> Dropped:
 
 def rows_of(row: Comparison | TokenizedComparison) -> tuple[str, ...]:
     """Return the ids of the rows that a comparison is made of, in the order of the source; its own id is the first."""
-    row_ids = {row_id for edge in row.preferences for row_id in edge.rows or (row.id,)}
+    labels: tuple[Preference | Target, ...] = (*row.preferences, *row.targets)
+    row_ids = {row_id for label in labels for row_id in label.rows or (row.id,)}
     return (row.id,) if row_ids == {row.id} else tuple(sorted(row_ids, key=place_of))
 
 
@@ -186,7 +206,8 @@ def _hash(*parts: str) -> int:
 def ranking(row: TokenizedComparison) -> list[int]:
     """Return the numbers of the responses, best first, by the weight of the preferences they win minus the weight of those they lose.
 
-    A preference counts by the distance of its probability from a tie. Equal responses keep the order of their numbers.
+    A preference counts by the distance of its probability from a tie. Responses with targets rank by these. Equal responses keep the
+    order of their numbers.
     """
     balance = _balance(row)
     return sorted(range(len(balance)), key=lambda number: -balance[number])
@@ -214,4 +235,6 @@ def _balance(row: TokenizedComparison) -> list[float]:
         worth = edge.weight * (2 * edge.probability - 1)
         balance[edge.winner] += worth
         balance[edge.loser] -= worth
+    for target in row.targets:
+        balance[target.response] += target.weight * target.value
     return balance

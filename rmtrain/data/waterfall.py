@@ -17,6 +17,7 @@ INTENTIONAL_DROPS = {
     "tie": "set tie: half (format: ab), or use finer scores",
     "below_min_gap": "lower `min_gap`",
     "not_paired": "set another `policy`",
+    "zero_weight": "raise the row's weight",
 }
 """Reasons of rows that the recipe itself leaves out, with what keeps such rows: they are not faults, and `max_drop_fraction` does not count
 them."""
@@ -60,6 +61,9 @@ REMEDIES = INTENTIONAL_DROPS | {
     "no_score": "name the column of the score in `score`, or remove these rows",
     "not_a_number": "filter by a column of numbers, or repair these cells",
     "bad_margin": "repair these margins, or set margin_default",
+    "bad_weight": "repair these weights",
+    "no_target": "name the column of the score in `target`, or remove these rows",
+    "unknown_target": "name all values of the column in `values`",
     "not_tokens": "name a source of token ids, or use another `format`",
     "unknown_token": "use the tokenizer that the tokens were made with",
 }
@@ -80,6 +84,7 @@ class SourceCount:
     `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
     `winners` counts the labels of a source of two candidates, by the side that they call better.
     `unset` counts rows with a column that has the name of a variable of the chat template, where nothing sets that variable, by name.
+    `weights` is the sum of the weights of kept comparisons, 0 where they are not normalised.
     """
 
     read: int = 0
@@ -90,6 +95,7 @@ class SourceCount:
     left_out: dict[str, int] = field(default_factory=dict)
     winners: dict[str, int] = field(default_factory=dict)
     unset: dict[str, int] = field(default_factory=dict)
+    weights: float = 0.0
 
     def add(
         self,
@@ -99,8 +105,10 @@ class SourceCount:
         left_out: Mapping[str, int] = NOTHING,
         winners: Mapping[str, int] = NOTHING,
         unset: Mapping[str, int] = NOTHING,
+        weights: float = 0.0,
     ) -> None:
-        """Add numbers of rows, of responses left out of them by reason, of labels by the side that won, and of unset variables."""
+        """Add numbers of rows, of responses left out of them by reason, of labels by the side that won, of unset variables; and weights."""
+        self.weights += weights
         self.read += kept + gathered
         self.kept += kept
         self.gathered += gathered

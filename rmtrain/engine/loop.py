@@ -20,7 +20,7 @@ from rmtrain.engine.strategy import Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.scoring import EvaluationResult
 from rmtrain.objective import compute_objective
-from rmtrain.recipe.schema import Optimizer, Recipe, Training
+from rmtrain.recipe.schema import Objectives, Optimizer, Recipe, Training
 
 logger = logging.getLogger("rmtrain")
 
@@ -29,6 +29,7 @@ NAMED_ROWS, MAX_NONFINITE_STEPS = 5, 3
 
 def train(
     recipe: Recipe,
+    objective: Objectives,
     strategy: Strategy,
     loader: StepLoader,
     meter: Meter,
@@ -40,6 +41,7 @@ def train(
     """Train from the step of `checkpoints.state` to the last step.
 
     Args:
+        objective: that of the recipe, with what it takes from the training data.
         strategy: has prepared the model and the optimizer.
         loader: every micro-batch of every step, for this rank.
         meter: statistics of the steps since the last log line.
@@ -70,7 +72,7 @@ def train(
         checkpoints.update_best(step, evaluation.summary)
         return evaluation
 
-    warmup_largest_batch(strategy, loader, balance=recipe.objective.router_balance is not None)
+    warmup_largest_batch(strategy, loader, balance=objective.router_balance is not None)
     state = checkpoints.state
     if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
         evaluate_at(state.step)  # the run was stopped between this step and its evaluation
@@ -78,7 +80,7 @@ def train(
     nonfinite = 0
     for number in range(state.step, last):
         lr, step = rate(number), number + 1
-        result = retry_on_overflow(partial(train_step, strategy, recipe, meter, lr), number, strategy, loader)
+        result = retry_on_overflow(partial(train_step, strategy, objective, meter, lr), number, strategy, loader)
         nonfinite = record_rows(step, result, nonfinite, log)
         log.step(step, result.tokens)
 
@@ -119,7 +121,7 @@ def retry_on_overflow(
     return result
 
 
-def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batch: StepBatch) -> StepResult:
+def train_step(strategy: Strategy, objective: Objectives, meter: Meter, lr: float, batch: StepBatch) -> StepResult:
     """Compute one optimizer step over all its micro-batches.
 
     The loss of each micro-batch is a sum. It is divided once, by the comparisons of the whole step on all ranks, and multiplied
@@ -127,17 +129,17 @@ def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batc
     `objective.router_balance` does, as everywhere in the field: it is a product of two means over the tokens of a micro-batch, which counts
     by its share of the comparisons.
     """
-    accelerator, coefficient = strategy.accelerator, recipe.objective.router_balance
+    accelerator, coefficient = strategy.accelerator, objective.router_balance
     scale, statistics, balances = accelerator.num_processes / len(batch.ids), [], []
     for number, host_batch in enumerate(batch.micro_batches, start=1):
         micro_batch = host_batch.to(accelerator.device)
         with strategy.micro_batch(is_last=number == len(batch.micro_batches)):
             if coefficient is None:
-                result = compute_objective(recipe.objective, strategy.model(micro_batch), micro_batch)
+                result = compute_objective(objective, strategy.model(micro_batch), micro_batch)
                 loss = result.loss
             else:
                 rewards_N, balance = strategy.model(micro_batch, balance=True)
-                result = compute_objective(recipe.objective, rewards_N, micro_batch)
+                result = compute_objective(objective, rewards_N, micro_batch)
                 balance = balance * result.comparisons
                 loss = result.loss + coefficient * balance
                 balances.append(balance.detach())
@@ -148,7 +150,7 @@ def train_step(strategy: Strategy, recipe: Recipe, meter: Meter, lr: float, batc
     grad_norm, outcome = strategy.update(lr)
     sums, tokens = torch.stack(statistics).sum(0), sum(micro_batch.tokens for micro_batch in batch.micro_batches)
     if outcome == "updated":
-        meter.add(sums, tokens, grad_norm, torch.stack(balances).sum() if balances else None)
+        meter.add(sums, tokens, len(batch.ids), grad_norm, torch.stack(balances).sum() if balances else None)
     elif outcome == "overflowed" and any_rank(accelerator, not bool(torch.isfinite(sums).all())):
         outcome = "not_finite"  # rewards or the loss are: no factor of the loss mends that
     return StepResult(batch, tokens, outcome)

@@ -67,22 +67,24 @@ class Meter:
         self.sums = torch.zeros(len(Objective._fields), device=self.accelerator.device)
         self.balance: Tensor | None = None
         self.grad_norm: Tensor | None = None
-        self.tokens, self.since = 0, time.perf_counter()
+        self.tokens, self.comparisons, self.since = 0, 0, time.perf_counter()
 
     @property
     def is_empty(self) -> bool:
         """Whether no step was added since the last report."""
         return self.grad_norm is None
 
-    def add(self, statistics: Tensor, tokens: int, grad_norm: Tensor, balance: Tensor | None = None) -> None:
+    def add(self, statistics: Tensor, tokens: int, comparisons: int, grad_norm: Tensor, balance: Tensor | None = None) -> None:
         """Add one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm.
 
+        `tokens` are those of this rank, `comparisons` the number on all ranks.
         `balance` is the balancing loss of the routers, if it trains, as a sum over comparisons.
         """
         self.sums += statistics
         if balance is not None:
             self.balance = balance if self.balance is None else self.balance + balance
         self.tokens += tokens
+        self.comparisons += comparisons
         self.grad_norm = grad_norm
 
     @contextmanager
@@ -106,21 +108,24 @@ class Meter:
         *sums, balances, tokens = self.accelerator.reduce(counted, reduction="sum").tolist()
         seconds = time.perf_counter() - self.since
         total = dict(zip(Objective._fields, sums, strict=True))
-        comparisons = total["comparisons"]
+        comparisons, compared = total["comparisons"], total["preferences"]
         self.total_tokens += int(tokens)
+        of_preferences = {
+            "train/accuracy": total["correct"],
+            "train/margin": total["margin"],
+            "train/chosen_reward": total["winner_reward"],
+            "train/rejected_reward": total["loser_reward"],
+        }
         metrics = {
             "train/loss": total["loss"] / comparisons,
-            "train/accuracy": total["correct"] / comparisons,
-            "train/margin": total["margin"] / comparisons,
-            "train/chosen_reward": total["winner_reward"] / comparisons,
-            "train/rejected_reward": total["loser_reward"] / comparisons,
+            **({name: value / compared for name, value in of_preferences.items()} if compared else {}),
             **({} if self.balance is None else {"train/router_balance": balances / comparisons}),
             "train/grad_norm": float(self.grad_norm),
             "train/learning_rate": learning_rate,
             "train/epoch": epoch,
             "train/global_step": step,
             "train/tokens_per_second": tokens / seconds,
-            "train/comparisons_per_second": comparisons / seconds,
+            "train/comparisons_per_second": self.comparisons / seconds,
             "total_flos": float(self.total_tokens * self.flos_per_token),
         }
         self._reset()
@@ -135,6 +140,7 @@ class Meter:
             "sums": self.accelerator.reduce(self.sums.clone(), reduction="sum").tolist(),
             "balance": balance,
             "tokens": int(self.accelerator.reduce(tokens, reduction="sum").item()),
+            "comparisons": self.comparisons,
             "total_tokens": self.total_tokens,
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
         }
@@ -142,7 +148,7 @@ class Meter:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore the open log interval of a checkpoint; rank 0 takes the sums of all ranks."""
         self._reset()
-        self.total_tokens = state["total_tokens"]
+        self.total_tokens, self.comparisons = state["total_tokens"], state["comparisons"]
         if state["grad_norm"] is not None:
             self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
         if state.get("balance") is not None:  # checkpoints of older versions have none

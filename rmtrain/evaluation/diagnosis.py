@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference, TokenizedComparison
-from rmtrain.evaluation.metrics import CALIBRATION_BINS, Floats, ScoredEdges, confidence_bins, scored_edges, share_with_interval
+from rmtrain.evaluation.metrics import CALIBRATION_BINS, ScoredEdges, confidence_bins, scored_edges, share_with_interval
 from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.evaluation.targets import Floats
 
 HISTOGRAM_BINS = 30
 LENGTH_BINS = 8
@@ -23,8 +24,8 @@ ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
 def diagnose(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
-    """Compute every part below over the preferences that have a winner, JSON-ready; a part without anything to count is None."""
-    edges = scored_edges(scored)
+    """Compute every part below over the preferences that have a winner, and `targets` over these; a part without any is None."""
+    edges, targets = scored_edges(scored), reward_by_target(scored)
     parts: dict[str, Callable[[ScoredEdges], Any]] = {
         "rewards": reward_histograms,
         "margins": margin_histogram,
@@ -32,7 +33,8 @@ def diagnose(scored: Sequence[ScoredComparison]) -> dict[str, Any]:
         "reward_by_length": reward_by_length,
         "calibration": calibration_curve,
     }
-    return {"preferences": len(edges), **{name: part(edges) if len(edges) else None for name, part in parts.items()}}
+    numbers = {name: part(edges) if len(edges) else None for name, part in parts.items()}
+    return {"preferences": len(edges), **numbers, "reward_by_target": targets}
 
 
 def reward_histograms(edges: ScoredEdges) -> dict[str, Any]:
@@ -101,6 +103,30 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     ]
 
 
+def reward_by_target(scored: Sequence[ScoredComparison]) -> list[dict[str, Any]] | None:
+    """Return the mean reward of responses with similar targets, in bins of about equal counts, equal targets in one bin.
+
+    A bin has `low` and `high`, the number of `responses`, their mean `reward` and its standard `deviation`. None without targets.
+    """
+    pairs = [(target.value, row.rewards[target.response]) for row in scored for target in row.targets]
+    if not pairs:
+        return None
+    targets, rewards = np.array(pairs, np.float64).T
+    quantiles = np.arange(1, LENGTH_BINS + 1) / LENGTH_BINS
+    uppers = np.unique(np.quantile(targets, quantiles, method="inverted_cdf"))
+    bin_of = np.searchsorted(uppers, targets)
+    return [
+        {
+            "low": float(targets[bin_of == number].min()),
+            "high": float(targets[bin_of == number].max()),
+            "responses": int(np.sum(bin_of == number)),
+            "reward": float(rewards[bin_of == number].mean()),
+            "deviation": float(rewards[bin_of == number].std()),
+        }
+        for number in range(len(uppers))
+    ]
+
+
 def calibration_curve(edges: ScoredEdges) -> dict[str, Any]:
     """Return how often the model is right at each level of confidence (Guo et al. 2017, eq. 3); see `confidence_bins`.
 
@@ -145,9 +171,13 @@ def _counts(values: Floats, bins: Floats) -> list[int]:
 def sample_rows(
     data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[dict[str, Any]]:
-    """Return up to `count` comparisons as text, spread evenly over the data and the same ones each time; see `describe_edge`."""
-    numbers = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int)).tolist()
-    rows = [(data[number], scored[number].rewards) for number in numbers]
+    """Return up to `count` comparisons as text, spread evenly over the data and the same ones each time; see `describe_edge`.
+
+    Comparisons with targets and no preference are not among them.
+    """
+    compared = np.flatnonzero(data.preference_counts)
+    places = np.unique(np.linspace(0, len(compared) - 1, min(count, len(compared))).astype(int))
+    rows = [(data[number], scored[number].rewards) for number in compared[places].tolist()]
     return [describe_edge(row, row.preferences[0], rewards, tokenizer) for row, rewards in rows]
 
 

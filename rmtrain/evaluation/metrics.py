@@ -1,6 +1,6 @@
 """Scores to numbers. Everything here can be computed again from `scores.jsonl` and its settings.
 
-Array legend: N responses, E preferences (edges).
+Array legend: N responses, E preferences (edges), M targets.
 """
 
 import math
@@ -13,15 +13,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmtrain.batching.layout import PreferenceBatch, preference_tensors
+from rmtrain.batching.layout import LabelBatch, label_tensors
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
+from rmtrain.evaluation.targets import Floats, Integers, mean, spearman, target_numbers
 from rmtrain.intervals import Sample, wilson_interval
-from rmtrain.objective import compute_objective
-from rmtrain.recipe.schema import LOWER_IS_BETTER, BradleyTerry, Objectives, PlackettLuce
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from rmtrain.objective import PLAIN, compute_objective
+from rmtrain.recipe.schema import (
+    LOWER_IS_BETTER,
+    Binary,
+    BradleyTerry,
+    Objectives,
+    OneObjective,
+    OwnObjective,
+    PlackettLuce,
+    Regression,
+    objective_for,
+)
 
 CALIBRATION_BINS = 10
 MAX_TIE_SHARE = 0.01
@@ -36,12 +44,18 @@ RULES = {
     "preferences of one prompt are not independent",
     "longer_wins": "accuracy of preferring the response with more tokens, counted before anything was cut, without any model; equal "
     "lengths count half",
-    "loss": "the training objective with all its terms, averaged within a comparison, then over comparisons; Bradley-Terry where the "
-    "scores do not name one",
+    "loss": "the training objective with all its terms, averaged within a comparison, then over comparisons by their weights; "
+    "Bradley-Terry where the scores do not name one",
     "chance_loss": "the loss of a model that gives all responses the same reward",
     "calibration_error": "expected calibration error of sigmoid(margin) over ten equal bins of confidence in [0.5, 1]",
     "spearman_length_within": "mean over prompts of the rank correlation of reward and length among the responses of one prompt",
     "soft_ties": "preferences with target probability 0.5: they count in the loss only",
+    "spearman, spearman_within": "rank correlation of reward and target, over all responses, and its mean over prompts",
+    "mse, r2": "mean squared error of reward * std + mean against the targets, and the share of their variance that it explains",
+    "auc": "probability that a response with target 1 has a greater reward than one with target 0; a tie counts half",
+    "brier": "mean squared error of sigmoid(reward) against the targets",
+    "accuracy_at_half": "share of targets other than 0.5 on whose side of 0.5 sigmoid(reward) is",
+    "target_calibration_error": "expected calibration error of sigmoid(reward) over ten equal bins of [0, 1]",
 }
 
 
@@ -103,15 +117,13 @@ def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
     )
 
 
-PLAIN = BradleyTerry()
-
-
 def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:
     """Compute every number of an evaluation, JSON-ready; `RULES` defines each.
 
-    `n` counts comparisons and `preferences` their edges. All other numbers except `loss`, which is of the training objective, are over
-    the edges that have a winner (target probability above 0.5): `wins`, `losses` and `ties` add up to their count. A number without
-    anything to count is None, as are all numbers about length when a comparison has no lengths.
+    `n` counts comparisons, `preferences` their edges and `targets` their targets. `loss` is of the training objective, and weighted as in
+    training; no other number is. The numbers of targets are at the end of `RULES`. All others are over the edges that have a winner
+    (target probability above 0.5): `wins`, `losses` and `ties` add up to their count. A number without anything to count is None, as are
+    all numbers about length when a comparison has no lengths.
 
     Returns:
         The numbers over all comparisons; `sources` with the same numbers for each source, `warnings` and `rules`.
@@ -156,25 +168,52 @@ def _numbers(scored: Sequence[ScoredComparison], objective: Objectives) -> dict[
             for side, values in sides.items()
         },
         "calibration_error": _calibration_error(margin_E, credit_E),
+        **target_numbers(scored, objective),
     }
 
 
 def objective_loss(scored: Sequence[ScoredComparison], objective: Objectives) -> float | None:
-    """Return the mean over comparisons of the objective that trains, in float64 from the float32 rewards.
+    """Return the mean over comparisons of the objective that trains, by their weights, in float64 from the float32 rewards.
 
-    It has all terms of the objective, so that it means the same as `train/loss`. None for `plackett_luce` where the preferences of a
-    comparison do not order its responses.
+    It has all terms of the objective, so that it means the same as `train/loss`. None where it cannot be computed: for `plackett_luce`
+    where the preferences of a comparison do not order its responses, for a function whose file is not there, for targets whose scale is
+    not known, without margins that scale it, and where no comparison has labels of its kind.
     """
-    if isinstance(objective, PlackettLuce) and not all(map(_is_ranking, scored)):
+    taken = [row for row in scored if _takes(objective_for(objective, row.source), row)]
+    if not taken or not all(_is_computable(objective_for(objective, row.source), row) for row in taken):
         return None
     sums = []
-    for begin in range(0, len(scored), LOSS_CHUNK):
-        rows = scored[begin : begin + LOSS_CHUNK]
-        counts, preferences = [len(row.rewards) for row in rows], [row.preferences for row in rows]
-        batch = PreferenceBatch(**preference_tensors(counts, preferences, torch.float64))
+    for begin in range(0, len(taken), LOSS_CHUNK):
+        rows = taken[begin : begin + LOSS_CHUNK]
+        batch = LabelBatch(**label_tensors(rows, [len(row.rewards) for row in rows], torch.float64))
         rewards_N = torch.tensor([reward for row in rows for reward in row.rewards], dtype=torch.float64)
         sums.append(float(compute_objective(objective, rewards_N, batch).loss))
-    return math.fsum(sums) / len(scored)
+    return math.fsum(sums) / math.fsum(row.weight for row in taken)
+
+
+def _takes(objective: OneObjective, row: ScoredComparison) -> bool:
+    """Return whether a comparison has labels that an objective learns from."""
+    match objective:
+        case Regression() | Binary():
+            return bool(row.targets)
+        case BradleyTerry(margin="scale"):
+            return any(edge.margin for edge in row.preferences)
+        case OwnObjective():
+            return True
+        case _:
+            return bool(row.preferences)
+
+
+def _is_computable(objective: OneObjective, row: ScoredComparison) -> bool:
+    match objective:
+        case PlackettLuce():
+            return _is_ranking(row)
+        case Regression():
+            return objective.mean is not None
+        case OwnObjective():
+            return objective.hook is not None
+        case _:
+            return True
 
 
 def _is_ranking(row: ScoredComparison) -> bool:
@@ -223,7 +262,7 @@ def _length_numbers(scored: Sequence[ScoredComparison], edges: ScoredEdges) -> d
     within = [
         correlation
         for _, rows in sorted(by_count.items())
-        for correlation in _spearman(np.array([row.rewards for row in rows]), np.array([row.lengths for row in rows]))
+        for correlation in spearman(np.array([row.rewards for row in rows]), np.array([row.lengths for row in rows]))
     ]
     return {
         "longer_wins": mean((longer_E + 1) / 2),
@@ -231,37 +270,9 @@ def _length_numbers(scored: Sequence[ScoredComparison], edges: ScoredEdges) -> d
             name: {"preferences": int(np.sum(longer_E == sign)), "accuracy": mean(right_E[longer_E == sign])}
             for name, sign in (("winner_longer", 1), ("winner_shorter", -1), ("equal", 0))
         },
-        "spearman_length": _spearman(rewards_1N, lengths_1N)[0],
+        "spearman_length": spearman(rewards_1N, lengths_1N)[0],
         "spearman_length_within": mean(np.array([correlation for correlation in within if correlation is not None])),
     }
-
-
-def _spearman(left: NDArray[Any], right: NDArray[Any]) -> list[float | None]:
-    """Return Spearman's rho of each row of two [rows, K] arrays; None where a row has a single value."""
-    left_ranks, right_ranks = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (_ranks(left), _ranks(right)))
-    covariance = np.sum(left_ranks * right_ranks, axis=1)
-    scale = np.sqrt(np.sum(left_ranks**2, axis=1) * np.sum(right_ranks**2, axis=1))
-    return [float(c / s) if s > 0 else None for c, s in zip(covariance, scale, strict=True)]
-
-
-def _ranks(values: NDArray[Any]) -> Floats:
-    """Return the ranks within each row of [rows, K]; equal values share their mean rank."""
-    # By hand: scipy.stats would add 35 MB of imports to every evaluation.
-    order = np.argsort(values, axis=1, kind="stable")
-    ordered = np.take_along_axis(values, order, axis=1)
-    position = np.broadcast_to(np.arange(values.shape[1], dtype=np.float64), values.shape)
-    starts = np.concatenate([np.ones((len(values), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1)
-    ends = np.concatenate([starts[:, 1:], np.ones((len(values), 1), bool)], axis=1)
-    first = np.maximum.accumulate(np.where(starts, position, -1), axis=1)
-    last = np.flip(np.minimum.accumulate(np.flip(np.where(ends, position, np.inf), axis=1), axis=1), axis=1)
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2, axis=1)
-    return ranks
-
-
-def mean(values: NDArray[Any] | Sequence[float]) -> float | None:
-    """Return the mean of values; None without any."""
-    return float(np.mean(values)) if len(values) else None
 
 
 def check_rewards(scored: Sequence[ScoredComparison], place: str = "", remedy: str = "score in float32") -> None:
@@ -277,8 +288,13 @@ def check_rewards(scored: Sequence[ScoredComparison], place: str = "", remedy: s
 def _warnings(summary: Mapping[str, Any]) -> list[str]:
     warnings = []
     if summary["loss"] is None:
-        warnings.append("no loss: plackett_luce needs preferences that order all responses; set objective.type to bradley_terry")
+        warnings.append(
+            "no loss: these rows lack what the objective learns from, such as targets for regression, margins for scaled Bradley-Terry, "
+            "preferences that order all responses for plackett_luce, or the file of a function"
+        )
     decided = summary["preferences"] - summary["soft_ties"]
+    if summary["targets"] and not summary["preferences"]:
+        return warnings
     if not decided:
         return [*warnings, "every preference is a tie (target probability 0.5): there is no accuracy"]
     if summary["ties"] > MAX_TIE_SHARE * decided:

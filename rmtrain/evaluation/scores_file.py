@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.comparison import Preference
+from rmtrain.data.comparison import Preference, Target
 from rmtrain.data.rows.readers import Line, Malformed, has_lone_surrogate, open_bytes, read_lines
 from rmtrain.errors import DataError, NumericError, missing
 from rmtrain.files import atomic_write, read_json, write_text
@@ -40,8 +40,8 @@ class ScoredComparison:
     `rewards` and `lengths` are in the order of the responses; a pair's chosen response is number 0. Rewards are float32 values
     held as Python floats, which is exact. Lengths are in tokens, prompt included, before anything was cut; empty when they are not known.
     `cut` is how many of these tokens were cut before scoring, empty where none were. `prompt` is the same for rows of the same prompt, in
-    any source; empty when it is not known. `shown` is the place where a benchmark shows each response, empty where its rule does not
-    depend on it.
+    any source; empty when it is not known. `weight` is that of the comparison in the loss. `shown` is the place where a benchmark shows
+    each response, empty where its rule does not depend on it.
     """
 
     id: str
@@ -49,6 +49,8 @@ class ScoredComparison:
     rewards: tuple[float, ...]
     lengths: tuple[int, ...]
     preferences: tuple[Preference, ...]
+    targets: tuple[Target, ...] = ()
+    weight: float = 1.0
     shown: tuple[int, ...] = ()
     prompt: str = ""
     cut: tuple[int, ...] = ()
@@ -84,7 +86,7 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Setting
         for row in rows:
             if not all(map(math.isfinite, row.rewards)):
                 raise NumericError(f"row {row.id!r} of source {row.source!r}: expected finite rewards, got {list(row.rewards)}")
-            fields = {
+            fields: dict[str, Any] = {
                 "id": row.id,
                 "source": row.source,
                 "rewards": [float(reward) for reward in row.rewards],
@@ -93,6 +95,9 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Setting
                     [edge.winner, edge.loser, edge.margin, edge.probability, edge.weight] for edge in row.preferences
                 ],
             }
+            if row.targets:
+                fields["targets"] = [[target.response, target.value, target.weight] for target in row.targets]
+            fields |= {"weight": row.weight} if row.weight != 1 else {}
             fields |= {"prompt": row.prompt} if row.prompt else {}
             fields |= {name: list(values) for name, values in (("cut", row.cut), ("shown", row.shown)) if values}
             file.write((json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -103,7 +108,8 @@ def write_scores(path: Path, rows: Iterable[ScoredComparison], settings: Setting
 def read_scores(path: Path) -> list[ScoredComparison]:
     """Read what `write_scores` wrote, or minimal lines `{"id", "source", "rewards"}` made elsewhere.
 
-    A line without `preferences` is a best-first list: its first response is preferred to each of the others. `prompt` is anything that
+    A line without `preferences` and `targets` is a best-first list: its first response is preferred to each of the others. `prompt` is
+    anything that
     is equal for rows of one prompt, such as its text. Rewards may be NaN or infinite here; `summarize` refuses all such rows at once.
     Other keys are ignored. Raises DataError for malformed rows.
     """
@@ -155,8 +161,10 @@ def _parse(line: str) -> ScoredComparison:
             raise ValueError(f"{key}: expected a string, got {fields[key]!r:.60}")
 
     rewards = fields["rewards"]
-    if not isinstance(rewards, list) or len(rewards) < 2 or not all(type(number) in NUMBERS for number in rewards):
-        raise ValueError(f"rewards: expected a list of two or more numbers, got {rewards!r:.60}")
+    fewest = 1 if "targets" in fields else 2
+    if not isinstance(rewards, list) or len(rewards) < fewest or not all(type(number) in NUMBERS for number in rewards):
+        numbers = "numbers" if fewest == 1 else "two or more numbers"
+        raise ValueError(f"rewards: expected a list of {numbers}, got {rewards!r:.60}")
     count = len(rewards)
     lengths, cut = (_token_counts(fields, key, count) for key in ("lengths", "cut"))
     shown = fields.get("shown", [])
@@ -167,15 +175,31 @@ def _parse(line: str) -> ScoredComparison:
     ):
         raise ValueError(f"shown: expected a place among 0..{count - 1} for each response, got {shown!r:.60}")
 
-    edges = fields.get("preferences")
+    targets = _targets(fields.get("targets", []), count)
+    edges = fields.get("preferences", [] if targets else None)
     if edges is None:
         preferences = tuple(Preference(winner=0, loser=other) for other in range(1, count))
-    elif not isinstance(edges, list) or not edges:
+    elif not isinstance(edges, list) or not (edges or targets):
         raise ValueError(f"preferences: expected a list of [winner, loser, margin, probability, weight], got {edges!r:.60}")
     else:
         preferences = tuple(_preference(edge, count) for edge in edges)
-    rest = (lengths, preferences, tuple(shown), prompt_of(fields), cut)
+    weight = fields.get("weight", 1.0)
+    if type(weight) not in NUMBERS or not 0 < weight <= LARGEST:
+        raise ValueError(f"weight: expected a finite number above 0, got {weight!r:.60}")
+    rest = (lengths, preferences, targets, float(weight), tuple(shown), prompt_of(fields), cut)
     return ScoredComparison(fields["id"], fields["source"], tuple(map(checked_number, rewards)), *rest)
+
+
+def _targets(targets: Any, count: int) -> tuple[Target, ...]:
+    if not isinstance(targets, list):
+        raise ValueError(f"targets: expected a list of [response, value, weight], got {targets!r:.60}")
+    for target in targets:
+        if not isinstance(target, list) or len(target) != 3 or not all(type(n) in NUMBERS and abs(n) <= LARGEST for n in target):
+            raise ValueError(f"targets: expected three finite numbers [response, value, weight], got {target!r:.60}")
+        response, _, weight = target
+        if type(response) is not int or not 0 <= response < count or weight <= 0:
+            raise ValueError(f"targets: expected a response among 0..{count - 1} and weight > 0, got {response!r} and {weight!r}")
+    return tuple(Target(response, float(value), float(weight)) for response, value, weight in targets)
 
 
 def _object_of(line: str) -> dict[str, Any]:

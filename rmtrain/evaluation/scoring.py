@@ -114,6 +114,8 @@ def score_micro_batches(
                     rewards=tuple(rewards.tolist()),
                     lengths=tuple(len(sequence) + removed for sequence, removed in zip(row.sequences, cut, strict=True)),
                     preferences=row.preferences,
+                    targets=row.targets,
+                    weight=row.weight,
                     prompt="" if prompt_hashes is None else hash_text(int(prompt_hashes[index])),
                     cut=row.cut,
                 )

@@ -11,7 +11,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import explain, show
-from rmtrain.recipe.schema import Data, EvaluationRecipe, PretrainedModel, Recipe, ScratchModel
+from rmtrain.recipe.schema import (
+    EvaluationRecipe,
+    OwnObjective,
+    PretrainedModel,
+    Recipe,
+    ScratchModel,
+    Source,
+    objective_keys,
+)
 from rmtrain.recipe.section import KeyPath
 from rmtrain.recipe.sources import Hook
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
@@ -109,8 +117,9 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def hook_files(recipe: Recipe) -> dict[str, bytes]:
-    """Return the files that must be stored next to the recipe for its `prepare` keys, by name."""
+    """Return the files with functions of the user that must be stored next to the recipe, by name."""
     hooks = [source.hook for source in (*recipe.data.train, *recipe.data.eval)]
+    hooks += [part.hook for _, part in objective_keys(recipe.objective) if isinstance(part, OwnObjective)]
     return {hook.file.name: hook.code for hook in hooks if hook is not None}
 
 
@@ -133,7 +142,7 @@ def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[
         recipe = TypeAdapter(schema).validate_python(document.data)
     except ValidationError as error:
         raise _refusal([*document.problems, *explain(error, document)]) from None
-    problems = [*document.problems, *_read_hooks(recipe.data, document, directory)]
+    problems = [*document.problems, *_read_hooks(recipe, document, directory)]
     if problems:
         raise _refusal(problems)
     return recipe
@@ -200,17 +209,22 @@ def _set(data: Any, parts: Sequence[str], value: Any) -> KeyPath:
     return tuple(path)
 
 
-def _read_hooks(data: Data, document: Document, directory: Path | None) -> Iterator[Problem]:
-    """Read the file of each `prepare` key into its source."""
-    for split, sources in (("train", data.train), ("eval", data.eval)):
-        for number, source in enumerate(sources):
-            if source.prepare is None:
-                continue
-            key = ("data", split, number, "prepare")
-            try:
-                source.take(read_hook(source.prepare, directory))
-            except ValueError as error:
-                yield Problem(document.value_place(key), key, str(error))
+def _read_hooks(recipe: Recipe | EvaluationRecipe, document: Document, directory: Path | None) -> Iterator[Problem]:
+    """Read the file of each function of the user into the source or the objective that names it."""
+    named: list[tuple[KeyPath, str, Source | OwnObjective]] = [
+        (("data", split, number, "prepare"), source.prepare, source)
+        for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval))
+        for number, source in enumerate(sources)
+        if source.prepare is not None
+    ]
+    for key, part in objective_keys(recipe.objective):
+        if isinstance(part, OwnObjective):
+            named.append((("objective", *key, "path"), part.path.replace(".py:", ":"), part))
+    for path, name, owner in named:
+        try:
+            owner.take(read_hook(name, directory))
+        except ValueError as error:
+            yield Problem(document.value_place(path), path, str(error))
 
 
 def read_hook(name: str, directory: Path | None) -> Hook:

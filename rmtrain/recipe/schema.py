@@ -13,19 +13,42 @@ from pydantic import BeforeValidator, Discriminator, Field, JsonValue, PositiveF
 from pydantic.json_schema import GenerateJsonSchema
 
 from rmtrain.recipe.key_aliases import SAME_VALUES
-from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind, kind_by
+from rmtrain.recipe.objectives import Binary as Binary
+from rmtrain.recipe.objectives import BradleyTerry as BradleyTerry
+from rmtrain.recipe.objectives import BySource as BySource
+from rmtrain.recipe.objectives import Objectives as Objectives
+from rmtrain.recipe.objectives import OneObjective as OneObjective
+from rmtrain.recipe.objectives import OwnObjective as OwnObjective
+from rmtrain.recipe.objectives import PlackettLuce as PlackettLuce
+from rmtrain.recipe.objectives import Regression as Regression
+from rmtrain.recipe.objectives import objective_for as objective_for
+from rmtrain.recipe.objectives import objective_keys as objective_keys
+from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
 from rmtrain.recipe.sources import RankedSource as RankedSource
+from rmtrain.recipe.sources import ScoredSource as ScoredSource
 from rmtrain.recipe.sources import Source as Source
 from rmtrain.recipe.sources import TextSource as TextSource
 from rmtrain.recipe.sources import TokenizedSource as TokenizedSource
 from rmtrain.recipe.sources import variable_problem
 
-Gate = Literal["accuracy", "accuracy_low", "half_credit_accuracy", "loss"]
+Gate = Literal[
+    "accuracy",
+    "accuracy_low",
+    "half_credit_accuracy",
+    "loss",
+    "spearman",
+    "spearman_within",
+    "mse",
+    "r2",
+    "auc",
+    "brier",
+    "accuracy_at_half",
+]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-LOWER_IS_BETTER = frozenset({"loss"})
+LOWER_IS_BETTER = frozenset({"loss", "mse", "brier"})
 """Metrics that are better when lower; all others are better when higher."""
 
 
@@ -233,40 +256,6 @@ class Batching(Section):
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
 
 
-class ObjectiveBase(Section):
-    """Keys of every objective."""
-
-    router_balance: PositiveFloat | None = None
-    """Coefficient of the loss that balances the experts of a mixture (arXiv:2101.03961), which trains in addition to the objective and is
-    part of neither `train/loss` nor `eval/loss`. The Hub's mixtures use 0.001 to 0.02 (`router_aux_loss_coef`)."""
-
-
-class BradleyTerry(ObjectiveBase):
-    """`-log sigmoid(r_winner - r_loser - margin)`, averaged over the preferences of a comparison, then over comparisons."""
-
-    type: Literal["bradley_terry"] = "bradley_terry"
-    """Kind of objective."""
-    center_rewards: PositiveFloat | None = None
-    """Coefficient of `(r_winner + r_loser)^2`, which keeps rewards near zero (arXiv:2312.09244, eq. 2). TRL's docs suggest 0.01."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Assumed share of wrong labels; keeps the rewards of noisy comparisons from drifting apart."""
-
-
-class PlackettLuce(ObjectiveBase):
-    """The likelihood of each comparison's whole ranking: the best is chosen among all, the second among the rest, and so on."""
-
-    type: Literal["plackett_luce"]
-    """Kind of objective."""
-    center_rewards: PositiveFloat | None = None
-    """Coefficient of `(r_winner + r_loser)^2`, averaged over the preferences (arXiv:2312.09244, eq. 2)."""
-
-
-Objectives = Annotated[
-    Annotated[BradleyTerry, kind("bradley_terry")] | Annotated[PlackettLuce, kind("plackett_luce")],
-    kind_by("type", default="bradley_terry"),
-]
-
-
 class Optimizer(Section):
     """AdamW and the learning-rate schedule, which depends on the step only."""
 
@@ -393,9 +382,7 @@ class Recipe(CheckedSection):
         """Keys of different sections fit together."""
         yield from self._weight_conflicts()
         yield from self._length_conflicts()
-        if isinstance(self.objective, PlackettLuce):
-            for number, source in enumerate(self.data.train):
-                yield from _ranking_conflicts(("data", "train", number), source)
+        yield from self._objective_conflicts()
         if not self.data.eval and not any(source.holdout for source in self.data.train):
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
             for section, key in (("evaluation", "every"), ("evaluation", "gates"), ("checkpoints", "best")):
@@ -421,14 +408,43 @@ class Recipe(CheckedSection):
             message = f"expected at least data.max_length ({longest}), got {max_tokens}"
             yield Conflict(("batching", "max_tokens"), message, ("data", "max_length"))
 
+    def _objective_conflicts(self) -> Iterator[Conflict]:
+        if self.data.train == self.data.eval:
+            return  # the data of `rmtrain eval --data`: nothing is trained, and any model may be evaluated on any rows
+        titles = {source.title for source in (*self.data.train, *self.data.eval)}
+        for name in self.objective.sources.keys() - titles if isinstance(self.objective, BySource) else ():
+            yield Conflict(("objective", "sources", name), f"no source has this tag; expected one of {', '.join(sorted(titles))}")
+        for number, source in enumerate(self.data.train):
+            at = ("data", "train", number)
+            objective = objective_for(self.objective, source.title)
+            has_targets = isinstance(source, ScoredSource)
+            learns_targets = isinstance(objective, Regression | Binary)
+            if has_targets != learns_targets and not isinstance(objective, OwnObjective):
+                kinds = "regression or binary" if has_targets else "bradley_terry or plackett_luce"
+                rows = "targets" if has_targets else "preferences"
+                message = f"rows with {rows} need objective.type: {kinds}, got {objective.type}; for both kinds set by_source"
+                yield Conflict((*at, "format"), message, ("objective",))
+            if isinstance(objective, PlackettLuce):
+                yield from _ranking_conflicts(at, source)
+            if isinstance(objective, BradleyTerry) and objective.margin == "scale" and _margin_key(source) is None:
+                yield Conflict(
+                    (*at, "format"), "objective.margin: scale needs margins; set margin of this source", ("objective", "margin")
+                )
+
+
+def _margin_key(source: Source) -> str | None:
+    """Return the key that gives the rows of a source their margins."""
+    return next((key for key in ("margin", "margin_from_label", "margin_from_score") if getattr(source, key, None)), None)
+
 
 def _ranking_conflicts(at: KeyPath, source: Source) -> Iterator[Conflict]:
-    margins = ("margin", "margin_from_label", "margin_from_score")
-    margin = next((key for key in margins if getattr(source, key, None)), None)
+    margin = _margin_key(source)
     if margin is not None:
         yield Conflict((*at, margin), "plackett_luce has no margins; remove it, or use bradley_terry")
     if isinstance(source, AbSource) and source.tie == "half":
         yield Conflict((*at, "tie"), "plackett_luce has no half preferences; set drop, or use bradley_terry")
+    if isinstance(source, AbSource) and source.label.is_soft:
+        yield Conflict((*at, "label"), "plackett_luce has no probabilities; use bradley_terry")
     if isinstance(source, RankedSource) and source.policy in ("best_vs_rest", "adjacent"):
         yield Conflict((*at, "policy"), "plackett_luce learns whole rankings; set all, or use bradley_terry")
     if isinstance(source, RankedSource) and source.max_pairs is not None:

@@ -137,6 +137,11 @@ class SourceBase(Section):
     """Keep only the first of several comparisons with the same prompt, responses and preferences; case and spacing do not count."""
     holdout: Share | None = None
     """Share of this source's prompts, chosen by hash, that is used for evaluation instead of training."""
+    weight: Column | None = None
+    """Column of the weight of each row in the loss, 0 or more; rows of weight 0 are left out. Weights are divided by their mean, so that
+    a source counts as much as without them. Accuracies and intervals do not depend on weights, losses do."""
+    raw_weights: bool = False
+    """Use weights as they are, without dividing them by their mean."""
     _hook: Hook | None = PrivateAttr(default=None)
 
     @property
@@ -169,10 +174,17 @@ class SourceBase(Section):
         margin = getattr(self, "margin", None)
         return margin if isinstance(margin, tuple) else () if margin is None else (margin,)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that rows must have."""
+        return (*self.number_columns, *(() if self.weight is None else (self.weight,)))
+
     def conflicts(self) -> Iterator[Conflict]:
-        """A stream has an end."""
+        """A stream has an end, and only weights can be raw."""
         if self.streaming and self.limit is None:
             yield Conflict(("streaming",), "missing `limit`; set the number of rows to read from the stream")
+        if self.raw_weights and self.weight is None:
+            yield Conflict(("raw_weights",), "there are no weights; set weight to their column, or remove this key")
 
 
 def variable_problem(name: str) -> str | None:
@@ -260,7 +272,7 @@ class PairSource(SidesSource):
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have."""
-        return (self.chosen, self.rejected, *self.text_columns, *self.number_columns)
+        return (self.chosen, self.rejected, *self.text_columns, *super().columns)
 
     def conflicts(self) -> Iterator[Conflict]:
         """The sides have different columns."""
@@ -306,6 +318,11 @@ class LabelBase(Section):
     """How a dataset writes down which of two candidates is better. The keys `column`, `a`, `b` and `tie` name the columns of a label."""
 
     @property
+    def is_soft(self) -> bool:
+        """Whether the label is a probability, of which 0.5 is a value as any other and no tie."""
+        return bool(getattr(self, "soft", False))
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns that the label reads."""
         columns: list[str] = []
@@ -331,6 +348,8 @@ class ValueLabel(LabelBase):
     values: Annotated[dict[str, Outcome], BeforeValidator(_with_text_keys)]
     """Outcome of each value, such as `{1: a, 0: b}` or `{model_a: a, model_b: b, both: tie}`. Numbers, true and false may be text in the
     data, and true is 1. The values of a ClassLabel are its names or its numbers. A row with any other value is dropped."""
+    soft: bool = False
+    """The target probability of a preference is the share of annotators who agree; a tie is half a vote for each side."""
 
     @cached_property
     def outcomes(self) -> dict[str, Outcome]:
@@ -343,6 +362,8 @@ class ValueLabel(LabelBase):
         absent = [outcome for outcome in ("a", "b") if outcome not in self.values.values()]
         if absent:
             yield Conflict(("values",), f"no value means {' or '.join(absent)}; add one")
+        if self.soft and len(self.columns) == 1:
+            yield Conflict(("soft",), "one annotator has no share of votes; list the columns of all, or remove it")
         first: dict[str, str] = {}
         for value in self.values:
             owner = first.setdefault(label_text(value), value)
@@ -398,12 +419,43 @@ class ScoresLabel(LabelBase):
     """The lower score is better, as with ranks."""
 
 
+class VotesLabel(LabelBase):
+    """A number of votes for each candidate; the one with more than half of them is better, otherwise it is a tie."""
+
+    by: Literal["votes"]
+    """How the label is read."""
+    a: Column
+    """Column of the number of votes for a."""
+    b: Column
+    """Column of the number of votes for b."""
+    tie: Column | None = None
+    """Column of the number of votes for a tie."""
+    soft: bool = False
+    """The target probability of a preference is the share of its votes; a vote for a tie is half a vote for each side."""
+
+
+class ProbabilityLabel(LabelBase):
+    """The probability that a is better, such as the confidence of a judge: the target of the preference."""
+
+    by: Literal["probability"]
+    """How the label is read."""
+    column: Column
+    """Column of the probability, from 0 to 1."""
+
+    @property
+    def is_soft(self) -> bool:
+        """It is a probability."""
+        return True
+
+
 Label = Annotated[
     Annotated[ValueLabel, kind("value")]
     | Annotated[IndexLabel, kind("index")]
     | Annotated[OneHotLabel, kind("one_hot")]
     | Annotated[SignLabel, kind("sign")]
-    | Annotated[ScoresLabel, kind("scores")],
+    | Annotated[ScoresLabel, kind("scores")]
+    | Annotated[VotesLabel, kind("votes")]
+    | Annotated[ProbabilityLabel, kind("probability")],
     kind_by("by"),
 ]
 
@@ -420,20 +472,23 @@ class AbSource(SidesSource):
     label: Label
     """The better candidate. A row without a usable label is dropped, as `no_label` or `unknown_label`."""
     tie: Literal["drop", "half", "error"] = "drop"
-    """Treatment of ties. `half`: one preference with probability 0.5, which pulls the two rewards together; `error`: refuse the data."""
+    """Treatment of ties. `half`: one preference with probability 0.5, which pulls the two rewards together; `error`: refuse the data. Soft
+    labels have no ties: a probability of 0.5 is kept."""
     margin_from_label: bool = False
     """The margin is the label's own strength: the size of a signed number, or the difference of the scores."""
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have."""
-        return (self.a, self.b, *self.text_columns, *self.label.columns, *self.number_columns)
+        return (self.a, self.b, *self.text_columns, *self.label.columns, *super().columns)
 
     def conflicts(self) -> Iterator[Conflict]:
         """The candidates have different columns, and the margin has one origin."""
         yield from super().conflicts()
         if self.a == self.b:
             yield Conflict(("b",), f'"{self.a}" is also the column of the other candidate; name another one')
+        if self.label.is_soft and "tie" in self.model_fields_set:
+            yield Conflict(("tie",), "a soft label has no ties: 0.5 is a probability as any other; remove this key")
         if self.margin_from_label and self.margin is not None:
             yield Conflict(("margin_from_label",), "cannot be combined with margin; remove one of them")
         if self.margin_from_label and self.label.by not in ("sign", "scores"):
@@ -478,7 +533,7 @@ class RankedSource(TextSource):
     def columns(self) -> tuple[str, ...]:
         """Columns that rows must have."""
         named = (self.responses,) if self.group_by is None else (self.group_by, self.response, *self.score_paths)
-        return (*(column for column in named if column is not None), *self.text_columns)
+        return (*(column for column in named if column is not None), *self.text_columns, *super().columns)
 
     def conflicts(self) -> Iterator[Conflict]:
         """The responses of a prompt are in one row or in several."""
@@ -492,6 +547,50 @@ class RankedSource(TextSource):
             yield Conflict(("response",), "missing; with group_by it names the column of the response", ("group_by",))
         if self.max_pairs is not None and self.policy == "best_worst":
             yield Conflict(("max_pairs",), "no effect: policy best_worst gives one pair; remove it, or set policy to all")
+        if self.group_by is not None and self.weight is not None:
+            yield Conflict(("weight",), "with group_by a row is one response, and weights are those of comparisons; remove it")
+
+
+class ScoredSource(TextSource):
+    """Responses with targets: what their rewards should be, such as a rating, or whether they are right. One response or a list in a row.
+
+    `objective.type: regression` or `binary` learns them.
+    """
+
+    format: Literal["scored"]
+    """Shape of the rows."""
+    responses: Column | None = None
+    """Column of a list of responses: strings, messages, conversations, or objects that contain them."""
+    response: Column | None = None
+    """Column of the response, where each row has one; with `responses`, the path of the response within an item of the list."""
+    target: Column
+    """Column of the target; with `responses`, its path within an item, or a column with a target for each response of the list."""
+    values: Annotated[dict[str, FiniteFloat], BeforeValidator(_with_text_keys)] = Field(default={})
+    """Number of each value of the column, such as `{good: 1, bad: 0}` or `{👍: 1, 👎: 0}`; any other value is then a fault. Without it,
+    cells are numbers, and true is 1."""
+    scale: FiniteFloat = 1.0
+    """Factor of the targets: a target is `scale * number + offset`."""
+    offset: FiniteFloat = 0.0
+    """Added to the targets."""
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """`values` by their `label_text`."""
+        return {label_text(value): number for value, number in self.values.items()}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that rows must have."""
+        named = (self.response, self.target) if self.responses is None else (self.responses,)
+        return (*(column for column in named if column is not None), *self.text_columns, *super().columns)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """A row has responses, and targets differ."""
+        yield from super().conflicts()
+        if self.responses is None and self.response is None:
+            yield Conflict(("response",), "missing; name the column of the response, or responses for a list of them")
+        if not self.scale:
+            yield Conflict(("scale",), "expected a number other than 0, which would make all targets equal")
 
 
 class TokenizedSource(SourceBase):
@@ -504,16 +603,12 @@ class TokenizedSource(SourceBase):
     margin_default: NonNegative | None = None
     """Margin of rows without one; `null`: such a row is an error."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that rows must have in addition to the tokens."""
-        return self.number_columns
-
 
 Source = Annotated[
     Annotated[PairSource, kind("pair")]
     | Annotated[AbSource, kind("ab")]
     | Annotated[RankedSource, kind("ranked")]
+    | Annotated[ScoredSource, kind("scored")]
     | Annotated[TokenizedSource, kind("tokenized")],
     kind_by("format", default="pair"),
 ]

@@ -1,7 +1,7 @@
 """The model card, Markdown for the Hub: how to use a model, its data, evaluation, training and limits; `card.md` is the template."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,28 @@ def card_of(
         add_special_tokens=not edge_tokens(tokenizer).in_template,
         own_code=facts["code"] is not None,
         left_padding=facts["left_padding"],
+        meanings=[_meaning(facts["objective"]["sources"][tag], tag) for tag in facts["objective"].get("sources", {})]
+        or [_meaning(facts["objective"])],
         versions=versions,
     )
+
+
+def _meaning(objective: Mapping[str, Any], source: str | None = None) -> str:
+    """Return what a reward means, given the objective of a source, or of all, as in `rmtrain.json`."""
+    scope = "" if source is None else f"As trained on {markdown_text(source)}: "
+    match objective["type"]:
+        case "regression":
+            scale = f"`reward * {objective['std']:.6g} + {objective['mean']:.6g}`"
+            return f"{scope}{scale} is the model's estimate of the score that the training data gives a response."
+        case "binary":
+            return f"{scope}`sigmoid(reward)` is the model's estimate of the probability that a response is right."
+        case "function":
+            return f"{scope}It was trained with a loss of its own, `{objective['path']}`, which says what the reward means."
+        case _:
+            return (
+                f"{scope}Only the difference between two responses to the same prompt is meaningful: `sigmoid(reward_a - reward_b)` is "
+                "the model's probability that response a is better."
+            )
 
 
 def model_card(
@@ -69,6 +89,7 @@ def model_card(
     add_special_tokens: bool,
     own_code: bool,
     left_padding: bool,
+    meanings: Sequence[str],
     versions: Mapping[str, str],
 ) -> str:
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
@@ -84,6 +105,7 @@ def model_card(
         add_special_tokens: the tokenizer adds them, as those of encoders do; otherwise the template writes them.
         own_code: transformers has no class for the model, which brings its own.
         left_padding: padding on the left does not change rewards.
+        meanings: sentences, in Markdown, that say what a reward means.
     """
     results = [
         EvalResult(
@@ -92,12 +114,16 @@ def model_card(
             dataset_type=datasets.get(source, source),
             dataset_name=source,
             dataset_split=splits.get(source),
-            metric_name=f"accuracy, 95 % in {interval(numbers, 4)} of {numbers['n']:,}",
-            metric_type="accuracy",
-            metric_value=numbers["accuracy"],
+            metric_name=name,
+            metric_type=kind,
+            metric_value=value,
         )
         for source, numbers in (evaluation["sources"] if evaluation else {}).items()
-        if numbers["accuracy"] is not None
+        for kind, value, name in (
+            ("accuracy", numbers["accuracy"], f"accuracy, 95 % in {interval(numbers, 4)} of {numbers['n']:,}"),
+            ("spearmanr", numbers["spearman"], f"Spearman's correlation of {numbers['targets']:,} rewards and targets"),
+        )
+        if value is not None
     ]
     metadata = ModelCardData(
         base_model=base_model,
@@ -105,7 +131,7 @@ def model_card(
         datasets=sorted(set(datasets.values())) or None,
         eval_results=results or None,
         library_name="transformers",
-        metrics=["accuracy"],
+        metrics=sorted({result.metric_type for result in results}) or ["accuracy"],
         model_name=name,
         pipeline_tag="text-classification",
         tags=TAGS,
@@ -128,6 +154,7 @@ def model_card(
         add_special_tokens=add_special_tokens,
         own_code=own_code,
         left_padding=left_padding,
+        meanings=meanings,
         waterfall=_data_table(waterfall).markdown() if waterfall else None,
         evaluation=evaluation,
         sources=source_table(evaluation, digits=4).markdown() if evaluation else None,

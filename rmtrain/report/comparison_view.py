@@ -40,19 +40,24 @@ def comparison_view(
     """Show a comparison. Of more than two responses, the best and the worst are shown in full, and the others as a table.
 
     Args:
-        row: `id`, `source`, `split`, `row`, `prompt`, `prompt_length`, `prefix_length`, `preferences`, `ranking`, `compared`, and
+        row: `id`, `source`, `split`, `row`, `prompt`, `prompt_length`, `prefix_length`, `preferences`, `targets`, `weight`, `ranking`,
+            `compared`, and
             `responses`, each with `name`, `rank`, `length`, `reward_index`, `ids`, `text` and `own_text`, the text after the prompt. After
             a search also `found`, with `in`, `response`, `begin` and `end`, in characters of that response's `text`.
         side_by_side: show texts in columns; None: if the terminal is wide enough.
     """
-    best, worst = (row["responses"][number] for number in row["compared"])
+    shown = [row["responses"][number] for number in dict.fromkeys(row["compared"])]
     parts: list[RenderableType] = [KeyValues(_facts(row))]
-    for response in (best, worst):
+    for response in shown:
         strip = TokenStrip(response["ids"], tokenizer, row["prefix_length"], response["reward_index"], show_ids)
         parts += [Text(), _title(response["name"], "as tokens"), strip]
     prompt = Text(escape_invisible(row["prompt"]).strip("\n"))
     parts += [Text(), _title("prompt", "as text"), WrapText(prompt), Text(), _title("responses", "as text")]
-    parts.append(SideBySide((best["name"], worst["name"]), (best["own_text"], worst["own_text"]), side_by_side))
+    if len(shown) == 1:
+        parts.append(WrapText(Text(escape_invisible(shown[0]["own_text"]))))
+    else:
+        best, worst = shown
+        parts.append(SideBySide((best["name"], worst["name"]), (best["own_text"], worst["own_text"]), side_by_side))
 
     others = [number for number in row["ranking"] if number not in row["compared"]]
     if others:
@@ -83,7 +88,11 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str | Text]:
         "tokens": f"{lengths}; the prompt is {row['prompt_length']:,} of each",
         "shared": f"the first {prefix:,}, up to │; {unique:,} tokens are computed instead of {total:,}",
     }
-    if [response["name"] for response in responses] == ["chosen", "rejected"]:
+    if row["weight"] != 1:
+        facts["weight"] = f"{row['weight']:g}"
+    if row["targets"]:
+        facts["targets"] = ", ".join(f"response {target['response']}: {target['value']:g}" for target in row["targets"])
+    elif [response["name"] for response in responses] == ["chosen", "rejected"]:
         facts["margin"] = f"{edges[0]['margin']:g}"
         if unusual := _unusual(edges[0], ("probability", "weight")):
             facts["preference"] = unusual

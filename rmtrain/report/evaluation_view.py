@@ -18,10 +18,25 @@ MAX_SUBSETS = 30
 
 
 def evaluation_summary(summary: Numbers, title: str = "evaluation") -> RenderableType:
-    """Return accuracy with its interval, ties, the baseline by length, loss, margin, a table of several sources, and warnings.
+    """Return the numbers of preferences and of targets, as far as there are any, a table of several sources, and warnings.
 
     `summary` is as `summarize` returns it, or the same read from JSON.
     """
+    lines = [
+        *(_preference_lines(summary) if summary["preferences"] else ()),
+        *(_target_lines(summary) if summary["targets"] else ()),
+    ]
+    if not summary["preferences"]:
+        lines.append(("loss", decimal(summary["loss"]), f"chance is {decimal(summary['chance_loss'])}"))
+    parts: list[RenderableType] = [Text(title, style="bold"), _headline(title, lines)]
+    if len(summary["sources"]) > 1:
+        parts += [Text(), source_table(summary)]
+    if summary["warnings"]:
+        parts += [Text(), warning_lines(summary["warnings"])]
+    return Group(*parts)
+
+
+def _preference_lines(summary: Numbers) -> list[tuple[str, str, str]]:
     rewards = [
         f"{side} {decimal(values['mean'], 3, sign=True)} ± {decimal(values['std'], 3)}"
         for side, values in summary["rewards"].items()
@@ -29,19 +44,27 @@ def evaluation_summary(summary: Numbers, title: str = "evaluation") -> Renderabl
     share_of_ties = percent(summary["ties"], summary["preferences"] - summary["soft_ties"])
     ties = f"{share_of_ties}; {summary['wins']:,} right, {summary['losses']:,} wrong; half credit"
     loss = f"chance is {decimal(summary['chance_loss'])}; calibration error {decimal(summary['calibration_error'], 3)}"
-    lines = (
+    return [
         ("accuracy", decimal(summary["accuracy"]), f"95 % in {interval(summary, 4)}, of {_counts(summary)}"),
         ("ties", f"{summary['ties']:,}", f"{ties} {decimal(summary['half_credit_accuracy'])}"),
         ("longer wins", decimal(summary["longer_wins"]), _longer_wins(summary)),
         ("loss", decimal(summary["loss"]), loss),
         ("margin", decimal(summary["margin"], sign=True), f"rewards of {', '.join(rewards)}"),
+    ]
+
+
+def _target_lines(summary: Numbers) -> list[tuple[str, str, str]]:
+    """Return the numbers of targets that apply to them."""
+    within, r2 = decimal(summary["spearman_within"]), decimal(summary["r2"])
+    error = decimal(summary["target_calibration_error"], 3)
+    lines = (
+        ("spearman", "spearman", f"of {summary['targets']:,} targets; within a prompt {within}"),
+        ("mse", "mse", f"R² {r2}, in the units of the targets"),
+        ("auc", "auc", "right responses against wrong ones"),
+        ("at half", "accuracy_at_half", "of the targets are on the side of 0.5 that sigmoid(reward) says"),
+        ("brier", "brier", f"calibration error {error}"),
     )
-    parts: list[RenderableType] = [Text(title, style="bold"), _headline(title, lines)]
-    if len(summary["sources"]) > 1:
-        parts += [Text(), source_table(summary)]
-    if summary["warnings"]:
-        parts += [Text(), warning_lines(summary["warnings"])]
-    return Group(*parts)
+    return [(name, decimal(summary[key]), remark) for name, key, remark in lines if summary[key] is not None]
 
 
 def interval(numbers: Numbers, digits: int = 3) -> str:
@@ -72,20 +95,28 @@ def _longer_wins(summary: Numbers) -> str:
 def source_table(summary: Numbers, digits: int = 3) -> Table:
     """Return the numbers of each source, and of several sources together as the last row, `all`; `digits` are those of the interval."""
     sources: Numbers = summary["sources"]
-    columns = (
-        Column("source", "text"),
-        Column("n"),
-        Column("accuracy", style="bold"),
-        *map(Column, ("95 % interval", "ties", "loss", "longer wins")),
-        Column("half credit", optional=True),
-    )
+    columns = [Column("source", "text"), Column("n")]
+    if summary["preferences"]:
+        columns += [Column("accuracy", style="bold"), *map(Column, ("95 % interval", "ties", "longer wins"))]
+    named = [name for name in ("spearman", "mse", "auc", "brier") if summary[name] is not None]
+    columns += [*(Column(name, style="bold") for name in named), Column("loss")]
+    if summary["preferences"]:
+        columns.append(Column("half credit", optional=True))
     rows = []
     for source, numbers in ({**sources, "all": summary} if len(sources) > 1 else sources).items():
-        accuracy, half_credit = decimal(numbers["accuracy"]), decimal(numbers["half_credit_accuracy"])
-        ties, loss, longer_wins = f"{numbers['ties']:,}", decimal(numbers["loss"]), decimal(numbers["longer_wins"])
-        cells = (source, f"{numbers['n']:,}", accuracy, interval(numbers, digits), ties, loss, longer_wins, half_credit)
-        rows.append(Row(cells))
-    return Table("Sources", columns, rows)
+        cells = {
+            "source": source,
+            "n": f"{numbers['n']:,}",
+            "accuracy": decimal(numbers["accuracy"]),
+            "95 % interval": interval(numbers, digits),
+            "ties": f"{numbers['ties']:,}",
+            "longer wins": decimal(numbers["longer_wins"]),
+            **{name: decimal(numbers[name]) for name in named},
+            "loss": decimal(numbers["loss"]),
+            "half credit": decimal(numbers["half_credit_accuracy"]),
+        }
+        rows.append(Row(tuple(cells[column.name] for column in columns)))
+    return Table("Sources", tuple(columns), rows)
 
 
 def diagnosis_view(diagnosis: Numbers) -> RenderableType:

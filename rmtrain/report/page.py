@@ -22,7 +22,7 @@ from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact, redact_paths
 from rmtrain.report.console import apart, decimal, escape_invisible, percent
-from rmtrain.report.evaluation_view import interval
+from rmtrain.report.evaluation_view import interval, source_table
 from rmtrain.report.panel import save_png
 from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
 from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, waterfall_table
@@ -130,7 +130,8 @@ def page(
         tiles=_tiles(summary) if summary else [],
         verdict=_verdict(summary) if summary else "",
         gates=gates,
-        sources=source_plot(summary) if summary else None,
+        sources=source_plot(summary) if summary and summary["preferences"] else None,
+        source_table=source_table(summary) if summary else None,
         curves=training_plots(metrics),
         plots=plots,
         samples=[_sample(number, _redacted(row)) for number, row in enumerate(sample_histories(samples))],
@@ -153,10 +154,25 @@ def _visible(value: Any) -> Any:
 
 def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the headline numbers: name, value, and the number to compare it with."""
+    loss = ("loss", decimal(summary["loss"], 3), f"chance is {decimal(summary['chance_loss'], 3)}")
+    if not summary["preferences"]:
+        named = (
+            ("spearman", "rank correlation with the targets"),
+            ("spearman_within", "among responses of a prompt"),
+            ("mse", f"R² {decimal(summary['r2'], 3)}"),
+            ("auc", "right against wrong"),
+            ("accuracy_at_half", "on the right side of 0.5"),
+            ("brier", "0 is perfect"),
+            ("target_calibration_error", "0 is perfect"),
+        )
+        tiles = [
+            (name.replace("_", " "), decimal(summary[name], 3), remark) for name, remark in named if summary[name] is not None
+        ]
+        return [*tiles, loss]
     return [
         ("accuracy", decimal(summary["accuracy"], 3), f"95 % in {interval(summary)}"),
         ("longer wins", decimal(summary["longer_wins"], 3), "baseline: only length"),
-        ("loss", decimal(summary["loss"], 3), f"chance is {decimal(summary['chance_loss'], 3)}"),
+        loss,
         ("ties", f"{summary['ties']:,}", f"of {summary['preferences']:,} preferences"),
         ("margin", decimal(summary["margin"], 3, sign=True), "chosen minus rejected"),
         ("calibration error", decimal(summary["calibration_error"], 3), "0 is perfect"),
@@ -164,6 +180,11 @@ def _tiles(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _verdict(summary: Mapping[str, Any]) -> str:
+    if not summary["preferences"]:
+        within = summary["spearman_within"]
+        among = "" if within is None else f", and {decimal(within, 3)} among the responses of a prompt"
+        correlation = f"Spearman's correlation is {decimal(summary['spearman'], 3)}"
+        return f"Rewards against the targets of {summary['targets']:,} responses: {correlation}{among}."
     if summary["accuracy"] is None:
         return f"None of these {summary['n']:,} comparisons has a winner."
     bounds = f"{100 * summary['accuracy_low']:.1f} to {100 * summary['accuracy_high']:.1f} %"

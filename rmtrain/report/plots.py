@@ -293,6 +293,8 @@ def diagnosis_plots(summary: Numbers, diagnosis: Numbers) -> list[Plot]:
         plots += [length_plot(diagnosis["length_difference"]), reward_length_plot(diagnosis["reward_by_length"], summary)]
     if diagnosis["calibration"] is not None:
         plots.append(calibration_plot(diagnosis["calibration"]))
+    if diagnosis["reward_by_target"] is not None:
+        plots.append(target_plot(diagnosis["reward_by_target"], summary))
     return plots
 
 
@@ -364,6 +366,33 @@ def reward_length_plot(bins: Sequence[Numbers], summary: Numbers) -> Plot:
     table = Table("Reward by length", tuple(map(Column, ("tokens", "responses", "mean reward", "deviation"))), rows)
     curves, x_name = [Curve("", points, "accent", dots=True)], "tokens, with the prompt"
     return curve_plot("reward-length", table.title, curves, x_name=x_name, note=note, table=table)
+
+
+def target_plot(bins: Sequence[Numbers], summary: Numbers) -> Plot:
+    """Plot the mean reward by target, with the standard deviation of the rewards of each bin."""
+    centers = [(row["low"] + row["high"]) / 2 for row in bins]
+    ends = [row["reward"] + sign * row["deviation"] for row in bins for sign in (-1, 1)]
+
+    def draw(figure: Canvas) -> None:
+        panel = add_panel(figure, round_range(centers), round_range(ends), "target")
+        style: dict[str, Any] = {"color": COLORS["accent"], "clip_on": False}
+        panel.plot(centers, [row["reward"] for row in bins], "o-", linewidth=1.8, markersize=6, **style)
+        for x, row in zip(centers, bins, strict=True):
+            panel.plot(
+                (x, x), (row["reward"] - row["deviation"], row["reward"] + row["deviation"]), linewidth=1.5, alpha=0.6, **style
+            )
+
+    rows = [Row((_range(row), f"{row['responses']:,}", decimal(row["reward"], 3), decimal(row["deviation"], 3))) for row in bins]
+    table = Table("Reward by target", tuple(map(Column, ("target", "responses", "mean reward", "deviation"))), rows)
+    correlation = decimal(summary["spearman"], 3, sign=True)
+    description = "; ".join(f"target {_range(row)}: mean reward {decimal(row['reward'], 3)}" for row in bins)
+    note = f"The line should rise; bars are one standard deviation of the rewards. Rank correlation of reward and target {correlation}."
+    return Plot("targets", table.title, description, note, table, draw)
+
+
+def _range(row: Numbers) -> str:
+    low, high = (f"{row[end]:.4g}" for end in ("low", "high"))
+    return low if low == high else f"{low} to {high}"
 
 
 def calibration_plot(curve: Numbers) -> Plot:

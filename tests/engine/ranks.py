@@ -147,7 +147,8 @@ class Trained:
         """Compute a step, and return whether there was an update."""
         self.meter.sums = self.meter.sums.to(self.case.weights)
         return (
-            train_step(self.strategy, self.recipe, self.meter, self.rate(number), self.loader.step(number)).outcome == "updated"
+            train_step(self.strategy, self.recipe.objective, self.meter, self.rate(number), self.loader.step(number)).outcome
+            == "updated"
         )
 
 

@@ -42,7 +42,7 @@ def gradients_of_first_step(
     meter, batch = Meter(accelerator, 1), StepLoader(rows, plan, layout, pad_token_id=1).step(0)
     strategy = Strategy(accelerator)
     strategy.model, strategy.optimizer, strategy.clip = model, optimizer, None
-    train_step(strategy, recipe, meter, 0.0, batch)
+    train_step(strategy, recipe.objective, meter, 0.0, batch)
     return kept, meter.report(1, 1.0, 0.0)["train/loss"], len(batch.micro_batches)
 
 
@@ -123,15 +123,16 @@ def test_meter_reports_means_over_comparisons() -> None:
     """Means are over comparisons, not over micro-batches; a report starts a new interval."""
     meter = Meter(Accelerator(cpu=True), flos_per_token=10)
     for loss, comparisons in ((6.0, 4), (2.0, 1)):
-        sums = [torch.tensor(float(value)) for value in (loss, 1, 3.0, 1.0, -2.0, comparisons)]
-        meter.add(Objective(*sums).statistics(), 100, torch.tensor(0.25))
+        sums = [torch.tensor(float(value)) for value in (loss, 1, 3.0, 1.0, -2.0, comparisons, comparisons)]
+        meter.add(Objective(*sums).statistics(), 100, 4, torch.tensor(0.25))
     metrics = meter.report(7, 0.5, 1e-3)
     assert metrics["train/loss"] == pytest.approx(8 / 5), "a mean over comparisons, not of micro-batch means"
     assert metrics["train/accuracy"] == pytest.approx(2 / 5)
+    assert metrics["train/comparisons_per_second"] == pytest.approx(metrics["train/tokens_per_second"] * 8 / 200)
     assert metrics["total_flos"] == 2000
     assert metrics["train/global_step"] == 7
     assert "train/router_balance" not in metrics
-    meter.add(Objective(*sums).statistics(), 1, torch.tensor(0.25), balance=torch.tensor(2.5))
+    meter.add(Objective(*sums).statistics(), 1, 4, torch.tensor(0.25), balance=torch.tensor(2.5))
     assert meter.report(8, 0.5, 1e-3)["train/router_balance"] == 2.5
     assert meter.tokens == 0
     assert meter.sums.abs().sum() == 0

@@ -49,7 +49,7 @@ class Training:
         return retry_on_overflow(compute, number, self.strategy, self.loader)
 
     def step(self, number: int) -> StepResult:
-        return train_step(self.strategy, self.recipe, self.meter, 1e-3, self.loader.step(number))
+        return train_step(self.strategy, self.recipe.objective, self.meter, 1e-3, self.loader.step(number))
 
     def weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.model.named_parameters()}

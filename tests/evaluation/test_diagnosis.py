@@ -139,7 +139,7 @@ def test_most_confident_are_in_the_last_bin() -> None:
 def test_nothing_without_winners_or_lengths() -> None:
     tied = ScoredComparison("t", "s", (1.0, 2.0), (3, 4), (Preference(0, 1, 0.0, 0.5, 1.0),))
     assert diagnose([tied]) == {"preferences": 0} | dict.fromkeys(
-        ("rewards", "margins", "length_difference", "reward_by_length", "calibration")
+        ("rewards", "margins", "length_difference", "reward_by_length", "calibration", "reward_by_target")
     )
     bare = diagnose([ScoredComparison("t", "s", (1.0, 2.0), (), PAIR)])
     assert bare["length_difference"] is bare["reward_by_length"] is None

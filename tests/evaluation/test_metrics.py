@@ -324,7 +324,9 @@ def test_row_order_changes_nothing() -> None:
     shuffled = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))]
 
     def flat(value: Any) -> list[float]:
-        return [leaf for item in value.values() for leaf in flat(item)] if isinstance(value, dict) else [value]
+        if isinstance(value, dict):
+            return [leaf for item in value.values() for leaf in flat(item)]
+        return [] if value is None else [value]
 
     first, second = (summarize(order)["sources"]["lists"] for order in (rows, shuffled))
     assert flat(first) == pytest.approx(flat(second), rel=1e-12)

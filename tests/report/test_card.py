@@ -39,6 +39,7 @@ FACTS: dict[str, Any] = {
     "add_special_tokens": False,
     "own_code": False,
     "left_padding": True,
+    "meanings": ["Only the difference between two responses to the same prompt is meaningful."],
     "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
 }
 

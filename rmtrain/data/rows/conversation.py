@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
-from rmtrain.data.comparison import BadRow, Comparison, Message, Preference, Turns
+from rmtrain.data.comparison import BadRow, Comparison, Message, Preference, Target, Turns
 from rmtrain.data.rows.messages import (
     CALL,
     PYTHON_ADVICE,
@@ -164,23 +164,31 @@ def response_key(response: Turns) -> ResponseKey:
     return tuple((message["role"], text_of(message)) for message in response)
 
 
-def assemble(conversations: Sequence[Turns], edges: Sequence[Preference], source: TextSource, row_id: str) -> Comparison:
-    """Return the comparison of at least two whole conversations. Equal responses are merged, and those without a preference are left out.
+def assemble(
+    conversations: Sequence[Turns],
+    edges: Sequence[Preference],
+    source: TextSource,
+    row_id: str,
+    targets: Sequence[Target] = (),
+) -> Comparison:
+    """Return the comparison of whole conversations: of two or more that `edges` compare, or of any number that have `targets`.
 
-    Raises BadRow where they answer different prompts, roles are out of order, or only equal responses are compared (`identical`).
+    Equal responses are merged, and those that no label names are left out. Raises BadRow where they answer different prompts, roles are
+    out of order, or only equal responses are compared (`identical`).
     """
     prompt, responses = _split_prompt(conversations, at_last_turn=source.messages.transcript == "hh")
-    if len(responses) == 2:  # the usual case, without building the keys of all messages
+    if len(responses) == 2 and not targets:  # the usual case, without building the keys of all messages
         one, other = responses
         if len(one) != len(other) or not all(map(_is_same, one, other)):
             return Comparison(row_id, source.title, prompt, responses, tuple(edges))
     first: dict[ResponseKey, int] = {}
     same_as = [first.setdefault(response_key(response), number) for number, response in enumerate(responses)]
     moved = [replace(edge, winner=same_as[edge.winner], loser=same_as[edge.loser]) for edge in edges]
-    used, kept = pruned([edge for edge in moved if edge.winner != edge.loser])
-    if not kept:
+    moved_targets = [replace(target, response=same_as[target.response]) for target in targets]
+    used, kept, kept_targets = pruned([edge for edge in moved if edge.winner != edge.loser], moved_targets)
+    if not used:
         raise BadRow("identical", "the responses are the same")
-    return Comparison(row_id, source.title, prompt, tuple(responses[number] for number in used), kept)
+    return Comparison(row_id, source.title, prompt, tuple(responses[number] for number in used), kept, kept_targets)
 
 
 def _split_prompt(conversations: Sequence[Turns], at_last_turn: bool) -> tuple[Turns, tuple[Turns, ...]]:
@@ -218,11 +226,15 @@ def _check_turns(prompt: Turns, response: Turns) -> None:
         raise BadRow("empty_message", "a turn before the last is empty")
 
 
-def pruned(edges: Sequence[Preference]) -> tuple[list[int], tuple[Preference, ...]]:
-    """Return the responses that have a preference, in order, and the preferences renumbered to these alone, equal ones merged."""
-    used = sorted({response for edge in edges for response in (edge.winner, edge.loser)})
+def pruned(
+    edges: Sequence[Preference], targets: Sequence[Target]
+) -> tuple[list[int], tuple[Preference, ...], tuple[Target, ...]]:
+    """Return the responses that a label names, in order, and the labels renumbered to these alone, equal preferences merged."""
+    named = {response for edge in edges for response in (edge.winner, edge.loser)} | {target.response for target in targets}
+    used = sorted(named)
     place = {response: number for number, response in enumerate(used)}
-    return used, merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+    moved = merged(replace(edge, winner=place[edge.winner], loser=place[edge.loser]) for edge in edges)
+    return used, moved, tuple(replace(target, response=place[target.response]) for target in targets)
 
 
 def merged(edges: Iterable[Preference]) -> tuple[Preference, ...]:

@@ -314,7 +314,7 @@ def _saved_dataset(source: Source) -> Path | None:
     return folder
 
 
-PIPELINE_VERSION = 5
+PIPELINE_VERSION = 6
 """Increase it with every change of this folder that changes tokens, row ids or the stored columns: it is part of the cache key."""
 PACKAGES = ("rmtrain", "transformers", "tokenizers")
 

@@ -1,6 +1,7 @@
-"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), tokenized.
+"""Rows to comparisons, by the format of their source: pair, ab, ranked (a list in each row, or a row for each response), scored, tokenized.
 
-The preferences come from labels, scores and margins: the better of two candidates, the pairs among scored responses, and by how much.
+Preferences come from labels, scores and margins: the better of two candidates, the pairs among scored responses, and by how much. Targets
+are numbers of single responses.
 """
 
 import json
@@ -16,6 +17,7 @@ from rmtrain.data.comparison import (
     BadRow,
     Comparison,
     Preference,
+    Target,
     TokenizedComparison,
     Turns,
     common_prefix_length,
@@ -36,7 +38,8 @@ from rmtrain.data.rows.messages import (
     to_number,
 )
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, Source, TokenizedSource
+from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, ScoredSource, Source, TokenizedSource
+from rmtrain.recipe.sources import label_text
 
 TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),
@@ -57,12 +60,28 @@ def adapt(row: Row, row_id: str, source: Source) -> Adapted:
                 comparison = _ab(row, source, row_id)
             case RankedSource():
                 comparison = (_ranked if source.group_by is None else _candidate)(row, source, row_id)
+            case ScoredSource():
+                comparison = _scored(row, source, row_id)
             case TokenizedSource():
-                return _tokenized(row, source, row_id)
+                return replace(_tokenized(row, source, row_id), weight=_weight(row, source))
         columns = tuple(name for name, cell in row.items() if not is_blank(cell) and cell not in ([], {}))
-        return replace(comparison, variables=template_values(row, source), columns=columns)
+        return replace(comparison, variables=template_values(row, source), columns=columns, weight=_weight(row, source))
     except BadRow as problem:
         return dropped(row_id, source.title, problem)
+
+
+def _weight(row: Row, source: Source) -> float:
+    """Return the weight of a row; raises BadRow `bad_weight` or, for a row that would add nothing, `zero_weight`."""
+    if source.weight is None:
+        return 1.0
+    cell = find_cell(row, source.weight)
+    weight = to_number(cell)
+    if weight is None or weight < 0:
+        shown = "null or missing" if is_blank(cell) else repr(str(cell)[:SHOWN_CHARACTERS])
+        raise BadRow("bad_weight", f"{source.weight} is {shown}; expected a finite number of at least 0")
+    if weight == 0:
+        raise BadRow("zero_weight", f"{source.weight} is 0")
+    return weight
 
 
 def _pair(row: Row, source: PairSource, row_id: str) -> Comparison:
@@ -98,8 +117,8 @@ def _listed(row: Row, column: str, source: PairSource) -> list[ResponseCell]:
 
 def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     """Return the comparison of two candidates, the better one first; of a tie that is kept, a is first."""
-    outcome, strength = judge(row, source.label)
-    if outcome == TIE and source.tie != "half":
+    outcome, strength, probability = judge(row, source.label)
+    if outcome == TIE and source.tie != "half" and not source.label.is_soft:
         raise BadRow(TIE, "the label says that neither is better")
     cells = [read_response(row, column, source) for column in (source.a, source.b)]
     conversations = _conversations(row, cells[::-1] if outcome == "b" else cells, source)
@@ -110,7 +129,7 @@ def _ab(row: Row, source: AbSource, row_id: str) -> Comparison:
     margin = strength if source.margin_from_label else margin_of(row, columns, source.margin_default)
     if margin == math.inf:
         raise BadRow("bad_margin", "the difference of the scores is infinite")
-    return replace(compared, preferences=(Preference(0, 1, margin),), winners=(outcome,))
+    return replace(compared, preferences=(Preference(0, 1, margin, probability),), winners=(outcome,))
 
 
 def margin_of(row: Row, columns: Sequence[str], default: float | None) -> float:
@@ -173,7 +192,7 @@ def _ranked(row: Row, source: RankedSource, row_id: str) -> Comparison:
     return replace(comparison, left_out=tuple(problem.reason for problem in problems))
 
 
-def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
+def _response_in(item: Any, name: str, source: RankedSource | ScoredSource) -> ResponseCell:
     """Return the response in an item of a list, or in a row."""
     if source.response is None:
         return ResponseCell(name, item)
@@ -184,6 +203,18 @@ def _response_in(item: Any, name: str, source: RankedSource) -> ResponseCell:
     return ResponseCell(where, decode_messages(cell, where, source.messages))
 
 
+def _number_for(item: Any, path: str, row: Row, source: RankedSource | ScoredSource, place: tuple[int, int]) -> Any:
+    """Return the cell with an item's number: in the item, or in a list of the row with one for each item; None: there is none.
+
+    `place` is the number of the item, and the number of items.
+    """
+    cell = find_cell(item, path, MISSING)
+    if cell is not MISSING:
+        return cell
+    column, (number, count) = decode_cell(find_cell(row, path), path, source.messages), place
+    return column[number] if isinstance(column, list) and len(column) == count > 0 else None
+
+
 def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[int, int]) -> float:
     """Return the weighted sum of the scores of an item, each from the item or from a list of the row with one score for each item.
 
@@ -191,10 +222,7 @@ def _score(item: Any, row: Row, source: RankedSource, name: str, place: tuple[in
     """
     total = 0.0
     for path, weight in ({source.score: 1.0} if isinstance(source.score, str) else source.score).items():
-        cell = find_cell(item, path, MISSING)
-        if cell is MISSING:
-            column, (number, count) = decode_cell(find_cell(row, path), path, source.messages), place
-            cell = column[number] if isinstance(column, list) and len(column) == count > 0 else None
+        cell = _number_for(item, path, row, source, place)
         score = to_score(cell)
         if score is None:
             shown = "null or missing" if cell is None else repr(str(cell)[:SHOWN_CHARACTERS])
@@ -296,6 +324,49 @@ def _candidate(row: Row, source: RankedSource, row_id: str) -> Candidate:
     return Candidate(
         row_id, source.title, tuple(before), ((reply,),), (), group=key, score=score, named_prompt=prompt.turns or ()
     )
+
+
+def _scored(row: Row, source: ScoredSource, row_id: str) -> Comparison:
+    """Return a row's responses with their targets; where none can be used, raise the problem of the first."""
+    prompt = read_prompt(row, source)
+    if source.responses is None:
+        value = _target(find_cell(row, source.target), source.target, source)
+        return assemble([prompt.conversation(_response_in(row, "", source))], (), source, row_id, [Target(0, value)])
+    column = read_response(row, source.responses, source)
+    if not isinstance(column.cell, list):
+        raise BadRow("not_a_list", f"{column.name} is {kind_of(column.cell)}; expected a list of responses")
+    conversations: list[Turns] = []
+    targets: list[Target] = []
+    problems: list[BadRow] = []
+    for number, item in enumerate(column.cell):
+        try:
+            cell = _response_in(item, f"{column.name}.{number}", source)
+            value = _target(_number_for(item, source.target, row, source, (number, len(column.cell))), cell.name, source)
+            conversations.append(prompt.conversation(cell))
+            targets.append(Target(len(targets), value))
+        except BadRow as problem:
+            problems.append(problem)
+    if not targets:
+        raise problems[0] if problems else BadRow("one_response", f"{column.name} is an empty list")
+    comparison = assemble(conversations, (), source, row_id, targets)
+    return replace(comparison, left_out=tuple(problem.reason for problem in problems))
+
+
+def _target(cell: Any, name: str, source: ScoredSource) -> float:
+    """Return the target that a cell states; raises BadRow `no_target` or `unknown_target`."""
+    if is_blank(cell):
+        raise BadRow("no_target", f"{source.target} of {name} is null, empty or missing")
+    number = source.numbers.get(label_text(cell)) if source.values else to_score(cell)
+    if number is None:
+        expected = (
+            f"one of {', '.join(source.values)}, see values" if source.values else "a finite number; name words in `values`"
+        )
+        reason = "unknown_target" if source.values else "no_target"
+        raise BadRow(reason, f"{source.target} is {str(cell)[:SHOWN_CHARACTERS]!r}; expected {expected}")
+    target = source.scale * number + source.offset
+    if not math.isfinite(target):
+        raise BadRow("no_target", f"{source.target} of {name} is infinite with this scale")
+    return target
 
 
 def _tokenized(row: Row, source: TokenizedSource, row_id: str) -> TokenizedComparison:

@@ -1,4 +1,4 @@
-"""The `prepare` function of a source: loaded from the code that was read with the recipe, and called for each row."""
+"""Functions of the user, loaded from code that was read with the recipe; and `prepare`, which is called for each row."""
 
 import hashlib
 import sys
@@ -31,7 +31,7 @@ def through_hook(row: Row, number: Number, source: Source) -> Iterator[tuple[Num
         with redirect_stdout(sys.stderr):
             result = function(row)
     except Exception as error:  # the user's function may raise anything
-        raise DataError(f"{source.title}:{number}: {_at_line(str(hook.file), error, f'{hook.function}: ')}") from error
+        raise DataError(f"{source.title}:{number}: {at_line(str(hook.file), error, f'{hook.function}: ')}") from error
     if result is None:
         return
     is_list = isinstance(result, list)
@@ -51,8 +51,8 @@ def hook_of(source: Source) -> Hook:
 
 
 @cache
-def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
-    """Return a function from the bytes that were read with the recipe, which changes no search path and writes nothing.
+def load_function(code: bytes, name: str, file: str, key: str = "prepare") -> Callable[..., Any]:
+    """Return the function of a recipe's `key` from the bytes that were read with it, which changes no search path and writes nothing.
 
     Raises RecipeError where running the file fails, or it has no such function.
     """
@@ -62,14 +62,14 @@ def load_function(code: bytes, name: str, file: str) -> Callable[[Row], Any]:
     try:
         exec(compile(code, file, "exec"), module.__dict__)
     except Exception as error:  # the user's file may raise anything
-        raise RecipeError(f"prepare: {_at_line(file, error)}") from error
+        raise RecipeError(f"{key}: {at_line(file, error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise RecipeError(f"prepare: {file} has no function {name}")
+        raise RecipeError(f"{key}: {file} has no function {name}")
     return function  # type: ignore[no-any-return]
 
 
-def _at_line(file: str, error: Exception, name: str = "") -> str:
+def at_line(file: str, error: Exception, name: str = "") -> str:
     """Return an error in one line, after the file and the last of its lines in the traceback."""
     if isinstance(error, SyntaxError) and error.filename == file:
         lines = [error.lineno]

@@ -1,4 +1,4 @@
-"""Labels of two candidates, by value, index, one-hot columns, sign or scores: which one is better, and by how much."""
+"""Labels of two candidates: which one is better, by how much, and with what probability."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,11 @@ from rmtrain.recipe.sources import (
     Label,
     OneHotLabel,
     Outcome,
+    ProbabilityLabel,
     ScoresLabel,
     SignLabel,
     ValueLabel,
+    VotesLabel,
     label_text,
     with_booleans,
 )
@@ -26,10 +28,14 @@ TIE: Literal["tie"] = "tie"
 
 
 class Verdict(NamedTuple):
-    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither."""
+    """The outcome of a label. `strength` is the size of a signed number or the difference of scores, 0 where the label has neither.
+
+    `probability` is that of the outcome, if the label is soft: at least 0.5, and 0.5 for a tie.
+    """
 
     outcome: Outcome
     strength: float = 0.0
+    probability: float = 1.0
 
 
 def judge(row: Row, label: Label) -> Verdict:
@@ -38,10 +44,19 @@ def judge(row: Row, label: Label) -> Verdict:
     positive: Outcome
     match label:
         case ValueLabel():
-            return Verdict(_majority(row, label.columns, label.outcomes, f"one of {', '.join(label.values)}, see label.values"))
+            votes = _votes(row, label.columns, label.outcomes, f"one of {', '.join(label.values)}, see label.values")
+            return _by_share(votes) if label.soft else _by_majority(votes)
         case IndexLabel():
             names: dict[str, Outcome] = {str(label.first): "a", str(label.first + 1): "b"}
-            return Verdict(_majority(row, (label.column,), with_booleans(names), " or ".join(names)))
+            return _by_majority(_votes(row, (label.column,), with_booleans(names), " or ".join(names)))
+        case VotesLabel():
+            votes = _counted(row, label)
+            return _by_share(votes) if label.soft else _by_majority(votes)
+        case ProbabilityLabel():
+            probability = _number(row, label.column, to_number, "a probability from 0 to 1")
+            if not 0 <= probability <= 1:
+                raise _unknown(label.column, find_cell(row, label.column), "a probability from 0 to 1")
+            return _by_share({"a": probability, "b": 1 - probability})
         case OneHotLabel():
             return Verdict(_one_hot(row, label))
         case SignLabel():
@@ -56,8 +71,8 @@ def judge(row: Row, label: Label) -> Verdict:
     return Verdict(positive if gap > 0 else negative, abs(gap))
 
 
-def _majority(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome], expected: str) -> Outcome:
-    """Return the outcome with more than half of the votes that were given, or a tie."""
+def _votes(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome], expected: str) -> Mapping[Outcome, float]:
+    """Count the votes of annotators who gave one."""
     votes: Counter[Outcome] = Counter()
     for column in columns:
         cell = find_cell(row, column)
@@ -69,8 +84,39 @@ def _majority(row: Row, columns: Sequence[str], outcomes: Mapping[str, Outcome],
         votes[vote] += 1
     if not votes:
         raise _no_label(*columns)
-    outcome, count = votes.most_common(1)[0]
-    return outcome if 2 * count > votes.total() else TIE  # two of four votes decide nothing
+    return votes
+
+
+def _counted(row: Row, label: VotesLabel) -> Mapping[Outcome, float]:
+    """Read numbers of votes; a cell that is null has none."""
+    votes: dict[Outcome, float] = {}
+    columns: dict[Outcome, str | None] = {"a": label.a, "b": label.b, "tie": label.tie}
+    for outcome, column in columns.items():
+        cell = None if column is None else find_cell(row, column)
+        if column is None or is_blank(cell):
+            continue
+        number = to_number(cell)
+        if number is None or number < 0:
+            raise _unknown(column, cell, "a number of votes, 0 or more")
+        votes[outcome] = number
+    if not any(votes.values()):
+        raise BadRow("no_label", f"no vote in {', '.join(label.columns)}")
+    return votes
+
+
+def _by_majority(votes: Mapping[Outcome, float]) -> Verdict:
+    """Return the outcome with more than half of the votes, or a tie: two of four votes decide nothing."""
+    outcome = max(votes, key=votes.__getitem__)
+    return Verdict(outcome if 2 * votes[outcome] > sum(votes.values()) else TIE)
+
+
+def _by_share(votes: Mapping[Outcome, float]) -> Verdict:
+    """Return the side with more votes and its share of them; votes for a tie count half for each side."""
+    half = votes.get(TIE, 0.0) / 2
+    a, b = votes.get("a", 0.0) + half, votes.get("b", 0.0) + half
+    if a == b:
+        return Verdict(TIE, probability=0.5)
+    return Verdict("a" if a > b else "b", probability=max(a, b) / (a + b))
 
 
 def _one_hot(row: Row, label: OneHotLabel) -> Outcome:

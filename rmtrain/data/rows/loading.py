@@ -13,6 +13,7 @@ from rmtrain.data.comparison import (
     Comparison,
     Dropped,
     Preference,
+    Target,
     Turns,
     dropped,
     is_held_out,
@@ -130,7 +131,7 @@ def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[
             result.append(row)
             continue
         prompt = prompt_hash(row)
-        content = content_key(prompt, response_hashes(row), row.preferences)
+        content = content_key(prompt, response_hashes(row), row)
         split = "eval" if is_held_out(prompt, source.holdout) else "train"
         problem = limits.problem(split, content, selection.groups.get(row.id, 0))
         result += [row] if problem is None else [dropped(row_id, row.source, problem) for row_id in rows_of(row)]
@@ -202,9 +203,9 @@ def _compare(group: Sequence[Candidate], source: RankedSource) -> Iterator[Compa
 def group_by_prompt(rows: Iterable[Adapted]) -> Iterator[Adapted]:
     """Yield the rows, comparisons with exactly equal prompts as one, in the place and under the id of the first of them.
 
-    The result has each different response once, and the preferences of all its rows, each with its margin. A preference that several rows
-    state has the sum of their weights; contradictory ones are both kept. A row without a prompt stays alone; other rows pass through.
-    Template variables are part of the prompt.
+    The result has each different response once, and the labels of all its rows, each with its margin and the weight of its row. A
+    preference that several rows state has the sum of their weights; contradictory ones are both kept. The weight of the whole is the mean
+    of its rows. A row without a prompt stays alone; other rows pass through. Template variables are part of the prompt.
     """
 
     def key_of(row: Adapted) -> Hashable:
@@ -224,16 +225,28 @@ def _one_of(rows: Sequence[Comparison]) -> Comparison:
     numbers: dict[Any, int] = {}
     responses: list[Turns] = []
     edges: list[Preference] = []
+    targets: list[Target] = []
     for row in rows:
         for response in row.responses:
             if numbers.setdefault(_exact_key(response), len(responses)) == len(responses):
                 responses.append(response)
         for edge in row.preferences:
             winner, loser = (numbers[_exact_key(row.responses[number])] for number in (edge.winner, edge.loser))
-            edges.append(replace(edge, winner=winner, loser=loser, rows=edge.rows or (row.id,)))
+            edges.append(replace(edge, winner=winner, loser=loser, weight=edge.weight * row.weight, rows=edge.rows or (row.id,)))
+        for target in row.targets:
+            number = numbers[_exact_key(row.responses[target.response])]
+            targets.append(replace(target, response=number, weight=target.weight * row.weight, rows=target.rows or (row.id,)))
     left_out = tuple(reason for row in rows for reason in row.left_out)
     winners = tuple(side for row in rows for side in row.winners)
-    whole = replace(rows[0], responses=tuple(responses), preferences=merged(edges), left_out=left_out, winners=winners)
+    whole = replace(
+        rows[0],
+        responses=tuple(responses),
+        preferences=merged(edges),
+        targets=tuple(targets),
+        weight=sum(row.weight for row in rows) / len(rows),
+        left_out=left_out,
+        winners=winners,
+    )
     return replace(whole, id=rows_of(whole)[0])
 
 

@@ -7,7 +7,17 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
-from rmtrain.data.comparison import HASH_RANGE, Adapted, BadRow, Dropped, Preference, dropped, prompt_hash, rows_of
+from rmtrain.data.comparison import (
+    HASH_RANGE,
+    Adapted,
+    BadRow,
+    Comparison,
+    Dropped,
+    TokenizedComparison,
+    dropped,
+    prompt_hash,
+    rows_of,
+)
 from rmtrain.data.rows.formats import Candidate, adapt
 from rmtrain.data.rows.hook import Number, through_hook
 from rmtrain.data.rows.labels import SHOWN_CHARACTERS, TIE
@@ -272,13 +282,14 @@ def is_limited(source: Source) -> bool:
     return source.dedup or source.cap is not None
 
 
-def content_key(prompt_hash: int, response_hashes: Sequence[int], preferences: Sequence[Preference]) -> int:
-    """Return 64 bits of the content of a comparison, regardless of the order of its responses and preferences."""
+def content_key(prompt_hash: int, response_hashes: Sequence[int], row: Comparison | TokenizedComparison) -> int:
+    """Return 64 bits of the content of a comparison, regardless of the order of its responses and labels."""
     edges = sorted(
         (response_hashes[edge.winner], response_hashes[edge.loser], edge.margin, edge.probability, edge.weight)
-        for edge in preferences
+        for edge in row.preferences
     )
-    return _hash(repr((prompt_hash, sorted(response_hashes), edges)))
+    targets = sorted((response_hashes[target.response], target.value, target.weight) for target in row.targets)
+    return _hash(repr((prompt_hash, sorted(response_hashes), edges, targets, row.weight)))
 
 
 def _hash(text: str) -> int:

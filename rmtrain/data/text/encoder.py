@@ -22,6 +22,7 @@ from rmtrain.data.comparison import (
     Comparison,
     Dropped,
     Preference,
+    Target,
     TokenizedComparison,
     Tokens,
     common_prefix_length,
@@ -289,7 +290,7 @@ class Checked:
 def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
     """Return a comparison without its faulty responses, whose problems `faults` has by number.
 
-    Responses with equal tokens are merged; those without a preference are left out.
+    Responses with equal tokens are merged; those that no label names are left out.
     """
     numbers = range(len(row.sequences))
     same_as: Sequence[int] = numbers
@@ -299,6 +300,7 @@ def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
     if not faults and list(same_as) == list(numbers):
         return Checked(row, same_as)
     edges: list[Preference] = []
+    targets: list[Target] = []
     problems: dict[str, BadRow] = {}
     for edge in row.preferences:
         winner, loser = same_as[edge.winner], same_as[edge.loser]
@@ -311,15 +313,28 @@ def without(row: TokenizedComparison, faults: Mapping[int, BadRow]) -> Checked:
             edges.append(replace(edge, winner=winner, loser=loser))
             continue
         problems.update(dict.fromkeys(edge.rows or (row.id,), problem))
-    used, kept = pruned(edges)
-    rows = rows_of(replace(row, preferences=kept))
+    for target in row.targets:
+        if target.response in faults:
+            problems.update(dict.fromkeys(target.rows or (row.id,), faults[target.response]))
+        else:
+            targets.append(replace(target, response=same_as[target.response]))
+    used, kept, kept_targets = pruned(edges, targets)
+    rows = rows_of(replace(row, preferences=kept, targets=kept_targets))
     lost = tuple(dropped(row_id, row.source, problem) for row_id, problem in problems.items() if row_id not in rows)
     left_out = () if lost else tuple(problem.reason for problem in faults.values())
-    if not kept:
+    if not used:
         return Checked(None, lost=lost, left_out=left_out)
     sequences = tuple(row.sequences[number] for number in used)
     prefix = common_prefix_length(sequences)
-    remaining = TokenizedComparison(rows[0], row.source, sequences, prefix, min(row.prompt_length, prefix), kept)
+    remaining = replace(
+        row,
+        id=rows[0],
+        sequences=sequences,
+        prefix_length=prefix,
+        prompt_length=min(row.prompt_length, prefix),
+        preferences=kept,
+        targets=kept_targets,
+    )
     return Checked(remaining, used, lost, left_out)
 
 
@@ -352,7 +367,9 @@ class Encoder:
             faults = {} if self.allow_rewritten else dict.fromkeys(texts.rewritten, changed)
             for number, key in texts.hidden.items():
                 faults[number] = BadRow("hidden_by_template", f"the chat template does not write a message's {key}")
-            tokenized = TokenizedComparison(row.id, row.source, sequences, prefix, prompt, row.preferences)
+            tokenized = TokenizedComparison(
+                row.id, row.source, sequences, prefix, prompt, row.preferences, row.targets, row.weight
+            )
             rows.append((tokenized, {**faults, **texts.faults}))
         return self._checked(rows, self.policy)
 

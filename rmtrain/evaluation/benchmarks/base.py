@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from rmtrain.data.comparison import Message, Preference
 from rmtrain.errors import DataError
-from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
+from rmtrain.evaluation.targets import mean
 from rmtrain.intervals import Sample
 
 Floats = NDArray[np.float64]

@@ -49,7 +49,9 @@ class JudgeBench(Benchmark):
             raise ValueError("judgments: expected the scores of a reward model, [{judgment: {scores: [a, b]}}]") from None
         if len(sides) != 2:
             raise ValueError(f"scores: expected two, of A and of B, got {len(sides)}")
-        return ScoredComparison(str(row.get("pair_id", index)), _source(row), (sides[better], sides[worse]), (), PAIR, shown)
+        return ScoredComparison(
+            str(row.get("pair_id", index)), _source(row), (sides[better], sides[worse]), (), PAIR, shown=shown
+        )
 
     def subset(self, source: str) -> str:
         return f"{source.rpartition('/')[0]}/{_origin(source)}"

@@ -13,8 +13,8 @@ import numpy as np
 
 from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, each_over_each
 from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
-from rmtrain.evaluation.metrics import mean
 from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.evaluation.targets import mean
 
 DOMAINS = ("chat", "math", "code", "safety")
 FILES = ("safety-refuse", "safety-response", "chat", "math", "code")
