@@ -487,7 +487,7 @@ class AbSource(SidesSource):
         yield from super().conflicts()
         if self.a == self.b:
             yield Conflict(("b",), f'"{self.a}" is also the column of the other candidate; name another one')
-        if self.label.is_soft and "tie" in self.model_fields_set:
+        if self.label.is_soft and self.tie == "error":
             yield Conflict(("tie",), "a soft label has no ties: 0.5 is a probability as any other; remove this key")
         if self.margin_from_label and self.margin is not None:
             yield Conflict(("margin_from_label",), "cannot be combined with margin; remove one of them")
