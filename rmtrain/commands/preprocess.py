@@ -75,6 +75,7 @@ def preprocess(
             "comparisons": len(data),
             "responses": len(data.lengths),
             "preferences": preferences,
+            "targets": int(data.target_counts.sum()),
             "waterfall": waterfall,
             "lengths": {part: length_statistics(values) for part, values in lengths.items()},
             "tokens": int(data.total_tokens.sum()),
@@ -113,18 +114,28 @@ def export_columns(data: TokenizedData, file: Path) -> Path:
     """Write pairs to a Parquet file with the columns of `EXPORT_SCHEMA`, and return the file. Its folder is created if it is missing.
 
     Raises:
-        DataError: a comparison is more than a pair: it has more responses or preferences, or a preference with a weight.
+        DataError: a comparison is not just a pair: it has more or fewer responses or preferences, a weight, or a probability.
     """
     weights = np.zeros(len(data))
-    np.add.at(weights, np.repeat(np.arange(len(data)), data.preference_counts), data.values("weights"))
-    larger = (data.response_counts > 2) | (data.preference_counts > 1) | (weights != 1)
-    if larger.any():
-        number = int(larger.argmax())
+    rows_E = np.repeat(np.arange(len(data)), data.preference_counts)
+    np.add.at(weights, rows_E, data.values("weights"))
+    probabilities = np.ones(len(data))
+    np.minimum.at(probabilities, rows_E, data.values("probabilities"))
+    others = (
+        (data.response_counts != 2) | (data.preference_counts != 1) | (weights != 1) | (data.weights != 1) | (probabilities < 1)
+    )
+    if others.any():
+        number = int(others.argmax())
         responses = data.response_counts[number]
-        size = f"{responses} responses" if responses > 2 else f"preferences with a total weight of {weights[number]:g}"
+        if responses != 2 or not data.preference_counts[number]:
+            problem = f"{responses} responses" if responses != 2 else "targets"
+        elif probabilities[number] < 1:
+            problem = f"a preference with probability {probabilities[number]:g}"
+        else:
+            problem = f"preferences with a total weight of {weights[number] * data.weights[number]:g}"
         raise DataError(
-            f"{data.ids[number]}: {size}, but a chosen and a rejected column hold one pair; "
-            "export pairs that are not grouped by prompt, ranked or weighted"
+            f"{data.ids[number]}: {problem}, but a chosen and a rejected column hold one pair; "
+            "export pairs that are not grouped by prompt, ranked, soft or weighted"
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(file, EXPORT_SCHEMA) as writer:

@@ -229,12 +229,12 @@ def either(words: Iterable[str]) -> str:
 
 
 def near_miss(word: str, words: Iterable[str], cutoff: float | None = None) -> str | None:
-    """Return the most similar of `words`, if one is similar enough, or else the first that `word` abbreviates."""
+    """Return the shortest of `words` that `word` abbreviates, or else the most similar one, if one is similar enough."""
     candidates = list(words)
     cutoff = cutoff or (0.6 if len(word) < 6 else 0.75)  # a long word that shares half its letters means something else
     similar = difflib.get_close_matches(word, candidates, n=1, cutoff=cutoff)
     abbreviated = [longer for longer in candidates if len(word) >= 3 and longer.startswith(word)]
-    return next(iter([*similar, *abbreviated]), None)
+    return min(abbreviated, key=len) if abbreviated else next(iter(similar), None)
 
 
 def suggest(path: KeyPath, kind: str | None = None) -> Suggestion:

@@ -117,8 +117,8 @@ _ADVICE = {
     "optimizer.warmup is a share of all steps, such as 0.1; divide the number of warm-up steps by that of all steps": (
         "warmup_steps lr_warmup_steps num_warmup_steps"
     ),
-    "a source or row has no weight; fraction, up to 1, keeps a share of the prompts of a source": (
-        "weight weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy repeat repeats upsample"
+    "a source has no weight of its own; fraction keeps a share of its prompts, and weight names a column of weights": (
+        "weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy repeat repeats upsample"
     ),
     "sequences are always packed, without padding; batching.layout selects how": (
         "packing sample_packing eval_packing packing_samples neat_packing padding_free group_by_length pad_to_multiple_of "

@@ -48,6 +48,7 @@ Gate = Literal[
     "accuracy_at_half",
 ]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+OF_PREFERENCES = frozenset({"accuracy", "accuracy_low", "half_credit_accuracy"})
 LOWER_IS_BETTER = frozenset({"loss", "mse", "brier"})
 """Metrics that are better when lower; all others are better when higher."""
 
@@ -383,6 +384,7 @@ class Recipe(CheckedSection):
         yield from self._weight_conflicts()
         yield from self._length_conflicts()
         yield from self._objective_conflicts()
+        yield from self._metric_conflicts()
         if not self.data.eval and not any(source.holdout for source in self.data.train):
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
             for section, key in (("evaluation", "every"), ("evaluation", "gates"), ("checkpoints", "best")):
@@ -407,6 +409,18 @@ class Recipe(CheckedSection):
         if max_tokens != "auto" and max_tokens < longest:
             message = f"expected at least data.max_length ({longest}), got {max_tokens}"
             yield Conflict(("batching", "max_tokens"), message, ("data", "max_length"))
+
+    def _metric_conflicts(self) -> Iterator[Conflict]:
+        evaluated = [*self.data.eval, *(source for source in self.data.train if source.holdout)]
+        has_targets = any(isinstance(source, ScoredSource) for source in evaluated)
+        has_preferences = any(not isinstance(source, ScoredSource) for source in evaluated)
+        named: list[tuple[KeyPath, Gate]] = [(("evaluation", "gates", gate), gate) for gate in self.evaluation.gates]
+        named += [] if self.checkpoints.best is None else [(("checkpoints", "best"), self.checkpoints.best)]
+        for key, metric in named if evaluated else ():
+            needs_preferences, needs_targets = metric in OF_PREFERENCES, metric not in OF_PREFERENCES and metric != "loss"
+            if (needs_preferences and not has_preferences) or (needs_targets and not has_targets):
+                rows = "preferences" if needs_preferences else "targets"
+                yield Conflict(key, f"{metric} is of {rows}, and no evaluation data has any; name another metric")
 
     def _objective_conflicts(self) -> Iterator[Conflict]:
         if self.data.train == self.data.eval:

@@ -97,11 +97,11 @@ def source_table(summary: Numbers, digits: int = 3) -> Table:
     sources: Numbers = summary["sources"]
     columns = [Column("source", "text"), Column("n")]
     if summary["preferences"]:
-        columns += [Column("accuracy", style="bold"), *map(Column, ("95 % interval", "ties", "longer wins"))]
+        columns += [Column("accuracy", style="bold"), Column("95 % interval"), Column("ties")]
     named = [name for name in ("spearman", "mse", "auc", "brier") if summary[name] is not None]
     columns += [*(Column(name, style="bold") for name in named), Column("loss")]
     if summary["preferences"]:
-        columns.append(Column("half credit", optional=True))
+        columns += [Column("longer wins"), Column("half credit", optional=True)]
     rows = []
     for source, numbers in ({**sources, "all": summary} if len(sources) > 1 else sources).items():
         cells = {

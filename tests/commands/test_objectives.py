@@ -13,6 +13,7 @@ from rich.console import Console
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.inspect import inspect
 from rmtrain.commands.options import EvalOptions, InspectOptions
+from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores
@@ -149,6 +150,10 @@ def test_kinds_mix_in_one_run(tmp_path: Path) -> None:
     assert summary["loss"] == pytest.approx(sum(part["loss"] * part["n"] for part in parts) / summary["n"], rel=1e-9)
     report = (tmp_path / "run/report.html").read_text()
     assert "Reward by target" in report
+    prepared = preprocess(recipe, QUIET).document["splits"]
+    assert [prepared[split]["targets"] > 0 for split in ("train", "eval")] == [True, True]
+    with pytest.raises(DataError, match="rated:"):
+        preprocess(recipe, QUIET, export=tmp_path / "export")
     shown = inspect(recipe, QUIET, InspectOptions(source="rated", limit=1))
     (row,) = shown.document["rows"]
     assert row["targets"][0]["value"] == pytest.approx(rated_rows(96)[int(row["id"].split(":")[1])]["rating"])

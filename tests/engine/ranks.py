@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from safetensors.torch import save_file
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Plan, StepLoader
-from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.data.comparison import Target, TokenizedComparison
 from rmtrain.engine.distributed import start
 from rmtrain.engine.loop import build_optimizer, learning_rate, train_step
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.state_dict import full_tensor, trained_parameters
 from rmtrain.model.build import build_reward_model
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import BySource, Recipe, Regression
 from tests.comparisons import costs_of, random_pairs
 from tests.helpers import byte_bpe
 from tests.runs import tiny_recipe
@@ -62,6 +62,7 @@ class Case:
     dtype: str
     checkpointing: bool = False
     mixture: bool = False
+    labels: bool = False
 
     @property
     def weights(self) -> torch.dtype:
@@ -71,14 +72,16 @@ class Case:
     @property
     def name(self) -> str:
         kind = f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}"
-        return f"{kind}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}"
+        return f"{kind}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}{'-labels' * self.labels}"
 
 
 CASES = [
     *(Case(*kind) for kind in itertools.product((False, True), ("shared_prefix", "padded"), ("float64", "float32"))),
     Case(True, "shared_prefix", "float32", checkpointing=True),
     Case(False, "shared_prefix", "bfloat16"),
+    Case(False, "shared_prefix", "float32", labels=True),
 ]
+"""The last one has weights, and every third comparison has targets instead of a preference."""
 
 
 MIXTURE = Case(True, "shared_prefix", "float32", mixture=True)
@@ -102,7 +105,16 @@ def cases_of(strategy: str) -> list[Case]:
 def comparisons(case: Case) -> list[TokenizedComparison]:
     """Return random pairs; for a mixture so long that no two fit into the budget."""
     rows = random_pairs(ROWS, prompts=20, responses=40)
+    if case.labels:
+        return [with_labels(row, number) for number, row in enumerate(rows)]
     return [row for row in rows if costs_of([row], case.layout).tokens[0] > BUDGET // 2] if case.mixture else rows
+
+
+def with_labels(row: TokenizedComparison, number: int) -> TokenizedComparison:
+    weight = (0.5, 1.0, 3.0, 1.5)[number % 4]
+    if number % 3:
+        return replace(row, weight=weight)
+    return replace(row, source="rated", preferences=(), targets=(Target(0, number / 50), Target(1, 1.0, 2.0)), weight=weight)
 
 
 def steps_of(strategy: str) -> int:
@@ -121,7 +133,11 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
     sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
     sections["model"] = {"gradient_checkpointing": case.checkpointing} | ({"scratch": MIXTURE_SIZES} if case.mixture else {})
     sections["objective"] = {"center_rewards": 0.01} | ({"router_balance": 0.1} if case.mixture else {})
-    return tiny_recipe(folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
+    recipe = tiny_recipe(folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
+    if case.labels:
+        rated = Regression(type="regression", mean=1.0, std=0.5, weight=0.3)
+        return recipe.model_copy(update={"objective": BySource(type="by_source", sources={"rated": rated})})
+    return recipe
 
 
 class Trained:

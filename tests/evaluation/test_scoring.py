@@ -15,7 +15,7 @@ from rmtrain.errors import RecipeError
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, TokenizedRows, evaluate, score
-from rmtrain.recipe.schema import BradleyTerry, Gate
+from rmtrain.recipe.schema import OF_PREFERENCES, BradleyTerry, Gate
 from tests.evaluation.test_metrics import random_pairs
 from tests.exports import tiny_export
 from tests.forks import ON_CPU, fork_server
@@ -138,7 +138,11 @@ def test_metrics_name_sources_where_several() -> None:
     result = EvaluationResult(rows, summarize(rows), seconds=2.0, micro_batches=5)
     metrics = result.metrics()
     assert metrics["eval/loss"] == result.summary["loss"]
-    assert {f"eval/{gate}" for gate in get_args(Gate)} <= set(metrics), "what decides the best checkpoint can be watched"
+    of_targets = set(get_args(Gate)) - OF_PREFERENCES - {"loss"}
+    assert {f"eval/{gate}" for gate in get_args(Gate)} - {f"eval/{gate}" for gate in of_targets} <= set(metrics), (
+        "what decides the best checkpoint can be watched"
+    )
+    assert len(of_targets) == 7, "guard"
     assert not {"eval/n", "eval/wins"} & set(metrics)
     assert {name for name in metrics if name.endswith("/accuracy")} == {"eval/accuracy", "eval/a/accuracy", "eval/b/accuracy"}
     assert (metrics["eval/samples_per_second"], metrics["eval/steps_per_second"]) == (15.0, 2.5)

@@ -28,10 +28,13 @@ LABELS = {
     "one_hot": "by: one_hot, a: v, b: w",
     "sign": "by: sign, column: w, positive: a",
     "scores": "by: scores, a: v, b: w",
+    "votes": "by: votes, a: v, b: w",
+    "probability": "by: probability, column: w",
 }
 KINDS = {
     "tokenized": "format: tokenized",
     "ranked": "format: ranked, responses: r, score: s",
+    "scored": "format: scored, response: r, target: s",
     "ab": "format: ab, a: x, b: y, label: {by: index, column: w}",
     **{kind: f"format: ab, a: x, b: y, label: {{{label}}}" for kind, label in LABELS.items()},
 }
@@ -84,6 +87,7 @@ def _complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
         overrides += [f"data.{side}.0={{path: {side}.jsonl, {KINDS[kind_of_source]}}}" for side in ("train", "eval")]
     selection = ["filter=[{column: c, equals: 1}]", "cap={by: c, rows: 2}"]
     overrides += [f"data.{side}.0.{key}" for side in ("train", "eval") for key in selection]
+    overrides += ["objective={type: regression}"] if kind_of_source == "scored" else []
     return parse_recipe(text, "recipe.yaml", overrides).model_dump(mode="json")
 
 

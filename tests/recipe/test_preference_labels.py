@@ -11,7 +11,7 @@ from tests.recipe.recipes import assert_problems, load, problems, with_source
 
 VALUES = "{by: value, column: winner, values: {1: a, 0: b}}"
 SIGN = "{by: sign, column: strength, positive: b}"
-ALL_KINDS = "value, index, one_hot, sign or scores"
+ALL_KINDS = "value, index, one_hot, sign, scores, votes or probability"
 
 
 def ab(label: str, more: str = "") -> str:

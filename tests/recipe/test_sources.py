@@ -44,7 +44,7 @@ BROKEN = [
     ("path: x, filter: [{at_least: 1}]", "{at", "filter.0.column|missing"),
     ("path: x, fraction: 0", "0", "fraction|> 0|got 0"),
     ("path: x, fraction: 1.5", "1.5", "fraction|<= 1|got 1.5"),
-    ("path: x, weight: 0.5", "weight", "weight|unknown|fraction"),
+    ("path: x, weights: 0.5", "weights", "weights|unknown|fraction"),
     ("path: x, cap: {by: post}", "cap", "cap.rows|missing"),
     ("path: x, dedup: yes", "yes", 'dedup|boolean|got "yes"|true'),
     ("path: x, streaming: true", "true", "streaming|limit"),

@@ -33,6 +33,8 @@ def row(tokenizer: Any, *responses: str, edges: list[dict[str, Any]] | None = No
         "prompt_length": prompt_length,
         "prefix_length": prompt_length,
         "preferences": edges,
+        "targets": [],
+        "weight": 1.0,
         "margin": edges[0]["margin"],
         "ranking": list(range(len(responses))),
         "compared": [0, len(responses) - 1],

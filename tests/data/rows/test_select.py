@@ -9,6 +9,7 @@ from rmtrain.data.comparison import (
     Comparison,
     Dropped,
     Preference,
+    Target,
     TokenizedComparison,
     is_held_out,
     prompt_hash,
@@ -219,18 +220,27 @@ def test_dedup_and_cap_work_alone() -> None:
 
 
 def test_content_key_ignores_response_order() -> None:
+
+    def key(prompt: int, responses: list[int], labels: tuple[Preference | Target, ...], weight: float = 1.0) -> int:
+        edges = tuple(label for label in labels if isinstance(label, Preference))
+        targets = tuple(label for label in labels if isinstance(label, Target))
+        return content_key(prompt, responses, TokenizedComparison("id", "s", ((1,),), 0, 0, edges, targets, weight))
+
     edges = (Preference(0, 1), Preference(1, 2, margin=0.5))
     turned = (Preference(0, 1, margin=0.5), Preference(2, 0))
-    assert content_key(1, [10, 11, 12], edges) == content_key(1, [11, 12, 10], turned)
+    assert key(1, [10, 11, 12], edges) == key(1, [11, 12, 10], turned)
     different = [
-        content_key(2, [10, 11, 12], edges),
-        content_key(1, [10, 11, 13], edges),
-        content_key(1, [10, 11, 12], edges[:1]),
-        content_key(1, [10, 11, 12], (Preference(0, 1), Preference(1, 2, margin=0.25))),
-        content_key(1, [10, 11, 12], (Preference(1, 0), Preference(1, 2, margin=0.5))),
-        content_key(1, [10, 11, 12], (Preference(0, 1, 0.0, 0.5), Preference(1, 2, margin=0.5))),
+        key(2, [10, 11, 12], edges),
+        key(1, [10, 11, 13], edges),
+        key(1, [10, 11, 12], edges[:1]),
+        key(1, [10, 11, 12], (Preference(0, 1), Preference(1, 2, margin=0.25))),
+        key(1, [10, 11, 12], (Preference(1, 0), Preference(1, 2, margin=0.5))),
+        key(1, [10, 11, 12], (Preference(0, 1, 0.0, 0.5), Preference(1, 2, margin=0.5))),
+        key(1, [10, 11, 12], edges, weight=2.0),
+        key(1, [10, 11, 12], (Target(0, 1.0), Target(1, 2.0))),
+        key(1, [10, 11, 12], (Target(1, 1.0), Target(0, 2.0))),
     ]
-    assert len({*different, content_key(1, [10, 11, 12], edges)}) == 7
+    assert len({*different, key(1, [10, 11, 12], edges)}) == 10
 
 
 def pair_row(number: int, prompt: str, chosen: str, rejected: str, margin: float = 0.0) -> Comparison:

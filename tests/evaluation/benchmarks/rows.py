@@ -10,7 +10,7 @@ from rmtrain.evaluation.scores_file import ScoredComparison
 
 
 def pair(source: str, better: float, worse: float, name: str = "0", shown: tuple[int, ...] = ()) -> ScoredComparison:
-    return ScoredComparison(name, source, (better, worse), (), PAIR, shown)
+    return ScoredComparison(name, source, (better, worse), (), PAIR, shown=shown)
 
 
 def best_of(source: str, *rewards: float, name: str = "0", right: int = 1) -> ScoredComparison:
@@ -24,7 +24,7 @@ def many(source: str, wins: int, losses: int, ties: int = 0) -> list[ScoredCompa
 
 
 def with_lengths(row: ScoredComparison, lengths: Sequence[int]) -> ScoredComparison:
-    return ScoredComparison(row.id, row.source, row.rewards, tuple(lengths), row.preferences, row.shown)
+    return ScoredComparison(row.id, row.source, row.rewards, tuple(lengths), row.preferences, shown=row.shown)
 
 
 def weighted_total(units: object, rule: str) -> float:
