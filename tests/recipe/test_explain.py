@@ -205,10 +205,10 @@ def test_a_misspelt_required_key_is_one_problem() -> None:
         source = str(entry.kind) if entry.kind in KINDS else "pair"
         data = complete(source, "scratch" if "scratch" in (*entry.path, entry.kind) else "pretrained")
         section: Any = data
+        if entry.path[:1] == ("objective",) and (len(entry.path) > 1 or entry.kind not in ("bradley_terry", "plackett_luce")):
+            continue  # `complete` has no other objective
         for part in entry.path:
             section = section[part]
-        if name not in section:
-            continue  # a key of another kind of objective
         section[wrong] = section.pop(name)
         (line,) = problems(write_yaml(data))
         assert line.partition("  ")[2].startswith(f"{'.'.join(map(str, (*entry.path, wrong)))}: "), line
