@@ -50,6 +50,7 @@ def card_of(
         add_special_tokens=not edge_tokens(tokenizer).in_template,
         own_code=facts["code"] is not None,
         left_padding=facts["left_padding"],
+        rewards=facts.get("rewards"),
         versions=versions,
     )
 
@@ -69,6 +70,7 @@ def model_card(
     add_special_tokens: bool,
     own_code: bool,
     left_padding: bool,
+    rewards: Mapping[str, float] | None,
     versions: Mapping[str, str],
 ) -> str:
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
@@ -84,6 +86,7 @@ def model_card(
         add_special_tokens: the tokenizer adds them, as those of encoders do; otherwise the template writes them.
         own_code: transformers has no class for the model, which brings its own.
         left_padding: padding on the left does not change rewards.
+        rewards: number, mean and standard deviation of the rewards of all responses of the evaluation; None: it was not evaluated.
     """
     results = [
         EvalResult(
@@ -128,6 +131,7 @@ def model_card(
         add_special_tokens=add_special_tokens,
         own_code=own_code,
         left_padding=left_padding,
+        rewards=rewards,
         waterfall=_data_table(waterfall).markdown() if waterfall else None,
         evaluation=evaluation,
         sources=source_table(evaluation, digits=4).markdown() if evaluation else None,

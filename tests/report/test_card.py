@@ -39,6 +39,7 @@ FACTS: dict[str, Any] = {
     "add_special_tokens": False,
     "own_code": False,
     "left_padding": True,
+    "rewards": {"responses": 200, "mean": 0.6875, "std": 0.68},
     "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
 }
 
