@@ -121,7 +121,7 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
     sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
     sections["model"] = {"gradient_checkpointing": case.checkpointing} | ({"scratch": MIXTURE_SIZES} if case.mixture else {})
     sections["objective"] = {"center_rewards": 0.01} | ({"router_balance": 0.1} if case.mixture else {})
-    return tiny_recipe(folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
+    return tiny_recipe(folder, optimizer={"lr": 1e-3, "head_lr": 3e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
 
 
 class Trained:

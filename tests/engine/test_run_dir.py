@@ -248,6 +248,17 @@ def test_changeable_keys_are_recorded_on_resume(recipe: Recipe, tmp_path: Path) 
     assert load_recipe("runs/mine/recipe.yaml") == with_absolute_paths(changed)
 
 
+def test_early_stopping_fixes_when_evaluations_are(recipe: Recipe, tmp_path: Path) -> None:
+    """How often a run is evaluated decides its end then; the reference before the first step does not."""
+    stopping = {"early_stopping": {"metric": "loss", "patience": 2}}
+    evaluations = [{"every": 5, **stopping}, {"every": 5, "on_start": True, **stopping}, {"every": 6, **stopping}]
+    first, same, other = (tiny_recipe(tmp_path, run={"output_dir": "runs/mine"}, evaluation=each) for each in evaluations)
+    started(first)
+    assert started(same).continues
+    with pytest.raises(CheckpointError, match=r"evaluation\.every was 5, is 6"):
+        started(other)
+
+
 def test_changeable_keys_exist_in_a_recipe(recipe: Recipe) -> None:
     keys = [key for key, _ in flat(recipe.model_dump())] + ["evaluation.gates"]
     for name in CHANGEABLE:
