@@ -96,7 +96,7 @@ def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) 
         lora={"rank": 2},
         data={**tiny_recipe(tmp_path).data.model_dump(), "train": [{"path": str(tmp_path / "train.jsonl"), "holdout": 0.2}]},
         tracking={"to": ["tensorboard"]},
-        evaluation={"gates": {"accuracy": 0.0}},
+        evaluation={"every": 3, "gates": {"accuracy": 0.0}, "early_stopping": {"metric": "loss", "patience": 9}},
     )
     train(recipe, QUIET)
     without_recipe = evaluation_recipe(

@@ -2,7 +2,8 @@
 
 1. `order(seed, epoch, n)` is the order of an epoch: a pure function, so a resumed or rescaled run sees the same rows.
 2. Each step takes the next `batch_size` comparisons of that order; the last step of an epoch takes the rest.
-3. A step is split into world x m micro-batches, each within `max_tokens` as laid out, m equal on all ranks, costs balanced.
+3. Of 1.5 epochs, the second one ends after half of its steps, rounded up. Its order is that of a whole epoch.
+4. A step is split into world x m micro-batches, each within `max_tokens` as laid out, m equal on all ranks, costs balanced.
 
 The plan does not depend on the rank: every rank derives the same one from the same lengths. `StepLoader` lays out the part of one rank, so
 that the position of a run is one integer.
@@ -12,6 +13,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import Protocol
 
@@ -100,13 +102,14 @@ class Plan:
     costs: costs of all comparisons, in the layout of the run.
     batch_size: comparisons per step over all ranks.
     max_tokens: largest micro-batch of one rank, in tokens as laid out.
+    epochs: passes over the comparisons; the last one may be a part of a pass.
     world: number of processes.
     """
 
     costs: Costs
     batch_size: int
     max_tokens: int
-    epochs: int
+    epochs: int | float
     seed: int
     world: int = 1
     max_steps: int | None = None
@@ -124,8 +127,9 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
-        steps = self.steps_per_epoch * self.epochs
+        """Steps of the whole run; those of a part of an epoch are rounded up, as in transformers."""
+        # As decimals: in binary, 1.1 epochs of 10 steps would be 12 steps.
+        steps = math.ceil(self.steps_per_epoch * Fraction(str(self.epochs)))
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def computed_epoch(self) -> int:

@@ -108,10 +108,13 @@ def _export_checkpoint(options: ExportOptions, recipe: Recipe, run: Path, checkp
         export_adapter(model, tokenizer, output, golden, origin)
         return output, checkpoint.step
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    export_with_card(model, tokenizer, recipe, output, golden, origin, dtype=dtype)
     facts, card = run / "model" / FACTS, run / "model/README.md"
-    if facts.is_file() and card.is_file() and json.loads(facts.read_text(encoding="utf-8")).get("step") == checkpoint.step:
-        # The run's own model has the same weights: its card also has the waterfall and the evaluation.
+    own = read_json(facts, dict) if facts.is_file() and card.is_file() else {}
+    # The run's own model may have the same weights: then its facts and card also have the waterfall and the evaluation.
+    is_same = own.get("step") == checkpoint.step
+    rewards = own.get("rewards") if is_same else None
+    export_with_card(model, tokenizer, recipe, output, golden, origin, dtype=dtype, rewards=rewards)
+    if is_same:
         write_text(output / "README.md", card.read_text(encoding="utf-8"))
     return output, checkpoint.step
 
@@ -125,6 +128,7 @@ def export_with_card(
     origin: Mapping[str, Any],
     *,
     dtype: torch.dtype | None = None,
+    rewards: Mapping[str, float] | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     evaluation: Mapping[str, Any] | None = None,
 ) -> None:
@@ -132,9 +136,10 @@ def export_with_card(
 
     Args:
         origin: see `provenance`.
+        rewards: those of the last evaluation, see `reward_statistics`.
         waterfall, evaluation: of the run, for the card; None if unknown.
     """
-    export_model(model, tokenizer, directory, golden, origin, dtype)
+    export_model(model, tokenizer, directory, golden, {**origin, "rewards": rewards}, dtype)
     facts = read_json(directory / FACTS, dict)
     card = card_of(recipe, tokenizer, facts, waterfall=waterfall or {}, evaluation=evaluation, versions=versions())
     write_text(directory / "README.md", card)

@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,17 +33,17 @@ from rmtrain.engine.distributed import (
     run_on_main,
     start,
 )
-from rmtrain.engine.loop import build_optimizer, warn_of_lost_updates
+from rmtrain.engine.loop import build_optimizer, learning_rate, warn_of_lost_updates
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.run_dir import RunDirectory, check_output_dir
+from rmtrain.engine.run_dir import RunDirectory, check_output_dir, checkpoint_of_other_length
 from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import RecipeError, RmtrainError, Stopped
+from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.diagnosis import sample_rows
-from rmtrain.evaluation.metrics import check_gates
+from rmtrain.evaluation.metrics import check_gates, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model
@@ -126,6 +127,7 @@ def train(
     budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, data, layout, budget, accelerator.num_processes)
     loader = StepLoader(data.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
+    run_on_main(accelerator, partial(check_length, recipe, plan, fresh, resume))
 
     # From here on the strategy may have sharded the model: facts about the whole model are collected before.
     meter = Meter(accelerator, flos_per_token(model))
@@ -137,7 +139,7 @@ def train(
     directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
     keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
     order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
-    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, order)
+    checkpoints = CheckpointManager(strategy, meter, directory, recipe.checkpoints, order, recipe.evaluation.early_stopping)
     display = TrainingProgress(console, len(loader), accelerator.num_processes)
     if model.new_head and not directory.continues:
         logger.info("new head, seed %d", recipe.run.seed)
@@ -152,7 +154,8 @@ def train(
                 log = RunLog(accelerator, directory.path, trackers, display)
                 evaluate_at = make_evaluator(inputs, layout, strategy, log, shutdown)
                 last = run_loop(recipe, objective, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
-                step = checkpoints.state.step
+                step = trained = checkpoints.state.step
+                log_early_end(recipe, trained, plan.total_steps)
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
                     step, last = best, evaluate_at(step) if evaluate_at else None
@@ -168,7 +171,7 @@ def train(
                         write_results(inputs, model, directory, last, step, record["computing"])
                         directory.finish()
                         upload = push_if_enabled(recipe, directory.model)
-                return result(inputs, directory, last, peaks, upload)
+                return result(inputs, directory, last, trained, trained < plan.total_steps, peaks, upload)
         except Stopped as stopped:
             raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
 
@@ -222,7 +225,7 @@ def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: in
     """Plan the steps of a recipe on `world` processes.
 
     Raises:
-        RecipeError: a comparison of either split is above the budget.
+        RecipeError: a comparison of either split is above the budget, or warm-up and decay of the learning rate are longer than the run.
         DataError: `plackett_luce` and preferences that do not rank all responses.
     """
     costs = Costs.of(data.train, layout)
@@ -232,7 +235,33 @@ def make_plan(recipe: Recipe, data: PreparedData, layout: Layout, max_tokens: in
     ranked = [tag for tag in data.train.waterfall.sources if isinstance(objective_for(recipe.objective, tag), PlackettLuce)]
     for tag in ranked:
         check_rankings(data.train[int(number)] for number in np.flatnonzero(data.train.is_of_source(tag)))
-    return Plan.of(recipe, costs, max_tokens, world)
+    plan = Plan.of(recipe, costs, max_tokens, world)
+    learning_rate(recipe.optimizer, plan.total_steps)  # raises where the run is too short for it
+    return plan
+
+
+def check_length(recipe: Recipe, plan: Plan, fresh: bool, resume: Path | None) -> None:
+    """Raise CheckpointError if the run in `run.output_dir` cannot be resumed with other `training.epochs` or `max_steps`.
+
+    It can where the steps that are done had the learning rates that they would have in a run of the new length. Both runs are equal then.
+    """
+    changes, checkpoint = ([], None) if fresh else checkpoint_of_other_length(recipe, resume)
+    if checkpoint is None:
+        return
+    saved, done, place = checkpoint.state["plan"], checkpoint.step, ", ".join(changes)
+    older = replace(plan, epochs=saved["epochs"], max_steps=saved["max_steps"])
+    if plan.total_steps < done:
+        raise CheckpointError(
+            f"{checkpoint.path}: {place}: {done} steps are done, and the run would have {plan.total_steps}; set more"
+        )
+    before, now = (learning_rate(recipe.optimizer, each.total_steps) for each in (older, plan))
+    differs = next((step + 1 for step in range(done) if before(step) != now(step)), None)
+    if differs is not None:
+        settings = recipe.optimizer
+        reason = f"step {differs} would have had another learning rate (schedule {settings.schedule}, warm-up {settings.warmup})"
+        raise CheckpointError(
+            f"{checkpoint.path}: {place}: {reason}; change it back, choose another run.output_dir, or use --fresh"
+        )
 
 
 def header(
@@ -310,8 +339,12 @@ def write_results(
         settings = pair_settings(str(directory.model), data.eval, recipe.data, objective, computing, template)
         write_scores(path / "scores.jsonl", last.scored, settings)
     waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
-    origin = provenance(recipe, objective, data.train.key, step)
-    export_with_card(model, tokenizer, recipe, directory.model, golden, origin, waterfall=waterfalls["train"], evaluation=summary)
+    export_with_card(
+        *(model, tokenizer, recipe, directory.model, golden, provenance(recipe, objective, data.train.key, step)),
+        rewards=None if last is None else reward_statistics(last.scored),
+        waterfall=waterfalls["train"],
+        evaluation=summary,
+    )
     shutil.copyfile(directory.model / "golden.json", path / "golden.json")
     write_report(
         path / "report.html",
@@ -335,15 +368,30 @@ def push_if_enabled(recipe: Recipe, model: Path) -> dict[str, Any]:
         return {"hub": None, "hub_problem": "; ".join(error.problems)}
 
 
+def log_early_end(recipe: Recipe, step: int, steps: int) -> None:
+    """Print why a run ended before its last step, if it did."""
+    if step < steps and (stopping := recipe.evaluation.early_stopping) is not None:
+        evaluations = f"{stopping.patience} evaluations" if stopping.patience > 1 else "1 evaluation"
+        logger.info("early stopping after step %d of %d: %s has not improved in %s", step, steps, stopping.metric, evaluations)
+
+
 def result(
-    inputs: Inputs, directory: RunDirectory, last: EvaluationResult | None, peaks: Sequence[int], upload: Mapping[str, Any]
+    inputs: Inputs,
+    directory: RunDirectory,
+    last: EvaluationResult | None,
+    steps: int,
+    stopped_early: bool,
+    peaks: Sequence[int],
+    upload: Mapping[str, Any],
 ) -> CommandResult:
-    """Summarize a finished run."""
+    """Summarize a finished run, which has trained so many steps."""
     path, summary = directory.path, None if last is None else last.summary
     recipe = inputs.recipe
     document = {
         "directory": str(path.resolve()),
         "model": str(directory.model.resolve()),
+        "steps": steps,
+        "stopped_early": stopped_early,
         "evaluation": summary,
         "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
         **upload,

@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from rmtrain.engine.checkpoint import Checkpoint
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.run_dir import RunDirectory
+from rmtrain.engine.run_dir import LENGTH, RunDirectory
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.state_dict import restore_rng, rng_tensors
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError
-from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing
+from rmtrain.recipe.schema import LOWER_IS_BETTER, Checkpointing, EarlyStopping
 
 logger = logging.getLogger("rmtrain")
 
@@ -28,14 +28,17 @@ class TrainState:
     """The progress of a run, stored in each checkpoint next to its tensors.
 
     step: optimizer steps that are done.
-    last_evaluated_step: the last step whose evaluation is done. One that was due later comes first when the run is resumed.
+    last_evaluated_step: the last step whose evaluation is done; -1: none. One that was due later comes first when the run is resumed.
     best_step, best_value: the best evaluation by `checkpoints.best`.
+    stopping_value, not_improved: the best value by `evaluation.early_stopping`, and the number of evaluations since then.
     """
 
     step: int = 0
-    last_evaluated_step: int = 0
+    last_evaluated_step: int = -1
     best_step: int | None = None
     best_value: float | None = None
+    stopping_value: float | None = None
+    not_improved: int = 0
 
 
 @dataclass
@@ -44,6 +47,7 @@ class CheckpointManager:
 
     meter: its open log interval is saved as well.
     plan: everything that the order of the comparisons depends on; checkpoints with another plan or other frozen weights are refused.
+    early_stopping: when evaluations end the run; `ends_early` says that one has.
     """
 
     strategy: Strategy
@@ -51,12 +55,14 @@ class CheckpointManager:
     directory: RunDirectory
     settings: Checkpointing
     plan: Mapping[str, Any]
+    early_stopping: EarlyStopping | None = None
 
     def __post_init__(self) -> None:
         self.accelerator, self.checkpoints = self.strategy.accelerator, self.directory.checkpoints
         self.state, self.last_save_time = TrainState(), time.monotonic()
         self.resumed_from: int | None = None
         self.saved_step: int | None = None
+        self.ends_early = False
 
     def is_due(self, step: int) -> bool:
         """Return whether a checkpoint is due after this step, the same on every rank."""
@@ -101,15 +107,22 @@ class CheckpointManager:
             self.save(step)
             stop.stop()
 
-    def update_best(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Note that a step was evaluated; if its evaluation is the best so far, save its weights."""
-        self.state.last_evaluated_step = step
-        metric, best = self.settings.best, self.state.best_value
-        value = None if metric is None else summary[metric]
-        if value is None:
-            return
-        if best is None or (value < best if metric in LOWER_IS_BETTER else value > best):
-            self.state.best_step, self.state.best_value = step, value
+    def record_evaluation(self, step: int, summary: Mapping[str, Any]) -> None:
+        """Note that a step was evaluated. If its evaluation is the best so far, or ends the run early, its weights are saved.
+
+        The evaluation before the first step is a reference, and decides nothing.
+        """
+        state, stopping, metric = self.state, self.early_stopping, self.settings.best
+        if step and stopping is not None and (value := summary[stopping.metric]) is not None:
+            improves = is_better(stopping.metric, value, state.stopping_value)
+            not_improved = 0 if improves else state.not_improved + 1
+            self.ends_early = not_improved >= stopping.patience
+            if self.ends_early:
+                self.save(step)  # with the state before this evaluation: a run resumed from here repeats it, and ends again
+            state.stopping_value, state.not_improved = value if improves else state.stopping_value, not_improved
+        state.last_evaluated_step = step
+        if step and metric is not None and (value := summary[metric]) is not None and is_better(metric, value, state.best_value):
+            state.best_step, state.best_value = step, value
             self.save(step)
 
     def check_room(self, moments: float) -> None:
@@ -144,7 +157,9 @@ class CheckpointManager:
         state = checkpoint.state
         try:
             plan, processes = state["plan"], state["processes"]
-            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in self.plan.items() if plan.get(key) != now]
+            # Another length is decided earlier, see `checkpoint_of_other_length`.
+            order = {key: now for key, now in self.plan.items() if f"training.{key}" not in LENGTH}
+            changed = [f"{key} was {plan.get(key)}, is {now}" for key, now in order.items() if plan.get(key) != now]
             if changed:
                 raise CheckpointError(f"made with other data or in another order: {', '.join(changed)}; --fresh starts over")
             check_frozen(state, self.strategy.frozen)
@@ -187,3 +202,8 @@ def check_frozen(state: Mapping[str, Any], frozen: str | None) -> None:
     """Raise CheckpointError when the state of a checkpoint names other frozen weights than those with this fingerprint."""
     if state["frozen"] != frozen:
         raise CheckpointError("the frozen weights of the base model have changed; use the same base model")
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Return whether a value of an evaluation metric is better than the best one so far."""
+    return best is None or (value < best if metric in LOWER_IS_BETTER else value > best)

@@ -4,7 +4,8 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,9 +17,11 @@ from rmtrain.engine.distributed import any_rank
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
-from rmtrain.engine.strategy import Outcome, Strategy
+from rmtrain.engine.strategy import LR_SCALE, Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.model.classifier import head_of
+from rmtrain.model.reward_model import unwrap
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import Objectives, Optimizer, Recipe, Training
 
@@ -48,7 +51,7 @@ def train(
         evaluate: evaluates and logs at a given step; called last after the last step. None: without evaluation data.
 
     Returns:
-        The last evaluation.
+        The last evaluation. With `evaluation.early_stopping`, its step, that of `checkpoints.state`, may be before the last one.
 
     Raises:
         Stopped: a signal was received; a checkpoint is saved.
@@ -58,7 +61,8 @@ def train(
     rate, last = learning_rate(recipe.optimizer, len(loader)), len(loader)
 
     def evaluation_is_due(step: int) -> bool:
-        return evaluate is not None and step != last and is_due(recipe.evaluation.every, step)
+        due = is_due(recipe.evaluation.every, step) if step else recipe.evaluation.on_start
+        return evaluate is not None and step != last and due
 
     def evaluate_at(step: int) -> EvaluationResult | None:
         if evaluate is None:
@@ -69,16 +73,17 @@ def train(
         except Stopped:
             checkpoints.save(step)
             raise
-        checkpoints.update_best(step, evaluation.summary)
+        checkpoints.record_evaluation(step, evaluation.summary)
         return evaluation
 
     warmup_largest_batch(strategy, loader, balance=objective.router_balance is not None)
     state = checkpoints.state
+    evaluation = None
     if evaluation_is_due(state.step) and state.last_evaluated_step < state.step:
-        evaluate_at(state.step)  # the run was stopped between this step and its evaluation
+        evaluation = evaluate_at(state.step)  # the first step is to come, or the run was stopped before this evaluation
 
     nonfinite = 0
-    for number in range(state.step, last):
+    for number in takewhile(lambda _: not checkpoints.ends_early, range(state.step, last)):
         lr, step = rate(number), number + 1
         result = retry_on_overflow(partial(train_step, strategy, objective, meter, lr), number, strategy, loader)
         nonfinite = record_rows(step, result, nonfinite, log)
@@ -90,9 +95,9 @@ def train(
             checkpoints.save(step)
         checkpoints.save_and_stop_if_signaled(shutdown, step)
         if evaluation_is_due(step):
-            evaluate_at(step)
+            evaluation = evaluate_at(step)
             checkpoints.save_and_stop_if_signaled(shutdown, step)
-    return evaluate_at(last)
+    return evaluation if checkpoints.ends_early else evaluate_at(last)
 
 
 def is_due(every: int | None, step: int) -> bool:
@@ -191,14 +196,22 @@ def check_gradients(strategy: Strategy) -> None:
 def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters; weight decay applies to matrices, not to vectors (biases, norms).
 
+    With `head_lr`, the score head of a RewardModel has parameter groups of its own.
+
     Raises:
         RecipeError: `adamw_8bit` is requested without bitsandbytes.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    head: list[nn.Parameter] = []
+    if optimizer.head_lr is not None:
+        reward_model = unwrap(model)
+        head = list(head_of(reward_model.backbone, reward_model.head).parameters())
+    rest = [parameter for parameter in trainable if all(parameter is not other for other in head)]
+    groups: list[dict[str, Any]] = []
+    for parameters, scale in ((rest, 1.0), (head, (optimizer.head_lr or optimizer.lr) / optimizer.lr)):
+        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": optimizer.weight_decay, LR_SCALE: scale})
+        groups.append({"params": vectors, "weight_decay": 0.0, LR_SCALE: scale})
     groups = [group for group in groups if group["params"]]
     if optimizer.name == "adamw_8bit":
         try:
@@ -223,10 +236,28 @@ def learning_rate(optimizer: Optimizer, total_steps: int) -> Callable[[int], flo
     """Return the learning rate as a function of the step, counted from 0, by transformers' schedule of that name.
 
     A schedule that is stepped would have to be saved, restored and kept from accelerate, which steps it once per process.
+
+    Raises:
+        RecipeError: warm-up and decay take more steps than the run has.
     """
-    placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    warmup_steps = math.ceil(optimizer.warmup * total_steps)
-    name = "constant_with_warmup" if optimizer.schedule == "constant" else optimizer.schedule
-    schedule = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
-    (factor,) = schedule.lr_lambdas
-    return lambda step: optimizer.lr * float(factor(step))
+    warmup, decay = (
+        math.ceil(length * total_steps) if length < 1 else int(length) for length in (optimizer.warmup, optimizer.decay or 0)
+    )
+    if optimizer.decay is not None and optimizer.decay < 1:
+        decay = min(decay, total_steps - warmup)  # both shares are rounded up
+    if warmup + decay > total_steps:
+        key, parts = (
+            ("decay", f"warm-up ({warmup}) and decay ({decay}) have") if decay else ("warmup", f"the warm-up ({warmup}) has")
+        )
+        raise RecipeError(f"optimizer.{key}: {parts} more steps than the run ({total_steps}); set fewer, or train longer")
+    lr, min_lr = optimizer.lr, optimizer.min_lr
+    name, settings = {
+        "constant": ("constant_with_warmup", {}),
+        "linear": ("linear", {}) if min_lr is None else ("polynomial", {"lr_end": min_lr, "power": 1.0}),
+        "cosine": ("cosine", {}) if min_lr is None else ("cosine_with_min_lr", {"min_lr": min_lr}),
+        "cosine_with_restarts": ("cosine_with_restarts", {"num_cycles": optimizer.cycles}),
+        "warmup_stable_decay": ("warmup_stable_decay", {"num_decay_steps": decay, "min_lr_ratio": (min_lr or 0.0) / lr}),
+    }.get(optimizer.schedule, (optimizer.schedule, {}))
+    placeholder = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    (factor,) = get_scheduler(name, placeholder, warmup, total_steps, settings).lr_lambdas
+    return lambda step: lr * float(factor(step))

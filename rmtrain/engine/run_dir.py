@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from filelock import FileLock
 
-from rmtrain.engine.checkpoint import Checkpoints
+from rmtrain.engine.checkpoint import Checkpoint, Checkpoints
 from rmtrain.errors import DISK_FULL, CheckpointError, RecipeError, TryAgain
 from rmtrain.files import atomic_write, expanded, sync, try_lock, unwritable, write_text
 from rmtrain.recipe.explain import show
@@ -32,9 +32,11 @@ RECORDS = ("metrics.jsonl", "samples.jsonl", "ledger.jsonl", "nonfinite.jsonl")
 CHANGEABLE = (
     *("run.name", "run.output_dir", "data.cache_dir", "data.processes", "batching", "tracking", "hub"),
     *("checkpoints.every", "checkpoints.minutes", "checkpoints.keep", "checkpoints.load_best_at_end"),
-    *("evaluation.every", "evaluation.samples", "evaluation.gates"),
+    *("evaluation.every", "evaluation.on_start", "evaluation.samples", "evaluation.gates"),
 )
 """Keys that may change on resume: they affect neither the weights nor the metrics. A section stands for all its keys."""
+LENGTH = ("training.epochs", "training.max_steps")
+"""Keys that may change on resume where the learning rates of the steps that are done do not depend on them."""
 
 
 class RunDirectory:
@@ -60,7 +62,7 @@ class RunDirectory:
     def open(cls, recipe: Recipe, environment: dict[str, Any], fresh: bool = False, resume: Path | None = None) -> Self:
         """Lock the directory of a run for this process, and write what the run is made of: resolved recipe, versions, hashes.
 
-        An unfinished run of this recipe is continued, unless `fresh` renames it and starts another.
+        An unfinished run of this recipe, or a finished one of another length, is continued, unless `fresh` renames it and starts another.
 
         Raises:
             RecipeError, CheckpointError: as `check_output_dir`.
@@ -225,22 +227,18 @@ def _unfinished_run(path: Path, recipe: Recipe, resume: Path | None) -> str | No
     """Return the id of the run that this recipe would continue; None when the directory is missing or empty.
 
     Raises:
-        CheckpointError: the directory holds other files, or its run is finished, of another recipe, or missing though `resume` is set.
+        CheckpointError: the directory holds other files, or its run is of another recipe, finished (unless this recipe has another
+            length), or missing though `resume` is set.
     """
     if not path.is_dir() or all(UNMARKED.fullmatch(name) for name in os.listdir(path)):
         if resume is not None:
             raise CheckpointError(f"--resume {resume}: {path} has no run to resume; leave out --resume")
         return None
-    try:
-        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
-        run_id, finished = str(marker["run_id"]), bool(marker["finished"])
-    except FileNotFoundError:
-        raise CheckpointError(f"run.output_dir: {path} contains other files; choose a new directory, or move them away") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / MARKER}: damaged; move {path} away, or start over with --fresh") from error
-    if finished:
+    run_id, finished = _marker(path)
+    older = load_recipe(path / RECIPE) if (path / RECIPE).exists() else recipe
+    changes = _changes(older, recipe)
+    if finished and (changes or not length_changes(older, recipe)):
         raise CheckpointError(f"run.output_dir: the run in {path} is finished; choose a new directory, or rename it with --fresh")
-    changes = _changes(load_recipe(path / RECIPE), recipe) if (path / RECIPE).exists() else []
     if changes:
         raise CheckpointError(
             *(f"{path}: the unfinished run has another recipe: {change}" for change in changes),
@@ -249,18 +247,58 @@ def _unfinished_run(path: Path, recipe: Recipe, resume: Path | None) -> str | No
     return run_id
 
 
+def _marker(path: Path) -> tuple[str, bool]:
+    """Return the id of the run in a directory, and whether it is finished; raise CheckpointError if there is none."""
+    try:
+        marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
+        return str(marker["run_id"]), bool(marker["finished"])
+    except FileNotFoundError:
+        raise CheckpointError(f"run.output_dir: {path} contains other files; choose a new directory, or move them away") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path / MARKER}: damaged; move {path} away, or start over with --fresh") from error
+
+
+def checkpoint_of_other_length(recipe: Recipe, resume: Path | None) -> tuple[list[str], Checkpoint | None]:
+    """Return how the length of the run in `run.output_dir` changes with this recipe, and the checkpoint that it would be resumed from.
+
+    Raises:
+        CheckpointError: the run is finished and has no checkpoint left; or see `Checkpoints.newest` and `read`.
+    """
+    path = _resolve(recipe.run.output_dir)
+    changes = length_changes(load_recipe(path / RECIPE), recipe) if (path / RECIPE).exists() else []
+    if not changes:
+        return [], None
+    run_id, finished = _marker(path)
+    checkpoints = Checkpoints(path / "checkpoints", run_id)
+    found = checkpoints.newest() if resume is None else checkpoints.read(resume)
+    if found is None and finished:
+        raise CheckpointError(f"run.output_dir: the run in {path} is finished and has no checkpoint left; choose a new directory")
+    return changes, found
+
+
+def length_changes(older: Recipe, recipe: Recipe) -> list[str]:
+    """Describe each difference between two recipes in the number of epochs or steps."""
+    return _differences(older, recipe, lambda key: key in LENGTH)
+
+
 def _changes(older: Recipe, recipe: Recipe) -> list[str]:
     """Describe each difference between two recipes that makes them different runs."""
-    before, now = (dict(flat(with_absolute_paths(each).model_dump())) for each in (older, recipe))
-    changes = [
-        f"{key} was {show(before[key]) if key in before else 'unset'}, is {show(now[key]) if key in now else 'unset'}"
-        for key in sorted(before.keys() | now.keys())
-        if not _is_same(before.get(key), now.get(key))
-        and not any(key == name or key.startswith(f"{name}.") for name in CHANGEABLE)
-    ]
+    # Where evaluations end the run, it depends on how often there are any.
+    fixed = ("evaluation.every",) if recipe.evaluation.early_stopping is not None else ()
+    may_change = [key for key in (*CHANGEABLE, *LENGTH) if key not in fixed]
+    changes = _differences(older, recipe, lambda key: not any(key == name or key.startswith(f"{name}.") for name in may_change))
     if hook_files(older) != hook_files(recipe):
         changes.append(f"the code of {', '.join(hook_files(recipe)) or 'prepare'} changed")
     return changes
+
+
+def _differences(older: Recipe, recipe: Recipe, matters: Callable[[str], bool]) -> list[str]:
+    before, now = (dict(flat(with_absolute_paths(each).model_dump())) for each in (older, recipe))
+    return [
+        f"{key} was {show(before[key]) if key in before else 'unset'}, is {show(now[key]) if key in now else 'unset'}"
+        for key in sorted(before.keys() | now.keys())
+        if not _is_same(before.get(key), now.get(key)) and matters(key)
+    ]
 
 
 def _is_same(before: Any, now: Any) -> bool:

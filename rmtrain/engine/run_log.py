@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import MLflowTracker, SwanLabTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -41,7 +41,12 @@ SECONDS_AT_END = 15.0
 SAMPLES = "eval/samples"
 COLUMNS = ("id", "source", "prompt", "chosen", "rejected", "reward_chosen", "reward_rejected", "margin")
 
-PROJECTS = {"wandb": "WANDB_PROJECT", "mlflow": "MLFLOW_EXPERIMENT_NAME", "trackio": "TRACKIO_PROJECT"}
+PROJECTS = {
+    "wandb": "WANDB_PROJECT",
+    "mlflow": "MLFLOW_EXPERIMENT_NAME",
+    "trackio": "TRACKIO_PROJECT",
+    "swanlab": "SWANLAB_PROJ_NAME",
+}
 """Variables of the environment that name a tracker's project."""
 
 Tracker = Any
@@ -246,7 +251,7 @@ class Trackers:
 def start_trackers(accelerator: Accelerator, recipe: Recipe, directory: RunDirectory) -> Iterator[Trackers | None]:
     """Start the recipe's trackers on rank 0, with its settings as `section.key`, and close them at the end; None if there are none.
 
-    wandb and trackio continue the run that they had before.
+    wandb, trackio and swanlab continue the run that they had before.
     """
     if not recipe.tracking.to or not accelerator.is_main_process:
         yield None
@@ -269,12 +274,16 @@ def build_tracker(name: str, recipe: Recipe, directory: RunDirectory) -> Tracker
     variables, run, project = os.environ, recipe.run.name, recipe.tracking.project
     if name == "mlflow" and project is None and "MLFLOW_EXPERIMENT_NAME" not in variables and "MLFLOW_EXPERIMENT_ID" in variables:
         project = import_module("mlflow").get_experiment(variables["MLFLOW_EXPERIMENT_ID"]).name
-    own_id = {} if "WANDB_RUN_ID" in variables else {"id": directory.run_id}
-    resume = variables.get("WANDB_RESUME") or "allow"
+    variable = {"wandb": "WANDB", "swanlab": "SWANLAB"}.get(name, "")
+    own_id = {} if f"{variable}_RUN_ID" in variables else {"id": directory.run_id}
+    resume = variables.get(f"{variable}_RESUME") or "allow"
     chosen = project or variables.get(PROJECTS.get(name, "")) or "rmtrain"
     builders: dict[str, Callable[[], Tracker]] = {
         "wandb": partial(WandBTracker, chosen, name=variables.get("WANDB_NAME") or run, resume=resume, **own_id),
         "trackio": partial(TrackioTracker, chosen, name=run, resume="allow" if directory.continues else "never"),
+        "swanlab": partial(
+            SwanLabTracker, chosen, experiment_name=variables.get("SWANLAB_EXP_NAME") or run, resume=resume, **own_id
+        ),
         "mlflow": partial(MLflowTracker, chosen, run_name=variables.get("MLFLOW_RUN_NAME") or run),
         "tensorboard": partial(
             TensorBoardTracker, chosen, logging_dir=variables.get("TENSORBOARD_LOGGING_DIR") or str(directory.path)
@@ -302,7 +311,7 @@ def send_samples(step: int, samples: Sequence[Mapping[str, Any]], tracker: Track
 
 def send_pictures(step: int, pictures: Mapping[str, Draw], tracker: Tracker) -> None:
     """Send pictures by name; they are drawn only if the tracker shows them."""
-    if tracker.name == "wandb":
+    if tracker.name in ("wandb", "swanlab"):
         tracker.log_images({name: [pixels(draw())] for name, draw in pictures.items()}, step=step)
     elif tracker.name == "tensorboard":
         images = {name: pixels(draw())[None] for name, draw in pictures.items()}

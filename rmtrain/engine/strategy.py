@@ -39,6 +39,8 @@ from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+LR_SCALE = "lr_scale"
+"""Entry of a parameter group: its learning rate, as a multiple of the schedule's."""
 LOWEST_SCALE = 1.0
 """A loss that overflows without any factor is not the factor's fault."""
 Outcome = Literal["updated", "overflowed", "not_finite"]
@@ -125,9 +127,9 @@ class Strategy:
         return norm, "updated" if is_finite else "overflowed" if scale > LOWEST_SCALE else "not_finite"
 
     def set_lr(self, lr: float) -> None:
-        """Set the learning rate of every parameter group."""
+        """Set the learning rate of every parameter group, by its scale."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get(LR_SCALE, 1.0)
 
     def params_without_grad(self) -> list[str]:
         """Return the names of trainable parameters without gradient. Called on all ranks, between backward and update."""

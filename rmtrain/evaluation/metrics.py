@@ -117,6 +117,12 @@ def scored_edges(scored: Sequence[ScoredComparison]) -> ScoredEdges:
     )
 
 
+def reward_statistics(scored: Sequence[ScoredComparison]) -> dict[str, float]:
+    """Return number, mean and standard deviation of the rewards of all responses, in float64, by which RL normalizes rewards."""
+    rewards_N = np.array([reward for row in scored for reward in row.rewards], dtype=np.float64)
+    return {"responses": len(rewards_N), "mean": float(rewards_N.mean()), "std": float(rewards_N.std())}
+
+
 def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:
     """Compute every number of an evaluation, JSON-ready; `RULES` defines each.
 

@@ -44,6 +44,7 @@ from rmtrain.model.reward_model import RewardModel, adapted, evaluating, trainab
 from rmtrain.model.saved_model import FACTS, GOLDEN, load_from, template_hash
 
 ADAPTER = "adapter"
+REWARD_STATISTICS = ("mean", "std")
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "peft", "safetensors")
 EXCHANGES = (
     ("How many legs has a spider?", "Eight."),
@@ -113,7 +114,7 @@ def export_model(
     Args:
         model: a RewardModel, or torch.compile or DDP around one.
         golden: at least one text with its ids, of different lengths if possible.
-        extra: further entries of `rmtrain.json`, such as the recipe's hash.
+        extra: further entries of `rmtrain.json`, such as the recipe's hash; mean and std of its `rewards` are also in `config.json`.
         dtype: dtype of all weights except the head, which is float32; None: that of the model.
 
     Raises:
@@ -202,7 +203,8 @@ def write_export(
         merged.config.dtype = saved_dtype
     with quiet_transformers():
         merged.save_pretrained(directory)
-    write_config(directory, tokenizer.pad_token_id, write_code(merged, directory) if is_made(merged) else None)
+    code = write_code(merged, directory) if is_made(merged) else None
+    write_config(directory, tokenizer.pad_token_id, code, extra.get("rewards"))
     write_tokenizer(tokenizer, directory, reward_model.pools_last_token)
     del merged
     facts = _facts(reward_model, tokenizer, saved_dtype, extra)
@@ -376,8 +378,13 @@ def _facts(model: RewardModel, tokenizer: Any, dtype: torch.dtype, extra: Mappin
     }
 
 
-def write_config(directory: Path, pad_token_id: int, auto_map: Mapping[str, str] | None = None) -> None:
-    """Complete `config.json`: both names of the dtype and of rotary positions, the pad id at both levels, and the code to load it with."""
+def write_config(
+    directory: Path, pad_token_id: int, auto_map: Mapping[str, str] | None = None, rewards: Mapping[str, float] | None = None
+) -> None:
+    """Complete `config.json`: both names of the dtype and of rotary positions, the pad id at both levels, and the code to load it with.
+
+    `mean` and `std` of the rewards have the names that OpenRLHF reads; those of a model that was trained further are removed.
+    """
     file = directory / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     for level in (config, config.get("text_config")):
@@ -387,6 +394,10 @@ def write_config(directory: Path, pad_token_id: int, auto_map: Mapping[str, str]
             if "dtype" in level:
                 level["torch_dtype"] = level["dtype"]
     config.pop("_name_or_path", None)  # a path of this machine
+    for name in REWARD_STATISTICS:
+        config.pop(name, None)
+        if rewards is not None and rewards["std"] > 0:  # they divide by it
+            config[name] = rewards[name]
     if auto_map is not None:
         config["auto_map"] = auto_map
     write_json(file, config)

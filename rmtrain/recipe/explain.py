@@ -167,7 +167,10 @@ def _problem(path: KeyPath, group: list[ErrorDetails], document: Document) -> Pr
 
 def _expected(detail: ErrorDetails) -> str:
     own = _EXPECTED.get(detail["type"])
-    return own.format(**detail.get("ctx", {})) if own else detail["msg"].removeprefix("Input should be ")
+    # pydantic has the bound 1 of a float as 1.0
+    context = detail.get("ctx", {}).items()
+    bounds = {name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound for name, bound in context}
+    return own.format(**bounds) if own else detail["msg"].removeprefix("Input should be ")
 
 
 def _wrong_kind(path: KeyPath, section: dict[str, Any], document: Document) -> Problem:

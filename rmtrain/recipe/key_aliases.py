@@ -6,7 +6,7 @@ Only error messages use the names of keys. A name whose meaning differs is not a
 from rmtrain.recipe.section import KeyPath
 
 _NAMES = {
-    "run.name": "run_name experiment_name exp_name wandb_run_name wandb_name",
+    "run.name": "run_name experiment_name exp_name wandb_run_name wandb_name swanlab_run_name",
     "run.output_dir": "out_dir save_dir save_path output_path",
     "run.seed": "random_seed data_seed",
     "data.train": "dataset datasets dataset_name dataset_path dataset_mixer train_dataset train_data train_file train_files",
@@ -73,8 +73,12 @@ _NAMES = {
     "optimizer": "optimizer_config",
     "optimizer.name": "optim optim_name optimizer.type",
     "optimizer.lr": "learning_rate learning_rates base_lr max_lr peak_lr",
-    "optimizer.schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule decay",
-    "optimizer.warmup": "warmup_ratio lr_warmup_ratio",
+    "optimizer.head_lr": "head_learning_rate score_lr score_learning_rate value_head_lr classifier_lr lr_head",
+    "optimizer.min_lr": "lr_end end_lr lr_min min_learning_rate final_lr",
+    "optimizer.schedule": "lr_scheduler_type lr_scheduler scheduler lr_schedule",
+    "optimizer.warmup": "warmup_ratio lr_warmup_ratio warmup_steps lr_warmup_steps num_warmup_steps",
+    "optimizer.decay": "num_decay_steps decay_steps lr_decay_steps decay_ratio",
+    "optimizer.cycles": "num_cycles lr_scheduler_num_cycles",
     "optimizer.betas": "adam_betas",
     "optimizer.eps": "adam_epsilon epsilon",
     "optimizer.weight_decay": "wd l2",
@@ -91,10 +95,16 @@ _NAMES = {
     "checkpoints.best": "metric_for_best_model best_metric monitor",
     "checkpoints.load_best_at_end": "load_best_model_at_end load_best early_stopping_load_best",
     "evaluation.every": "eval_steps eval_every eval_interval",
+    "evaluation.on_start": "eval_on_start at_start eval_at_start evaluate_on_start",
+    "evaluation.early_stopping": "early_stop early_stopper",
+    "evaluation.early_stopping.patience": "early_stopping_patience early_stopping_steps",
     "evaluation.gates": "fail_under thresholds",
     "tracking.log_every": "logging_steps log_steps log_interval",
-    "tracking.to": "report_to log_with tracker trackers loggers wandb tensorboard mlflow trackio use_wandb use_tensorboard use_trackio",
-    "tracking.project": "wandb_project project_name tracker_project_name",
+    "tracking.to": (
+        "report_to log_with tracker trackers loggers wandb tensorboard mlflow trackio swanlab use_wandb use_tensorboard use_trackio "
+        "use_swanlab"
+    ),
+    "tracking.project": "wandb_project swanlab_project project_name tracker_project_name",
     "hub.push": "push_to_hub",
     "hub.id": "hub_model_id hub.name hub.repo_id repo_id",
 }
@@ -114,9 +124,10 @@ _ADVICE = {
         "gradient_accumulation_steps micro_batch_size micro_train_batch_size per_device_eval_batch_size eval_batch_size "
         "auto_find_batch_size eval_accumulation_steps accumulate_grad_batches"
     ),
-    "optimizer.warmup is a share of all steps, such as 0.1; divide the number of warm-up steps by that of all steps": (
-        "warmup_steps lr_warmup_steps num_warmup_steps"
+    "optimizer.min_lr is a learning rate, not a share of one: multiply by optimizer.lr": (
+        "min_lr_rate min_lr_ratio cosine_min_lr_ratio lr_min_ratio"
     ),
+    "optimizer.min_lr, decay and cycles are what a schedule needs in addition": "lr_scheduler_kwargs scheduler_kwargs",
     "a source has no weight of its own; fraction keeps a share of its prompts, and weight names a column of weights": (
         "weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy repeat repeats upsample"
     ),
@@ -131,16 +142,14 @@ _ADVICE = {
     ),
     "a reward model has one output; remove this key": "num_labels num_classes problem_type id2label label2id value_head_prefix",
     "benchmarks run after training: `rmtrain eval RUN --benchmark rewardbench`": "evaluation.benchmarks eval_benchmarks",
-    "there is no early stopping; checkpoints.best and load_best_at_end keep the best weights": (
-        "early_stopping early_stopping_patience early_stopping_threshold early_stopping_steps patience"
-    ),
+    "any improvement counts in evaluation.early_stopping; remove this key": "early_stopping_threshold early_stopping_min_delta min_delta",
     "set WANDB_TAGS, or the tracker's own variable, in the environment": "tags wandb_tags run_tags",
     "set WANDB_ENTITY in the environment": "wandb_entity wandb_org wandb_team entity",
     "set the variable of wandb in the environment, such as WANDB_RUN_GROUP or WANDB_MODE": (
         "wandb_group wandb_mode wandb_watch wandb_log_model wandb_run_id wandb_notes wandb_job_type"
     ),
-    "this tracker is not supported; expected tracking.to with wandb, tensorboard, trackio or mlflow": (
-        "swanlab use_swanlab use_comet comet comet_ml neptune clearml aim dvclive swanlab_project swanlab_run_name"
+    "this tracker is not supported; expected tracking.to with wandb, tensorboard, trackio, mlflow or swanlab": (
+        "use_comet comet comet_ml neptune clearml aim dvclive"
     ),
     "set training.precision: bfloat16, float16 or float32; the default, auto, is bfloat16 where a GPU supports it": (
         "bf16 tf32 autocast pure_bf16 bf16_full_eval use_bf16 fp16 fp16_full_eval"
@@ -156,7 +165,7 @@ _ADVICE = {
         "save_strategy saves_per_epoch save_epochs save_only_model save_on_each_node"
     ),
     "evaluation.every counts steps; the run is also evaluated at its end": (
-        "eval_strategy evaluation_strategy evals_per_epoch eval_delay eval_on_start eval_epochs do_eval"
+        "eval_strategy evaluation_strategy evals_per_epoch eval_delay eval_epochs do_eval"
     ),
     "tracking.log_every counts steps": "logging_strategy logging_first_step",
     "repositories are private unless hub.public: true": "hub_private_repo private hub_always_push hub_strategy hub_revision",
@@ -196,7 +205,7 @@ _ADVICE = {
     "there is no such setting here; remove this key": (
         "use_liger_kernel liger liger_kernel torch_compile torch_compile_backend torch_compile_mode use_cache do_train "
         "neftune_noise_alpha average_tokens_across_devices torch_empty_cache_steps disable_tqdm log_level "
-        "skip_memory_metrics ignore_data_skip optim_args lr_scheduler_kwargs activation_offloading model_init_kwargs "
+        "skip_memory_metrics ignore_data_skip optim_args activation_offloading model_init_kwargs "
         "use_fast_tokenizer disable_fast_tokenizer plot_loss include_num_input_tokens_seen overwrite_cache "
         "compute_fp32_loss adam_offload liger_kernel_config enable_liger_kernel log_on_each_node "
         "logging_nan_inf_filter log_level_replica eval_do_concat_batches eval_use_gather_object include_for_metrics "
@@ -222,6 +231,8 @@ SAME_VALUES = {
     **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf"), "adamw"),
     "adamw_bnb_8bit": "adamw_8bit",
     "constant_with_warmup": "constant",
+    "cosine_with_min_lr": "cosine",
+    "wsd": "warmup_stable_decay",
     **dict.fromkeys(("bf16", "torch.bfloat16"), "bfloat16"),
     **dict.fromkeys(("fp16", "half", "torch.float16"), "float16"),
     **dict.fromkeys(("fp32", "torch.float32"), "float32"),
@@ -229,9 +240,12 @@ SAME_VALUES = {
 """Our names for optimizers, schedules and precisions, by those of transformers and torch that mean the same."""
 OTHER_VALUES = {
     **dict.fromkeys(
-        ("swanlab", "comet_ml", "comet", "neptune", "clearml", "aim", "dvclive", "codecarbon"),
+        ("comet_ml", "comet", "neptune", "clearml", "aim", "dvclive", "codecarbon"),
         "this tracker is not supported; metrics.jsonl in the run has every line",
     ),
+    "polynomial": "linear with min_lr is a polynomial of power 1",
+    "cosine_warmup_with_min_lr": "cosine with min_lr warms up from zero",
+    **dict.fromkeys(("reduce_lr_on_plateau", "greedy"), "a schedule depends on the step only"),
     "float16": "weights in float16 are not supported; training.precision: float16 computes in it",
 }
 """The advice for values in other trainers that have no counterpart here."""

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Discriminator, Field, JsonValue, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import PydanticCustomError
 
 from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.objectives import Binary as Binary
@@ -23,7 +24,7 @@ from rmtrain.recipe.objectives import PlackettLuce as PlackettLuce
 from rmtrain.recipe.objectives import Regression as Regression
 from rmtrain.recipe.objectives import objective_for as objective_for
 from rmtrain.recipe.objectives import objective_keys as objective_keys
-from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind
+from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, ShareOrSteps, kind
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
@@ -257,6 +258,17 @@ class Batching(Section):
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
 
 
+SCHEDULE_KEYS = {
+    "linear": ("min_lr",),
+    "cosine": ("min_lr",),
+    "cosine_with_restarts": ("cycles",),
+    "warmup_stable_decay": ("min_lr", "decay"),
+}
+"""The keys of `optimizer` that a schedule uses in addition to those of every schedule."""
+NEEDED = {"cycles": "the number of cycles, such as 3", "decay": "a share of all steps, such as 0.2, or a number of steps"}
+"""What a key without a default expects."""
+
+
 class Optimizer(Section):
     """AdamW and the learning-rate schedule, which depends on the step only."""
 
@@ -265,10 +277,22 @@ class Optimizer(Section):
     `adamw_torch`, are accepted here and in `schedule`, `precision` and `dtype`."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
-    schedule: Annotated[Literal["linear", "cosine", "constant"], OrAlias] = "linear"
-    """Learning rate after warm-up: linear to zero, half a cosine to zero, or constant."""
-    warmup: Share = 0.0
-    """Share of all steps in which the rate rises linearly from zero."""
+    head_lr: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate of the score head, which often starts with random weights; `null`: `lr`. The schedule scales both alike."""
+    min_lr: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Learning rate at the end of a `linear`, `cosine` or `warmup_stable_decay` schedule; `null`: zero."""
+    schedule: Annotated[
+        Literal["linear", "cosine", "cosine_with_restarts", "constant", "inverse_sqrt", "warmup_stable_decay"], OrAlias
+    ] = "linear"
+    """Learning rate after warm-up, by the names and formulas of transformers. `linear` and half a `cosine` fall to `min_lr`;
+    `cosine_with_restarts` falls to zero `cycles` times; `inverse_sqrt` falls with the square root of the step; `warmup_stable_decay`, or
+    `wsd`, is constant until half a cosine falls to `min_lr` in the last `decay` steps."""
+    warmup: ShareOrSteps = 0.0
+    """Steps in which the rate rises linearly: a share of all steps, such as `0.1`, or a whole number of steps, such as `100`."""
+    decay: ShareOrSteps | None = None
+    """Length of the decay at the end of `warmup_stable_decay`: a share of all steps, or a whole number of steps."""
+    cycles: PositiveInt | None = None
+    """Number of times that `cosine_with_restarts` falls to zero."""
     betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
     eps: PositiveFloat = 1e-8
@@ -278,12 +302,38 @@ class Optimizer(Section):
     clip: PositiveFloat | None = 1.0
     """Maximum global gradient norm; `null`: no clipping."""
 
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _needs_min_lr(cls, schedule: Any, info: ValidationInfo) -> Any:
+        # In transformers this name is an error without a minimum; as an alias of cosine it would fall to zero instead.
+        if schedule == "cosine_with_min_lr" and info.data.get("min_lr", 0.0) is None:
+            message = "cosine_with_min_lr needs min_lr; set optimizer.min_lr, or use cosine"
+            raise PydanticCustomError("conflict", "{message}", {"message": message, "depends_on": ("optimizer",)})
+        return schedule
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Keys of other schedules are refused, and those that a schedule needs are set."""
+        used = SCHEDULE_KEYS.get(self.schedule, ())
+        for key in dict.fromkeys(key for keys in SCHEDULE_KEYS.values() for key in keys):
+            owners = [name for name, keys in SCHEDULE_KEYS.items() if key in keys]
+            if getattr(self, key) is not None and key not in used:
+                yield Conflict((key,), f"not used by {self.schedule}, only by {', '.join(owners)}; remove it")
+            elif getattr(self, key) is None and key in used and key != "min_lr":
+                yield Conflict((key,), f"{self.schedule} needs it; set {NEEDED[key]}", ("schedule",))
+        if self.min_lr is not None and self.min_lr >= self.lr:
+            yield Conflict(("min_lr",), f"expected less than lr ({self.lr}), got {self.min_lr}", ("lr",))
+        if self.decay is not None and self.decay < 1 and self.warmup < 1 and self.decay + self.warmup > 1:
+            message = (
+                f"warm-up ({self.warmup}) and decay ({self.decay}) are shares of all steps, and more than 1 together; lower one"
+            )
+            yield Conflict(("decay",), message)
+
 
 class Training(Section):
     """Length of the training, size of a step, and precision."""
 
-    epochs: PositiveInt = 1
-    """Passes over the training data."""
+    epochs: PositiveInt | Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1
+    """Passes over the training data. Every pass has an order of its own; the last one of `1.5` ends after half of its steps, rounded up."""
     max_steps: PositiveInt | None = None
     """Stop after this many optimizer steps; the schedule ends there too."""
     batch_size: PositiveInt = 32
@@ -318,15 +368,33 @@ class Checkpointing(Section):
             yield Conflict(("load_best_at_end",), "needs a metric; set checkpoints.best, such as accuracy")
 
 
+class EarlyStopping(Section):
+    """End the training when evaluations no longer improve. The run then evaluates and exports as at its last step."""
+
+    metric: Gate
+    """Evaluation metric that has to improve: a loss by falling, the others by rising."""
+    patience: PositiveInt
+    """Number of evaluations in a row without a new best value after which the training ends."""
+
+
 class EvaluationSection(Section):
     """When to evaluate, how many samples to show, and which values the model must reach."""
 
     every: PositiveInt | None = None
     """Evaluate after this many steps, in addition to the evaluation at the end."""
+    on_start: bool = False
+    """Evaluate before the first step as well, at step 0. That counts neither for `checkpoints.best` nor for `early_stopping`."""
+    early_stopping: EarlyStopping | None = None
+    """End the training early; needs `every`."""
     samples: Annotated[int, Field(ge=0)] = 4
     """Number of comparisons to show with their rewards at each evaluation."""
     gates: dict[Gate, float] = Field(default={})
     """Values that the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """Early stopping has evaluations to go by."""
+        if self.early_stopping is not None and self.every is None:
+            yield Conflict(("early_stopping",), "needs evaluations during the training; set evaluation.every, such as 100")
 
 
 class Tracking(Section):
@@ -334,7 +402,7 @@ class Tracking(Section):
 
     log_every: PositiveInt = 10
     """Number of steps between log lines."""
-    to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...], Field(strict=False)] = ()
+    to: Annotated[tuple[Literal["wandb", "tensorboard", "trackio", "mlflow", "swanlab"], ...], Field(strict=False)] = ()
     """Trackers; each must be installed."""
     project: Annotated[str, Field(min_length=1)] | None = None
     """Project name in the trackers; None: that of the environment, such as WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, otherwise `rmtrain`."""
@@ -387,7 +455,8 @@ class Recipe(CheckedSection):
         yield from self._metric_conflicts()
         if not self.data.eval and not any(source.holdout for source in self.data.train):
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
-            for section, key in (("evaluation", "every"), ("evaluation", "gates"), ("checkpoints", "best")):
+            evaluation = [("evaluation", key) for key in ("every", "on_start", "early_stopping", "gates")]
+            for section, key in (*evaluation, ("checkpoints", "best")):
                 if getattr(getattr(self, section), key):
                     yield Conflict((section, key), message)
 

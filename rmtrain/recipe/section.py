@@ -10,6 +10,8 @@ KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe to a value."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+ShareOrSteps = Share | Annotated[int, Field(ge=0)]
+"""A share of all steps, below 1, or a whole number of steps."""
 Column = Annotated[str, Field(min_length=1)]
 """Name of a column; dots reach into nested cells."""
 

@@ -52,6 +52,7 @@ def card_of(
         left_padding=facts["left_padding"],
         meanings=[_meaning(facts["objective"]["sources"][tag], tag) for tag in facts["objective"].get("sources", {})]
         or [_meaning(facts["objective"])],
+        rewards=facts.get("rewards"),
         versions=versions,
     )
 
@@ -90,6 +91,7 @@ def model_card(
     own_code: bool,
     left_padding: bool,
     meanings: Sequence[str],
+    rewards: Mapping[str, float] | None,
     versions: Mapping[str, str],
 ) -> str:
     """Return a whole `README.md`: front matter for the Hub, then text. It has no data rows, home directory or token.
@@ -106,6 +108,7 @@ def model_card(
         own_code: transformers has no class for the model, which brings its own.
         left_padding: padding on the left does not change rewards.
         meanings: sentences, in Markdown, that say what a reward means.
+        rewards: number, mean and standard deviation of the rewards of all responses of the evaluation; None: it was not evaluated.
     """
     results = [
         EvalResult(
@@ -155,6 +158,7 @@ def model_card(
         own_code=own_code,
         left_padding=left_padding,
         meanings=meanings,
+        rewards=rewards,
         waterfall=_data_table(waterfall).markdown() if waterfall else None,
         evaluation=evaluation,
         sources=source_table(evaluation, digits=4).markdown() if evaluation else None,

@@ -113,6 +113,19 @@ def test_max_steps_limits_the_plan() -> None:
     assert make_plan(max_steps=10**6).total_steps == make_plan().total_steps == 14
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(0.1, 1), (0.5, 4), (1, 7), (1.0, 7), (1.5, 11), (1.1, 8), (2.0, 14), (2.3, 17)])
+def test_a_part_of_an_epoch_is_a_part_of_its_steps(epochs: float, steps: int) -> None:
+    """Whole epochs have every comparison once; the last part has the first steps, rounded up, of the order of its epoch."""
+    plan, whole = make_plan(epochs=epochs), make_plan(epochs=3)
+    assert plan.total_steps == steps
+    rows = np.concatenate([plan.step(number).indices for number in range(steps)])
+    full, rest = divmod(steps, 7)
+    assert len(rows) == 103 * full + 16 * rest
+    assert (np.bincount(rows, minlength=103) >= full).all()
+    assert all((plan.step(number).indices == whole.step(number).indices).all() for number in range(steps))
+    assert make_plan(epochs=1.1, batch_size=11).total_steps == 11, "guard: not 12, as 1.1 * 10 in binary gives"
+
+
 def test_comparison_above_budget_is_refused() -> None:
     """The error names the recipe key, the row and its size."""
     costs = Costs(np.array([23, 2300], np.int64), np.array([10, 700], np.int32), np.array([2, 3], np.int32))

@@ -5,18 +5,21 @@ import shutil
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from rmtrain.commands.evaluate import evaluate, run_eval
-from rmtrain.commands.options import EvalOptions
+from rmtrain.commands.export import export
+from rmtrain.commands.options import EvalOptions, ExportOptions
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import BradleyTerry, PretrainedModel
+from rmtrain.report.console import decimal
 from tests.forks import rmtrain
 from tests.runs import ROOT, metrics_of, planted_rows, tiny_recipe, write_recipe, write_rows
 
@@ -155,6 +158,34 @@ def test_missed_gate_says_by_how_much(tmp_path: Path) -> None:
     assert (trained.returncode, again.returncode) == (6, 6)
     assert again.stderr.endswith(f"error: gate loss: required 0.0, got {loss}, missed by {loss}\n")
     assert evaluation["accuracy"] > 0.01, "guard"
+
+
+@pytest.mark.usefixtures("no_reload")
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_the_export_has_mean_and_deviation(lora: dict | None, tmp_path: Path) -> None:
+    """Of the rewards of all responses of the last evaluation, where OpenRLHF looks for them; a checkpoint's export has the same."""
+    train(tiny_recipe(tmp_path, lora=lora), QUIET)
+    run = tmp_path / "run"
+    rewards = np.array([reward for row in read_scores(run / "scores.jsonl") for reward in row.rewards])
+    export(ExportOptions(target=str(run / "checkpoints/step-00000006"), output=tmp_path / "copy"))
+    for folder in (run / "model", tmp_path / "copy"):
+        config = AutoConfig.from_pretrained(folder)
+        assert (config.mean, config.std) == pytest.approx((rewards.mean(), rewards.std()), rel=1e-6)
+        assert json.loads((folder / "rmtrain.json").read_text())["rewards"]["responses"] == len(rewards) == 32
+        card = (folder / "README.md").read_text()
+        assert f"rewards of all 32 responses of this evaluation: mean {decimal(rewards.mean(), 4)}, standard" in card
+    assert rewards.std() > 1e-3, "guard: rewards differ"
+
+    # A model that is trained further does not keep the numbers of the weights before, and is scored as before.
+    again = run_eval(
+        EvalOptions(target=str(run / "model"), overrides=(f"data.eval=[{{path: {tmp_path / 'test.jsonl'}}}]",)), QUIET
+    )
+    assert again.document["rewards"]["winners"]["mean"] == pytest.approx(rewards.reshape(-1, 2)[:, 0].mean(), abs=1e-5)
+    second = {"run": {"name": "second", "output_dir": str(tmp_path / "second")}, "training": {"max_steps": 1}}
+    train(tiny_recipe(tmp_path, **second, model=PretrainedModel(path=str(run / "model")), data={"eval": ()}), QUIET)
+    config = json.loads((tmp_path / "second/model/config.json").read_text())
+    assert not {"mean", "std"} & config.keys()
+    assert "rewards of all" not in (tmp_path / "second/model/README.md").read_text()
 
 
 @pytest.mark.usefixtures("no_reload")

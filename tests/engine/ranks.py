@@ -133,7 +133,8 @@ def recipe_of(case: Case, folder: Path) -> Recipe:
     sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
     sections["model"] = {"gradient_checkpointing": case.checkpointing} | ({"scratch": MIXTURE_SIZES} if case.mixture else {})
     sections["objective"] = {"center_rewards": 0.01} | ({"router_balance": 0.1} if case.mixture else {})
-    recipe = tiny_recipe(folder, optimizer={"lr": 1e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}, **sections)
+    rates = {"lr": 1e-3, "head_lr": 3e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}
+    recipe = tiny_recipe(folder, optimizer=rates, **sections)
     if case.labels:
         rated = Regression(type="regression", mean=1.0, std=0.5, weight=0.3)
         return recipe.model_copy(update={"objective": BySource(type="by_source", sources={"rated": rated})})

@@ -19,7 +19,7 @@ from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, TryAgain
 from rmtrain.model.build import build_reward_model
 from rmtrain.objective import Objective
-from rmtrain.recipe.schema import Checkpointing
+from rmtrain.recipe.schema import Checkpointing, EarlyStopping
 from tests.helpers import byte_bpe
 from tests.runs import tiny_recipe
 
@@ -31,7 +31,11 @@ def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
     """Makes savers for one run directory, each with its own model, as consecutive processes would have them."""
 
     def build(
-        plan: dict[str, Any] = PLAN, lora: dict[str, Any] | None = None, seed: int = 1, **settings: Any
+        plan: dict[str, Any] = PLAN,
+        lora: dict[str, Any] | None = None,
+        seed: int = 1,
+        stopping: EarlyStopping | None = None,
+        **settings: Any,
     ) -> CheckpointManager:
         recipe = tiny_recipe(tmp_path, lora=lora)
         model = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=seed)
@@ -39,7 +43,7 @@ def make(tmp_path: Path) -> Callable[..., CheckpointManager]:
         optimizer = build_optimizer(model, recipe.optimizer)
         strategy = Strategy(accelerator)
         strategy.prepare(model, optimizer, clip=None)
-        return CheckpointManager(strategy, Meter(accelerator, 1), directory, Checkpointing(**settings), plan)
+        return CheckpointManager(strategy, Meter(accelerator, 1), directory, Checkpointing(**settings), plan, stopping)
 
     return build
 
@@ -70,7 +74,7 @@ def test_a_step_is_saved_once(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
     saver.save(3)
     written = (saver.checkpoints.path(3) / "state.json").stat().st_mtime_ns
-    saver.update_best(3, {})
+    saver.record_evaluation(3, {})
     saver.save(3)
     assert (saver.checkpoints.path(3) / "state.json").stat().st_mtime_ns == written
 
@@ -89,7 +93,7 @@ def test_trap_29_best_goes_by_the_metrics_direction(
     saver = make(keep=1, best=best, minutes=None)
     for step, value in enumerate(values, start=1):
         saver.save(step)
-        saver.update_best(step, {best: value})
+        saver.record_evaluation(step, {best: value})
     assert saver.state.best_step == at
     assert steps(saver) == [at, 5]
     resumed = make(keep=1, best=best)
@@ -100,9 +104,29 @@ def test_trap_29_best_goes_by_the_metrics_direction(
 
 def test_the_best_evaluation_is_always_saved(make: Callable[..., CheckpointManager]) -> None:
     saver = make(best="loss", minutes=None)
-    saver.update_best(3, {"loss": 0.5})
-    saver.update_best(6, {"loss": 0.6})
+    saver.record_evaluation(3, {"loss": 0.5})
+    saver.record_evaluation(6, {"loss": 0.6})
     assert steps(saver) == [3]
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_early_stopping_counts_evaluations_without_improvement(metric: str, make: Callable[..., CheckpointManager]) -> None:
+    """A new best value starts the count again, a tie does not; a missing value and the one before the first step do not count."""
+    sign = 1 if metric == "loss" else -1
+    values = [(0, 0.1), (1, 0.9), (2, 0.8), (3, 0.8), (4, 0.7), (5, None), (6, 0.75), (7, 0.7), (8, 0.9)]
+    saver = make(minutes=None, stopping=EarlyStopping(metric=metric, patience=3))
+    for step, value in values:
+        assert not saver.ends_early
+        saver.record_evaluation(step, {metric: None if value is None else sign * value})
+    assert saver.ends_early
+    assert (saver.state.stopping_value, saver.state.not_improved) == (sign * 0.7, 3)
+    assert steps(saver) == [8]
+    resumed = make(minutes=None, stopping=EarlyStopping(metric=metric, patience=3))
+    resumed.resume()
+    state = resumed.state
+    assert (state.step, state.last_evaluated_step, state.not_improved) == (8, 7, 2), "the last evaluation is repeated"
+    resumed.record_evaluation(8, {metric: sign * 0.9})
+    assert resumed.ends_early, "guard: it ends again"
 
 
 def test_trap_29_rotation_spares_best_and_resumed_from(make: Callable[..., CheckpointManager]) -> None:
@@ -112,7 +136,7 @@ def test_trap_29_rotation_spares_best_and_resumed_from(make: Callable[..., Check
     first.save(1000)
     second = make(keep=1, best="loss", minutes=None)
     second.save(2)
-    second.update_best(2, {"loss": 0.1})
+    second.record_evaluation(2, {"loss": 0.1})
     second.save(3)
     third = make(keep=1, best="loss", minutes=None)
     third.resume()
@@ -181,7 +205,7 @@ def test_another_number_of_processes_is_reported(
 def test_missing_best_weights_are_an_error(make: Callable[..., CheckpointManager]) -> None:
     """The error names the key that exports the last weights instead."""
     saver = make(best="loss", minutes=None)
-    saver.update_best(3, {"loss": 0.5})
+    saver.record_evaluation(3, {"loss": 0.5})
     saver.save(6)
     (saver.checkpoints.path(3) / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: ") as raised:
@@ -199,10 +223,17 @@ def test_room_is_checked_before_the_first_step(make: Callable[..., CheckpointMan
 
 def test_checkpoints_hold_tensors_and_json(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
-    saver.update_best(1, {})
+    saver.record_evaluation(1, {})
     saver.save(2)
     path = saver.checkpoints.path(2)
     assert {file.suffix for file in path.iterdir()} == {".safetensors", ".json"}
     state = json.loads((path / "state.json").read_text())
-    assert state["train_state"] == {"step": 2, "last_evaluated_step": 1, "best_step": None, "best_value": None}
+    assert state["train_state"] == {
+        "step": 2,
+        "last_evaluated_step": 1,
+        "best_step": None,
+        "best_value": None,
+        "stopping_value": None,
+        "not_improved": 0,
+    }
     assert state["plan"] == PLAN

@@ -3,11 +3,13 @@
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import get_scheduler
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Plan, StepLoader
@@ -15,7 +17,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.engine.loop import build_optimizer, check_gradients, learning_rate, train_step, warn_of_lost_updates
 from rmtrain.engine.run_log import Meter, check_finite
 from rmtrain.engine.strategy import Strategy
-from rmtrain.errors import NumericError, RmtrainError
+from rmtrain.errors import NumericError, RecipeError, RmtrainError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.objective import Objective
@@ -151,6 +153,113 @@ def test_warmup_rises_linearly_cosine_falls_to_zero() -> None:
     assert rate(10) == pytest.approx(0.0, abs=1e-9)
     constant = learning_rate(Optimizer(lr=0.2, schedule="constant", warmup=0.2), total_steps=10)
     assert [constant(1), constant(5), constant(9)] == pytest.approx([0.1, 0.2, 0.2])
+
+
+SCHEDULES: list[tuple[dict[str, Any], str, int, dict[str, Any]]] = [
+    ({"schedule": "linear"}, "linear", 0, {}),
+    ({"schedule": "linear", "warmup": 0.13}, "linear", 7, {}),
+    ({"schedule": "linear", "min_lr": 2e-5, "warmup": 7}, "polynomial", 7, {"lr_end": 2e-5, "power": 1.0}),
+    ({"schedule": "cosine", "warmup": 1}, "cosine", 1, {}),
+    ({"schedule": "cosine", "min_lr": 2e-5, "warmup": 0.1}, "cosine_with_min_lr", 5, {"min_lr": 2e-5}),
+    ({"schedule": "cosine_with_restarts", "cycles": 3, "warmup": 4}, "cosine_with_restarts", 4, {"num_cycles": 3}),
+    ({"schedule": "constant"}, "constant", 0, {}),
+    ({"schedule": "constant", "warmup": 5}, "constant_with_warmup", 5, {}),
+    ({"schedule": "inverse_sqrt", "warmup": 5}, "inverse_sqrt", 5, {}),
+    ({"schedule": "wsd", "warmup": 5, "decay": 0.2}, "warmup_stable_decay", 5, {"num_decay_steps": 10}),
+    (
+        {"schedule": "warmup_stable_decay", "warmup": 0.1, "decay": 8, "min_lr": 1e-5},
+        "warmup_stable_decay",
+        5,
+        {"num_decay_steps": 8, "min_lr_ratio": 0.05},
+    ),
+]
+
+
+@pytest.mark.parametrize(("keys", "name", "warmup", "settings"), SCHEDULES)
+def test_schedules_equal_those_of_transformers(keys: dict[str, Any], name: str, warmup: int, settings: dict[str, Any]) -> None:
+    """Each step has the rate that a stepped scheduler of transformers has there, in any order of steps."""
+    steps, lr = 47, 2e-4
+    stepped = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler, expected = get_scheduler(name, stepped, warmup, steps, settings), []
+    for _ in range(steps):
+        expected.append(stepped.param_groups[0]["lr"])
+        stepped.step()
+        scheduler.step()
+    rate = learning_rate(Optimizer.model_validate({"lr": lr, **keys}), steps)
+    assert [rate(step) for step in reversed(range(steps))] == pytest.approx(expected[::-1], rel=1e-6, abs=1e-12)
+    assert (len(set(expected)) == 1) == (keys == {"schedule": "constant"}), "guard: rates differ"
+
+
+def test_schedules_end_at_the_minimum() -> None:
+    """By closed formulas: transformers' own could change."""
+    for keys in ({"schedule": "linear"}, {"schedule": "cosine"}, {"schedule": "wsd", "decay": 50}):
+        rate = learning_rate(Optimizer.model_validate({"lr": 1e-3, "min_lr": 1e-4, "warmup": 10, **keys}), 110)
+        assert rate(10) == pytest.approx(1e-3)
+        assert rate(110) == pytest.approx(1e-4)
+        assert rate(85) == pytest.approx(
+            {"linear": 3.25e-4, "cosine": 1e-4 + 9e-4 * (1 - math.sqrt(0.5)) / 2}.get(keys["schedule"], 5.5e-4)
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "numbers"),
+    [
+        ({"warmup": 11}, "optimizer.warmup", ["11", "10"]),
+        ({"schedule": "wsd", "warmup": 4, "decay": 7}, "optimizer.decay", ["4", "7", "10"]),
+    ],
+)
+def test_schedules_longer_than_the_run_are_refused(keys: dict[str, Any], key: str, numbers: list[str]) -> None:
+    with pytest.raises(RecipeError) as refused:
+        learning_rate(Optimizer.model_validate({"lr": 1e-3, **keys}), 10)
+    (line,) = refused.value.problems
+    assert line.startswith(f"{key}: ")
+    assert all(number in line for number in numbers), line
+    for shorter in (
+        {"warmup": 10},
+        {"schedule": "wsd", "warmup": 4, "decay": 6},
+        {"schedule": "wsd", "warmup": 0.01, "decay": 0.99},
+    ):
+        learning_rate(Optimizer.model_validate({"lr": 1e-3, **shorter}), 10)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_the_head_has_its_own_rate(lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    """The head moves as with an AdamW of its own, all other weights as without `head_lr`, and both by the same schedule."""
+    recipe = tiny_recipe(tmp_path, lora=lora, optimizer={"lr": 1e-3, "head_lr": 2e-2, "weight_decay": 0.1, "warmup": 2})
+    ours = build_reward_model(recipe.model, recipe.lora, byte_bpe(), seed=1)
+    theirs = copy.deepcopy(ours)
+    strategy = Strategy(Accelerator(cpu=True))
+    strategy.prepare(ours, build_optimizer(ours, recipe.optimizer), clip=None)
+    rest = [p for p in theirs.parameters() if p.requires_grad and p is not theirs.head_weight_1H]
+    plain = recipe.optimizer.model_copy(update={"head_lr": None})
+    others = build_optimizer(nn.ParameterList(rest), plain)
+    head = torch.optim.AdamW([theirs.head_weight_1H], lr=2e-2, weight_decay=0.1)
+    before, rate = theirs.head_weight_1H.detach().clone(), learning_rate(recipe.optimizer, 9)
+    for step in range(9):
+        gradients = torch.Generator().manual_seed(step)
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            if mine.requires_grad:
+                mine.grad = torch.randn(mine.shape, generator=gradients)
+                other.grad = mine.grad.clone()
+        strategy.update(rate(step))
+        for optimizer, factor in ((others, 1.0), (head, 20.0)):
+            for group in optimizer.param_groups:
+                group["lr"] = factor * rate(step)
+            optimizer.step()
+    moved = {name for name, parameter in ours.named_parameters() if parameter.requires_grad}
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(mine, other, rtol=1e-6, atol=1e-7), name
+        assert name in moved or torch.equal(mine, other)
+    assert float((ours.head_weight_1H.detach() - before).abs().mean()) > 10 * 1e-3, "guard: the head moved at its own rate"
+    restored = copy.deepcopy(ours)
+    again = Strategy(Accelerator(cpu=True))
+    again.prepare(restored, build_optimizer(restored, recipe.optimizer), clip=None)
+    again.restore_optimizer(strategy.optimizer_state())
+    again.set_lr(1e-3)
+    assert sorted({group["lr"] for group in again.optimizer.param_groups}) == pytest.approx([1e-3, 2e-2])
+    saved, loaded = strategy.optimizer_state(), again.optimizer_state()
+    assert saved.keys() == loaded.keys()
+    assert all(torch.equal(saved[name], loaded[name]) for name in saved)
 
 
 def test_only_trainable_matrices_decay() -> None:

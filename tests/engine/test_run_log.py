@@ -175,12 +175,13 @@ def test_samples_are_sent_as_tables(trackio: None) -> None:
 
 
 def test_pictures_are_sent_in_each_trackers_form(trackio: None) -> None:
-    shown = [MediaRecorder(name) for name in ("wandb", "tensorboard", "mlflow", "trackio")]
+    shown = [MediaRecorder(name) for name in ("wandb", "tensorboard", "mlflow", "trackio", "swanlab")]
     for tracker in shown:
         send_pictures(3, {"eval/rewards": draw}, tracker)
-    wandb, board, mlflow, other = (tracker.calls for tracker in shown)
+    wandb, board, mlflow, other, swanlab = (tracker.calls for tracker in shown)
     shape = pixels(draw()).shape
     assert wandb[0][0]["eval/rewards"][0].shape == shape
+    assert swanlab[0][0]["eval/rewards"][0].shape == shape
     assert board[0][0]["eval/rewards"].shape == (1, *shape)
     assert mlflow[0][1] == "eval/rewards/00000003.png"
     assert (other[0][0]["eval/rewards"].shape, other[0][1]) == (shape, 3)
@@ -216,7 +217,10 @@ class Made:
 
 
 VARIABLES = ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID", "WANDB_RESUME", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID")
-MORE_VARIABLES = ("MLFLOW_RUN_NAME", "TRACKIO_PROJECT", "TENSORBOARD_LOGGING_DIR")
+MORE_VARIABLES = (
+    *("MLFLOW_RUN_NAME", "TRACKIO_PROJECT", "TENSORBOARD_LOGGING_DIR"),
+    *("SWANLAB_PROJ_NAME", "SWANLAB_EXP_NAME", "SWANLAB_RUN_ID", "SWANLAB_RESUME"),
+)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,14 @@ MORE_VARIABLES = ("MLFLOW_RUN_NAME", "TRACKIO_PROJECT", "TENSORBOARD_LOGGING_DIR
         ("mlflow", {"MLFLOW_EXPERIMENT_ID": "3"}, None, {"experiment_name": "experiment 3"}),
         ("mlflow", {}, None, {"experiment_name": "rmtrain"}),
         ("trackio", {"TRACKIO_PROJECT": "p"}, None, {"project": "p", "name": "tiny"}),
+        ("swanlab", {}, None, {"project": "rmtrain", "experiment_name": "tiny", "id": "7", "resume": "allow"}),
+        (
+            "swanlab",
+            {"SWANLAB_PROJ_NAME": "p", "SWANLAB_RUN_ID": "8", "WANDB_RESUME": "must"},
+            None,
+            {"project": "p", "id": None},
+        ),
+        ("swanlab", {"SWANLAB_EXP_NAME": "n"}, "mine", {"project": "mine", "experiment_name": "n"}),
         ("tensorboard", {"TENSORBOARD_LOGGING_DIR": "/logs"}, None, {"logging_dir": "/logs"}),
         ("tensorboard", {"WANDB_PROJECT": "p"}, None, {"project": "rmtrain", "logging_dir": "runs/tiny"}),
     ],
@@ -244,11 +256,11 @@ def test_environment_names_project_and_run(
         monkeypatch.delenv(variable, raising=False)
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
-    for tracker in ("WandBTracker", "TrackioTracker", "MLflowTracker", "TensorBoardTracker"):
+    for tracker in ("WandBTracker", "TrackioTracker", "MLflowTracker", "TensorBoardTracker", "SwanLabTracker"):
         monkeypatch.setattr(run_log, tracker, Made)
     experiments = SimpleNamespace(get_experiment=lambda number: SimpleNamespace(name=f"experiment {number}"))
     monkeypatch.setitem(sys.modules, "mlflow", experiments)
     recipe = tiny_recipe(tmp_path, tracking={"to": [name], "project": project})
     made = run_log.build_tracker(name, recipe, RunDirectory(Path("runs/tiny"), "7", continues=False))
-    came = {**made.options, "project": made.project, "experiment_name": getattr(made, "experiment_name", None)}
+    came = {"experiment_name": getattr(made, "experiment_name", None), **made.options, "project": made.project}
     assert {key: came.get(key) for key in expected} == expected

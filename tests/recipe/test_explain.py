@@ -31,14 +31,14 @@ BROKEN: list[tuple[str, str, list[str]]] = [
     ("optimizer:\n  lr: 1e-5\n", "", ["1:1|optimizer|missing"]),
     (
         "  lr: 1e-5",
-        "  lr: 1e-5\n  schedule: linaer\n  warmup: 100\n  betas: [0.9]\n  clip: None\n  batch_size: 8\n  zzz: 1",
+        "  lr: 1e-5\n  schedule: linaer\n  warmup: 1.5\n  betas: [0.9]\n  clip: None\n  batch_size: 8\n  zzz: 1",
         [
-            "8:13|optimizer.schedule|'linear', 'cosine' or 'constant'|got \"linaer\"|mean linear?",
-            "9:11|optimizer.warmup|< 1|got 100",
+            "8:13|optimizer.schedule|'linear', 'cosine', 'cosine_with_restarts', 'constant'|got \"linaer\"|mean linear?",
+            "9:11|optimizer.warmup|< 1|integer|got 1.5",
             "10:3|optimizer.betas.1|missing",
             '11:9|optimizer.clip|null|"None"',
             "12:3|optimizer.batch_size|unknown|under training",
-            "13:3|optimizer.zzz|unknown|name, lr, schedule, warmup, betas, eps, weight_decay or clip",
+            "13:3|optimizer.zzz|unknown|name, lr, head_lr, min_lr, schedule, warmup, decay, cycles, betas, eps, weight_decay or clip",
         ],
     ),
     ("  lr: 1e-5", "  lr: 1e-5\n  betas: [0.9, 0.9, 0.9]", ["8:10|optimizer.betas|at most 2|list of 3"]),
@@ -265,7 +265,14 @@ def test_hints_say_what_a_name_means_here() -> None:
     [
         ("training.per_device_train_batch_size", ["training.batch_size", "processes"]),
         ("training.gradient_accumulation_steps", ["batching.max_tokens", "tokens"]),
-        ("optimizer.warmup_steps", ["optimizer.warmup", "share"]),
+        ("optimizer.warmup_steps", ["mean warmup?"]),
+        ("optimizer.warmup_ratio", ["mean warmup?"]),
+        ("training.lr_end", ["mean optimizer.min_lr?"]),
+        ("optimizer.min_lr_rate", ["optimizer.min_lr", "multiply"]),
+        ("optimizer.lr_scheduler_kwargs", ["min_lr", "decay", "cycles"]),
+        ("evaluation.eval_on_start", ["mean on_start?"]),
+        ("training.early_stopping_patience", ["mean evaluation.early_stopping.patience?"]),
+        ("evaluation.early_stopping_threshold", ["any improvement"]),
         ("data.train.0.weights", ["fraction"]),
         ("data.train.0.repeat", ["fraction"]),
         ("data.packing", ["batching.layout"]),
@@ -273,7 +280,7 @@ def test_hints_say_what_a_name_means_here() -> None:
         ("model.num_labels", ["one output"]),
         ("model.attn_implementation", ["batching.layout"]),
         ("evaluation.benchmarks", ["rmtrain eval RUN --benchmark"]),
-        ("training.early_stopping", ["checkpoints.best"]),
+        ("training.early_stopping", ["under evaluation"]),
         ("tracking.tags", ["WANDB_TAGS"]),
         ("hub.private", ["hub.public"]),
         ("training.fp16", ["float16", "bfloat16"]),
@@ -296,11 +303,13 @@ def test_keys_of_other_trainers_are_answered(key: str, words: list[str]) -> None
 @pytest.mark.parametrize(
     ("override", "words", "wrong"),
     [
-        ("tracking.to=[swanlab]", ["metrics.jsonl"], "did you mean"),
+        ("tracking.to=[comet_ml]", ["metrics.jsonl"], "did you mean"),
         ("tracking.to=none", ["[]"], "between"),
         ("optimizer.name=adafactor", ["'adamw'"], "8bit?"),
         ("model.dtype=fp16", ["float16", "training.precision"], "did you mean"),
-        ("optimizer.schedule=cosine_with_min_lr", ["'cosine'"], "linear?"),
+        ("optimizer.schedule=cosine_with_min_lr", ["optimizer.min_lr", "cosine"], "linear?"),
+        ("optimizer.schedule=polynomial", ["linear with min_lr"], "did you mean"),
+        ("optimizer.schedule=reduce_lr_on_plateau", ["step only"], "did you mean"),
     ],
 )
 def test_values_of_other_trainers_are_answered(override: str, words: list[str], wrong: str) -> None:
@@ -316,6 +325,8 @@ def test_names_of_transformers_are_accepted() -> None:
     values = (recipe.optimizer.name, recipe.optimizer.schedule, recipe.training.precision, recipe.model.dtype)
     assert values == ("adamw", "constant", "float16", "float32")
     assert load(GOOD, ["optimizer.name=adamw_bnb_8bit"]).optimizer.name == "adamw_8bit"
+    assert load(GOOD, ["optimizer.schedule=wsd", "optimizer.decay=0.2"]).optimizer.schedule == "warmup_stable_decay"
+    assert load(GOOD, ["optimizer.schedule=cosine_with_min_lr", "optimizer.min_lr=0"]).optimizer.schedule == "cosine"
     choices = [get_args(field.annotation) for field in (*Optimizer.model_fields.values(), *Training.model_fields.values())]
     assert set(SAME_VALUES.values()) <= {value for values in choices for value in values}, "guard: no name leads nowhere"
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Data, PairSource, Recipe, json_schema
-from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, problems
+from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, load, problems
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -114,6 +114,30 @@ CONFLICTS: list[tuple[str, str, list[str]]] = [
             "7:21|checkpoints.best|data.eval|holdout",
         ],
     ),
+    (
+        "optimizer:",
+        "evaluation: {on_start: true, early_stopping: {metric: loss, patience: 2}}\noptimizer:",
+        ["6:24|evaluation.on_start|data.eval|holdout", "6:46|evaluation.early_stopping|data.eval|holdout"],
+    ),
+    (
+        "    - path: pairs.jsonl",
+        "    - {path: pairs.jsonl, holdout: 0.1}\nevaluation: {early_stopping: {metric: loss, patience: 2}}",
+        ["5:30|evaluation.early_stopping|evaluation.every"],
+    ),
+    ("  lr: 1e-5", "  lr: 1e-5\n  min_lr: 1e-5", ["8:11|optimizer.min_lr|lr (1e-05)"]),
+    (
+        "  lr: 1e-5",
+        "  lr: 1e-5\n  schedule: constant\n  min_lr: 0\n  decay: 5\n  cycles: 2",
+        [
+            "9:11|optimizer.min_lr|constant|cosine|remove",
+            "10:10|optimizer.decay|constant|warmup_stable_decay|remove",
+            "11:11|optimizer.cycles|constant|cosine_with_restarts|remove",
+        ],
+    ),
+    ("  lr: 1e-5", "  lr: 1e-5\n  schedule: wsd", ["8:13|optimizer.decay|warmup_stable_decay needs|0.2"]),
+    ("  lr: 1e-5", "  lr: 1e-5\n  schedule: cosine_with_restarts", ["8:13|optimizer.cycles|cosine_with_restarts needs|3"]),
+    ("  lr: 1e-5", "  lr: 1e-5\n  schedule: cosine_with_min_lr", ["8:13|optimizer.schedule|needs min_lr"]),
+    ("  lr: 1e-5", "  lr: 1e-5\n  schedule: wsd\n  warmup: 0.5\n  decay: 0.6", ["10:10|optimizer.decay|(0.5)|(0.6)"]),
     ("optimizer:", "checkpoints: {load_best_at_end: true}\noptimizer:", ["6:33|checkpoints.load_best_at_end|checkpoints.best"]),
 ]
 
@@ -149,6 +173,12 @@ ALLOWED = [
     {"data": {"train": [{"path": "x"}, {"path": "x", "tag": "y"}]}},
     {"optimizer": {"lr": 1e-5, "name": "adamw_8bit"}, "hub": {"id": "me/my.model-1"}},
     {"data": {"train": [{"path": "x"}], "max_length": 8192}},
+    {"optimizer": {"lr": 1e-5, "schedule": "wsd", "decay": 0.2, "warmup": 50, "min_lr": 1e-6, "head_lr": 1e-4}},
+    {"optimizer": {"lr": 1e-5, "schedule": "cosine_with_restarts", "cycles": 3, "warmup": 0.1}},
+    {
+        "data": {"train": [{"path": "x", "holdout": 0.1}]},
+        "evaluation": {"every": 5, "on_start": True, "early_stopping": {"metric": "accuracy", "patience": 1}},
+    },
 ]
 
 
@@ -161,6 +191,17 @@ def test_right_combinations_are_allowed(sections: dict[str, Any]) -> None:
         "optimizer": {"lr": 1e-5},
     }
     assert Recipe.model_validate(base | sections)
+
+
+def test_whole_numbers_stay_whole() -> None:
+    """A number of steps is not a share, and the epochs of older recipes are dumped as before."""
+    found = [
+        (load(GOOD, [f"optimizer.warmup={text}", f"training.epochs={epochs}"])) for text, epochs in (("1", "2"), ("0.5", "1.5"))
+    ]
+    values = [(recipe.optimizer.warmup, recipe.training.epochs) for recipe in found]
+    assert values == [(1, 2), (0.5, 1.5)]
+    assert [type(value) for pair in values for value in pair] == [int, int, float, float]
+    assert "epochs: 2\n" in dump_recipe(found[0]), "guard: read back, it is whole as well"
 
 
 @pytest.mark.parametrize(

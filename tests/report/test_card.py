@@ -40,6 +40,7 @@ FACTS: dict[str, Any] = {
     "own_code": False,
     "left_padding": True,
     "meanings": ["Only the difference between two responses to the same prompt is meaningful."],
+    "rewards": {"responses": 200, "mean": 0.6875, "std": 0.68},
     "versions": {"rmtrain": "0.1.0", "torch": "2.13.0"},
 }
 
