@@ -31,6 +31,7 @@ _NAMES = {
     "data.train.0.filter.0.at_least": "gte ge min minimum greater_equal",
     "data.train.0.filter.0.at_most": "lte le max maximum less_equal",
     "data.train.0.fraction": "sample_ratio sampling_ratio subsample proportion frac",
+    "data.train.0.repeat": "repeats upsample upsampling oversample num_repeats",
     "data.train.0.cap": "max_per_prompt max_per_group max_pairs_per_prompt",
     "data.train.0.dedup": "deduplicate deduplication drop_duplicates remove_duplicates",
     "data.train.0.prepare": "map_fn process_fn preprocess_fn preprocessing_fn transform transform_fn",
@@ -117,8 +118,8 @@ _ADVICE = {
     "optimizer.warmup is a share of all steps, such as 0.1; divide the number of warm-up steps by that of all steps": (
         "warmup_steps lr_warmup_steps num_warmup_steps"
     ),
-    "a source or row has no weight; fraction, up to 1, keeps a share of the prompts of a source": (
-        "weight weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy repeat repeats upsample"
+    "a source or row has no weight; repeat uses the rows of a source several times, and fraction keeps a share of its prompts": (
+        "weight weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy"
     ),
     "sequences are always packed, without padding; batching.layout selects how": (
         "packing sample_packing eval_packing packing_samples neat_packing padding_free group_by_length pad_to_multiple_of "
