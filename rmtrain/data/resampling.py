@@ -208,7 +208,7 @@ def other_prompts(
         table.column("prompt_length").to_numpy() if data.overlong != "truncate_prompt_left" else np.zeros(len(table), np.int32)
     )
     sizes = pc.list_value_length(table.column("response_hashes")).to_numpy()
-    known = np.unique(mix(np.repeat(prompts, sizes), pc.list_flatten(table.column("response_hashes")).to_numpy()))
+    known = np.sort(mix(np.repeat(prompts, sizes), pc.list_flatten(table.column("response_hashes")).to_numpy()))
     places = _hashes(contents[usable], "place")
     order = np.argsort(places, kind="stable")
     ring, starts = usable[order], np.searchsorted(places[order], _hashes(contents[rows], "key"))
@@ -217,7 +217,8 @@ def other_prompts(
         open_ = np.flatnonzero(partners < 0)
         mine, other = rows[open_], ring[(starts[open_] + step) % len(ring)]
         fits = (prompts[mine] != prompts[other]) & (before[mine] + own[other] <= data.max_length)
-        fits &= ~np.isin(mix(prompts[mine], answers[other]), known)
+        nodes = mix(prompts[mine], answers[other])
+        fits &= known[np.searchsorted(known, nodes) % len(known)] != nodes  # np.isin would sort `known` again each time
         partners[open_[fits]] = other[fits]
     return rows, partners
 

@@ -204,8 +204,8 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
             return f"; write {_BOOLEANS[value]}"
         case "string_type", bool() | int() | float():
             return "; put it in quotes"
-        case type_, _ if (path[-1], type_) in _BEYOND_ONE:
-            return _BEYOND_ONE[path[-1], type_]
+        case type_, _ if advice := _BEYOND_ONE.get((str(path[-1]), type_)):
+            return advice
         case "tuple_type", "none":
             return "; write []"
         case "tuple_type", str():
