@@ -43,8 +43,11 @@ def test_guide_source_and_function_work(tmp_path: Path) -> None:
     train, held_out = made.train.waterfall.sources["shp"], made.eval.waterfall.sources["shp"]
     assert train.read + held_out.read == 60 * 7, "a row for each pair"
     assert set(train.dropped) == {"filtered", "not_drawn", "capped"}
-    posts = {row_id.rpartition(":")[2].partition(".")[0] for row_id in [*made.train.ids, *made.eval.ids]}
-    assert len(made.train) + len(made.eval) == 5 * len(posts), "five of each post"
+    ids = [row_id for row_id in [*made.train.ids, *made.eval.ids] if "+" not in row_id]
+    posts = {row_id.rpartition(":")[2].partition(".")[0] for row_id in ids}
+    assert len(ids) == 5 * len(posts), "five of each post"
+    assert train.added.keys() == {"other_prompts", "repeated"}
+    assert not held_out.added
     assert 10 < len(posts) < 36
     assert {rows[int(post)]["status"] for post in posts} == {"won"}
 
@@ -52,4 +55,4 @@ def test_guide_source_and_function_work(tmp_path: Path) -> None:
 def test_guide_lists_intentional_drops() -> None:
     named = set(re.findall(r"\| `(\w+)` \|\n", GUIDE))
     assert named <= set(INTENTIONAL_DROPS)
-    assert len(named) == 5
+    assert len(named) == 6

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rmtrain.data.comparison import Preference, Target, TokenizedComparison
+from rmtrain.data.comparison import ADDED, Preference, Target, TokenizedComparison
 from rmtrain.data.waterfall import Waterfall
 from rmtrain.errors import TryAgain
 
@@ -189,6 +189,13 @@ class TokenizedData:
     def sources(self) -> "StringColumn":
         """The source of each row, by its tag."""
         return StringColumn(self._table.column("source"))
+
+    def are_added(self) -> NDArray[np.bool_]:
+        """Return which comparisons are no rows of their source: copies, and those that `augment` made; see `place_of`."""
+        if not any(count.added for count in self.waterfall.sources.values()):
+            return np.zeros(len(self), bool)
+        added: NDArray[np.bool_] = pc.match_substring_regex(self._table.column("id"), rf"\{ADDED}[^:]*$").to_numpy()
+        return added
 
     def preference_lengths(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return the tokens of the winner and of the loser of each preference without the prompt, one comparison after the other."""

@@ -7,11 +7,10 @@ import signal
 import sys
 import threading
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, tee
 from multiprocessing import get_context, parent_process
@@ -26,16 +25,16 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.data.artifact import SCHEMA, StoredRow, record_batch
 from rmtrain.data.comparison import (
     Adapted,
-    BadRow,
     Comparison,
     Dropped,
     TokenizedComparison,
-    dropped,
     is_held_out,
     prompt_hash,
     response_hashes,
     rows_of,
 )
+from rmtrain.data.encoded_rows import EncodedRows, RowTask
+from rmtrain.data.resampling import Note, note_of, resample, with_notes
 from rmtrain.data.rows.loading import Progress, Reading, read_batches
 from rmtrain.data.rows.select import Limits, RawBatch, Selection, content_key, is_limited, select, with_place
 from rmtrain.data.text.encoder import Encoder, LengthPolicy
@@ -47,58 +46,6 @@ from rmtrain.recipe.schema import Data, Source, TextSource
 
 SPLITS = ("train", "eval")
 MANIFEST, DROPPED, GATHERED = "manifest.json", "dropped.jsonl", "gathered.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class RowTask:
-    """A batch of a source to encode: raw rows, or rows that are adapted and selected; and the split of those that are not held out."""
-
-    rows: RawBatch | Sequence[Adapted]
-    source: Source
-    split: str
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """The rows of a task in one split.
-
-    stored: their comparisons; None: there are none.
-    gathered: `(row id, id of the comparison it is part of)` of rows that are part of another row's comparison.
-    dropped: rows that are not used.
-    marks: the content and the group by which `dedup` and `cap` know each comparison; None if the source has neither.
-    left_out: number of responses that were left out of these comparisons, by reason.
-    winners: number of labels of these comparisons, by the side that they call better.
-    unset: number of these comparisons with a column that has the name of a template variable which nothing sets, by name.
-    """
-
-    stored: pa.RecordBatch | None
-    gathered: list[tuple[str, str]]
-    dropped: list[Dropped]
-    marks: list[tuple[int, int]] | None = None
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    winners: Mapping[str, int] = field(default_factory=dict)
-    unset: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def kept(self) -> int:
-        """Number of comparisons."""
-        return 0 if self.stored is None else int(self.stored.num_rows)
-
-    def without(self, problems: Mapping[str, BadRow], source: str) -> "EncodedRows":
-        """Return the rows with the comparisons that have a problem, and all rows that are part of them, dropped."""
-        if not problems or self.stored is None:
-            return self
-        kept = [row_id not in problems for row_id in self.stored.column("id").to_pylist()]
-        lost = [*problems.items()]
-        lost += [(row_id, problems[whole]) for row_id, whole in self.gathered if whole in problems]
-        return EncodedRows(
-            stored=self.stored.filter(pa.array(kept)) if any(kept) else None,
-            gathered=[pair for pair in self.gathered if pair[1] not in problems],
-            dropped=[*self.dropped, *(dropped(row_id, source, problem) for row_id, problem in lost)],
-            left_out=self.left_out,
-            winners=self.winners,
-            unset=self.unset,
-        )
 
 
 class RowEncoder:
@@ -121,8 +68,9 @@ class RowEncoder:
         for row in selection.rows:
             held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout)
             members["eval" if held_out else task.split].append(row)
-        unset = self.variables - {*task.source.variables, *task.source.columns} if isinstance(task.source, TextSource) else set()
-        return {split: self._encode(rows, hashes, groups, selection.places, unset) for split, rows in members.items() if rows}
+        return {
+            split: self._encode(rows, hashes, groups, selection.places, task, split) for split, rows in members.items() if rows
+        }
 
     def _encode(
         self,
@@ -130,15 +78,20 @@ class RowEncoder:
         hashes: Mapping[str, int],
         groups: Mapping[str, int] | None,
         places: Mapping[str, str],
-        unset: Set[str],
+        task: RowTask,
+        split: str,
     ) -> EncodedRows:
+        source = task.source
+        unset = self.variables - {*source.variables, *source.columns} if isinstance(source, TextSource) else set()
+        is_resampled = split == "train" and not task.are_made and bool(source.resampling_keys)
         texts = [row for row in rows if isinstance(row, Comparison)]
         tokens = [row for row in rows if isinstance(row, TokenizedComparison)]
         dropped = [row for row in rows if isinstance(row, Dropped)]
-        stored, left_out, winners = list[StoredRow](), Counter[str](), Counter[str]()
+        stored, notes, left_out, winners = list[StoredRow](), list[Note](), Counter[str](), Counter[str]()
         fillable = Counter(name for row in texts for name in row.columns if name in unset)
         comparisons: list[Comparison | TokenizedComparison] = [*texts, *tokens]
-        for row, checked in zip(comparisons, [*self.encoder.encode(texts), *self.encoder.check(tokens)], strict=True):
+        encoded = self.encoder.encode(texts, drop_overlong=task.are_made)
+        for row, checked in zip(comparisons, [*encoded, *self.encoder.check(tokens)], strict=True):
             dropped += [with_place(lost, places) for lost in checked.lost]
             if checked.row is not None:
                 left_out.update(checked.left_out)
@@ -147,12 +100,17 @@ class RowEncoder:
                     winners.update(row.winners)
                 responses = response_hashes(row)
                 stored.append(StoredRow(checked.row, hashes[row.id], [responses[number] for number in checked.responses]))
+                if is_resampled:
+                    notes.append(note_of(row, stored[-1], checked.responses, source))
         marks = None
         if groups is not None:
             contents = [content_key(row.prompt_hash, row.response_hashes, row.comparison) for row in stored]
             marks = [(content, groups.get(row.comparison.id, 0)) for content, row in zip(contents, stored, strict=True)]
         gathered = [(row_id, row.comparison.id) for row in stored for row_id in rows_of(row.comparison)[1:]]
-        return EncodedRows(record_batch(stored) if stored else None, gathered, dropped, marks, left_out, winners, fillable)
+        batch = record_batch(stored) if stored else None
+        if batch is not None and is_resampled:
+            batch = with_notes(batch, notes)
+        return EncodedRows(batch, gathered, dropped, marks, left_out, winners, fillable)
 
 
 def build_artifact(
@@ -167,10 +125,10 @@ def build_artifact(
     with ExitStack() as files, in_order(partial(RowEncoder, tokenizer, data), data.processes) as encode:
         arrows = {split: files.enter_context(pa.ipc.new_file(str(directory / f"{split}.arrow"), SCHEMA)) for split in SPLITS}
         lists = {name: files.enter_context((directory / name).open("w", encoding="utf-8")) for name in (DROPPED, GATHERED)}
-        for split, source, rows in _encoded(sources, encode, progress):
+        for split, source, rows in resample(_encoded(sources, encode, progress), encode, directory, data, progress):
             is_normalized = source.weight is not None and not source.raw_weights
             weights = pc.sum(rows.stored.column("weight")).as_py() if is_normalized and rows.stored is not None else 0.0
-            counts = (rows.left_out, rows.winners, rows.unset, weights)
+            counts = (rows.left_out, rows.winners, rows.unset, rows.added, weights)
             waterfalls[split].of(source.title).add(rows.kept, len(rows.gathered), rows.dropped, *counts)
             where = {"split": split, "source": source.title}
             for row in rows.dropped:

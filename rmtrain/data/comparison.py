@@ -51,6 +51,8 @@ class Target:
 
 
 PAIR = (Preference(winner=0, loser=1),)
+ADDED = "+"
+"""Begins the end of the ids of comparisons that are no rows of their source, see `place_of`. A tag may have one as well, before the `:`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +143,11 @@ def rows_of(row: Comparison | TokenizedComparison) -> tuple[str, ...]:
 
 
 def place_of(row_id: str) -> tuple[int, ...]:
-    """Return the position of a row in its source: (12,) for `tag:12`, and (12, 1) for `tag:12.1`, which was made from row 12."""
-    return tuple(map(int, row_id.rpartition(":")[2].split(".")))
+    """Return the position of a row in its source: (12,) for `tag:12`, and (12, 1) for `tag:12.1`, which was made from row 12.
+
+    Comparisons that are added to a row have its position: `tag:12+2` is a copy of `tag:12`, and `tag:12+other` was made by `augment`.
+    """
+    return tuple(map(int, row_id.rpartition(":")[2].partition(ADDED)[0].split(".")))
 
 
 def common_prefix_length(sequences: Sequence[Tokens]) -> int:

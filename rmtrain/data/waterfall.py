@@ -8,6 +8,8 @@ from rmtrain.data.comparison import Dropped
 
 EXAMPLES = 5
 NOTHING: Mapping[str, int] = {}
+UNFIT = "other_prompt_unfit"
+"""Reason of a comparison with the answer to another prompt that cannot be made: it is no row of the source."""
 INTENTIONAL_DROPS = {
     "prepared_away": "check what `prepare` returns",
     "filtered": "loosen `filter`",
@@ -18,6 +20,8 @@ INTENTIONAL_DROPS = {
     "below_min_gap": "lower `min_gap`",
     "not_paired": "set another `policy`",
     "zero_weight": "raise the row's weight",
+    "unbalanced": "remove `balance`",
+    UNFIT: "raise data.max_length, or remove `augment`",
 }
 """Reasons of rows that the recipe itself leaves out, with what keeps such rows: they are not faults, and `max_drop_fraction` does not count
 them."""
@@ -78,9 +82,11 @@ def with_remedy(reason: str, problem: str) -> str:
 
 @dataclass
 class SourceCount:
-    """Rows of one source, as `prepare` returns them: `read` = `kept` + `gathered` + all of `dropped`.
+    """Rows of one source, as `prepare` returns them: `read` + all of `added` = `kept` + `gathered` + all of `dropped`.
 
     `kept` counts comparisons, each under the row whose id it has; `gathered` counts rows that are part of another row's comparison.
+    `added` counts comparisons that are no rows of the source, by kind: `other_prompts`, which `augment` makes, and `repeated`, which are
+    copies.
     `examples` has the first rows dropped for each reason. `left_out` counts responses, not rows, left out of kept comparisons, by reason.
     `winners` counts the labels of a source of two candidates, by the side that they call better.
     `unset` counts rows with a column that has the name of a variable of the chat template, where nothing sets that variable, by name.
@@ -95,6 +101,7 @@ class SourceCount:
     left_out: dict[str, int] = field(default_factory=dict)
     winners: dict[str, int] = field(default_factory=dict)
     unset: dict[str, int] = field(default_factory=dict)
+    added: dict[str, int] = field(default_factory=dict)
     weights: float = 0.0
 
     def add(
@@ -105,14 +112,18 @@ class SourceCount:
         left_out: Mapping[str, int] = NOTHING,
         winners: Mapping[str, int] = NOTHING,
         unset: Mapping[str, int] = NOTHING,
+        added: Mapping[str, int] = NOTHING,
         weights: float = 0.0,
     ) -> None:
-        """Add numbers of rows, of responses left out of them by reason, of labels by the side that won, of unset variables; and weights."""
+        """Add numbers of rows, of responses left out of them by reason, of labels by the side that won, of unset variables; and weights.
+
+        `added` are those of the rows, kept or dropped, that the source does not have.
+        """
         self.weights += weights
-        self.read += kept + gathered
+        self.read += kept + gathered - sum(added.values())
         self.kept += kept
         self.gathered += gathered
-        for counts, more in ((self.left_out, left_out), (self.winners, winners), (self.unset, unset)):
+        for counts, more in ((self.left_out, left_out), (self.winners, winners), (self.unset, unset), (self.added, added)):
             for key, number in more.items():
                 counts[key] = counts.get(key, 0) + number
         for row in dropped:
@@ -126,7 +137,7 @@ class SourceCount:
         """Return why the source is refused: no rows, no row kept, or a larger share than `allowed` of the wanted rows lost."""
         faults = {reason: number for reason, number in self.dropped.items() if reason not in INTENTIONAL_DROPS}
         lost = sum(faults.values())
-        intended = sum(self.dropped.values()) - lost
+        intended = sum(self.dropped.values()) - lost - self.dropped.get(UNFIT, 0)
         wanted = self.read - intended
         if not self.read:
             return "the source has no rows"
@@ -169,8 +180,12 @@ class Waterfall:
                 yield source, problem
 
     def to_json(self) -> dict[str, Any]:
-        """Return the counts as JSON values, by source."""
-        return {source: dict(vars(count)) for source, count in self.sources.items()}
+        """Return the counts as JSON values, by source; `added` only where it counts something."""
+        # an artifact without added comparisons has the same bytes as one that was made before there were any
+        return {
+            source: {name: value for name, value in vars(count).items() if name != "added" or value}
+            for source, count in self.sources.items()
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

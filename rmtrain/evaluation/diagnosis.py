@@ -59,8 +59,9 @@ def margin_histogram(edges: ScoredEdges) -> dict[str, Any]:
 def accuracy_by_length_difference(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     """Return the accuracy by how many tokens longer the winner is than the loser, from much shorter to much longer.
 
-    The bounds are the thirds of the differences' sizes, the same for both signs, so that a preference for length shows as a slope; equal
-    lengths have a bin of their own. A bin has `low` and `high` (both included; None: unbounded), and `accuracy` with its interval.
+    The bounds are the thirds of the differences' sizes, the same for both signs, so that a preference for length shows as a slope, which
+    `balance` and `augment` of a training source reduce; equal lengths have a bin of their own. A bin has `low` and `high` (both included;
+    None: unbounded), and `accuracy` with its interval.
     """
     if edges.winner_length_E is None or edges.loser_length_E is None:
         return None

@@ -314,7 +314,8 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
         warnings.append(
             f"not better than length: accuracy {summary['accuracy']:.4f} "
             f"[{summary['accuracy_low']:.4f}, {summary['accuracy_high']:.4f}], "
-            f"while preferring the {rule} response alone gives {baseline:.4f}"
+            f"while preferring the {rule} response alone gives {baseline:.4f}; to train against it, set balance: longer, or augment, "
+            "on the training sources"
         )
     return warnings
 

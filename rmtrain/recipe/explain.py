@@ -187,6 +187,13 @@ def _wrong_kind(path: KeyPath, section: dict[str, Any], document: Document) -> P
     return Problem(document.key_place(path[:-1]), path, f"missing; expected {either(names)}")
 
 
+_BEYOND_ONE = {
+    ("repeat", "greater_than_equal"): "; set fraction to keep a share of its prompts",
+    ("fraction", "less_than_equal"): "; set repeat to use rows several times",
+}
+"""What to set where a source is to have less or more weight than its key allows."""
+
+
 def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
     value = detail["input"]
     match detail["type"], value:
@@ -200,6 +207,8 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
             return f"; write {_BOOLEANS[value]}"
         case "string_type", bool() | int() | float():
             return "; put it in quotes"
+        case type_, _ if advice := _BEYOND_ONE.get((str(path[-1]), type_)):
+            return advice
         case "tuple_type", "none":
             return "; write []"
         case "tuple_type", str():

@@ -31,6 +31,7 @@ _NAMES = {
     "data.train.0.filter.0.at_least": "gte ge min minimum greater_equal",
     "data.train.0.filter.0.at_most": "lte le max maximum less_equal",
     "data.train.0.fraction": "sample_ratio sampling_ratio subsample proportion frac",
+    "data.train.0.repeat": "repeats upsample upsampling oversample num_repeats",
     "data.train.0.cap": "max_per_prompt max_per_group max_pairs_per_prompt",
     "data.train.0.dedup": "deduplicate deduplication drop_duplicates remove_duplicates",
     "data.train.0.prepare": "map_fn process_fn preprocess_fn preprocessing_fn transform transform_fn",
@@ -128,8 +129,8 @@ _ADVICE = {
         "min_lr_rate min_lr_ratio cosine_min_lr_ratio lr_min_ratio"
     ),
     "optimizer.min_lr, decay and cycles are what a schedule needs in addition": "lr_scheduler_kwargs scheduler_kwargs",
-    "a source has no weight of its own; fraction keeps a share of its prompts, and weight names a column of weights": (
-        "weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy repeat repeats upsample"
+    "repeat uses the rows of a source several times, fraction keeps a share of its prompts, and weight names a column of weights": (
+        "weights dataset_weight sample_weight dataset_probs interleave_probs mix_strategy"
     ),
     "sequences are always packed, without padding; batching.layout selects how": (
         "packing sample_packing eval_packing packing_samples neat_packing padding_free group_by_length pad_to_multiple_of "

@@ -217,7 +217,7 @@ class Data(Section):
     thousand rows."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Tags are unique, evaluation sources are not split again, and template variables have names of their own."""
+        """Tags are unique, evaluation sources are neither split nor resampled, and template variables have names of their own."""
         for name in self.chat_template_kwargs:
             if problem := variable_problem(name):
                 yield Conflict(("chat_template_kwargs", name), problem)
@@ -231,6 +231,8 @@ class Data(Section):
             if source.holdout is not None:
                 message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
                 yield Conflict((*path, "holdout"), message)
+            for key in source.resampling_keys:
+                yield Conflict((*path, key), "changes training data only; remove it, or move the source to data.train")
 
 
 Placed = list[tuple[KeyPath, Source]]
@@ -512,6 +514,10 @@ class Recipe(CheckedSection):
             if isinstance(objective, BradleyTerry) and objective.margin == "scale" and _margin_key(source) is None:
                 yield Conflict(
                     (*at, "format"), "objective.margin: scale needs margins; set margin of this source", ("objective", "margin")
+                )
+            elif isinstance(objective, BradleyTerry) and objective.margin == "scale" and getattr(source, "augment", None):
+                yield Conflict(
+                    (*at, "augment"), "its comparisons have no margins, which objective.margin: scale needs; remove it"
                 )
 
 

@@ -20,6 +20,8 @@ RESERVED_VARIABLES = (
     *("return_assistant_tokens_mask", "tokenizer_kwargs"),
 )
 """Names that `apply_chat_template` takes for itself."""
+RESAMPLING = ("balance", "augment", "repeat")
+"""Keys of a source that change its training comparisons only, in the order in which they act."""
 TESTS = ("equals", "is_not", "one_of", "at_least", "at_most")
 """Keys of a condition that compare its cell."""
 
@@ -83,6 +85,15 @@ class Cap(Section):
     """Maximum number of rows with the same value; the first ones are kept."""
 
 
+class Augment(Section):
+    """Comparisons that are made of the rows of a source, to train on in addition to them."""
+
+    other_prompts: Annotated[float, Field(gt=0, le=1)]
+    """Share of the training comparisons, chosen by hash, of which another one is made: their chosen response is better than the chosen
+    response to another prompt of the source (RRM, arXiv:2409.13156). Both are good answers, so that length and style do not decide, and
+    only the prompt does. It has no margin."""
+
+
 class Messages(Section):
     """How cells of a source become messages. `role`/`content` and `from`/`value` are understood without it."""
 
@@ -103,7 +114,8 @@ class SourceBase(Section):
     """One dataset: where its rows come from, and which of them are used.
 
     The order is: the first `limit` rows are read, `prepare` changes them, `filter` tests them, and their format makes comparisons of them;
-    `fraction` and `holdout` choose by prompt, unusable comparisons are dropped, and then `dedup` and `cap` keep the first ones.
+    `fraction` and `holdout` choose by prompt, unusable comparisons are dropped, and then `dedup` and `cap` keep the first ones. What is
+    left to train on is changed by `balance`, `augment` and `repeat`, in this order; what is held out is not.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -142,6 +154,12 @@ class SourceBase(Section):
     a source counts as much as without them. Accuracies and intervals do not depend on weights, losses do."""
     raw_weights: bool = False
     """Use weights as they are, without dividing them by their mean."""
+    balance: Literal["longer"] | None = None
+    """`longer`: leave out training comparisons, chosen by hash, until the longer response, in tokens, wins exactly half of those that
+    differ in length. Of more than two responses the best is compared with the worst."""
+    repeat: Annotated[float, Field(ge=1, le=100)] = 1.0
+    """Number of times that each training comparison is used in an epoch. Of 2.5, each is used twice, and half of them, chosen by hash, a
+    third time. Copies have the ids `tag:12+2`, `tag:12+3`. Below 1, use `fraction`."""
     _hook: Hook | None = PrivateAttr(default=None)
 
     @property
@@ -162,6 +180,11 @@ class SourceBase(Section):
         while name.endswith(DATA_SUFFIXES):  # `rows.jsonl.gz` has two; `pairs.v2` keeps its version
             name = name.rpartition(".")[0]
         return name or self.path
+
+    @property
+    def resampling_keys(self) -> tuple[str, ...]:
+        """The keys that change which comparisons are trained on and have no meaning for evaluation, as far as they are set."""
+        return tuple(name for name in RESAMPLING if getattr(self, name, None) not in (None, 1))
 
     @property
     def place(self) -> str:
@@ -214,6 +237,8 @@ class TextSource(SourceBase):
     group_by_prompt: bool = False
     """Combine the rows with the same prompt into one comparison with all their preferences, so that each different response is computed
     once (arXiv:2203.02155, section 3.5). It then counts as one comparison. The whole source is held in memory for it."""
+    augment: Augment | None = None
+    """Comparisons to make in addition to those of the rows; `null`: none. They have ids such as `tag:12+other`."""
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -591,6 +616,9 @@ class ScoredSource(TextSource):
             yield Conflict(("response",), "missing; name the column of the response, or responses for a list of them")
         if not self.scale:
             yield Conflict(("scale",), "expected a number other than 0, which would make all targets equal")
+        for key in ("balance", "augment"):
+            if getattr(self, key) is not None:
+                yield Conflict((key,), "rows with targets have no better response; remove it")
 
 
 class TokenizedSource(SourceBase):

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.text.templates import edge_tokens
+from rmtrain.data.waterfall import UNFIT
 from rmtrain.files import expanded
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import PretrainedModel, Recipe
@@ -170,10 +171,16 @@ def model_card(
 
 
 def _data_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
-    names = ("rows read", "dropped", "comparisons", "share of rows used")
+    counted = with_total(waterfall)
+    kinds = ("dropped", "added") if any(counts.get("added") for counts in counted.values()) else ("dropped",)
     rows = []
-    for source, counts in with_total(waterfall).items():
-        dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts["dropped"].items())
-        used = percent(counts["kept"] + counts["gathered"], counts["read"])
-        rows.append(Row((source, f"{counts['read']:,}", dropped or "none", f"{counts['kept']:,}", used)))
+    for source, counts in counted.items():
+        words = (
+            ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.get(kind, {}).items()) or "none"
+            for kind in kinds
+        )
+        lost = sum(count for reason, count in counts["dropped"].items() if reason != UNFIT)  # which is no row of the source
+        used = percent(counts["read"] - lost, counts["read"])
+        rows.append(Row((source, f"{counts['read']:,}", *words, f"{counts['kept']:,}", used)))
+    names = ("rows read", *kinds, "comparisons", "share of rows used")
     return Table("Data", (Column("source", "text"), *map(Column, names)), rows)

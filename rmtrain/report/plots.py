@@ -345,7 +345,8 @@ def length_plot(bins: Sequence[Numbers]) -> Plot:
     """Plot the accuracy by the number of tokens that the chosen response is longer than the rejected one."""
     note = (
         "Rows: tokens by which the chosen response is longer (+) or shorter (−). "
-        "A slope shows a length bias: the model prefers longer responses, or shorter ones, whichever is better."
+        "A slope shows a length bias: the model prefers longer responses, or shorter ones, whichever is better. "
+        "To train against it, set balance: longer, or augment, on a training source."
     )
     shares = [(difference_words(row["low"], row["high"]), row, None) for row in bins]
     table = length_difference_table(bins)

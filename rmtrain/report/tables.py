@@ -186,11 +186,11 @@ def warning_lines(warnings: Sequence[str]) -> Table:
 
 
 def waterfall_table(waterfall: Mapping[str, Numbers]) -> Table:
-    """Return each source's rows from read to kept, with a bar for what each reason took away; the sum of several sources is last.
+    """Return each source's rows from read to kept, with a bar for what each reason took away or added; the sum of all is last.
 
     Args:
-        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and `left_out`, responses
-            by reason, where there are any.
+        waterfall: for each source its counts, `{"read": n, "dropped": {reason: n}, "gathered": n, "kept": n}`, and where there are any
+            `left_out`, responses by reason, and `added`, comparisons by kind.
     """
     columns = (Column("data", "text"), Column("rows"), Column("share"), Column("", "bar"))
     rows: list[Row] = []
@@ -204,21 +204,24 @@ def with_total(waterfall: Mapping[str, Numbers]) -> dict[str, Numbers]:
     if len(waterfall) < 2:
         return dict(waterfall)
     counts = list(waterfall.values())
-    dropped: Counter[str] = Counter()
+    dropped, added = Counter[str](), Counter[str]()
     for source in counts:
         dropped.update(source["dropped"])
+        added.update(source.get("added", {}))
     sums = {key: sum(source[key] for source in counts) for key in ("read", "gathered", "kept")}
-    return {**waterfall, "all sources": {**sums, "dropped": dict(dropped)}}
+    return {**waterfall, "all sources": {**sums, "dropped": dict(dropped)} | ({"added": dict(added)} if added else {})}
 
 
 def _source_rows(source: str, counts: Numbers) -> list[Row]:
-    read, kept, gathered = counts["read"], counts["kept"], counts["gathered"]
+    read, kept, gathered, added = counts["read"], counts["kept"], counts["gathered"], counts.get("added", {})
+    most = read + sum(added.values())
 
     def row(name: str, kind: str, count: int, start: int) -> Row:
-        bar = Bar(start / read, (start + count) / read) if read else Bar(0.0, 0.0)
+        bar = Bar(start / most, (start + count) / most) if read else Bar(0.0, 0.0)
         return Row((name, f"{count:,}", percent(count, read), bar), kind)
 
-    rows = [Row((Text(escape_invisible(source), "bold"), f"{read:,}", "", Bar(0.0, float(read > 0))), "source", first=True)]
+    bar = Bar(0.0, read / most if read else 0.0)
+    rows = [Row((Text(escape_invisible(source), "bold"), f"{read:,}", "", bar), "source", first=True)]
     left = read
     # rows that the recipe itself leaves out come first
     for reason, count in sorted(counts["dropped"].items(), key=lambda item: (item[0] not in INTENTIONAL_DROPS, -item[1])):
@@ -226,6 +229,9 @@ def _source_rows(source: str, counts: Numbers) -> list[Row]:
         is_asked = reason in INTENTIONAL_DROPS
         name = f"  − {_words(reason)}{', as asked' if is_asked else ''}"
         rows.append(row(name, "asked" if is_asked else "dropped", count, left))
+    for kind, count in sorted(added.items()):
+        rows.append(row(f"  + {_words(kind)}, as asked", "added", count, left))
+        left += count
     if gathered:
         rows.append(row("  ∪ gathered", "gathered", gathered, kept))
     rows.append(row("  = kept", "kept", kept, 0))
@@ -319,9 +325,10 @@ def findings_notes(splits: Mapping[str, Numbers]) -> list[str]:
         for rule, numbers in split["baselines"].items():
             decided = numbers["wins"] + numbers["losses"]
             if is_extreme(numbers):
+                remedy = "; set balance: longer, or augment, on the source" if (name, rule) == ("train", "longer") else ""
                 notes.append(
                     f"{name}: the winner {RULES[rule]} in {percent(numbers['wins'], decided)} of {decided:,} preferences that differ "
-                    "in this; a model can learn this instead of quality"
+                    f"in this; a model can learn this instead of quality{remedy}"
                 )
     return notes
 

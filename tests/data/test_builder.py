@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.builder import EncodedRows, RowEncoder, RowTask
+from rmtrain.data.builder import RowEncoder
 from rmtrain.data.comparison import Comparison, Dropped, is_held_out, prompt_hash
+from rmtrain.data.encoded_rows import EncodedRows, RowTask
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.rows import loading
 from rmtrain.data.rows.loading import Reading, load_comparisons, read_batches

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rmtrain.data.builder import RowEncoder, RowTask
+from rmtrain.data.builder import RowEncoder
 from rmtrain.data.comparison import Comparison, Dropped, place_of, rows_of
+from rmtrain.data.encoded_rows import RowTask
 from rmtrain.data.rows.loading import load_comparisons, read_batches
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError

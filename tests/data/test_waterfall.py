@@ -32,6 +32,20 @@ def test_gathered_rows_are_not_lost() -> None:
     assert all(part in problem for part in ("5.0 %", "allowed 4 %"))
 
 
+def test_added_comparisons_are_not_rows() -> None:
+    """They change neither how many rows were read nor the share that was lost."""
+    counts = waterfall(10, too_long=1)
+    counts.of("hh").add(kept=40, added={"other_prompts": 10, "repeated": 30})
+    counts.of("hh").add(kept=0, dropped=[Dropped("hh:1+other", "hh", "other_prompt_unfit", "why")], added={"other_prompts": 1})
+    hh = counts.of("hh")
+    assert (hh.read, hh.kept, hh.added) == (11, 50, {"other_prompts": 11, "repeated": 30})
+    assert hh.read + sum(hh.added.values()) == hh.kept + hh.gathered + sum(hh.dropped.values())
+    (problem,) = counts.problems(0.09)
+    assert problem.startswith("hh: 1 of 11 rows dropped (9.1 %), allowed")
+    assert counts.problems(0.1) == []
+    assert Waterfall.from_json(counts.to_json()).of("hh") == hh
+
+
 def test_waterfall_survives_json() -> None:
     counts = waterfall(20, too_long=7)
     again = Waterfall.from_json(json.loads(json.dumps(counts.to_json())))

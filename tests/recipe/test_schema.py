@@ -106,6 +106,15 @@ CONFLICTS: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
+        "    - path: pairs.jsonl",
+        "    - path: pairs.jsonl\n  eval: [{path: c/test, balance: longer, repeat: 2, augment: {other_prompts: 0.5}}]",
+        [
+            "5:34|data.eval.0.balance|training data only|remove it",
+            "5:50|data.eval.0.repeat|training data only|remove it",
+            "5:62|data.eval.0.augment|training data only|remove it",
+        ],
+    ),
+    (
         "optimizer:",
         "evaluation: {every: 100, gates: {accuracy: 0.7}}\ncheckpoints: {best: loss}\noptimizer:",
         [

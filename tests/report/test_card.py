@@ -77,6 +77,15 @@ def test_card_has_waterfall_metrics_and_baseline() -> None:
     assert "low-rank" in model_card(**{**FACTS, "adapted": True})
 
 
+def test_card_counts_added_comparisons() -> None:
+    """A share of rows is one of the rows that were read."""
+    added = {"read": 100, "dropped": {"too_long": 3, "other_prompt_unfit": 2}, "gathered": 0, "kept": 145}
+    waterfall = {**FACTS["waterfall"], "mix": {**added, "added": {"other_prompts": 50}}}
+    card = model_card(**{**FACTS, "waterfall": waterfall})
+    assert "| source | rows read | dropped | added | comparisons | share of rows used |" in card
+    assert "| mix | 100 | 3 too long, 2 other prompt unfit | 50 other prompts | 145 | 97.0 % |" in card
+
+
 def test_index_has_split_and_interval_of_sources() -> None:
     hh, mine = ModelCard(model_card(**FACTS)).data.eval_results
     assert (hh.dataset_split, mine.dataset_split) == ("test", None)

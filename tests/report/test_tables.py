@@ -122,6 +122,26 @@ def test_gathered_rows_stand_between_dropped_and_kept() -> None:
     )
 
 
+def test_added_comparisons_are_lines_that_add_up() -> None:
+    counts = {
+        "read": 1000,
+        "dropped": {"unbalanced": 500},
+        "gathered": 0,
+        "kept": 1300,
+        "added": {"repeated": 650, "other_prompts": 150},
+    }
+    text = render(waterfall_table({"hh": counts, "uf": {**counts, "added": {"repeated": 800}}}))
+    assert text.startswith(
+        "data                          rows   share\n"
+        "hh                           1,000          ━━━━━━━━━━━━━\n"
+        "  − unbalanced, as asked       500  50.0 %        ━━━━━━━\n"
+        "  + other prompts, as asked    150  15.0 %        ━━\n"
+        "  + repeated, as asked         650  65.0 %          ━━━━━━━\n"
+        "  = kept                     1,300   130 %  ━━━━━━━━━━━━━━━━━\n"
+    )
+    assert with_total({"hh": counts, "uf": counts})["all sources"]["added"] == {"other_prompts": 300, "repeated": 1300}
+
+
 def test_intended_drops_come_before_faults() -> None:
     counts = {"read": 1000, "dropped": {"too_long": 300, "filtered": 100, "capped": 200}, "gathered": 0, "kept": 400}
     table = waterfall_table({"hh": counts})

@@ -123,8 +123,10 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
         responses = "; its responses are also trained on" if row.responses_too else ""
         detail = f"the prompt of training row {train.ids[row.trained]}, {how}{responses}"
         findings.append(Finding("overlap", "eval", (evaluation.ids[row.evaluated],), detail))
+    added = train.are_added()
     for number, benchmark in benchmark_overlap(train, benchmarks).items():
-        findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
+        if not added[number]:
+            findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
     for split, data in prepared.splits.items():
         findings += _one_sided_labels(split, data)
         for tag, detail in data.waterfall.unset_variables():
@@ -150,7 +152,9 @@ def _one_sided_labels(split: str, data: TokenizedData) -> Iterator[Finding]:
 
 
 def _within_split(split: str, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Yield the findings of the rows of the sources. What is added to them repeats their faults, and is as the recipe asks for."""
     edges = edges_of(data)
+    added = np.flatnonzero(data.are_added()[edges.comparisons])
 
     def place(edge: int) -> str:
         row = int(edges.comparisons[edge])
@@ -165,13 +169,13 @@ def _within_split(split: str, data: TokenizedData, tokenizer: PreTrainedTokenize
         return Finding(kind, split, tuple(data.ids[row] for row in rows), detail)
 
     contradictory: list[int] = []
-    for repeat in find_repeats(edges):
+    for repeat in find_repeats(edges, added.tolist()):
         if repeat.is_contradictory:
             contradictory += repeat.edges
             yield finding("contradictory", repeat.edges, _ways(repeat, place), places=False)
         else:
             yield finding("duplicate", repeat.edges, f"the same preference, {len(repeat.edges)} times")
-    for cycle in find_cycles(edges, contradictory):
+    for cycle in find_cycles(edges, [*contradictory, *added.tolist()]):
         size = len(cycle.edges)
         others = f", among {cycle.responses} that cannot be ordered" if cycle.responses > size else ""
         yield finding("cycle", cycle.edges, f"{size} responses that beat one another in a cycle{others}")
@@ -181,9 +185,11 @@ def _within_split(split: str, data: TokenizedData, tokenizer: PreTrainedTokenize
         "zero_margin": zero_margins(data, edges),
         "margin_outlier": margin_outliers(data, edges),
     }
+    ignored = set(added.tolist())
     for kind, members in outliers.items():
         for edge, detail in members:
-            yield finding(kind, (edge,), detail)
+            if edge not in ignored:
+                yield finding(kind, (edge,), detail)
 
 
 def _ways(repeat: Repeat, place: Callable[[int], str]) -> str:

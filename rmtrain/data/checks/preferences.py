@@ -38,14 +38,15 @@ class Repeat:
         return len(set(self.ways)) > 1
 
 
-def find_repeats(edges: PreferenceEdges) -> list[Repeat]:
+def find_repeats(edges: PreferenceEdges, without: Sequence[int] = ()) -> list[Repeat]:
     """Return all sets of two or more edges between the same two responses, from any rows, ordered by their first edge.
 
-    Time and memory are those of a sort of 64-bit values, one for each edge.
+    The edges `without` are ignored. Time and memory are those of a sort of 64-bit values, one for each edge.
     """
     first, second = np.minimum(edges.winner_nodes, edges.loser_nodes), np.maximum(edges.winner_nodes, edges.loser_nodes)
     keys = mix(first, second)  # sorted: a dictionary of ten million pairs takes gigabytes
-    order = np.argsort(keys, kind="stable")
+    numbers = np.delete(np.arange(len(edges)), np.asarray(without, np.int64))
+    order = numbers[np.argsort(keys[numbers], kind="stable")]
     begins = np.concatenate([[0], np.flatnonzero(np.diff(keys[order])) + 1])
     sizes = np.diff([*begins, len(order)])
     ways = np.where(edges.probabilities <= TIE, 0, np.where(edges.winner_nodes == first, 1, -1))

@@ -27,7 +27,7 @@ from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryA
 from rmtrain.files import expanded, sha256_file
 from rmtrain.network import raise_if_passing, refusal
 from rmtrain.recipe.schema import AbSource, Source
-from rmtrain.recipe.sources import ValueLabel, label_text
+from rmtrain.recipe.sources import RESAMPLING, ValueLabel, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
@@ -379,7 +379,9 @@ def fingerprint(source: Source) -> str:
 
 def source_identity(source: Source) -> dict[str, Any]:
     """Return the settings and the content hash of a source: the bytes of its files and of `prepare` count, their location does not."""
-    settings = source.model_dump(mode="json", exclude={"path", "tag", "streaming"})
+    # keys that were added later do not change the identity of a source that does not set them: what is cached stays valid
+    unset = {name for name in RESAMPLING if name not in source.resampling_keys}
+    settings = source.model_dump(mode="json", exclude={"path", "tag", "streaming", *unset})
     code = None if source.prepare is None else hashlib.sha256(hook_of(source).code).hexdigest()
     return settings | {"title": source.title, "content": fingerprint(source), "code": code}
 

@@ -349,12 +349,12 @@ class Encoder:
         self.renderer, self.texts = Renderer(tokenizer), TextEncoder(tokenizer)
         self.edges = self.texts.edges
 
-    def encode(self, comparisons: Sequence[Comparison]) -> list[Checked]:
+    def encode(self, comparisons: Sequence[Comparison], drop_overlong: bool = False) -> list[Checked]:
         """Return the tokens of each comparison with the responses that can be trained on; some hundreds at once are fastest.
 
         `prompt_length` counts the tokens before a response's own text: the rendered prompt and the text that announces a reply. A response
         that the template refuses is dropped. Raises DataError where the template takes too long, or rows are too long under `overlong:
-        error`.
+        error` and not `drop_overlong`.
         """
         rendered = self.renderer.render(comparisons)
         changed = BadRow("rewritten_by_template", "the chat template changes the text of a response")
@@ -371,7 +371,8 @@ class Encoder:
                 row.id, row.source, sequences, prefix, prompt, row.preferences, row.targets, row.weight
             )
             rows.append((tokenized, {**faults, **texts.faults}))
-        return self._checked(rows, self.policy)
+        is_lenient = drop_overlong and self.policy.overlong == "error"
+        return self._checked(rows, replace(self.policy, overlong="drop") if is_lenient else self.policy)
 
     def check(self, rows: Sequence[TokenizedComparison]) -> list[Checked]:
         """Check rows that came as tokens: known tokens, one end token, different responses, and the length policy without truncation."""
