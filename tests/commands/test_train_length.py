@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from rmtrain.commands import train as command
 from rmtrain.commands.train import train
-from rmtrain.errors import CheckpointError
+from rmtrain.errors import CheckpointError, Stopped
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from tests.faults.runs import left, lines, steps_saved
@@ -39,7 +40,12 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replaces the loss of an evaluation by a planted one, where there is one, and kills the process at another evaluation."""
     make = command.make_evaluator
 
-    def planted(losses: Mapping[int, float], killed_before: int | None = None, killed_after: int | None = None) -> None:
+    def planted(
+        losses: Mapping[int, float],
+        killed_before: int | None = None,
+        killed_after: int | None = None,
+        stopped_after: int | None = None,
+    ) -> None:
         def make_planted(*inputs: Any) -> Any:
             evaluate = make(*inputs)
             assert evaluate is not None
@@ -50,6 +56,8 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 result = evaluate(step)
                 if step == killed_after:
                     raise Killed
+                if step == stopped_after:
+                    raise Stopped(signal.SIGTERM, "stopped")
                 return replace(result, summary=result.summary | {"loss": losses.get(step, result.summary["loss"])})
 
             return evaluate_at
@@ -209,13 +217,17 @@ def test_other_lengths_are_refused_with_the_reason(name: str, tmp_path: Path) ->
 
 
 def test_the_first_evaluation_is_a_reference(tmp_path: Path, plant: Callable[..., None]) -> None:
-    """It is recorded once at step 0, also after a kill before the first checkpoint, and is never the best."""
+    """It is recorded once at step 0, also after a kill or a signal before the first step, and is never the best."""
     settings: dict[str, Any] = {"evaluation": {"every": 2, "on_start": True, "samples": 1}, "checkpoints": {"best": "loss"}}
     plant({0: 0.0})
     train(recipe_of(tmp_path, "whole", **settings), QUIET)
     plant({0: 0.0}, killed_after=0)
     with pytest.raises(Killed):
         train(recipe_of(tmp_path, "parts", **settings), QUIET)
+    plant({0: 0.0}, stopped_after=0)
+    with pytest.raises(Stopped, match="after step 0"):
+        train(recipe_of(tmp_path, "parts", **settings), QUIET)
+    assert steps_saved(tmp_path / "parts") == [0]
     plant({0: 0.0}, killed_before=2)
     with pytest.raises(Killed):
         train(recipe_of(tmp_path, "parts", **settings), QUIET)
