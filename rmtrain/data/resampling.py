@@ -51,7 +51,7 @@ RESAMPLED = pa.schema(
         pa.field("longer", pa.int8()),  # 1 where the better response is the longer one, -1 where it is the shorter one, or 0
         pa.field("answer_hash", pa.uint64()),  # of the best response
         pa.field("answer_length", pa.int32()),  # of the best response without its prompt, in tokens
-        pa.field("text", pa.string()),  # JSON of prompt, variables and best response; empty where `augment` cannot use the row
+        pa.field("text", pa.large_string()),  # JSON of prompt, variables and best response; empty where `augment` cannot use the row
     ]
 )
 STAGED = "staged.arrow"
