@@ -91,10 +91,11 @@ def read_other_formats(folder: Path) -> None:
 @pytest.mark.usefixtures("no_reload")
 def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
     """Every key of the schema is read by a run."""
+    source = {"path": str(tmp_path / "train.jsonl"), "holdout": 0.2, "augment": {"other_prompts": 0.5}}
     recipe = tiny_recipe(
         tmp_path,
         lora={"rank": 2},
-        data={**tiny_recipe(tmp_path).data.model_dump(), "train": [{"path": str(tmp_path / "train.jsonl"), "holdout": 0.2}]},
+        data={**tiny_recipe(tmp_path).data.model_dump(), "train": [source]},
         tracking={"to": ["tensorboard"]},
         evaluation={"every": 3, "gates": {"accuracy": 0.0}, "early_stopping": {"metric": "loss", "patience": 9}},
     )

@@ -51,7 +51,7 @@ RESAMPLED = pa.schema(
         pa.field("longer", pa.int8()),  # 1 where the better response is the longer one, -1 where it is the shorter one, or 0
         pa.field("answer_hash", pa.uint64()),  # of the best response
         pa.field("answer_length", pa.int32()),  # of the best response without its prompt, in tokens
-        pa.field("text", pa.string()),  # JSON of prompt, variables and best response; empty where `augment` cannot use the row
+        pa.field("text", pa.large_string()),  # JSON of prompt, variables, best response; empty: not for `augment`
     ]
 )
 STAGED = "staged.arrow"
@@ -103,9 +103,9 @@ def with_notes(batch: pa.RecordBatch, notes: Sequence[Note]) -> pa.RecordBatch:
 
 
 def resample(parts: Iterable[Part], encode: Encode, directory: Path, data: Data, progress: Progress) -> Iterator[Part]:
-    """Yield encoded rows, the training comparisons of each source that has `balance`, `augment` or `repeat` after all its other rows.
+    """Yield encoded rows; of each source with `balance`, `augment` or `repeat`, the training comparisons come last, resampled.
 
-    `encode` encodes the comparisons that are made; an empty `directory` has the comparisons of a source while it is resampled.
+    `encode` encodes the comparisons that `augment` makes. `directory` has the file of a source while it is resampled.
 
     Raises:
         DataError: the source has nothing to balance with, or `augment` makes no comparison.

@@ -267,10 +267,10 @@ def test_a_large_file_is_read_in_batches(
     largest = 0
     inner = Encoder.encode
 
-    def watch(self: Encoder, rows: Any) -> Any:
+    def watch(self: Encoder, rows: Any, **keys: Any) -> Any:
         nonlocal largest
         largest = max(largest, len(rows))
-        return inner(self, rows)
+        return inner(self, rows, **keys)
 
     monkeypatch.setattr(Encoder, "encode", watch)
     made = prepare(data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(1050)), tmp_path / "cache"), tokenizer)

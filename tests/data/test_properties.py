@@ -88,6 +88,8 @@ shared = {
     "dedup": st.booleans(),
     "cap": st.sampled_from([None, None, {"by": "group", "rows": 2}]),
     "fraction": st.sampled_from([None, None, 0.5]),
+    "balance": st.sampled_from([None, "longer"]),
+    "augment": st.sampled_from([None, {"other_prompts": 0.5}]),
 }
 margins = {"margin": st.sampled_from([None, "margin", ("margin", "margin")]), "margin_default": st.sampled_from([None, 0.0])}
 ranking = {

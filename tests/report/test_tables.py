@@ -136,7 +136,7 @@ def test_added_comparisons_are_lines_that_add_up() -> None:
         "hh                           1,000          ━━━━━━━━━━━━━\n"
         "  − unbalanced, as asked       500  50.0 %        ━━━━━━━\n"
         "  + other prompts, as asked    150  15.0 %        ━━\n"
-        "  + repeated, as asked         650  65.0 %          ━━━━━━━\n"
+        "  + repeated, as asked         650  65.0 %          ━━━━━━━━━\n"
         "  = kept                     1,300   130 %  ━━━━━━━━━━━━━━━━━\n"
     )
     assert with_total({"hh": counts, "uf": counts})["all sources"]["added"] == {"other_prompts": 300, "repeated": 1300}

@@ -37,7 +37,8 @@ Item = TypeVar("Item")
 class Reading:
     """Progress on a source: the number of its rows that are done, and their share of it, from 0 to 1 (None: unknown).
 
-    `doing` is `gathering` while rows that are combined are read, before the first of them is tokenized.
+    `doing` is `gathering` while rows that are combined are read, before the first of them is tokenized, and `augmenting` while
+    comparisons that are made of its rows are.
     """
 
     source: str
