@@ -38,7 +38,7 @@ from rmtrain.data.encoded_rows import EncodedRows, RowTask
 from rmtrain.data.rows.loading import BATCH_ROWS, Progress, Reading
 from rmtrain.data.waterfall import UNFIT
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import Data, Source, TextSource
+from rmtrain.recipe.schema import ComparedSource, Data, Source
 
 Part = tuple[str, Source, EncodedRows]
 """Encoded rows with their split and source."""
@@ -79,7 +79,7 @@ def note_of(row: Comparison | TokenizedComparison, stored: StoredRow, responses:
         return Note()
     difference = len(tokens.sequences[best]) - len(tokens.sequences[worst])
     text = ""
-    if isinstance(row, Comparison) and row.prompt and isinstance(source, TextSource) and source.augment is not None:
+    if isinstance(row, Comparison) and row.prompt and isinstance(source, ComparedSource) and source.augment is not None:
         text = _exact_json([list(row.prompt), dict(row.variables), list(row.responses[responses[best]])])
     length = len(tokens.sequences[best]) - tokens.prompt_length
     return Note((difference > 0) - (difference < 0), stored.response_hashes[best], length, text)
@@ -144,7 +144,7 @@ def _resampled(
         refused = {row_id: problem for row_id, is_kept in zip(ids, kept[begin:end].tolist(), strict=True) if not is_kept}
         yield EncodedRows(batch.select(SCHEMA.names), members, []).without(refused, source.title)
         begin = end
-    if isinstance(source, TextSource) and source.augment is not None:
+    if isinstance(source, ComparedSource) and source.augment is not None:
         rows, partners = other_prompts(table, kept, source.augment.other_prompts, source.title, data)
         done = 0
         for encoded in encode(_made(table, rows, partners, source)):

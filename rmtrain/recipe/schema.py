@@ -26,6 +26,7 @@ from rmtrain.recipe.objectives import objective_for as objective_for
 from rmtrain.recipe.objectives import objective_keys as objective_keys
 from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, ShareOrSteps, kind
 from rmtrain.recipe.sources import AbSource as AbSource
+from rmtrain.recipe.sources import ComparedSource as ComparedSource
 from rmtrain.recipe.sources import Messages as Messages
 from rmtrain.recipe.sources import PairSource as PairSource
 from rmtrain.recipe.sources import RankedSource as RankedSource

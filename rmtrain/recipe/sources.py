@@ -237,8 +237,6 @@ class TextSource(SourceBase):
     group_by_prompt: bool = False
     """Combine the rows with the same prompt into one comparison with all their preferences, so that each different response is computed
     once (arXiv:2203.02155, section 3.5). It then counts as one comparison. The whole source is held in memory for it."""
-    augment: Augment | None = None
-    """Comparisons to make in addition to those of the rows; `null`: none. They have ids such as `tag:12+other`."""
 
     @property
     def prompt_columns(self) -> tuple[str, ...]:
@@ -271,7 +269,14 @@ class TextSource(SourceBase):
                 yield Conflict(("prompt",), f'"{word}" cannot be combined with columns; write prompt: {word}')
 
 
-class SidesSource(TextSource):
+class ComparedSource(TextSource):
+    """Keys of the formats with text whose rows have a better response."""
+
+    augment: Augment | None = None
+    """Comparisons to make in addition to those of the rows; `null`: none. They have ids such as `tag:12+other`."""
+
+
+class SidesSource(ComparedSource):
     """Keys of the formats whose rows have two sides."""
 
     margin: Annotated[tuple[str, str], Field(strict=False)] | str | None = None
@@ -521,7 +526,7 @@ class AbSource(SidesSource):
             yield Conflict(("margin_from_label",), message)
 
 
-class RankedSource(TextSource):
+class RankedSource(ComparedSource):
     """Several responses to a prompt, each with a score or rank: a list in each row, or one row for each response."""
 
     format: Literal["ranked"]
@@ -616,9 +621,8 @@ class ScoredSource(TextSource):
             yield Conflict(("response",), "missing; name the column of the response, or responses for a list of them")
         if not self.scale:
             yield Conflict(("scale",), "expected a number other than 0, which would make all targets equal")
-        for key in ("balance", "augment"):
-            if getattr(self, key) is not None:
-                yield Conflict((key,), "rows with targets have no better response; remove it")
+        if self.balance is not None:
+            yield Conflict(("balance",), "rows with targets have no better response; remove it")
 
 
 class TokenizedSource(SourceBase):

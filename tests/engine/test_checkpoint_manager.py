@@ -147,7 +147,7 @@ def test_trap_29_rotation_spares_best_and_resumed_from(make: Callable[..., Check
 
 def test_an_open_log_interval_is_resumed(make: Callable[..., CheckpointManager]) -> None:
     saver = make()
-    sums = Objective(*(torch.tensor(value) for value in (6.0, 1.0, 3.0, 1.0, -2.0, 4.0))).statistics()
+    sums = Objective(*(torch.tensor(value) for value in (6.0, 1.0, 3.0, 1.0, -2.0, 4.0, 4.0))).statistics()
     saver.meter.add(sums, 100, 1, torch.tensor(0.25))
     saver.meter.total_tokens = 50
     saver.save(1)

@@ -28,7 +28,7 @@ REGRESSION = {"type": "regression"}
         ([{**SCORED, "scale": 0.0}], REGRESSION, "data.train.0.scale", ["0"]),
         ([{key: value for key, value in SCORED.items() if key != "response"}], REGRESSION, "data.train.0.response", ["responses"]),
         ([PAIRS], {"type": "function", "path": "loss.py"}, "objective.path", ["loss.py"]),
-        ([SCORED | {"augment": {"other_prompts": 0.5}}], REGRESSION, "data.train.0.augment", ["targets"]),
+        ([SCORED | {"augment": {"other_prompts": 0.5}}], REGRESSION, "data.train.0.augment", ["kind scored"]),
         ([SCORED | {"balance": "longer"}], REGRESSION, "data.train.0.balance", ["targets"]),
         (
             [PAIRS | {"margin": "m", "augment": {"other_prompts": 0.5}}],
