@@ -137,6 +137,7 @@ class Trained:
         self.loader = StepLoader(comparisons(case), plan, case.layout, 1, accelerator.process_index)
         if strategy.kind == "fsdp2":
             accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # that of the case before may be another
+        strategy.place(model)
         strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
         self.model = strategy.model
         self.meter, self.rate = Meter(accelerator, 1), learning_rate(recipe.optimizer, STEPS)
