@@ -16,7 +16,7 @@ from rmtrain.engine.distributed import any_rank
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
-from rmtrain.engine.state_dict import gathered
+from rmtrain.engine.state_dict import gathered, shape_of
 from rmtrain.engine.strategy import Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.scoring import EvaluationResult
@@ -195,8 +195,8 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": optimizer.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if len(shape_of(p)) >= 2], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in trainable if len(shape_of(p)) < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if optimizer.name == "adamw_8bit":

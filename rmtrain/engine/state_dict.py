@@ -42,9 +42,10 @@ def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
         yield full_tensor(parameter.detach())
 
 
-def size_of(parameter: nn.Parameter) -> int:
-    """Return the bytes of a parameter that is whole, however it is sharded."""
-    return int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
+def shape_of(parameter: Tensor) -> torch.Size:
+    """Return the shape of a parameter that is whole, however it is sharded."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def distribute_like(tensor: Tensor, example: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from rmtrain.engine.state_dict import (
     persistent_buffers,
     restore_model,
     restore_optimizer,
-    size_of,
+    shape_of,
     state_by_parameter,
     trained_parameters,
 )
@@ -102,7 +102,7 @@ class Strategy:
         Raises:
             RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
-        self.trained_bytes = sum(size_of(parameter) for parameter in trained_parameters(model).values())
+        self.trained_bytes = sum(shape_of(p).numel() * p.element_size() for p in trained_parameters(model).values())
         self.frozen, self.clip = frozen_fingerprint(model), clip
         self.scaler = GradScaler(self.accelerator.device.type, enabled=model.computing == "float16")
         model.sharded = self.shards and self.accelerator.num_processes > 1
@@ -253,6 +253,25 @@ class DeepSpeedStrategy(Strategy):
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.stage}"
 
+    @property
+    def by_layer(self) -> bool:  # type: ignore[override]
+        return self.stage == 3
+
+    def place(self, model: RewardModel) -> None:
+        if self.stage < 3:
+            super().place(model)
+            return
+        from deepspeed.runtime.zero import Init
+
+        zero = self.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        settings = {key: value for key, value in zero.items() if value != "auto"}
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings}
+        for module in (*layers_of(model.backbone), model):
+            model.load(module)
+            Init(module=module, config_dict_or_path=config)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(model_device(self.accelerator))
+
     def wrapped(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = 0.0 if self.clip is None else self.clip
@@ -301,7 +320,7 @@ class DeepSpeedStrategy(Strategy):
         trained, buffers = trained_parameters(self.model), dict(persistent_buffers(unwrap(self.model)))
         check_names("weights", [*trained, *buffers], tensors)
         for name, target in (trained | buffers).items():
-            check_weight(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
+            check_weight(name, tensors[name], shape_of(target), target.dtype)
         for name, parameter in trained.items():
             value = tensors[name].to(self.accelerator.device)
             with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
@@ -314,7 +333,7 @@ class DeepSpeedStrategy(Strategy):
         from deepspeed.utils import safe_set_full_optimizer_state
 
         trained = trained_parameters(self.model)
-        states = state_by_parameter(tensors, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
+        states = state_by_parameter(tensors, {name: shape_of(p) for name, p in trained.items()})
         if not states:
             return
         # AdamW itself creates the state of the flat buffers only at its first step.

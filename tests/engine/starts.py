@@ -17,12 +17,14 @@ from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.distributed import start
 from rmtrain.engine.state_dict import frozen_fingerprint, gathered
+from rmtrain.engine.strategy import Strategy
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.reward_model import unwrap
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import Architecture, ScratchModel
-from tests.engine.ranks import SHARDING
+from rmtrain.recipe.schema import Architecture, Recipe, ScratchModel
+from tests.engine.ranks import SHARDING, forget
+from tests.helpers import byte_bpe
 
 
 def memory(key: str) -> int:
@@ -36,10 +38,8 @@ def clear_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def started(file: Path) -> dict[str, Any]:
+def started(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
     """Start a run up to its first step."""
-    recipe = load_recipe(file)
-    strategy = start(recipe)
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     rows = prepare(recipe.data, tokenizer).train
     golden = golden_texts(tokenizer, recipe.data.max_length)
@@ -47,13 +47,21 @@ def started(file: Path) -> dict[str, Any]:
     before = memory("VmRSS")
     model = build_model(recipe, tokenizer, golden, int(rows.longest.max()), strategy)
     layers = 0 if model.layer_weights is None else len(model.layer_weights.waiting)
-    place, found = strategy.place, {"layers": layers}
+    found, place, prepare_ = {"layers": layers}, strategy.place, strategy.prepare
 
-    def placing(model: Any) -> None:
-        place(model)
+    def placing(*args: Any) -> None:
+        place(*args)
         found["placed"] = memory("VmHWM") - before
+        found["after"] = memory("VmRSS") - before
 
-    strategy.place = placing  # type: ignore[method-assign]
+    def preparing(*args: Any) -> None:
+        clear_peak()
+        prepare_(*args)
+        found["prepared"] = memory("VmHWM") - before
+        found["after_prepare"] = memory("VmRSS") - before
+        clear_peak()
+
+    strategy.place, strategy.prepare = placing, preparing  # type: ignore[method-assign]
     layout = prepare_model(model, recipe, rows, tokenizer, strategy)
     found["peak"] = memory("VmHWM") - before
     strategy.reshard()
@@ -73,17 +81,14 @@ def started(file: Path) -> dict[str, Any]:
 
 def main(name: str, folder: Path) -> None:
     os.environ.update(SHARDING[name])
-    rank = os.environ["RANK"]
-    build_reward_model(  # imports, which also take memory
-        ScratchModel(scratch=Architecture(architecture="llama", hidden_size=8, layers=1, heads=1)), None, load_any(folder), 1
-    )
-    for file in sorted(folder.glob("*/recipe.yaml")):
-        (file.parent / f"start-{rank}.json").write_text(json.dumps(started(file)))
-
-
-def load_any(folder: Path) -> Any:
-    recipe = load_recipe(next(iter(sorted(folder.glob("*/recipe.yaml")))))
-    return load_tokenizer(recipe.model, recipe.data)
+    recipes = {file.parent: load_recipe(file) for file in sorted(folder.glob("*/recipe.yaml"))}
+    strategy = start(next(iter(recipes.values())))
+    tiny = ScratchModel(scratch=Architecture(architecture="llama", hidden_size=8, layers=1, heads=1))
+    build_reward_model(tiny, None, byte_bpe(), 1)  # imports, which also take memory
+    for directory, recipe in recipes.items():
+        found = started(recipe, strategy)
+        (directory / f"start-{strategy.accelerator.process_index}.json").write_text(json.dumps(found))
+        forget(strategy)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,14 @@ def test_sharded_start_has_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_trap_17_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
     """Until the first step, each of two ranks holds less than two thirds of the model, the probe of its layout included."""
-    sizes = {"architecture": "llama", "hidden_size": 768, "layers": 9, "heads": 12, "intermediate_size": 3072, "max_positions": 128}
+    sizes = {
+        "architecture": "llama",
+        "hidden_size": 768,
+        "layers": 9,
+        "heads": 12,
+        "intermediate_size": 3072,
+        "max_positions": 128,
+    }
     write_start(tmp_path / "large", sizes)
     (ranks,) = starts("fsdp2", tmp_path).values()
     for rank in ranks:
