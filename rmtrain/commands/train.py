@@ -215,7 +215,7 @@ def prepare_model(
     warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     if by_layer:
-        check_forward(model.backbone, model.head, tokenizer, run=model)
+        check_forward(model.backbone, model.head, tokenizer, model.run)
     return choose_layout(model, recipe.batching.layout, probing_comparisons(rows), tokenizer.pad_token_id)
 
 

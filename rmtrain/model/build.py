@@ -72,8 +72,8 @@ def build_reward_model(
     The tokenizer sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding. Each random number depends
     on `seed` and its purpose; the global generators are neither read nor moved.
 
-    With `by_layer`, the layers of a checkpoint get their weights later, by `RewardModel.layer_weights`, and `check_forward` is left to the
-    caller. A model from scratch is whole in any case, and so is one for DoRA, whose adapters begin as norms of the weights.
+    With `by_layer`, layers get their weights later, by `RewardModel.layer_weights`, if they can (`can_load_by_layer`); `check_forward` is
+    then left to the caller.
 
     Raises:
         CheckpointError: the model cannot be found, read or used.
@@ -96,7 +96,7 @@ def build_reward_model(
             dropout=model.dropout,
             seed=seed,
             quantization=quantization,
-            by_layer=by_layer and not (lora is not None and lora.dora),
+            by_layer=by_layer and can_load_by_layer(model, lora),
         )
     head = head_of(loaded.model, loaded.head)
     if loaded.head.pools_last_token and head.bias is not None:
@@ -124,6 +124,11 @@ def build_reward_model(
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
     return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head, layer_weights).train()
+
+
+def can_load_by_layer(model: PretrainedModel | ScratchModel, lora: Lora | None) -> bool:
+    """Return whether layers can get their weights when the model is built: DoRA's adapters begin as norms of the weights."""
+    return isinstance(model, PretrainedModel) and not (lora is not None and lora.dora)
 
 
 def freeze_untrainable(model: PreTrainedModel) -> None:
@@ -164,7 +169,7 @@ def check_forward(
     shorter a text, the more it changes. A causal model must not look ahead, as BERT does as a generator; those for which transformers has
     a class do not.
 
-    `run` calls a function where the model has its weights: a RewardModel, if it is sharded.
+    `run` calls a function where the model has its weights: that of the RewardModel, if it is sharded.
     """
     causal = head.pools_last_token
     if causal and not is_made(model):

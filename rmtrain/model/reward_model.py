@@ -143,14 +143,19 @@ class RewardModel(nn.Module):
         self._last_token_only = last_token_only and self._can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
-    def forward(self, batch: MicroBatch | Callable[[], Tensor], balance: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: MicroBatch | Callable[[], Tensor], balance: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor] | Exception:
         """Return rewards_N, float32, in the order of the batch's responses; with `balance`, also the `router_balance` of the batch.
 
         Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
-        A function in place of a batch is called, and returned from, with the weights that its strategy gathers for a forward.
+        In place of a batch, it also takes the function of `run`.
         """
         if callable(batch):
-            return batch()
+            try:
+                return batch()
+            except Exception as error:
+                return error
         device, is_lower = batch.input_ids_RT.device.type, self.computing != "float32"
         dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
         with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
@@ -173,8 +178,17 @@ class RewardModel(nn.Module):
 
         Where the head of an encoder reads every token, and pools afterwards, it is what it returns.
         """
-        hidden: Tensor = self(partial(self._hidden, batch))
-        return hidden
+        return self.run(partial(self._hidden, batch))
+
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Call a function within `forward`, so that it has the weights that a strategy gathers for a forward.
+
+        Its errors are raised after the forward: the hooks of ZeRO-3 have to see the end of what they saw begin.
+        """
+        outcome: Tensor | Exception = self(function)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
         if self.pools_last_token:

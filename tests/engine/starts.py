@@ -7,9 +7,11 @@ the model that one process builds.
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rmtrain.commands.train import build_model, prepare_model
@@ -47,22 +49,21 @@ def started(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
     before = memory("VmRSS")
     model = build_model(recipe, tokenizer, golden, int(rows.longest.max()), strategy)
     layers = 0 if model.layer_weights is None else len(model.layer_weights.waiting)
-    found, place, prepare_ = {"layers": layers}, strategy.place, strategy.prepare
+    found: dict[str, Any] = {"layers": layers}
 
-    def placing(*args: Any) -> None:
-        place(*args)
-        found["placed"] = memory("VmHWM") - before
-        found["after"] = memory("VmRSS") - before
+    def noted(stage: str) -> Callable[..., None]:
+        method = getattr(strategy, stage)
 
-    def preparing(*args: Any) -> None:
-        clear_peak()
-        prepare_(*args)
-        found["prepared"] = memory("VmHWM") - before
-        found["after_prepare"] = memory("VmRSS") - before
-        clear_peak()
+        def call(*arguments: Any) -> None:
+            method(*arguments)
+            found[stage] = memory("VmHWM") - before
 
-    strategy.place, strategy.prepare = placing, preparing  # type: ignore[method-assign]
-    layout = prepare_model(model, recipe, rows, tokenizer, strategy)
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in ("place", "prepare"):
+            patch.setattr(strategy, stage, noted(stage))
+        layout = prepare_model(model, recipe, rows, tokenizer, strategy)
     found["peak"] = memory("VmHWM") - before
     strategy.reshard()
     whole = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)

@@ -40,9 +40,9 @@ def write_start(folder: Path, sizes: dict[str, Any], change: Callable[[Any], Non
 def starts(strategy: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return what two ranks found for each recipe in a folder."""
     command = [*torchrun(2), "-m", "tests.engine.starts", strategy, str(folder)]
-    ranks = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(ACCELERATE_USE_CPU="true"), timeout=400
-    )
+    # glibc's malloc would keep many of the tensors that are freed, and how many depends on their order.
+    environment = environment_of_process(ACCELERATE_USE_CPU="true", MALLOC_MMAP_THRESHOLD_=str(2**18))
+    ranks = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=400)
     assert ranks.returncode == 0, ranks.stderr[-3000:]
     found: dict[str, list[dict[str, Any]]] = {}
     for file in sorted(folder.glob("*/start-*.json")):
@@ -50,7 +50,8 @@ def starts(strategy: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def test_sharded_start_has_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.long)])
+def test_sharded_start_has_the_same_weights(strategy: str, tmp_path: Path) -> None:
     """Read and sharded layer by layer, every tensor is the one of a single process, bit for bit; so is the fingerprint of frozen ones."""
     sizes = {"hidden_size": 32, "layers": 3, "heads": 2, "max_positions": 128}
     llama = {"architecture": "llama", **sizes}
@@ -60,7 +61,7 @@ def test_sharded_start_has_the_same_weights(tmp_path: Path) -> None:
     write_start(tmp_path / "bfloat16", llama, lambda model: model.to(torch.bfloat16), training={"precision": "bfloat16"})
     write_start(tmp_path / "encoder", {"architecture": "bert", **sizes})
     write_start(tmp_path / "mixture", {"architecture": "mixtral", **sizes}, lora={"rank": 2})
-    found = starts("fsdp2", tmp_path)
+    found = starts(strategy, tmp_path)
     for name, ranks in found.items():
         for rank in ranks:
             assert rank["differing"] == [], name
@@ -72,22 +73,25 @@ def test_sharded_start_has_the_same_weights(tmp_path: Path) -> None:
     assert {len(ranks) for ranks in found.values()} == {2}, "guard: on two ranks"
 
 
+# Of a shard, ZeRO-3 also holds a float32 copy and its gradients, from its engine's first moment on: three halves. What it gathers in the
+# probe is bounded by numbers of weights that are more than this model has.
 @pytest.mark.long
-def test_trap_17_no_rank_holds_the_whole_model(tmp_path: Path) -> None:
-    """Until the first step, each of two ranks holds less than two thirds of the model, the probe of its layout included."""
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+def test_trap_17_no_rank_holds_the_whole_model(strategy: str, tmp_path: Path) -> None:
+    """On each of two ranks a sharded model takes less than two thirds of its size; until the first step, under FSDP2."""
     sizes = {
         "architecture": "llama",
-        "hidden_size": 768,
-        "layers": 9,
-        "heads": 12,
-        "intermediate_size": 3072,
+        "hidden_size": 384,
+        "layers": 32,
+        "heads": 6,
+        "intermediate_size": 1536,
         "max_positions": 128,
     }
     write_start(tmp_path / "large", sizes)
-    (ranks,) = starts("fsdp2", tmp_path).values()
+    (ranks,) = starts(strategy, tmp_path).values()
     for rank in ranks:
-        print({key: rank[key] / rank["whole"] for key in ("placed", "peak")})
-        assert rank["peak"] < MOST * rank["whole"]
+        print({key: round(rank[key] / rank["whole"], 2) for key in ("place", "prepare", "peak")})
+        assert rank["place" if strategy == "zero3" else "peak"] < MOST * rank["whole"]
         assert rank["differing"] == []
         assert rank["whole"] > 300e6, "guard: what else a process allocates is small"
-        assert rank["layers"] == 9, "guard: its layers were read one by one"
+        assert rank["layers"] == 32, "guard: its layers were read one by one"
