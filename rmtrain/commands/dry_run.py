@@ -11,18 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.plan import Costs, Plan, StepLoader, cpu_budget
 from rmtrain.commands.options import CommandResult, TrainOptions
-from rmtrain.commands.train import build_model, flos_per_token, make_plan
+from rmtrain.commands.train import build_model, flos_per_token, make_plan, prepare_model
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.distributed import start
 from rmtrain.engine.launch import read
-from rmtrain.engine.loop import build_optimizer, train_step
+from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import token_budget, warmup_largest_batch
 from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryModel, StrategyKind
 from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.reward_model import choose_layout, probing_comparisons
 from rmtrain.objective import for_training
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.report.progress import ReadingProgress
@@ -151,12 +150,11 @@ def measure(recipe: Recipe, prepared: PreparedData, tokenizer: PreTrainedTokeniz
     """Return the seconds of a token in one process on this machine: of the second optimizer step of the real model."""
     strategy = start(recipe)
     golden = golden_texts(tokenizer, recipe.data.max_length)
-    model = build_model(recipe, tokenizer, golden, int(prepared.train.longest.max()), strategy.accelerator)
-    layout = choose_layout(model, recipe.batching.layout, probing_comparisons(prepared.train), tokenizer.pad_token_id)
+    model = build_model(recipe, tokenizer, golden, int(prepared.train.longest.max()), strategy)
+    meter = Meter(strategy.accelerator, flos_per_token(model))
+    layout = prepare_model(model, recipe, prepared.train, tokenizer, strategy)
     plan = make_plan(recipe, prepared, layout, token_budget(recipe, prepared.train, layout, tokenizer, strategy), 1)
     loader = StepLoader(prepared.train, plan, layout, tokenizer.pad_token_id)
-    meter = Meter(strategy.accelerator, flos_per_token(model))
-    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     objective = for_training(recipe.objective, prepared.train)
     warmup_largest_batch(strategy, loader, balance=objective.router_balance is not None)
     for number in (0, 1):  # the first allocates the optimizer's state

@@ -19,8 +19,9 @@ from rmtrain.commands.options import CommandResult, EvalOptions, checked_precisi
 from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
-from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
+from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping
 from rmtrain.engine.memory import scoring_budget
+from rmtrain.engine.strategy import model_device
 from rmtrain.errors import CheckpointError, RecipeError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
 from rmtrain.evaluation.benchmarks.measure import measure, named, only

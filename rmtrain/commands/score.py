@@ -15,8 +15,9 @@ from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precis
 from rmtrain.commands.score_files import CHUNK, STANDARD, Numbered, ScoreFiles, check_paths, shown
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.text.tokenizer import replaced_pad_token
-from rmtrain.engine.distributed import model_device, run_on_main, start_evaluation, stopping
+from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping
 from rmtrain.engine.rank import GracefulShutdown
+from rmtrain.engine.strategy import model_device
 from rmtrain.errors import DataError, NumericError, Stopped
 from rmtrain.evaluation.scorer import (
     MAX_TOKENS,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
@@ -21,6 +20,7 @@ from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
 from rmtrain.commands.export import export_with_card, provenance
 from rmtrain.commands.options import CommandResult
+from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.audit import audit, check_rankings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer, replaced_pad_token
@@ -29,7 +29,6 @@ from rmtrain.engine.distributed import (
     environment,
     graceful_shutdown,
     leave_group,
-    model_device,
     run_on_main,
     start,
 )
@@ -46,7 +45,7 @@ from rmtrain.evaluation.diagnosis import sample_rows
 from rmtrain.evaluation.metrics import check_gates, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
-from rmtrain.model.build import build_reward_model
+from rmtrain.model.build import build_reward_model, check_forward
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import check_push, push
 from rmtrain.model.mixture import check_balance
@@ -122,17 +121,14 @@ def train(
     inputs = Inputs(recipe, objective, tokenizer, golden, data, findings)
 
     # The model, and the micro-batches it computes.
-    model = build_model(recipe, tokenizer, inputs.golden, int(data.train.longest.max()), accelerator)
-    layout = choose_layout(model, recipe.batching.layout, probing_comparisons(data.train), tokenizer.pad_token_id)
+    model = build_model(recipe, tokenizer, inputs.golden, int(data.train.longest.max()), strategy)
+    meter = Meter(accelerator, flos_per_token(model))
+    parameters, changed = trainable_summary(model), adapted(model)
+    layout = prepare_model(model, recipe, data.train, tokenizer, strategy)
     budget = token_budget(recipe, data.train, layout, tokenizer, strategy)
     plan = make_plan(recipe, data, layout, budget, accelerator.num_processes)
     loader = StepLoader(data.train, plan, layout, tokenizer.pad_token_id, accelerator.process_index)
     run_on_main(accelerator, partial(check_length, recipe, plan, fresh, resume))
-
-    # From here on the strategy may have sharded the model: facts about the whole model are collected before.
-    meter = Meter(accelerator, flos_per_token(model))
-    parameters, changed = trainable_summary(model), adapted(model)
-    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
     record = environment(strategy, model.computing, hashes) | {"objective": objective.model_dump(mode="json")}
@@ -186,9 +182,9 @@ def check_outputs(recipe: Recipe, fresh: bool, resume: Path | None) -> None:
 
 
 def build_model(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, longest: int, accelerator: Accelerator
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, golden: Golden, longest: int, strategy: Strategy
 ) -> RewardModel:
-    """Build the whole model on the device of this process, computing in the recipe's precision.
+    """Build the model on the CPU, computing in the recipe's precision; its layers are left unread if the strategy loads them one by one.
 
     Args:
         longest: tokens of the longest sequence of the training data.
@@ -198,8 +194,8 @@ def build_model(
             model, or an export could not be loaded.
     """
     set_seed(recipe.run.seed)
-    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(model_device(accelerator))
-    model.computing = computing_type(recipe.training.precision, model.device)
+    model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed, strategy.by_layer)
+    model.computing = computing_type(recipe.training.precision, strategy.accelerator.device)
     if recipe.objective.router_balance is not None:
         check_balance(model.backbone)
     positions, max_length = model.max_positions, recipe.data.max_length
@@ -212,8 +208,23 @@ def build_model(
         )
         logger.warning(problem, made_for, longest, made_for)
     check_exportable(model, tokenizer, golden)
-    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
     return model
+
+
+def prepare_model(
+    model: RewardModel, recipe: Recipe, rows: TokenizedData, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
+) -> Layout:
+    """Hand the model to the strategy, which may load and shard it, and return the layout for training and scoring.
+
+    Raises `CheckpointError` or `RecipeError` for wrong weights or a wrong forward, and as `choose_layout`.
+    """
+    by_layer = model.layer_weights is not None
+    strategy.place(model)
+    warn_of_lost_updates(model, recipe.training, recipe.optimizer.lr)
+    strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
+    if by_layer:
+        check_forward(model.backbone, model.head, tokenizer, model.run)
+    return choose_layout(model, recipe.batching.layout, probing_comparisons(rows), tokenizer.pad_token_id)
 
 
 def flos_per_token(model: RewardModel) -> int:

@@ -212,15 +212,6 @@ def is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() == "true"
 
 
-def model_device(accelerator: Accelerator) -> torch.device:
-    """Return the device for a rank's model.
-
-    accelerate calls the CPU of one of several ranks `cpu:0`. Moving weights there copies them to another alignment, so that sums round
-    differently from those of a single process.
-    """
-    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
-
-
 def leave_group(accelerator: Accelerator) -> None:
     """Leave the other ranks, which then need not wait for what this one still does."""
     if torch.distributed.is_initialized():

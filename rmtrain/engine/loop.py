@@ -17,6 +17,7 @@ from rmtrain.engine.distributed import any_rank
 from rmtrain.engine.memory import retry_on_oom, warmup_largest_batch
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
+from rmtrain.engine.state_dict import gathered, shape_of
 from rmtrain.engine.strategy import LR_SCALE, Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.scoring import EvaluationResult
@@ -209,7 +210,10 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
     rest = [parameter for parameter in trainable if all(parameter is not other for other in head)]
     groups: list[dict[str, Any]] = []
     for parameters, scale in ((rest, 1.0), (head, (optimizer.head_lr or optimizer.lr) / optimizer.lr)):
-        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        is_matrix = [len(shape_of(parameter)) >= 2 for parameter in parameters]
+        matrices, vectors = (
+            [p for p, flag in zip(parameters, is_matrix, strict=True) if flag == wanted] for wanted in (True, False)
+        )
         groups.append({"params": matrices, "weight_decay": optimizer.weight_decay, LR_SCALE: scale})
         groups.append({"params": vectors, "weight_decay": 0.0, LR_SCALE: scale})
     groups = [group for group in groups if group["params"]]
@@ -225,10 +229,13 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
 
 def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
     """Warn of the share of bfloat16 weights that a step cannot change: AdamW moves a weight by about `lr`, which may round to nothing."""
-    weights = [p.detach() for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+    weights = [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
     if training.allow_bfloat16_weights and weights:
-        movable = sum(int(((weight + lr) != weight).sum()) for weight in weights)
-        lost = 100 * (1 - movable / sum(weight.numel() for weight in weights))
+        movable = total = 0
+        for weight in weights:
+            with gathered(weight) as whole:
+                movable, total = movable + int(((whole + lr) != whole).sum()), total + whole.numel()
+        lost = 100 * (1 - movable / total)
         logger.warning("trainable weights are bfloat16: a step of %g is lost to rounding in %.1f %% of them", lr, lost)
 
 

@@ -33,7 +33,7 @@ from rmtrain.batching.plan import Costs, gather
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend, layers_of
-from rmtrain.model.build import UNQUANTIZED, attach_lora, checkpoint_gradients, scratch_config
+from rmtrain.model.build import UNQUANTIZED, attach_lora, can_load_by_layer, checkpoint_gradients, scratch_config
 from rmtrain.model.classifier import (
     find_head,
     install_head,
@@ -80,7 +80,7 @@ class MemoryEstimate:
 
     buffers: weights that the strategy gathers, and gradients that it collects.
     activations: what a micro-batch adds, including copies of weights in the type that they are computed in.
-    start: the most before the first step, while the strategy shards the whole model.
+    start: the most before the first step, while the strategy shards the model.
     """
 
     name: StrategyKind
@@ -168,6 +168,8 @@ class MemoryModel:
     """What the memory of a process depends on, in addition to its strategy.
 
     computing: type of the matrix products, as in `RewardModel`.
+    by_layer: FSDP2 and ZeRO-3 hold one layer whole at a time while they shard the model; otherwise they hold all of it, as every other
+        strategy does.
     """
 
     layout: Layout
@@ -177,6 +179,7 @@ class MemoryModel:
     optimizer: Optimizer
     on_gpu: bool
     adapted: Adapted | None = None
+    by_layer: bool = True
 
     @classmethod
     def of(
@@ -212,7 +215,8 @@ class MemoryModel:
                     trace = trace_memory(model, batch, candidate, narrow, on_gpu, balance)
                 except LAYOUT_ERRORS:
                     continue
-                return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu, adapted(model))
+                by_layer = on_gpu or can_load_by_layer(recipe.model, recipe.lora)  # what is built whole, is built on the CPU
+                return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu, adapted(model), by_layer)
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
 
     def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
@@ -220,6 +224,8 @@ class MemoryModel:
         sizes, on_cpu = self.sizes, not self.on_gpu
         weights, gradients, optimizer = sizes.weight_bytes, sizes.trained_bytes, optimizer_bytes(sizes, self.optimizer)
         buffers, start = 0, weights
+        if self.by_layer and strategy in ("fsdp2", "zero3"):
+            start = max(sizes.layer, sizes.outside) * weights // sizes.weights
         activations = math.ceil(MARGIN * self.trace.peak(tokens)) + sizes.unpacked
         if strategy == "ddp":
             buffers = gradients  # DDP reduces gradients in buckets, and adds micro-batches up next to them

@@ -6,6 +6,7 @@ what wraps the model or on how many processes share it.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,24 @@ PARAMETER_SHAPED = ("exp_avg", "exp_avg_sq", "state1", "state2")
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor on every rank; return any other unchanged. Called on all ranks."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def gathered(parameter: nn.Parameter) -> Iterator[Tensor]:
+    """Context in which a parameter is whole, however it is sharded. Called on all ranks."""
+    if hasattr(parameter, "ds_id"):  # of ZeRO-3
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            yield parameter.detach()
+    else:
+        yield full_tensor(parameter.detach())
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """Return the shape of a parameter that is whole, however it is sharded."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 def distribute_like(tensor: Tensor, example: Tensor) -> Tensor:
@@ -82,15 +101,16 @@ def check_weight(name: str, saved: Tensor, shape: torch.Size, dtype: torch.dtype
 
 
 def frozen_fingerprint(model: nn.Module) -> str | None:
-    """Return the sha256 of some values of every frozen parameter; None when all parameters are trained."""
+    """Return the sha256 of some values of every frozen parameter; None when all parameters are trained. Called on all ranks."""
     frozen = [(name, p) for name, p in unwrap(model).named_parameters() if not p.requires_grad]
     if not frozen:
         return None
     digest = hashlib.sha256()
     for name, parameter in frozen:
-        flat = parameter.detach().reshape(-1)
-        values = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES].cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}:".encode())
+        with gathered(parameter) as whole:
+            flat = whole.reshape(-1)
+            values = flat[:: max(1, len(flat) // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES].cpu()
+            digest.update(f"{name} {tuple(whole.shape)} {whole.dtype}:".encode())
         digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

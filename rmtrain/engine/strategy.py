@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import get_module_children_bottom_up
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -30,6 +32,7 @@ from rmtrain.engine.state_dict import (
     persistent_buffers,
     restore_model,
     restore_optimizer,
+    shape_of,
     state_by_parameter,
     trained_parameters,
 )
@@ -47,16 +50,27 @@ Outcome = Literal["updated", "overflowed", "not_finite"]
 """Of a step: an update, or none since the scaled gradient is beyond float16, or none since the gradient itself is not finite."""
 
 
+def model_device(accelerator: Accelerator) -> torch.device:
+    """Return the device for a rank's model.
+
+    accelerate calls the CPU of one of several ranks `cpu:0`. Moving weights there copies them to another alignment, so that sums round
+    differently from those of a single process.
+    """
+    return torch.device("cpu") if accelerator.device.type == "cpu" else accelerator.device
+
+
 class Strategy:
     """One process, or DDP: every process holds the full model, and gradients are reduced with the last micro-batch of a step.
 
     model, optimizer: as `prepare` wrapped them.
     trained_bytes, frozen: size of the trained weights, and fingerprint of the others.
     clip: the largest global gradient norm; None for no limit.
+    shards, by_layer: part of the state is sharded; also the weights, so that each layer can be loaded and sharded before the next one.
     scaler: multiplies losses under float16, whose small gradients would be zero otherwise; it does nothing in other types.
     """
 
     shards = False
+    by_layer = False
     model: Any
     optimizer: torch.optim.Optimizer
     trained_bytes: int
@@ -77,23 +91,31 @@ class Strategy:
         """The name shown to people and stored in checkpoints."""
         return "DDP" if self.kind == "ddp" else "one process"
 
+    def place(self, model: RewardModel) -> None:
+        """Move a model from the CPU to the device of this process, and shard its weights if the strategy does. Called on all ranks.
+
+        Its optimizer is built afterwards, over the parameters that it then has.
+        """
+        model.to(model_device(self.accelerator))
+
     def prepare(self, model: RewardModel, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
-        """Wrap a model and its optimizer, which are on the device and not sharded.
+        """Wrap a model that is in place, and its optimizer. Called on all ranks.
 
         Raises:
             RmtrainError: accelerate did not wrap the model as the strategy requires.
         """
-        self.trained_bytes = sum(parameter.nbytes for parameter in trained_parameters(model).values())
+        self.trained_bytes = sum(shape_of(p).numel() * p.element_size() for p in trained_parameters(model).values())
         self.frozen, self.clip = frozen_fingerprint(model), clip
         self.scaler = GradScaler(self.accelerator.device.type, enabled=model.computing == "float16")
         model.sharded = self.shards and self.accelerator.num_processes > 1
-        self.configure(model, optimizer)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = self.wrapped(model, optimizer)
         if not self.is_wrapped():
             raise RmtrainError(f"requested {self.name}, but accelerate did not wrap the model that way; please report this bug")
 
-    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
-        """Set accelerate's plugin before it wraps a model."""
+    def wrapped(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Return the model and its optimizer with what the strategy puts around them."""
+        wrapped: tuple[nn.Module, torch.optim.Optimizer] = self.accelerator.prepare(model, optimizer)
+        return wrapped
 
     def is_wrapped(self) -> bool:
         """Return whether the model is wrapped as the strategy requires."""
@@ -115,7 +137,7 @@ class Strategy:
         """
         clip, scale = math.inf if self.clip is None else self.clip, self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
-        norm = full_tensor(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
         is_finite = bool(torch.isfinite(norm))
         self.scaler.update()  # before the step, which can run out of memory and be repeated
         if is_finite:
@@ -167,18 +189,38 @@ class Fsdp2(Strategy):
 
     kind: StrategyKind = "fsdp2"
     name = "FSDP2"
-    shards = True
+    shards = by_layer = True
 
-    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
-        """In half precision, weights are gathered and compute in it; head, rewards and reductions are float32."""
-        plugin = self.accelerator.state.fsdp_plugin
+    def place(self, model: RewardModel) -> None:
+        """Load and shard one layer after the other, and then the rest, with the settings of accelerate's plugin.
+
+        accelerate itself shards a model only when all of it is loaded. In half precision, weights are gathered and compute in it; head,
+        rewards and reductions are float32.
+        """
+        plugin, mesh = self.accelerator.state.fsdp_plugin, getattr(self.accelerator, "torch_device_mesh", None)
         if plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers_of(model.backbone)})
+        plugin.set_auto_wrap_policy(model)
+        is_group = fsdp2_prepare_auto_wrap_policy(plugin, model) or (lambda _: False)
+        precision = plugin.mixed_precision_policy or MixedPrecisionPolicy()
         if model.computing != "float32":
-            plugin.mixed_precision_policy = MixedPrecisionPolicy(
-                param_dtype=getattr(torch, model.computing), reduce_dtype=torch.float32, output_dtype=torch.float32
-            )
-            shard_head(head_of(model.backbone, model.head), optimizer)
+            computing: torch.dtype = getattr(torch, model.computing)
+            precision = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32, output_dtype=torch.float32)
+            fully_shard(head_of(model.backbone, model.head), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        options: dict[str, Any] = {"mp_policy": precision}
+        if mesh is not None:
+            options["mesh"] = mesh[tuple(self.accelerator.parallelism_config.fsdp_dim_names)]
+        for module in get_module_children_bottom_up(model)[:-1]:
+            if is_group(module) and not isinstance(module, FSDPModule):
+                model.load(module)
+                fully_shard(module, reshard_after_forward=plugin.reshard_after_forward, **options)
+        model.load(model)
+        fully_shard(model, **options)
+        model.sharded = self.accelerator.num_processes > 1
+
+    def wrapped(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        # accelerate would look for the parameters of the optimizer by their addresses, and a rank without a part of a tensor has none.
+        return model, optimizer
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
@@ -186,15 +228,6 @@ class Fsdp2(Strategy):
 
     def is_wrapped(self) -> bool:
         return all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
-
-
-def shard_head(head: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Shard the head on its own, in float32, and replace its parameters in the optimizer: accelerate has one precision for all."""
-    before = list(head.parameters())
-    fully_shard(head, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-    shards = {id(old): new for old, new in zip(before, head.parameters(), strict=True)}
-    for group in optimizer.param_groups:
-        group["params"] = [shards.get(id(parameter), parameter) for parameter in group["params"]]
 
 
 class DeepSpeedStrategy(Strategy):
@@ -222,10 +255,30 @@ class DeepSpeedStrategy(Strategy):
     def name(self) -> str:
         return f"DeepSpeed ZeRO-{self.stage}"
 
-    def configure(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> None:
+    @property
+    def by_layer(self) -> bool:  # type: ignore[override]
+        return self.stage == 3
+
+    def place(self, model: RewardModel) -> None:
+        if self.stage < 3:
+            super().place(model)
+            return
+        from deepspeed.runtime.zero import Init
+
+        zero = self.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
+        settings = {key: value for key, value in zero.items() if value != "auto"}
+        config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings}
+        for module in (*layers_of(model.backbone), model):
+            model.load(module)
+            Init(module=module, config_dict_or_path=config)
+        for buffer in model.buffers():
+            buffer.data = buffer.data.to(model_device(self.accelerator))
+
+    def wrapped(self, model: RewardModel, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = 0.0 if self.clip is None else self.clip
         config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
+        return super().wrapped(model, optimizer)
 
     def is_wrapped(self) -> bool:
         stage, processes = self.model.zero_optimization_stage(), self.model.dp_world_size
@@ -269,7 +322,7 @@ class DeepSpeedStrategy(Strategy):
         trained, buffers = trained_parameters(self.model), dict(persistent_buffers(unwrap(self.model)))
         check_names("weights", [*trained, *buffers], tensors)
         for name, target in (trained | buffers).items():
-            check_weight(name, tensors[name], getattr(target, "ds_shape", target.shape), target.dtype)
+            check_weight(name, tensors[name], shape_of(target), target.dtype)
         for name, parameter in trained.items():
             value = tensors[name].to(self.accelerator.device)
             with torch.no_grad(), GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
@@ -282,7 +335,7 @@ class DeepSpeedStrategy(Strategy):
         from deepspeed.utils import safe_set_full_optimizer_state
 
         trained = trained_parameters(self.model)
-        states = state_by_parameter(tensors, {name: getattr(p, "ds_shape", p.shape) for name, p in trained.items()})
+        states = state_by_parameter(tensors, {name: shape_of(p) for name, p in trained.items()})
         if not states:
             return
         # AdamW itself creates the state of the flat buffers only at its first step.

@@ -4,8 +4,10 @@ import copy
 import difflib
 import importlib.util
 import logging
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,10 +36,11 @@ from rmtrain.model.classifier import (
     set_token_ids,
 )
 from rmtrain.model.last_token_classifier import is_made, text_part
+from rmtrain.model.layer_weights import check_finite
 from rmtrain.model.mixture import expert_tensors, router_layers, taken_for_experts
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_pretrained
-from rmtrain.model.reward_model import RewardModel
+from rmtrain.model.reward_model import RewardModel, evaluating
 from rmtrain.recipe.schema import Architecture, Lora, PretrainedModel, ScratchModel
 
 UNQUANTIZED = ["score", "classifier", "pre_classifier", r"(.*\.)?pooler", "head"]
@@ -61,11 +64,16 @@ CHOOSING = re.compile(r"\bindexer\b|score_correction_bias|expert_bias")
 logger = logging.getLogger("rmtrain")
 
 
-def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int) -> RewardModel:
+def build_reward_model(
+    model: PretrainedModel | ScratchModel, lora: Lora | None, tokenizer: Any, seed: int, by_layer: bool = False
+) -> RewardModel:
     """Build the model that a recipe describes, on the CPU (4-bit weights: on the current GPU), in training mode.
 
     The tokenizer sets the pad, begin and end ids of the configuration; each of its tokens gets an embedding. Each random number depends
     on `seed` and its purpose; the global generators are neither read nor moved.
+
+    With `by_layer`, layers get their weights later, by `RewardModel.layer_weights`, if they can (`can_load_by_layer`); `check_forward` is
+    then left to the caller.
 
     Raises:
         CheckpointError: the model cannot be found, read or used.
@@ -81,7 +89,14 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
     else:
         base_ref = ModelRef(model.path, model.revision, "model.path", model.trust_remote_code).checked().pinned()
         loaded = load_pretrained(
-            base_ref, tokenizer, model.head, dtype=dtype, dropout=model.dropout, seed=seed, quantization=quantization
+            base_ref,
+            tokenizer,
+            model.head,
+            dtype=dtype,
+            dropout=model.dropout,
+            seed=seed,
+            quantization=quantization,
+            by_layer=by_layer and can_load_by_layer(model, lora),
         )
     head = head_of(loaded.model, loaded.head)
     if loaded.head.pools_last_token and head.bias is not None:
@@ -97,16 +112,23 @@ def build_reward_model(model: PretrainedModel | ScratchModel, lora: Lora | None,
             "transformers has no %s; one is made. The export loads in vLLM, OpenRLHF and, with trust_remote_code, in transformers",
             type(loaded.model).__name__,
         )
-    _check_finite(loaded.model)
+    layer_weights = loaded.layer_weights
+    waiting = set() if layer_weights is None else layer_weights.names
+    check_finite((name, parameter) for name, parameter in loaded.model.named_parameters() if name not in waiting)
     freeze_untrainable(loaded.model)
-    if quantization is None:  # a 4-bit model that ran on a CPU no longer trains
-        check_forward(loaded, tokenizer)
+    if quantization is None and layer_weights is None:  # a 4-bit model that ran on a CPU no longer trains
+        check_forward(loaded.model, loaded.head, tokenizer)
     if quantization is not None:
         prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
     if model.gradient_checkpointing:
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
-    return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head).train()
+    return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head, layer_weights).train()
+
+
+def can_load_by_layer(model: PretrainedModel | ScratchModel, lora: Lora | None) -> bool:
+    """Return whether layers can get their weights when the model is built: DoRA's adapters begin as norms of the weights."""
+    return isinstance(model, PretrainedModel) and not (lora is not None and lora.dora)
 
 
 def freeze_untrainable(model: PreTrainedModel) -> None:
@@ -117,12 +139,6 @@ def freeze_untrainable(model: PreTrainedModel) -> None:
     for name, parameter in base.named_parameters():
         is_text = id(parameter) in reached if reached else not (has_other_senses and OTHER_SENSES.search(name))
         parameter.requires_grad_(parameter.requires_grad and is_text and not CHOOSING.search(name))
-
-
-def _check_finite(model: PreTrainedModel) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"model: {name} has weights that are not finite; use another checkpoint")
 
 
 def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> BitsAndBytesConfig | None:
@@ -144,14 +160,18 @@ def _quantization(model: PretrainedModel | ScratchModel, lora: Lora | None) -> B
     )
 
 
-def check_forward(loaded: LoadedModel, tokenizer: Any) -> None:
+def check_forward(
+    model: PreTrainedModel, head: HeadSpec, tokenizer: Any, run: Callable[[Callable[[], Tensor]], Any] = operator.call
+) -> None:
     """Run a model on two tokens, alone and followed by others, and refuse it if these change what is read.
 
     An encoder must not see padding in spite of its mask, as FNet and YOSO do: rewards would depend on the batch. Two tokens, because the
     shorter a text, the more it changes. A causal model must not look ahead, as BERT does as a generator; those for which transformers has
     a class do not.
+
+    `run` calls a function where the model has its weights: that of the RewardModel, if it is sharded.
     """
-    model, causal = loaded.model, loaded.head.pools_last_token
+    causal = head.pools_last_token
     if causal and not is_made(model):
         return
     ids = [token for token in range(len(tokenizer)) if token != tokenizer.pad_token_id][-12:]
@@ -165,9 +185,8 @@ def check_forward(loaded: LoadedModel, tokenizer: Any) -> None:
         return what.float()
 
     try:
-        with torch.no_grad(), seeded(0, "padding"):
-            model.eval()
-            alone, followed = read(2), read(12)
+        with evaluating(model), seeded(0, "padding"):
+            alone, followed = run(partial(read, 2)), run(partial(read, 12))
     except BUILD_ERRORS as error:
         raise CheckpointError(f"model: the forward of {name} fails: {' '.join(str(error).split())[:300]}") from error
     tolerance = 0.01 if causal else 1e-5 if model.dtype == torch.float32 else 0.1

@@ -100,11 +100,17 @@ class Weights:
 
     def tensor(self, name: str) -> Tensor:
         """Return one tensor, on the CPU, in the dtype it was saved in."""
-        file = self.ref.find(self.files[name], required=True)
-        assert file is not None, "a required file is found, or an error is raised"
-        with _open(self.ref, file) as reader:
+        with self.opened(self.files[name]) as reader:
             tensor: Tensor = reader.get_tensor(name)
         return tensor
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Any]:
+        """Open one of the files; raises the error of a missing or damaged file."""
+        file = self.ref.find(name, required=True)
+        assert file is not None, "a required file is found, or an error is raised"
+        with _open(self.ref, file) as reader:
+            yield reader
 
     def header(self) -> dict[str, Stored]:
         """Return the dtype and shape of each tensor, from the beginning of each file; raises the error of a missing or damaged file."""
@@ -117,9 +123,7 @@ class Weights:
                 raise self.ref.error(f"cannot read the weights of {self.ref.path}: {error}") from error
         stored = {}
         for name in names:
-            file = self.ref.find(name, required=True)
-            assert file is not None, "a required file is found, or an error is raised"
-            with _open(self.ref, file) as reader:
+            with self.opened(name) as reader:
                 for key in reader.keys():  # noqa: SIM118  # a reader of safetensors, not a dict
                     tensor = reader.get_slice(key)
                     stored[key] = Stored(tensor.get_dtype(), tuple(tensor.get_shape()))

@@ -37,6 +37,7 @@ from rmtrain.model.classifier import (
     set_token_ids,
 )
 from rmtrain.model.last_token_classifier import text_part
+from rmtrain.model.layer_weights import LayerWeights
 from rmtrain.model.model_files import ModelRef, Stored, Weights, find_weights
 from rmtrain.network import HUB_ERRORS, raise_if_passing
 
@@ -102,6 +103,7 @@ class LoadedModel:
     new_head: the head is random, not the checkpoint's.
     new_modules: modules between the last layer and the score that the checkpoint lacks: a new head, and the pooler of some encoders.
     new_tokens: ids whose embeddings were added because the tokenizer has more tokens than the checkpoint.
+    layer_weights: reads the layers, which have no weights yet; None: the model is whole.
     """
 
     model: PreTrainedModel
@@ -109,6 +111,7 @@ class LoadedModel:
     new_head: bool
     new_modules: tuple[str, ...]
     new_tokens: range
+    layer_weights: LayerWeights | None = None
 
 
 def load_pretrained(
@@ -120,6 +123,7 @@ def load_pretrained(
     dropout: float = 0.0,
     seed: int = 0,
     quantization: BitsAndBytesConfig | None = None,
+    by_layer: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint as a sequence-classification model with one output.
 
@@ -128,6 +132,7 @@ def load_pretrained(
         head: `from_checkpoint` requires a head with one output; `auto` uses such a head if there is one.
         dtype: dtype of all weights except the head, which is float32.
         seed: seed of everything that is new.
+        by_layer: leave the weights of the layers in the files, for `LoadedModel.layer_weights`.
 
     Raises `ref.error` if files are missing, damaged, not safetensors or of another model, or the required head is missing.
     """
@@ -160,8 +165,11 @@ def load_pretrained(
     if quantization is not None:  # weights are quantized on the way to their device
         device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": quantization, "device_map": {"": device}}
+    if by_layer:
+        options["device_map"] = "meta"  # transformers compares all names and shapes, and reads nothing
     with seeded(seed, "weights"):
         model, new_names, unused = _load_weights(ref, header, spec, saved, options)
+        layer_weights = LayerWeights(model, weights, options.get("key_mapping")) if by_layer else None
     if unused:
         logger.info("%s has weights that are not used: %s", ref.path, ", ".join(unused))
     set_module_dropout(model, dropout)
@@ -170,7 +178,7 @@ def load_pretrained(
     new_tokens = _grow_embeddings(ref, model, tokenizer)
     set_token_ids(model.config, tokenizer)
     new_modules = tuple(sorted({name.rpartition(".")[0] for name in new_names}))
-    return LoadedModel(model, spec, saved is None, new_modules, new_tokens)
+    return LoadedModel(model, spec, saved is None, new_modules, new_tokens, layer_weights)
 
 
 def _text_prefix(ref: ModelRef, header: Mapping[str, Stored], empty: PreTrainedModel) -> str:

@@ -10,9 +10,10 @@ Tensor legend: R rows, T tokens of a row, N responses, S distinct sequences, H h
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer, unpack_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
+from rmtrain.model.layer_weights import LayerWeights
 from rmtrain.model.mixture import router_balance
 from rmtrain.model.model_files import ModelRef
 from rmtrain.recipe.schema import Precision
@@ -48,12 +50,19 @@ class RewardModel(nn.Module):
         base_ref: source of the base weights; None: they were initialized from a seed.
         dtype: dtype of the base weights; trained adapters and the head are float32.
         new_head: the head was initialized from a seed.
+        layer_weights: reads the layers, which have no weights yet; None: the model is whole.
         sharded: layers gather their weights in each call, so that every rank has to call them equally often.
         computing: type of the matrix products: float32 for that of the weights, or bfloat16 or float16, whatever theirs is.
     """
 
     def __init__(
-        self, hf: nn.Module, head: HeadSpec, base_ref: ModelRef | None, dtype: torch.dtype, new_head: bool = False
+        self,
+        hf: nn.Module,
+        head: HeadSpec,
+        base_ref: ModelRef | None,
+        dtype: torch.dtype,
+        new_head: bool = False,
+        layer_weights: LayerWeights | None = None,
     ) -> None:
         super().__init__()
         self.hf = hf
@@ -61,6 +70,7 @@ class RewardModel(nn.Module):
         self.base_ref = base_ref
         self.dtype = dtype
         self.new_head = new_head
+        self.layer_weights = layer_weights
         self.computing = "float32"
         self.sharded = False
         self._accepted = frozenset(inspect.signature(self.backbone.base_model.forward).parameters)
@@ -118,6 +128,13 @@ class RewardModel(nn.Module):
         """The device of the head."""
         return self.head_weight_1H.device
 
+    def load(self, module: nn.Module) -> None:
+        """Read the layers of a module that have no weights yet, if any; raises CheckpointError as `LayerWeights.load`."""
+        if self.layer_weights is not None:
+            self.layer_weights.load(module)
+            if module is self:
+                self.layer_weights = None
+
     def use_layout(self, layout: Layout, last_token_only: bool = True) -> None:
         """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows.
 
@@ -126,11 +143,19 @@ class RewardModel(nn.Module):
         self._last_token_only = last_token_only and self._can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
-    def forward(self, batch: MicroBatch, balance: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: MicroBatch | Callable[[], Tensor], balance: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor] | Exception:
         """Return rewards_N, float32, in the order of the batch's responses; with `balance`, also the `router_balance` of the batch.
 
         Causal models are read at the last token that the layout names; transformers would look for the last one that is not the pad id.
+        In place of a batch, it also takes the function of `run`.
         """
+        if callable(batch):
+            try:
+                return batch()
+            except Exception as error:
+                return error
         device, is_lower = batch.input_ids_RT.device.type, self.computing != "float32"
         dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
         with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
@@ -153,6 +178,19 @@ class RewardModel(nn.Module):
 
         Where the head of an encoder reads every token, and pools afterwards, it is what it returns.
         """
+        return self.run(partial(self._hidden, batch))
+
+    def run(self, function: Callable[[], Tensor]) -> Tensor:
+        """Call a function within `forward`, so that it has the weights that a strategy gathers for a forward.
+
+        Its errors are raised after the forward: the hooks of ZeRO-3 have to see the end of what they saw begin.
+        """
+        outcome: Tensor | Exception = self(function)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _hidden(self, batch: MicroBatch) -> Tensor:
         if self.pools_last_token:
             return self._run(batch)[0]
         read: list[Tensor] = []

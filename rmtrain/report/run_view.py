@@ -148,7 +148,7 @@ def _conclusion(document: Mapping[str, Any]) -> Text:
     one = next(row for row in strategies if row["name"] == document["strategy"])
     numbers = f"{_gigabytes(one, digits)[-1]} of {one['memory'] / GIGABYTE:.{digits}f} GB"
     if one["start"] > one["total"]:
-        numbers += f", and {one['start'] / GIGABYTE:.{digits}f} at the start, to shard the whole model"
+        numbers += f", and {one['start'] / GIGABYTE:.{digits}f} at the start, to shard the model"
     if one["fits"]:
         return Text.assemble((f"{_title(one)} fits", "bold green"), f": {numbers}")
     others = [row for row in strategies if row["fits"]]

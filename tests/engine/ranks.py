@@ -152,13 +152,11 @@ class Trained:
         self.strategy, self.case, self.recipe, accelerator = strategy, case, recipe, strategy.accelerator
         plan = plan_of(case, accelerator.num_processes)
         self.loader = StepLoader(comparisons(case), plan, case.layout, 1, accelerator.process_index)
-        if strategy.kind == "fsdp2":
-            accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # that of the case before may be another
+        strategy.place(model)
         strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
         self.model = strategy.model
         self.meter, self.rate = Meter(accelerator, 1), learning_rate(recipe.optimizer, STEPS)
-        accelerator._models.clear()
-        accelerator._optimizers.clear()
+        forget(strategy)
 
     def step(self, number: int) -> bool:
         """Compute a step, and return whether there was an update."""
@@ -167,6 +165,15 @@ class Trained:
             train_step(self.strategy, self.recipe.objective, self.meter, self.rate(number), self.loader.step(number)).outcome
             == "updated"
         )
+
+
+def forget(strategy: Any) -> None:
+    """Remove from an accelerator what it knows of a model, whose layers may be of another class than those of the next one."""
+    accelerator = strategy.accelerator
+    accelerator._models.clear()
+    accelerator._optimizers.clear()
+    if strategy.kind == "fsdp2":
+        accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None
 
 
 def compute(strategy: Any, case: Case, recipe: Recipe, steps: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -262,11 +262,17 @@ def test_budget_is_the_largest_that_fits(memory: MemoryModel, strategy: Any) -> 
     assert memory.budget(strategy, 4, 10**15, costs) == 2**17
 
 
-def test_sharding_needs_the_whole_model_first(memory: MemoryModel) -> None:
-    """Each process builds the whole model and shards it, which can take more than a step does."""
-    estimate = memory.estimate("fsdp2", 1000, 1)
-    small = dataclasses.replace(estimate, buffers=0, activations=0)
-    assert estimate.start >= memory.sizes.weight_bytes
+def test_start_counts_what_is_held_before_sharding(memory: MemoryModel) -> None:
+    """FSDP2 and ZeRO-3 hold a layer before they shard it, other strategies the whole model, which can take more than a step does."""
+    whole, estimate = memory.sizes.weight_bytes, memory.estimate("zero2", 1000, 1)
+    for strategy in STRATEGIES:
+        starts = {
+            by_layer: dataclasses.replace(memory, by_layer=by_layer).estimate(strategy, 1000, 1).start
+            for by_layer in (True, False)
+        }
+        assert starts[False] >= whole
+        assert (starts[True] < 0.6 * whole) == (strategy in ("fsdp2", "zero3")), strategy
+    small = dataclasses.replace(estimate, gradients=0, buffers=0, activations=0, weights=0)
     assert small.start > small.total
     assert not small.fits(small.total * 2)
     assert small.fits(small.start * 2)
