@@ -48,8 +48,9 @@ def comparison_view(
     """
     shown = [row["responses"][number] for number in dict.fromkeys(row["compared"])]
     parts: list[RenderableType] = [KeyValues(_facts(row))]
+    prefix = row["prefix_length"] if len(row["responses"]) > 1 else row["prompt_length"]
     for response in shown:
-        strip = TokenStrip(response["ids"], tokenizer, row["prefix_length"], response["reward_index"], show_ids)
+        strip = TokenStrip(response["ids"], tokenizer, prefix, response["reward_index"], show_ids)
         parts += [Text(), _title(response["name"], "as tokens"), strip]
     prompt = Text(escape_invisible(row["prompt"]).strip("\n"))
     parts += [Text(), _title("prompt", "as text"), WrapText(prompt), Text(), _title("responses", "as text")]
@@ -86,8 +87,9 @@ def _facts(row: Mapping[str, Any]) -> dict[str, str | Text]:
         "row": f"{row['row']:,} of {row['split']}, id {escape_invisible(row['id'])}",
         "source": escape_invisible(row["source"]),
         "tokens": f"{lengths}; the prompt is {row['prompt_length']:,} of each",
-        "shared": f"the first {prefix:,}, up to │; {unique:,} tokens are computed instead of {total:,}",
     }
+    if len(responses) > 1:
+        facts["shared"] = f"the first {prefix:,}, up to │; {unique:,} tokens are computed instead of {total:,}"
     if row["weight"] != 1:
         facts["weight"] = f"{row['weight']:g}"
     if row["targets"]:

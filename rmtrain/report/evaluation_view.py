@@ -55,10 +55,11 @@ def _preference_lines(summary: Numbers) -> list[tuple[str, str, str]]:
 
 def _target_lines(summary: Numbers) -> list[tuple[str, str, str]]:
     """Return the numbers of targets that apply to them."""
-    within, r2 = decimal(summary["spearman_within"]), decimal(summary["r2"])
+    within, r2 = summary["spearman_within"], decimal(summary["r2"])
+    among = "" if within is None else f"; {decimal(within)} within a prompt"
     error = decimal(summary["target_calibration_error"], 3)
     lines = (
-        ("spearman", "spearman", f"of {summary['targets']:,} targets; within a prompt {within}"),
+        ("spearman", "spearman", f"of {summary['targets']:,} rewards and targets{among}"),
         ("mse", "mse", f"R² {r2}, in the units of the targets"),
         ("auc", "auc", "right responses against wrong ones"),
         ("at half", "accuracy_at_half", "of the targets are on the side of 0.5 that sigmoid(reward) says"),

@@ -112,16 +112,19 @@ def stacked(plots: Sequence[Plot]) -> Figure:
 
 
 def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
-    """Return functions that draw the pictures of an evaluation, under the names that trackers show; none if no preference has a winner."""
-    if not any(edge.probability > 0.5 for row in evaluation.scored for edge in row.preferences):
-        return {}
+    """Return functions that draw the pictures of an evaluation, under the names that trackers show, as far as it has any."""
     summary, scored = evaluation.summary, evaluation.scored
+    drawn: dict[str, Callable[[], Figure]] = {}
+    if summary["targets"]:
+        drawn["eval/targets"] = lambda: stacked([target_plot(diagnose(scored)["reward_by_target"], summary)])
+    if not any(edge.probability > 0.5 for row in scored for edge in row.preferences):
+        return drawn
 
     def draw_rewards() -> Figure:
         diagnosis = diagnose(scored)
         return stacked([reward_plot(diagnosis["rewards"], summary["rewards"]), margin_plot(diagnosis["margins"])])
 
-    return {
+    return drawn | {
         "eval/rewards": draw_rewards,
         "eval/calibration": lambda: stacked([calibration_plot(diagnose(scored)["calibration"])]),
     }
