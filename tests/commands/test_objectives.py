@@ -261,3 +261,29 @@ def test_soft_labels_beat_the_majority(tmp_path: Path) -> None:
         losses[soft] = train(recipe, QUIET).document["evaluation"]["loss"]
     assert losses[True] < losses[False] - 0.02
     assert losses[True] < math.log(2), "guard: it learned"
+
+
+@pytest.mark.usefixtures("no_reload")
+def test_rm_bench_as_right_and_wrong(shared_data: Path, tmp_path: Path) -> None:
+    """The rows of RM-Bench with six responses each, three of them right: every response is scored, and the prompt computed once."""
+    published = json.loads((shared_data / "rmbench_chat.json").read_text(encoding="utf-8"))
+    rows = [
+        {"prompt": row["prompt"], "answers": [*row["chosen"], *row["rejected"]], "right": [True] * 3 + [False] * 3}
+        for row in published
+    ]
+    source = {"format": "scored", "responses": "answers", "target": "right"}
+    files = [write_rows(tmp_path / f"{name}.jsonl", part) for name, part in (("bench", rows[:100]), ("held", rows[100:]))]
+    data = {"train": [{"path": str(files[0]), **source}], "eval": [{"path": str(files[1]), **source}], "max_length": 4096}
+    sizes = {"architecture": "llama", "hidden_size": 32, "layers": 2, "heads": 2, "intermediate_size": 64, "vocab_size": 400}
+    model = {"scratch": sizes | {"max_positions": 4096}}
+    options: dict[str, Any] = {"batching": {"max_tokens": "auto"}, "training": {"max_steps": 1, "batch_size": 4}}
+    summary = train(tiny_recipe(tmp_path, data=data, model=model, objective={"type": "binary"}, **options), QUIET).document[
+        "evaluation"
+    ]
+    assert summary["targets"] == 6 * summary["n"]
+    assert summary["n"] == len(rows) - 100
+    rewards, targets = np.array(
+        [(row.rewards[t.response], t.value) for row in read_scores(tmp_path / "run/scores.jsonl") for t in row.targets]
+    ).T
+    lead = rewards[targets == 1][:, None] - rewards[targets == 0]
+    assert summary["auc"] == pytest.approx(np.mean((lead > 0) + 0.5 * (lead == 0)), rel=1e-9)
