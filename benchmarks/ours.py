@@ -128,7 +128,7 @@ def train_ours(
     def epoch(loader: StepLoader) -> list[dict[str, float]]:
         lines = []
         for number in range(len(loader)):
-            train_step(strategy, recipe, meter, recipe.optimizer.lr, loader.step(number))
+            train_step(strategy, recipe.objective, meter, recipe.optimizer.lr, loader.step(number))
             lines.append(meter.report(number + 1, 0.0, recipe.optimizer.lr))
         return lines
 

@@ -117,7 +117,7 @@ def test_ten_steps_equal_trl(architecture: str, with_margin: bool, center_reward
     log = RunLog(accelerator, tmp_path / "ours")
     directory = RunDirectory(tmp_path / "ours", "ours", continues=False)
     saver = CheckpointManager(strategy, meter, directory, recipe.checkpoints, {})
-    train(recipe, strategy, loader, meter, log, None, saver, GracefulShutdown())
+    train(recipe, recipe.objective, strategy, loader, meter, log, None, saver, GracefulShutdown())
     lines = [json.loads(line) for line in (tmp_path / "ours/metrics.jsonl").read_text().splitlines()]
 
     in_order = [rows[i] for i in order(1, 0, len(rows))]
