@@ -44,6 +44,8 @@ class LayerWeights:
         self.conversions = get_model_conversion_mapping(self.source, key_mapping)
         modules = {module: name for name, module in model.named_modules()}
         layers = [f"{modules[layer]}." for layer in layers_of(model)]
+        if any(name.startswith(tuple(layers)) for name in model.all_tied_weights_keys):
+            layers = []  # layers that share weights, as in Zamba, are read together
         self.keys = self._keys_by_part(layers)
         with init_empty_weights():  # buffers that no checkpoint has, such as rotary frequencies, are computed as a model is made
             buffers = dict(type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype).named_buffers())
