@@ -100,7 +100,9 @@ class LayerWeights:
                 # A buffer is copied, since it would keep the whole file mapped into memory.
                 held[name] = nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value.clone()
             elif part != OUTSIDE and isinstance(held[name], nn.Parameter):
-                raise self.weights.ref.error(f"{full_name} of {self.weights.ref.path} cannot be read with its layer")
+                raise self.weights.ref.error(
+                    f"{full_name} of {self.weights.ref.path} cannot be read with its layer; use the ddp configuration, and report this bug"
+                )
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Return the tensors that transformers makes of those in the files, by their names in the model."""
