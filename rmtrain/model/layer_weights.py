@@ -44,6 +44,8 @@ class LayerWeights:
         self.conversions = get_model_conversion_mapping(self.source, key_mapping)
         modules = {module: name for name, module in model.named_modules()}
         layers = [f"{modules[layer]}." for layer in layers_of(model)]
+        if any(name.startswith(tuple(layers)) for name in model.all_tied_weights_keys):
+            layers = []  # layers that share weights, as in Zamba, are read together
         self.keys = self._keys_by_part(layers)
         with init_empty_weights():  # buffers that no checkpoint has, such as rotary frequencies, are computed as a model is made
             buffers = dict(type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype).named_buffers())
@@ -98,7 +100,9 @@ class LayerWeights:
                 # A buffer is copied, since it would keep the whole file mapped into memory.
                 held[name] = nn.Parameter(value, before.requires_grad) if isinstance(before, nn.Parameter) else value.clone()
             elif part != OUTSIDE and isinstance(held[name], nn.Parameter):
-                raise self.weights.ref.error(f"{full_name} of {self.weights.ref.path} cannot be read with its layer")
+                raise self.weights.ref.error(
+                    f"{full_name} of {self.weights.ref.path} cannot be read with its layer; use the ddp configuration, and report this bug"
+                )
 
     def _read(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """Return the tensors that transformers makes of those in the files, by their names in the model."""
