@@ -22,7 +22,7 @@ from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, Mem
 from rmtrain.engine.run_log import Meter
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.reward_model import choose_layout, probing_comparisons
+from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.recipe.schema import PretrainedModel, Recipe
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.run_view import dry_run_report
