@@ -18,7 +18,7 @@ from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_log import Meter, RunLog
 from rmtrain.engine.strategy import Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
-from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import Optimizer, Recipe, Training
 
