@@ -27,7 +27,8 @@ from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.distributed import start
 from rmtrain.engine.strategy import Strategy
 from rmtrain.model import attention
-from rmtrain.model.reward_model import LARGEST_NOISE, RewardModel, choose_layout
+from rmtrain.model.layout_probe import LARGEST_NOISE, choose_layout
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry, Lora, Recipe
 from tests.model.builders import amplified, build, comparisons, make_tokenizer

@@ -111,7 +111,7 @@ def train_ours(
 ) -> Trace:
     """Train a new model of the recipe on one epoch of `warm`, then on one of `timed`, which is measured.
 
-    Before both comes the rehearsal of the heaviest micro-batch, as in every run; it is not measured either.
+    Before both comes, on a GPU, the heaviest micro-batch, as in every run; it is not measured either.
 
     Args:
         recipe: sizes, an explicit layout and budget, batch size, a constant learning rate.

@@ -129,6 +129,9 @@ def show_runs(found: dict[str, Any], ratios: dict[str, float], batch_size: int) 
     steps = range(found["prompts"] // batch_size)
     cells = [[i + 1, *(f"{trace.losses[i]:.6f}  {trace.grad_norms[i]:.5f}" for trace in same.values())] for i in steps]
     show("loss and gradient norm of each step", ["step", *same], cells)
+    apart = [[name, f"{values['loss']:.1e}", f"{values['grad_norm']:.1e}"] for name, values in compare_traces(same).items()]
+    columns = ["run", "loss, absolute", "gradient norm, relative"]
+    show(f"largest difference from {next(iter(same), 'the first run')}; at most {TOLERANCE:.0e}", columns, apart)
 
 
 def figures_of(ratios: dict[str, float], arguments: Namespace) -> list[dict[str, str]]:

@@ -1,6 +1,7 @@
 """Errors become lines and exit codes: in one process, in a rank of `--processes`, and in a rank of another launcher."""
 
 import errno
+import gc
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.cli import fail_on_missed
+from rmtrain.cli import fail_on_missed, quick_imports
 from rmtrain.errors import GateMissed, RmtrainError
 from tests.forks import rmtrain
 from tests.runs import ROOT, environment_of_process, tiny_recipe, write_recipe
@@ -172,3 +173,17 @@ def test_missed_gate_names_required_and_value(monkeypatch: pytest.MonkeyPatch) -
         assert float(line.partition("missed by ")[2]) > 0
     monkeypatch.setenv("RANK", "1")
     fail_on_missed(gates)
+
+
+def test_imports_collect_no_garbage() -> None:
+    """Collections stop while a verb is imported, and go on afterwards, also if an import fails."""
+    try:
+        with quick_imports():
+            assert not gc.isenabled()
+        assert gc.isenabled()
+        with pytest.raises(ImportError), quick_imports():
+            raise ImportError
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0, "what was imported is left out of later collections"
+    finally:
+        gc.unfreeze()

@@ -8,7 +8,7 @@ import yaml
 from typer.main import get_command
 
 from rmtrain.cli import app
-from rmtrain.commands.evaluate import gate_names
+from rmtrain.commands.evaluate_scores import gate_names
 from rmtrain.commands.options import parse_gates
 from rmtrain.commands.score import CHUNK
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, named

@@ -90,6 +90,14 @@ def test_light_modules_load_no_heavy_library(module: str) -> None:
     assert printed.stdout.strip() == "[]"
 
 
+def test_numbers_of_scores_need_no_transformers() -> None:
+    """`eval --scores` and `--compare` import torch, which computes the loss, and nothing that loads data or models."""
+    heavy = ("torch", "transformers", "datasets", "accelerate", "peft")
+    code = f"import sys, rmtrain.cli, rmtrain.commands.evaluate_scores; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert printed.stdout.strip() == "['torch']"
+
+
 def test_public_functions_are_annotated_and_documented() -> None:
     missing = []
     for file in FILES:

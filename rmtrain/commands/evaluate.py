@@ -1,9 +1,8 @@
-"""`rmtrain eval`: numbers of a model on pairs or on public benchmarks, numbers of scores alone, and a comparison of two files of scores."""
+"""`rmtrain eval`: numbers of a model on pairs or on public benchmarks. For numbers of scores alone see evaluate_scores.py."""
 
-import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from pydantic import ValidationError
-from rich.console import Console, Group
+from rich.console import Console
 from rich.text import Text
 
 from rmtrain.batching.plan import Costs
+from rmtrain.commands.evaluate_scores import benchmarks_result, gate_names, pairs_result, run_scores
 from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
 from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
@@ -22,38 +22,32 @@ from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
 from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.strategy import model_device
-from rmtrain.errors import CheckpointError, RecipeError, missing
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item, Scores
-from rmtrain.evaluation.benchmarks.measure import measure, named, only
-from rmtrain.evaluation.benchmarks.published import read_items, read_output
-from rmtrain.evaluation.compare import compare
-from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.metrics import check_gates, summarize
+from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.evaluation.benchmarks.base import Benchmark, Item
+from rmtrain.evaluation.benchmarks.measure import measure, named
+from rmtrain.evaluation.benchmarks.published import read_items
+from rmtrain.evaluation.metrics import EvaluationResult, check_gates
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import (
     OBJECTIVE,
     TIES,
     ScoredComparison,
     digest_of,
-    objective_of,
     pair_settings,
-    read_scores,
-    read_settings,
-    unknown_prompts,
     versions,
     write_scores,
 )
-from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, score
+from rmtrain.evaluation.scoring import ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.files import expanded, unwritable
+from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.model_files import ModelRef
-from rmtrain.model.reward_model import choose_layout, computing_type, probing_comparisons
+from rmtrain.model.reward_model import computing_type
 from rmtrain.model.saved_model import FACTS, load_reward_model, model_of, template_hash
 from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Objectives, Recipe
 from rmtrain.report.console import compact, one_line
-from rmtrain.report.evaluation_view import benchmark_report, diagnosis_view, difference_report, evaluation_summary
 from rmtrain.report.page import with_errors, write_report
 from rmtrain.report.progress import ReadingProgress, ScoringProgress
 from rmtrain.report.terminal import TerminalConsole
@@ -61,14 +55,12 @@ from rmtrain.report.terminal import TerminalConsole
 
 def run_eval(options: EvalOptions, console: Console) -> CommandResult:
     """Do what the options of `rmtrain eval`, which `EvalOptions.check` has checked, ask for; see the functions below for the errors."""
+    if options.needs_no_model:
+        return run_scores(options)
     if options.report is not None:
         options = replace(options, report=expanded(options.report, "--report"))
     if options.output is not None:
         options = replace(options, output=expanded(options.output, "--output"))
-    if options.compare is not None:
-        return _compare_scores(options, *options.compare)
-    if options.scores is not None:
-        return _evaluate_scores(options, options.scores)
     if options.benchmark is not None:
         target = find_model(options)
         folder = output_folder(options, target, "benchmarks")
@@ -176,7 +168,7 @@ def _evaluate_pairs(options: EvalOptions, console: Console) -> CommandResult:
             write_report(options.report, title, result, gates=passed, recipe=recipe, run=run)
 
     run_on_main(accelerator, write)
-    return _pairs_result(result, passed, scores, options.report)
+    return pairs_result(result, passed, scores, options.report)
 
 
 def evaluate(
@@ -295,7 +287,7 @@ def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Pa
             measured["warnings"].append(f"{cut:,} of {rows:,} rows are over {length:,} tokens and lost their beginning")
         pad_token = replaced_pad_token(scorer.tokenizer)
         numbers[benchmark.name] = {**measured, "pad_token": pad_token, "settings": settings, "scores": str(path)}
-    return _benchmarks_result(numbers, benchmarks, gates)
+    return benchmarks_result(numbers, benchmarks, gates)
 
 
 def _score_items(
@@ -341,83 +333,3 @@ def _score_items(
         for row, item, prompt in zip(scored, items, prompts, strict=True)
     ]
     return rows, settings
-
-
-def gate_names(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, str | None]]:
-    """Return the benchmark and section (None: the whole) of each gate by its name, such as `rm_bench` or `rewardbench.chat_hard`."""
-    parts = [(benchmark.name, section) for benchmark in benchmarks for section in benchmark.sections]
-    sections = {f"{name}.{section.lower().replace(' ', '_')}": (name, section) for name, section in parts}
-    return {**{benchmark.name: (benchmark.name, None) for benchmark in benchmarks}, **sections}
-
-
-def _benchmarks_result(
-    numbers: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark], gates: Mapping[str, float]
-) -> CommandResult:
-    values = {}
-    for gate, (name, section) in gate_names(benchmarks).items():
-        values[gate] = (numbers[name] if section is None else numbers[name]["sections"].get(section, {})).get("score")
-    results = check_gates(values, gates)
-    return CommandResult(benchmark_report(numbers, results), {"benchmarks": dict(numbers), "gates": results})
-
-
-def _evaluate_scores(options: EvalOptions, scores: Path) -> CommandResult:
-    """Compute numbers from a file of scores alone: of the benchmark that the options or its settings name, else of pairs."""
-    scores = _scores_in(scores)
-    if not (os.path.isfile(scores) or os.path.isdir(scores)):
-        raise RecipeError(f"--scores: {missing(scores)}")
-    settings = read_settings(scores)
-    name = options.benchmark or (settings or {}).get("benchmark")
-    if name is not None:
-        if options.report is not None:
-            raise RecipeError(f"--report: only for pairs, and {scores} has scores of a benchmark; leave it out")
-        benchmark = only(str(name), "--scores")
-        gates = parse_gates(options.fail_under, gate_names([benchmark]))
-        output = read_output(benchmark, scores)
-        numbers = measure(benchmark, output)
-        numbers["warnings"] += [] if isinstance(output, Scores) else unknown_prompts(output)
-        return _benchmarks_result({benchmark.name: {**numbers, "settings": settings, "scores": str(scores)}}, [benchmark], gates)
-
-    gates = parse_gates(options.fail_under)
-    accelerator = start_evaluation()
-    rows = read_scores(scores)
-    summary = summarize(rows, objective_of(settings, scores))
-    summary["warnings"] += unknown_prompts(rows)
-    result = EvaluationResult(rows, summary, seconds=0.0, micro_batches=0)
-    passed = check_gates(result.summary, gates)
-    if options.report is not None:
-        run_on_main(accelerator, partial(write_report, options.report, scores.name, result, gates=passed))
-    return _pairs_result(result, passed, scores, options.report)
-
-
-def _pairs_result(
-    result: EvaluationResult, gates: Mapping[str, Mapping[str, Any]], scores: Path, page: Path | None
-) -> CommandResult:
-    diagnosis = diagnose(result.scored)
-    lines = [Text(f"gate          {name} {'passed' if gate['passed'] else 'missed'}") for name, gate in gates.items()]
-    lines += [Text(f"scores        {scores}"), *([Text(f"report        {page}")] if page else [])]
-    report = Group(evaluation_summary(result.summary), Text(), diagnosis_view(diagnosis), Text(), *lines)
-    document = {
-        **result.summary,
-        "pad_token": result.pad_token,
-        "diagnosis": diagnosis,
-        "gates": dict(gates),
-        "scores": str(scores),
-        "report": None if page is None else str(page),
-    }
-    return CommandResult(report, document)
-
-
-def _scores_in(path: Path) -> Path:
-    """Return the file of scores of a run or another directory that `eval` wrote; any other path unchanged."""
-    path = expanded(path)
-    return path / "scores.jsonl" if any(os.path.isfile(path / name) for name in ("scores.jsonl", MARKER)) else path
-
-
-def _compare_scores(options: EvalOptions, one: Path, other: Path) -> CommandResult:
-    one, other = _scores_in(one), _scores_in(other)
-    absent = [path for path in (one, other) if not (os.path.isfile(path) or os.path.isdir(path))]
-    if absent:
-        raise RecipeError(*(f"--compare: {missing(path)}" for path in absent))
-    benchmark = only(options.benchmark, "--compare") if options.benchmark else None
-    compared = compare(one, other, benchmark, options.allow_different_settings)
-    return CommandResult(difference_report(compared), {**compared, "gates": {}})

@@ -156,6 +156,11 @@ class EvalOptions:
             return "scores"
         return "pairs" if self.benchmark is None else "benchmarks"
 
+    @property
+    def needs_no_model(self) -> bool:
+        """Return whether everything is computed from files of scores."""
+        return self.kind in ("scores", "compare")
+
     def check(self) -> None:
         """Raise RecipeError for options that cannot be combined, and for invalid values."""
         names = {"target": "a model or recipe", "overrides": "an override"}

@@ -42,20 +42,19 @@ from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.diagnosis import sample_rows
-from rmtrain.evaluation.metrics import check_gates, reward_statistics
+from rmtrain.evaluation.metrics import EvaluationResult, check_gates, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
-from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, evaluate
+from rmtrain.evaluation.scoring import ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model, check_forward
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import check_push, push
+from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.mixture import check_balance
 from rmtrain.model.reward_model import (
     Adapted,
     RewardModel,
     adapted,
-    choose_layout,
     computing_type,
-    probing_comparisons,
     trainable_summary,
 )
 from rmtrain.model.saved_model import template_hash

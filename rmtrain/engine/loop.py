@@ -20,7 +20,7 @@ from rmtrain.engine.run_log import Meter, RunLog
 from rmtrain.engine.state_dict import gathered, shape_of
 from rmtrain.engine.strategy import LR_SCALE, Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
-from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import unwrap
 from rmtrain.objective import compute_objective

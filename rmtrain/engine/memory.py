@@ -24,6 +24,10 @@ logger = logging.getLogger("rmtrain")
 
 T = TypeVar("T")
 
+RUNS_OUT = ("cuda",)
+"""Types of devices that raise an error when memory runs out. On a CPU the kernel ends the process instead, and the heaviest micro-batch,
+which can take as long as several steps, would be computed for nothing."""
+
 
 def token_budget(
     recipe: Recipe, data: TokenizedData, layout: Layout, tokenizer: PreTrainedTokenizerBase, strategy: Strategy
@@ -81,7 +85,7 @@ def retry_on_oom(compute: Callable[[StepBatch], T], number: int, strategy: Strat
 
 
 def warmup_largest_batch(strategy: Strategy, loader: StepLoader, balance: bool = False) -> None:
-    """Compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
+    """On a GPU, compute the heaviest micro-batch first, forward and backward, so that memory runs out now or never.
 
     With `balance`, it is computed as for `objective.router_balance`.
 
@@ -91,6 +95,8 @@ def warmup_largest_batch(strategy: Strategy, loader: StepLoader, balance: bool =
         RmtrainError: memory runs out with one comparison a micro-batch, or where weights are sharded.
     """
     device = strategy.accelerator.device
+    if device.type not in RUNS_OUT:
+        return
     devices = [device] if device.type == "cuda" else []
     while True:
         ran_out = False

@@ -42,10 +42,11 @@ from rmtrain.model.classifier import (
     quiet_transformers,
     set_module_dropout,
 )
+from rmtrain.model.layout_probe import FALLBACKS, LAYOUT_ERRORS
 from rmtrain.model.mixture import check_balance
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.pretrained import LoadedModel, load_config
-from rmtrain.model.reward_model import FALLBACKS, LAYOUT_ERRORS, Adapted, RewardModel, adapted, computing_type
+from rmtrain.model.reward_model import Adapted, RewardModel, adapted, computing_type
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
 StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]

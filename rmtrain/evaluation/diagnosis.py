@@ -5,16 +5,18 @@ Array legend: E preferences (edges).
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference, TokenizedComparison
 from rmtrain.evaluation.metrics import CALIBRATION_BINS, ScoredEdges, confidence_bins, scored_edges, share_with_interval
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.evaluation.targets import Floats
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # numbers of scores alone need no transformers
 
 HISTOGRAM_BINS = 30
 LENGTH_BINS = 8
@@ -170,7 +172,7 @@ def _counts(values: Floats, bins: Floats) -> list[int]:
 
 
 def sample_rows(
-    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: "PreTrainedTokenizerBase", count: int
 ) -> list[dict[str, Any]]:
     """Return up to `count` comparisons as text, spread evenly over the data and the same ones each time; see `describe_edge`.
 
@@ -183,7 +185,7 @@ def sample_rows(
 
 
 def hardest_rows(
-    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: PreTrainedTokenizerBase, count: int
+    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: "PreTrainedTokenizerBase", count: int
 ) -> list[dict[str, Any]]:
     """Return up to `count` of the hardest errors as text, worst first."""
     errors = hardest_errors(scored, count)
@@ -208,7 +210,7 @@ def hardest_errors(scored: Sequence[ScoredComparison], count: int) -> list[tuple
 
 
 def describe_edge(
-    row: TokenizedComparison, edge: Preference, rewards: Sequence[float], tokenizer: PreTrainedTokenizerBase
+    row: TokenizedComparison, edge: Preference, rewards: Sequence[float], tokenizer: "PreTrainedTokenizerBase"
 ) -> dict[str, Any]:
     """Return a preference as text: `id`, `source`, `prompt`, `chosen`, `rejected`, and the two of the comparison's `rewards`."""
     chosen, rejected = row.sequences[edge.winner], row.sequences[edge.loser]

@@ -6,7 +6,7 @@ Array legend: N responses, E preferences (edges), M targets.
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -121,6 +121,42 @@ def reward_statistics(scored: Sequence[ScoredComparison]) -> dict[str, float]:
     """Return number, mean and standard deviation of the rewards of all responses, in float64, by which RL normalizes rewards."""
     rewards_N = np.array([reward for row in scored for reward in row.rewards], dtype=np.float64)
     return {"responses": len(rewards_N), "mean": float(rewards_N.mean()), "std": float(rewards_N.std())}
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Scores of comparisons in the order of the data, their summary, and the time they took.
+
+    hardest: the errors with the largest margins as text, for a report.
+    settings: everything that the scores depend on, for their file.
+    pad_token: see `replaced_pad_token`.
+    """
+
+    scored: list[ScoredComparison]
+    summary: dict[str, Any]
+    seconds: float
+    micro_batches: int
+    hardest: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pad_token: Mapping[str, Any] | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch.
+
+        They are the shares and means of the summary, and its ties; the other counts are left out.
+        """
+        sources = self.summary["sources"]
+        values = {
+            **{name: value for name, value in self.summary.items() if isinstance(value, float)},
+            "ties": self.summary["ties"],
+            "chosen_reward": self.summary["rewards"]["winners"]["mean"],
+            "rejected_reward": self.summary["rewards"]["losers"]["mean"],
+            **({f"{tag}/accuracy": numbers["accuracy"] for tag, numbers in sources.items()} if len(sources) > 1 else {}),
+            "runtime": self.seconds,
+            "samples_per_second": len(self.scored) / self.seconds,
+            "steps_per_second": self.micro_batches / self.seconds,
+        }
+        return {f"eval/{name}": value for name, value in values.items() if value is not None}
 
 
 def summarize(scored: Sequence[ScoredComparison], objective: Objectives = PLAIN) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.export_dir import golden_texts
-from rmtrain.model.reward_model import choose_layout, computing_type
+from rmtrain.model.layout_probe import choose_layout
+from rmtrain.model.reward_model import computing_type
 from rmtrain.model.saved_model import load_reward_model, model_of, template_hash
 from rmtrain.recipe.schema import Messages, Precision
 from rmtrain.recipe.sources import variable_problem

@@ -4,9 +4,9 @@ Training's evaluation, `rmtrain eval`, its benchmarks, `rmtrain score` and `Rewa
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.plan import Costs, Indices, check_budget, gather, split_step
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, hash_text
-from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.metrics import EvaluationResult, summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.model.reward_model import evaluating
 from rmtrain.recipe.schema import Objectives
@@ -120,42 +120,6 @@ def score_micro_batches(
                     cut=row.cut,
                 )
     return scored
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """Scores of comparisons in the order of the data, their summary, and the time they took.
-
-    hardest: the errors with the largest margins as text, for a report.
-    settings: everything that the scores depend on, for their file.
-    pad_token: see `replaced_pad_token`.
-    """
-
-    scored: list[ScoredComparison]
-    summary: dict[str, Any]
-    seconds: float
-    micro_batches: int
-    hardest: Sequence[Mapping[str, Any]] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    pad_token: Mapping[str, Any] | None = None
-
-    def metrics(self) -> dict[str, float]:
-        """Return the numbers of a log line, by their names in `metrics.jsonl`. A step of an evaluation is a micro-batch.
-
-        They are the shares and means of the summary, and its ties; the other counts are left out.
-        """
-        sources = self.summary["sources"]
-        values = {
-            **{name: value for name, value in self.summary.items() if isinstance(value, float)},
-            "ties": self.summary["ties"],
-            "chosen_reward": self.summary["rewards"]["winners"]["mean"],
-            "rejected_reward": self.summary["rewards"]["losers"]["mean"],
-            **({f"{tag}/accuracy": numbers["accuracy"] for tag, numbers in sources.items()} if len(sources) > 1 else {}),
-            "runtime": self.seconds,
-            "samples_per_second": len(self.scored) / self.seconds,
-            "steps_per_second": self.micro_batches / self.seconds,
-        }
-        return {f"eval/{name}": value for name, value in values.items() if value is not None}
 
 
 def evaluate(

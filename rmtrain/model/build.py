@@ -329,7 +329,7 @@ def _build_scratch(recipe: ScratchModel, tokenizer: Any, dtype: torch.dtype, see
             except BUILD_ERRORS as error:
                 raise _sizes_error(sizes, f"its forward fails: {error}") from error
     set_module_dropout(model, recipe.dropout)
-    set_token_ids(model.config, tokenizer)
+    set_token_ids(model, tokenizer)
     install_head(model, head, None, seed)
     return LoadedModel(model, head, new_head=True, new_modules=(), new_tokens=range(0))
 

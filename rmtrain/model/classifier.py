@@ -164,13 +164,17 @@ def prepare_config(config: PretrainedConfig, dropout: float) -> None:
                 setattr(level, name, dropout if "dropout" in name.lower() or "pdrop" in name.lower() else 0.0)
 
 
-def set_token_ids(config: PretrainedConfig, tokenizer: Any) -> None:
-    """Copy the pad id, and the begin and end ids if there are any, from the tokenizer to both levels of a configuration."""
-    for level in _levels(config):
+def set_token_ids(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Copy the pad id, and the begin and end ids if there are any, from the tokenizer to both levels of a model's configuration."""
+    for level in _levels(model.config):
         level.pad_token_id = tokenizer.pad_token_id
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(tokenizer, name, None) is not None:
                 setattr(level, name, getattr(tokenizer, name))
+    # The pad token gets no gradient. A model that pads with its end token has that one here, whose embedding would never train.
+    embeddings = model.get_input_embeddings()
+    if getattr(embeddings, "padding_idx", None) is not None:
+        embeddings.padding_idx = tokenizer.pad_token_id
 
 
 def _levels(config: PretrainedConfig) -> list[PretrainedConfig]:

@@ -176,7 +176,7 @@ def load_pretrained(
     install_head(model, spec, saved, seed)
     _initialize(model, [name for name in new_names if name.rpartition(".")[0] != spec.name], seed)
     new_tokens = _grow_embeddings(ref, model, tokenizer)
-    set_token_ids(model.config, tokenizer)
+    set_token_ids(model, tokenizer)
     new_modules = tuple(sorted({name.rpartition(".")[0] for name in new_names}))
     return LoadedModel(model, spec, saved is None, new_modules, new_tokens, layer_weights)
 

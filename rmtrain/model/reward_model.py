@@ -1,22 +1,16 @@
-"""From tokens to rewards: one module with one forward, for every model, and the layout in which a model computes the same as padded.
-
-Not every architecture can share prefixes: a prompt in an encoder sees its response, ALiBi and linear attention have masks of their own,
-and some models do not pass segments to their attention. Instead of keeping a list of models, a run probes its own, on its own
-comparisons, before the first step.
+"""From tokens to rewards: one module with one forward, for every model.
 
 Tensor legend: R rows, T tokens of a row, N responses, S distinct sequences, H hidden size.
 """
 
 import inspect
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -25,18 +19,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from rmtrain.batching.layout import Layout, MicroBatch, lay_out
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.comparison import TokenizedComparison
-from rmtrain.errors import CheckpointError, RecipeError
+from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer, unpack_last_layer
 from rmtrain.model.classifier import HeadSpec, head_of
 from rmtrain.model.layer_weights import LayerWeights
 from rmtrain.model.mixture import router_balance
 from rmtrain.model.model_files import ModelRef
 from rmtrain.recipe.schema import Precision
-
-logger = logging.getLogger("rmtrain")
 
 
 class RewardModel(nn.Module):
@@ -53,6 +42,7 @@ class RewardModel(nn.Module):
         layer_weights: reads the layers, which have no weights yet; None: the model is whole.
         sharded: layers gather their weights in each call, so that every rank has to call them equally often.
         computing: type of the matrix products: float32 for that of the weights, or bfloat16 or float16, whatever theirs is.
+        can_restrict: the last layer of a single row can be computed only where rewards are read.
     """
 
     def __init__(
@@ -82,7 +72,7 @@ class RewardModel(nn.Module):
         }
         # What trains is float32, also on a bfloat16 base; without autocast, products of the two dtypes would fail.
         self._has_mixed_dtypes = {torch.float32, torch.bfloat16} <= outside_head
-        self._can_restrict = head.pools_last_token and restrict_last_layer(self.backbone)
+        self.can_restrict = head.pools_last_token and restrict_last_layer(self.backbone)
         self._can_unpack = not head.pools_last_token and unpack_last_layer(self.backbone)
         self._last_token_only = False
 
@@ -140,7 +130,7 @@ class RewardModel(nn.Module):
 
         With `last_token_only`, the last layer of a single row is computed only where rewards are read, if the model has a list of layers.
         """
-        self._last_token_only = last_token_only and self._can_restrict
+        self._last_token_only = last_token_only and self.can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
     def forward(
@@ -156,9 +146,7 @@ class RewardModel(nn.Module):
                 return batch()
             except Exception as error:
                 return error
-        device, is_lower = batch.input_ids_RT.device.type, self.computing != "float32"
-        dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
-        with torch.autocast(device, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower):
+        with self._autocast(batch.input_ids_RT.device):
             if not self.pools_last_token:
                 logits_S1 = torch.cat([self._logits(part) for part in self._parts(batch)])
                 return logits_S1.to(torch.promote_types(logits_S1.dtype, torch.float32))[batch.sequence_N, 0]
@@ -174,7 +162,7 @@ class RewardModel(nn.Module):
             return rewards_N, router_balance(self.backbone, router_logits, mask_1T)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Compute what the head reads, [S, H]: a causal model's last hidden states, or what an encoder makes of its own.
+        """Compute what the head reads, [S, H], as `forward` does: a causal model's last hidden states, or what an encoder makes of its own.
 
         Where the head of an encoder reads every token, and pools afterwards, it is what it returns.
         """
@@ -191,15 +179,22 @@ class RewardModel(nn.Module):
         return outcome
 
     def _hidden(self, batch: MicroBatch) -> Tensor:
-        if self.pools_last_token:
-            return self._run(batch)[0]
-        read: list[Tensor] = []
-        hook = head_of(self.backbone, self.head).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-        try:
-            logits = [self._logits(part) for part in self._parts(batch)]
-        finally:
-            hook.remove()
-        return torch.cat(read if read[0].ndim == 2 else logits)
+        with self._autocast(batch.input_ids_RT.device):
+            if self.pools_last_token:
+                return self._run(batch)[0]
+            read: list[Tensor] = []
+            hook = head_of(self.backbone, self.head).register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+            try:
+                logits = [self._logits(part) for part in self._parts(batch)]
+            finally:
+                hook.remove()
+            return torch.cat(read if read[0].ndim == 2 else logits)
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Return the context in which matrix products are computed in `computing`, or in bfloat16 where weights of both types meet."""
+        is_lower = self.computing != "float32"
+        dtype: torch.dtype = getattr(torch, self.computing) if is_lower else torch.bfloat16
+        return torch.autocast(device.type, dtype=dtype, enabled=self._has_mixed_dtypes or is_lower)
 
     def _parts(self, batch: MicroBatch) -> list[MicroBatch]:
         """Return the rectangles of a micro-batch, filled up with single tokens, which nothing reads, to as many as any rank has."""
@@ -316,129 +311,3 @@ def trainable_summary(model: nn.Module) -> dict[str, dict[str, int]]:
 def _count(parameter: Tensor) -> int:
     state = getattr(parameter, "quant_state", None)
     return int(parameter.numel() if state is None else state.shape.numel())
-
-
-FALLBACKS: tuple[Layout, ...] = ("shared_prefix", "packed", "padded")
-LARGEST_ERROR = 1e-4
-"""Of a hidden state, as a share of its change when the tokens before it change."""
-LARGEST_NOISE = 3.0
-"""Of a hidden state, as a multiple of its change when the same tokens are padded otherwise: rounding, which is large in bfloat16."""
-SEGMENT_AWARE = frozenset(("full_attention", "sliding_attention"))
-"""Types of layers that keep to their segments."""
-FORWARD_ERRORS = (ValueError, TypeError, LookupError, AttributeError)
-"""Errors of a model's own forward where its configuration does not suit it."""
-LAYOUT_ERRORS = (SegmentsNotSeen, TypeError, ValueError, RuntimeError, IndexError)
-"""Errors of models that do not pass segments on, check their arguments, or have a mask of a fixed size."""
-
-
-def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[TokenizedComparison], pad_token_id: int) -> Layout:
-    """Return the layout for training and scoring, and set the model's attention for it; the model is on its device, without wrappers.
-
-    Args:
-        wanted: a layout, or `auto`: the first of shared_prefix, packed and padded in which the model is right.
-        comparisons: real ones for the probe.
-
-    Raises:
-        RecipeError: the model is wrong in the requested layout, or does not support it.
-        CheckpointError: its own forward fails.
-    """
-    for layout in FALLBACKS:
-        if wanted not in ("auto", layout):
-            continue
-        # Two probes, because the layout and the restricted last layer can fail independently: a model may support the layout but
-        # have a last layer that needs all tokens, and only then must the layout be kept and the restriction dropped.
-        problem = probe(model, layout, comparisons, pad_token_id, last_token_only=False)
-        if problem is None:
-            restriction = probe(model, layout, comparisons, pad_token_id)
-            if restriction is not None:
-                logger.info("the last layer is computed for all tokens: %s", restriction)
-            model.use_layout(layout, last_token_only=restriction is None)
-            return layout
-        if wanted != "auto":
-            raise RecipeError(f"batching.layout: {layout} does not work with this model: {problem}; set auto, or padded")
-        logger.info("layout %s does not work with this model: %s", layout, problem)
-    raise AssertionError("padded needs no probe")
-
-
-def probe(
-    model: RewardModel,
-    layout: Layout,
-    comparisons: Sequence[TokenizedComparison],
-    pad_token_id: int,
-    last_token_only: bool = True,
-) -> str | None:
-    """Return the problem with a layout, or None if the hidden states at the reward positions agree with the padded ones.
-
-    The model is left in the padded layout.
-    """
-    if layout == "padded":
-        return None
-    if layout == "shared_prefix" and not model.pools_last_token:
-        return "an encoder reads a prompt together with each response"
-    mixing = _other_mixing(model.backbone)
-    if mixing:
-        return f"its {' and '.join(mixing)} layers would pass a state from one response to the next"
-
-    def hidden(rows: Sequence[TokenizedComparison], layout: Layout = "padded") -> Tensor:
-        batch = lay_out(rows, pad_token_id, layout).to(model.device)
-        return model.hidden(batch)[batch.sequence_N].float()
-
-    def distance(one_NH: Tensor, other_NH: Tensor) -> float:
-        return float((one_NH - other_NH).norm(dim=-1).max())
-
-    with evaluating(model):
-        model.use_layout("padded")
-        try:
-            expected_NH = hidden(comparisons)
-        except FORWARD_ERRORS as error:
-            raise CheckpointError(f"model: its forward fails: {' '.join(str(error).split())[:300]}") from error
-        try:
-            model.use_layout(layout, last_token_only)
-            difference = distance(hidden(comparisons, layout), expected_NH)
-        except LAYOUT_ERRORS as error:
-            return _refusal(error)
-        finally:
-            model.use_layout("padded")
-        # Relative to the effect of another context, the tokens before the last in reverse order: a fresh model hardly looks at its
-        # context, and any mask would pass an absolute tolerance.
-        reversed_rows = [
-            replace(row, sequences=tuple([*reversed(ids[:-1]), ids[-1]] for ids in row.sequences)) for row in comparisons
-        ]
-        effect = distance(hidden(reversed_rows), expected_NH)
-        if difference <= LARGEST_ERROR * effect:
-            return None
-        alone_NH = torch.cat([hidden([row]) for comparison in comparisons for row in _alone(comparison)])
-        noise = distance(alone_NH, expected_NH)
-    if difference <= LARGEST_NOISE * noise:
-        return None
-    return (
-        f"hidden states differ by {difference:.2g} from the padded ones, where another context changes them by {effect:.2g} "
-        f"and other padding by {noise:.2g}"
-    )
-
-
-def _refusal(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):  # a RuntimeError that says nothing about the layout
-        raise error
-    return f"it does not support the layout ({type(error).__name__})"
-
-
-def _alone(comparison: TokenizedComparison) -> list[TokenizedComparison]:
-    """Return a comparison of one response, with nothing to pad, for each response of a comparison."""
-    return [replace(comparison, sequences=(ids,), prefix_length=0, preferences=()) for ids in comparison.sequences]
-
-
-def _other_mixing(backbone: Any) -> list[str]:
-    """Return the kinds of a causal model's layers that mix tokens in another way than by attention, which alone gets the segments."""
-    kinds = set(getattr(backbone.config.get_text_config(), "layer_types", None) or ()) - SEGMENT_AWARE
-    text = getattr(backbone.base_model, "language_model", backbone.base_model)
-    if not kinds and any(isinstance(module, nn.Conv1d) for module in text.modules()):  # state space models begin with one
-        kinds = {"convolution"}
-    return sorted(kinds)
-
-
-def probing_comparisons(data: TokenizedData) -> list[TokenizedComparison]:
-    """Return the shortest, middle and longest comparison: errors of windows and long-range scaling appear only in long ones."""
-    by_length = np.argsort(data.longest, kind="stable")
-    numbers = {int(by_length[place]) for place in (0, len(by_length) // 2, -1)}
-    return [data[number] for number in sorted(numbers)]

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.evaluation.diagnosis import Row, diagnose, hardest_rows, reward_drift, sample_histories
-from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.files import write_text
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.recipe.yaml import write_yaml
@@ -27,6 +26,9 @@ from rmtrain.report.panel import save_png
 from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
 from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, waterfall_table
 from rmtrain.report.text_diff import beginning, passages, prompt_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # numbers of scores alone need no transformers
 
 FOLDER = Path(__file__).parent
 OWNER_ONLY = 0o600
@@ -70,7 +72,7 @@ def write_report(
         save_png(draw(), path.with_name(f"{path.stem}_{key.removeprefix('eval/')}.png"))
 
 
-def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: PreTrainedTokenizerBase) -> EvaluationResult:
+def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: "PreTrainedTokenizerBase") -> EvaluationResult:
     """Return an evaluation with the text of its hardest errors, for a report; `data` are the comparisons that were evaluated."""
     return replace(evaluation, hardest=hardest_rows(data, evaluation.scored, tokenizer, HARDEST))
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
 from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.report.console import decimal, escape_invisible, percent
 from rmtrain.report.evaluation_view import calibration_table, difference_words, length_difference_table, source_table
 from rmtrain.report.panel import (

@@ -11,8 +11,7 @@ from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.engine.run_log import pixels
-from rmtrain.evaluation.metrics import summarize
-from rmtrain.evaluation.scoring import EvaluationResult
+from rmtrain.evaluation.metrics import EvaluationResult, summarize
 from rmtrain.report.page import HARDEST
 from rmtrain.report.plots import pictures
 from tests.evaluation.test_metrics import random_pairs

@@ -55,13 +55,13 @@ SHARDING = {
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of training: all weights or adapters, the layout, the type of computation, and gradient checkpointing."""
+    """A kind of training: all weights or adapters, the layout, the type of computation, gradient checkpointing, and a type of mixture."""
 
     lora: bool
     layout: Layout
     dtype: str
     checkpointing: bool = False
-    mixture: bool = False
+    mixture: str = ""
     labels: bool = False
 
     @property
@@ -72,7 +72,8 @@ class Case:
     @property
     def name(self) -> str:
         kind = f"{'lora' if self.lora else 'full'}-{self.layout}-{self.dtype}"
-        return f"{kind}{'-checkpointing' * self.checkpointing}{'-mixture' * self.mixture}{'-labels' * self.labels}"
+        name = f"{kind}{'-checkpointing' * self.checkpointing}{'-' * bool(self.mixture)}{self.mixture}"
+        return f"{name}{'-labels' * self.labels}"
 
 
 CASES = [
@@ -84,11 +85,10 @@ CASES = [
 """The last one has weights, and every third comparison has targets instead of a preference."""
 
 
-MIXTURE = Case(True, "shared_prefix", "float32", mixture=True)
+MIXTURES = [Case(True, "shared_prefix", "float32", mixture=name) for name in ("mixtral", "olmoe")]
 """Adapters on experts, and a balancing loss. Each comparison is a micro-batch of its own on any number of processes, since that loss
-depends on how a step is cut."""
+depends on how a step is cut. transformers has no sequence-classification class for olmoe; one is made."""
 MIXTURE_SIZES = {
-    "architecture": "mixtral",
     "hidden_size": 32,
     "layers": 2,
     "heads": 2,
@@ -99,7 +99,7 @@ MIXTURE_SIZES = {
 
 def cases_of(strategy: str) -> list[Case]:
     """Return the cases of a strategy: DeepSpeed has none in float64, since its flat buffers are float32."""
-    return [case for case in [MIXTURE, *CASES] if case.dtype != "float64" or not strategy.startswith("zero")]
+    return [case for case in [*MIXTURES, *CASES] if case.dtype != "float64" or not strategy.startswith("zero")]
 
 
 def comparisons(case: Case) -> list[TokenizedComparison]:
@@ -131,7 +131,9 @@ def plan_of(case: Case, world: int) -> Plan:
 
 def recipe_of(case: Case, folder: Path) -> Recipe:
     sections: dict[str, Any] = {"lora": LORA} if case.lora else {}
-    sections["model"] = {"gradient_checkpointing": case.checkpointing} | ({"scratch": MIXTURE_SIZES} if case.mixture else {})
+    sections["model"] = {"gradient_checkpointing": case.checkpointing} | (
+        {"scratch": {"architecture": case.mixture, **MIXTURE_SIZES}} if case.mixture else {}
+    )
     sections["objective"] = {"center_rewards": 0.01} | ({"router_balance": 0.1} if case.mixture else {})
     rates = {"lr": 1e-3, "head_lr": 3e-3, "eps": 1e-6, "warmup": 0.2, "clip": 1.0}
     recipe = tiny_recipe(folder, optimizer=rates, **sections)

@@ -15,7 +15,6 @@ from torch.amp import GradScaler
 from rmtrain.batching.plan import Plan, StepLoader
 from rmtrain.engine import strategy as strategies
 from rmtrain.engine.loop import MAX_NONFINITE_STEPS, StepResult, build_optimizer, record_rows, retry_on_overflow, train_step
-from rmtrain.engine.memory import warmup_largest_batch
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import NumericError
@@ -123,7 +122,6 @@ def test_a_nan_loss_is_no_overflow(training: Training, monkeypatch: pytest.Monke
 def test_a_step_without_memory_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory can run out in the update, which makes the optimizer's state; the scaler then accepts the same step again."""
     training = Training(tmp_path, scale=16.0)
-    warmup_largest_batch(training.strategy, training.loader)
     step, calls = torch.optim.AdamW.step, []
 
     def without_memory(self: Any, *arguments: Any, **named: Any) -> Any:

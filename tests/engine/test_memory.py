@@ -16,6 +16,7 @@ from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.batching.plan import CPU_TOKENS, Costs, Plan, StepLoader
 from rmtrain.commands.train import train
 from rmtrain.data.comparison import TokenizedComparison
+from rmtrain.engine import memory
 from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.memory import scoring_budget, token_budget, warmup_largest_batch
 from rmtrain.engine.memory_estimate import MemoryModel
@@ -100,7 +101,7 @@ def test_oom_with_one_comparison_names_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert re.search(r"batching\.max_tokens \d+\b.* train:\d+ ", ended.value.problems[0])
 
 
-def test_trap_47_warmup_changes_nothing(tmp_path: Path) -> None:
+def test_trap_47_warmup_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The heaviest micro-batch comes first, as heavy as any planned one; weights, gradients, optimizer and random state are unchanged."""
     recipe = tiny_recipe(tmp_path)
     model = build_reward_model(recipe.model, None, byte_bpe(), seed=1)
@@ -117,14 +118,20 @@ def test_trap_47_warmup_changes_nothing(tmp_path: Path) -> None:
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     strategy = Strategy(Accelerator(cpu=True))
     strategy.model, strategy.optimizer = model, optimizer
+    computed: list[MicroBatch] = []
+    model.register_forward_pre_hook(lambda _, inputs: computed.append(inputs[0]))
     warmup_largest_batch(strategy, loader)
+    assert not computed, "a CPU does not report that memory ran out"
+    monkeypatch.setattr(memory, "RUNS_OUT", ("cpu",))
+    warmup_largest_batch(strategy, loader)
+    assert [batch.input_ids_RT.tolist() for batch in computed] == [heaviest.input_ids_RT.tolist()]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not optimizer.state
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def computed(batch: MicroBatch) -> int:
+def size(batch: MicroBatch) -> int:
     """Count the tokens that are computed, with their padding."""
     return sum(part.input_ids_RT.numel() for part in batch.rectangles())
 
@@ -135,10 +142,10 @@ def test_trap_47_ranks_warm_up_with_their_share(layout: Layout, world: int) -> N
     """The heaviest micro-batch of several ranks is as heavy as any of a rank, and not a whole step."""
     rows = comparisons(40)
     plan = Plan(costs_of(rows, layout), batch_size=16, max_tokens=10**6, epochs=1, seed=1, world=world)
-    heaviest = computed(StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch())
+    heaviest = size(StepLoader(rows, plan, layout, pad_token_id=1).largest_micro_batch())
     loaders = [StepLoader(rows, plan, layout, 1, rank) for rank in range(world)]
     steps = [loader.step(number).micro_batches for loader in loaders for number in range(len(loader))]
-    planned = [computed(batch) for step in steps for batch in step]
+    planned = [size(batch) for step in steps for batch in step]
     whole = plan.costs.of_micro_batch(np.argsort(-plan.costs.tokens)[:16])
     assert 0.7 * max(planned) <= heaviest < 0.8 * whole, "guard: no rank computes a whole step"
 

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from rmtrain.batching.plan import Costs
 from rmtrain.data.comparison import PAIR, Comparison
 from rmtrain.errors import RecipeError
-from rmtrain.evaluation.metrics import summarize
+from rmtrain.evaluation.metrics import EvaluationResult, summarize
 from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.evaluation.scoring import EvaluationResult, ScoringPlan, TokenizedRows, evaluate, score
+from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, evaluate, score
 from rmtrain.recipe.schema import OF_PREFERENCES, BradleyTerry, Gate
 from tests.evaluation.test_metrics import random_pairs
 from tests.exports import tiny_export

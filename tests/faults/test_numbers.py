@@ -12,8 +12,8 @@ from tests.forks import FAST, ON_CPU, ForkServer
 
 
 def nan_in(*steps: int) -> list[Fault]:
-    """Return faults with a NaN loss in these steps; the first call is the warm-up, and each step has one micro-batch."""
-    return [*(("backward", 1 + step, "nan") for step in steps), *FAST]
+    """Return faults with a NaN loss in these steps; on a GPU the first call is the warm-up, and each step has one micro-batch."""
+    return [*(("backward", torch.cuda.is_available() + step, "nan") for step in steps), *FAST]
 
 
 def test_trap_21_a_nan_step_changes_nothing(place: Path, recipe: Path, server: ForkServer) -> None:
@@ -50,7 +50,7 @@ def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path,
 @pytest.mark.long
 def test_trap_21_nan_on_one_rank_stops_both(place: Path, server: ForkServer) -> None:
     recipe, run = full_recipe(place / "two"), place / "two/run"
-    faults: list[Any] = [("backward", 1 + step, "nan@1") for step in (4, 5, 6)]
+    faults: list[Any] = [("backward", step, "nan@1") for step in (4, 5, 6)]
     result = server.run(*in_directory(recipe, run), faults=faults, processes=2, **ON_CPU)
     assert result.code == 5
     assert "error: step 6: " in result.stderr, result.stderr

@@ -20,7 +20,7 @@ MOMENTS: dict[str, tuple[str, int, int]] = {
     "reading the tokenizer": ("tokenizer", 1, 0),
     "reading the data": ("data", 1, 0),
     "building the model": ("model", 1, 0),
-    "the first micro-batch": ("rehearse", 1, 1),
+    "the begin of training": ("rehearse", 1, 1),
     "a step": ("step", 2, 2),
     "an evaluation": ("evaluate", 1, 3),
     "a save": ("tensors", 2, 2),

@@ -24,6 +24,7 @@ SIZES: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("qk_rope_head_dim", "head_dim"), 4),
     },
     "jetmoe": {"num_local_experts": 4, "kv_channels": 8},
+    "olmoe": {"num_experts": 4},
 }
 """Settings of the types that are tested: four experts, of which each token gets two."""
 

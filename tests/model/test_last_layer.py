@@ -10,7 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rmtrain.batching.layout import lay_out
-from rmtrain.model.reward_model import RewardModel, choose_layout
+from rmtrain.model.layout_probe import choose_layout
+from rmtrain.model.reward_model import RewardModel
 from tests.model.builders import build
 from tests.model.test_layouts import CHOSEN, EXACT, PAD, SPECIAL, amplified, comparisons, special
 

@@ -13,7 +13,8 @@ from rmtrain.errors import RecipeError
 from rmtrain.model import attention
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.classifier import find_head, install_head
-from rmtrain.model.reward_model import RewardModel, choose_layout, probe, unwrap
+from rmtrain.model.layout_probe import LayoutProbe, choose_layout
+from rmtrain.model.reward_model import RewardModel, unwrap
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry, Lora
 from tests.comparisons import tokenized
@@ -183,7 +184,7 @@ def test_recurrent_layers_are_never_packed(architecture: str) -> None:
 def test_probe_finds_small_leaks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousandth of the effect of the context is too much in float32; rounding of the same size in bfloat16 is not."""
     model, rows = amplified(build("llama", tokenizer, hidden_size=64)), comparisons(len(tokenizer))
-    assert probe(model, "packed", rows, PAD) is None
+    assert LayoutProbe(model, rows, PAD).problem("packed") is None
     exact = RewardModel.hidden
 
     def leaking(self: RewardModel, batch: MicroBatch) -> torch.Tensor:
@@ -191,7 +192,7 @@ def test_probe_finds_small_leaks(tokenizer: Any, monkeypatch: pytest.MonkeyPatch
         return hidden_SH if batch.segments is None else hidden_SH + 1e-3 * hidden_SH.roll(1, dims=0)
 
     monkeypatch.setattr(RewardModel, "hidden", leaking)
-    assert probe(model, "packed", rows, PAD) is not None
+    assert LayoutProbe(model, rows, PAD).problem("packed") is not None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "gpt_neox"])
@@ -201,6 +202,41 @@ def test_bfloat16_weights_can_be_packed(architecture: str, tokenizer: Any) -> No
     for model in (build(architecture, tokenizer, hidden_size=64), amplified(build(architecture, tokenizer, hidden_size=64))):
         low = RewardModel(model.backbone.bfloat16(), model.head, None, torch.bfloat16)
         assert choose_layout(low, "auto", rows, PAD) == "shared_prefix"
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "gemma2", "gpt_oss", "mistral", "qwen3_moe", "bert"])
+def test_bfloat16_products_can_be_packed(architecture: str, tokenizer: Any) -> None:
+    """Float32 weights whose products are bfloat16, as in training on a GPU; the probe leaves that type as it was."""
+    model = special(architecture) if architecture in SPECIAL else amplified(build(architecture, tokenizer, hidden_size=64))
+    model.computing = "bfloat16"
+    vocabulary = len(tokenizer) if architecture not in SPECIAL else 200
+    rows = comparisons(vocabulary, end=tokenizer.eos_token_id)
+    layout = choose_layout(model, "auto", rows, tokenizer.pad_token_id)
+    assert layout == ("packed" if architecture == "bert" else "shared_prefix")
+    assert model.computing == "bfloat16"
+    batch = lay_out(rows, tokenizer.pad_token_id, layout)
+    with torch.no_grad():
+        low, model.computing = model(batch), "float32"
+        assert (low - model(batch)).abs().max() > 1e-3, "guard: products are rounded"
+
+
+def test_probe_tries_the_type_of_training(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layout that is wrong only where products are bfloat16, which have a kernel of their own on a GPU, is refused for these alone."""
+    model, rows = amplified(build("llama", tokenizer, hidden_size=64)), comparisons(len(tokenizer))
+    exact = RewardModel.hidden
+
+    def leaking(self: RewardModel, batch: MicroBatch) -> torch.Tensor:
+        hidden_SH = exact(self, batch)
+        wrong = batch.segments is not None and self.computing == "bfloat16"
+        return hidden_SH + 0.5 * hidden_SH.roll(1, dims=0) if wrong else hidden_SH
+
+    monkeypatch.setattr(RewardModel, "hidden", leaking)
+    assert choose_layout(model, "auto", rows, PAD) == "shared_prefix"
+    model.computing = "bfloat16"
+    problem = LayoutProbe(model, rows, PAD).problem("packed")
+    assert problem is not None
+    assert problem.startswith("bfloat16 hidden states differ by ")
+    assert choose_layout(model, "auto", rows, PAD) == "padded"
 
 
 @pytest.fixture(params=["leaks", "no prefix", "no window"])
@@ -223,15 +259,18 @@ def broken_attention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     return str(request.param)
 
 
-def test_wrong_mask_fails_the_probe(broken_attention: str, tokenizer: Any) -> None:
-    """Attention that sees too much or too little is detected, also in a fresh model."""
+@pytest.mark.parametrize("computing", ["float32", "bfloat16"])
+def test_wrong_mask_fails_the_probe(broken_attention: str, computing: str, tokenizer: Any) -> None:
+    """Attention that sees too much or too little is detected, also in a fresh model, whatever type training computes in."""
     model = special("mistral")
-    problem = probe(model, "shared_prefix", comparisons(), PAD)
+    model.computing = computing
+    problem = LayoutProbe(model, comparisons(), PAD).problem("shared_prefix")
     assert problem is not None
     assert "differ" in problem
     fresh = build("mistral", tokenizer, hidden_size=64)
+    fresh.computing = computing
     if broken_attention != "no window":
-        assert probe(fresh, "shared_prefix", comparisons(len(tokenizer)), PAD) is not None, (
+        assert LayoutProbe(fresh, comparisons(len(tokenizer)), PAD).problem("shared_prefix") is not None, (
             "a fresh model hardly looks at its context"
         )
 
@@ -241,7 +280,7 @@ def test_probe_leaves_the_model_unchanged(tokenizer: Any) -> None:
     model = build("llama", tokenizer, hidden_size=64).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     own = model.backbone.config._attn_implementation
-    assert probe(model, "shared_prefix", comparisons(len(tokenizer)), PAD) is None
+    assert LayoutProbe(model, comparisons(len(tokenizer)), PAD).problem("shared_prefix") is None
     assert model.training
     assert model.backbone.config._attn_implementation == own
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

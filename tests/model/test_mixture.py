@@ -13,9 +13,10 @@ from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.files import read_json
 from rmtrain.model.export_dir import write_export
+from rmtrain.model.layout_probe import LayoutProbe
 from rmtrain.model.mixture import check_balance, expert_tensors, router_layers
 from rmtrain.model.reload_check import check
-from rmtrain.model.reward_model import RewardModel, adapted, probe
+from rmtrain.model.reward_model import RewardModel, adapted
 from rmtrain.model.saved_model import load_reward_model
 from rmtrain.recipe.schema import Lora
 from tests.comparisons import random_pairs
@@ -170,12 +171,12 @@ def test_other_models_have_no_experts() -> None:
     assert any(parameter.ndim == 3 for parameter in xlnet.parameters()), "guard"
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "olmoe"])
 def test_layouts_hold_for_adapted_experts(model_type: str, bases: dict[str, Path], tokenizer: Any) -> None:
     model = from_base(bases[model_type], tokenizer, Lora(rank=2))
     train_a_little(model, tokenizer)
     rows = random_pairs(5, prompts=12, responses=16)
-    assert probe(model, "shared_prefix", rows, 1) is None
+    assert LayoutProbe(model, rows, 1).problem("shared_prefix") is None
     model.use_layout("shared_prefix")
     assert model._last_token_only, "guard: the last layer is restricted as well"
 

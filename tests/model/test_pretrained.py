@@ -348,6 +348,21 @@ def test_new_tokens_get_the_mean_embedding(tmp_path: Path) -> None:
     assert spread(rewards_N) > 1e-3
 
 
+@pytest.mark.parametrize("architecture", ["llama", "bert"])
+def test_end_token_of_a_padding_base_trains(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    """A base that pads with its end token is padded with another one here, and then the end token gets a gradient as any other."""
+    base, end, pad = make_base(tmp_path, tokenizer, architecture), tokenizer.eos_token_id, tokenizer.pad_token_id
+    edit_json(base / "config.json", pad_token_id=end)
+    model = load(base, tokenizer)
+    rewards_N = model(make_batch(make_sequences(tokenizer), pad))
+    rewards_N.sum().backward()
+    gradient = model.backbone.get_input_embeddings().weight.grad
+    assert bool(gradient[end].any())
+    assert not bool(gradient[pad].any())
+    assert AutoModel.from_pretrained(base).get_input_embeddings().padding_idx == end, "guard: in the base it gets none"
+    assert spread(rewards_N.detach()) > 1e-3, "guard"
+
+
 def test_text_part_of_a_vision_model_trains(tmp_path: Path, tokenizer: Any) -> None:
     """The vision part is frozen, and the export has the pad id at both levels."""
     text = scratch_config(scratch("gemma3_text").scratch, tokenizer)

@@ -34,7 +34,8 @@ from rmtrain.model.classifier import (
     set_token_ids,
 )
 from rmtrain.model.last_token_classifier import text_part
-from rmtrain.model.reward_model import RewardModel, choose_layout
+from rmtrain.model.layout_probe import choose_layout
+from rmtrain.model.reward_model import RewardModel
 from rmtrain.model.saved_model import FACTS
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import BradleyTerry
@@ -192,7 +193,7 @@ def tiny_model(model_type: str, tokenizer: Any) -> RewardModel:
         head = find_head(meta_classifier(config, RecipeError), RecipeError)
         with seeded(0, "weights"):
             hf = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    set_token_ids(hf.config, tokenizer)
+    set_token_ids(hf, tokenizer)
     install_head(hf, head, None, seed=1)
     check_forward(hf, head, tokenizer)
     freeze_untrainable(hf)

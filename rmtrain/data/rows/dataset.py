@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError
 
 from rmtrain.data.rows.arrow import READ_ROWS, arrow_rows, class_names, flatten, read_parquet
@@ -31,6 +30,7 @@ from rmtrain.recipe.sources import RESAMPLING, ValueLabel, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset
+    from transformers import PreTrainedTokenizerBase
 
 FORMATS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 SHARD = re.compile(r"[-_.]?\d+(-of-\d+)?$")
@@ -392,7 +392,7 @@ def digest(parts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps({"versions": versions, **parts}, sort_keys=True).encode()).hexdigest()
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_fingerprint(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the sha256 of all of a fast tokenizer that shapes tokens: its `tokenizer.json`, special tokens and chat template.
 
     Padding and truncation do not count: each call sets its own, so both are turned off here.
