@@ -65,9 +65,10 @@ def operations(
 
 
 def set_up(recipe: Recipe, model: RewardModel, strategy: Strategy) -> Meter:
-    """Make a model on its device ready to train in the recipe's layout and precision."""
+    """Make a model ready to train on the device of a strategy, in the recipe's layout and precision."""
     model.use_layout(recipe.batching.layout)
-    model.computing = computing_type(recipe.training.precision, model.device)
+    model.computing = computing_type(recipe.training.precision, strategy.accelerator.device)
+    strategy.place(model)
     strategy.prepare(model, build_optimizer(model, recipe.optimizer), recipe.optimizer.clip)
     return Meter(strategy.accelerator, flos_per_token(model))
 
@@ -87,7 +88,7 @@ def few_steps(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Prepared
     The weights are drawn on the CPU, and so the same on every device.
     """
     accelerator = strategy.accelerator
-    built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed).to(accelerator.device)
+    built = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
     meter = set_up(recipe, built, strategy)
     budget = token_budget(recipe, data.train, recipe.batching.layout, tokenizer, strategy)
     loader = step_loader(recipe, data, tokenizer, budget=budget)
