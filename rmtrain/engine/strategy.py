@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import get_module_children_bottom_up
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -36,7 +37,7 @@ from rmtrain.engine.state_dict import (
     state_by_parameter,
     trained_parameters,
 )
-from rmtrain.errors import RmtrainError
+from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.model.attention import layers_of
 from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel, unwrap
@@ -265,6 +266,9 @@ class DeepSpeedStrategy(Strategy):
             return
         from deepspeed.runtime.zero import Init
 
+        if any(isinstance(module, ParamWrapper) for module in model.modules()):
+            # their adapters are called once for each expert that a rank's tokens reach, and ZeRO-3 expects the same calls on all ranks
+            raise RecipeError("lora.experts: ZeRO-3 cannot train adapters of experts; set false, or use the fsdp2 configuration")
         zero = self.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
         settings = {key: value for key, value in zero.items() if value != "auto"}
         config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings}

@@ -44,7 +44,7 @@ class Training:
 
     def finish(self, number: int) -> StepResult:
         """Compute a step as the loop does."""
-        compute = partial(train_step, self.strategy, self.recipe, self.meter, 1e-3)
+        compute = partial(train_step, self.strategy, self.recipe.objective, self.meter, 1e-3)
         return retry_on_overflow(compute, number, self.strategy, self.loader)
 
     def step(self, number: int) -> StepResult:
