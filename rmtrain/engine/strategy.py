@@ -266,9 +266,12 @@ class DeepSpeedStrategy(Strategy):
             return
         from deepspeed.runtime.zero import Init
 
-        if any(isinstance(module, ParamWrapper) for module in model.modules()):
-            # their adapters are called once for each expert that a rank's tokens reach, and ZeRO-3 expects the same calls on all ranks
-            raise RecipeError("lora.experts: ZeRO-3 cannot train adapters of experts; set false, or use the fsdp2 configuration")
+        one_by_one = getattr(model.backbone.config, "_experts_implementation", "eager") in (None, "eager")
+        if one_by_one and any(isinstance(module, ParamWrapper) for module in model.modules()):
+            # adapters are then called for each expert that a rank's tokens reach, and ZeRO-3 expects the same calls on all ranks
+            name = type(model.backbone.base_model).__name__
+            problem = f"ZeRO-3 cannot train adapters of {name}'s experts, which compute one after the other"
+            raise RecipeError(f"lora.experts: {problem}; set false, or use the fsdp2 configuration")
         zero = self.accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]
         settings = {key: value for key, value in zero.items() if value != "auto"}
         config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": settings}

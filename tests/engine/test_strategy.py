@@ -58,6 +58,9 @@ def test_trap_17_and_48_strategies_equal_one_process(name: str, alone: Path, tmp
         found[case.name] = largest_difference(alone, folder, case, steps_of(name))
         assert json.loads((folder / f"{case.name}.json").read_text())["strategy"] == STRATEGIES[name]
     assert json.loads((folder / "not_finite.json").read_text()) == {"steps": True, "unchanged": True, "moved": True}
+    refused = json.loads((folder / "refused.json").read_text())
+    assert list(refused) == (["olmoe"] if name == "zero3" else [])
+    assert all(problem.startswith("lora.experts: ") for problem in refused.values())
     in_bfloat16 = json.loads((folder / "full-shared_prefix-bfloat16.json").read_text())
     assert in_bfloat16["off_grid"] > 0.9, "the head and the rewards are float32"
     print(name, {case: f"{difference:.1e}" for case, difference in found.items()})
