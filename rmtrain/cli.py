@@ -284,7 +284,7 @@ class Notices(logging.Handler):
 def quick_imports() -> Iterator[None]:
     """Import without collecting garbage, which takes a quarter of the time: each full collection looks at all that was imported before.
 
-    What was imported stays out of later collections, too.
+    Later collections also pass over what was imported.
     """
     gc.disable()
     try:

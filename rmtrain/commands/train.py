@@ -394,7 +394,7 @@ def result(
     peaks: Sequence[int],
     upload: Mapping[str, Any],
 ) -> CommandResult:
-    """Summarize a finished run, which has trained so many steps."""
+    """Summarize a finished run, given the number of steps that it trained."""
     path, summary = directory.path, None if last is None else last.summary
     recipe = inputs.recipe
     document = {

@@ -190,7 +190,7 @@ def other_prompts(
 
     This is the part of RRM's augmentation (arXiv:2409.13156) that teaches a model to read the prompt: under the prompt `x(i)`, `y_w(i)` is
     better than `y_w(j)`. Rows and keys are places on a ring, by their hashes. A row takes the answer of the first of the
-    `TRIES` rows after its key that has another prompt, an answer which is no response to this prompt, and few enough tokens.
+    `TRIES` rows after its key that has another prompt, an answer that does not respond to this prompt, and few enough tokens.
 
     Raises:
         DataError: there are no two prompts, or no row is chosen.

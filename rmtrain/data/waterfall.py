@@ -9,7 +9,7 @@ from rmtrain.data.comparison import Dropped
 EXAMPLES = 5
 NOTHING: Mapping[str, int] = {}
 UNFIT = "other_prompt_unfit"
-"""Reason of a comparison with the answer to another prompt that cannot be made: it is no row of the source."""
+"""Reason of a comparison with the answer to another prompt that cannot be made: the source has no such row."""
 INTENTIONAL_DROPS = {
     "prepared_away": "check what `prepare` returns",
     "filtered": "loosen `filter`",

@@ -1,4 +1,4 @@
-"""Numbers of rewards against the targets of responses: errors, rank correlations, and how well right and wrong ones are told apart.
+"""Numbers of rewards against the targets of responses: errors, rank correlations, and how well they separate right from wrong.
 
 Array legend: M targets.
 """

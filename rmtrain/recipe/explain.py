@@ -12,9 +12,9 @@ from pydantic import Tag, ValidationError
 from pydantic_core import ErrorDetails
 
 from rmtrain.recipe.key_aliases import ALIASES, HINTS, OTHER_VALUES
+from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath, Section
-from rmtrain.recipe.sources import NUMBER
 from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
 from rmtrain.redact import asks_for_secret
 

@@ -9,11 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, JsonValue, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticCustomError
 
-from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.objectives import Binary as Binary
 from rmtrain.recipe.objectives import BradleyTerry as BradleyTerry
 from rmtrain.recipe.objectives import BySource as BySource
@@ -24,7 +22,8 @@ from rmtrain.recipe.objectives import PlackettLuce as PlackettLuce
 from rmtrain.recipe.objectives import Regression as Regression
 from rmtrain.recipe.objectives import objective_for as objective_for
 from rmtrain.recipe.objectives import objective_keys as objective_keys
-from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, ShareOrSteps, kind
+from rmtrain.recipe.optimizer import Optimizer as Optimizer
+from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, OrAlias, Section, Share, kind
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import ComparedSource as ComparedSource
 from rmtrain.recipe.sources import Messages as Messages
@@ -53,14 +52,6 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 OF_PREFERENCES = frozenset({"accuracy", "accuracy_low", "half_credit_accuracy"})
 LOWER_IS_BETTER = frozenset({"loss", "mse", "brier"})
 """Metrics that are better when lower; all others are better when higher."""
-
-
-def _same_value(value: Any) -> Any:
-    return SAME_VALUES.get(value, value) if isinstance(value, str) else value
-
-
-OrAlias = BeforeValidator(_same_value)
-"""Accepts a value under its name in transformers as well, such as `adamw_torch` or `bf16`."""
 
 
 class Architecture(Section):
@@ -259,77 +250,6 @@ class Batching(Section):
     max_tokens: PositiveInt | Literal["auto"] = "auto"
     """Maximum size of a micro-batch of one process, in tokens as laid out. `auto`: an estimate of what fits into the memory of the GPU,
     8192 on a CPU, and at least the largest comparison. It is halved when memory runs out, and the step is computed again."""
-
-
-SCHEDULE_KEYS = {
-    "linear": ("min_lr",),
-    "cosine": ("min_lr",),
-    "cosine_with_restarts": ("cycles",),
-    "warmup_stable_decay": ("min_lr", "decay"),
-}
-"""The keys of `optimizer` that a schedule uses in addition to those of every schedule."""
-NEEDED = {"cycles": "the number of cycles, such as 3", "decay": "a share of all steps, such as 0.2, or a number of steps"}
-"""What a key without a default expects."""
-
-
-class Optimizer(Section):
-    """AdamW and the learning-rate schedule, which depends on the step only."""
-
-    name: Annotated[Literal["adamw", "adamw_8bit"], OrAlias] = "adamw"
-    """`adamw_8bit` keeps its state in 8 bits through bitsandbytes (extra `8bit`). Names of transformers that mean the same, such as
-    `adamw_torch`, are accepted here and in `schedule`, `precision` and `dtype`."""
-    lr: Annotated[float, Field(gt=0, le=1)]
-    """Peak learning rate."""
-    head_lr: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate of the score head, which often starts with random weights; `null`: `lr`. The schedule scales both alike."""
-    min_lr: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Learning rate at the end of a `linear`, `cosine` or `warmup_stable_decay` schedule; `null`: zero."""
-    schedule: Annotated[
-        Literal["linear", "cosine", "cosine_with_restarts", "constant", "inverse_sqrt", "warmup_stable_decay"], OrAlias
-    ] = "linear"
-    """Learning rate after warm-up, by the names and formulas of transformers. `linear` and half a `cosine` fall to `min_lr`;
-    `cosine_with_restarts` falls to zero `cycles` times; `inverse_sqrt` falls with the square root of the step; `warmup_stable_decay`, or
-    `wsd`, is constant until half a cosine falls to `min_lr` in the last `decay` steps."""
-    warmup: ShareOrSteps = 0.0
-    """Steps in which the rate rises linearly: a share of all steps, such as `0.1`, or a whole number of steps, such as `100`."""
-    decay: ShareOrSteps | None = None
-    """Length of the decay at the end of `warmup_stable_decay`: a share of all steps, or a whole number of steps."""
-    cycles: PositiveInt | None = None
-    """Number of times that `cosine_with_restarts` falls to zero."""
-    betas: Annotated[tuple[Share, Share], Field(strict=False)] = (0.9, 0.999)
-    """Decay rates of the first and second moment."""
-    eps: PositiveFloat = 1e-8
-    """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Decoupled weight decay of matrices; biases and norms are not decayed."""
-    clip: PositiveFloat | None = 1.0
-    """Maximum global gradient norm; `null`: no clipping."""
-
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def _needs_min_lr(cls, schedule: Any, info: ValidationInfo) -> Any:
-        # In transformers this name is an error without a minimum; as an alias of cosine it would fall to zero instead.
-        if schedule == "cosine_with_min_lr" and info.data.get("min_lr", 0.0) is None:
-            message = "cosine_with_min_lr needs min_lr; set optimizer.min_lr, or use cosine"
-            raise PydanticCustomError("conflict", "{message}", {"message": message, "depends_on": ("optimizer",)})
-        return schedule
-
-    def conflicts(self) -> Iterator[Conflict]:
-        """Keys of other schedules are refused, and those that a schedule needs are set."""
-        used = SCHEDULE_KEYS.get(self.schedule, ())
-        for key in dict.fromkeys(key for keys in SCHEDULE_KEYS.values() for key in keys):
-            owners = [name for name, keys in SCHEDULE_KEYS.items() if key in keys]
-            if getattr(self, key) is not None and key not in used:
-                yield Conflict((key,), f"not used by {self.schedule}, only by {', '.join(owners)}; remove it")
-            elif getattr(self, key) is None and key in used and key != "min_lr":
-                yield Conflict((key,), f"{self.schedule} needs it; set {NEEDED[key]}", ("schedule",))
-        if self.min_lr is not None and self.min_lr >= self.lr:
-            yield Conflict(("min_lr",), f"expected less than lr ({self.lr}), got {self.min_lr}", ("lr",))
-        if self.decay is not None and self.decay < 1 and self.warmup < 1 and self.decay + self.warmup > 1:
-            message = (
-                f"warm-up ({self.warmup}) and decay ({self.decay}) are shares of all steps, and more than 1 together; lower one"
-            )
-            yield Conflict(("decay",), message)
 
 
 class Training(Section):

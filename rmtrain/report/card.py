@@ -179,7 +179,7 @@ def _data_table(waterfall: Mapping[str, Mapping[str, Any]]) -> Table:
             ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.get(kind, {}).items()) or "none"
             for kind in kinds
         )
-        lost = sum(count for reason, count in counts["dropped"].items() if reason != UNFIT)  # which is no row of the source
+        lost = sum(count for reason, count in counts["dropped"].items() if reason != UNFIT)  # the source has no such row
         used = percent(counts["read"] - lost, counts["read"])
         rows.append(Row((source, f"{counts['read']:,}", *words, f"{counts['kept']:,}", used)))
     names = ("rows read", *kinds, "comparisons", "share of rows used")

@@ -203,7 +203,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_lengths_are_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    """One line names the keys and why; the run stays as it is, and can be finished as before."""
+    """One line names the keys and why; the run is unchanged, and can be finished as before."""
     optimizer, training, words = REFUSED[name]
     run = tmp_path / "run"
     train(recipe_of(tmp_path, "run", optimizer=optimizer, training={"epochs": 1}), QUIET)

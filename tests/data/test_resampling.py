@@ -205,7 +205,7 @@ def test_rankings_are_balanced_by_their_extremes(tmp_path: Path, tokenizer: PreT
 
 
 def test_other_prompt_comparisons_are_as_described(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """The chosen response to its own prompt is better than that to another prompt, which is no response to this one."""
+    """The chosen response to its own prompt is better than that to another prompt, which does not answer this one."""
     rows = [{**row, "chosen": f"{row['chosen']} {number % 50}"} for number, row in enumerate(biased(100, prompts=40))]
     made = build(tmp_path, tokenizer, rows, augment=MANY)
     chosen = {place_of(row.id)[0]: row for row in texts(made, tokenizer) if "+" not in row.id}

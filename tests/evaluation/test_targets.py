@@ -42,7 +42,7 @@ def test_errors_are_in_the_units_of_targets() -> None:
     assert numbers["mse"] == pytest.approx(np.mean(residuals**2), rel=1e-12)
     assert numbers["r2"] == pytest.approx(1 - np.sum(residuals**2) / np.sum((targets - targets.mean()) ** 2), rel=1e-12)
     assert numbers["brier"] is None
-    assert target_numbers(rows, Regression(type="regression"))["mse"] is None, "without its scale there is no error"
+    assert target_numbers(rows, Regression(type="regression"))["mse"] is None, "an error needs the scale"
 
 
 def test_auc_counts_pairs_and_half_of_ties() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from rmtrain.recipe.load import dump_recipe, parse_recipe
+from rmtrain.recipe.preference_labels import ValueLabel, label_text
 from rmtrain.recipe.schema import AbSource
-from rmtrain.recipe.sources import ValueLabel, label_text
 from tests.recipe.recipes import assert_problems, load, problems, with_source
 
 VALUES = "{by: value, column: winner, values: {1: a, 0: b}}"

@@ -25,8 +25,9 @@ from rmtrain.data.rows.saved import check_saved, saved_errors, saved_splits
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain, missing
 from rmtrain.files import expanded, sha256_file
 from rmtrain.network import raise_if_passing, refusal
+from rmtrain.recipe.preference_labels import ValueLabel, label_text
 from rmtrain.recipe.schema import AbSource, Source
-from rmtrain.recipe.sources import RESAMPLING, ValueLabel, label_text
+from rmtrain.recipe.sources import RESAMPLING
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetBuilder, IterableDataset

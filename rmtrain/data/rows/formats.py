@@ -38,8 +38,8 @@ from rmtrain.data.rows.messages import (
     to_number,
 )
 from rmtrain.data.rows.readers import Row
+from rmtrain.recipe.preference_labels import label_text
 from rmtrain.recipe.schema import AbSource, PairSource, RankedSource, ScoredSource, Source, TokenizedSource
-from rmtrain.recipe.sources import label_text
 
 TOKEN_COLUMNS = (
     ("input_ids_chosen", "input_ids_rejected", "attention_mask_chosen", "attention_mask_rejected"),

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from rmtrain.data.comparison import BadRow
 from rmtrain.data.rows.messages import find_cell, is_blank, to_number
 from rmtrain.data.rows.readers import Row
-from rmtrain.recipe.sources import (
+from rmtrain.recipe.preference_labels import (
     IndexLabel,
     Label,
     OneHotLabel,

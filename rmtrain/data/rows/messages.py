@@ -10,8 +10,8 @@ from typing import Any
 from rmtrain.data.comparison import BadRow, Message, Turns
 from rmtrain.data.rows.arrow import Unreadable
 from rmtrain.data.rows.readers import SURROGATE, Row, has_lone_surrogate
+from rmtrain.recipe.preference_labels import NUMBER
 from rmtrain.recipe.schema import Messages, TextSource
-from rmtrain.recipe.sources import NUMBER
 
 INDEX_DIGITS = 9  # int() raises for a text of more than 4,300 digits
 MISSING = object()
