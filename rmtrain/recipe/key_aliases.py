@@ -3,6 +3,10 @@
 Only error messages use the names of keys. A name whose meaning differs is not an alias: `HINTS` says what the difference is.
 """
 
+from typing import Any
+
+from pydantic import BeforeValidator
+
 from rmtrain.recipe.section import KeyPath
 
 _NAMES = {
@@ -250,3 +254,11 @@ OTHER_VALUES = {
     "float16": "weights in float16 are not supported; training.precision: float16 computes in it",
 }
 """The advice for values in other trainers that have no counterpart here."""
+
+
+def _same_value(value: Any) -> Any:
+    return SAME_VALUES.get(value, value) if isinstance(value, str) else value
+
+
+OrAlias = BeforeValidator(_same_value)
+"""Accepts a value under its name in transformers as well, such as `adamw_torch` or `bf16`."""

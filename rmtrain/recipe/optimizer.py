@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from rmtrain.recipe.section import Conflict, OrAlias, Section, Share, ShareOrSteps
+from rmtrain.recipe.key_aliases import OrAlias
+from rmtrain.recipe.section import Conflict, Section, Share, ShareOrSteps
 
 SCHEDULE_KEYS = {
     "linear": ("min_lr",),

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
 from pydantic.json_schema import GenerateJsonSchema
 
+from rmtrain.recipe.key_aliases import OrAlias
 from rmtrain.recipe.objectives import Binary as Binary
 from rmtrain.recipe.objectives import BradleyTerry as BradleyTerry
 from rmtrain.recipe.objectives import BySource as BySource
@@ -23,7 +24,7 @@ from rmtrain.recipe.objectives import Regression as Regression
 from rmtrain.recipe.objectives import objective_for as objective_for
 from rmtrain.recipe.objectives import objective_keys as objective_keys
 from rmtrain.recipe.optimizer import Optimizer as Optimizer
-from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, OrAlias, Section, Share, kind
+from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import ComparedSource as ComparedSource
 from rmtrain.recipe.sources import Messages as Messages

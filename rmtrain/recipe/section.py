@@ -3,10 +3,8 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-
-from rmtrain.recipe.key_aliases import SAME_VALUES
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of a recipe to a value."""
@@ -16,14 +14,6 @@ ShareOrSteps = Share | Annotated[int, Field(ge=0)]
 """A share of all steps, below 1, or a whole number of steps."""
 Column = Annotated[str, Field(min_length=1)]
 """Name of a column; dots reach into nested cells."""
-
-
-def _same_value(value: Any) -> Any:
-    return SAME_VALUES.get(value, value) if isinstance(value, str) else value
-
-
-OrAlias = BeforeValidator(_same_value)
-"""Accepts a value under its name in transformers as well, such as `adamw_torch` or `bf16`."""
 
 
 class Conflict(NamedTuple):
