@@ -183,12 +183,13 @@ def for_training(objective: Objectives, data: TokenizedData) -> Objectives:
 
     Raises:
         DataError: targets that the objective cannot learn: all equal, or not from 0 to 1.
-        RecipeError: see `own_objective`; or its function does not depend on the rewards, or returns a number that is not finite.
+        RecipeError: a regression without training rows; see `own_objective`; or its function does not depend on the rewards, or returns a
+            number that is not finite.
     """
 
     rows_M = np.repeat(np.arange(len(data)), data.target_counts)
 
-    def fitted(part: OneObjective, is_its_row: NDArray[np.bool_]) -> OneObjective:
+    def fitted(part: OneObjective, is_its_row: NDArray[np.bool_], key: str = "objective") -> OneObjective:
         chosen_M = is_its_row[rows_M]
         targets = data.values("targets")[chosen_M]
         match part:
@@ -198,6 +199,8 @@ def for_training(objective: Objectives, data: TokenizedData) -> Objectives:
                     first = data.sources[int(is_its_row.argmax())]
                     raise DataError(f"{first}: all {len(targets)} targets are {mean:g}; regression needs different ones")
                 return _with_scale(part, mean, std)
+            case Regression(mean=None) | Regression(std=None):
+                raise RecipeError(f"{key}: no training row has targets to take mean and std from; set both, or remove it")
             case Binary() if len(targets):
                 outside = np.flatnonzero((targets < 0) | (targets > 1))
                 if len(outside):
@@ -213,8 +216,8 @@ def for_training(objective: Objectives, data: TokenizedData) -> Objectives:
     if not isinstance(objective, BySource):
         return fitted(objective, np.ones(len(data), bool))
     rows_of = {tag: data.is_of_source(tag) for tag in objective.sources}
-    sources = {tag: fitted(part, rows_of[tag]) for tag, part in objective.sources.items()}
-    others = fitted(objective.others, ~np.any([*rows_of.values()], axis=0))
+    sources = {tag: fitted(part, rows_of[tag], f"objective.sources.{tag}") for tag, part in objective.sources.items()}
+    others = fitted(objective.others, ~np.any([*rows_of.values()], axis=0), "objective.others")
     return objective.model_copy(update={"sources": sources, "others": others})
 
 
