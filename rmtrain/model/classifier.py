@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,9 +172,10 @@ def set_token_ids(model: PreTrainedModel, tokenizer: Any) -> None:
             if getattr(tokenizer, name, None) is not None:
                 setattr(level, name, getattr(tokenizer, name))
     # The pad token gets no gradient. A model that pads with its end token has that one here, whose embedding would never train.
-    embeddings = model.get_input_embeddings()
-    if getattr(embeddings, "padding_idx", None) is not None:
-        embeddings.padding_idx = tokenizer.pad_token_id
+    with suppress(NotImplementedError):  # CANINE hashes characters, and has no table of tokens
+        embeddings = model.get_input_embeddings()
+        if getattr(embeddings, "padding_idx", None) is not None:
+            embeddings.padding_idx = tokenizer.pad_token_id
 
 
 def _levels(config: PretrainedConfig) -> list[PretrainedConfig]:
