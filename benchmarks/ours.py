@@ -95,7 +95,7 @@ def few_steps(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, data: Prepared
     warmup_largest_batch(strategy, loader)
     lines, lr = [], recipe.optimizer.lr
     for number in range(recipe.training.max_steps):
-        retry_on_oom(partial(train_step, strategy, recipe, meter, lr), number % len(loader), strategy, loader)
+        retry_on_oom(partial(train_step, strategy, recipe.objective, meter, lr), number % len(loader), strategy, loader)
         lines.append(meter.report(number + 1, 0.0, lr))
     accelerator.free_memory()
     losses, grad_norms = ([line[name] for line in lines] for name in ("train/loss", "train/grad_norm"))

@@ -20,10 +20,10 @@ from rmtrain.model.build import build_reward_model
 from rmtrain.model.hub import push
 from rmtrain.objective import compute_objective
 from rmtrain.recipe import schema
-from rmtrain.recipe.load import evaluation_recipe
+from rmtrain.recipe.load import evaluation_recipe, load_recipe
 from rmtrain.recipe.section import Section
 from tests.comparisons import tokenized
-from tests.runs import planted_rows, tiny_recipe, write_rows
+from tests.runs import planted_rows, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 
@@ -65,6 +65,8 @@ def read_other_formats(folder: Path) -> None:
         {"by": "one_hot", "a": "m", "b": "n", "tie": "o"},
         {"by": "sign", "column": "l", "positive": "b"},
         {"by": "scores", "a": "l", "b": "m"},
+        {"by": "votes", "a": "l", "b": "m", "soft": True},
+        {"by": "probability", "column": "m"},
     ]
     sources: list[schema.Source] = [
         schema.AbSource.model_validate({"path": file, "format": "ab", "a": "x", "b": "y", "label": label}) for label in labels
@@ -72,6 +74,8 @@ def read_other_formats(folder: Path) -> None:
     sources += [
         schema.RankedSource(path=file, format="ranked", responses="r", response="t", score="s"),
         schema.RankedSource(path=file, format="ranked", group_by="prompt", response="x", score="l"),
+        schema.ScoredSource(path=file, format="scored", responses="r", response="t", target="s"),
+        schema.ScoredSource(path=file, format="scored", response="x", target="l", values={"1": 1.0, "2": 0.0}),
         schema.PairSource.model_validate(
             {
                 "path": file,
@@ -122,11 +126,16 @@ def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) 
         push(tmp_path / "run/model", recipe.hub.model_copy(update={"id": "nobody/nothing"}), "nothing")
     batch = lay_out([tokenized("s:0", [5, 6, 0], [5, 7, 0])], pad_token_id=1)
     compute_objective(schema.PlackettLuce(type="plackett_luce"), torch.zeros(2), batch)
+    regression = schema.Regression(type="regression", mean=0.0, std=1.0, huber=1.0)
+    compute_objective(schema.BySource(type="by_source", sources={"rated": regression}), torch.zeros(2), batch)
+    (tmp_path / "my_loss.py").write_text("def loss(rewards, labels):\n    return rewards.sum()\n", encoding="utf-8")
+    load_recipe(write_recipe(tmp_path, tiny_recipe(tmp_path, objective={"type": "function", "path": "my_loss.py:loss"})))
     pretrained = schema.PretrainedModel(path=str(tmp_path / "run/model"))
     build_reward_model(pretrained, None, open_tokenizer(pretrained.path), seed=1)
 
     declared = {(s.__name__, name) for s in sections() for name in s.__annotations__ if name in s.model_fields}
     # the kind of a section, a literal with one value, is read by pydantic
     declared -= {(s.__name__, name) for s in sections() for name, key in s.model_fields.items() if is_kind(key.annotation)}
-    assert sorted(declared - reads) == [], "keys that nothing reads"
+    unread = sorted(declared - reads)
+    assert unread == [], f"keys that nothing reads: {unread}"
     assert len(declared) > 80, "guard: the schema was walked"

@@ -65,7 +65,8 @@ def test_wide_numbers_are_printed_long(width: int) -> None:
 @pytest.mark.parametrize("width", WIDTHS)
 def test_sources_and_differences_are_whole(width: int) -> None:
     bounds = {"accuracy": 0.75, "accuracy_low": 0.601, "accuracy_high": 0.817, "half_credit_accuracy": 0.7, "longer_wins": 0.45}
-    source = {**bounds, "n": 1_234_567, "ties": 12_345, "loss": 0.66}
+    targets = {"spearman": 0.91234, "mse": 123.4567, "auc": None, "brier": None}
+    source = {**bounds, **targets, "n": 1_234_567, "preferences": 2_345_678, "ties": 12_345, "loss": 0.66}
     text = render(source_table({**source, "sources": {"helpful-base/train_prefs": source, "b": source}}), width=width)
     assert is_whole(text, width)
     for number in ("1,234,567", "0.7500", "[0.601, 0.817]", "12,345", "0.6600"):
