@@ -268,9 +268,11 @@ def is_chosen(contents: Hashes, purpose: str, share: float) -> NDArray[np.bool_]
 
 
 def _contents(columns: pa.Table | pa.RecordBatch) -> Hashes:
-    """Return the hash of the prompt and the first two responses of each comparison."""
+    """Return the hash of the prompt, and of the first and the last response, of each comparison."""
     responses = columns.column("response_hashes")
-    return mix(columns.column("prompt_hash").to_numpy(), *(pc.list_element(responses, number).to_numpy() for number in (0, 1)))
+    values, ends = pc.list_flatten(responses).to_numpy(), np.cumsum(pc.list_value_length(responses).to_numpy())
+    starts = np.concatenate([[0], ends[:-1]])
+    return mix(columns.column("prompt_hash").to_numpy(), values[starts], values[ends - 1])
 
 
 def _hashes(contents: Hashes, purpose: str) -> Hashes:

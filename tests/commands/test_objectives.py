@@ -138,7 +138,7 @@ def test_kinds_mix_in_one_run(tmp_path: Path) -> None:
     """Pairs, ratings and bits train together; each source has the numbers of its kind, and training resumes to the same weights."""
     pairs = write_rows(tmp_path / "pairs.jsonl", planted_rows(96, seed=1))
     rated = write_rows(tmp_path / "rated.jsonl", rated_rows(96))
-    sources = [{"path": str(pairs), "holdout": 0.25}, {"path": str(rated), **RATED, "holdout": 0.25, "group_by_prompt": True}]
+    sources = [{"path": str(pairs), "holdout": 0.25}, {"path": str(rated), **RATED, "holdout": 0.25, "repeat": 1.5}]
     objective = {"type": "by_source", "sources": {"rated": {"type": "regression", "weight": 0.5}}}
     recipe = tiny_recipe(tmp_path, data={"train": sources, "eval": ()}, objective=objective)
     summary = train(recipe, QUIET).document["evaluation"]
@@ -152,6 +152,8 @@ def test_kinds_mix_in_one_run(tmp_path: Path) -> None:
     assert "Reward by target" in report
     prepared = preprocess(recipe, QUIET).document["splits"]
     assert [prepared[split]["targets"] > 0 for split in ("train", "eval")] == [True, True]
+    counts = prepared["train"]["waterfall"]["rated"]
+    assert counts["kept"] == counts["read"] + counts["added"]["repeated"] > counts["read"], "copies of single responses"
     with pytest.raises(DataError, match="rated:"):
         preprocess(recipe, QUIET, export=tmp_path / "export")
     shown = inspect(recipe, QUIET, InspectOptions(source="rated", limit=1))
