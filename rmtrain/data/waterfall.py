@@ -66,6 +66,7 @@ REMEDIES = INTENTIONAL_DROPS | {
     "not_a_number": "filter by a column of numbers, or repair these cells",
     "bad_margin": "repair these margins, or set margin_default",
     "bad_weight": "repair these weights",
+    "bad_probability": "repair these probabilities",
     "no_target": "name the column of the score in `target`, or remove these rows",
     "unknown_target": "name all values of the column in `values`",
     "not_tokens": "name a source of token ids, or use another `format`",

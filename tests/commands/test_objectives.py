@@ -87,6 +87,24 @@ def test_weights_are_shares_of_the_loss(tmp_path: Path) -> None:
     assert summary["eval/loss"] == pytest.approx(sum(expected) / 4, rel=1e-9)
 
 
+@pytest.mark.parametrize("weight", [-1, "high", None, "nan"])
+def test_bad_weights_name_their_rows(weight: Any, tmp_path: Path) -> None:
+    """One bad weight among many is an error, as a bad margin is; weights that are all zero leave nothing."""
+    rows = [row | {"w": weight if number == 7 else 1.5} for number, row in enumerate(planted_rows(40, seed=1))]
+    with pytest.raises(DataError) as refusal:
+        trained(tmp_path / "one", rows, {"weight": "w", "tag": "mine"})
+    assert all(part in refusal.value.problems[0] for part in ("mine:7", "rows.jsonl:8", "w is "))
+    with pytest.raises(DataError, match="zero_weight"):
+        trained(tmp_path / "all", [row | {"w": 0} for row in rows], {"weight": "w"})
+
+
+def test_probabilities_are_from_zero_to_one(tmp_path: Path) -> None:
+    rows = [{"prompt": row["prompt"], "a": row["chosen"], "b": row["rejected"], "p": 1.5} for row in planted_rows(12, seed=1)]
+    source = {"format": "ab", "a": "a", "b": "b", "label": {"by": "probability", "column": "p"}}
+    with pytest.raises(DataError, match=r"bad_probability.*p is 1\.5"):
+        trained(tmp_path, rows, source)
+
+
 @pytest.mark.usefixtures("no_reload")
 @pytest.mark.parametrize("responses", [1, 3])
 def test_noisy_ratings_are_learned(responses: int, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def judge(row: Row, label: Label) -> Verdict:
         case ProbabilityLabel():
             probability = _number(row, label.column, to_number, "a probability from 0 to 1")
             if not 0 <= probability <= 1:
-                raise _unknown(label.column, find_cell(row, label.column), "a probability from 0 to 1")
+                raise BadRow("bad_probability", f"{label.column} is {probability:g}; expected a probability from 0 to 1")
             return _by_share({"a": probability, "b": 1 - probability})
         case OneHotLabel():
             return Verdict(_one_hot(row, label))

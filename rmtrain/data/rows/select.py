@@ -159,11 +159,15 @@ def _two_sides(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def check_rows(rows: Sequence[Adapted], source: Source) -> None:
-    """Raise DataError for rows that cannot be dropped without changing the meaning of the recipe: bad margins, ties under `tie: error`."""
-    margins = [row for row in rows if isinstance(row, Dropped) and row.reason == "bad_margin"]
-    # a margin is the user's own number: to drop or to clip it would train on something else than asked for
-    if margins:
-        raise DataError(f"margins must be finite numbers of at least 0: {name_rows(margins)}")
+    """Raise DataError for rows that cannot be dropped without changing the meaning of the recipe.
+
+    These are bad margins and weights, and ties under `tie: error`.
+    """
+    # margins and weights are the user's own numbers: to drop or to clip them would train on something else than asked for
+    for kind in ("margin", "weight"):
+        bad = [row for row in rows if isinstance(row, Dropped) and row.reason == f"bad_{kind}"]
+        if bad:
+            raise DataError(f"{kind}s must be finite numbers of at least 0: {name_rows(bad)}")
     ties = [row for row in rows if isinstance(row, Dropped) and row.reason == TIE]
     if ties and isinstance(source, AbSource) and source.tie == "error":
         raise DataError(f"{source.title}: ties are not allowed (tie: error): {name_rows(ties)}")
