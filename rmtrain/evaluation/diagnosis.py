@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Preference, TokenizedComparison
@@ -93,17 +94,7 @@ def reward_by_length(edges: ScoredEdges) -> list[dict[str, Any]] | None:
     rewards = np.concatenate([edges.winner_E, edges.loser_E])
     quantiles = np.arange(1, LENGTH_BINS) / LENGTH_BINS
     uppers = np.unique(np.append(np.quantile(lengths, quantiles, method="inverted_cdf"), lengths.max()))
-    bin_of = np.searchsorted(uppers, lengths)
-    return [
-        {
-            "low": int(lengths[bin_of == number].min()),
-            "high": int(lengths[bin_of == number].max()),
-            "responses": int(np.sum(bin_of == number)),
-            "reward": float(rewards[bin_of == number].mean()),
-            "deviation": float(rewards[bin_of == number].std()),
-        }
-        for number in range(len(uppers))
-    ]
+    return _rewards_by_bin(lengths, rewards, uppers)
 
 
 def reward_by_target(scored: Sequence[ScoredComparison]) -> list[dict[str, Any]] | None:
@@ -117,11 +108,16 @@ def reward_by_target(scored: Sequence[ScoredComparison]) -> list[dict[str, Any]]
     targets, rewards = np.array(pairs, np.float64).T
     quantiles = np.arange(1, LENGTH_BINS + 1) / LENGTH_BINS
     uppers = np.unique(np.quantile(targets, quantiles, method="inverted_cdf"))
-    bin_of = np.searchsorted(uppers, targets)
+    return _rewards_by_bin(targets, rewards, uppers)
+
+
+def _rewards_by_bin(values: NDArray[Any], rewards: Floats, uppers: NDArray[Any]) -> list[dict[str, Any]]:
+    """Return bins of responses by a value of theirs, whose upper edges are included, with their mean reward."""
+    bin_of = np.searchsorted(uppers, values)
     return [
         {
-            "low": float(targets[bin_of == number].min()),
-            "high": float(targets[bin_of == number].max()),
+            "low": values[bin_of == number].min().item(),
+            "high": values[bin_of == number].max().item(),
             "responses": int(np.sum(bin_of == number)),
             "reward": float(rewards[bin_of == number].mean()),
             "deviation": float(rewards[bin_of == number].std()),

@@ -291,8 +291,9 @@ def test_no_hostile_recipe_does_harm(here: Path, audit: AuditLog, monkeypatch: p
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_none_of_ten_thousand_recipes_does_harm(here: Path, audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes = mutate(10_000, here, audit, monkeypatch)
-    print({f"exit {code}": number for code, number in sorted(outcomes.items())})
-    assert sum(outcomes.values()) >= 10_000
-    assert outcomes[143] > 500, "guard: many were good enough to begin training"
+@pytest.mark.parametrize("part", range(5))  # pytest ends a test after 600 s
+def test_none_of_ten_thousand_recipes_does_harm(part: int, here: Path, audit: AuditLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = mutate(2_000, here, audit, monkeypatch)
+    print(part, {f"exit {code}": number for code, number in sorted(outcomes.items())})
+    assert sum(outcomes.values()) >= 2_000
+    assert outcomes[143] > 100, "guard: many were good enough to begin training"
