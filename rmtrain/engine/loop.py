@@ -223,8 +223,9 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
         except ImportError:
             raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
         return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
-    on_accelerator = all(parameter.device.type == "cuda" for parameter in trainable)
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=on_accelerator or None)
+    # Unfused, a step on a CPU takes seven times as long: 2.0 s against 0.26 s with 135 million weights.
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused or None)
 
 
 def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
