@@ -207,6 +207,8 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
             return f"; write {_BOOLEANS[value]}"
         case "string_type", bool() | int() | float():
             return "; put it in quotes"
+        case "string_type", dict() if value and all(inner is None for inner in value.values()):  # `{run.name}`
+            return "; put text with braces in quotes"
         case type_, _ if advice := _BEYOND_ONE.get((str(path[-1]), type_)):
             return advice
         case "tuple_type", "none":

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import explain, show
+from rmtrain.recipe.output_dir import OUTPUT_DIR, escape_braces, fill_keys
 from rmtrain.recipe.schema import (
     EvaluationRecipe,
     OwnObjective,
@@ -113,7 +114,9 @@ def evaluation_recipe(data: str, overrides: Sequence[str] = ()) -> EvaluationRec
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, including defaults, as YAML; with its `hook_files` next to it, `load_recipe` reads an equal `Recipe`."""
-    return write_yaml(recipe.model_dump())
+    data = recipe.model_dump()
+    data["run"]["output_dir"] = escape_braces(recipe.run.output_dir)
+    return write_yaml(data)
 
 
 def hook_files(recipe: Recipe) -> dict[str, bytes]:
@@ -143,6 +146,10 @@ def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[
     except ValidationError as error:
         raise _refusal([*document.problems, *explain(error, document)]) from None
     problems = [*document.problems, *_read_hooks(recipe, document, directory)]
+    if isinstance(recipe, Recipe):
+        output_dir, wrong = fill_keys(recipe.run.output_dir, recipe.model_dump())
+        problems += [Problem(document.value_place(OUTPUT_DIR), OUTPUT_DIR, message) for message in wrong]
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"output_dir": output_dir})})
     if problems:
         raise _refusal(problems)
     return recipe

@@ -164,7 +164,8 @@ class Run(Section):
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Name shown in logs, trackers and the model card: letters, digits, `_`, `.` and `-`."""
     output_dir: Annotated[str, Field(min_length=1)]
-    """Directory for everything this run writes; each run needs its own."""
+    """Directory for everything this run writes; each run needs its own. Keys in braces are replaced by their values, as in
+    `runs/{run.name}-lr{optimizer.lr}-s{run.seed}`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the data order, of a new head and of random weights; each has its own generator."""
 

@@ -139,6 +139,8 @@ def parse_yaml(text: str, place: Callable[[int, int], Place]) -> Document:
     except yaml.MarkedYAMLError as error:
         at = _mark(error.problem_mark or error.context_mark)
         message = f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}"
+        if message.endswith("but got '{'"):  # within braces or brackets, `runs/{run.name}` and `${NAME}` end at their own brace
+            message += "; put text with braces in quotes"
     except RecursionError:
         at = _mark(loader.get_mark() if loader else None)
         message = f"not valid YAML: nested more than {MAX_DEPTH} levels deep"
