@@ -21,8 +21,7 @@ from rmtrain.recipe.schema import (
     Source,
     objective_keys,
 )
-from rmtrain.recipe.section import KeyPath
-from rmtrain.recipe.sources import Hook
+from rmtrain.recipe.section import Hook, KeyPath
 from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
