@@ -119,6 +119,12 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
     return problems
 
 
+def wanting_text(error: ValidationError, document: Document) -> set[KeyPath]:
+    """Return the paths of values that are no text, of keys that take text."""
+    details = error.errors(include_url=False)
+    return {_key_path(detail, document.data) for detail in details if detail["type"] == "string_type"}
+
+
 def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
     """Return the keys in pydantic's `loc`, without the labels that it inserts for unions (`<pair>`, `str`) and keys (`[key]`)."""
     if detail["type"] == "conflict":
@@ -207,8 +213,6 @@ def _remedy(detail: ErrorDetails, path: KeyPath) -> str:
             return f"; write {_BOOLEANS[value]}"
         case "string_type", bool() | int() | float():
             return "; put it in quotes"
-        case "string_type", dict() if value and all(inner is None for inner in value.values()):  # `{run.name}`
-            return "; put text with braces in quotes"
         case type_, _ if advice := _BEYOND_ONE.get((str(path[-1]), type_)):
             return advice
         case "tuple_type", "none":
