@@ -258,7 +258,7 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
     """Load the recipe named by arguments, of which later files win, or by `--recipe`, with the overrides."""
     files, overrides = split_arguments(arguments)
     if bool(files) == (option is not None):
-        raise RecipeError("expected a recipe, as arguments or as --recipe; see `rmtrain --help`")
+        raise RecipeError("expected a recipe, either as argument or as --recipe; see `rmtrain --help`")
     return load_recipe(files if option is None else option, overrides)
 
 

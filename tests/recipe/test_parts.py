@@ -267,7 +267,7 @@ def test_a_mistyped_override_is_named() -> None:
             [line.replace(": ", "  ", 1) for line in raised.value.problems], [f"{word}||optimizer.lr=1e-5" for word in wrong]
         )
     for words, option in (([], None), (["base.yaml"], Path("mine.yaml"))):
-        with pytest.raises(RecipeError, match="expected a recipe, as arguments or as --recipe"):
+        with pytest.raises(RecipeError, match="either as argument or as --recipe"):
             read_recipe(words, option)
 
 
