@@ -15,8 +15,44 @@ HEADER = """# The recipe
 
 Every section and key. Generated from the schema by `make docs`; edit the docstrings in `rmtrain/recipe/` instead.
 
-A recipe is one YAML file. Keys marked `required` have no default. `null` turns a key off, unless its text says otherwise. Any key can
+A recipe is a YAML file. Keys marked `required` have no default. `null` turns a key off, unless its text says otherwise. Any key can
 also be set on the command line, as `section.key=value`, with list entries by index: `data.train.0.path=rows.jsonl`.
+
+## Share parts between recipes
+
+```yaml
+extends: base.yaml                       # or a list, such as [base.yaml, parts/lora.yaml]; relative to this file
+optimizer: {lr: 3.0e-6}                  # all other keys of the optimizer are those of base.yaml
+data: {train: [{path: mine.jsonl}]}      # a list replaces the list of the base
+lora: null                               # and null takes a section away
+```
+
+`extends` stands at the top level. A base may extend others; of several, later ones win, and the file over its bases. A file that is
+extended twice counts once, at its first place. `rmtrain train base.yaml mine.yaml optimizer.lr=1e-5` merges files in the same way, without
+`extends`, and so do `preprocess`, `inspect`, `eval` and `rmtrain.load_recipe(["base.yaml", "mine.yaml"])`. The rules:
+
+- Sections and other mappings are merged key by key. Everything else replaces what the base has: lists, values, `null`, and an empty `{}`.
+- A section of another kind replaces the whole section. A model with `scratch` is of another kind than one with `path`, and so is an
+  objective with another `type` (the default is `bradley_terry`).
+- Functions of your own (`prepare`, `objective.path`) are read next to the file that names them. All other paths are relative to the current
+  directory.
+- Errors have the place in the file where the value was written. `recipe.yaml` in the run is whole and needs none of the files.
+- A recipe has at most 16 files.
+
+## Use variables of the environment
+
+`${NAME}` in a text value stands for the value of a variable of the environment: `data.cache_dir: "${SCRATCH}/cache"`. A value that is
+only `${NAME}` may also become a number, `true`, `false` or `null`, where the key takes one: `lr: ${LR}`. Between `{ }` and `[ ]`, put it in
+quotes: `optimizer: {lr: "${LR}"}`; on the command line, in single quotes: `'run.name=${SLURM_JOB_ID}'`. A variable that is not set is an
+error, and so is one that is empty where it is the whole value. Its content is never read as a list, a section or another variable.
+Variables named like a secret (`HF_TOKEN`, `..._KEY`, `...PASSWORD`) and contents that look like one are refused. For the text itself, write
+`$${NAME}`.
+
+## Name the directory of a run by its keys
+
+`run.output_dir: "runs/{run.name}-lr{optimizer.lr}-s{run.seed}"` becomes `runs/hh-lr3e-6-s1`: in this key, `{section.key}` stands for the
+value of a key in the final recipe, after overrides and defaults. A number is written the shorter way (`1e-4`, `0.05`); of a text only
+letters, digits and `_.+-` stay, so that `{model.path}` is `Qwen-Qwen3-0.6B`. Write `{{` and `}}` for braces of the path itself.
 """
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
 PATTERNS = {

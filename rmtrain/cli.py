@@ -165,14 +165,14 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Export the model of a run or checkpoint. The export is reloaded and must give the same rewards; --push uploads it."""
-    target, overrides = split_arguments(arguments)
-    if target is None:
-        raise RecipeError("expected a run directory or a checkpoint; see `rmtrain export --help`")
+    targets, overrides = split_arguments(arguments)
+    if len(targets) != 1:
+        raise RecipeError("expected one run directory or checkpoint; see `rmtrain export --help`")
     start_console()
     with quick_imports():
         from rmtrain.commands.export import export as run
 
-    finish(lambda: run(replace(options, target=Path(target), overrides=overrides)), as_json)
+    finish(lambda: run(replace(options, target=Path(targets[0]), overrides=overrides)), as_json)
 
 
 @app.command(name="eval", cls=Verb, epilog="rmtrain eval runs/quickstart --data pairs.jsonl --fail-under accuracy=0.7")
@@ -181,8 +181,9 @@ def evaluate(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE|RUN|MODEL [a.b=v ...]",
-            help="Recipe (for the model of its run), run directory, or directory or Hub id of a model; then overrides of recipe keys.",
+            metavar="RECIPE ...|RUN|MODEL [a.b=v ...]",
+            help="Recipe (for the model of its run; of several files later ones win), run directory, or directory or Hub id of a model; "
+            "then overrides of recipe keys.",
         ),
     ] = None,
     *,
@@ -192,8 +193,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on pairs or benchmarks. Reports accuracy with its interval, ties, loss and baselines, per source."""
-    target, overrides = split_arguments(arguments)
-    options = replace(options, target=target, overrides=overrides)
+    targets, overrides = split_arguments(arguments)
+    options = replace(options, target=next(iter(targets), None), parts=targets[1:], overrides=overrides)
     options.check()
     start_processes(processes, accelerate_config)
     if options.needs_no_model:
@@ -240,21 +241,25 @@ def schema() -> None:
     print(run(), end="")
 
 
-def split_arguments(arguments: list[str] | None) -> tuple[str | None, list[str]]:
-    """Split arguments into the one that is not an override, if any, and the overrides; raise RecipeError for more than one."""
+def split_arguments(arguments: list[str] | None) -> tuple[list[str], list[str]]:
+    """Split arguments into what they name, such as recipe files, and overrides.
+
+    Raises RecipeError if one of several names is no file: it may be a mistyped override.
+    """
     overrides = [argument for argument in arguments or [] if OVERRIDE.match(argument)]
-    others = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
-    if len(others) > 1:
-        raise RecipeError(*(f"{extra}: expected an override such as optimizer.lr=1e-5" for extra in others[1:]))
-    return (others[0] if others else None), overrides
+    names = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
+    if len(names) > 1 and not all(map(os.path.exists, names)):
+        wrong = [name for name in names[1:] if not os.path.exists(name)] or names[:1]
+        raise RecipeError(*(f"{name}: expected an override such as optimizer.lr=1e-5, or a file that exists" for name in wrong))
+    return names, overrides
 
 
 def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
-    """Load the recipe named as argument or by `--recipe`, with the overrides that follow it."""
-    target, overrides = split_arguments(arguments)
-    if (target is None) == (option is None):
-        raise RecipeError("expected one recipe, as the first argument or as --recipe; see `rmtrain --help`")
-    return load_recipe(str(option or target), overrides)
+    """Load the recipe named by arguments, of which later files win, or by `--recipe`, with the overrides."""
+    files, overrides = split_arguments(arguments)
+    if bool(files) == (option is not None):
+        raise RecipeError("expected a recipe, either as argument or as --recipe; see `rmtrain --help`")
+    return load_recipe(files if option is None else option, overrides)
 
 
 def start_processes(processes: int | None, config: str | None) -> None:

@@ -13,6 +13,10 @@ WANDB_ADVICE = "no secrets in a recipe; use `wandb login` or the WANDB_API_KEY e
 _SECRET_NAME = re.compile(r"(?:.*[_.-])?(?:token|api[_-]?key|secret|password|passwd|credentials)", re.IGNORECASE)
 # Names that end in "token" and mean a token of text.
 _TEXT_TOKEN = re.compile(r"(?:.*[_.-])?(?:max|pad|eos|bos|unk|sep|cls|mask|image|special)_token", re.IGNORECASE)
+# Names of variables by which tools of clouds, databases and hubs take secrets, in addition to those above.
+_SECRET_VARIABLE = re.compile(
+    r"SECRET|CREDENTIAL|ACCESS_KEY|PASSW(?:OR)?D$|PASSPHRASE$|(?:^|_)(?:KEY|PASS|PAT|AUTH|COOKIE|BEARER)$", re.IGNORECASE
+)
 _CREDENTIALS = r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)"
 # A recipe is refused only for certain secrets; messages also hide likely ones, such as a part of a token.
 _CERTAIN = re.compile(rf"\bhf_[A-Za-z0-9]{{30,}}|(?<![\w-])sk-[\w-]{{30,}}|{_CREDENTIALS}")
@@ -25,6 +29,11 @@ def asks_for_secret(name: str) -> str | None:
     if not _SECRET_NAME.fullmatch(name) or _TEXT_TOKEN.fullmatch(name):
         return None
     return WANDB_ADVICE if "wandb" in name.lower() else ADVICE
+
+
+def names_secret(variable: str) -> bool:
+    """Return True for a variable of the environment whose name says that it holds a token, key or password."""
+    return _SECRET_VARIABLE.search(variable) is not None or asks_for_secret(variable) is not None
 
 
 def is_secret(text: str) -> bool:

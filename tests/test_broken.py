@@ -74,8 +74,8 @@ RANKED = "data.train=[{path: lists.jsonl, format: ranked, responses: answers, re
 
 RECIPES = [
     Case("no recipe", ["train"], 2, "|recipe|--recipe"),
-    Case("two recipes", ["train", "{base}", "b.yaml"], 2, "b.yaml: |optimizer.lr=1e-5"),
-    Case("recipe twice", ["train", "{base}", "--recipe", "b.yaml"], 2, "|one recipe"),
+    Case("mistyped override", ["train", "{base}", "optimizer.lr"], 2, "optimizer.lr: |optimizer.lr=1e-5"),
+    Case("recipe twice", ["train", "{base}", "--recipe", "b.yaml"], 2, "|either|--recipe"),
     Case("missing recipe", ["train", "nothing.yaml"], 2, "nothing.yaml  "),
     Case("directory", ["train", "."], 2, ".  "),
     Case("unclosed brace", ["train", "unclosed.yaml"], 2, "unclosed.yaml:2:4  |YAML"),

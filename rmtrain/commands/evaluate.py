@@ -84,12 +84,15 @@ class EvalTarget:
 def find_model(options: EvalOptions, overrides: Sequence[str] = ()) -> EvalTarget:
     """Find the model that a recipe, a run directory or a model names; raises CheckpointError for a run that has no model yet."""
     target = options.target
-    file = options.recipe or (Path(target) if target is not None and target.endswith((".yaml", ".yml")) else None)
-    recipe = None if file is None else load_recipe(file, overrides)
-    if recipe is not None and target in (None, str(file)):
+    is_recipe = target is not None and target.endswith((".yaml", ".yml"))
+    files = [str(options.recipe)] if options.recipe else [str(target), *options.parts] if is_recipe else []
+    if options.parts and (options.recipe or not is_recipe):
+        raise RecipeError(f"{options.parts[0]}: expected one model, or only recipes; leave out all others")
+    recipe = load_recipe(files, overrides) if files else None
+    if recipe is not None and target in (None, files[0]):
         run = expanded(recipe.run.output_dir)
         if not (run / MARKER).is_file() and not (run / "model").is_dir():
-            raise CheckpointError(f"{run / 'model'}: no such model; run `{shlex.join(['rmtrain', 'train', str(file)])}` first")
+            raise CheckpointError(f"{run / 'model'}: no such model; run `{shlex.join(['rmtrain', 'train', *files])}` first")
         return EvalTarget(model_of(str(run)), run, recipe, by_recipe=True)
     if target is None:
         raise RecipeError("expected a recipe, a run directory or a model; see `rmtrain eval --help`")

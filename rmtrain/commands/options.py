@@ -28,7 +28,10 @@ def _our_name(dtype: str | None) -> str | None:
 
 Arguments = Annotated[
     list[str] | None,
-    typer.Argument(metavar="RECIPE [a.b=v ...]", help="Recipe file, then overrides of its keys, such as optimizer.lr=1e-5."),
+    typer.Argument(
+        metavar="RECIPE ... [a.b=v ...]",
+        help="Recipe file, or several of which later ones win; then overrides of its keys, such as optimizer.lr=1e-5.",
+    ),
 ]
 RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", "--config", "-c", help="Recipe file, if it is not the first argument.")
@@ -95,10 +98,11 @@ REASONS: Mapping[Kind, str] = {
 class EvalOptions:
     """The options of `rmtrain eval`.
 
-    target, overrides: recipe, run or model, and the overrides that follow it.
+    target, parts, overrides: recipe, run or model, further recipe files, and the overrides that follow.
     """
 
     target: str | None = None
+    parts: Sequence[str] = ()
     overrides: Sequence[str] = ()
     recipe: RecipeOption = None
     data: Annotated[

@@ -119,6 +119,12 @@ def explain(error: ValidationError, document: Document) -> list[Problem]:
     return problems
 
 
+def wanting_text(error: ValidationError, document: Document) -> set[KeyPath]:
+    """Return the paths of values that are no text, of keys that take text."""
+    details = error.errors(include_url=False)
+    return {_key_path(detail, document.data) for detail in details if detail["type"] == "string_type"}
+
+
 def _key_path(detail: ErrorDetails, data: Any) -> KeyPath:
     """Return the keys in pydantic's `loc`, without the labels that it inserts for unions (`<pair>`, `str`) and keys (`[key]`)."""
     if detail["type"] == "conflict":

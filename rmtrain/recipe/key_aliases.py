@@ -229,6 +229,9 @@ _ADVICE = {
         "resume_from_checkpoint resume auto_resume resume_ckpt load_checkpoint ckpt_path"
     ),
     "--fresh renames an existing run directory and starts from scratch": "overwrite_output_dir overwrite",
+    "write extends: FILE at the top level of a file; on the command line, name several files": (
+        "extends extend _base_ base_config inherit inherits inherit_from"
+    ),
 }
 HINTS: dict[str, str] = {name: advice for advice, names in _ADVICE.items() for name in names.split()}
 """The advice for a name that has another meaning here, or none; `section.name` where only the name in that section is meant."""

@@ -3,14 +3,18 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.explain import explain, show
+from rmtrain.recipe.explain import explain, wanting_text
+from rmtrain.recipe.output_dir import OUTPUT_DIR, escape_braces, fill_keys
+from rmtrain.recipe.parts import MARKER as MARKER
+from rmtrain.recipe.parts import MAX_FILES, read_parts, without_sections
+from rmtrain.recipe.parts import RECIPE as RECIPE
 from rmtrain.recipe.schema import (
     EvaluationRecipe,
     OwnObjective,
@@ -20,38 +24,29 @@ from rmtrain.recipe.schema import (
     Source,
     objective_keys,
 )
-from rmtrain.recipe.section import KeyPath
-from rmtrain.recipe.sources import Hook
-from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, read_yaml, shorten, write_yaml
+from rmtrain.recipe.section import Hook, KeyPath
+from rmtrain.recipe.variables import escape_variables, insert_variables, put, texts
+from rmtrain.recipe.yaml import Document, Place, Problem, dotted, parse_yaml, shorten, write_yaml
 from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
 MAX_HOOK_BYTES = 2**20
-RECIPE, MARKER = "recipe.yaml", "run.json"
-"""The recipe in the directory of a run, and the file that marks such a directory."""
-WRITTEN = (("run", "output_dir"), ("data", "cache_dir"))
-"""Keys of directories that are created."""
-VARIABLE = re.compile(r"\$(\w+|\{\w+)")
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
-    Overrides are `section.key=value`, applied in order; list entries by index, as in `data.train.0.path=rows.jsonl`. The recipe of a run
-    belongs to the directory it is in, which may have been moved: that is its `run.output_dir`, unless an override sets it. The directory
-    of a run stands for its recipe.
+    Of several files, later ones win; see `rmtrain.recipe.parts`. Overrides are `section.key=value`, applied in order; list entries by
+    index, as in `data.train.0.path=rows.jsonl`. The directory of a run stands for its recipe, and is its `run.output_dir`, unless a later
+    file or an override sets that.
 
     Raises:
         RecipeError: one line per mistake, all at once, each with its place: `path:line:column`, or `override a.b=v`.
     """
-    file = Path(path)
-    file = file / RECIPE if (file / MARKER).is_file() else file
-    recipe = _validated(Recipe, read_yaml(file), overrides, file.parent)
-    is_overridden = any(override.partition("=")[0] in ("run", "run.output_dir") for override in overrides)
-    if file.name == RECIPE and (file.parent / MARKER).is_file() and not is_overridden:
-        run = recipe.run.model_copy(update={"output_dir": str(file.parent.absolute())})
-        return recipe.model_copy(update={"run": run})
-    return recipe
+    paths = [path] if isinstance(path, str | Path) else path
+    if not paths:
+        raise RecipeError("expected the file of a recipe, got none")
+    return _validated(Recipe, read_parts([Path(each) for each in paths]), overrides)
 
 
 def as_recipe(recipe: Recipe | str | Path) -> Recipe:
@@ -92,7 +87,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 def parse_recipe(text: str, name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Validate a recipe given as YAML text, like `load_recipe`; errors show `name` instead of a path. `prepare` needs a file."""
-    return _validated(Recipe, parse_yaml(text, lambda line, column: Place(0, line, column, name)), overrides, None)
+    document = parse_yaml(text, lambda line, column: Place(0, line, column, name))
+    if problems := without_sections(document):
+        raise RecipeError(*map(str, problems))
+    return _validated(Recipe, document, overrides)
 
 
 def data_overrides(data: str) -> list[str]:
@@ -100,7 +98,7 @@ def data_overrides(data: str) -> list[str]:
 
     In place of the training data as well: rows that it holds out would be evaluated with the source, and its tags be taken.
     """
-    source = data if data.lstrip().startswith("{") else json.dumps({"path": data}, ensure_ascii=False)
+    source = data if data.lstrip().startswith("{") else json.dumps(escape_variables({"path": data}), ensure_ascii=False)
     return [f"data.train=[{source}]", f"data.eval=[{source}]"]
 
 
@@ -108,12 +106,14 @@ def evaluation_recipe(data: str, overrides: Sequence[str] = ()) -> EvaluationRec
     """Return the settings that evaluate a model on the source of `--data`; raises RecipeError like `load_recipe`."""
     place = Place(0, 0, 0, "--data")
     document = Document({"data": {}}, keys={(): place}, values={(): place})
-    return _validated(EvaluationRecipe, document, [*data_overrides(data), *overrides], None)
+    return _validated(EvaluationRecipe, document, [*data_overrides(data), *overrides])
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the whole recipe, including defaults, as YAML; with its `hook_files` next to it, `load_recipe` reads an equal `Recipe`."""
-    return write_yaml(recipe.model_dump())
+    data = recipe.model_dump()
+    data["run"]["output_dir"] = escape_braces(recipe.run.output_dir)
+    return write_yaml(escape_variables(data))
 
 
 def hook_files(recipe: Recipe) -> dict[str, bytes]:
@@ -123,29 +123,40 @@ def hook_files(recipe: Recipe) -> dict[str, bytes]:
     return {hook.file.name: hook.code for hook in hooks if hook is not None}
 
 
-def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[str], directory: Path | None) -> AnyRecipe:
-    if not isinstance(document.data, dict):
-        given = "nothing" if document.data is None else show(document.data)
-        message = f"expected sections such as run, data and model, got {given}"
-        malformed = document.problems or [Problem(document.keys[()], (), message)]
-        raise RecipeError(*map(str, malformed))
-    for order, override in enumerate(overrides, start=1):
+def _validated(schema: type[AnyRecipe], document: Document, overrides: Sequence[str]) -> AnyRecipe:
+    for order, override in enumerate(overrides, start=MAX_FILES):
         _override(document, override, order)
-    for path, text in _texts(document.data):
+    contents = insert_variables(document)
+    for path, text in texts(document.data):
         if is_secret(text):
             message = f"looks like a password or token; {ADVICE}"
             document.problems.append(Problem(document.value_place(path), path, message))
-        if path in WRITTEN and VARIABLE.search(text):
-            message = f"variables are not expanded in a recipe, got {show(text)}; override it on the command line, where they are"
-            document.problems.append(Problem(document.value_place(path), path, message))
     try:
-        recipe = TypeAdapter(schema).validate_python(document.data)
+        recipe = _with_types(schema, document, contents)
     except ValidationError as error:
         raise _refusal([*document.problems, *explain(error, document)]) from None
-    problems = [*document.problems, *_read_hooks(recipe, document, directory)]
+    problems = [*document.problems, *_read_hooks(recipe, document)]
+    if isinstance(recipe, Recipe):
+        output_dir, wrong = fill_keys(recipe.run.output_dir, recipe.model_dump())
+        problems += [Problem(document.value_place(OUTPUT_DIR), OUTPUT_DIR, message) for message in wrong]
+        recipe = recipe.model_copy(update={"run": recipe.run.model_copy(update={"output_dir": output_dir})})
     if problems:
         raise _refusal(problems)
     return recipe
+
+
+def _with_types(schema: type[AnyRecipe], document: Document, contents: Mapping[KeyPath, str]) -> AnyRecipe:
+    """Validate a recipe. A variable has its content as text where the key wants text, although YAML reads, say, a number."""
+    adapter = TypeAdapter(schema)
+    try:
+        return adapter.validate_python(document.data)
+    except ValidationError as error:
+        wanted = contents.keys() & wanting_text(error, document)
+        if not wanted:
+            raise
+    for path in wanted:
+        put(document.data, path, contents[path])
+    return adapter.validate_python(document.data)
 
 
 def _refusal(problems: Sequence[Problem]) -> RecipeError:
@@ -156,11 +167,11 @@ def _refusal(problems: Sequence[Problem]) -> RecipeError:
 def _override(document: Document, text: str, order: int) -> None:
     """Set one key of `document`, in place; mistakes in the override are added to its `problems`.
 
-    `order` is 1 for the first override, 2 for the second, ...: errors come in this order, after those of the file.
+    Errors come in the `order` of the overrides, after those of the files.
     """
     name, equals, written = text.partition("=")
     shown = f"={HIDDEN if asks_for_secret(name) else shorten(written)}" if equals else ""
-    place = Place(order, 0, 0, f"override {shorten(name)}{shown}")
+    place = Place(order, 0, 0, f"override {shorten(name)}{shown}", document.keys[()].directory)
     parts = name.split(".")
     if not equals or not all(part.strip() for part in parts):
         document.problems.append(Problem(place, (), "expected a key path, =, and a value, such as optimizer.lr=1e-5"))
@@ -209,8 +220,8 @@ def _set(data: Any, parts: Sequence[str], value: Any) -> KeyPath:
     return tuple(path)
 
 
-def _read_hooks(recipe: Recipe | EvaluationRecipe, document: Document, directory: Path | None) -> Iterator[Problem]:
-    """Read the file of each function of the user into the source or the objective that names it."""
+def _read_hooks(recipe: Recipe | EvaluationRecipe, document: Document) -> Iterator[Problem]:
+    """Read the file of each function of the user, next to the recipe that names it, into the source or the objective."""
     named: list[tuple[KeyPath, str, Source | OwnObjective]] = [
         (("data", split, number, "prepare"), source.prepare, source)
         for split, sources in (("train", recipe.data.train), ("eval", recipe.data.eval))
@@ -220,11 +231,18 @@ def _read_hooks(recipe: Recipe | EvaluationRecipe, document: Document, directory
     for key, part in objective_keys(recipe.objective):
         if isinstance(part, OwnObjective):
             named.append((("objective", *key, "path"), part.path.replace(".py:", ":"), part))
+    read: dict[str, Hook] = {}
     for path, name, owner in named:
+        place = document.value_place(path)
         try:
-            owner.take(read_hook(name, directory))
+            hook = read_hook(name, place.directory)
         except ValueError as error:
-            yield Problem(document.value_place(path), path, str(error))
+            yield Problem(place, path, str(error))
+            continue
+        other = read.setdefault(hook.file.name, hook)
+        if other.code != hook.code:  # the run directory has one file of a name
+            yield Problem(place, path, f"{hook.file} differs from {other.file}, which this recipe also names; rename one of them")
+        owner.take(hook)
 
 
 def read_hook(name: str, directory: Path | None) -> Hook:
@@ -245,15 +263,3 @@ def read_hook(name: str, directory: Path | None) -> Hook:
     if len(code) > MAX_HOOK_BYTES:
         raise ValueError(f"{file}: expected at most {MAX_HOOK_BYTES // 1024} KiB of code; move the rest into a package")
     return Hook(name, code, file)
-
-
-def _texts(data: Any) -> Iterator[tuple[KeyPath, str]]:
-    """Yield every text value with its path. No recursion: the path of an override can be deeper than Python's stack."""
-    todo: list[tuple[KeyPath, Any]] = [((), data)]
-    while todo:
-        path, value = todo.pop()
-        if isinstance(value, str):
-            yield path, value
-        elif isinstance(value, dict | list):
-            parts = value.items() if isinstance(value, dict) else enumerate(value)
-            todo.extend(((*path, part), inner) for part, inner in parts)

@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveFloat, PrivateAttr
+from pydantic import Field, FiniteFloat, PositiveFloat
 
-from rmtrain.recipe.section import Conflict, KeyPath, Section, kind, kind_by
-from rmtrain.recipe.sources import Hook
+from rmtrain.recipe.section import Conflict, Hooked, KeyPath, Section, kind, kind_by
 
 
 class ObjectiveBase(Section):
@@ -62,7 +61,7 @@ class Binary(ObjectiveBase):
     """Kind of objective."""
 
 
-class OwnObjective(ObjectiveBase):
+class OwnObjective(Hooked, ObjectiveBase):
     """A function of your own: `loss(rewards, labels)` returns the sum of the loss over the comparisons of a micro-batch.
 
     `rewards` is a float tensor with one value for each response, `labels` a `LabelBatch` with preferences and targets. Multiply by its
@@ -73,16 +72,6 @@ class OwnObjective(ObjectiveBase):
     """Kind of objective."""
     path: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*\.py:[A-Za-z_]\w*$")]
     """`FILE.py:FUNCTION`, next to the recipe. The file is copied into the run, and a change of it is a change of the recipe."""
-    _hook: Hook | None = PrivateAttr(default=None)
-
-    @property
-    def hook(self) -> Hook | None:
-        """The function with its file; only a recipe that was loaded from a file has one."""
-        return self._hook
-
-    def take(self, hook: Hook) -> None:
-        """Set the file, once, when the recipe is loaded."""
-        self._hook = hook
 
 
 OneObjective = Annotated[

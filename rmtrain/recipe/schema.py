@@ -164,7 +164,8 @@ class Run(Section):
     name: Annotated[str, Field(min_length=1, pattern=r"^[\w.-]+$")]
     """Name shown in logs, trackers and the model card: letters, digits, `_`, `.` and `-`."""
     output_dir: Annotated[str, Field(min_length=1)]
-    """Directory for everything this run writes; each run needs its own."""
+    """Directory for everything this run writes; each run needs its own. Keys in braces are replaced by their values, as in
+    `runs/{run.name}-lr{optimizer.lr}-s{run.seed}`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     """Seed of the data order, of a new head and of random weights; each has its own generator."""
 
@@ -475,10 +476,39 @@ class EvaluationRecipe(CheckedSection):
     """Only `training.precision` is read."""
 
 
+EXTENDS = "extends"
+"""The key by which a file names the files that it extends. They are merged before the recipe is validated; see `rmtrain.recipe.parts`."""
+INHERITED: dict[str, KeyPath] = {
+    "Run": ("run",),
+    "Data": ("data",),
+    "Architecture": ("model", "scratch"),
+    "Optimizer": ("optimizer",),
+    "EarlyStopping": ("evaluation", "early_stopping"),
+}
+"""Sections whose required keys may be in the file that is extended, with their place."""
+
+
 def json_schema() -> str:
     """Return the JSON Schema (draft 2020-12) of a recipe as text with one newline at its end; docstrings of fields are the descriptions.
 
-    Checks between keys, such as that `heads` divides `hidden_size`, are not part of it.
+    A file that extends another one needs none of the required keys outside of lists. Checks between keys, such as that `heads` divides
+    `hidden_size`, are not part of it.
     """
-    document = {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema(), "title": "rmtrain recipe"}
+    schema = Recipe.model_json_schema()
+    sections: dict[str, Any] = schema["$defs"]
+    whole: dict[str, Any] = {"required": schema.pop("required")}
+    for name, path in INHERITED.items():
+        place: dict[str, Any] = whole
+        for key in path:
+            place = place.setdefault("properties", {}).setdefault(key, {})
+        place["required"] = sections[name].pop("required")
+    whole["properties"]["model"]["anyOf"] = [{"required": sections["PretrainedModel"].pop("required")}, {"required": ["scratch"]}]
+    file = {"type": "string", "minLength": 1}
+    extends = {
+        "description": "File, or list of files, whose keys this file changes; paths are relative to it. Later files win over earlier ones.",
+        "anyOf": [file, {"type": "array", "items": file}],
+    }
+    schema["properties"] = {EXTENDS: extends, **schema["properties"]}
+    document = {"$schema": GenerateJsonSchema.schema_dialect, **schema, "title": "rmtrain recipe"}
+    document |= {"if": {"required": [EXTENDS]}, "else": whole}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,9 +1,11 @@
 """The base of all recipe sections: strict, closed and frozen, in several kinds where needed, with checks between keys."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 KeyPath = tuple[str | int, ...]
@@ -37,6 +39,38 @@ class Section(BaseModel):
     def conflicts(self) -> Iterator[Conflict]:
         """Yield the values of this section, or of the sections in it, that contradict each other."""
         return iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """The file of a function of the user, read once with the recipe: the code that is hashed, run and copied is the same.
+
+    Two hooks are equal when their names, `module:function`, and bytes are, wherever the files are stored.
+    """
+
+    name: str
+    code: bytes
+    file: Path = field(compare=False)
+
+    @property
+    def function(self) -> str:
+        """Name of the function."""
+        return self.name.partition(":")[2]
+
+
+class Hooked(Section):
+    """A section that can name a function of the user."""
+
+    _hook: Hook | None = PrivateAttr(default=None)
+
+    @property
+    def hook(self) -> Hook | None:
+        """The function with its file; only a recipe that was loaded from a file has one."""
+        return self._hook
+
+    def take(self, hook: Hook) -> None:
+        """Set the file, once, when the recipe is loaded."""
+        self._hook = hook
 
 
 def kind(name: str) -> Tag:

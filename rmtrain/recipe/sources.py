@@ -1,15 +1,13 @@
 """One dataset of a recipe: where its rows come from, which rows are used, and the meaning of their columns."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, FiniteFloat, PositiveFloat, PositiveInt, PrivateAttr
+from pydantic import BeforeValidator, Field, FiniteFloat, PositiveFloat, PositiveInt
 
 from rmtrain.recipe.preference_labels import Label, label_text, with_text_keys
-from rmtrain.recipe.section import Column, Conflict, Section, Share, kind, kind_by
+from rmtrain.recipe.section import Column, Conflict, Hooked, Section, Share, kind, kind_by
 
 DATA_SUFFIXES = (".gz", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
 IMPLICIT = ("auto", "implicit")
@@ -28,23 +26,6 @@ TESTS = ("equals", "is_not", "one_of", "at_least", "at_most")
 Value = str | bool | int | float
 Bound = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """The file of a `prepare` key, `module:function`, read once with the recipe: the code that is hashed, run and copied is the same.
-
-    Two hooks are equal when their names and bytes are, wherever the files are stored.
-    """
-
-    name: str
-    code: bytes
-    file: Path = field(compare=False)
-
-    @property
-    def function(self) -> str:
-        """Name of the function."""
-        return self.name.partition(":")[2]
 
 
 class Condition(Section):
@@ -110,7 +91,7 @@ class Messages(Section):
     prompt and those of a response alternate."""
 
 
-class SourceBase(Section):
+class SourceBase(Hooked):
     """One dataset: where its rows come from, and which of them are used.
 
     The order is: the first `limit` rows are read, `prepare` changes them, `filter` tests them, and their format makes comparisons of them;
@@ -160,16 +141,6 @@ class SourceBase(Section):
     repeat: Annotated[float, Field(ge=1, le=100)] = 1.0
     """Number of times that each training comparison is used in an epoch. Of 2.5, each is used twice, and half of them, chosen by hash, a
     third time. Copies have the ids `tag:12+2`, `tag:12+3`. Below 1, use `fraction`."""
-    _hook: Hook | None = PrivateAttr(default=None)
-
-    @property
-    def hook(self) -> Hook | None:
-        """The function of `prepare` with its file; only a recipe that was loaded from a file has one."""
-        return self._hook
-
-    def take(self, hook: Hook) -> None:
-        """Set the file of `prepare`, once, when the recipe is loaded."""
-        self._hook = hook
 
     @property
     def title(self) -> str:

@@ -34,13 +34,15 @@ _RESOLVERS = (
 
 
 class Place(NamedTuple):
-    """Where something was written. Places sort in reading order: the file (order 0), then the overrides (order 1, 2, ...)."""
+    """Where something was written. Places sort in reading order: the files (order 0, 1, ...), then the overrides."""
 
     order: int
     line: int
     column: int
     text: str
     """The place as shown to the user: `recipes/mine.yaml:12:5`."""
+    directory: Path | None = None
+    """The directory of the file, where the functions that it names are read."""
 
 
 class Problem(NamedTuple):
@@ -99,18 +101,14 @@ def one_line(text: str) -> str:
     return redact("".join(printable))
 
 
-def read_yaml(path: Path) -> Document:
-    """Read a YAML file.
+def read_yaml(path: Path, order: int = 0) -> Document:
+    """Read a YAML file; `order` is that of its places.
 
     Raises:
-        RecipeError: the file cannot be read, is too large, or is not UTF-8 text.
+        RecipeError: the file is too large, or is not UTF-8 text. OSError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        searched = "" if path.is_absolute() else f" in {Path.cwd()}"
-        raise RecipeError(one_line(f"{path}  cannot read the recipe: {error.strerror}{searched}")) from None
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise RecipeError(one_line(f"{path}  expected a recipe of at most {MAX_BYTES // 1024} KiB; this file is larger"))
     try:
@@ -119,7 +117,7 @@ def read_yaml(path: Path) -> Document:
         line, column = _line_and_column(content[: error.start].decode("utf-8", "replace"))
         message = f"byte {content[error.start]:#04x} is not UTF-8; save the file as UTF-8"
         raise RecipeError(one_line(f"{path}:{line}:{column}  {message}")) from None
-    return parse_yaml(text, lambda line, column: Place(0, line, column, f"{path}:{line}:{column}"))
+    return parse_yaml(text, lambda line, column: Place(order, line, column, f"{path}:{line}:{column}", path.parent))
 
 
 def parse_yaml(text: str, place: Callable[[int, int], Place]) -> Document:
@@ -139,6 +137,8 @@ def parse_yaml(text: str, place: Callable[[int, int], Place]) -> Document:
     except yaml.MarkedYAMLError as error:
         at = _mark(error.problem_mark or error.context_mark)
         message = f"not valid YAML: {', '.join(filter(None, (error.context, error.problem)))}"
+        if message.endswith("but got '{'"):  # within braces or brackets, `runs/{run.name}` and `${NAME}` end at their own brace
+            message += "; put text with braces in quotes"
     except RecursionError:
         at = _mark(loader.get_mark() if loader else None)
         message = f"not valid YAML: nested more than {MAX_DEPTH} levels deep"
@@ -247,20 +247,35 @@ class _Builder:
         return mapping
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        text: str = node.value
-        match node.tag.removeprefix(_TAG):
-            case "null":
-                return None
-            case "bool":
-                return text == "true"
-            case "int" | "float" if (number := _number(text)) is not None:
-                return number
-            case "int" | "float":
-                self._refuse(node, path, "number too large")
-                return None
-            case tag if tag == _REFUSED:
-                self._refuse(node, path, _other_spelling(text))
-        return text
+        if node.tag == _TAG + "str":
+            return node.value
+        try:
+            return scalar(node.value)
+        except ValueError as error:
+            self._refuse(node, path, str(error))
+            return node.value
+
+
+def scalar(text: str) -> Any:
+    """Return the value of a plain scalar.
+
+    Raises:
+        ValueError: a number outside 64 bits, or a spelling that YAML versions or people read in two ways; the message is one line.
+    """
+    kind = next((tag for tag, pattern, _ in _RESOLVERS if re.fullmatch(pattern, text)), _TAG + "str")
+    match kind.removeprefix(_TAG):
+        case "null":
+            return None
+        case "bool":
+            return text == "true"
+        case "int" | "float":
+            number = _number(text)
+            if number is None:
+                raise ValueError("number too large")
+            return number
+        case "str":
+            return text
+    raise ValueError(_other_spelling(text))
 
 
 def _number(text: str) -> int | float | None:

@@ -5,17 +5,19 @@ import re
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.evaluate import evaluate
+from rmtrain.commands.evaluate import evaluate, find_model
+from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.train import train
-from rmtrain.errors import CheckpointError
+from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scorer import RewardScorer
-from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.load import dump_recipe, load_recipe
 from rmtrain.recipe.schema import Recipe
 from tests.faults.runs import left
 from tests.forks import FAST, fork_server, rmtrain
@@ -174,3 +176,20 @@ def test_run_is_called_from_its_own_directory(tmp_path: Path) -> None:
     finished = rmtrain("train", ".", cwd=run)
     assert finished.returncode == 4
     assert "--fresh" in finished.stderr
+
+
+def test_several_recipes_stand_for_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rmtrain eval base.yaml mine.yaml` evaluates the model of the run that `train` with the same words makes."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.yaml").write_text(dump_recipe(tiny_recipe(tmp_path)), encoding="utf-8")
+    Path("mine.yaml").write_text("run: {output_dir: runs/mine}\n", encoding="utf-8")
+    options = EvalOptions(target="base.yaml", parts=["mine.yaml"])
+    with pytest.raises(CheckpointError, match=r"^runs/mine/model: .*`rmtrain train base\.yaml mine\.yaml` first"):
+        find_model(options)
+    Path("runs/mine/model").mkdir(parents=True)
+    Path("runs/mine/run.json").write_text("{}", encoding="utf-8")
+    found = find_model(options)
+    assert (found.model, found.run, found.by_recipe) == ("runs/mine/model", Path("runs/mine"), True)
+    for mixed in (replace(options, target="runs/mine"), replace(options, recipe=Path("base.yaml"))):
+        with pytest.raises(RecipeError, match=r"^mine\.yaml: expected one model"):
+            find_model(mixed)

@@ -17,7 +17,7 @@ from rmtrain.engine import run_dir
 from rmtrain.engine.run_dir import CHANGEABLE, RECORDS, RunDirectory, check_output_dir, flat
 from rmtrain.engine.run_log import RunLog
 from rmtrain.errors import CheckpointError, RecipeError, TryAgain
-from rmtrain.recipe.load import load_recipe, with_absolute_paths
+from rmtrain.recipe.load import dump_recipe, load_recipe, with_absolute_paths
 from rmtrain.recipe.schema import Recipe
 from tests.runs import tiny_recipe
 
@@ -331,3 +331,20 @@ def test_trap_s8_records_of_rows_are_private(recipe: Recipe) -> None:
     assert modes == {"metrics.jsonl": 0o644, "samples.jsonl": 0o600, "ledger.jsonl": 0o600, "nonfinite.jsonl": 0o600}
     ledger = [json.loads(line) for line in (directory.path / "ledger.jsonl").read_text().splitlines()]
     assert all(re.fullmatch(r"s:\d", name) for line in ledger for name in line["ids"]), "ids, and no text"
+
+
+def test_a_run_of_shared_parts_continues(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recipe is whole: the base may be written in another way, or be gone, but a value that it changes is another run."""
+    Path("base.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    mine = 'extends: base.yaml\nrun: {output_dir: "runs/{run.name}-{optimizer.lr}"}\noptimizer: {lr: "${LR}"}\n'
+    Path("mine.yaml").write_text(mine, encoding="utf-8")
+    monkeypatch.setenv("LR", "1e-3")
+    first = started(load_recipe("mine.yaml"))
+    assert str(first.path) == "runs/tiny-1e-3"
+    Path("base.yaml").rename("moved.yaml")
+    Path("mine.yaml").write_text("run: {output_dir: runs/tiny-1e-3}\noptimizer: {lr: 0.001}\n", encoding="utf-8")
+    for again in (load_recipe(["moved.yaml", "mine.yaml"]), load_recipe(first.path)):
+        assert started(again).run_id == first.run_id
+    changed = load_recipe(["moved.yaml", "mine.yaml"], ["training.batch_size=3"])
+    with pytest.raises(CheckpointError, match=r"training\.batch_size was 8, is 3"):
+        started(changed)

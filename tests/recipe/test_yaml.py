@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.parts import read_parts
 from rmtrain.recipe.yaml import MAX_BYTES, MAX_DEPTH, MAX_VALUES, Document, Place, parse_yaml, read_yaml, write_yaml
 from tests.recipe.recipes import assert_problems
 
@@ -207,7 +208,7 @@ def test_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     }
     for name, problem in expected.items():
         with pytest.raises(RecipeError) as raised:
-            read_yaml(Path(name))
+            read_parts([Path(name)])
         assert_problems(raised.value.problems, [problem])
 
 

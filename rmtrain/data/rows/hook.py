@@ -12,7 +12,7 @@ from typing import Any
 from rmtrain.data.rows.readers import Row
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Source
-from rmtrain.recipe.sources import Hook
+from rmtrain.recipe.section import Hook
 
 MESSAGE_CHARACTERS = 200
 
