@@ -34,6 +34,7 @@ from rmtrain.commands.options import (
     JsonOption,
     ProcessesOption,
     RecipeOption,
+    RunsOptions,
     ScoreOptions,
     TrainOptions,
     checked_precision,
@@ -133,7 +134,11 @@ def train(
 ) -> None:
     """Train, evaluate and export a reward model. Run the same command again to resume an interrupted run."""
     options.check()
-    loaded = read_recipe([*(arguments or []), *(["training.deterministic=true"] if options.deterministic else [])], recipe)
+    words = [*(arguments or []), *(["training.deterministic=true"] if options.deterministic else [])]
+    if options.sweep:
+        train_sweep(words, recipe, options, as_json)
+        return
+    loaded = read_recipe(words, recipe)
     if options.dry_run:
         console = start_console()
         with quick_imports():
@@ -233,6 +238,28 @@ def score(
     print_result(run(options, console), as_json, is_taken=options.target == "-")
 
 
+@app.command(cls=Verb, epilog="rmtrain runs runs/hh --sort accuracy --compare")
+@flat_options
+def runs(*, options: RunsOptions, as_json: JsonOption = False) -> None:
+    """List runs: the keys in which their recipes differ, their state, accuracy, loss and time, and means over seeds."""
+    if options.as_csv and as_json:
+        raise RecipeError("--csv and --json both print to stdout; leave one out")
+    start_console(with_models=False)
+    if options.compare or options.report is not None:
+        with quick_imports():
+            from rmtrain.commands.runs_compare import compare_runs as run
+    else:
+        from rmtrain.commands.runs import list_runs as run
+    with redirect_stdout(sys.stderr):
+        outcome = run(options)
+    if options.as_csv:
+        from rmtrain.report.runs_view import runs_csv
+
+        print(runs_csv(outcome.document), end="")
+    else:
+        print_result(outcome, as_json)
+
+
 @app.command(cls=Verb, epilog="rmtrain schema > recipe.schema.json")
 def schema() -> None:
     """Print the JSON Schema of the recipe, for editors."""
@@ -260,6 +287,39 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
     if bool(files) == (option is not None):
         raise RecipeError("expected a recipe, either as argument or as --recipe; see `rmtrain --help`")
     return load_recipe(files if option is None else option, overrides)
+
+
+def train_sweep(words: list[str], option: Path | None, options: TrainOptions, as_json: bool) -> None:
+    """Train the runs of `--sweep`, or list them; all are checked before the first one starts."""
+    from rmtrain.recipe.sweep import parse_sweep, swept_runs
+
+    if is_one_of_several():
+        raise RecipeError("--sweep: a launcher started this process; use --processes, which launches each run of the sweep")
+    swept = swept_runs(lambda texts: read_recipe([*words, *texts], option), parse_sweep(options.sweep or ()))
+    console = start_console(with_models=False)
+    from rmtrain.commands.sweep import list_sweep, plan_sweep, raise_worst, sweep
+
+    planned = plan_sweep(swept)
+    if options.dry_run:
+        finish(lambda: list_sweep(planned), as_json)
+        return
+    handed_on = check_launch(options.processes, options.accelerate_config)
+    recipe = [] if option is None else ["--recipe", str(option)]
+    outcome = finish(lambda: sweep(planned, [*words, *recipe], handed_on, console), as_json)
+    raise_worst(outcome.document["failures"])
+
+
+def check_launch(processes: int | None, config: str | None) -> list[str]:
+    """Return the options that launch several processes; raises RecipeError for what this machine cannot launch."""
+    if processes is None and config is None:
+        return []
+    from rmtrain.engine.launch import read
+
+    job = read(processes, config)
+    if job is not None:
+        job.check()
+    given = {"--processes": processes, "--accelerate-config": config}
+    return [word for name, value in given.items() if value is not None for word in (name, str(value))]
 
 
 def start_processes(processes: int | None, config: str | None) -> None:

@@ -1,6 +1,7 @@
 """Files and directories on disk: written whole or not at all, synced, hashed, locked, cached. Nothing else does any of this by hand."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -150,6 +151,20 @@ def try_lock(path: Path) -> FileLock | None:
             raise
         logger.warning("%s: this file system has no locks; make sure that no second process works here", path.parent)
     return lock
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds a lock of `try_lock`. The file is not created, and locked for a moment only."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # missing, another user's, or on a file system without locks
+        return False
+    return False
 
 
 PART, LOCK = ".new-", ".lock-"

@@ -26,7 +26,8 @@ from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.benchmarks.base import Benchmark, Item
 from rmtrain.evaluation.benchmarks.measure import measure, named
 from rmtrain.evaluation.benchmarks.published import read_items
-from rmtrain.evaluation.metrics import EvaluationResult, check_gates
+from rmtrain.evaluation.gates import check_gates
+from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import (
     OBJECTIVE,

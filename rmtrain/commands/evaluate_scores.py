@@ -17,7 +17,8 @@ from rmtrain.evaluation.benchmarks.measure import measure, only
 from rmtrain.evaluation.benchmarks.published import read_output
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.diagnosis import diagnose
-from rmtrain.evaluation.metrics import EvaluationResult, check_gates, summarize
+from rmtrain.evaluation.gates import check_gates
+from rmtrain.evaluation.metrics import EvaluationResult, summarize
 from rmtrain.evaluation.scores_file import objective_of, read_scores, read_settings, unknown_prompts
 from rmtrain.files import expanded
 from rmtrain.recipe.load import MARKER

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from rmtrain.commands.options import CommandResult, ExportOptions
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
-from rmtrain.engine.checkpoint import STEP, Checkpoint, Checkpoints
+from rmtrain.engine.checkpoint import Checkpoint, Checkpoints
 from rmtrain.engine.checkpoint_manager import check_frozen
 from rmtrain.engine.distributed import versions
-from rmtrain.engine.run_dir import ENVIRONMENT
+from rmtrain.engine.run_check import ENVIRONMENT, STEP
 from rmtrain.engine.state_dict import frozen_fingerprint, restore_model
 from rmtrain.errors import CheckpointError
 from rmtrain.evaluation.scores_file import OBJECTIVE

@@ -277,8 +277,18 @@ class TrainOptions:
     ] = False
     processes: ProcessesOption = None
     accelerate_config: ConfigOption = None
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,...",
+            help='Train once for each combination of values, such as "optimizer.lr=1e-5,3e-5 run.seed=1,2". Can be repeated.',
+        ),
+    ] = None
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the number of steps and a memory estimate, without training.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the number of steps and a memory estimate, or the runs of --sweep, without training."
+        ),
     ] = False
     gpu_memory: Annotated[
         float | None,
@@ -292,6 +302,35 @@ class TrainOptions:
             raise RecipeError("--dry-run cannot be combined with --fresh or --resume")
         if not self.dry_run and (self.measure or self.gpu_memory is not None):
             raise RecipeError("--measure and --gpu-memory need --dry-run")
+        alone = [name for name in ("fresh", "resume", "measure", "gpu_memory") if getattr(self, name)]
+        if self.sweep and alone:
+            raise RecipeError(f"{_option(alone[0])}: cannot be combined with --sweep; train that run by itself")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsOptions:
+    """The options of `rmtrain runs`."""
+
+    directories: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="DIR ...", help="Directories of runs, or directories to search for runs (default: runs)."),
+    ] = None
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Sort by path, state, step, accuracy, loss, time, or a recipe key, such as lr."),
+    ] = None
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Test whether the best run is better than each other run on the same rows.")
+    ] = False
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML report of all runs to this file.")] = (
+        None
+    )
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the runs as CSV on stdout instead of the tables.")] = False
+
+    @property
+    def places(self) -> list[Path]:
+        """Where to look for runs."""
+        return self.directories or [Path("runs")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,13 +36,15 @@ from rmtrain.engine.loop import build_optimizer, learning_rate, warn_of_lost_upd
 from rmtrain.engine.loop import train as run_loop
 from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.run_dir import RunDirectory, check_output_dir, checkpoint_of_other_length
+from rmtrain.engine.run_check import check_output_dir
+from rmtrain.engine.run_dir import RunDirectory, checkpoint_of_other_length
 from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.diagnosis import sample_rows
-from rmtrain.evaluation.metrics import EvaluationResult, check_gates, reward_statistics
+from rmtrain.evaluation.gates import check_gates
+from rmtrain.evaluation.metrics import EvaluationResult, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import ScoringPlan, evaluate
 from rmtrain.model.build import build_reward_model, check_forward
@@ -130,7 +132,8 @@ def train(
     run_on_main(accelerator, partial(check_length, recipe, plan, fresh, resume))
 
     hashes = {"data": data.train.key, "tokenizer": data.tokenizer_fingerprint, "template": str(template_hash(tokenizer))}
-    record = environment(strategy, model.computing, hashes) | {"objective": objective.model_dump(mode="json")}
+    facts = {"objective": objective.model_dump(mode="json"), "steps": plan.total_steps}
+    record = environment(strategy, model.computing, hashes) | facts
     directory = run_on_main(accelerator, partial(RunDirectory.open, recipe, record, fresh, resume))
     keys = recipe.training.model_dump(include={"batch_size", "epochs", "max_steps"})
     order = {"data": data.train.key, "seed": recipe.run.seed, **keys}
@@ -169,6 +172,9 @@ def train(
                 return result(inputs, directory, last, trained, trained < plan.total_steps, peaks, upload)
         except Stopped as stopped:
             raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
+        except RmtrainError as error:
+            directory.fail(error)
+            raise
 
 
 def check_outputs(recipe: Recipe, fresh: bool, resume: Path | None) -> None:

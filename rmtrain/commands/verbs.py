@@ -21,12 +21,13 @@ PANELS = {
     "How texts are read": ("--cut", "--skip-bad", "--max-length", "--precision", "--allow-template-change"),
     "Start and resume": ("--fresh", "--resume", "--deterministic"),
     "Processes": ("--processes", "--accelerate-config"),
+    "Sweep": ("--sweep",),
     "Dry run": ("--dry-run", "--gpu-memory", "--measure"),
     "Export": ("--adapter", "--dtype", "--push"),
     "How rows are shown": ("--ids", "--side-by-side"),
     "Output": (
         *("--output", "--best-of", "--export", "--plot", "--report", "--fail-under", "--allow-different-settings"),
-        *("--json", "--version", "--help"),
+        *("--sort", "--csv", "--json", "--version", "--help"),
     ),
 }
 """Groups of the options in `--help`, of all verbs, in their order."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rmtrain.engine.run_check import STEP
 from rmtrain.errors import CheckpointError, TryAgain
 from rmtrain.files import sha256_file, share, sync, write_text
 
@@ -27,7 +28,6 @@ logger = logging.getLogger("rmtrain")
 
 FORMAT = 3
 MANIFEST, STATE = "manifest.json", "state.json"
-STEP = re.compile(r"step-(\d{8,12})")
 PART = re.compile(r"manifest\.json|state\.json|(model|optimizer|rng-\d+)\.safetensors")
 """The files of a checkpoint."""
 HALF_WRITTEN = re.compile(r"\.tmp\w+|\.(manifest|state)\.json\.\d+\.tmp")

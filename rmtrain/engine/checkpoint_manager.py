@@ -13,7 +13,8 @@ from accelerate.utils import gather_object
 from rmtrain.engine.checkpoint import Checkpoint
 from rmtrain.engine.distributed import any_rank, run_on_main
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.run_dir import LENGTH, RunDirectory
+from rmtrain.engine.run_check import LENGTH
+from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.engine.run_log import Meter
 from rmtrain.engine.state_dict import restore_rng, rng_tensors
 from rmtrain.engine.strategy import Strategy

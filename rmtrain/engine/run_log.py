@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmtrain.engine.rank import TRACKERS_THREAD
-from rmtrain.engine.run_dir import RunDirectory, disk_errors, flat
+from rmtrain.engine.run_check import flat
+from rmtrain.engine.run_dir import RunDirectory, disk_errors
 from rmtrain.errors import NumericError
 from rmtrain.objective import Objective
 from rmtrain.recipe.schema import Recipe
@@ -66,6 +67,7 @@ class Meter:
     def __init__(self, accelerator: Accelerator, flos_per_token: int) -> None:
         self.accelerator, self.flos_per_token = accelerator, flos_per_token
         self.total_tokens = 0
+        self.started, self.seconds_before = time.perf_counter(), 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -78,6 +80,11 @@ class Meter:
     def is_empty(self) -> bool:
         """Whether no step was added since the last report."""
         return self.grad_norm is None
+
+    @property
+    def runtime(self) -> float:
+        """Seconds that the run has taken until now, evaluations and checkpoints included, over all starts that led here."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def add(self, statistics: Tensor, tokens: int, comparisons: int, grad_norm: Tensor, balance: Tensor | None = None) -> None:
         """Add one step: the sums over its micro-batches, as `Objective.statistics` gives them, and its gradient norm.
@@ -129,6 +136,7 @@ class Meter:
             "train/learning_rate": learning_rate,
             "train/epoch": epoch,
             "train/global_step": step,
+            "train/runtime": self.runtime,
             "train/tokens_per_second": tokens / seconds,
             "train/comparisons_per_second": self.comparisons / seconds,
             "total_flos": float(self.total_tokens * self.flos_per_token),
@@ -147,6 +155,7 @@ class Meter:
             "tokens": int(self.accelerator.reduce(tokens, reduction="sum").item()),
             "comparisons": self.comparisons,
             "total_tokens": self.total_tokens,
+            "runtime": self.runtime,
             "grad_norm": None if self.grad_norm is None else float(self.grad_norm),
         }
 
@@ -154,6 +163,7 @@ class Meter:
         """Restore the open log interval of a checkpoint; rank 0 takes the sums of all ranks."""
         self._reset()
         self.total_tokens, self.comparisons = state["total_tokens"], state["comparisons"]
+        self.seconds_before = state.get("runtime", 0.0)  # checkpoints of older versions have none
         if state["grad_norm"] is not None:
             self.grad_norm = torch.tensor(state["grad_norm"], device=self.sums.device)
         if state.get("balance") is not None:  # checkpoints of older versions have none

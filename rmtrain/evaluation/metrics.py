@@ -7,7 +7,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from rmtrain.evaluation.targets import Floats, Integers, mean, spearman, target_
 from rmtrain.intervals import Sample, wilson_interval
 from rmtrain.objective import PLAIN, compute_objective
 from rmtrain.recipe.schema import (
-    LOWER_IS_BETTER,
     Binary,
     BradleyTerry,
     Objectives,
@@ -354,16 +353,3 @@ def _warnings(summary: Mapping[str, Any]) -> list[str]:
             "on the training sources"
         )
     return warnings
-
-
-GateName = TypeVar("GateName", bound=str)
-
-
-def check_gates(values: Mapping[str, Any], gates: Mapping[GateName, float]) -> dict[str, dict[str, Any]]:
-    """Return `required`, `value` (None: nothing to compute it from) and `passed` of each gate; a loss passes up to its bound."""
-    results: dict[str, dict[str, Any]] = {}
-    for name, required in gates.items():
-        value = values[name]
-        passed = value is not None and (value <= required if name in LOWER_IS_BETTER else value >= required)
-        results[name] = {"required": required, "value": value, "passed": passed}
-    return results

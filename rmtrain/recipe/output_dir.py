@@ -61,7 +61,7 @@ def _directory_name(key: str, recipe: dict[str, Any]) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
     if isinstance(value, float):
-        return _number(value)
+        return short_number(value)
     name = re.sub(r"[^\w.+-]+", "-", str(value)).strip(".-")
     if not name or len(name) > LONGEST:
         has = "has no letters or digits" if not name else f"has {len(name)} characters, more than {LONGEST}"
@@ -100,6 +100,7 @@ def _keys(value: Any, path: str) -> Iterator[str]:
         yield from _keys(below, f"{path}.{part}" if path else str(part))
 
 
-def _number(value: float) -> str:
+def short_number(value: float) -> str:
+    """Return the shorter way to write a number: `3e-6`, `0.05`."""
     number = Decimal(repr(value)).normalize()
     return min(f"{number:f}", f"{number:e}".replace("e+", "e"), key=len)

@@ -111,23 +111,12 @@ def page(
         recipe: the resolved recipe as JSON values.
         environment: versions, hardware and hashes.
     """
-    jinja = Environment(
-        loader=FileSystemLoader(FOLDER),
-        autoescape=True,
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    jinja.filters |= {"apart": apart, "decimal": decimal, "plain": plain}
-    jinja.tests["bar"] = lambda cell: isinstance(cell, Bar)
     drift = reward_drift(metrics)
     plots = diagnosis_plots(summary, diagnosis) if summary is not None and diagnosis is not None else []
     if len(drift) > 1:
         plots.append(drift_plot(drift))
-    html = jinja.get_template("page.html").render(
-        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
-        name=redact_paths(name),
+    return render_page(
+        name,
         summary=summary,
         tiles=_tiles(summary) if summary else [],
         verdict=_verdict(summary) if summary else "",
@@ -146,6 +135,29 @@ def page(
         recipe=write_yaml(redact_paths(recipe)) if recipe else None,
         environment=redact_paths(environment) if environment else None,
     )
+
+
+NOTHING: Mapping[str, Any] = {
+    **dict.fromkeys(("summary", "verdict", "gates", "sources", "source_table", "recipe", "environment")),
+    **dict.fromkeys(("tiles", "tables", "curves", "plots", "samples", "hardest", "waterfalls", "findings"), ()),
+}
+"""The parts of a page, for one that has none of them."""
+
+
+def render_page(name: str, **parts: Any) -> str:
+    """Return the HTML of a page with this title and these parts of `page.html`; those that are left out are not shown."""
+    jinja = Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jinja.filters |= {"apart": apart, "decimal": decimal, "plain": plain}
+    jinja.tests["bar"] = lambda cell: isinstance(cell, Bar)
+    style = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
+    html = jinja.get_template("page.html").render(style=style, name=redact_paths(name), **{**NOTHING, **parts})
     return html.lstrip()
 
 

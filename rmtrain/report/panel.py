@@ -30,8 +30,15 @@ COLORS = {
     "dim": "#55606d",
     "rule": "#dfe3e8",
     "paper": "#ffffff",
+    "orange": "#b35300",
+    "green": "#1a7f4b",
+    "purple": "#7a3fb8",
+    "pink": "#b3246f",
+    "olive": "#6f6a00",
 }
 """The light theme of `page.css`; in an SVG each is replaced by the CSS variable of that name, so that the dark theme applies."""
+SERIES = ("accent", "orange", "green", "purple", "pink", "olive")
+"""Colours of several lines of equal rank, in their order."""
 DASHES = (0, (4, 3))
 ROUND_STEPS = (1, 2, 2.5, 5, 10)
 
@@ -121,7 +128,7 @@ def label_right(panel: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     height = HEIGHT - TOP - BOTTOM
     places = spread_labels([(y - low) / (high - low) * height for y, _, _ in labels], [LINE_HEIGHT] * len(labels), 0, height + 8)
     for place, (_, label, color) in zip(places, labels, strict=True):
-        style: dict[str, Any] = {"color": COLORS[color], "weight": "bold", "size": FONT_SIZE, "va": "center"}
+        style: dict[str, Any] = {"color": COLORS[color], "weight": "bold", "size": FONT_SIZE, "va": "center", "parse_math": False}
         panel.annotate(label, (1, place / height), (6, 0), xycoords="axes fraction", textcoords="offset points", **style)
 
 

@@ -132,12 +132,13 @@ def pictures(evaluation: EvaluationResult) -> dict[str, Callable[[], Figure]]:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A named line of a plot in one of `COLORS`; `dots` mark values that were measured one by one."""
+    """A named line of a plot in one of `COLORS`; `dots` mark values that were measured one by one, a `thin` line is one of several."""
 
     name: str
     points: Sequence[Point]
     color: str
     dots: bool = False
+    thin: bool = False
 
 
 def curve_plot(
@@ -177,14 +178,15 @@ def curve_plot(
             panel.axhline(reference, color=COLORS["dim"], linewidth=1, linestyle=DASHES)
         for curve, points in shown:
             # not clipped: dots at the edges would be halved
-            marker = "o" if curve.dots or len(points) == 1 else ""
-            width = 2.0 if curve.color == "accent" else 1.6
+            marker = "o" if (curve.dots and not curve.thin) or len(points) == 1 else ""
+            width = 0.8 if curve.thin else 2.0 if curve.color == "accent" else 1.6
             color = COLORS[curve.color]
             panel.plot(*zip(*points, strict=True), color=color, linewidth=width, marker=marker, markersize=5, clip_on=False)
-        label_right(panel, [(points[-1][1], label, curve.color) for (curve, points), label in zip(shown, labels, strict=True)])
+        ends = zip(shown, labels, strict=True)
+        label_right(panel, [(points[-1][1], label, curve.color) for (curve, points), label in ends if label])
 
     parts = []
-    for curve, points in shown:
+    for curve, points in [one for one in shown if not one[0].thin]:
         ys = [y for _, y in points]
         start, end, low, high = (_number(y) for y in (ys[0], ys[-1], min(ys), max(ys)))
         parts.append(f"{curve.name or 'it'} starts at {start} and ends at {end}, minimum {low}, maximum {high}")

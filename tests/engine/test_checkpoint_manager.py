@@ -150,11 +150,14 @@ def test_an_open_log_interval_is_resumed(make: Callable[..., CheckpointManager])
     sums = Objective(*(torch.tensor(value) for value in (6.0, 1.0, 3.0, 1.0, -2.0, 4.0, 4.0))).statistics()
     saver.meter.add(sums, 100, 1, torch.tensor(0.25))
     saver.meter.total_tokens = 50
+    saver.meter.seconds_before = 1000.0
     saver.save(1)
     resumed = make()
+    assert resumed.meter.runtime < 1000, "guard"
     resumed.resume()
+    assert resumed.meter.runtime >= 1000, "the time of earlier starts counts"
     whole, parts = (meter.report(2, 1.0, 0.1) for meter in (saver.meter, resumed.meter))
-    times = ("train/tokens_per_second", "train/comparisons_per_second")
+    times = ("train/tokens_per_second", "train/comparisons_per_second", "train/runtime")
     assert {k: v for k, v in whole.items() if k not in times} == {k: v for k, v in parts.items() if k not in times}
 
 

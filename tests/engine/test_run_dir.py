@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from rmtrain.engine import run_dir
-from rmtrain.engine.run_dir import CHANGEABLE, RECORDS, RunDirectory, check_output_dir, flat
+from rmtrain.engine import run_check
+from rmtrain.engine.run_check import CHANGEABLE, check_output_dir, flat
+from rmtrain.engine.run_dir import RECORDS, RunDirectory
 from rmtrain.engine.run_log import RunLog
 from rmtrain.errors import CheckpointError, RecipeError, TryAgain
 from rmtrain.recipe.load import dump_recipe, load_recipe, with_absolute_paths
@@ -191,14 +192,14 @@ def test_two_processes_never_train_in_one_directory(recipe: Recipe) -> None:
 @pytest.mark.parametrize("finished", [False, True])
 def test_opening_checks_again_under_the_lock(recipe: Recipe, finished: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that another process started after the check is continued, or refused when it is finished."""
-    lock, others = run_dir.try_lock, []
+    lock, others = run_check.try_lock, []
 
     def late_lock(path: Path) -> Any:
-        monkeypatch.setattr(run_dir, "try_lock", lock)
+        monkeypatch.setattr(run_check, "try_lock", lock)
         others.append(started(recipe, finished))
         return lock(path)
 
-    monkeypatch.setattr(run_dir, "try_lock", late_lock)
+    monkeypatch.setattr(run_check, "try_lock", late_lock)
     if finished:
         with pytest.raises(CheckpointError, match=r"^run\.output_dir: "):
             started(recipe)

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rmtrain.engine.rank import check_variables
-from rmtrain.engine.run_dir import LOCK, RunDirectory, check_output_dir
+from rmtrain.engine.run_check import LOCK, check_output_dir
+from rmtrain.engine.run_dir import RunDirectory
 from rmtrain.errors import RecipeError, TryAgain
 from rmtrain.files import get_or_build, temporary_folder, try_lock, unwritable
 from tests.data.test_artifact import COMPARISONS, write

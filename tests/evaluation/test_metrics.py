@@ -14,7 +14,8 @@ from sklearn.calibration import calibration_curve
 from rmtrain.batching.layout import lay_out
 from rmtrain.data.comparison import PAIR, Preference, TokenizedComparison
 from rmtrain.errors import DataError, NumericError
-from rmtrain.evaluation.metrics import check_gates, scored_edges, summarize
+from rmtrain.evaluation.gates import check_gates
+from rmtrain.evaluation.metrics import scored_edges, summarize
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.intervals import wilson_interval
 from rmtrain.objective import compute_objective

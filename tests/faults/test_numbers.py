@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from rmtrain.engine.run_records import read_run
 from tests.faults.driver import Fault
 from tests.faults.runs import STEPS, full_recipe, in_directory, lines, steps_saved, weights
 from tests.forks import FAST, ON_CPU, ForkServer
@@ -39,12 +40,16 @@ def test_trap_21_three_nans_in_a_row_stop(first: int, place: Path, recipe: Path,
     (error,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert error.startswith(f"error: step {first + 2}: ")
     assert "nonfinite.jsonl" in error
+    record = read_run(run)
+    assert record.state == "failed"
+    assert record.problems[0] == error.removeprefix("error: ")
     assert [line["step"] for line in lines(run, "nonfinite")] == [first, first + 1, first + 2]
     assert all(torch.isfinite(tensor).all() for step in steps_saved(run) for tensor in weights(run, step).values())
     kept = [step for step in (first, first + 1, first + 2) if step <= steps_saved(run)[-1]]
     ended = server.run(*in_directory(recipe, run))
     assert ended.code == 0, ended.stderr
     assert [line["step"] for line in lines(run, "nonfinite")] == kept, "the steps that were repeated were finite"
+    assert (read_run(run).state, read_run(run).problems) == ("finished", []), "guard: the error is forgotten"
 
 
 @pytest.mark.long
