@@ -58,6 +58,7 @@ from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Sto
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
 from rmtrain.report.console import apart, json_text, one_line
+from rmtrain.report.github import in_github, resume_commands, stop_commands
 from rmtrain.report.terminal import TerminalConsole, protect_streams
 
 app = typer.Typer(
@@ -412,6 +413,14 @@ def print_result(outcome: CommandResult, as_json: bool, is_taken: bool = False) 
             print(json_text(outcome.document, sys.stdout.encoding), flush=True)
     except OSError as error:
         raise TryAgain(f"{error.filename}: the report cannot be printed: {error.strerror}; {outcome.finished}") from error
+    if not in_github():
+        return
+    from rmtrain.report.step_summary import write_summary
+
+    try:
+        write_summary(outcome.report, outcome.document)
+    except OSError as error:
+        print(f"warning: the summary of the step cannot be written: {error.filename}: {error.strerror}", file=sys.stderr)
 
 
 def exit_with_error(error: BaseException) -> NoReturn:
@@ -446,7 +455,10 @@ def exit_with_error(error: BaseException) -> NoReturn:
 
 def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
     """Print lines on stderr and exit with a code, as of SystemExit."""
-    sys.stderr.write("".join(f"{one_line(line)}\n" for line in lines))
+    printed = [one_line(line) for line in lines]
+    sys.stderr.write("".join(f"{line}\n" for line in printed))
+    if not is_one_of_several():
+        resume_commands([line.removeprefix("error: ") for line in printed if line.startswith("error: ")])
     # At the interpreter's own exit, threads of gloo that still run can abort the process, and a tracker's library that hangs waits
     # for its network.
     if is_one_of_several() or any(thread.name == TRACKERS_THREAD for thread in threading.enumerate()):
@@ -501,6 +513,8 @@ def main() -> None:
     """Run the command line."""
     raise_on_signal()
     protect_streams()
+    if not is_one_of_several():
+        stop_commands()
     report_lost_pages()
     try:
         try:
