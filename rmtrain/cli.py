@@ -30,6 +30,7 @@ from rmtrain.commands.options import (
     ConfigOption,
     EvalOptions,
     ExportOptions,
+    InitOptions,
     InspectOptions,
     JsonOption,
     ProcessesOption,
@@ -90,6 +91,27 @@ def root(
     elif context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command(cls=Verb, epilog="rmtrain init pairs.csv -o recipe.yaml")
+@flat_options
+def init(*, options: InitOptions) -> None:
+    """Look at a dataset and print a recipe for it, with a comment for each choice. What the rows do not say is asked, or marked CHECK."""
+    options.check()
+    if options.data is None:
+        from rmtrain.commands.init_files import listing, shipped
+
+        start_console(with_models=False)
+        text = listing() if options.list_recipes else shipped(str(options.recipe), options.output)
+    else:
+        console = start_console()
+        with quick_imports():
+            from rmtrain.commands.init import init as run
+
+        with redirect_stdout(sys.stderr):
+            text = run(options, console)
+    if options.output is None:
+        print(text, end="")
 
 
 @app.command(cls=Verb, epilog="rmtrain preprocess recipes/quickstart.yaml --export columns")

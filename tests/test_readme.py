@@ -50,7 +50,7 @@ def test_commands_run(tmp_path: Path) -> None:
     """The README's commands run in its order, and the quickstart keeps its promise."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     commands = [shlex.split(command)[1:] for command in COMMANDS if command.startswith("rmtrain ")]
-    assert {command[0] for command in commands} == {"preprocess", "inspect", "train", "eval", "export", "schema"}, "guard"
+    assert {command[0] for command in commands} == {"init", "preprocess", "inspect", "train", "eval", "export", "schema"}, "guard"
     for command in commands:
         ended = fork_server().run(*command, faults=(), cwd=tmp_path, HOME=str(tmp_path))
         assert ended.code == 0, f"{command}\n{ended.stderr}"
@@ -73,9 +73,9 @@ def test_quickstart_data_is_what_its_script_makes(tmp_path: Path) -> None:
     assert len(set(texts)) == len(texts) == 2000, "every continuation occurs once"
 
 
-@pytest.mark.parametrize("verb", ["preprocess", "inspect", "train", "runs", "eval", "export", "score", "schema"])
+@pytest.mark.parametrize("verb", ["init", "preprocess", "inspect", "train", "runs", "eval", "export", "score", "schema"])
 def test_every_verb_has_help(verb: str) -> None:
     result = rmtrain(verb, "--help")
     assert result.returncode == 0
     assert verb in result.stdout
-    assert verb == "schema" or "--json" in result.stdout
+    assert verb in ("init", "schema") or "--json" in result.stdout

@@ -265,6 +265,42 @@ class InspectOptions:
             raise RecipeError(*problems)
 
 
+@dataclass(frozen=True, slots=True)
+class InitOptions:
+    """The options of `rmtrain init`."""
+
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA", help="File, folder or Hub dataset, with its configuration after a colon: owner/name:config."
+        ),
+    ] = None
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Hub id or directory of the model to train (default: a small one).")
+    ] = None
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Print a recipe that ships with rmtrain, and not one for DATA.")
+    ] = None
+    list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that ship with rmtrain.")] = False
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the recipe to a new file (default: stdout).")
+    ] = None
+
+    def check(self) -> None:
+        """Raise RecipeError unless one thing is asked for."""
+        if sum((self.data is not None, self.recipe is not None, self.list_recipes)) != 1:
+            raise RecipeError("expected a dataset, --recipe NAME or --list, and only one of them; see `rmtrain init --help`")
+        unused = [
+            _option(name)
+            for name in ("model", "output")
+            if getattr(self, name) and (self.list_recipes or (name == "model" and not self.data))
+        ]
+        if unused:
+            raise RecipeError(
+                f"{', '.join(unused)}: cannot be combined with {'--list' if self.list_recipes else '--recipe'}; remove it"
+            )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions:
     """The options of `rmtrain train`, `--dry-run` included."""

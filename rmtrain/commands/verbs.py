@@ -14,7 +14,7 @@ from rmtrain.errors import EXIT_CODES, RecipeError
 from rmtrain.recipe.explain import explain_option
 
 PANELS = {
-    "Arguments": ("--recipe",),
+    "Arguments": ("--recipe", "--list", "--model"),
     "What to evaluate": ("--data", "--scores", "--benchmark", "--data-dir", "--compare"),
     "Rows to show": ("--row", "--find", "--dropped", "--longest", "--random", "--seed", "--source", "--split", "--limit"),
     "Optimizer step": ("--step", "--world-size"),

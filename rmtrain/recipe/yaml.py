@@ -154,6 +154,12 @@ def write_yaml(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=130)
 
 
+def write_value(data: Any) -> str:
+    """Return plain data as YAML in one line, such as `{path: rows.jsonl, split: train}`; read back as that of `write_yaml`."""
+    text = yaml.dump([data], Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return text.strip()[1:-1]
+
+
 def _line_and_column(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 

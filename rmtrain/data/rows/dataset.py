@@ -56,6 +56,19 @@ def read_rows(source: Source, meter: ReadMeter | None = None) -> Iterator[tuple[
     return enumerate(islice(rows, source.limit))
 
 
+def split_names(source: Source) -> list[str]:
+    """Return the splits of a source in their order; none for a single file. Raises DataError and TryAgain as `read_rows`."""
+    if is_on_hub(source):
+        builder = _hub_builder(source)
+        with _hub_errors(source):
+            return list(builder.info.splits or builder.as_streaming_dataset())
+    path = expanded(source.path)
+    if path.is_file():
+        return []
+    folder = path / (source.data_dir or "")
+    return list(saved_splits(folder)) or sorted({_split_names(file, folder)[0] for file in _files_in(folder, source)})
+
+
 def is_on_hub(source: Source) -> bool:
     """Return whether the path is a Hub id rather than a file or directory; raises DataError where it can be neither."""
     if os.path.exists(expanded(source.path)):
