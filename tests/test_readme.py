@@ -64,7 +64,7 @@ def test_commands_run(tmp_path: Path) -> None:
 
 
 def test_quickstart_data_is_what_its_script_makes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(ROOT / "recipes/data/make_sentiment.py"), str(tmp_path)], check=True)
+    subprocess.run([sys.executable, str(ROOT / "tests/make_sentiment.py"), str(tmp_path)], check=True)
     texts: list[str] = []
     for name in ("sentiment_train.jsonl", "sentiment_test.jsonl"):
         made = (tmp_path / name).read_text(encoding="utf-8")
