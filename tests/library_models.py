@@ -107,10 +107,16 @@ def estimate(name: str, folder: Path) -> dict[str, Any]:
     (folder / "config.json").write_text(json.dumps(MODELS[recipe.model.path][1]))
     gpus, gigabytes = map(int, re.findall(r"(\d+)x(\d+)gb$", name)[0])
     rows = longest_pairs(folder, recipe.data.max_length, 8)
-    overrides = [f"model.path={folder}", f"data.train=[{{path: {rows}}}]", "data.eval=[]", f"training.batch_size={gpus}"]
+    overrides = [
+        f"model.path={folder}",
+        f"data.train=[{{path: {rows}}}]",
+        "data.eval=[]",
+        "evaluation.every=null",
+        f"training.batch_size={gpus}",
+    ]
     overrides += [f"data.cache_dir={folder / 'cache'}", f"run.output_dir={folder / 'run'}"]
     options = dict(zip(command_of(name)[::2], command_of(name)[1::2], strict=True))
-    document = dry_run(
+    return dry_run(
         load_recipe(recipes()[name], overrides),
         Console(quiet=True),
         TrainOptions(
@@ -119,7 +125,6 @@ def estimate(name: str, folder: Path) -> dict[str, Any]:
             accelerate_config=options.get("--accelerate-config"),
         ),
     ).document
-    return {**document, "gpus": gpus}
 
 
 def row(name: str, document: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ def test_wheel_has_every_file(wheel: Path) -> None:
     assert packed == {file for file in files if "__pycache__" not in file}
     assert {file.rpartition(".")[2] for file in packed} >= {"py", "yaml", "jsonl", "json", "html", "css", "typed"}, "guard"
     assert "rmtrain/configs/recipes/data/sentiment_train.jsonl" in packed
+    assert f"pip install {wheel.name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

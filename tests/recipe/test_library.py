@@ -15,7 +15,7 @@ from tests.runs import ROOT
 
 def test_every_recipe_is_listed_once() -> None:
     """By the name of its file, in order; the folder `recipes` of a checkout is the package's."""
-    files = [file for file in RECIPES.rglob("*.yaml")]
+    files = list(RECIPES.rglob("*.yaml"))
     assert sorted(recipes().values()) == sorted(files)
     assert list(recipes()) == sorted(file.stem for file in files)
     assert recipes()["quickstart"].samefile(ROOT / "recipes/quickstart.yaml")
@@ -27,7 +27,8 @@ def test_recipes_say_what_they_are(name: str) -> None:
     """The second line describes it, and another one is the command that runs it from the folder above `recipes`."""
     lines = recipes()[name].read_text(encoding="utf-8").splitlines()
     assert re.fullmatch(r"# [A-Z].{20,140}", lines[1])
-    assert any(line.startswith("# rmtrain train ") and f"rmtrain train {recipes()[name].relative_to(RECIPES.parent)}" in line for line in lines)
+    command = f"rmtrain train {recipes()[name].relative_to(RECIPES.parent)}"
+    assert any(line.startswith("# rmtrain train ") and command in line for line in lines)
 
 
 def test_quickstart_comes_with_its_data(tmp_path: Path) -> None:
@@ -53,7 +54,9 @@ def test_schema_is_found_in_any_folder(name: str, tmp_path: Path) -> None:
     assert load_recipe(copy) == load_recipe(file)
 
 
-@pytest.mark.parametrize(("name", "hint"), [("quickstrat", "did you mean quickstart?"), ("\x1b[31m", "--list"), ("../x", "--list")])
+@pytest.mark.parametrize(
+    ("name", "hint"), [("quickstrat", "did you mean quickstart?"), ("\x1b[31m", "--list"), ("../x", "--list")]
+)
 def test_unknown_recipes_are_refused(name: str, hint: str) -> None:
     for use in (text_of, files_of):
         with pytest.raises(RecipeError) as refused:
