@@ -66,4 +66,5 @@ gpu:
 docs: install
 	$(BIN)/rmtrain schema > schema/recipe.schema.json
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m tests.library_models
 	$(BIN)/python -m tests.messages > tests/golden/messages.txt

@@ -8,7 +8,7 @@ from rmtrain.recipe.explain import near_miss
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.yaml import one_line, shorten
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[1] / "configs" / "recipes"
 SCHEMA_NAME = "recipe.schema.json"
 SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_NAME}"
 """The first line of a recipe outside of the package: editors check it with the schema in the same folder, also offline.

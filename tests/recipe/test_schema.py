@@ -16,7 +16,7 @@ from rmtrain.recipe.schema import Data, PairSource, Recipe, json_schema
 from tests.recipe.recipes import GOOD, SCRATCH, assert_problems, load, problems
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
 
 
 def test_the_json_schema_is_fresh() -> None:
@@ -60,8 +60,8 @@ def test_shipped_recipes_load_and_survive_dumps(file: Path, tmp_path: Path) -> N
     copy = tmp_path / "recipe.yaml"
     copy.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(copy) == recipe
-    first = file.read_text(encoding="utf-8").splitlines()[0]
-    assert first == "# yaml-language-server: $schema=../schema/recipe.schema.json"
+    first, up = file.read_text(encoding="utf-8").splitlines()[0], "../" * len(file.relative_to(ROOT / "recipes").parts)
+    assert first == f"# yaml-language-server: $schema={up}schema/recipe.schema.json"
 
 
 def test_the_sentiment_recipe_equals_the_seed_command() -> None:

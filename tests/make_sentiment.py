@@ -1,6 +1,6 @@
 """Writes the comparisons of `recipes/quickstart.yaml`: beginnings of reviews, a warm and a cold continuation of each.
 
-    python recipes/data/make_sentiment.py recipes/data
+    python tests/make_sentiment.py recipes/data
 
 Seeded, so that the files are the same on every machine. Train and test share words, but no prompt and no continuation.
 The two sides have the same distribution of lengths: length gives nothing away.
