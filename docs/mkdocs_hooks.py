@@ -48,5 +48,5 @@ def llms_text(name: str, description: str, nav: list[dict[str, list[dict[str, st
 def summary(file: str) -> str:
     """The first paragraph of a page, in one line and without links."""
     paragraphs = (DOCS / file).read_text(encoding="utf-8").split("\n\n")
-    first = next(text for text in paragraphs if text[0] not in "#|`<-")
+    first = next(text for text in paragraphs if not text.startswith(("#", "|", "```", "<", "- ")))
     return " ".join(LINK.sub(r"\1", first).split())
