@@ -63,8 +63,13 @@ bench: install
 gpu:
 	HF_HUB_OFFLINE=1 $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py --json $(or $(OUT),runs/bench)/gpu.json
 
-docs: install
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/.docs
 	$(BIN)/rmtrain schema > schema/recipe.schema.json
 	$(BIN)/python docs/generate.py
 	$(BIN)/python -m tests.library_models
 	$(BIN)/python -m tests.messages > tests/golden/messages.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -16,10 +16,7 @@ from tests.runs import ROOT
 DOC = (ROOT / "docs/several.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", DOC, re.MULTILINE | re.DOTALL)
 LINES = [line.split("  #")[0] for block in BLOCKS for line in block.replace("\\\n", "").splitlines()]
-SRUN = r"(srun --kill-on-bad-exit=1 )?"
-COMMANDS = [
-    shlex.split(re.sub(f"^{SRUN}", "", line)) for line in LINES if re.match(rf"{SRUN}(rmtrain|accelerate|torchrun) ", line)
-]
+COMMANDS = [shlex.split(line) for line in LINES if re.match(r"(rmtrain|accelerate|torchrun) ", line)]
 LAUNCHERS = {"accelerate": launch_command_parser, "torchrun": get_args_parser}
 
 
