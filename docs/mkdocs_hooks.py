@@ -8,8 +8,8 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)\)")
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
-DETAILS = """Every command and key of these pages is checked by a test. Assistants that use the command line begin with [For assistants](assistants.md); \
-those that change the code, with AGENTS.md in the repository."""
+DETAILS = """Every command and key of these pages is checked by a test. Assistants that use the command line begin with
+[For assistants](assistants.md); those that change the code, with AGENTS.md in the repository."""
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -1,5 +1,6 @@
 """Commands and recipes on the pages are valid: options and keys exist, values are accepted, recipes exist or are placeholders."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def parsed(words: list[str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_of_pages_are_valid(page: str) -> None:
-    made = {words[place + 1] for words in commands(page, "rmtrain") for place, word in enumerate(words) if word in ("-o", "--output")}
+    made = {file for words in commands(page, "rmtrain") for option, file in pairwise(words) if option in ("-o", "--output")}
     for words in commands(page, "rmtrain"):
         values = parsed(words)
         arguments = [str(value) for value in (*(values.get("arguments") or []), values.get("recipe")) if value is not None]
