@@ -21,7 +21,7 @@ from rmtrain.engine.state_dict import gathered, shape_of
 from rmtrain.engine.strategy import LR_SCALE, Outcome, Strategy
 from rmtrain.errors import NumericError, RecipeError, RmtrainError, Stopped
 from rmtrain.evaluation.metrics import EvaluationResult
-from rmtrain.model.classifier import head_of
+from rmtrain.model.classifier import device_of, head_of
 from rmtrain.model.reward_model import unwrap
 from rmtrain.objective import compute_objective
 from rmtrain.recipe.schema import Objectives, Optimizer, Recipe, Training
@@ -223,8 +223,9 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
         except ImportError:
             raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
         return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
-    on_accelerator = all(parameter.device.type == "cuda" for parameter in trainable)
-    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=on_accelerator or None)
+    # Also for shards that are offloaded from a GPU: on a CPU, the fused update passes over its tensors once as well.
+    on_gpu = all(device_of(parameter).type == "cuda" for parameter in trainable)
+    return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=on_gpu or None)
 
 
 def warn_of_lost_updates(model: nn.Module, training: Training, lr: float) -> None:
