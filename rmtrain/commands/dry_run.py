@@ -18,8 +18,9 @@ from rmtrain.engine.distributed import start
 from rmtrain.engine.launch import read
 from rmtrain.engine.loop import train_step
 from rmtrain.engine.memory import token_budget, warmup_largest_batch
-from rmtrain.engine.memory_estimate import SHARDED, STRATEGIES, ZERO_STAGES, MemoryModel, StrategyKind
+from rmtrain.engine.memory_estimate import USABLE, MemoryEstimate, MemoryModel
 from rmtrain.engine.run_log import Meter
+from rmtrain.engine.strategy_kind import CONFIGURED, STRATEGIES, StrategyKind, check_recipe, zero_kind
 from rmtrain.errors import RecipeError
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.objective import for_training
@@ -45,7 +46,12 @@ def memory_of(options: TrainOptions, processes: int) -> int:
         return round(options.gpu_memory * GIGABYTE)
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes
+    return main_memory() // processes
+
+
+def main_memory() -> int:
+    """Return the bytes of main memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandResult:
@@ -62,6 +68,7 @@ def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandR
     if options.measure and on_gpu(options) and not torch.cuda.is_available():
         raise RecipeError("--measure: computes on this machine, which has no GPU; leave out --gpu-memory or --measure")
     strategy, processes, machines = launch_of(options)
+    check_recipe(recipe, strategy, meant_device(options))
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
@@ -75,23 +82,34 @@ def dry_run(recipe: Recipe, console: Console, options: TrainOptions) -> CommandR
     # A run computes the heaviest micro-batch before its first step, so this one has to fit.
     tokens = plan.costs.of_micro_batch(plan.largest_micro_batch())
     estimates = [model.estimate(name, count, tokens) for name, count in _compared(strategy, processes, recipe, options)]
-    rows = []
-    for one in estimates:
-        memory = memory_of(options, max(1, one.processes // machines))
-        rows.append({**asdict(one), "total": one.total, "memory": memory, "fits": one.fits(memory)})
+    rows = [_row(one, options, max(1, one.processes // machines)) for one in estimates]
     facts = _facts(recipe, prepared, plan, model)
     seconds_per_token = measure(recipe, prepared, tokenizer) if options.measure else None
     document = {
         **facts,
         "strategy": strategy,
         "processes": processes,
-        "device": "cuda" if on_gpu(options) else "cpu",
+        "machines": machines,
+        "device": meant_device(options).type,
         "strategies": rows,
         "fits": next(row["fits"] for row in rows if row["name"] == strategy),
         "seconds": None if seconds_per_token is None else seconds_per_token * facts["tokens"] / processes,
         "tokens_per_second": None if seconds_per_token is None else 1 / seconds_per_token,
     }
     return CommandResult(dry_run_report(document), document)
+
+
+def meant_device(options: TrainOptions) -> torch.device:
+    """Return the kind of device that is meant."""
+    return torch.device("cuda" if on_gpu(options) else "cpu")
+
+
+def _row(one: MemoryEstimate, options: TrainOptions, local: int) -> dict[str, Any]:
+    """An estimate for a machine of `local` processes. Main memory is compared where the GPUs are those of this machine."""
+    memory = memory_of(options, local)
+    is_here = options.gpu_memory is None
+    fits = one.fits(memory) and not (is_here and one.host * local > USABLE * main_memory())
+    return {**asdict(one), "total": one.total, "memory": memory, "fits": fits}
 
 
 def launch_of(options: TrainOptions) -> tuple[StrategyKind, int, int]:
@@ -101,12 +119,14 @@ def launch_of(options: TrainOptions) -> tuple[StrategyKind, int, int]:
     if launch is None:
         return "single", 1, 1
     kind = launch.content["distributed_type"]
-    strategy: StrategyKind = "fsdp2" if kind == "FSDP" else "ddp"
+    strategy: StrategyKind = "ddp"
+    if kind == "FSDP":
+        offloads = str((launch.content.get("fsdp_config") or {}).get("fsdp_offload_params")).lower() == "true"
+        strategy = "fsdp2_offload" if offloads else "fsdp2"
     if kind == "DEEPSPEED":
-        stage = (launch.content.get("deepspeed_config") or {}).get("zero_stage")
-        if stage not in ZERO_STAGES:
-            raise RecipeError(f"{launch.config}: deepspeed_config.zero_stage: expected 1, 2 or 3, got {stage}")
-        strategy = ZERO_STAGES[stage]
+        section = launch.content.get("deepspeed_config") or {}
+        keys = ("zero_stage", "offload_optimizer_device", "offload_param_device")
+        strategy = zero_kind(f"{launch.config}: deepspeed_config", *map(section.get, keys))
     return strategy, launch.processes, launch.machines
 
 
@@ -115,9 +135,17 @@ def _compared(strategy: StrategyKind, processes: int, recipe: Recipe, options: T
     several = processes
     if processes == 1:
         several = max(COMPARED_GPUS if on_gpu(options) else 2, torch.cuda.device_count())
-    shardable = recipe.optimizer.name == "adamw" and recipe.model.quantization is None
-    names = [name for name in STRATEGIES if shardable or name not in SHARDED or name == strategy]
+    names = [name for name in STRATEGIES if name == strategy or (name in CONFIGURED and _runs(recipe, name, options))]
     return [(name, processes if name == strategy else 1 if name == "single" else several) for name in names]
+
+
+def _runs(recipe: Recipe, strategy: StrategyKind, options: TrainOptions) -> bool:
+    """Return whether a strategy runs a recipe, and is another one on the device that is meant: a CPU has nothing to offload from."""
+    try:
+        check_recipe(recipe, strategy, meant_device(options))
+    except RecipeError:
+        return False
+    return on_gpu(options) or "offload" not in strategy
 
 
 def _facts(recipe: Recipe, prepared: PreparedData, plan: Plan, model: MemoryModel) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import cache, partial
 from importlib.metadata import version
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -22,12 +22,11 @@ from accelerate.utils import (
     broadcast_object_list,
     is_deepspeed_available,
 )
-from torch.distributed.fsdp import CPUOffloadPolicy
 
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.strategy import DeepSpeedStrategy, Fsdp2, Strategy
+from rmtrain.engine.strategy_kind import Plugin, check_recipe, kind_of
 from rmtrain.errors import RecipeError, RmtrainError
-from rmtrain.model.reward_model import computing_type
 from rmtrain.recipe.schema import Recipe
 
 SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
@@ -36,7 +35,6 @@ EVALUATION_TIMEOUT = timedelta(days=30)
 """All ranks wait for the lines of standard input, which may come slowly."""
 LEFT_GROUPS: list[Any] = []
 """Groups that this process has left, kept alive: the destructor of one of gloo joins threads that may be waiting for the GIL."""
-Plugin: TypeAlias = FullyShardedDataParallelPlugin | DeepSpeedPlugin
 PACKAGES = ("rmtrain", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "numpy", "safetensors")
 STRATEGIES: dict[DistributedType, type[Strategy]] = {
     **dict.fromkeys((DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU), Strategy),
@@ -63,7 +61,7 @@ def start(recipe: Recipe) -> Strategy:
         torch.use_deterministic_algorithms(True)
     plugin = _sharding_plugin()
     if plugin is not None:
-        _check_shardable(recipe, plugin)
+        check_recipe(recipe, kind_of(plugin), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     accelerator = launched(
         fsdp_plugin=plugin if isinstance(plugin, FullyShardedDataParallelPlugin) else None,
         deepspeed_plugin=plugin if isinstance(plugin, DeepSpeedPlugin) else None,
@@ -77,18 +75,6 @@ def start(recipe: Recipe) -> Strategy:
         requested = "one process or DDP" if plugin is None else distributed_type(plugin).value
         raise RmtrainError(f"requested {requested}, but accelerate runs {running.value}; use a file of configs/accelerate")
     return strategy(accelerator)
-
-
-def _check_shardable(recipe: Recipe, plugin: Plugin) -> None:
-    """Raise RecipeError for a setting of the recipe that a sharding strategy does not support."""
-    if recipe.optimizer.name == "adamw_8bit":
-        raise RecipeError("optimizer.name: adamw_8bit does not support sharded weights; use adamw, or the ddp configuration")
-    if recipe.model.quantization is not None:
-        raise RecipeError("model.quantization: 4-bit weights cannot be sharded; set null, or use the ddp configuration")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(plugin, DeepSpeedPlugin) and computing_type(recipe.training.precision, device) == "float16":
-        # DeepSpeed's own float16 also stores the weights in it.
-        raise RecipeError("training.precision: float16 does not support DeepSpeed; set float32, or use the fsdp2 configuration")
 
 
 def distributed_type(plugin: Plugin) -> DistributedType:
@@ -116,7 +102,6 @@ def _sharding_plugin() -> Plugin | None:
         fsdp = FullyShardedDataParallelPlugin()
         problems = {
             f"fsdp_version: expected 2, got {fsdp.fsdp_version}": fsdp.fsdp_version != 2,
-            "fsdp_offload_params: set false": isinstance(fsdp.cpu_offload, CPUOffloadPolicy),
             "fsdp_cpu_ram_efficient_loading: set false": fsdp.cpu_ram_efficient_loading,
             "fsdp_activation_checkpointing: set false, and model.gradient_checkpointing in the recipe": fsdp.activation_checkpointing,
         }
@@ -127,14 +112,10 @@ def _sharding_plugin() -> Plugin | None:
     if not is_deepspeed_available():
         raise RecipeError("accelerate configuration: deepspeed is not installed; install rmtrain[deepspeed]")
     deepspeed = DeepSpeedPlugin()
-    config = deepspeed.deepspeed_config["zero_optimization"]
-    offloaded = [key for key in ("offload_optimizer", "offload_param") if config.get(key, {}).get("device", "none") != "none"]
     accumulates = deepspeed.deepspeed_config.get("gradient_accumulation_steps", 1) not in (1, "auto")
     problems = {
-        f"zero_stage: expected 1, 2 or 3, got {deepspeed.zero_stage}; or use ddp": deepspeed.zero_stage not in (1, 2, 3),
         "gradient_accumulation_steps: set 1; batching.max_tokens sets the size of micro-batches": accumulates,
         "zero3_init_flag: set false": bool(deepspeed.zero3_init_flag),
-        **{f"{key}_device: set none": True for key in offloaded},
     }
     _refuse(problems)
     return deepspeed

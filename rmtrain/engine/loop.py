@@ -223,7 +223,7 @@ def build_optimizer(model: nn.Module, optimizer: Optimizer) -> torch.optim.Optim
         except ImportError:
             raise RecipeError("optimizer.name: adamw_8bit needs bitsandbytes; install rmtrain[8bit] or use adamw") from None
         return AdamW8bit(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)  # type: ignore[no-any-return]
-    # Unfused, a step on a CPU takes seven times as long: 2.0 s against 0.26 s with 135 million weights.
+    # Also on a CPU, where shards are that are offloaded: unfused, a step of 135 million weights takes 2.0 s in place of 0.26.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trainable)
     return torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=fused or None)
 

@@ -3,6 +3,7 @@
 One estimate serves `rmtrain train --dry-run` and `batching.max_tokens: auto`: weights + gradients + optimizer + buffers + activations.
 
 The first four are arithmetic: what a strategy shards is divided by the number of processes, and `buffers` is what it gathers and collects.
+What it offloads counts as main memory, `host`, and not as memory of the GPU.
 Activations are traced: a micro-batch runs forward and backward on fake tensors, which have a shape, a type and a lifetime but no memory.
 So LoRA, gradient checkpointing and the narrow last layer count as they run, in any architecture.
 
@@ -12,7 +13,8 @@ needs less), micro-batches are made of the largest comparisons, and activations 
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self
 from weakref import finalize
@@ -31,6 +33,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.batching.plan import Costs, gather
 from rmtrain.data.artifact import TokenizedData
+from rmtrain.engine.strategy_kind import StrategyKind
 from rmtrain.errors import RecipeError
 from rmtrain.model.attention import attend, layers_of
 from rmtrain.model.build import UNQUANTIZED, attach_lora, can_load_by_layer, checkpoint_gradients, scratch_config
@@ -49,11 +52,6 @@ from rmtrain.model.pretrained import LoadedModel, load_config
 from rmtrain.model.reward_model import Adapted, RewardModel, adapted, computing_type
 from rmtrain.recipe.schema import Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
 
-StrategyKind = Literal["single", "ddp", "fsdp2", "zero1", "zero2", "zero3"]
-STRATEGIES: tuple[StrategyKind, ...] = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
-SHARDED: tuple[StrategyKind, ...] = ("fsdp2", "zero1", "zero2", "zero3")
-ZERO_STAGES: dict[int, StrategyKind] = {1: "zero1", 2: "zero2", 3: "zero3"}
-
 USABLE = 0.9
 """Share of a memory that tensors may take; the rest is for CUDA, for NCCL and for gaps between tensors."""
 MARGIN = 1.05
@@ -69,6 +67,9 @@ PACKED_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes of a 4-bit weight: itself, and the scale of 64 weights, which is quantized again (arXiv:2305.14314, section 3)."""
 FSDP2_LAYERS = 3
 """Layers that FSDP2 holds gathered: the one that computes, the next one, and the buffer in which it arrives."""
+ZERO_COPIES = {"zero1": 5, "zero2": 5, "zero3": 4}
+"""Float32 copies of a shard that DeepSpeed holds in main memory next to the one that it updates, with the optimizer offloaded: two moments,
+the gradients of the step and those that accumulate, and in stages 1 and 2 updated weights on their way back."""
 ZERO_BUCKET = 500_000_000
 """Gradients that DeepSpeed collects before it reduces them (`reduce_bucket_size`). On a GPU the bucket is allocated whole."""
 ZERO3_LIVE, ZERO3_PREFETCHED = 1_000_000_000, 50_000_000
@@ -82,6 +83,7 @@ class MemoryEstimate:
     buffers: weights that the strategy gathers, and gradients that it collects.
     activations: what a micro-batch adds, including copies of weights in the type that they are computed in.
     start: the most before the first step, while the strategy shards the model.
+    host: main memory that holds what the strategy offloads from a GPU; on a CPU it is one of the parts.
     """
 
     name: StrategyKind
@@ -92,6 +94,7 @@ class MemoryEstimate:
     buffers: int
     activations: int
     start: int
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -108,6 +111,7 @@ class ModelSizes:
     """Numbers of weights, and bytes as they are held.
 
     layer, outside: weights of the largest layer, and of everything outside of layers (embeddings, last norm, head).
+    scales: bytes of the scales of 4-bit weights, which are not sharded with them; 0 without quantization.
     unpacked: bytes of the largest 4-bit tensor while it computes; 0 without quantization.
     """
 
@@ -117,24 +121,38 @@ class ModelSizes:
     trained_bytes: int
     layer: int
     outside: int
+    layer_bytes: int
+    outside_bytes: int
+    scales: int
     unpacked: int
 
     @classmethod
     def of(cls, model: RewardModel, packed: bool) -> Self:
         """Count the parameters of a model; `packed`: of a meta model whose bfloat16 weights stand for 4-bit ones."""
+
+        def is_packed(parameter: nn.Parameter) -> bool:
+            return packed and parameter.dtype == PACKED_TYPE
+
+        def held(parameters: Iterable[nn.Parameter]) -> int:
+            return math.ceil(sum(p.numel() * PACKED_BYTES if is_packed(p) else p.nbytes for p in parameters))
+
         parameters = list(model.parameters())
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        quantized = [parameter for parameter in parameters if packed and parameter.dtype == PACKED_TYPE]
-        layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers_of(model.backbone)]
+        quantized = [parameter for parameter in parameters if is_packed(parameter)]
+        layers = [list(layer.parameters()) for layer in layers_of(model.backbone)]
+        counts = [sum(parameter.numel() for parameter in layer) for layer in layers]
         weights = sum(parameter.numel() for parameter in parameters)
-        saved = sum(parameter.numel() for parameter in quantized) * (PACKED_TYPE.itemsize - PACKED_BYTES)
+        weight_bytes, layer_bytes = held(parameters), [held(layer) for layer in layers]
         return cls(
             weights=weights,
             trained=sum(parameter.numel() for parameter in trained),
-            weight_bytes=sum(parameter.nbytes for parameter in parameters) - int(saved),
+            weight_bytes=weight_bytes,
             trained_bytes=sum(parameter.nbytes for parameter in trained),
-            layer=max(layers, default=0),
-            outside=weights - sum(layers),
+            layer=max(counts, default=0),
+            outside=weights - sum(counts),
+            layer_bytes=max(layer_bytes, default=0),
+            outside_bytes=max(0, weight_bytes - sum(layer_bytes)),
+            scales=math.ceil(sum(parameter.numel() for parameter in quantized) * (PACKED_BYTES - 0.5)),
             unpacked=max((parameter.nbytes for parameter in quantized), default=0),
         )
 
@@ -170,7 +188,7 @@ class MemoryModel:
 
     computing: type of the matrix products, as in `RewardModel`.
     by_layer: FSDP2 and ZeRO-3 hold one layer whole at a time while they shard the model; otherwise they hold all of it, as every other
-        strategy does.
+        strategy does, and as they do with 4-bit weights.
     """
 
     layout: Layout
@@ -216,42 +234,73 @@ class MemoryModel:
                     trace = trace_memory(model, batch, candidate, narrow, on_gpu, balance)
                 except LAYOUT_ERRORS:
                     continue
-                by_layer = on_gpu or can_load_by_layer(recipe.model, recipe.lora)  # what is built whole, is built on the CPU
+                # What is built whole, is built on the CPU, except for 4-bit weights.
+                by_layer = can_load_by_layer(recipe.model, recipe.lora) or (on_gpu and recipe.model.quantization is None)
                 return cls(candidate, computing, sizes, trace, recipe.optimizer, on_gpu, adapted(model), by_layer)
         raise RecipeError(f"batching.layout: {layout} is not for this model; set auto, or padded")
 
     def estimate(self, strategy: StrategyKind, processes: int, tokens: int) -> MemoryEstimate:
         """Estimate one of `processes` processes under a strategy, with micro-batches of at most `tokens` tokens."""
-        sizes, on_cpu = self.sizes, not self.on_gpu
+        sizes, on_cpu, (base, offloads, part) = self.sizes, not self.on_gpu, strategy.partition("_offload")
+        offloads = "" if on_cpu else offloads
         weights, gradients, optimizer = sizes.weight_bytes, sizes.trained_bytes, optimizer_bytes(sizes, self.optimizer)
         buffers, start = 0, weights
-        if self.by_layer and strategy in ("fsdp2", "zero3"):
-            start = max(sizes.layer, sizes.outside) * weights // sizes.weights
+        if self.by_layer and base in ("fsdp2", "zero3"):
+            start = max(sizes.layer_bytes, sizes.outside_bytes)
         activations = math.ceil(MARGIN * self.trace.peak(tokens)) + sizes.unpacked
-        if strategy == "ddp":
+        if base == "ddp":
             buffers = gradients  # DDP reduces gradients in buckets, and adds micro-batches up next to them
-        elif strategy == "fsdp2":
+        elif base == "fsdp2":
             # Layers are gathered in the type that they compute in, so nothing casts them; gradients are as computed, and as reduced.
-            width = min(weights // sizes.weights, FLOAT32 if self.computing == "float32" else 2)
-            buffers = width * (sizes.outside + FSDP2_LAYERS * sizes.layer)
+            width = FLOAT32 if self.computing == "float32" else 2
+            buffers = min(width * sizes.outside, sizes.outside_bytes) + FSDP2_LAYERS * min(width * sizes.layer, sizes.layer_bytes)
+            width = min(width, sizes.trained_bytes // sizes.trained)
             buffers += (width + FLOAT32) * min(sizes.trained, max(sizes.layer, sizes.outside))
-            activations = math.ceil(MARGIN * self.trace.peak(tokens, activations_only=True))
-            weights, gradients, optimizer = (-(-whole // processes) for whole in (weights, gradients, optimizer))
+            activations = math.ceil(MARGIN * self.trace.peak(tokens, activations_only=True)) + sizes.unpacked
+            weights, gradients, optimizer = (-(-whole // processes) for whole in (weights - sizes.scales, gradients, optimizer))
+            weights += sizes.scales
             start += weights
-        elif strategy != "single":
+        elif base != "single":
             # DeepSpeed updates a float32 copy of its shard, and has the shard's gradients once more while it does; torch's AdamW
             # on a CPU adds two temporary tensors of that size.
             shard = -(-FLOAT32 * sizes.trained // processes)
             buffers = FLOAT32 * (min(ZERO_BUCKET, sizes.trained) if on_cpu else ZERO_BUCKET)
-            if strategy == "zero3":
+            if base == "zero3":
                 gathered = min(sizes.weights, ZERO3_LIVE) + min(sizes.weights, ZERO3_PREFETCHED)
                 buffers += gathered * sizes.weight_bytes // sizes.weights
                 weights = -(-weights // processes)
             weights, optimizer = weights + shard, 2 * shard
-            gradients = gradients if strategy == "zero1" else shard
-            activations = max(activations, 3 * shard if on_cpu else shard)
+            gradients = gradients if base == "zero1" else shard
+            activations = max(activations, 3 * shard if on_cpu else 0 if offloads else shard)
             start += weights
-        return MemoryEstimate(strategy, processes, weights, gradients, optimizer, buffers, activations, start)
+        one = MemoryEstimate(strategy, processes, weights, gradients, optimizer, buffers, activations, start)
+        return self._offloaded(one, base, part == "") if offloads else one
+
+    def _offloaded(self, one: MemoryEstimate, base: str, with_weights: bool) -> MemoryEstimate:
+        """Move what a strategy offloads from the GPU to main memory, and add the buffers of the copies between them.
+
+        Args:
+            one: the estimate without offload.
+            base: its strategy.
+            with_weights: weights move as well, if the strategy shards them.
+        """
+        sizes, shard = self.sizes, one.optimizer // 2
+        if base == "fsdp2":  # shards of layers are copied to the GPU before they are gathered
+            moved, buffers = one.weights - sizes.scales, -(-FSDP2_LAYERS * sizes.layer_bytes // one.processes)
+            gradients, host = 0, moved + one.gradients + one.optimizer
+        else:
+            moved = one.weights if base == "zero3" and with_weights else shard
+            buffers = 0 if base == "zero3" else FLOAT32 * min(sizes.trained, max(sizes.layer, sizes.outside))
+            gradients, host = one.gradients if base == "zero1" else 0, moved + ZERO_COPIES[base] * shard
+        return replace(
+            one,
+            weights=one.weights - moved,
+            gradients=gradients,
+            optimizer=0,
+            buffers=one.buffers + buffers,
+            start=one.start - moved,
+            host=host,
+        )
 
     def budget(self, strategy: StrategyKind, processes: int, memory: int, costs: Costs) -> int:
         """Return the most tokens with which a process fits into `memory` bytes, or those of the largest comparison if they are more."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rmtrain.errors import CheckpointError
+from rmtrain.model.classifier import device_of
 from rmtrain.model.reward_model import unwrap
 
 Tensors = dict[str, Tensor]
@@ -26,8 +27,11 @@ PARAMETER_SHAPED = ("exp_avg", "exp_avg_sq", "state1", "state2")
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a sharded tensor on every rank; return any other unchanged. Called on all ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Gather a sharded tensor on every rank, on the device that it computes on; return any other unchanged. Called on all ranks."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    on_device: DTensor = tensor.to(device_of(tensor))  # type: ignore[assignment]
+    return on_device.full_tensor()
 
 
 @contextmanager
@@ -53,7 +57,8 @@ def distribute_like(tensor: Tensor, example: Tensor) -> Tensor:
     tensor = tensor.to(example.device)
     if not isinstance(example, DTensor):
         return tensor
-    return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    shards = distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    return shards.to(example.device)  # in main memory, if it is offloaded: torch makes them on the device of the mesh
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,7 +1,8 @@
 """How the processes of a run share its model: what is sharded, what is reduced when, and how a step updates the weights.
 
-Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3. They differ in four things: a
-micro-batch, its backward, the update, and the full state. That has full tensors by name, so that any strategy resumes a run of any other.
+Strategies are accelerate's: one process, DDP, FSDP2 (torch's fully_shard) and DeepSpeed ZeRO 1 to 3, each of which can keep its shards in
+main memory. They differ in four things: a micro-batch, its backward, the update, and the full state. That has full tensors by name, so that
+any strategy resumes a run of any other.
 """
 
 import math
@@ -16,12 +17,11 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from rmtrain.engine.memory_estimate import ZERO_STAGES, StrategyKind
 from rmtrain.engine.state_dict import (
     Tensors,
     check_names,
@@ -37,12 +37,14 @@ from rmtrain.engine.state_dict import (
     state_by_parameter,
     trained_parameters,
 )
+from rmtrain.engine.strategy_kind import StrategyKind, kind_of
 from rmtrain.errors import RecipeError, RmtrainError
 from rmtrain.model.attention import layers_of
 from rmtrain.model.classifier import head_of
 from rmtrain.model.reward_model import RewardModel, unwrap
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+WITH_OFFLOAD = {"": "", "offload": " with CPU offload", "offload_optimizer": " with CPU offload of the optimizer"}
 LR_SCALE = "lr_scale"
 """Entry of a parameter group: its learning rate, as a multiple of the schedule's."""
 LOWEST_SCALE = 1.0
@@ -188,9 +190,15 @@ class Strategy:
 class Fsdp2(Strategy):
     """Weights, gradients and optimizer state are sharded over the processes; a layer is gathered only while it computes."""
 
-    kind: StrategyKind = "fsdp2"
-    name = "FSDP2"
     shards = by_layer = True
+
+    @property
+    def kind(self) -> StrategyKind:
+        return kind_of(self.accelerator.state.fsdp_plugin)
+
+    @property
+    def name(self) -> str:
+        return f"FSDP2{WITH_OFFLOAD[self.kind.partition('_')[2]]}"
 
     def place(self, model: RewardModel) -> None:
         """Load and shard one layer after the other, and then the rest, with the settings of accelerate's plugin.
@@ -207,8 +215,9 @@ class Fsdp2(Strategy):
         if model.computing != "float32":
             computing: torch.dtype = getattr(torch, model.computing)
             precision = MixedPrecisionPolicy(param_dtype=computing, reduce_dtype=torch.float32, output_dtype=torch.float32)
-            fully_shard(head_of(model.backbone, model.head), mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-        options: dict[str, Any] = {"mp_policy": precision}
+            in_float32 = MixedPrecisionPolicy(cast_forward_inputs=False)
+            fully_shard(head_of(model.backbone, model.head), mp_policy=in_float32, offload_policy=self.offload)
+        options: dict[str, Any] = {"mp_policy": precision, "offload_policy": self.offload}
         if mesh is not None:
             options["mesh"] = mesh[tuple(self.accelerator.parallelism_config.fsdp_dim_names)]
         for module in get_module_children_bottom_up(model)[:-1]:
@@ -227,8 +236,16 @@ class Fsdp2(Strategy):
         # Gradients are reduced in every micro-batch: keeping them unsharded until the last one would cost the memory that sharding saves.
         return nullcontext()
 
+    @property
+    def offload(self) -> OffloadPolicy:
+        """Whether shards are in main memory. It is pinned, for copies next to computation, which torch can do only for a GPU."""
+        if self.kind == "fsdp2":
+            return OffloadPolicy()
+        return CPUOffloadPolicy(pin_memory=self.accelerator.device.type == "cuda")
+
     def is_wrapped(self) -> bool:
-        return all(isinstance(parameter, DTensor) for parameter in self.model.parameters())
+        parameters, offloads = list(self.model.parameters()), self.kind == "fsdp2_offload"
+        return all(isinstance(one, DTensor) and (one.device.type == "cpu" or not offloads) for one in parameters)
 
 
 class DeepSpeedStrategy(Strategy):
@@ -250,11 +267,11 @@ class DeepSpeedStrategy(Strategy):
 
     @property
     def kind(self) -> StrategyKind:
-        return ZERO_STAGES[self.stage]
+        return kind_of(self.accelerator.deepspeed_plugin)
 
     @property
     def name(self) -> str:
-        return f"DeepSpeed ZeRO-{self.stage}"
+        return f"DeepSpeed ZeRO-{self.stage}{WITH_OFFLOAD[self.kind.partition('_')[2]]}"
 
     @property
     def by_layer(self) -> bool:  # type: ignore[override]
@@ -285,6 +302,7 @@ class DeepSpeedStrategy(Strategy):
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = 0.0 if self.clip is None else self.clip
         config["train_micro_batch_size_per_gpu"] = 1  # required; its value has no effect, since we scale the losses
+        config["zero_force_ds_cpu_optimizer"] = False  # ours runs on the CPU, and DeepSpeed's own would have to be compiled
         return super().wrapped(model, optimizer)
 
     def is_wrapped(self) -> bool:
@@ -349,7 +367,7 @@ class DeepSpeedStrategy(Strategy):
         zero, steps = self.model.optimizer, next(iter(states.values()))["step"]
         for buffer in zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups:
             moments = {key: torch.zeros_like(buffer) for key in MOMENTS}
-            zero.optimizer.state[buffer] = {"step": steps.clone(), **moments}
+            zero.optimizer.state[buffer] = {"step": steps.clone().to(buffer.device), **moments}
         self._link_state()
         for name, parameter in trained.items():
             for key in MOMENTS:

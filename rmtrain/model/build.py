@@ -25,6 +25,7 @@ from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.model.classifier import (
     BUILD_ERRORS,
     HeadSpec,
+    device_of,
     find_head,
     head_of,
     install_head,
@@ -127,8 +128,11 @@ def build_reward_model(
 
 
 def can_load_by_layer(model: PretrainedModel | ScratchModel, lora: Lora | None) -> bool:
-    """Return whether layers can get their weights when the model is built: DoRA's adapters begin as norms of the weights."""
-    return isinstance(model, PretrainedModel) and not (lora is not None and lora.dora)
+    """Return whether layers can get their weights after the model is built.
+
+    DoRA's adapters begin as norms of the weights, and transformers quantizes weights while it loads them.
+    """
+    return isinstance(model, PretrainedModel) and model.quantization is None and not (lora is not None and lora.dora)
 
 
 def freeze_untrainable(model: PreTrainedModel) -> None:
@@ -175,8 +179,9 @@ def check_forward(
     if causal and not is_made(model):
         return
     ids = [token for token in range(len(tokenizer)) if token != tokenizer.pad_token_id][-12:]
-    input_ids = torch.tensor([ids if causal else ids[:2] + [tokenizer.pad_token_id] * 10], device=model.device)
-    mask = torch.tensor([[1] * 2 + [int(causal)] * 10], device=model.device)
+    device = device_of(head_of(model, head).weight)
+    input_ids = torch.tensor([ids if causal else ids[:2] + [tokenizer.pad_token_id] * 10], device=device)
+    mask = torch.tensor([[1] * 2 + [int(causal)] * 10], device=device)
     name = type(model).__name__
 
     def read(tokens: int) -> Tensor:

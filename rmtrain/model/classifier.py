@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassError
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -119,6 +120,11 @@ def head_of(model: nn.Module, head: HeadSpec) -> RewardHead:
             module = module.modules_to_save[module.active_adapters[0]]
     assert isinstance(module, RewardHead), f"{head.name} is a {type(module).__name__}"
     return module
+
+
+def device_of(parameter: Tensor) -> torch.device:
+    """Return the device that a parameter computes on: an offloaded shard is in main memory, and is copied there."""
+    return torch.device(parameter.device_mesh.device_type) if isinstance(parameter, DTensor) else parameter.device
 
 
 def install_head(model: PreTrainedModel, head: HeadSpec, saved: SavedHead | None, seed: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rmtrain.batching.layout import Layout, MicroBatch
 from rmtrain.model.attention import ATTENTION, SegmentsNotSeen, restrict_last_layer, unpack_last_layer
-from rmtrain.model.classifier import HeadSpec, head_of
+from rmtrain.model.classifier import HeadSpec, device_of, head_of
 from rmtrain.model.layer_weights import LayerWeights
 from rmtrain.model.mixture import router_balance
 from rmtrain.model.model_files import ModelRef
@@ -115,8 +115,8 @@ class RewardModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the head."""
-        return self.head_weight_1H.device
+        """The device that the head computes on."""
+        return device_of(self.head_weight_1H)
 
     def load(self, module: nn.Module) -> None:
         """Read the layers of a module that have no weights yet, if any; raises CheckpointError as `LayerWeights.load`."""

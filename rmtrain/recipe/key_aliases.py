@@ -179,6 +179,7 @@ _ADVICE = {
         "local_rank ddp_backend ddp_timeout ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers "
         "ddp_static_graph accelerator_config parallelism_config dist_backend strategy num_nodes world_size"
     ),
+    "use --accelerate-config fsdp2_offload on the command line": "adam_offload",
     "the loader needs no settings, and no row is left out at the end; remove this key": (
         "dataloader_num_workers dataloader_pin_memory dataloader_drop_last dataloader_prefetch_factor num_workers "
         "dataloader_persistent_workers drop_last"
@@ -212,7 +213,7 @@ _ADVICE = {
         "neftune_noise_alpha average_tokens_across_devices torch_empty_cache_steps disable_tqdm log_level "
         "skip_memory_metrics ignore_data_skip optim_args activation_offloading model_init_kwargs "
         "use_fast_tokenizer disable_fast_tokenizer plot_loss include_num_input_tokens_seen overwrite_cache "
-        "compute_fp32_loss adam_offload liger_kernel_config enable_liger_kernel log_on_each_node "
+        "compute_fp32_loss liger_kernel_config enable_liger_kernel log_on_each_node "
         "logging_nan_inf_filter log_level_replica eval_do_concat_batches eval_use_gather_object include_for_metrics "
         "batch_eval_metrics enable_jit_checkpoint max_ckpt_mem use_ds_universal_ckpt disable_ds_ckpt save_hf_ckpt deepcompile "
         "zpg grad_accum_dtype overlap_comm gradient_checkpointing_kwargs gradient_checkpointing_use_reentrant use_reentrant_gc "

@@ -14,8 +14,28 @@ from rmtrain.report.console import KeyValues, compact, duration, percent
 from rmtrain.report.tables import Column, Row, Table
 
 GIGABYTE = 10**9
-TITLES = {"single": "one process", "ddp": "DDP", "fsdp2": "FSDP2", "zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3"}
-CONFIGS = {"ddp": "ddp", "fsdp2": "fsdp2", "zero1": "deepspeed_zero1", "zero2": "deepspeed_zero2", "zero3": "deepspeed_zero3"}
+TITLES = {
+    "single": "one process",
+    "ddp": "DDP",
+    "fsdp2": "FSDP2",
+    "fsdp2_offload": "FSDP2 offload",
+    "zero1": "ZeRO-1",
+    "zero1_offload": "ZeRO-1 offload",
+    "zero2": "ZeRO-2",
+    "zero2_offload": "ZeRO-2 offload",
+    "zero3": "ZeRO-3",
+    "zero3_offload_optimizer": "ZeRO-3 offload (optimizer)",
+    "zero3_offload": "ZeRO-3 offload",
+}
+CONFIGS = {
+    "ddp": "ddp",
+    "fsdp2": "fsdp2",
+    "fsdp2_offload": "fsdp2_offload",
+    "zero1": "deepspeed_zero1",
+    "zero2": "deepspeed_zero2",
+    "zero3": "deepspeed_zero3",
+    "zero3_offload": "deepspeed_zero3_offload",
+}
 PARTS = ("weights", "gradients", "optimizer", "buffers", "activations")
 
 
@@ -134,13 +154,17 @@ def _facts(document: Mapping[str, Any]) -> RenderableType:
 def _table(document: Mapping[str, Any]) -> Table:
     digits = _digits(document)
     parts = [Column(part, optional=part != "activations") for part in PARTS]
+    offloads = any(one["host"] for one in document["strategies"])
     rows = []
     for one in document["strategies"]:
         verdict = Text("fits", "green") if one["fits"] else Text("too much", "red")
         style = "bold" if one["name"] == document["strategy"] else ""
-        rows.append(Row((Text(_title(one), style), *_gigabytes(one, digits), verdict)))
+        host = (f"{one['host'] / GIGABYTE:.{digits}f}",) if offloads else ()
+        rows.append(Row((Text(_title(one), style), *_gigabytes(one, digits), *host, verdict)))
     # the verdict is a word, but as a number it stays whole
-    return Table("memory", (Column("GB a process", "text"), *parts, Column("total", style="bold"), Column("")), rows, gap=1)
+    main_memory = (Column("on CPU", optional=True),) if offloads else ()
+    columns = (Column("GB a process", "text"), *parts, Column("total", style="bold"), *main_memory, Column(""))
+    return Table("memory", columns, rows, gap=1)
 
 
 def _conclusion(document: Mapping[str, Any]) -> Text:
@@ -149,6 +173,7 @@ def _conclusion(document: Mapping[str, Any]) -> Text:
     numbers = f"{_gigabytes(one, digits)[-1]} of {one['memory'] / GIGABYTE:.{digits}f} GB"
     if one["start"] > one["total"]:
         numbers += f", and {one['start'] / GIGABYTE:.{digits}f} at the start, to shard the model"
+    numbers += _main_memory(document, one)
     if one["fits"]:
         return Text.assemble((f"{_title(one)} fits", "bold green"), f": {numbers}")
     others = [row for row in strategies if row["fits"]]
@@ -157,7 +182,14 @@ def _conclusion(document: Mapping[str, Any]) -> Text:
         advice = f"{', '.join(map(_title, others))} would fit"
         if others[0]["processes"] > 1:
             advice += f": --processes {others[0]['processes']} --accelerate-config {CONFIGS[others[0]['name']]}"
+            advice += _main_memory(document, others[0])
     return Text.assemble((f"{_title(one)} does not fit", "bold red"), f": {numbers}; {advice}")
+
+
+def _main_memory(document: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Return what a strategy takes of the main memory of each machine, if it offloads."""
+    total = one["host"] * one["processes"] / document["machines"] / GIGABYTE
+    return f", with {total:,.{_digits(document)}f} GB of main memory on each machine" if total else ""
 
 
 def _title(one: Mapping[str, Any]) -> str:

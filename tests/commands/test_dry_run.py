@@ -1,6 +1,8 @@
 """`train --dry-run`: it has the plan of the run, starts and writes nothing, and reports which strategies would fit."""
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,18 +11,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from rmtrain.commands.dry_run import dry_run, launch_of
+from rmtrain.commands.dry_run import _row, dry_run, launch_of
 from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import make_plan
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.memory import token_budget
+from rmtrain.engine.memory_estimate import MemoryEstimate
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.load import dump_recipe
 from rmtrain.recipe.schema import BradleyTerry, Recipe
+from rmtrain.report.run_view import CONFIGS
 from tests.forks import rmtrain
 from tests.model.builders import make_base, make_tokenizer
-from tests.runs import tiny_recipe
+from tests.runs import ROOT, tiny_recipe
 
 QUIET = Console(quiet=True)
 LARGE = {"scratch": {"architecture": "llama", "hidden_size": 2048, "layers": 8, "heads": 16, "vocab_size": 300}}
@@ -81,6 +85,7 @@ def test_json_names_what_would_fit(tmp_path: Path) -> None:
     assert not rows["ddp"]["fits"]
     assert rows["fsdp2"]["fits"]
     assert rows["fsdp2"]["processes"] == 4
+    assert rows["fsdp2_offload"]["host"] > rows["fsdp2"]["host"] == 0
     assert "--processes 4 --accelerate-config fsdp2" in " ".join(result.stderr.split())
     assert "joined" not in result.stderr
     assert not (tmp_path / "run").exists()
@@ -125,9 +130,53 @@ def test_unknown_configurations_are_refused(recipe: Recipe) -> None:
     assert all(name in refused.value.problems[0] for name in ("--accelerate-config", "nowhere", "fsdp2"))
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("name", sorted(CONFIGS.values()))
 def test_each_configuration_means_its_strategy(name: str) -> None:
     assert launch_of(TrainOptions(processes=2, accelerate_config=name)) == (name.removeprefix("deepspeed_"), 2, 1)
+    assert CONFIGS[name.removeprefix("deepspeed_")] == name
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("offload_param_device: none", "zero3_offload_optimizer"),
+        ("offload_optimizer_device: none", "offload_param_device: "),
+        ("offload_param_device: nvme", "offload_param_device: "),
+        ("zero_stage: 2", "offload_param_device: "),
+        ("zero_stage: 0", "zero_stage: "),
+    ],
+)
+def test_own_offload_is_read_or_refused(change: str, expected: str, tmp_path: Path) -> None:
+    """As by a run, with the file and the key."""
+    text, key = (ROOT / "configs/accelerate/deepspeed_zero3_offload.yaml").read_text(), change.partition(":")[0]
+    own = tmp_path / "own.yaml"
+    own.write_text(re.sub(rf"^  {key}: .*", f"  {change}", text, flags=re.MULTILINE))
+    options = TrainOptions(processes=2, accelerate_config=str(own))
+    if expected.startswith("zero3"):
+        assert launch_of(options) == (expected, 2, 1)
+        return
+    with pytest.raises(RecipeError) as refused:
+        launch_of(options)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{own}: deepspeed_config: {expected}")
+
+
+def test_offload_needs_main_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes of a machine share it; of other machines, whose GPUs `--gpu-memory` describes, it is only printed."""
+    one = MemoryEstimate("fsdp2_offload", 8, 0, 0, 0, 10**9, 10**9, 0, host=5 * 10**9)
+    monkeypatch.setattr("rmtrain.commands.dry_run.memory_of", lambda *_: 4 * 10**9)
+    monkeypatch.setattr("rmtrain.commands.dry_run.main_memory", lambda: 24 * 10**9)
+    assert _row(one, TrainOptions(), 4)["fits"]
+    assert not _row(one, TrainOptions(), 5)["fits"]
+    assert _row(one, TrainOptions(gpu_memory=4.0), 5)["fits"]
+    assert not _row(replace(one, buffers=10**10), TrainOptions(), 4)["fits"], "guard: the GPU counts"
+
+
+def test_strategies_that_refuse_a_recipe_are_reported(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, optimizer={"lr": 1e-4, "name": "adamw_8bit"})
+    with pytest.raises(RecipeError) as refused:
+        document_of(recipe, processes=2, accelerate_config="fsdp2_offload")
+    assert refused.value.problems[0].startswith("optimizer.name: ")
 
 
 def test_auto_is_what_the_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +195,24 @@ def test_auto_is_what_the_run_chooses(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 10**9, 0))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 10_500_000_000)
     assert token_budget(recipe, data, tight["layout"], tokenizer, strategy) == tight["max_tokens"]
+
+
+def test_auto_counts_offload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The budget of a run and of a dry run is the same, and larger where shards are in main memory."""
+    recipe = tiny_recipe(
+        tmp_path, rows=400, model=LARGE, training={"batch_size": 400, "precision": "auto"}, batching={"max_tokens": "auto"}
+    )
+    tokenizer, budgets = load_tokenizer(recipe.model, recipe.data), {}
+    data = prepare(recipe.data, tokenizer).train
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10**9, 0))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 7 * 10**9)
+    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=2, is_main_process=True)
+    for name in ("fsdp2", "fsdp2_offload"):
+        document = document_of(recipe, gpu_memory=8.0, processes=2, accelerate_config=name)
+        strategy: Any = SimpleNamespace(kind=name, accelerator=accelerator)
+        budgets[name] = token_budget(recipe, data, document["layout"], tokenizer, strategy)
+        assert budgets[name] == document["max_tokens"]
+    assert budgets["fsdp2_offload"] > 2 * budgets["fsdp2"] > 0
 
 
 def test_lora_holds_gradients_of_adapters_only(tmp_path: Path) -> None:

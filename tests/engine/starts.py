@@ -7,6 +7,7 @@ the model that one process builds. The memory of the first recipe includes impor
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def started(recipe: Recipe, strategy: Strategy) -> dict[str, Any]:
     buffers = dict(unwrap(strategy.model).named_buffers())
     differing += [name for name, expected in whole.named_buffers() if not torch.equal(buffers[name].cpu(), expected)]
     found["whole"] = sum(parameter.nbytes for parameter in whole.parameters())
+    found["types"] = Counter(str(parameter.dtype).removeprefix("torch.") for parameter in held.values())
     same_frozen = strategy.frozen == frozen_fingerprint(whole)
     return {**found, "differing": differing, "same_frozen": same_frozen, "frozen": strategy.frozen, "layout": layout}
 

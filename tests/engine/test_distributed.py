@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 from rich.console import Console
 
 from rmtrain.commands.train import train
 from rmtrain.engine.distributed import any_rank, environment, launched, note_idle_gpus, run_on_main, start
 from rmtrain.engine.strategy import Strategy
+from rmtrain.engine.strategy_kind import check_recipe
 from rmtrain.errors import RecipeError, TryAgain
 from tests.engine.ranks import SHARDING
 from tests.forks import ON_CPU, fork_server
@@ -123,9 +125,12 @@ def test_missing_tracker_is_an_error(tmp_path: Path) -> None:
     ("strategy", "variable", "value", "key"),
     [
         ("fsdp2", "FSDP_VERSION", "1", "fsdp_version"),
-        ("fsdp2", "FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params"),
         ("fsdp2", "FSDP_CPU_RAM_EFFICIENT_LOADING", "true", "fsdp_cpu_ram_efficient_loading"),
         ("fsdp2", "FSDP_ACTIVATION_CHECKPOINTING", "true", "fsdp_activation_checkpointing"),
+        ("zero2", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "0", "zero_stage"),
+        ("zero3", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "nvme", "offload_optimizer_device"),
+        ("zero3", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device"),
+        ("zero2_offload", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "offload_param_device"),
     ],
 )
 def test_unsupported_sharding_is_refused(
@@ -140,7 +145,13 @@ def test_unsupported_sharding_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "strategy"), [("optimizer.name", "fsdp2"), ("model.quantization", "fsdp2"), ("training.precision", "zero2")]
+    ("key", "strategy"),
+    [
+        ("optimizer.name", "fsdp2"),
+        ("optimizer.name", "zero2_offload"),
+        ("model.quantization", "zero3"),
+        ("training.precision", "zero2"),
+    ],
 )
 def test_unshardable_recipe_is_refused(key: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, setting in SHARDING[strategy].items():
@@ -154,6 +165,20 @@ def test_unshardable_recipe_is_refused(key: str, strategy: str, tmp_path: Path, 
         start(recipe)
     (problem,) = refused.value.problems
     assert problem.startswith(f"{key}:")
+
+
+def test_4_bit_shards_need_a_later_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch shards integers from 2.12 on; before, it refuses them in the middle of sharding."""
+    recipe, cpu = tiny_recipe(tmp_path), torch.device("cpu")
+    recipe.model.__dict__["quantization"] = "nf4"
+    monkeypatch.setattr("rmtrain.engine.strategy_kind.is_torch_version", lambda *_: False)
+    with pytest.raises(RecipeError) as refused:
+        check_recipe(recipe, "fsdp2", cpu)
+    assert refused.value.problems[0].startswith("model.quantization: ")
+    assert torch.__version__ in refused.value.problems[0]
+    check_recipe(recipe, "ddp", cpu)
+    monkeypatch.undo()
+    check_recipe(recipe, "fsdp2_offload", cpu)
 
 
 def test_environment_names_nothing_of_the_machine(tmp_path: Path) -> None:

@@ -29,9 +29,11 @@ STRATEGIES = {
     "deepspeed_zero1": "DeepSpeed ZeRO-1",
     "deepspeed_zero2": "DeepSpeed ZeRO-2",
     "deepspeed_zero3": "DeepSpeed ZeRO-3",
+    "fsdp2_offload": "FSDP2 with CPU offload",
+    "deepspeed_zero3_offload": "DeepSpeed ZeRO-3 with CPU offload",
 }
 """The strategy of each configuration for one machine and several processes."""
-LONG = ("cpu", "ddp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3")
+LONG = tuple(name for name in STRATEGIES if name != "fsdp2")
 """Configurations that only `make faults` starts: `--processes` alone means one of the first two, and `tests/faults/test_elastic.py` trains
 under DeepSpeed."""
 

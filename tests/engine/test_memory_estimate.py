@@ -1,6 +1,7 @@
 """Memory estimates: the trace against the same model with memory, and the arithmetic of strategies."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,6 @@ from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.memory_estimate import (
-    SHARDED,
-    STRATEGIES,
     MemoryModel,
     MemoryTrace,
     ModelSizes,
@@ -26,14 +25,16 @@ from rmtrain.engine.memory_estimate import (
     record_memory,
     trace_memory,
 )
+from rmtrain.engine.strategy_kind import SHARDED, STRATEGIES
 from rmtrain.errors import RecipeError
 from rmtrain.model.build import build_reward_model
 from rmtrain.model.reward_model import RewardModel
-from rmtrain.recipe.schema import Architecture, Lora, Optimizer, Recipe, ScratchModel
-from tests.model.builders import build, make_batch, make_sequences, make_tokenizer
+from rmtrain.recipe.schema import Architecture, Lora, Optimizer, PretrainedModel, Recipe, ScratchModel
+from tests.model.builders import build, make_base, make_batch, make_sequences, make_tokenizer
 from tests.runs import tiny_recipe
 
 LAYERS = 2
+OFFLOADED = [name for name in STRATEGIES if "offload" in name]
 TOKENIZER = make_tokenizer()
 PAD: int = TOKENIZER.pad_token_id
 BATCH = make_batch(make_sequences(TOKENIZER), PAD)
@@ -229,7 +230,7 @@ def test_shards_add_up_over_processes(memory: MemoryModel) -> None:
     whole = estimates["single"]
     for name, copies in (("fsdp2", 1), ("zero3", 2)):
         assert 0 <= 4 * estimates[name].weights - copies * whole.weights < 8, name
-    for name in SHARDED:
+    for name in set(SHARDED) - set(OFFLOADED):
         assert 0 <= 4 * estimates[name].optimizer - whole.optimizer < 8, name
     assert estimates["zero1"].gradients > estimates["zero2"].gradients == estimates["zero3"].gradients == whole.gradients / 4
     assert estimates["zero1"].weights == estimates["zero2"].weights > estimates["zero3"].weights
@@ -271,11 +272,63 @@ def test_start_counts_what_is_held_before_sharding(memory: MemoryModel) -> None:
             for by_layer in (True, False)
         }
         assert starts[False] >= whole
-        assert (starts[True] < 0.6 * whole) == (strategy in ("fsdp2", "zero3")), strategy
+        assert (starts[True] < 0.6 * whole) == strategy.startswith(("fsdp2", "zero3")), strategy
     small = dataclasses.replace(estimate, gradients=0, buffers=0, activations=0, weights=0)
     assert small.start > small.total
     assert not small.fits(small.total * 2)
     assert small.fits(small.start * 2)
+
+
+@pytest.mark.parametrize("strategy", OFFLOADED)
+def test_offload_moves_shards_to_main_memory(memory: MemoryModel, strategy: Any) -> None:
+    """What leaves the GPU is in main memory, with DeepSpeed's buffers for it; activations stay. A CPU has nothing to offload from."""
+    base: Any = strategy.partition("_")[0]
+    one, without = (memory.estimate(name, 4, 10**4) for name in (strategy, base))
+    moved = sum(getattr(without, part) - getattr(one, part) for part in ("weights", "gradients", "optimizer"))
+    assert moved <= one.host <= 2 * moved, "zero1 keeps its gradients"
+    assert (one.host == moved) == (base == "fsdp2")
+    assert one.optimizer == without.host == 0
+    assert (one.gradients == 0) == (base != "zero1")
+    assert (one.weights == 0) == (strategy in ("fsdp2_offload", "zero3_offload"))
+    assert one.activations == without.activations
+    assert one.buffers >= without.buffers
+    assert 0 < one.start < without.start
+    on_cpu = dataclasses.replace(memory, on_gpu=False)
+    alike = dataclasses.replace(on_cpu.estimate(strategy, 4, 100), name=base)
+    assert alike == on_cpu.estimate(base, 4, 100)
+    assert moved > 0, "guard"
+
+
+def test_seventy_billion_fit_on_one_node(memory: MemoryModel) -> None:
+    """On eight GPUs of 80 GB all weights of a 70B model train with offload alone; main memory takes 16 bytes a weight."""
+    layer, outside = 855_000_000, 2_100_000_000
+    count = 80 * layer + outside
+    held = {"weight_bytes": 4 * count, "trained_bytes": 4 * count, "layer_bytes": 4 * layer, "outside_bytes": 4 * outside}
+    sizes = dataclasses.replace(memory.sizes, weights=count, trained=count, layer=layer, outside=outside, **held)
+    large = dataclasses.replace(memory, sizes=sizes, computing="bfloat16")
+    fitting = {name for name in STRATEGIES if large.estimate(name, 8, 100).fits(80 * 10**9)}
+    assert fitting == {"fsdp2_offload", "zero3_offload", "zero3_offload_optimizer"}
+    assert large.estimate("fsdp2_offload", 8, 100).host * 8 == pytest.approx(16 * count, rel=1e-6)
+    assert large.estimate("zero3_offload", 8, 100).host * 8 == pytest.approx(24 * count, rel=1e-6)
+    assert large.estimate("fsdp2", 8, 100).total > 140e9, "guard: shards alone"
+
+
+def test_4_bit_weights_are_sharded_without_scales(tmp_path: Path) -> None:
+    """Each process begins with all of them, since they are quantized before they are sharded."""
+    base = make_base(tmp_path / "base", TOKENIZER, hidden_size=128)
+    recipe = PretrainedModel(path=str(base), dtype="bfloat16", quantization="nf4")
+    meta = meta_model(recipe, Lora(rank=2), TOKENIZER)
+    sizes = ModelSizes.of(meta, packed=True)
+    linear = sum(p.numel() for p in meta.parameters() if p.dtype == torch.bfloat16)
+    assert sizes.scales == pytest.approx(linear * (1 / 64 + 4 / (64 * 256)), abs=1)
+    assert sizes.weight_bytes == pytest.approx(linear / 2 + sizes.scales + 4 * (sizes.weights - linear), abs=2)
+    trace = MemoryTrace(10, *(np.zeros(1, dtype=np.int64) for _ in range(4)))
+    model = MemoryModel("padded", "bfloat16", sizes, trace, Optimizer(lr=1e-4), on_gpu=True, by_layer=False)
+    one = model.estimate("fsdp2", 4, 10)
+    assert 4 * (one.weights - sizes.scales) == pytest.approx(sizes.weight_bytes - sizes.scales, abs=4)
+    assert one.start == sizes.weight_bytes + one.weights
+    assert one.buffers <= 4 * sizes.weight_bytes + 6 * sizes.trained, "layers are gathered in 4 bits"
+    assert sizes.scales > 0, "guard"
 
 
 def test_zero_allocates_whole_buckets_on_gpus(memory: MemoryModel) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +20,28 @@ MOST = 0.65
 """Of the model's size: half of it on each of two ranks, one layer, and what lies outside of layers."""
 
 
-def write_start(folder: Path, sizes: dict[str, Any], change: Callable[[Any], None] | None = None, **sections: Any) -> None:
-    """Write a checkpoint of several files with random weights and a recipe that trains it."""
+def write_start(
+    folder: Path,
+    sizes: dict[str, Any],
+    change: Callable[[Any], None] | None = None,
+    model: dict[str, Any] | None = None,
+    **sections: Any,
+) -> None:
+    """Write a checkpoint of several files with random weights and a recipe that trains it, with keys of its `model` section."""
     folder.mkdir(parents=True)
     tokenizer = byte_bpe()
     config: PretrainedConfig = scratch_config(Architecture(**sizes), tokenizer)
     torch.manual_seed(3)
     kind = AutoModelForMaskedLM if sizes["architecture"] == "bert" else AutoModelForCausalLM
-    model = kind.from_config(config)
+    base = kind.from_config(config)
     if change is not None:
-        change(model)
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    model.save_pretrained(folder / "base", max_shard_size=size // 4)
+        change(base)
+    size = sum(parameter.nbytes for parameter in base.parameters())
+    base.save_pretrained(folder / "base", max_shard_size=size // 4)
     tokenizer.save_pretrained(folder / "base")
     assert len(list((folder / "base").glob("*.safetensors"))) > 2, "guard: several files"
     recipe = tiny_recipe(folder, **sections).model_dump()
-    write_recipe(folder, Recipe.model_validate({**recipe, "model": {"path": str(folder / "base")}}))
+    write_recipe(folder, Recipe.model_validate({**recipe, "model": {"path": str(folder / "base"), **(model or {})}}))
 
 
 def starts(strategy: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -50,7 +57,9 @@ def starts(strategy: str, folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("zero3", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "strategy", ["fsdp2", *(pytest.param(name, marks=pytest.mark.long) for name in ("fsdp2_offload", "zero3", "zero3_offload"))]
+)
 def test_sharded_start_has_the_same_weights(strategy: str, tmp_path: Path) -> None:
     """Read and sharded layer by layer, every tensor is the one of a single process, bit for bit; so is the fingerprint of frozen ones."""
     sizes = {"hidden_size": 32, "layers": 3, "heads": 2, "max_positions": 128}
@@ -71,6 +80,20 @@ def test_sharded_start_has_the_same_weights(strategy: str, tmp_path: Path) -> No
             assert rank["layout"] == ("packed" if name == "encoder" else "shared_prefix"), name
     assert len(found) == 6, "guard: each recipe was started"
     assert {len(ranks) for ranks in found.values()} == {2}, "guard: on two ranks"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
+@pytest.mark.parametrize("strategy", ["fsdp2", "fsdp2_offload"])
+def test_sharded_nf4_weights_are_the_same(strategy: str, tmp_path: Path) -> None:
+    """Quantized whole and then sharded, each 4-bit tensor is that of a single process, bit for bit."""
+    sizes = {"architecture": "llama", "hidden_size": 64, "layers": 2, "heads": 2, "max_positions": 128}
+    write_start(tmp_path / "nf4", sizes, lora={"rank": 2}, model={"quantization": "nf4", "dtype": "bfloat16"})
+    for rank in starts(strategy, tmp_path)["nf4"]:
+        assert rank["differing"] == []
+        assert rank["same_frozen"]
+        assert rank["frozen"] is not None
+        assert rank["types"]["uint8"] == 2 * 7, "guard: the linear layers are in 4 bits"
 
 
 # Of a shard, ZeRO-3 also holds a float32 copy and its gradients, from its engine's first moment on: three halves. What it gathers in the

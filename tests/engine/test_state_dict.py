@@ -6,10 +6,12 @@ from typing import Literal
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from rmtrain.engine.loop import build_optimizer
 from rmtrain.engine.state_dict import (
+    distribute_like,
     frozen_fingerprint,
     model_state_dict,
     optimizer_state,
@@ -93,6 +95,27 @@ def test_trap_33_names_do_not_depend_on_wrappers(tmp_path: Path) -> None:
         restore_model(other, model_state_dict(model))
         assert other.state_dict().keys() != plain, "guard: it was wrapped"
     assert not any(name.startswith(("_orig_mod.", "module.")) for name in plain)
+
+
+@pytest.mark.usefixtures("process_group")
+def test_offloaded_shards_are_updated_fused(tmp_path: Path) -> None:
+    """torch's fused AdamW updates sharded weights on a CPU as its plain one does, and its state is saved and restored."""
+    after = {}
+    for fused in (True, False):
+        model, generator, state = build(tiny_recipe(tmp_path)), torch.Generator().manual_seed(5), {}
+        fully_shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False))
+        for _ in range(3):
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+            restore_optimizer(optimizer, model, state)
+            for parameter in model.parameters():
+                parameter.grad = distribute_like(torch.randn(parameter.shape, generator=generator), parameter.detach())
+            optimizer.step()
+            state = optimizer_state(optimizer, model)
+        after[fused] = model_state_dict(model)
+        assert {int(tensor) for name, tensor in state.items() if name.endswith("/step")} == {3}, "guard"
+    for name, tensor in after[True].items():
+        torch.testing.assert_close(tensor, after[False][name], rtol=1e-5, atol=1e-6)
+    assert len(after[True]) > 10, "guard"
 
 
 def drop(name: str, tensors: dict[str, torch.Tensor]) -> None:

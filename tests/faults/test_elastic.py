@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForSequenceClassification
 
 from rmtrain.recipe.load import load_recipe
 from tests.engine.ranks import LORA, SHARDING
+from tests.engine.test_start import write_start
 from tests.faults.driver import Fault
-from tests.faults.runs import full_recipe, in_directory, lines, steps_saved, weights
+from tests.faults.runs import full_recipe, in_directory, left, lines, sha256, steps_saved, weights
 from tests.forks import FAST, ON_CPU, ForkServer
 
 NAMES = {
@@ -21,6 +23,8 @@ NAMES = {
     "ddp": "DDP",
     "fsdp2": "FSDP2",
     **{f"zero{stage}": f"DeepSpeed ZeRO-{stage}" for stage in (1, 2, 3)},
+    "fsdp2_offload": "FSDP2 with CPU offload",
+    **{f"zero{stage}_offload": f"DeepSpeed ZeRO-{stage} with CPU offload" for stage in (2, 3)},
 }
 STOPS = (2, 4, 7, 9, 12)
 """Steps after which a run of fifteen steps, five an epoch, is stopped. None ends an epoch."""
@@ -77,6 +81,9 @@ def assert_resumed(stderr: str, step: int) -> None:
     [
         pytest.param(("zero2", "alone", "zero1", "fsdp2", "ddp", "zero3"), False, id="full"),
         pytest.param(("zero3", "zero2", "fsdp2"), True, id="lora", marks=pytest.mark.long),
+        pytest.param(
+            ("fsdp2_offload", "zero3_offload", "alone", "zero2_offload", "fsdp2"), False, id="offload", marks=pytest.mark.long
+        ),
     ],
 )
 def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: bool, folder: Path, server: ForkServer) -> None:
@@ -98,6 +105,41 @@ def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: b
     assert_resumed(stderr, done)
     assert json.loads((run / "environment.json").read_text())["strategy"] == NAMES[chain[-1]]
     assert_as_one(run, whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["fsdp2_offload", "zero2_offload", "zero3_offload"])
+def test_offloaded_run_resumes_exactly(strategy: str, folder: Path, server: ForkServer) -> None:
+    """Stopped and resumed with the same offload, a run has the records, checkpoint and export of one that was not, bit for bit."""
+    recipe, _ = recipe_of(folder, False, server)
+    whole, parts = (recipe.parent / f"{strategy}-{name}" for name in ("whole", "parts"))
+    assert go(strategy, recipe, whole, FAST, server)[0] == 0
+    assert go(strategy, recipe, parts, [("step", 7, "SIGTERM@0")], server)[0] != 0
+    assert steps_saved(parts)[-1] == 7, "guard: it was stopped"
+    code, stderr = go(strategy, recipe, parts, FAST, server)
+    assert code == 0, stderr
+    assert_resumed(stderr, 7)
+    assert left(parts) == left(whole)
+    assert sha256(parts / "model/model.safetensors") == sha256(whole / "model/model.safetensors")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: pip install 'rmtrain[8bit]'")
+def test_sharded_4_bit_run_resumes_as_one(tmp_path: Path, server: ForkServer) -> None:
+    """Adapters on 4-bit weights that FSDP2 shards train and export as in one process, which continues the run that FSDP2 began."""
+    sizes = {"architecture": "llama", "hidden_size": 64, "layers": 2, "heads": 2, "max_positions": 128}
+    base = {"quantization": "nf4", "dtype": "float32"}
+    training = {"epochs": 1, "batch_size": 8, "precision": "float32", "max_steps": 6}
+    write_start(tmp_path / "nf4", sizes, model=base, lora=LORA, training=training, optimizer={"lr": 1e-3, "eps": 1e-6})
+    recipe, whole, parts = tmp_path / "nf4/recipe.yaml", tmp_path / "whole", tmp_path / "parts"
+    assert go("alone", recipe, whole, FAST, server)[0] == 0
+    assert go("fsdp2", recipe, parts, [("step", 3, "SIGTERM@0")], server)[0] != 0
+    assert steps_saved(parts)[-1] == 3, "guard: it was stopped"
+    code, stderr = go("alone", recipe, parts, FAST, server)
+    assert code == 0, stderr
+    losses = [[line["train/loss"] for line in lines(run, "metrics") if "train/loss" in line] for run in (parts, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert len(losses[0]) == 6
 
 
 def test_trap_27_killed_on_two_resumed_on_one(folder: Path, server: ForkServer) -> None:

@@ -15,7 +15,7 @@ def strategy(name: str, processes: int, total: float, *, fits: bool) -> dict[str
     scale = (total - 4) / sum(parts.values())
     made = {key: round(value * scale * GIGABYTE) for key, value in parts.items()}
     made |= {"activations": 4 * GIGABYTE, "total": round(total * GIGABYTE), "memory": 80 * GIGABYTE}
-    return {"name": name, "processes": processes, "start": 0, "fits": fits, **made}
+    return {"name": name, "processes": processes, "start": 0, "host": 0, "fits": fits, **made}
 
 
 DOCUMENT: dict[str, Any] = {
@@ -38,6 +38,7 @@ DOCUMENT: dict[str, Any] = {
     "largest_micro_batch": 8117,
     "strategy": "ddp",
     "processes": 8,
+    "machines": 1,
     "device": "cuda",
     "computing": "bfloat16",
     "strategies": [
@@ -101,6 +102,22 @@ def test_start_counts_where_it_is_more() -> None:
     assert all(value in last for value in ("FSDP2 × 8", "24.4", "80.0", "30.0"))
     document["strategies"] = [{**row, "start": 10 * GIGABYTE}]
     assert "10.0" not in render(dry_run_report(document), width=200), "guard: a smaller start is not worth a word"
+
+
+def test_offload_names_main_memory() -> None:
+    """Of a process in the table, if it is wide enough, and of a machine in the conclusion, for the strategy that is meant or advised."""
+    offload = {**strategy("fsdp2_offload", 8, 24.5, fits=True), "host": 52 * GIGABYTE}
+    rows = [strategy("ddp", 8, 134, fits=False), offload]
+    for width in (80, 120):
+        text = render(dry_run_report({**DOCUMENT, "strategies": rows, "machines": 2}), width=width)
+        conclusion = " ".join(text.partition("does not fit")[2].split())
+        assert "--accelerate-config fsdp2_offload" in conclusion
+        assert "208.0 GB of main memory" in conclusion
+        assert ("on CPU" in text) == (width == 120)
+    assert cells(text, "FSDP2 offload × 8")[-2:] == ["52.0", "fits"]
+    meant = render(dry_run_report({**DOCUMENT, "strategy": "fsdp2_offload", "strategies": rows}), width=200)
+    assert "416.0 GB of main memory" in meant.splitlines()[-1]
+    assert "main memory" not in render(dry_run_report(DOCUMENT), width=200), "guard: nothing else is offloaded"
 
 
 def test_where_nothing_fits_keys_are_named() -> None:

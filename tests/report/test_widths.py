@@ -22,7 +22,7 @@ def is_whole(text: str, width: int) -> bool:
 
 def dry_run(gigabytes: float, processes: int) -> dict[str, Any]:
     parts = {part: int(gigabytes * 1e9) for part in PARTS}
-    shared = {"memory": 80e9, "processes": processes, "total": sum(parts.values()), "start": 0}
+    shared = {"memory": 80e9, "processes": processes, "total": sum(parts.values()), "start": 0, "host": int(gigabytes * 1e9)}
     names = ("single", "ddp", "fsdp2", "zero1", "zero2", "zero3")
     strategies = [{"name": name, "fits": name != "ddp", **parts, **shared} for name in names]
     strategies[0]["processes"] = 1
@@ -31,7 +31,7 @@ def dry_run(gigabytes: float, processes: int) -> dict[str, Any]:
     words = {"name": "r", "model": "m", "layout": "padded", "device": "cuda", "computing": "bfloat16", "seconds": None}
     adapters = {"linear_layers": 48, "expert_tensors": 16, "share": 0.94}
     flags = {"layout_is_auto": True, "max_tokens_is_auto": True, "adapters": adapters}
-    return {**counts, **words, **flags, "strategy": "ddp", "processes": processes, "strategies": strategies}
+    return {**counts, **words, **flags, "strategy": "ddp", "processes": processes, "machines": 1, "strategies": strategies}
 
 
 @pytest.mark.parametrize("width", WIDTHS)

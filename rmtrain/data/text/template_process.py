@@ -36,6 +36,7 @@ class TemplateProcess:
     """A fork of this process that renders conversations under the chat template that a tokenizer has now."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        _reap()
         self.owner, self.template = os.getpid(), template_of(tokenizer)
         self.pipe, theirs = Pipe()
         # No signal reaches the fork: those of a terminal or scheduler go to all processes of a job, and this one handles them.
@@ -74,6 +75,7 @@ class TemplateProcess:
 
 _processes: "WeakKeyDictionary[PreTrainedTokenizerBase, TemplateProcess]" = WeakKeyDictionary()
 _lock = threading.Lock()
+_killed: list[int] = []
 
 
 def apply_template(
@@ -160,4 +162,13 @@ def _kill(owner: int, pid: int) -> None:
     if os.getpid() == owner:  # a fork of the owner has no right to it
         with suppress(PermissionError):  # of an owner that has changed its user; the process ends with the pipe
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        _killed.append(pid)
+
+
+def _reap() -> None:
+    """Collect the processes that were killed. Not where they are killed: a signal that came in a finalizer while it waits would be lost."""
+    for pid in list(_killed):
+        with suppress(ChildProcessError):
+            if not os.waitpid(pid, os.WNOHANG)[0]:
+                continue
+        _killed.remove(pid)
