@@ -250,7 +250,8 @@ def check(
     except RecipeError:
         pass
     else:
-        allowed += [Path(name).expanduser().resolve() for name in (recipe.run.output_dir, recipe.data.cache_dir)]
+        names = [name for name in (recipe.run.output_dir, recipe.data.cache_dir) if "\0" not in name]  # which no path can have
+        allowed += [Path(name).expanduser().resolve() for name in names]
     outside = [path for path in audit.written if not any(path.resolve().is_relative_to(place) for place in allowed)]
     # A folder on the way, and one that showed whether it is writable.
     tried = [path.parent if path.name.startswith(".new-") else path for path in outside]
