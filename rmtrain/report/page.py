@@ -26,6 +26,7 @@ from rmtrain.report.panel import save_png
 from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
 from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, waterfall_table
 from rmtrain.report.text_diff import beginning, passages, prompt_end
+from rmtrain.report.words import sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # numbers of scores alone need no transformers
@@ -120,6 +121,7 @@ def page(
         summary=summary,
         tiles=_tiles(summary) if summary else [],
         verdict=_verdict(summary) if summary else "",
+        words=sentences(summary, (diagnosis or {}).get("calibration"), metrics) if summary else [],
         gates=gates,
         sources=source_plot(summary) if summary and summary["preferences"] else None,
         source_table=source_table(summary) if summary else None,
@@ -139,7 +141,7 @@ def page(
 
 NOTHING: Mapping[str, Any] = {
     **dict.fromkeys(("summary", "verdict", "gates", "sources", "source_table", "recipe", "environment")),
-    **dict.fromkeys(("tiles", "tables", "curves", "plots", "samples", "hardest", "waterfalls", "findings"), ()),
+    **dict.fromkeys(("tiles", "words", "tables", "curves", "plots", "samples", "hardest", "waterfalls", "findings"), ()),
 }
 """The parts of a page, for one that has none of them."""
 
