@@ -24,6 +24,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from rmtrain.commands.completion import complete_keys, complete_overrides
 from rmtrain.commands.options import (
     Arguments,
     CommandResult,
@@ -57,7 +58,7 @@ from rmtrain.engine.rank import (
 )
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.recipe.load import load_recipe
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Recipe, json_schema
 from rmtrain.report.console import apart, json_text, one_line
 from rmtrain.report.github import in_github, resume_commands, stop_commands
 from rmtrain.report.terminal import TerminalConsole, protect_streams
@@ -212,6 +213,7 @@ def evaluate(
             metavar="RECIPE ...|RUN|MODEL [a.b=v ...]",
             help="Recipe (for the model of its run; of several files later ones win), run directory, or directory or Hub id of a model; "
             "then overrides of recipe keys.",
+            autocompletion=complete_overrides,
         ),
     ] = None,
     *,
@@ -283,12 +285,21 @@ def runs(*, options: RunsOptions, as_json: JsonOption = False) -> None:
         print_result(outcome, as_json)
 
 
-@app.command(cls=Verb, epilog="rmtrain schema > recipe.schema.json")
-def schema() -> None:
-    """Print the JSON Schema of the recipe, for editors."""
-    from rmtrain.recipe.schema import json_schema as run
+@app.command(cls=Verb, epilog="rmtrain schema optimizer.lr")
+def schema(
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="Key or section to explain, such as optimizer.lr.", autocompletion=complete_keys),
+    ] = None,
+) -> None:
+    """Print the JSON Schema of the recipe, for editors; or explain a key in the terminal."""
+    if key is None:
+        print(json_schema(), end="")
+        return
+    from rmtrain.commands.schema import explain_key
 
-    print(run(), end="")
+    console = TerminalConsole()
+    console.print(explain_key(key), crop=console.is_terminal)
 
 
 def split_arguments(arguments: list[str] | None) -> tuple[list[str], list[str]]:

@@ -14,6 +14,14 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from rmtrain.commands.completion import (
+    complete_benchmarks,
+    complete_configurations,
+    complete_overrides,
+    complete_recipes,
+    complete_sources,
+    one_of,
+)
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.key_aliases import SAME_VALUES
 from rmtrain.recipe.schema import Gate, Precision
@@ -31,6 +39,7 @@ Arguments = Annotated[
     typer.Argument(
         metavar="RECIPE ... [a.b=v ...]",
         help="Recipe file, or several of which later ones win; then overrides of its keys, such as optimizer.lr=1e-5.",
+        autocompletion=complete_overrides,
     ),
 ]
 RecipeOption = Annotated[
@@ -48,6 +57,7 @@ ConfigOption = Annotated[
         "--accelerate-config",
         metavar="NAME|FILE",
         help="How processes share the work: a built-in name (ddp, fsdp2, deepspeed_zero2, ...) or a configuration file of accelerate.",
+        autocompletion=complete_configurations,
     ),
 ]
 
@@ -124,12 +134,15 @@ class EvalOptions:
             metavar="NAME=VALUE",
             help="Exit with code 6 below this value (for loss, above it): accuracy=0.7, rm_bench=0.6, rewardbench.safety=0.8. "
             "Can be repeated.",
+            autocompletion=one_of(*(f"{gate}=" for gate in get_args(Gate))),
         ),
     ] = None
     benchmark: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME,...", help="Benchmarks to evaluate on, such as rewardbench2,rm_bench; an unknown name lists them all."
+            metavar="NAME,...",
+            help="Benchmarks to evaluate on, such as rewardbench2,rm_bench; an unknown name lists them all.",
+            autocompletion=complete_benchmarks,
         ),
     ] = None
     data_dir: Annotated[
@@ -147,7 +160,11 @@ class EvalOptions:
     ] = None
     precision: Annotated[
         str,
-        typer.Option(callback=_our_name, help="With --benchmark: precision of the model, auto, float32, bfloat16 or float16."),
+        typer.Option(
+            callback=_our_name,
+            help="With --benchmark: precision of the model, auto, float32, bfloat16 or float16.",
+            autocompletion=one_of(*get_args(Precision)),
+        ),
     ] = "auto"
     allow_template_change: TemplateOption = False
 
@@ -220,8 +237,10 @@ class InspectOptions:
     longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows first.")] = False
     random: Annotated[bool, typer.Option("--random", help="Show rows in random order.")] = False
     step: Annotated[int | None, typer.Option(help="Show the contents and packing of this optimizer step, from 0.")] = None
-    source: Annotated[str | None, typer.Option(metavar="TAG", help="Show only rows of this source.")] = None
-    split: Annotated[str, typer.Option(help="Split to show: train or eval.")] = "train"
+    source: Annotated[
+        str | None, typer.Option(metavar="TAG", help="Show only rows of this source.", autocompletion=complete_sources)
+    ] = None
+    split: Annotated[str, typer.Option(help="Split to show: train or eval.", autocompletion=one_of("train", "eval"))] = "train"
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of rows to show (default: 1; 3 with --find or --dropped; all with --step).")
     ] = None
@@ -279,7 +298,10 @@ class InitOptions:
         str | None, typer.Option(metavar="MODEL", help="Hub id or directory of the model to train (default: a small one).")
     ] = None
     recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Print a recipe that ships with rmtrain, and not one for DATA.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Print a recipe that ships with rmtrain, and not one for DATA.", autocompletion=complete_recipes
+        ),
     ] = None
     list_recipes: Annotated[bool, typer.Option("--list", help="List the recipes that ship with rmtrain.")] = False
     output: Annotated[
@@ -318,6 +340,7 @@ class TrainOptions:
         typer.Option(
             metavar="KEY=VALUE,...",
             help='Train once for each combination of values, such as "optimizer.lr=1e-5,3e-5 run.seed=1,2". Can be repeated.',
+            autocompletion=complete_overrides,
         ),
     ] = None
     dry_run: Annotated[
@@ -391,7 +414,12 @@ class ScoreOptions:
     ] = False
     max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
     precision: Annotated[
-        str, typer.Option(callback=_our_name, help="Precision of the model: auto, float32, bfloat16 or float16.")
+        str,
+        typer.Option(
+            callback=_our_name,
+            help="Precision of the model: auto, float32, bfloat16 or float16.",
+            autocompletion=one_of(*get_args(Precision)),
+        ),
     ] = "auto"
     allow_template_change: TemplateOption = False
     max_tokens: int | None = None
@@ -419,7 +447,9 @@ class ExportOptions:
     dtype: Annotated[
         str | None,
         typer.Option(
-            callback=_our_name, help="Type of the exported weights: float32, bfloat16 or float16 (default: that of the run)."
+            callback=_our_name,
+            help="Type of the exported weights: float32, bfloat16 or float16 (default: that of the run).",
+            autocompletion=one_of("float32", "bfloat16", "float16"),
         ),
     ] = None
     push: Annotated[bool, typer.Option("--push", help="Upload the export to the Hub; private unless hub.public=true.")] = False
