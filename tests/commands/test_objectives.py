@@ -111,7 +111,7 @@ def test_noisy_ratings_are_learned(responses: int, tmp_path: Path) -> None:
     """Spearman's correlation with the ratings without noise is above 0.95; errors are in their units, and the scale is exported."""
     rows = rated_rows(1600 // responses, noise=0.5, responses=responses)
     source = RATED if responses == 1 else {"format": "scored", "responses": "answers", "response": "text", "target": "rating"}
-    options: dict[str, Any] = {"optimizer": {"lr": 1e-2}, "training": {"batch_size": 16 // responses, "epochs": 2 + responses}}
+    options: dict[str, Any] = {"optimizer": {"lr": 5e-3}, "training": {"batch_size": 16 // responses, "epochs": 2 + responses}}
     summary = trained(tmp_path, rows, source, objective={"type": "regression"}, **options)
     facts = json.loads((tmp_path / "run/model/rmtrain.json").read_text())["objective"]
     ratings = np.array([item["rating"] for row in rows[: 3 * len(rows) // 4] for item in row["answers"]])
