@@ -546,12 +546,12 @@ def main() -> None:
     """Run the command line."""
     raise_on_signal()
     protect_streams()
-    if not is_one_of_several():
-        stop_commands()
     report_lost_pages()
     try:
         try:
             check_variables()
+            if not is_one_of_several():
+                stop_commands()
             code = app(standalone_mode=False, prog_name="rmtrain")
         finally:
             sys.stdout.flush()  # here, where an error can still be reported
