@@ -72,7 +72,7 @@ def _memorized(summary: Numbers, metrics: Sequence[Numbers]) -> Iterator[str]:
     if len(steps) >= FEW and sum(last) / len(last) > summary["accuracy_high"] + MEMORIZED:
         yield (
             f"Right on {_share(sum(last) / len(last))} of the training rows at the end, and on {_share(summary['accuracy'])} of these: "
-            "it has learned rows by heart. Try fewer training.epochs, a lower optimizer.lr, or more data."
+            "it has memorized training rows. Try fewer training.epochs, a lower optimizer.lr, or more data."
         )
 
 
