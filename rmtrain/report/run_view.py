@@ -163,7 +163,7 @@ def _table(document: Mapping[str, Any]) -> Table:
         rows.append(Row((Text(_title(one), style), *_gigabytes(one, digits), *host, verdict)))
     # the verdict is a word, but as a number it stays whole
     main_memory = (Column("on CPU", optional=True),) if offloads else ()
-    columns = (Column("GB a process", "text"), *parts, Column("total", style="bold"), *main_memory, Column(""))
+    columns = (Column("GB a process", "text", whole=True), *parts, Column("total", style="bold"), *main_memory, Column(""))
     return Table("memory", columns, rows, gap=1)
 
 

@@ -74,14 +74,15 @@ class Excerpt:
 class Column:
     """A column of a `Table`: its heading, the kind of its cells, and their rich style in a terminal.
 
-    Text is on the left and may be folded; numbers are on the right and stay whole; bars are on the left and stay whole. A column of bars
-    and an `optional` one are left out in a terminal that is too narrow for them.
+    Text is on the left and may be folded; numbers are on the right, bars on the left, and both stay whole. A column of bars and an
+    `optional` one are left out in a terminal that is too narrow for them, also before text is folded in a `whole` one.
     """
 
     name: str = ""
     kind: Literal["text", "number", "bar"] = "number"
     style: str = ""
     optional: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,9 @@ class Table:
                 for cell in cells
                 if isinstance(cell, Bar | str | Text)
             ]
-            total += min(max(widths), least_text) if self.columns[number].kind == "text" else max(widths)
+            column = self.columns[number]
+            folds = column.kind == "text" and not (column.whole and least_text == LEAST_TEXT)
+            total += min(max(widths), least_text) if folds else max(widths)
         return total
 
     def _grid(self, shown: Sequence[int], gap: int) -> RichTable:
