@@ -296,7 +296,7 @@ def schema(
     if key is None:
         print(json_schema(), end="")
         return
-    from rmtrain.commands.schema import explain_key
+    from rmtrain.commands.key_help import explain_key
 
     console = TerminalConsole()
     console.print(explain_key(key), crop=console.is_terminal)
@@ -305,7 +305,7 @@ def schema(
 def split_arguments(arguments: list[str] | None) -> tuple[list[str], list[str]]:
     """Split arguments into what they name, such as recipe files, and overrides.
 
-    Raises RecipeError if one of several names is no file: it may be a mistyped override.
+    Raises RecipeError if one of several files does not exist: it may be a mistyped override.
     """
     overrides = [argument for argument in arguments or [] if OVERRIDE.match(argument)]
     names = [argument for argument in arguments or [] if not OVERRIDE.match(argument)]
@@ -325,7 +325,7 @@ def read_recipe(arguments: list[str] | None, option: Path | None) -> Recipe:
 
 def train_sweep(words: list[str], option: Path | None, options: TrainOptions, as_json: bool) -> None:
     """Train the runs of `--sweep`, or list them; all are checked before the first one starts."""
-    from rmtrain.recipe.sweep import parse_sweep, swept_runs
+    from rmtrain.recipe.combinations import parse_sweep, swept_runs
 
     if is_one_of_several():
         raise RecipeError("--sweep: a launcher started this process; use --processes, which launches each run of the sweep")

@@ -4,7 +4,7 @@ import pytest
 from typer.main import get_command
 
 from rmtrain.cli import app
-from rmtrain.commands.schema import explain_key
+from rmtrain.commands.key_help import explain_key
 from rmtrain.commands.verbs import PANELS
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import entries

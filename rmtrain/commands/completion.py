@@ -36,7 +36,7 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> Offered:
     if not incomplete or "/" in incomplete:
         return []
     keys = _beginning_with(incomplete, [(f"{name}=", text) for name, text in _keys().items()])
-    if len(keys) == 1:  # with a second word beside it, the shell adds no space after the only one
+    if len(keys) == 1:  # with a second word offered, the shell adds no space after the only one
         (name, _), *_ = keys
         keys += [(name + value, "") for value in _values()[name[:-1]]]
     files = [(str(path), "") for path in sorted(Path().glob(f"{incomplete}*.yaml"))]

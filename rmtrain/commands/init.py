@@ -16,7 +16,7 @@ from rmtrain.commands.init_model import Settings, Trial, settle
 from rmtrain.commands.options import InitOptions
 from rmtrain.data.comparison import is_held_out, place_of, prompt_hash
 from rmtrain.data.rows.dataset import is_on_hub, split_names
-from rmtrain.data.rows.examine import GOOD, PLACE_KEYS, SAMPLE_ROWS, Fit, Guess, Sample, examine, fit, take_sample
+from rmtrain.data.rows.examine import GOOD, PLACE_KEYS, SAMPLE_ROWS, Fit, Guess, RowSample, examine, fit, take_sample
 from rmtrain.data.rows.messages import find_cell
 from rmtrain.data.rows.proposals import Question
 from rmtrain.data.waterfall import SourceCount
@@ -72,7 +72,7 @@ class Found:
 
     place: Entry
     splits: Sequence[str]
-    sample: Sample | None
+    sample: RowSample | None
     known: Entry | None = None
 
 
@@ -100,7 +100,7 @@ def _draft(options: InitOptions, console: Console) -> str:
         guess = _guess(found, str(options.data))
         guess = _answered(guess, found.sample, console)
         source = found.place | guess.fit.entry
-        sample = found.sample or Sample([], {}, None, False)
+        sample = found.sample or RowSample([], {}, None, False)
         train, evaluation, comments = _split(source, found, guess, sample, folder)
         objective = objective_of(guess)
         settings = settle(Trial(guess, train, sample, objective, folder), options.model)
@@ -183,7 +183,7 @@ def _guess(found: Found, data: str) -> Guess:
     return guess
 
 
-def _answered(guess: Guess, sample: Sample | None, console: Console) -> Guess:
+def _answered(guess: Guess, sample: RowSample | None, console: Console) -> Guess:
     """Ask the questions of a guess on a terminal; those without an answer remain."""
     if sample is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return guess
@@ -197,7 +197,7 @@ def _answered(guess: Guess, sample: Sample | None, console: Console) -> Guess:
     return guess
 
 
-def _example(guess: Guess, sample: Sample) -> list[tuple[str, Any]]:
+def _example(guess: Guess, sample: RowSample) -> list[tuple[str, Any]]:
     """Return the cells of the first row that is kept, of the columns that the guess reads."""
     number = place_of(guess.fit.comparisons[0].id)[0]
     columns = as_source(guess.fit.entry | {"path": "rows"}).columns
@@ -232,7 +232,7 @@ def objective_of(guess: Guess) -> Entry:
 Comments = dict[tuple[str, ...], str]
 
 
-def _split(source: Entry, found: Found, guess: Guess, sample: Sample, folder: Path) -> tuple[Entry, Entry | None, Comments]:
+def _split(source: Entry, found: Found, guess: Guess, sample: RowSample, folder: Path) -> tuple[Entry, Entry | None, Comments]:
     """Return the entries to train and to evaluate on, with comments: the dataset's own test split, or a share that is held out."""
     other: Entry | None = None
     name = evaluation_split(str(source.get("split", "train")), found.splits)
@@ -276,7 +276,7 @@ def _fits(other: Entry, found: Found, guess: Guess, folder: Path) -> bool:
     return share >= GOOD
 
 
-def holdout_of(guess: Guess, sample: Sample) -> float | None:
+def holdout_of(guess: Guess, sample: RowSample) -> float | None:
     """Return the share of prompts to hold out, about 500 rows or a tenth; None where the prompts of the sample cannot be divided."""
     total = sample.total or UNKNOWN_TOTAL
     hashes = [prompt_hash(row) for row in guess.fit.comparisons]
@@ -287,7 +287,7 @@ def holdout_of(guess: Guess, sample: Sample) -> float | None:
     return None
 
 
-def _sections(train: Entry, evaluation: Entry | None, settings: Settings, objective: Entry, sample: Sample) -> Entry:
+def _sections(train: Entry, evaluation: Entry | None, settings: Settings, objective: Entry, sample: RowSample) -> Entry:
     """Return the recipe as plain data."""
     name = re.sub(r"[^\w.-]+", "-", as_source(train).title).strip("-") or "rewards"
     rows = sample.total or UNKNOWN_TOTAL
@@ -311,7 +311,7 @@ def _sections(train: Entry, evaluation: Entry | None, settings: Settings, object
     return sections
 
 
-def _header(data: str, guess: Guess, sample: Sample, file: str) -> list[str]:
+def _header(data: str, guess: Guess, sample: RowSample, file: str) -> list[str]:
     """Return the first lines of a recipe: what it was made of, and what to do with it."""
     count = guess.fit.count
     lines = [f"Made by `rmtrain init {data}`."]

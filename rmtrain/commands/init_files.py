@@ -27,7 +27,7 @@ def first_comment(file: Path) -> str:
 def shipped(name: str, output: Path | None) -> str:
     """Return a recipe of the package; with `output`, also write it there and the data that it names below the current directory.
 
-    Raises RecipeError where there is no such recipe, or the output exists. Data files that exist are left as they are.
+    Raises RecipeError where there is no such recipe, or the output exists. Data files that exist are not changed.
     """
     text = text_of(name)
     if output is None:
@@ -35,7 +35,7 @@ def shipped(name: str, output: Path | None) -> str:
     write_new(output, text)
     for path, file in files_of(name).items():
         if os.path.lexists(path):
-            logger.info("%s exists and is left as it is", path)
+            logger.info("%s exists and is not changed", path)
             continue
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_bytes(file.read_bytes())

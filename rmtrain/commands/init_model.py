@@ -18,7 +18,7 @@ from rmtrain.commands.dry_run import GIGABYTE, memory_of, on_gpu
 from rmtrain.commands.options import TrainOptions
 from rmtrain.data.comparison import Comparison
 from rmtrain.data.prepare import PreparedData, prepare_unchecked
-from rmtrain.data.rows.examine import PLACE_KEYS, Guess, Sample
+from rmtrain.data.rows.examine import PLACE_KEYS, Guess, RowSample
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from rmtrain.engine.memory_estimate import MemoryModel, meta_model
@@ -78,7 +78,7 @@ class Trial:
 
     guess: Guess
     entry: Entry
-    sample: Sample
+    sample: RowSample
     objective: Entry
     folder: Path
 

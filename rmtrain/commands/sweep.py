@@ -22,8 +22,8 @@ from rmtrain.engine.run_check import check_output_dir, is_done, run_path
 from rmtrain.engine.run_records import RunRecord, read_run
 from rmtrain.engine.run_set import RunSet
 from rmtrain.errors import EXIT_CODES, CheckpointError, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
+from rmtrain.recipe.combinations import SweptRun
 from rmtrain.recipe.load import MARKER
-from rmtrain.recipe.sweep import SweptRun
 from rmtrain.report.console import NoWrap
 from rmtrain.report.runs_view import runs_document, runs_report
 from rmtrain.report.tables import Column, Row, Table

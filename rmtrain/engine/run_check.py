@@ -21,7 +21,7 @@ from rmtrain.recipe.schema import Recipe
 
 LOCK, ENVIRONMENT = ".lock", "environment.json"
 LOOK_SECONDS = 0.1
-"""Time after which a lock is no longer that of `rmtrain runs`, which looks whether there is one."""
+"""A lock that is held longer is not that of `rmtrain runs`, which takes it to see whether a run holds it."""
 STEP = re.compile(r"step-(\d{8,12})")
 """Name of a checkpoint."""
 UNMARKED = re.compile(r"\.lock|\.run\.json\.\d+\.tmp")

@@ -20,7 +20,7 @@ _KEY_OR_BRACES = re.compile(r"\{\{|\}\}|\{[^{}]*\}?")
 def fill_keys(pattern: str, recipe: dict[str, Any]) -> tuple[str, list[str]]:
     """Replace each `{key}` in a path by its value in a whole recipe, and `{{` and `}}` by braces.
 
-    A number is written the shorter way: 0.000003 as 3e-6, 0.05 as it is. Of a text only letters, digits and `_.+-` stay, so that it is the
+    A number is written the shorter way: 0.000003 as 3e-6, 0.05 as 0.05. Of a text only letters, digits and `_.+-` stay, so that it is the
     name of one directory: `Qwen/Qwen3-0.6B` becomes `Qwen-Qwen3-0.6B`.
 
     Returns:

@@ -41,7 +41,7 @@ def read_parts(paths: Sequence[Path]) -> Document:
 
 
 def without_sections(document: Document) -> list[Problem]:
-    """Return why a document is no recipe at all, if so: it is not YAML, or not a mapping of sections."""
+    """Return why a document is not a recipe, if so: it is not YAML, or not a mapping of sections."""
     if isinstance(document.data, dict):
         return []
     given = "nothing" if document.data is None else show(document.data)

@@ -48,7 +48,7 @@ def insert_variables(document: Document) -> dict[KeyPath, str]:
     as a list or a section, and the variables in it are not replaced.
 
     Returns:
-        The content of each variable that is no text now, by path: where the key wants text, this is its value.
+        The content of each variable that is not text now, by path: where the key wants text, this is its value.
     """
     contents: dict[KeyPath, str] = {}
     size = 0

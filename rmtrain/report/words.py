@@ -66,7 +66,7 @@ def _length(summary: Numbers) -> Iterator[str]:
 
 
 def _memorized(summary: Numbers, metrics: Sequence[Numbers]) -> Iterator[str]:
-    """The accuracy of the last tenth of the steps is a mean over their rows, and needs no interval of its own beside `MEMORIZED`."""
+    """The accuracy of the last tenth of the steps is a mean over their rows, and needs no interval of its own next to `MEMORIZED`."""
     steps = [line["train/accuracy"] for line in metrics if line.get("train/accuracy") is not None]
     last = steps[-max(1, len(steps) // 10) :]
     if len(steps) >= FEW and sum(last) / len(last) > summary["accuracy_high"] + MEMORIZED:

@@ -402,7 +402,7 @@ def test_browser_shows_runs_without_complaint(browser: Browser, folder: Path, wi
 
 def test_listing_loads_no_heavy_library() -> None:
     heavy = ("torch", "transformers", "datasets", "accelerate", "peft", "matplotlib", "pyarrow")
-    modules = "rmtrain.cli, rmtrain.commands.runs, rmtrain.commands.sweep, rmtrain.recipe.sweep"
+    modules = "rmtrain.cli, rmtrain.commands.runs, rmtrain.commands.sweep, rmtrain.recipe.combinations"
     code = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert ended.stdout.strip() == "[]"

@@ -80,7 +80,7 @@ def words(name: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Column:
+class ColumnCells:
     """A column, or a path into a nested one: its cells by the number of their row, without empty ones.
 
     `decoded`: its cells are text that encodes lists or objects as JSON, and were decoded.
@@ -164,7 +164,7 @@ def _begins_conversation(cell: Any) -> bool:
     return isinstance(role, str) and role.lower() in ("system", "user", "human", "developer", "prompter")
 
 
-def columns_of(rows: Iterable[Row]) -> dict[str, Column]:
+def columns_of(rows: Iterable[Row]) -> dict[str, ColumnCells]:
     """Return the columns of rows by name, in their order; objects that are no messages have a column for each of their paths."""
     cells: dict[str, dict[int, Any]] = {}
     decoded: set[str] = set()
@@ -178,7 +178,7 @@ def columns_of(rows: Iterable[Row]) -> dict[str, Column]:
                 cell = value
             if not is_blank(cell) and cell not in ([], {}) and not _is_deep(cell):
                 found[number] = cell
-    return {name: Column(name, found, name in decoded) for name, found in cells.items()}
+    return {name: ColumnCells(name, found, name in decoded) for name, found in cells.items()}
 
 
 def _paths(row: Row, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
@@ -235,7 +235,7 @@ def sides_of(names: Sequence[str]) -> Iterator[Sides]:
             yield Sides(one, other, (split[one][different[0]], split[other][different[0]]))
 
 
-def candidates(columns: dict[str, Column]) -> list[Sides]:
+def candidates(columns: dict[str, ColumnCells]) -> list[Sides]:
     """Return the pairs of columns that may hold two candidates, the longest texts first."""
     pairs = list(sides_of([name for name, column in columns.items() if column.is_text and not column.is_category]))
     marked = Counter(pair.a for pair in pairs if pair.words[1].isdecimal() or len(pair.words[1]) == 1)
@@ -245,7 +245,7 @@ def candidates(columns: dict[str, Column]) -> list[Sides]:
     return sorted(pairs, key=lambda pair: -(columns[pair.a].size + columns[pair.b].size))
 
 
-def chosen_and_rejected(columns: dict[str, Column]) -> list[Sides]:
+def chosen_and_rejected(columns: dict[str, ColumnCells]) -> list[Sides]:
     """Return the pairs of columns whose names say which one is better, the longest texts first."""
     texts = [name for name, column in columns.items() if column.is_text]
     pairs = [pair for pair in sides_of(texts) if pair.words[1] in BETTER.get(pair.words[0], ())]
@@ -254,14 +254,14 @@ def chosen_and_rejected(columns: dict[str, Column]) -> list[Sides]:
     return sorted(pairs, key=lambda pair: -(columns[pair.a].size + columns[pair.b].size))
 
 
-def by_words(columns: Iterable[Column], telling: Sequence[str]) -> list[Column]:
+def by_words(columns: Iterable[ColumnCells], telling: Sequence[str]) -> list[ColumnCells]:
     """Return the columns with one of these words in their name, those with an earlier word first, then the longest texts."""
     wanted = {word: place for place, word in enumerate(telling)}
     found = [(min(wanted[word] for word in named), column) for column in columns if (named := {*words(column.name)} & {*wanted})]
     return [column for _, column in sorted(found, key=lambda item: (item[0], len(words(item[1].name)) > 1, -item[1].size))]
 
 
-def rates(column: Column) -> bool:
+def rates(column: ColumnCells) -> bool:
     """Return whether a column of numbers may rate something, rather than count or number it."""
     if column.numbers is None or {*words(column.name)} & NO_SCORES:
         return False

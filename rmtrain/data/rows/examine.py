@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rmtrain.data.comparison import Adapted, Comparison, Dropped, rows_of
-from rmtrain.data.rows.columns import PROMPTS, SYSTEMS, Column, by_words, columns_of
+from rmtrain.data.rows.columns import PROMPTS, SYSTEMS, ColumnCells, by_words, columns_of
 from rmtrain.data.rows.dataset import is_on_hub, read_rows
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.rows.messages import ROLES
@@ -34,7 +34,7 @@ SHOWN_COLUMNS = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RowSample:
     """The first rows of a dataset.
 
     keys: the keys of a source that reads them from a file of this machine.
@@ -47,7 +47,7 @@ class Sample:
     is_whole: bool
 
 
-def take_sample(source: Source, folder: Path) -> Sample:
+def take_sample(source: Source, folder: Path) -> RowSample:
     """Read the first rows of a source. Those of a Hub dataset are stored in `folder`, so that they are read over the network once.
 
     Raises DataError as `read_rows`, or where no row can be read.
@@ -65,10 +65,10 @@ def take_sample(source: Source, folder: Path) -> Sample:
     total = len(raw) if is_whole else None if not share else round(len(raw) / share)
     if not is_on_hub(source):
         keys = {key: value for key, value in source.model_dump(exclude_unset=True).items() if key in PLACE_KEYS}
-        return Sample(rows, keys | {"limit": SAMPLE_ROWS}, total, is_whole)
+        return RowSample(rows, keys | {"limit": SAMPLE_ROWS}, total, is_whole)
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-    return Sample(rows, {"path": str(file), "tag": source.title}, total, is_whole)
+    return RowSample(rows, {"path": str(file), "tag": source.title}, total, is_whole)
 
 
 PLACE_KEYS = ("path", "name", "split", "revision", "data_dir", "data_files", "tag", "limit", "streaming")
@@ -107,7 +107,7 @@ class Fit:
         return self.problem or "no two responses differ"
 
 
-def fit(entry: Entry, sample: Sample) -> Fit:
+def fit(entry: Entry, sample: RowSample) -> Fit:
     """Read a sample as an entry says: with the adapters of a run."""
     source = as_source({key: value for key, value in entry.items() if key not in PLACE_KEYS} | sample.keys)
     count, comparisons = SourceCount(), list[Comparison]()
@@ -138,14 +138,14 @@ class Guess:
     questions: tuple[Question, ...] = ()
     alike: str = ""
 
-    def answered(self, question: Question, choice: int, sample: Sample) -> "Guess":
+    def answered(self, question: Question, choice: int, sample: RowSample) -> "Guess":
         """Return the guess with an answer to one of its questions."""
         left = tuple(other for other in self.questions if other is not question)
         changed = self.fit.entry | question.choices[choice][1]
         return replace(self, fit=fit(changed, sample) if choice else self.fit, questions=left)
 
 
-def examine(sample: Sample, place: str) -> Guess:
+def examine(sample: RowSample, place: str) -> Guess:
     """Return the best guess at the entry of a sample, without the keys of its place.
 
     Raises:
@@ -173,7 +173,7 @@ def examine(sample: Sample, place: str) -> Guess:
     raise DataError(*_refusal(columns, problems, place))
 
 
-def _alike(columns: Mapping[str, Column]) -> Iterator[Entry]:
+def _alike(columns: Mapping[str, ColumnCells]) -> Iterator[Entry]:
     """Yield the documented entries, other than plain pairs, whose columns these rows have."""
     for entry in entries():
         source = as_source(entry)
@@ -181,17 +181,17 @@ def _alike(columns: Mapping[str, Column]) -> Iterator[Entry]:
             yield entry
 
 
-def _has(columns: Mapping[str, Column], path: str) -> bool:
+def _has(columns: Mapping[str, ColumnCells], path: str) -> bool:
     return path in columns or any(path.startswith(f"{name}.") for name in columns)
 
 
-def _best_prompt(proposal: Proposal, columns: Mapping[str, Column], sample: Sample) -> Fit:
+def _best_prompt(proposal: Proposal, columns: Mapping[str, ColumnCells], sample: RowSample) -> Fit:
     """Return the fit of a proposal with the prompt, and the form of messages, that keep the most rows."""
     fits = [_repaired(proposal.entry | keys, columns, sample) for keys in _prompts(proposal, columns)]
     return max(fits, key=lambda found: found.share)
 
 
-def _prompts(proposal: Proposal, columns: Mapping[str, Column]) -> Iterator[Entry]:
+def _prompts(proposal: Proposal, columns: Mapping[str, ColumnCells]) -> Iterator[Entry]:
     """Yield the keys for each prompt that the columns offer."""
     used = {*as_source(proposal.entry | {"path": "rows"}).columns, *proposal.responses}
     texts = [column for name, column in columns.items() if column.is_text and name not in used]
@@ -214,7 +214,7 @@ def _prompts(proposal: Proposal, columns: Mapping[str, Column]) -> Iterator[Entr
         yield keys | system | ({"messages": {"decode_json": True}} if decoded else {})
 
 
-def _repaired(entry: Entry, columns: Mapping[str, Column], sample: Sample) -> Fit:
+def _repaired(entry: Entry, columns: Mapping[str, ColumnCells], sample: RowSample) -> Fit:
     """Return the fit of an entry, after the keys are set that the reasons of its drops ask for."""
     found = fit(entry, sample)
     for _ in range(MOST_REPAIRS):
@@ -226,7 +226,7 @@ def _repaired(entry: Entry, columns: Mapping[str, Column], sample: Sample) -> Fi
     return found
 
 
-def _repairs(found: Fit, columns: Mapping[str, Column]) -> Iterator[Entry]:
+def _repairs(found: Fit, columns: Mapping[str, ColumnCells]) -> Iterator[Entry]:
     """Yield the keys that the most frequent fault may ask for."""
     reason = next((reason for reason, _ in found.faults.most_common(1)), "")
     form: dict[str, Any] = dict(found.entry.get("messages", {}))
@@ -244,12 +244,12 @@ def _repairs(found: Fit, columns: Mapping[str, Column]) -> Iterator[Entry]:
                 yield {"messages": form | keys}
 
 
-def _has_lists(found: Fit, columns: Mapping[str, Column]) -> bool:
+def _has_lists(found: Fit, columns: Mapping[str, ColumnCells]) -> bool:
     names = (found.entry.get("chosen", "chosen"), found.entry.get("rejected", "rejected"))
     return not found.entry.get("lists") and any(columns[name].is_list for name in names if name in columns)
 
 
-def _message_keys(found: Fit, columns: Mapping[str, Column]) -> Entry:
+def _message_keys(found: Fit, columns: Mapping[str, ColumnCells]) -> Entry:
     """Return the keys of `messages` for objects with other names than role and content; empty where their roles cannot be told.
 
     Whoever speaks first is the user, and who speaks last the assistant.
@@ -277,7 +277,7 @@ def _message_keys(found: Fit, columns: Mapping[str, Column]) -> Entry:
     return keys | ({"roles": roles} if roles else {})
 
 
-def _refusal(columns: Mapping[str, Column], problems: Sequence[str], place: str) -> list[str]:
+def _refusal(columns: Mapping[str, ColumnCells], problems: Sequence[str], place: str) -> list[str]:
     """Return the lines of an error: what is missing, and what each column has."""
     if not problems:
         problems = [

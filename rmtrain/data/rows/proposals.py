@@ -11,7 +11,7 @@ from rmtrain.data.rows.columns import (
     PROMPTS,
     RESPONSES,
     SCORES,
-    Column,
+    ColumnCells,
     Sides,
     by_words,
     candidates,
@@ -68,7 +68,7 @@ class Proposal:
     questions: tuple[Question, ...] = ()
 
 
-def proposals(columns: Mapping[str, Column], problems: list[str]) -> Iterator[Proposal]:
+def proposals(columns: Mapping[str, ColumnCells], problems: list[str]) -> Iterator[Proposal]:
     """Yield the entries that the columns may mean. Adds to `problems` what is missing in columns that are nearly enough."""
     for sides in chosen_and_rejected(dict(columns)):
         names = {key: name for key, name in (("chosen", sides.a), ("rejected", sides.b)) if name != key}
@@ -84,7 +84,7 @@ def yes_or_no(key: str, text: str, fix: str, no: Entry) -> Question:
     return Question(key, text, fix, (("yes", {}), ("no", no)))
 
 
-def _labelled(sides: Sides, columns: Mapping[str, Column], problems: list[str]) -> Iterator[Proposal]:
+def _labelled(sides: Sides, columns: Mapping[str, ColumnCells], problems: list[str]) -> Iterator[Proposal]:
     """Yield an entry for each label of two candidates."""
     found = False
     for label, questions in chain(_two_numbers(sides, columns), _annotators(sides, columns), _one_label(sides, columns)):
@@ -100,7 +100,7 @@ def _labelled(sides: Sides, columns: Mapping[str, Column], problems: list[str]) 
 Labels = Iterator[tuple[Entry, tuple[Question, ...]]]
 
 
-def _two_numbers(sides: Sides, columns: Mapping[str, Column]) -> Labels:
+def _two_numbers(sides: Sides, columns: Mapping[str, ColumnCells]) -> Labels:
     """Yield labels of two columns of numbers, one for each candidate."""
     numeric = [name for name, column in columns.items() if column.numbers is not None]
     for a, b, marks in sides_of(numeric):
@@ -123,15 +123,15 @@ def _two_numbers(sides: Sides, columns: Mapping[str, Column]) -> Labels:
             yield label, (yes_or_no("label", text, fix, {"label": label | {"lower_is_better": True}}),)
 
 
-def _annotators(sides: Sides, columns: Mapping[str, Column]) -> Labels:
+def _annotators(sides: Sides, columns: Mapping[str, ColumnCells]) -> Labels:
     """Yield the label of several annotators: columns whose names differ in a number only."""
-    groups: dict[tuple[str, ...], list[Column]] = {}
+    groups: dict[tuple[str, ...], list[ColumnCells]] = {}
     for column in by_words(columns.values(), LABELS):
         stem = tuple(word for word in words(column.name) if not word.isdecimal())
         if column.labels and stem != words(column.name) and column.name not in sides:
             groups.setdefault(stem, []).append(column)
     for group in groups.values():
-        merged = Column("", dict(enumerate(cell for column in group for cell in column.values)))
+        merged = ColumnCells("", dict(enumerate(cell for column in group for cell in column.values)))
         if len(group) > 1 and merged.labels:
             names = sorted((column.name for column in group), key=lambda name: (len(name), name))
             for label, questions in _readings(merged, sides):
@@ -139,7 +139,7 @@ def _annotators(sides: Sides, columns: Mapping[str, Column]) -> Labels:
                     yield {"by": "value", "column": names, "values": label["values"]}, ()
 
 
-def _one_label(sides: Sides, columns: Mapping[str, Column]) -> Labels:
+def _one_label(sides: Sides, columns: Mapping[str, ColumnCells]) -> Labels:
     others = [column for name, column in columns.items() if name not in sides]
     named = by_words(others, LABELS)
     for column in [*named, *(column for column in others if column not in named and column.labels)]:
@@ -147,7 +147,7 @@ def _one_label(sides: Sides, columns: Mapping[str, Column]) -> Labels:
         yield from (reading for reading in _readings(column, sides) if column in named or not reading[1])
 
 
-def _readings(column: Column, sides: Sides) -> Labels:
+def _readings(column: ColumnCells, sides: Sides) -> Labels:
     """Yield what the values of a column may mean for two candidates."""
     outcomes = {value: outcome for value in column.labels if (outcome := outcome_of(value, sides)) is not None}
     if {"a", "b"} <= {*outcomes.values()}:
@@ -180,7 +180,7 @@ def _readings(column: Column, sides: Sides) -> Labels:
         yield label, (yes_or_no("label", text, f"set a: {sides.b} and b: {sides.a}", {"a": sides.b, "b": sides.a}),)
 
 
-def _scale(column: Column, sides: Sides, last: int) -> tuple[Entry, tuple[Question, ...]]:
+def _scale(column: ColumnCells, sides: Sides, last: int) -> tuple[Entry, tuple[Question, ...]]:
     """Return the reading of a scale from 1 to `last`, with a tie in its middle if it has one."""
     outcomes = {
         str(value): "a" if 2 * value < last + 1 else "b" if 2 * value > last + 1 else "tie" for value in range(1, last + 1)
@@ -192,7 +192,7 @@ def _scale(column: Column, sides: Sides, last: int) -> tuple[Entry, tuple[Questi
     return label, (yes_or_no("label", text, fix, {"label": label | {"values": turned}}),)
 
 
-def _boolean(column: Column, sides: Sides) -> tuple[Entry, tuple[Question, ...]]:
+def _boolean(column: ColumnCells, sides: Sides) -> tuple[Entry, tuple[Question, ...]]:
     """Return the reading of a column of true and false, whose name may contain the side that true favours."""
     named = [side for side, word in zip("ab", sides.words, strict=True) if word in words(column.name)]
     winner = named[0] if len(named) == 1 else "a"
@@ -205,7 +205,7 @@ def _boolean(column: Column, sides: Sides) -> tuple[Entry, tuple[Question, ...]]
     return label, (yes_or_no("label", f"is {sides.a} the better one where {column.name} is true?", fix, {"label": swapped}),)
 
 
-def _lists(columns: Mapping[str, Column]) -> Iterator[Proposal]:
+def _lists(columns: Mapping[str, ColumnCells]) -> Iterator[Proposal]:
     """Yield entries for lists of responses with scores: in their items, or in lists next to them."""
     lists = [column for column in columns.values() if column.is_list]
     for column in sorted(lists, key=lambda column: -column.size):
@@ -220,22 +220,22 @@ def _lists(columns: Mapping[str, Column]) -> Iterator[Proposal]:
                 yield from _scored(shared, numbers, per_row, (column.name,))
         elif all(isinstance(item, str | list) for item in items):
             beside = [other for other in lists if other is not column and _is_parallel(column, other)]
-            numbers = _scores([Column(other.name, dict(enumerate(chain.from_iterable(other.values)))) for other in beside])
+            numbers = _scores([ColumnCells(other.name, dict(enumerate(chain.from_iterable(other.values)))) for other in beside])
             per_row = [list(cell) for cell in columns[numbers[0].name].values] if numbers else []
             yield from _scored({"responses": column.name}, numbers, per_row, (column.name,))
 
 
-def _by_list(column: Column, path: str) -> list[list[Any]]:
+def _by_list(column: ColumnCells, path: str) -> list[list[Any]]:
     return [list(columns_of(cell)[path].values) for cell in column.values if path in columns_of(cell)]
 
 
-def _is_parallel(column: Column, other: Column) -> bool:
+def _is_parallel(column: ColumnCells, other: ColumnCells) -> bool:
     same = sum(row in other.cells and len(other.cells[row]) == len(cell) for row, cell in column.cells.items())
     flat = [item for cell in other.values for item in cell]
     return same >= 0.9 * len(column.cells) and all(isinstance(item, bool | int | float | None) for item in flat)
 
 
-def _single(columns: Mapping[str, Column]) -> Iterator[Proposal]:
+def _single(columns: Mapping[str, ColumnCells]) -> Iterator[Proposal]:
     """Yield entries for rows of one response with a score, or with a word for good or bad."""
     texts = [column for column in columns.values() if column.is_text and not column.is_category]
     prompt = next(iter(by_words(texts, PROMPTS)), None) if len(texts) > 1 else None
@@ -256,7 +256,7 @@ def _single(columns: Mapping[str, Column]) -> Iterator[Proposal]:
                 yield from _words(shared | grouped, column, response.name)
 
 
-def _words(shared: Entry, column: Column, response: str) -> Iterator[Proposal]:
+def _words(shared: Entry, column: ColumnCells, response: str) -> Iterator[Proposal]:
     """Yield the entry of a column with one word for a good response and one for a bad one."""
     good = [value for value in column.labels if value.lower() in GOOD_VALUES]
     bad = [value for value in column.labels if value.lower() in BAD_VALUES]
@@ -265,18 +265,18 @@ def _words(shared: Entry, column: Column, response: str) -> Iterator[Proposal]:
         yield Proposal({"format": "scored", **shared, "target": column.name, "values": values}, (response,))
 
 
-def _scores(columns: Any) -> list[Column]:
+def _scores(columns: Any) -> list[ColumnCells]:
     """Return the columns of numbers that may be scores, the likeliest first."""
     return by_words([column for column in columns if rates(column)], SCORES)
 
 
-def _is_binary(column: Column) -> bool:
+def _is_binary(column: ColumnCells) -> bool:
     return {*(column.numbers or {}).values()} == {0.0, 1.0}
 
 
 def _scored(
     shared: Entry,
-    numbers: Sequence[Column],
+    numbers: Sequence[ColumnCells],
     per_row: Sequence[Sequence[Any]],
     responses: tuple[str, ...],
     always_targets: bool = False,
@@ -303,7 +303,7 @@ def _scored(
             yield Proposal(entry, responses, _about_scores(numbers, "score", *LOWER))
 
 
-def _which(numbers: Sequence[Column], key: str) -> tuple[Question, ...]:
+def _which(numbers: Sequence[ColumnCells], key: str) -> tuple[Question, ...]:
     """Ask which of several numbers is the score, unless the first is named so."""
     names = [column.name for column in numbers[:MOST_CHOICES]]
     if len(names) < 2 or names[0].lower() in CLEAR_SCORES:
@@ -312,7 +312,7 @@ def _which(numbers: Sequence[Column], key: str) -> tuple[Question, ...]:
     return (Question(key, f"is {names[0]} the score to learn?", fix, tuple((name, {key: name}) for name in names)),)
 
 
-def _about_scores(numbers: Sequence[Column], key: str, fix: str, no: Entry) -> tuple[Question, ...]:
+def _about_scores(numbers: Sequence[ColumnCells], key: str, fix: str, no: Entry) -> tuple[Question, ...]:
     """Ask which number is the score, and whether a higher one is better, unless their names say so."""
     asked, name = _which(numbers, key), numbers[0].name
     if {*words(name)} & VOTES and not asked:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rmtrain.data.comparison import Comparison
 from rmtrain.data.rows import examine as examining
 from rmtrain.data.rows.columns import Sides, outcome_of, words
-from rmtrain.data.rows.examine import GOOD, Guess, Sample, examine, take_sample
+from rmtrain.data.rows.examine import GOOD, Guess, RowSample, examine, take_sample
 from rmtrain.errors import DataError
 from rmtrain.recipe.datasets import as_source, entries, find_entries
 from rmtrain.recipe.schema import PairSource
@@ -54,7 +54,7 @@ def undocumented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examining, "entries", tuple)
 
 
-def sample(path: Path, folder: Path) -> Sample:
+def sample(path: Path, folder: Path) -> RowSample:
     return take_sample(PairSource(path=str(path)), folder)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from rmtrain.errors import RecipeError
+from rmtrain.recipe.combinations import SweptRun, parse_sweep, swept_runs
 from rmtrain.recipe.load import load_recipe
 from rmtrain.recipe.schema import Recipe
-from rmtrain.recipe.sweep import SweptRun, parse_sweep, swept_runs
 from tests.runs import tiny_recipe, write_recipe
 
 
