@@ -308,7 +308,7 @@ def _length_numbers(scored: Sequence[ScoredComparison], edges: ScoredEdges) -> d
     return {
         "longer_wins": mean((longer_E + 1) / 2),
         "accuracy_by_length": {
-            name: {"preferences": int(np.sum(longer_E == sign)), "accuracy": mean(right_E[longer_E == sign])}
+            name: share_with_interval(edges, right_E, longer_E == sign)
             for name, sign in (("winner_longer", 1), ("winner_shorter", -1), ("equal", 0))
         },
         "spearman_length": spearman(rewards_1N, lengths_1N)[0],

@@ -20,6 +20,7 @@ from rmtrain.redact import redact_paths
 from rmtrain.report.console import decimal, json_text, markdown_text, percent
 from rmtrain.report.evaluation_view import interval, source_table
 from rmtrain.report.tables import Column, Row, Table, with_total
+from rmtrain.report.words import sentences
 
 FOLDER = Path(__file__).parent
 TAGS = ["reward-model", "rmtrain", "text-classification"]
@@ -163,6 +164,7 @@ def model_card(
         waterfall=_data_table(waterfall).markdown() if waterfall else None,
         evaluation=evaluation,
         sources=source_table(evaluation, digits=4).markdown() if evaluation else None,
+        words=sentences(evaluation) if evaluation else [],
         versions=versions,
         recipe=shareable,
         fence="`" * max(3, 1 + max((len(run) for run in re.findall("`+", shareable)), default=0)),

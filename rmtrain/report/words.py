@@ -1,13 +1,16 @@
 """What an evaluation shows, in sentences, each with what to try next.
 
-A sentence is only said where a difference is beyond its 95 % interval, so that noise is not explained.
+A sentence is only said where a difference is beyond its 95 % interval, so that noise is not explained. What `summary["warnings"]` say, such
+as ties or an accuracy that is not above that of the length alone, is not said again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Any
 
-from rmtrain.intervals import wilson_interval
+from rmtrain.intervals import t_quantile_95
 from rmtrain.report.console import decimal
 
 Numbers = Mapping[str, Any]
@@ -17,8 +20,10 @@ FEW = 20
 """Preferences of a part below which nothing is said of it."""
 WIDE = 0.1
 """Width of the interval of an accuracy above which the evaluation is called small."""
-MEMORIZED = 0.05
-"""By how much training is more often right than the upper end of the evaluation's interval, before it is called memorized."""
+FEW_LINES = 5
+"""Lines of `metrics.jsonl` of the last epoch below which its accuracy is not compared."""
+OVERFIT = 0.05
+"""By how much the interval of the training accuracy has to be above that of the evaluation, before it is mentioned."""
 ROSE = 0.02
 """By what share of the lowest `eval/loss` it has to rise afterwards, before it is mentioned."""
 
@@ -34,45 +39,68 @@ def sentences(summary: Numbers, calibration: Numbers | None = None, metrics: Seq
     if not summary["preferences"] or summary["accuracy"] is None:
         return []
     found = [
+        *_chance(summary),
         *_length(summary),
-        *_memorized(summary, metrics),
+        *_overfit(summary, metrics),
         *_turn(metrics),
         *_sources(summary),
         *_confidence(summary, calibration),
         *_width(summary),
     ]
-    return list(islice(found, MOST)) or [
+    if found or summary["warnings"]:
+        return list(islice(found, MOST))
+    return [
         "No part of these rows stands out: next, try a benchmark (rmtrain eval RUN --benchmark rewardbench2) or read the hardest errors."
     ]
 
 
+def _chance(summary: Numbers) -> Iterator[str]:
+    """A tie counts half, as by chance; the distances to the ends of the interval are those of the accuracy."""
+    share, accuracy = summary["half_credit_accuracy"], summary["accuracy"]
+    if share + summary["accuracy_high"] - accuracy < 0.5:
+        yield (
+            f"Wrong more often than chance would be: right on {_share(accuracy)}. Check in rmtrain inspect that chosen is the better "
+            "response, in the training data and in these rows."
+        )
+    elif share - (accuracy - summary["accuracy_low"]) <= 0.5:
+        yield (
+            f"Right on {_share(accuracy)}, which could be chance: 0.5 is inside the 95 % interval. Look at the training loss; try more "
+            "rows, more training.epochs or a higher optimizer.lr."
+        )
+
+
 def _length(summary: Numbers) -> Iterator[str]:
-    """Two shares of different preferences, each with its interval (Wilson); a bias where the intervals do not overlap."""
+    """A bias where the intervals of the two accuracies, which allow for prompts with several preferences, do not overlap."""
     parts = summary["accuracy_by_length"]
     if parts is None:
         return
     longer, shorter = parts["winner_longer"], parts["winner_shorter"]
     if min(longer["preferences"], shorter["preferences"]) < FEW:
         return
-    low_longer, high_longer = wilson_interval(longer["accuracy"], longer["preferences"])
-    low_shorter, high_shorter = wilson_interval(shorter["accuracy"], shorter["preferences"])
-    preferred = "long" if low_longer > high_shorter else "short" if low_shorter > high_longer else None
-    if preferred is not None:
+    is_long, is_short = (one["accuracy_low"] > other["accuracy_high"] for one, other in ((longer, shorter), (shorter, longer)))
+    if is_long or is_short:
         yield (
             f"Right on {_share(longer['accuracy'])} of the pairs where the better response is longer, and on "
-            f"{_share(shorter['accuracy'])} where it is shorter: the model prefers {preferred} responses. "
+            f"{_share(shorter['accuracy'])} where it is shorter: the model prefers {'long' if is_long else 'short'} responses. "
             "Try balance: longer, or augment, on the training sources."
         )
 
 
-def _memorized(summary: Numbers, metrics: Sequence[Numbers]) -> Iterator[str]:
-    """The accuracy of the last tenth of the steps is a mean over their rows, and needs no interval of its own next to `MEMORIZED`."""
-    steps = [line["train/accuracy"] for line in metrics if line.get("train/accuracy") is not None]
-    last = steps[-max(1, len(steps) // 10) :]
-    if len(steps) >= FEW and sum(last) / len(last) > summary["accuracy_high"] + MEMORIZED:
+def _overfit(summary: Numbers, metrics: Sequence[Numbers]) -> Iterator[str]:
+    """The last epoch against the evaluation. In the first epoch every row is new, so a difference there says nothing of overfitting.
+
+    The interval of the mean over lines is Student's.
+    """
+    lines = [(line["train/epoch"], line["train/accuracy"]) for line in metrics if "train/accuracy" in line]
+    end = max((epoch for epoch, _ in lines), default=0.0)
+    shares = [share for epoch, share in lines if epoch > max(1.0, end - 1)]
+    if len(shares) < FEW_LINES:
+        return
+    share, half = fmean(shares), t_quantile_95(len(shares) - 1) * stdev(shares) / sqrt(len(shares))
+    if share - half > summary["accuracy_high"] + OVERFIT:
         yield (
-            f"Right on {_share(sum(last) / len(last))} of the training rows at the end, and on {_share(summary['accuracy'])} of these: "
-            "it has memorized training rows. Try fewer training.epochs, a lower optimizer.lr, or more data."
+            f"Right on {_share(share)} of the training rows in the last epoch, and on {_share(summary['accuracy'])} of these: it fits rows "
+            "that it has seen before better than new ones. Try fewer training.epochs, a lower optimizer.lr, or more data."
         )
 
 
@@ -103,21 +131,18 @@ def _sources(summary: Numbers) -> Iterator[str]:
 
 
 def _confidence(summary: Numbers, calibration: Numbers | None) -> Iterator[str]:
+    """As in the calibration, a tie has confidence 0.5 and is half right."""
     bins = calibration["bins"] if calibration else ()
     count = sum(row["preferences"] for row in bins)
     if count < FEW:
         return
     sure = sum(row["preferences"] * row["confidence"] for row in bins) / count
-    if sure > summary["accuracy_high"]:
-        yield (
-            f"Too sure: by sigmoid(margin) it expects to be right on {_share(sure)}, and is on {_share(summary['accuracy'])}. "
-            "The order of rewards is unaffected; for probabilities try objective.label_smoothing or fewer training.epochs."
-        )
-    elif sure < summary["accuracy_low"]:
-        yield (
-            f"Less sure than it could be: by sigmoid(margin) it expects to be right on {_share(sure)}, and is on "
-            f"{_share(summary['accuracy'])}. The order of rewards is unaffected; longer training spreads them."
-        )
+    right, accuracy = summary["half_credit_accuracy"], summary["accuracy"]
+    expected = f"by sigmoid(margin) it expects to be right on {_share(sure)}, and is on {_share(right)}. The order of rewards is unaffected"
+    if sure - right > summary["accuracy_high"] - accuracy:
+        yield f"Too sure: {expected}; for probabilities try objective.label_smoothing or fewer training.epochs."
+    elif right - sure > accuracy - summary["accuracy_low"]:
+        yield f"Less sure than it could be: {expected}; longer training spreads them."
 
 
 def _width(summary: Numbers) -> Iterator[str]:

@@ -92,11 +92,15 @@ def test_case_counted_by_hand() -> None:
     assert summary["half_credit_accuracy"] == 0.625
     assert summary["margin"] == pytest.approx((1 - 3 + 0.5 + 0) / 4)
     assert summary["longer_wins"] == (1 + 1 + 0 + 0.5) / 4
-    assert summary["accuracy_by_length"] == {
-        "winner_longer": {"preferences": 2, "accuracy": 0.5},
-        "winner_shorter": {"preferences": 1, "accuracy": 1.0},
-        "equal": {"preferences": 1, "accuracy": 0.0},
+    by_length = summary["accuracy_by_length"]
+    assert {part: (numbers["preferences"], numbers["accuracy"]) for part, numbers in by_length.items()} == {
+        "winner_longer": (2, 0.5),
+        "winner_shorter": (1, 1.0),
+        "equal": (1, 0.0),
     }
+    assert all(
+        0 <= numbers["accuracy_low"] <= numbers["accuracy"] <= numbers["accuracy_high"] <= 1 for numbers in by_length.values()
+    )
     assert summary["rewards"]["winners"] == {"mean": 1.75, "std": pytest.approx(np.std([2, 0, 1, 4])), "min": 0.0, "max": 4.0}
     assert summary["rewards"]["losers"] == {"mean": 2.125, "std": pytest.approx(np.std([1, 3, 0.5, 4])), "min": 0.5, "max": 4.0}
     by_hand = [math.log1p(math.exp(-margin)) for margin in (1, -3, 0.5, 0)]

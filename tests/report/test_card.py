@@ -93,6 +93,18 @@ def test_index_has_split_and_interval_of_sources() -> None:
     assert hh.task_type == "preference_evaluation"
 
 
+def test_card_says_what_evaluation_shows() -> None:
+    """The weakest source is named, as text and not as Markdown."""
+    name = "[weak](https://example.com)"
+    scored = [ScoredComparison(str(k), "strong", (1.0, 0.0), (), PAIR) for k in range(100)]
+    scored += [ScoredComparison(f"w{k}", name, (k % 2, 0.5), (), PAIR) for k in range(60)]
+    card = model_card(**{**FACTS, "evaluation": summarize(scored)})
+    shows = card[card.index("What it shows:") : card.index("What the numbers mean:")]
+    assert "- Weakest on [weak\\](https:" in shows
+    assert name not in shows
+    assert "What it shows:" not in model_card(**{**FACTS, "evaluation": None})
+
+
 def test_card_has_spread_calibration_and_length() -> None:
     card = model_card(**FACTS)
     assert re.search(r"^- rewards.*1\.000 ± 0\.000.*0\.500 ± 0\.866", card, re.MULTILINE)

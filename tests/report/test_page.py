@@ -36,7 +36,11 @@ def evidence() -> dict[str, Any]:
     scored = random_pairs(200)
     summary = summarize(scored)
     curves = [
-        {"step": step, **{f"train/{name}": 1 / step for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm")}}
+        {
+            "step": step,
+            "train/epoch": step / 20,
+            **{f"train/{name}": 1 / step for name in ("loss", "accuracy", "margin", "learning_rate", "grad_norm")},
+        }
         for step in range(1, 60)
     ]
     evaluations = [
