@@ -51,11 +51,11 @@ def program(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "rmtrain" not in entry.name and entry.suffix != ".pth":
             (dependencies / entry.name).symlink_to(entry)
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")  # pip is among the dependencies; the one of `ensurepip` brings an old setuptools
     (site,) = (folder / "venv/lib").glob("python*/site-packages")
     (site / "dependencies.pth").write_text(str(dependencies))
-    pip, *arguments = pip_command(wheels)
-    subprocess.run([folder / "venv/bin" / pip, *arguments], check=True, env=clean_environment(folder), timeout=600)
+    command = [folder / "venv/bin/python", "-m", *pip_command(wheels)]
+    subprocess.run(command, check=True, env=clean_environment(folder), timeout=600)
     assert (site / "rmtrain/configs/recipes/quickstart.yaml").is_file()
     return folder / "venv/bin/rmtrain"
 
