@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -542,8 +542,17 @@ def fail_on_missed(gates: dict[str, dict[str, Any]], hub_problem: str | None = N
         raise (GateMissed if missed else RmtrainError)(*problems)
 
 
+def complete_line() -> NoReturn:
+    """Answer the shell after Tab, without a word of an error in the line that somebody is typing; the shell then offers files."""
+    with suppress(Exception, KeyboardInterrupt):
+        app(standalone_mode=False, prog_name="rmtrain")
+    sys.exit(1)
+
+
 def main() -> None:
     """Run the command line."""
+    if os.environ.get("_RMTRAIN_COMPLETE"):
+        complete_line()
     raise_on_signal()
     protect_streams()
     report_lost_pages()

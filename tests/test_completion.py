@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 RECIPE = "recipes/quickstart.yaml"
 
 
-def offered(words: list[str], shell: str = "bash", cwd: Path = ROOT) -> list[str]:
+def offered(words: list[str], shell: str = "bash", cwd: Path = ROOT, **stray: str) -> list[str]:
     """Run rmtrain as the script of a shell does after Tab at the end of the last word, and return what is offered."""
     line = ["rmtrain", *words]
     variables = {"_RMTRAIN_COMPLETE": f"complete_{shell}"}
@@ -24,7 +24,8 @@ def offered(words: list[str], shell: str = "bash", cwd: Path = ROOT) -> list[str
     else:
         variables |= {"_TYPER_COMPLETE_ARGS": " ".join(line), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
     command = [sys.executable, "-m", "rmtrain"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment_of_process(**variables), timeout=60)
+    environment = environment_of_process(**(variables | stray))
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60)
     assert ended.stderr == ""
     return ended.stdout.splitlines()
 
@@ -47,6 +48,8 @@ def offered(words: list[str], shell: str = "bash", cwd: Path = ROOT) -> list[str
         (["export", "runs/x", "--dtype", "b"], ["bfloat16"]),
         (["init", "--recipe", "quick"], ["quickstart"]),
         (["train", RECIPE, "--sweep", "optimizer.l"], ["optimizer.lr="]),
+        (["train", RECIPE, "data.train.1.dedu"], [f"data.train.1.dedup={value}" for value in ("", "true", "false")]),
+        (["train", RECIPE, "data.train.1.format", "=", "ra"], ["ranked"]),
         (["schema", "lora.r"], ["lora.rank", "lora.rslora"]),
     ],
 )
@@ -73,6 +76,46 @@ def test_files_are_left_to_the_shell(words: list[str]) -> None:
 def test_broken_recipe_offers_nothing(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("run: [")
     assert not "".join(offered(["inspect", "broken.yaml", "--source", ""], cwd=tmp_path)).strip()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["base.yaml"], ["sentiment_train", "sentiment_test"]),
+        (["base.yaml", "mine.yaml"], ["mine", "sentiment_test"]),
+        (["base.yaml", "data.train.0.tag", "=", "named"], ["named", "sentiment_test"]),
+        (["--recipe", "base.yaml"], ["sentiment_train", "sentiment_test"]),
+    ],
+)
+def test_sources_are_those_of_the_line(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    """Of all recipe files that the line names, with its overrides, as bash splits them."""
+    (tmp_path / "base.yaml").write_text((ROOT / RECIPE).read_text())
+    (tmp_path / "mine.yaml").write_text("data: {train: [{path: x.jsonl, tag: mine}]}\n")
+    assert offered(["inspect", *words, "--source", ""], cwd=tmp_path) == expected
+
+
+@pytest.mark.parametrize("words", [["train", "**"], ["train", "["], ["train", "'open"], ["inspect", "x" * 5000, "--source", ""]])
+def test_odd_words_print_no_error(words: list[str]) -> None:
+    assert not "".join(offered(words)).strip()
+
+
+def test_variables_of_launchers_print_no_error() -> None:
+    """A shell on a cluster may have them. A wrong variable of the protocol ends without a word as well."""
+    assert offered(["train", RECIPE, "optimizer.l"], RANK="3", WORLD_SIZE="x") == ["optimizer.lr="]
+    assert offered(["train", RECIPE, "optimizer.l"], COMP_CWORD="x") == []
+
+
+def test_completion_imports_no_heavy_library() -> None:
+    """Also where it reads a recipe."""
+    heavy = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy"}
+    line = f"rmtrain inspect {RECIPE} --source "
+    environment = environment_of_process(_RMTRAIN_COMPLETE="complete_zsh", _TYPER_COMPLETE_ARGS=line)
+    command = [sys.executable, "-X", "importtime", "-m", "rmtrain"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60)
+    imported = {row.rpartition("|")[2].strip() for row in ended.stderr.splitlines()}
+    assert "sentiment_train" in ended.stdout
+    assert not imported & heavy
+    assert "rmtrain.recipe.load" in imported, "guard: imports were recorded"
 
 
 def test_scripts_of_shells_are_printed() -> None:

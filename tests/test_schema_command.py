@@ -43,6 +43,27 @@ def test_examples_are_valid_overrides() -> None:
     assert None not in examples, "guard"
 
 
+@pytest.mark.parametrize("name", ["objective.type", "data.train.format", "data.train.label.by"])
+def test_choice_of_kind_lists_all_kinds(name: str) -> None:
+    """In one key, whose example is one of its values."""
+    found = look_up(name)
+    (key,) = found.keys
+    kinds = {entry.kind for entry in entries() if dotted(entry.path) == found.path.rpartition(".")[0]}
+    assert set(key.value.replace(" or ", ", ").split(", ")) == kinds
+    assert found.example is not None
+    assert found.example.partition("=")[2] in kinds
+    assert len(kinds) > 4, "guard"
+
+
+def test_every_meaning_of_a_key_is_shown() -> None:
+    """A key that differs by the kind of its section has a line for each kind, and an example."""
+    keys = look_up("data.train.responses").keys
+    text = " ".join(render(explain_key("data.train.responses"), width=400).split())
+    assert all(key.meaning.replace("`", "") in text and key.kinds[0] in text for key in keys)
+    assert "rmtrain train RECIPE data.train.0.responses=" in text
+    assert len(keys) > 1, "guard"
+
+
 @pytest.mark.parametrize("name", ["data.train.0.path", "data.train.N.path", "data.train.path"])
 def test_indices_can_be_left_out(name: str) -> None:
     assert look_up(name).path == "data.train.0.path"

@@ -4,8 +4,12 @@ Typer writes the scripts of bash, zsh and fish, and calls these functions with w
 offers files. An error would be printed into the command line that somebody is typing, so that whatever cannot be read offers nothing.
 """
 
+import glob
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain, repeat
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -16,11 +20,13 @@ from rmtrain.errors import RmtrainError
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.library import recipes
 from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import Section
 from rmtrain.recipe.yaml import dotted
 
 Offered = list[tuple[str, str]]
 """Words and their descriptions, which zsh and fish show."""
+INDEX = re.compile(r"(?<=\.)\d+(?=\.)", re.ASCII)
 CONFIGURATIONS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 BENCHMARKS = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "llmbar", "rmb")
 
@@ -29,24 +35,24 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> Offered:
     """Offer keys of a recipe, and after `=` their values; nothing where a file is typed."""
     before = ctx.params.get("arguments") or []
     if before[-1:] == ["="]:  # bash splits words at it
-        return _beginning_with(incomplete, [(value, "") for value in _values().get(before[-2], [])])
+        return _beginning_with(incomplete, [(value, "") for value in _values(before[-2]).get(before[-2], [])])
     key, equals, written = incomplete.partition("=")
     if equals:
-        return _beginning_with(written, [(value, "") for value in _values().get(key, [])], f"{key}=")
+        return _beginning_with(written, [(value, "") for value in _values(key).get(key, [])], f"{key}=")
     if not incomplete or "/" in incomplete:
         return []
-    keys = _beginning_with(incomplete, [(f"{name}=", text) for name, text in _keys().items()])
+    keys = _beginning_with(incomplete, [(f"{name}=", text) for name, text in _keys(incomplete).items()])
     if len(keys) == 1:  # with a second word offered, the shell adds no space after the only one
         (name, _), *_ = keys
-        keys += [(name + value, "") for value in _values()[name[:-1]]]
-    files = [(str(path), "") for path in sorted(Path().glob(f"{incomplete}*.yaml"))]
+        keys += [(name + value, "") for value in _values(incomplete)[name[:-1]]]
+    files = [(str(path), "") for path in sorted(Path().glob(f"{glob.escape(incomplete)}*.yaml"))]
     return [*files, *keys]
 
 
 def complete_keys(incomplete: str) -> Offered:
     """Offer sections and keys of a recipe."""
     sections = {dotted(entry.path): _first_line(entry.section.__doc__) for entry in entries() if entry.path}
-    return _beginning_with(incomplete, list({**sections, **_keys()}.items()))
+    return _beginning_with(incomplete, list({**sections, **_keys(incomplete)}.items()))
 
 
 def complete_configurations(incomplete: str) -> Offered:
@@ -67,11 +73,14 @@ def complete_benchmarks(incomplete: str) -> Offered:
 
 
 def complete_sources(ctx: typer.Context, incomplete: str) -> Offered:
-    """Offer the tags of the sources of the recipe on the command line."""
-    # An option without a value yet leaves the arguments unparsed.
-    paths = [ctx.params.get("recipe"), *(ctx.params.get("arguments") or []), *ctx.args]
-    with suppress(RmtrainError, StopIteration):
-        recipe = load_recipe(next(path for path in paths if path is not None and Path(path).exists()))
+    """Offer the tags of the sources of the recipe on the command line: of all its files, with the overrides."""
+    # An option without a value yet leaves the arguments unparsed. Bash splits words at `=`.
+    given = [*filter(None, [ctx.params.get("recipe")]), *(ctx.params.get("arguments") or []), *ctx.args]
+    words = "\0".join(map(str, given)).replace("\0=\0", "=").split("\0")
+    overrides = [word for word in words if "=" in word and re.split(r"[.=]", word)[0] in Recipe.model_fields]
+    files = [word for word in words if os.path.isfile(word) or os.path.isfile(os.path.join(word, "recipe.yaml"))]
+    with suppress(RmtrainError):
+        recipe = load_recipe(files, overrides)
         tags = dict.fromkeys(source.title for source in (*recipe.data.train, *recipe.data.eval))
         return _beginning_with(incomplete, [(tag, "") for tag in tags])
     return []
@@ -94,24 +103,27 @@ def _first_line(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
 
 
-def _fields() -> Iterator[tuple[str, Any]]:
+def _fields(typed: str) -> Iterator[tuple[str, Any]]:
+    """Yield every key of a recipe; entries of lists have the indices that were typed."""
     for entry in entries():
         for name, field in entry.section.model_fields.items():
             if not _is_section(field.annotation):
-                yield dotted((*entry.path, name)), field
+                indices = chain(INDEX.findall(typed), repeat("0"))
+                parts = (next(indices) if part == 0 else part for part in entry.path)
+                yield dotted((*parts, name)), field
 
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, Section)
 
 
-def _keys() -> dict[str, str]:
-    return {name: _first_line(field.description) for name, field in _fields()}
+def _keys(typed: str) -> dict[str, str]:
+    return {name: _first_line(field.description) for name, field in _fields(typed)}
 
 
-def _values() -> dict[str, list[str]]:
+def _values(typed: str) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {}
-    for name, field in _fields():
+    for name, field in _fields(typed):
         known = values.setdefault(name, [])
         known += [value for value in _literals(field.annotation) if value not in known]
     return values

@@ -27,8 +27,12 @@ def explain_key(name: str) -> RenderableType:
     table = Table(found.path, (*columns, Column("default", "text"), Column("meaning", "text")), rows)
     if found.example is None:
         return Group(Text(found.path, style="bold cyan"), Text(found.meaning.replace("`", "")), Text(), table)
-    (key, *_) = found.keys
-    lines = [("value", key.value), ("default", key.default.strip("`")), ("example", f"rmtrain train RECIPE {found.example}")]
+    title, meaning = Text(found.path, style="bold cyan"), Text(found.meaning.replace("`", ""))
+    example = f"rmtrain train RECIPE {found.example}"
+    if len(found.keys) > 1:
+        return Group(title, Text(), table, Text(), Text(f"example  {example}"))
+    (key,) = found.keys
+    lines = [("value", key.value), ("default", key.default.strip("`")), ("example", example)]
     lines += [("kinds", ", ".join(key.kinds))] if has_kinds else []
     values = Table(found.path, (Column("", "text", "cyan"), Column("", "text")), [Row(line) for line in lines])
-    return Group(Text(found.path, style="bold cyan"), Text(found.meaning.replace("`", "")), Text(), values)
+    return Group(title, meaning, Text(), values)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.explain import either, entries, suggest
+from rmtrain.recipe.explain import KIND_KEYS, either, entries, suggest
 from rmtrain.recipe.library import recipes
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath, Section
@@ -76,10 +76,16 @@ def look_up(name: str) -> Reference:
 
 
 def _with_kinds(sections: dict[str | None, type[Section]]) -> list[Key]:
-    """Merge the keys of the kinds of a section; a key that means something else in another kind comes once for each meaning."""
+    """Merge the keys of the kinds of a section; a key that means something else in another kind comes once for each meaning.
+
+    The key that chooses the kind comes once, with all kinds as its values and the default of the first.
+    """
     merged: dict[Key, list[str]] = {}
-    for kind, section in sections.items():
-        for key in keys_of(section):
+    keys = {kind: keys_of(section) for kind, section in sections.items()}
+    choices = [key for kind, own in keys.items() for key in own if key.name in KIND_KEYS and key.value == kind]
+    for kind, own in keys.items():
+        for each in own:
+            key = choices[0]._replace(value=either([choice.value for choice in choices])) if each in choices else each
             merged.setdefault(key, []).extend([kind] if kind else [])
     everywhere = len(sections)
     return [key._replace(kinds=tuple(kinds) if len(kinds) < everywhere else ()) for key, kinds in merged.items()]
