@@ -1,6 +1,7 @@
 """What a key of a recipe is, in words: for docs/recipe.md, and for `rmtrain schema KEY` in a terminal."""
 
 import json
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -93,8 +94,7 @@ def _with_kinds(sections: dict[str | None, type[Section]]) -> list[Key]:
 
 def _example(path: KeyPath, key: Key) -> str | None:
     """Return the key as an override with the value of the first recipe of the package that sets it, or its default."""
-    for file in sorted(recipes().values(), key=lambda file: (file.stem != "quickstart", file)):
-        value = read_yaml(file).data
+    for value in _shipped():
         for part in path:
             if isinstance(part, int):
                 value = value[part] if isinstance(value, list) else None
@@ -106,6 +106,13 @@ def _example(path: KeyPath, key: Key) -> str | None:
             return f"{dotted(path)}={write_value(value)}"
     default = key.default.strip("`")
     return f"{dotted(path)}={default}" if key.default.startswith("`") and default != "null" else None
+
+
+@cache
+def _shipped() -> list[Any]:
+    """Return the recipes of the package as plain data, the quickstart first."""
+    files = sorted(recipes().values(), key=lambda file: (file.stem != "quickstart", file))
+    return [read_yaml(file).data for file in files]
 
 
 def in_words(schema: dict[str, Any]) -> str:
