@@ -120,11 +120,22 @@ def build_reward_model(
     if quantization is None and layer_weights is None:  # a 4-bit model that ran on a CPU no longer trains
         check_forward(loaded.model, loaded.head, tokenizer)
     if quantization is not None:
-        prepare_model_for_kbit_training(loaded.model, use_gradient_checkpointing=False)
+        _prepare_quantized(loaded.model)
     if model.gradient_checkpointing:
         checkpoint_gradients(loaded, frozen_inputs=lora is not None)
     hf = loaded.model if lora is None else attach_lora(loaded, lora, base_ref, seed)
     return RewardModel(hf, loaded.head, base_ref, dtype, loaded.new_head, layer_weights).train()
+
+
+def _prepare_quantized(model: PreTrainedModel) -> None:
+    """Freeze 4-bit weights, and keep them as they are.
+
+    On CPUs with bfloat16 products, bitsandbytes repacks them in an evaluation. FSDP2 then gathers them unpacked, and rewards are wrong.
+    """
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def can_load_by_layer(model: PretrainedModel | ScratchModel, lora: Lora | None) -> bool:

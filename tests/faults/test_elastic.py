@@ -110,7 +110,10 @@ def test_trap_27_resume_under_any_other_strategy(chain: tuple[str, ...], lora: b
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", ["fsdp2_offload", "zero2_offload", "zero3_offload"])
 def test_offloaded_run_resumes_exactly(strategy: str, folder: Path, server: ForkServer) -> None:
-    """Stopped and resumed with the same offload, a run has the records, checkpoint and export of one that was not, bit for bit."""
+    """Stopped and resumed with the same offload, a run has the rows, final state and export of one that was not, bit for bit.
+
+    Losses are equal but for the order of sums over ranks, in the log interval in which it was stopped, as without offload.
+    """
     recipe, _ = recipe_of(folder, False, server)
     whole, parts = (recipe.parent / f"{strategy}-{name}" for name in ("whole", "parts"))
     assert go(strategy, recipe, whole, FAST, server)[0] == 0
@@ -119,7 +122,11 @@ def test_offloaded_run_resumes_exactly(strategy: str, folder: Path, server: Fork
     code, stderr = go(strategy, recipe, parts, FAST, server)
     assert code == 0, stderr
     assert_resumed(stderr, 7)
-    assert left(parts) == left(whole)
+    one, other = left(parts), left(whole)
+    for line, expected in zip(one.pop("metrics"), other.pop("metrics"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-6, abs=1e-7), line["step"]
+    assert one == other
+    assert set(one) >= {"ledger", "sha256"}, "guard: weights, optimizer and generators were compared"
     assert sha256(parts / "model/model.safetensors") == sha256(whole / "model/model.safetensors")
 
 
