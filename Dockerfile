@@ -2,7 +2,7 @@
 #   docker run --rm --volume "$PWD:/src" --workdir /src python:3.12-slim pip wheel --wheel-dir wheels '.[8bit]'
 # Then, also without one:
 #   docker build --network none --build-arg PACKAGE='rmtrain[8bit]' --tag rmtrain .
-#   docker run --rm --gpus all --ipc host --volume "$PWD:/work" rmtrain train recipes/mine.yaml
+#   docker run --rm --gpus all --ipc host --volume "$PWD:/workspace" rmtrain train recipes/mine.yaml
 # The mount needs BuildKit, the default since Docker 23.0; it keeps the wheels themselves out of the image.
 ARG PYTHON=python:3.12-slim
 FROM ${PYTHON}
@@ -13,6 +13,6 @@ RUN --mount=type=bind,source=wheels,target=/wheels \
 ARG UID=1000
 RUN useradd --create-home --uid "${UID}" rmtrain
 USER rmtrain
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["rmtrain"]
 CMD ["--help"]

@@ -3,12 +3,14 @@
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
 
+from tests.chromium import PROGRAM, Browser, chromium
 from tests.forks import run_script
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of pytest's workers would use all cores, and wait for the others' threads
@@ -58,6 +60,15 @@ def own_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_reload(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the fresh process that reloads each export, which takes seconds, in tests of something else."""
     monkeypatch.setattr("rmtrain.model.export_dir.check_reload", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A headless Chromium that looks at pages."""
+    if PROGRAM is None:
+        pytest.skip("needs chromium; on Debian: apt-get install chromium")
+    with chromium(tmp_path_factory.mktemp("chromium")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -261,8 +261,7 @@ class MemoryModel:
             weights += sizes.scales
             start += weights
         elif base != "single":
-            # DeepSpeed updates a float32 copy of its shard, and has the shard's gradients once more while it does; torch's AdamW
-            # on a CPU adds two temporary tensors of that size.
+            # DeepSpeed updates a float32 copy of its shard, and has the shard's gradients once more while it does.
             shard = -(-FLOAT32 * sizes.trained // processes)
             buffers = FLOAT32 * (min(ZERO_BUCKET, sizes.trained) if on_cpu else ZERO_BUCKET)
             if base == "zero3":
@@ -271,7 +270,7 @@ class MemoryModel:
                 weights = -(-weights // processes)
             weights, optimizer = weights + shard, 2 * shard
             gradients = gradients if base == "zero1" else shard
-            activations = max(activations, 3 * shard if on_cpu else 0 if offloads else shard)
+            activations = max(activations, 0 if offloads else shard)
             start += weights
         one = MemoryEstimate(strategy, processes, weights, gradients, optimizer, buffers, activations, start)
         return self._offloaded(one, base, part == "") if offloads else one

@@ -20,8 +20,12 @@ Entry = dict[str, Any]
 
 def as_source(entry: Mapping[str, Any]) -> Source:
     """Return the source of an entry; raises pydantic's ValidationError."""
-    source: Source = TypeAdapter(Source).validate_python(dict(entry))
-    return source
+    return _adapter().validate_python(dict(entry))
+
+
+@cache
+def _adapter() -> TypeAdapter[Source]:
+    return TypeAdapter(Source)  # takes as long as some validations
 
 
 @cache

@@ -138,12 +138,7 @@ def comparison_report(compared: Mapping[str, Any], runs: RunSet) -> RenderableTy
 def best_line(compared: Mapping[str, Any], runs: RunSet) -> str:
     """Return the best run and its accuracy."""
     best = next(run for run in runs.runs if str(run.path) == compared["best"])
-    return f"best: {one_line(runs.label(best))}, accuracy {decimal(run_accuracy(best))}, 95 % in {_interval(best)}"
-
-
-def run_accuracy(run: RunRecord) -> float | None:
-    """Return the strict accuracy of the last evaluation."""
-    return run.metric("accuracy")
+    return f"best: {one_line(runs.label(best))}, accuracy {decimal(best.metric('accuracy'))}, 95 % in {_interval(best)}"
 
 
 def comparison_table(compared: Mapping[str, Any], runs: RunSet) -> Table:
@@ -161,7 +156,7 @@ def comparison_table(compared: Mapping[str, Any], runs: RunSet) -> Table:
     rows = []
     for other in compared["others"]:
         run = by_path[other["path"]]
-        first = (one_line(runs.label(run)), decimal(run_accuracy(run)))
+        first = (one_line(runs.label(run)), decimal(run.metric("accuracy")))
         if other["problem"] is not None:
             rows.append(Row((*first, "–", "–", "–", "–", redact(one_line(other["problem"])))))
             continue

@@ -13,8 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from rmtrain.cli import exit_process, print_result
+from rmtrain.cli import print_result
 from rmtrain.commands.evaluate import run_eval
+from rmtrain.commands.exits import exit_process
 from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer

@@ -24,7 +24,7 @@ from rmtrain.errors import NumericError, RecipeError
 from rmtrain.evaluation.compare import compare
 from rmtrain.evaluation.metrics import summarize
 from rmtrain.evaluation.scores_file import ScoredComparison, write_scores
-from tests.chromium import PROGRAM, Browser, chromium
+from tests.chromium import Browser
 from tests.evaluation.test_metrics import pair
 from tests.forks import rmtrain
 from tests.report.test_page import MEASURE, Reader
@@ -374,14 +374,6 @@ def test_page_has_curves_and_tables(folder: Path) -> None:
         assert part in words, part
     assert "Grey: the 6 others." in many.read_text()
     assert "Evaluation" not in new.read_text(), "guard: only what it has"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if PROGRAM is None:
-        pytest.skip("needs chromium; on Debian: apt-get install chromium")
-    with chromium(tmp_path_factory.mktemp("chromium")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -18,7 +18,7 @@ from rmtrain.report.console import escape_invisible
 from rmtrain.report.page import page, write_report
 from rmtrain.report.tables import ADVICE
 from rmtrain.report.tables import RULES as RULE_WORDS
-from tests.chromium import PROGRAM, Browser, chromium
+from tests.chromium import Browser
 from tests.evaluation.test_metrics import random_pairs
 
 VOID = {"meta", "link", "br"}
@@ -195,14 +195,6 @@ MEASURE = {
     "smallest": """Math.min(...[...document.querySelectorAll('svg text')]
         .map(e => parseFloat(getComputedStyle(e).fontSize) * e.getScreenCTM().a))""",
 }
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if PROGRAM is None:
-        pytest.skip("needs chromium; on Debian: apt-get install chromium")
-    with chromium(tmp_path_factory.mktemp("chromium")) as running:
-        yield running
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

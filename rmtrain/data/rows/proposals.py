@@ -226,7 +226,7 @@ def _lists(columns: Mapping[str, ColumnCells]) -> Iterator[Proposal]:
 
 
 def _by_list(column: ColumnCells, path: str) -> list[list[Any]]:
-    return [list(columns_of(cell)[path].values) for cell in column.values if path in columns_of(cell)]
+    return [list(found[path].values) for cell in column.values if path in (found := columns_of(cell))]
 
 
 def _is_parallel(column: ColumnCells, other: ColumnCells) -> bool:
