@@ -94,7 +94,8 @@ def _train(recipe: Recipe, prepared: PreparedData, tokenizer: Any) -> int:
     else:
         reset_peak()
     before = rss_bytes()
-    engine_memory.RUNS_OUT = ("cpu", "cuda")  # a run on a CPU computes the heaviest micro-batch when its turn comes; here that may be never
+    # A run on a CPU computes the heaviest micro-batch when its turn comes; here that may be never.
+    engine_memory.RUNS_OUT = ("cpu", "cuda")
     few_steps(recipe, tokenizer, prepared, strategy)
     return torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_bytes() - before
 
