@@ -342,7 +342,7 @@ def trace_memory(
     device = torch.device("cuda" if on_gpu and has_gpu else "cpu")
     with FakeTensorMode(allow_non_fake_inputs=True):  # constants of kernels are real
         _materialize(model, device)
-        model.use_layout(layout, narrow)
+        model.use_layout(layout, narrow and model.pools_last_token)  # an encoder may pool all tokens, which only values show
         if on_gpu and not has_gpu and layout != "padded":
             model.backbone.set_attn_implementation(GPU_ATTENTION)
         try:

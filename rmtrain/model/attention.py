@@ -50,8 +50,11 @@ class KeysFound(Exception):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LastTokens:
-    """Passed in place of segments: the queries are the last tokens of all responses; keys and values of all `tokens` are given."""
+class ReadTokens:
+    """Passed in place of segments: the queries are those of `read_at_N`, the last token of each sequence or, in an encoder, the first.
+
+    Keys and values are those of all `tokens`.
+    """
 
     segments: Segments
     read_at_N: Tensor
@@ -71,7 +74,7 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    segments: Segments | KeysWanted | LastTokens | None = None,
+    segments: Segments | KeysWanted | ReadTokens | None = None,
     as_on_gpu: bool = False,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -95,16 +98,24 @@ def attend(
         raise SegmentsNotSeen
     if isinstance(segments, KeysWanted):
         raise KeysFound(key_1HTD, value_1HTD)
-    last = False
-    if isinstance(segments, LastTokens):
-        last, key_1HTD, value_1HTD, segments = True, segments.key_1HTD, segments.value_1HTD, segments.segments
+    read_only = isinstance(segments, ReadTokens)
+    if isinstance(segments, ReadTokens):
+        key_1HTD, value_1HTD, segments = segments.key_1HTD, segments.value_1HTD, segments.segments
     # No fused kernel has soft caps or sinks, and the varlen kernel has no dropout.
     plain, drop, pieces = softcap is None and s_aux is None, dropout if module.training else 0.0, []
     dtype = _computing_type(query_1HTD)
-    if plain and not drop and dtype in VARLEN_TYPES and _has_varlen(query_1HTD, value_1HTD, sliding_window, as_on_gpu):
+    # Its windows are aligned at the end, while an encoder is read at the first token.
+    plain_window = sliding_window is None or segments.causal or not read_only
+    if (
+        plain
+        and not drop
+        and plain_window
+        and dtype in VARLEN_TYPES
+        and _has_varlen(query_1HTD, value_1HTD, sliding_window, as_on_gpu)
+    ):
         query_1HTD, key_1HTD, value_1HTD = (tensor.to(dtype) for tensor in (query_1HTD, key_1HTD, value_1HTD))
-        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, last), None
-    for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments, last):
+        return _varlen(query_1HTD, key_1HTD, value_1HTD, scaling, sliding_window, segments, read_only), None
+    for query, key, value in _pieces(query_1HTD, key_1HTD, value_1HTD, segments, read_only):
         mask = _visible(segments, query.shape[2], key.shape[2], sliding_window, query.device, not plain)
         if mask is not None and not plain:
             pieces.append(_explicit(query, key, value, mask, scaling, drop, softcap, s_aux))
@@ -121,15 +132,17 @@ AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, lambda *_, **__: None)
 
 
-def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments, last: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield queries, keys and values of each response, of the first together with its prefix; with `last`, one query each."""
+def _pieces(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, read_only: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield queries, keys and values of each response, of the first together with its prefix; with `read_only`, one query each."""
     # The row is split once: slicing it per response would allocate full-size zeros in backward for every slice.
     sizes = [
         size
         for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True)
         for size in (prefix + lengths[0], *lengths[1:])
     ]
-    queries = torch.split(query, 1 if last else sizes, dim=2)
+    queries = torch.split(query, 1 if read_only else sizes, dim=2)
     parts = zip(queries, torch.split(key, sizes, dim=2), torch.split(value, sizes, dim=2), strict=True)
     for prefix, lengths in zip(segments.prefixes, segments.responses, strict=True):
         first_query, first_key, first_value = next(parts)
@@ -145,13 +158,17 @@ def _pieces(query: Tensor, key: Tensor, value: Tensor, segments: Segments, last:
 def _visible(
     segments: Segments, queries: int, keys: int, window: int | None, device: torch.device, always: bool
 ) -> Tensor | None:
-    """Return [Q, K] bool, True where a query sees a key, aligned at the end; None where `is_causal` or no mask says the same."""
+    """Return [Q, K] bool, True where a query sees a key; None where `is_causal` or no mask says the same.
+
+    Fewer queries than keys are the last ones of a causal model, and the first one of an encoder.
+    """
     reach = keys if window is None else min(window, keys)
     if queries in (1, keys) and keys == reach and not always:
         return None
     name = (queries, keys, reach, device)
     if name not in segments.memo:
-        distance_QK = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+        first = keys - queries if segments.causal else 0
+        distance_QK = torch.arange(first, first + queries, device=device)[:, None] - torch.arange(keys, device=device)
         least = 0 if segments.causal else 1 - reach
         segments.memo[name] = (distance_QK >= least) & (distance_QK < reach)
     mask: Tensor = segments.memo[name]
@@ -210,11 +227,11 @@ def _options(kernel: Callable[..., Any]) -> frozenset[str]:
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, last: bool
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, segments: Segments, read_only: bool
 ) -> Tensor:
     """Compute the whole row in one kernel call: the queries of each response against the gathered keys of its prefix and itself."""
     index_K, queries, keys, most_queries, most_keys = _gathering(segments, query.device)
-    if last:
+    if read_only:
         queries, most_queries = torch.arange(len(queries), dtype=torch.int32, device=query.device), 1
     options, named, group = _options(varlen_attn), dict[str, Any](), query.shape[1] // key.shape[1]
     if "scale" in options:
@@ -269,12 +286,12 @@ def _gathering(segments: Segments, device: torch.device) -> tuple[Tensor, Tensor
 def restrict_last_layer(backbone: Any) -> bool:
     """Compute the last layer only where rewards are read, if the segments name these tokens; False if the model has no list of layers.
 
-    The head reads one token of each response, and nothing else reads the output of the last layer. So every token gives it keys and
-    values, but only the tokens that are read need its queries, output projection and MLP. This saves about four fifths of one layer,
-    with the same rewards and gradients. Its output for all other tokens is zero.
+    The head reads one token of each sequence, the last one, or in most encoders the first one, and nothing else reads the output of the
+    last layer. So every token gives it keys and values, but only the tokens that are read need its queries, output projection and MLP.
+    This saves about four fifths of one layer, with the same rewards and gradients. Its output for all other tokens is zero.
 
     This works without model-specific code: hooks run the layer on all tokens until its attention has their keys and values, and then
-    again on the tokens that are read, against these. The layout probe detects layers for which that is wrong.
+    again on the tokens that are read, against these. The layout probe detects layers for which that is wrong, and heads that read more.
     """
     layers = layers_of(backbone)
     if not layers:
@@ -312,12 +329,12 @@ def _select_tokens(layer: nn.Module, args: Any, kwargs: Any) -> Any:
     try:
         layer.forward(*args, **{**kwargs, "segments": KeysWanted()})
     except KeysFound as found:
-        last = LastTokens(segments, segments.read_at_N, found.key, found.value, hidden_1TH.shape[1])
+        last = ReadTokens(segments, segments.read_at_N, found.key, found.value, hidden_1TH.shape[1])
     selected = {name: _select(value, last) for name, value in kwargs.items()}
     return _select(args, last), {**selected, "segments": last}
 
 
-def _select(value: Any, last: LastTokens) -> Any:
+def _select(value: Any, last: ReadTokens) -> Any:
     """Reduce every tensor that has one entry per token, such as positions and rotary angles, to the tokens that are read."""
     if isinstance(value, tuple):
         return tuple(_select(one, last) for one in value)
@@ -328,7 +345,7 @@ def _select(value: Any, last: LastTokens) -> Any:
 
 def _restore_shape(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
     last = kwargs.get("segments")
-    if not isinstance(last, LastTokens):
+    if not isinstance(last, ReadTokens):
         return None
     hidden_1NH = output[0] if isinstance(output, tuple) else output
     zeros_1TH = hidden_1NH.new_zeros(1, last.tokens, hidden_1NH.shape[-1])
@@ -337,7 +354,8 @@ def _restore_shape(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
 
 
 def _unpack(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-    segments = kwargs.get("segments")
+    given = kwargs.get("segments")
+    segments = given.segments if isinstance(given, ReadTokens) else given
     if not isinstance(segments, Segments) or segments.rows_SL is None:
         return None
     hidden_1TH = output[0] if isinstance(output, tuple) else output

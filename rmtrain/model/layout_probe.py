@@ -56,12 +56,12 @@ def choose_layout(model: RewardModel, wanted: str, comparisons: Sequence[Tokeniz
             continue
         # Two probes, because the layout and the restricted last layer can fail independently: a model may support the layout but
         # have a last layer that needs all tokens, and only then must the layout be kept and the restriction dropped.
-        problem = probe.problem(layout, last_token_only=False)
+        problem = probe.problem(layout, read_tokens_only=False)
         if problem is None:
             restriction = probe.problem(layout) if model.can_restrict else None
             if restriction is not None:
                 logger.info("the last layer is computed for all tokens: %s", restriction)
-            model.use_layout(layout, last_token_only=restriction is None)
+            model.use_layout(layout, read_tokens_only=restriction is None)
             return layout
         if wanted != "auto":
             raise RecipeError(f"batching.layout: {layout} does not work with this model: {problem}; set auto, or padded")
@@ -83,7 +83,7 @@ class LayoutProbe:
         self._padded: dict[str, Tensor] = {}
         self._effect: float | None = None
 
-    def problem(self, layout: Layout, last_token_only: bool = True) -> str | None:
+    def problem(self, layout: Layout, read_tokens_only: bool = True) -> str | None:
         """Return the problem with a layout, or None if the hidden states at the reward positions agree with the padded ones.
 
         The model is left in the padded layout.
@@ -101,7 +101,7 @@ class LayoutProbe:
         for computing in self.types:
             expected_NH = self._expected(computing)
             try:
-                found_NH = self._hidden(self.comparisons, computing, layout, last_token_only)
+                found_NH = self._hidden(self.comparisons, computing, layout, read_tokens_only)
             except torch.OutOfMemoryError:  # a RuntimeError that says nothing about the layout
                 raise
             except LAYOUT_ERRORS as error:
@@ -147,12 +147,12 @@ class LayoutProbe:
         return self._effect
 
     def _hidden(
-        self, rows: Sequence[TokenizedComparison], computing: str, layout: Layout = "padded", last_token_only: bool = True
+        self, rows: Sequence[TokenizedComparison], computing: str, layout: Layout = "padded", read_tokens_only: bool = True
     ) -> Tensor:
         """Return what the head reads of each response, float32 [N, H]."""
         model, before = self.model, self.model.computing
         batch = lay_out(rows, self.pad_token_id, layout).to(model.device)
-        model.use_layout(layout, last_token_only)
+        model.use_layout(layout, read_tokens_only)
         model.computing = computing
         try:
             with evaluating(model):

@@ -72,9 +72,9 @@ class RewardModel(nn.Module):
         }
         # What trains is float32, also on a bfloat16 base; without autocast, products of the two dtypes would fail.
         self._has_mixed_dtypes = {torch.float32, torch.bfloat16} <= outside_head
-        self.can_restrict = head.pools_last_token and restrict_last_layer(self.backbone)
+        self.can_restrict = restrict_last_layer(self.backbone)
         self._can_unpack = not head.pools_last_token and unpack_last_layer(self.backbone)
-        self._last_token_only = False
+        self._read_tokens_only = False
 
     @property
     def backbone(self) -> Any:
@@ -125,12 +125,13 @@ class RewardModel(nn.Module):
             if module is self:
                 self.layer_weights = None
 
-    def use_layout(self, layout: Layout, last_token_only: bool = True) -> None:
+    def use_layout(self, layout: Layout, read_tokens_only: bool = True) -> None:
         """Set the attention that a layout needs: within segments for a single row, the model's own for padded rows.
 
-        With `last_token_only`, the last layer of a single row is computed only where rewards are read, if the model has a list of layers.
+        With `read_tokens_only`, the last layer of a single row is computed only where rewards are read, if the model has a list of layers:
+        at the last token, and of encoders at the first, which is wrong for heads that read more; `choose_layout` finds out.
         """
-        self._last_token_only = last_token_only and self.can_restrict
+        self._read_tokens_only = read_tokens_only and self.can_restrict
         self.backbone.set_attn_implementation(self._own_attention if layout == "padded" else ATTENTION)
 
     def forward(
@@ -213,7 +214,8 @@ class RewardModel(nn.Module):
             if not self._can_unpack:
                 raise SegmentsNotSeen
             rows_SL, mask_SL = part.segments.padded_rows(part.input_ids_RT.device)
-            segments = replace(part.segments, causal=False, rows_SL=rows_SL)
+            read_at_S = rows_SL[:, 0] if self._read_tokens_only else None
+            segments = replace(part.segments, causal=False, rows_SL=rows_SL, read_at_N=read_at_S)
             first = max(
                 (embedding.padding_idx + 1 for embedding in self._positions() if embedding.padding_idx is not None), default=0
             )
@@ -233,8 +235,8 @@ class RewardModel(nn.Module):
             accepted = {name: value for name, value in extra.items() if name in self._accepted}
             if part.segments is not None:
                 # The router of the last layer has to see all tokens as well, or its share of the balance would be that of a few.
-                last_token_only = self._last_token_only and not balance
-                accepted["segments"] = replace(part.segments, read_at_N=part.reward_column_S if last_token_only else None)
+                read_tokens_only = self._read_tokens_only and not balance
+                accepted["segments"] = replace(part.segments, read_at_N=part.reward_column_S if read_tokens_only else None)
             if balance:
                 accepted["output_router_logits"] = True
             outputs = self.backbone.base_model(input_ids=part.input_ids_RT, attention_mask=part.attention_mask_RT, **accepted)

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rmtrain.batching.layout import lay_out
+from rmtrain.batching.layout import Layout, MicroBatch, lay_out
 from rmtrain.model.layout_probe import choose_layout
 from rmtrain.model.reward_model import RewardModel
 from tests.model.builders import build
 from tests.model.test_layouts import CHOSEN, EXACT, PAD, SPECIAL, amplified, comparisons, special
 
 
-def rows_through(model: RewardModel, layer: int) -> list[int]:
+def rows_through(model: RewardModel, layer: int, batch: MicroBatch) -> list[int]:
     """Count the tokens that each matrix and norm of a layer gets in one forward, in the order of calls; experts are left out."""
     layers = next(module for module in model.backbone.base_model.modules() if isinstance(module, nn.ModuleList))
     seen: list[int] = []
@@ -30,20 +30,24 @@ def rows_through(model: RewardModel, layer: int) -> list[int]:
         if isinstance(module, nn.Linear | nn.LayerNorm | Conv1D) and "mlp" not in name
     ]
     with torch.no_grad():
-        model(lay_out(comparisons(), PAD, "shared_prefix"))
+        model(batch)
     for hook in hooks:
         hook.remove()
     return seen
 
 
-@pytest.mark.parametrize("architecture", [*EXACT, *(name for name in SPECIAL if CHOSEN[name] == "shared_prefix")])
+ENCODERS = ("bert", "distilbert", "modernbert")
+
+
+@pytest.mark.parametrize("architecture", [*EXACT, *(name for name in SPECIAL if CHOSEN[name] == "shared_prefix"), *ENCODERS])
 def test_last_layer_computes_only_read_tokens(architecture: str, tokenizer: Any) -> None:
     """It computes keys and values of all tokens, and everything else of the tokens that are read."""
     model = special(architecture) if architecture in SPECIAL else amplified(build(architecture, tokenizer, hidden_size=64))
-    assert choose_layout(model, "auto", comparisons(), PAD) == "shared_prefix"
-    batch = lay_out(comparisons(), PAD, "shared_prefix")
+    layout: Layout = "packed" if architecture in ENCODERS else "shared_prefix"
+    assert choose_layout(model, "auto", comparisons(), PAD) == layout
+    batch = lay_out(comparisons(), PAD, layout)
     responses, tokens = len(batch.reward_column_S), batch.tokens
-    last, first = rows_through(model, -1), rows_through(model, 0)
+    last, first = rows_through(model, -1, batch), rows_through(model, 0, batch)
     assert set(first) == {tokens}, "every layer but the last sees every token"
     wide = last.index(responses)
     assert set(last[:wide]) == {tokens}

@@ -58,9 +58,9 @@ def special(architecture: str) -> RewardModel:
 
 
 def results(
-    model: RewardModel, rows: list[TokenizedComparison], layout: Layout
+    model: RewardModel, rows: list[TokenizedComparison], layout: Layout, read_tokens_only: bool = True
 ) -> tuple[torch.Tensor, float, dict[str, torch.Tensor]]:
-    model.use_layout(layout)
+    model.use_layout(layout, read_tokens_only)
     model.zero_grad()
     batch = lay_out(rows, PAD, layout)
     rewards = model(batch)
@@ -70,11 +70,13 @@ def results(
     return rewards.detach(), loss.item(), gradients
 
 
-def assert_layouts_agree(model: RewardModel, rows: list[TokenizedComparison], layouts: tuple[Layout, ...]) -> None:
+def assert_layouts_agree(
+    model: RewardModel, rows: list[TokenizedComparison], layouts: tuple[Layout, ...], read_tokens_only: bool = True
+) -> None:
     rewards, loss, gradients = results(model, rows, "padded")
     assert rewards.std() > 0.05, "guard: rewards differ"
     for layout in layouts:
-        other_rewards, other_loss, other_gradients = results(model, rows, layout)
+        other_rewards, other_loss, other_gradients = results(model, rows, layout, read_tokens_only)
         torch.testing.assert_close(other_rewards, rewards, rtol=1e-5, atol=1e-5 * float(rewards.abs().max()))
         assert other_loss == pytest.approx(loss, rel=1e-5)
         assert other_gradients.keys() == gradients.keys()
@@ -114,18 +116,23 @@ def test_special_attention_is_right_in_auto_layout(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "modernbert", "modernbert with mean"])
 def test_packed_encoders_equal_padded_ones(architecture: str, tokenizer: Any) -> None:
-    """The head reads what it reads in padded rows: the first token, a pooler of it, or the mean. ModernBERT has windows."""
+    """The head reads what it reads in padded rows: the first token, a pooler of it, or the mean. ModernBERT has windows.
+
+    The last layer is computed where the first token is read alone, and for all tokens of a mean.
+    """
+    reads_first = not architecture.endswith("mean")
     model = build(architecture.partition(" ")[0], tokenizer, hidden_size=64)
     if architecture.startswith("modernbert"):
         config = model.backbone.config
-        config.classifier_pooling = "mean" if architecture.endswith("mean") else "cls"
+        config.classifier_pooling = "cls" if reads_first else "mean"
         config.local_attention = 10
         for layer in model.backbone.model.layers[1:]:
             assert layer.attn.sliding_window is not None
             layer.attn.sliding_window = 6  # with the token itself
     rows = comparisons(len(tokenizer), end=tokenizer.eos_token_id)
-    assert_layouts_agree(amplified(model), rows, ("packed",))
+    assert_layouts_agree(amplified(model), rows, ("packed",), read_tokens_only=reads_first)
     assert choose_layout(model, "auto", rows, tokenizer.pad_token_id) == "packed"
+    assert model._read_tokens_only == reads_first
     with pytest.raises(RecipeError, match=r"^batching\.layout: shared_prefix .*encoder"):
         choose_layout(model, "shared_prefix", rows, tokenizer.pad_token_id)
     assert max(max(map(len, row.sequences)) for row in rows) > 12, "guard: rows are longer than the window"

@@ -178,7 +178,7 @@ def test_layouts_hold_for_adapted_experts(model_type: str, bases: dict[str, Path
     rows = random_pairs(5, prompts=12, responses=16)
     assert LayoutProbe(model, rows, 1).problem("shared_prefix") is None
     model.use_layout("shared_prefix")
-    assert model._last_token_only, "guard: the last layer is restricted as well"
+    assert model._read_tokens_only, "guard: the last layer is restricted as well"
 
 
 @pytest.mark.parametrize("model_type", BALANCED)
@@ -207,7 +207,7 @@ def test_balance_counts_each_computed_token_once(bases: dict[str, Path], tokeniz
             found[layout] = float(model(rows_of(layout), balance=True)[1])
     assert found["packed"] == pytest.approx(found["padded"], abs=1e-6)
     assert abs(found["shared_prefix"] - found["padded"]) > 1e-4
-    assert model._last_token_only, "guard: otherwise the last layer would see all tokens anyway"
+    assert model._read_tokens_only, "guard: otherwise the last layer would see all tokens anyway"
 
 
 def gradients(model: RewardModel, balance: bool) -> dict[str, torch.Tensor]:

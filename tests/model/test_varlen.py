@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from rmtrain.batching.layout import Segments, lay_out
 from rmtrain.model import attention
-from rmtrain.model.attention import ATTENTION, LastTokens, attend
+from rmtrain.model.attention import ATTENTION, ReadTokens, attend
 from tests.model.builders import build
 from tests.model.test_layouts import PAD, SPECIAL, amplified, assert_layouts_agree, comparisons, special
 
@@ -162,7 +162,7 @@ def test_last_tokens_alone_equal_the_whole_row(kernel: Kernel, window: int | Non
             end += length
             places.append(end - 1)
     read_at_N = torch.tensor(places)
-    last = LastTokens(SEGMENTS, read_at_N, key, value, end)
+    last = ReadTokens(SEGMENTS, read_at_N, key, value, end)
     whole = attend(nn.Module(), query, key, value, None, segments=SEGMENTS, sliding_window=window)[0]
     own = query.index_select(2, read_at_N)
     some = attend(nn.Module(), own, own, own, None, segments=last, sliding_window=window, as_on_gpu=True)[0]
@@ -170,6 +170,25 @@ def test_last_tokens_alone_equal_the_whole_row(kernel: Kernel, window: int | Non
     one, other = (torch.autograd.grad((out**2).sum(), (key, value)) for out in (some, whole[:, read_at_N]))
     assert_equal(list(one), list(other))
     assert len(kernel.windows) == (window is None or has_windows())
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_first_tokens_of_encoders_equal_the_whole_row(kernel: Kernel, window: int | None) -> None:
+    """They see what follows them. The kernel has windows aligned at the end, so layers that have one are left to SDPA."""
+    query, key, value = row(4, 4, 16)
+    lengths = [sum(pair) for pair in zip((11, 4, 9, 20), (8, 3, 9, 14), strict=True)]
+    lengths[-1] += query.shape[2] - sum(lengths)
+    segments = Segments((0,) * len(lengths), tuple((length,) for length in lengths), causal=False)
+    read_at_N = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    read = ReadTokens(segments, read_at_N, key, value, sum(lengths))
+    whole = attend(nn.Module(), query, key, value, None, segments=segments, sliding_window=window)[0]
+    own = query.index_select(2, read_at_N)
+    some = attend(nn.Module(), own, own, own, None, segments=read, sliding_window=window, as_on_gpu=True)[0]
+    torch.testing.assert_close(some, whole[:, read_at_N], rtol=1e-4, atol=1e-5)
+    one, other = (torch.autograd.grad((out**2).sum(), (key, value)) for out in (some, whole[:, read_at_N]))
+    assert_equal(list(one), list(other))
+    assert len(kernel.windows) == (window is None)
+    assert min(lengths) > 3, "guard: sequences are longer than the window"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "mistral", "qwen2"])
