@@ -1,6 +1,7 @@
 """After Tab, each shell offers keys, values and names by the protocol of its script, quickly and without a word of an error."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -128,20 +129,32 @@ def test_scripts_of_shells_are_printed() -> None:
         assert "_RMTRAIN_COMPLETE=complete_" in printed.stdout
 
 
-def test_bash_completes_a_line(tmp_path: Path) -> None:
-    """The script itself, in a real bash, gives the words that are left."""
+LINE = "rmtrain train r.yaml optimizer.l"
+COMPLETES = {
+    "bash": f'eval "$(_RMTRAIN_COMPLETE=source_bash rmtrain)"; COMP_WORDS=({LINE}); COMP_CWORD=3; '
+    '_rmtrain_completion rmtrain; printf "%s\\n" "${COMPREPLY[@]}"',
+    "fish": f'env _RMTRAIN_COMPLETE=source_fish rmtrain | source; complete -C "{LINE}"',
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETES)
+def test_shell_completes_a_line(shell: str, tmp_path: Path) -> None:
+    """The script itself, in a real shell, gives the words that are left."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}; on Debian: apt-get install {shell}")
     program = tmp_path / "rmtrain"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rmtrain "$@"\n')
     program.chmod(0o755)
-    script = (
-        'eval "$(_RMTRAIN_COMPLETE=source_bash rmtrain)"; COMP_WORDS=(rmtrain train r.yaml optimizer.l); COMP_CWORD=3; '
-        '_rmtrain_completion rmtrain; printf "%s\\n" "${COMPREPLY[@]}"'
-    )
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, cwd=ROOT, env=environment_of_process(PATH=path), timeout=60
+        [shell, "-c", COMPLETES[shell]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment_of_process(PATH=path, HOME=str(tmp_path)),
+        timeout=60,
     )
-    assert done.stdout.split() == ["optimizer.lr="]
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == ["optimizer.lr="]
 
 
 def test_known_names_are_complete() -> None:
