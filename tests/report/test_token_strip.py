@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from rmtrain.report.comparison_view import TokenStrip, special_ids, token_strings, visualize_tokens
+from rmtrain.report.token_strip import TokenStrip, special_ids, token_strings, visualize_tokens
 from tests.report.render import console, render, written
 from tests.report.tokenizers import byte_fallback, byte_level, word_piece
 
