@@ -50,7 +50,8 @@ from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Objectives, Recipe
 from rmtrain.report.console import compact, one_line
-from rmtrain.report.page import with_errors, write_report
+from rmtrain.report.hardest_errors import with_errors
+from rmtrain.report.page import write_report
 from rmtrain.report.progress import ReadingProgress, ScoringProgress
 from rmtrain.report.terminal import TerminalConsole
 

@@ -12,7 +12,7 @@ from rmtrain.data.rows.messages import cells
 from rmtrain.report.console import KeyValues, NoWrap, WrapText, decimal, escape_invisible
 from rmtrain.report.tables import Excerpt
 from rmtrain.report.text_diff import SideBySide
-from rmtrain.report.token_strip import RewardScale, RewardStrip, ScaleLegend, TokenStrip
+from rmtrain.report.token_strip import AHEAD, RewardScale, RewardStrip, ScaleLegend, TokenStrip
 
 MAX_PREFERENCES = 12
 CONTEXT = 40
@@ -72,8 +72,8 @@ def _reward_strips(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], t
     scale = RewardScale.of(reward for response in shown for reward in response["token_rewards"][first:])
     marks = {} if len(shown) < 2 else {row["first_difference"]: "│"}
     if marks and row["rewards_part"] is not None:
-        marks[row["rewards_part"]] = marks.get(row["rewards_part"], "") + "▸"
-    parts: list[RenderableType] = [Text(), ScaleLegend(scale)]
+        marks[row["rewards_part"]] = marks.get(row["rewards_part"], "") + AHEAD
+    parts: list[RenderableType] = [ScaleLegend(scale)]
     for response in shown:
         strip = RewardStrip(response["ids"], tokenizer, response["token_rewards"], scale, first, marks)
         note = f"reward {decimal(response['reward'], 3, sign=True)}, and after each token"
@@ -134,9 +134,12 @@ def _reward_facts(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]]) ->
     if row["rewards_part"] is None:
         facts["rewards"] += "; they are equal"
         return facts
+    before = shown[0]["token_rewards"][max(0, row["prompt_length"] - 1)]
+    after_prompt = "" if not row["prompt_length"] or before is None else f"; {decimal(before, 3, sign=True)} after the prompt"
+    facts["rewards"] += after_prompt
     facts["rewards"] += f"; {ahead['name']} is ahead by {decimal(lead, 3)}"
     tokens, rewards = (row[name] - row["prompt_length"] + 1 for name in ("first_difference", "rewards_part"))
-    facts["they part"] = f"at token {tokens:,} (│); {ahead['name']} is ahead from token {rewards:,} (▸) to the end"
+    facts["they part"] = f"at token {tokens:,} (│); {ahead['name']} is ahead from token {rewards:,} ({AHEAD}) to the end"
     return facts
 
 

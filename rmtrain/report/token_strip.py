@@ -26,6 +26,8 @@ REWARD_STYLE = "bold color(231) on color(161)"
 MARK_STYLE = "bold"
 ID_STYLE = "dim"
 BOUNDARY = "╎"
+AHEAD = "»"
+"""Marks the token from which one of two responses is ahead to the end."""
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 WHITESPACE = str.maketrans(" \t\n", "·⇥⏎")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -128,13 +130,14 @@ class RewardScale:
 
 @dataclass(frozen=True, slots=True)
 class ScaleLegend:
-    """The colours of a scale with their rewards, on one line; nothing without colours, where a strip has the numbers themselves."""
+    """An empty line and the colours of a scale with their rewards; nothing without colours, where a strip has the numbers themselves."""
 
     scale: RewardScale
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if has_colours(console):
             middles = [(self.scale.format(self.scale.middle(level)), style) for level, style in enumerate(LEVEL_STYLES)]
+            yield Text()
             yield Text(" ").join(Text(number, style) for number, style in middles)
 
 
@@ -228,16 +231,20 @@ def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
     A token with only a part of a character's UTF-8 bytes gives escapes: an emoji that is split in two may give `\\xf0\\x9f` and
     `\\x98\\x80`. WordPiece tokens keep their `##`. Added and special tokens give their own content.
     """
+    return [raw.decode(errors="backslashreplace") for raw in token_bytes(ids, tokenizer)]
+
+
+def token_bytes(ids: Sequence[int], tokenizer: Any) -> list[bytes]:
+    """Return the text of each token in UTF-8, see `token_strings`."""
     # `tokenizer.decode` of a single token would replace incomplete characters and drop leading spaces.
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
     is_byte_level = _uses(tokenizer, "ByteLevel")
-    strings = []
+    texts = []
     for token_id in map(int, ids):
         token = tokenizer.convert_ids_to_tokens(token_id)
         if token_id in added:
-            strings.append(added[token_id])
-            continue
-        if token is None:
+            raw = added[token_id].encode()
+        elif token is None:
             raw = f"<no token {token_id}>".encode()
         elif isinstance(token, bytes):
             raw = token
@@ -247,8 +254,8 @@ def token_strings(ids: Sequence[int], tokenizer: Any) -> list[str]:
             raw = bytes.fromhex(byte[1])
         else:
             raw = token.replace("▁", " ").encode()
-        strings.append(raw.decode(errors="backslashreplace"))
-    return strings
+        texts.append(raw)
+    return texts
 
 
 def special_ids(tokenizer: Any) -> set[int]:
