@@ -188,5 +188,5 @@ def test_visualize_tokens_takes_rewards(tokenizer: Any) -> None:
     assert len(set(re.findall(r"48;5;\d+", written(coloured)))) == LEVELS
     assert "+3.00" in written(piped)
     assert Text.from_ansi(written(coloured)).plain.count("⟦<eos>⟧") == 1
-    with pytest.raises(DataError, match="^rewards: "):
+    with pytest.raises(DataError, match=r"^rewards: "):
         visualize_tokens(ids, tokenizer, piped, rewards=rewards[1:])
