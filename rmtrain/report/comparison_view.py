@@ -12,7 +12,7 @@ from rmtrain.data.rows.messages import cells
 from rmtrain.report.console import KeyValues, NoWrap, WrapText, decimal, escape_invisible
 from rmtrain.report.tables import Excerpt
 from rmtrain.report.text_diff import SideBySide
-from rmtrain.report.token_strip import AHEAD, RewardScale, RewardStrip, ScaleLegend, TokenStrip
+from rmtrain.report.token_strip import AHEAD, RewardScale, RewardStrip, ScaleLegend, TokenStrip, parting_marks
 
 MAX_PREFERENCES = 12
 CONTEXT = 40
@@ -70,9 +70,7 @@ def _reward_strips(row: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], t
     """Return the tokens of the responses that are shown, with the reward after each, on one scale."""
     first = min(row["prompt_length"], row["first_difference"])
     scale = RewardScale.of(reward for response in shown for reward in response["token_rewards"][first:])
-    marks = {} if len(shown) < 2 else {row["first_difference"]: "│"}
-    if marks and row["rewards_part"] is not None:
-        marks[row["rewards_part"]] = marks.get(row["rewards_part"], "") + AHEAD
+    marks = parting_marks(row["first_difference"], row["rewards_part"]) if len(shown) > 1 else {}
     parts: list[RenderableType] = [ScaleLegend(scale)]
     for response in shown:
         strip = RewardStrip(response["ids"], tokenizer, response["token_rewards"], scale, first, marks)

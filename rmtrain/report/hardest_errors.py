@@ -10,7 +10,7 @@ from rmtrain.data.comparison import PAIR, TokenizedComparison, common_prefix_len
 from rmtrain.evaluation.diagnosis import describe_edge, hardest_errors
 from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.evaluation.token_rewards import Parting, TokenReader, TokenRewards, parting
-from rmtrain.report.token_strip import AHEAD, LEVELS, RewardScale, token_bytes
+from rmtrain.report.token_strip import LEVELS, RewardScale, parting_marks, token_bytes
 
 HARDEST = 12
 """Errors that a report lists."""
@@ -24,7 +24,7 @@ class TokenSpan(NamedTuple):
 
     level: step of the scale, `LEVELS` in all; None for a note on tokens that are left out.
     reward: after the last of these tokens.
-    mark: `│` and AHEAD before it, as on the terminal.
+    mark: signs before it, see `parting_marks`.
     """
 
     text: str
@@ -80,15 +80,14 @@ def token_spans(pair: TokenizedComparison, rewards: Sequence[TokenRewards], toke
 def _spans(
     ids: Sequence[int], rewards: Sequence[float], scale: RewardScale, parts: Parting, first: int, tokenizer: Any
 ) -> list[TokenSpan]:
-    marks = {parts.tokens - first: "│"}
-    marks[int(parts.rewards or 0) - first] = marks.get(int(parts.rewards or 0) - first, "") + AHEAD
+    marks = parting_marks(parts.tokens, parts.rewards)
     difference = parts.tokens - first
     start = difference - CONTEXT if difference > 2 * CONTEXT else 0
     end = min(len(ids), start + MAX_SHOWN)
     spans = [_cut(start)] if start else []
     whole, mark = b"", ""
     for place, raw in enumerate(token_bytes(ids[start:end], tokenizer), start=start):
-        whole, mark = whole + raw, mark + marks.get(place, "")
+        whole, mark = whole + raw, mark + marks.get(first + place, "")
         if place + 1 < end and _is_incomplete(whole):
             continue
         text = whole.decode(errors="backslashreplace")

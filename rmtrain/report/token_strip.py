@@ -180,24 +180,30 @@ class RewardStrip:
 
     def _numbered(self, width: int) -> Text:
         """Return lines of tokens, each with a line of rewards below it; a token that is wider than the console is cut."""
-        lines: list[str] = []
-        above = below = ""
+        rows: list[list[tuple[str, str]]] = [[]]
+        used = 0
         for mark, _, drawn, reward, line_feeds in self._tokens():
             number = "–" if reward is None else self.scale.format(reward)
-            token = mark + drawn
-            if cell_len(token) > width:
-                token = set_cell_size(token, width - 1) + "…"
+            token = mark + drawn if cell_len(mark + drawn) <= width else set_cell_size(mark + drawn, width - 1) + "…"
             room = max(cell_len(token), len(number))
-            if above and cell_len(above) + room > width:
-                lines += [above.rstrip(), below.rstrip(), ""]
-                above = below = ""
-            above += set_cell_size(token, room) + " "
-            below += number.ljust(room) + " "
+            if used + room > width:
+                rows.append([])
+                used = 0
+            rows[-1].append((set_cell_size(token, room), number.ljust(room)))
+            used += room + 1
             if line_feeds:
-                lines += [above.rstrip(), below.rstrip(), ""]
-                above = below = ""
-        lines += [above.rstrip(), below.rstrip()] if above else lines[:0]
-        return Text("\n".join(lines).rstrip("\n"), no_wrap=True, overflow="ignore")
+                rows.append([])
+                used = 0
+        blocks = ["\n".join(" ".join(line).rstrip() for line in zip(*row, strict=True)) for row in rows if row]
+        return Text("\n\n".join(blocks), no_wrap=True, overflow="ignore")
+
+
+def parting_marks(tokens: int, rewards: int | None) -> dict[int, str]:
+    """Return the signs before tokens, by number: `│` where the tokens of two responses part, and AHEAD where their rewards do."""
+    marks = {tokens: "│"}
+    if rewards is not None:
+        marks[rewards] = marks.get(rewards, "") + AHEAD
+    return marks
 
 
 class DrawnToken(NamedTuple):
