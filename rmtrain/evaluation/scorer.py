@@ -22,7 +22,7 @@ from rmtrain.data.text.renderer import template_variables
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
-from rmtrain.evaluation.token_rewards import TokenReader, TokenRewards
+from rmtrain.evaluation.token_rewards import TokenReader, TokenRewards, with_scores
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout
 from rmtrain.model.reward_model import computing_type
@@ -181,8 +181,12 @@ class RewardScorer:
         return rewards
 
     def token_rewards(self, row: TokenizedComparison, check: Callable[[], None] | None = None) -> list[TokenRewards]:
-        """Return the rewards after every token of a row's responses, see `TokenReader`; raises NumericError where one is not finite."""
-        rewards = TokenReader(self.model, self.choose_layout([row]), self.pad_token_id, self.max_tokens).read(row, check)
+        """Return the rewards after every token of a row's responses, see `TokenReader`; the last of each is its score, to the last bit.
+
+        Raises NumericError where one is not finite.
+        """
+        reader = TokenReader(self.model, self.choose_layout([row]), self.pad_token_id, self.max_tokens)
+        rewards = with_scores(reader.read(row, check), self.rewards([row], check)[0])
         for of_response in rewards:
             place = next((place for place, reward in enumerate(of_response) if not math.isfinite(reward or 0.0)), None)
             if place is not None:

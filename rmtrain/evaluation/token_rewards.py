@@ -70,6 +70,11 @@ class TokenReader:
         return [(*[None] * (first - 1), *[next(rewards) for _ in range(first, len(sequence) + 1)]) for sequence in row.sequences]
 
 
+def with_scores(rewards: Sequence[TokenRewards], scores: Sequence[float]) -> list[TokenRewards]:
+    """Return the rewards after every token with the score of each response as its last: forwards that read other tokens round otherwise."""
+    return [(*own[:-1], score) for own, score in zip(rewards, scores, strict=True)]
+
+
 class Parting(NamedTuple):
     """Where two responses part, as numbers of tokens, from 0.
 

@@ -9,7 +9,7 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import PAIR, TokenizedComparison, common_prefix_length
 from rmtrain.evaluation.diagnosis import describe_edge, hardest_errors
 from rmtrain.evaluation.metrics import EvaluationResult
-from rmtrain.evaluation.token_rewards import Parting, TokenReader, TokenRewards, parting
+from rmtrain.evaluation.token_rewards import Parting, TokenReader, TokenRewards, parting, with_scores
 from rmtrain.report.token_strip import LEVELS, RewardScale, parting_marks, token_bytes
 
 HARDEST = 12
@@ -56,7 +56,7 @@ def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: An
             two = (comparison.sequences[edge.winner], comparison.sequences[edge.loser])
             prefix = common_prefix_length(two)
             pair = replace(comparison, sequences=two, prefix_length=prefix, preferences=PAIR, targets=(), cut=())
-            row["tokens"] = token_spans(pair, reader.read(pair), tokenizer)
+            row["tokens"] = token_spans(pair, with_scores(reader.read(pair), row["rewards"]), tokenizer)
         rows.append(row)
     return replace(evaluation, hardest=rows)
 

@@ -14,7 +14,7 @@ from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.recipe.load import MARKER
 from rmtrain.recipe.schema import Recipe
 from tests.commands.test_inspect import EVIL, look, shown
-from tests.exports import tiny_export
+from tests.exports import LONGEST, tiny_export
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
 QUIET = Console(quiet=True)
@@ -41,7 +41,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
             "score": "scores",
         }
     )
-    return tiny_recipe(folder, data={"train": sources, "max_length": 200})
+    sizes = {"architecture": "llama", "hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 400, "max_positions": LONGEST}
+    return tiny_recipe(folder, data={"train": sources, "max_length": 200}, model={"scratch": sizes})
 
 
 def test_last_reward_is_that_of_score(recipe: Recipe, model: str) -> None:
@@ -80,19 +81,18 @@ def test_every_reward_is_readable_without_colours(recipe: Recipe, model: str, wi
         numbers = [float(word.replace("−", "-")) for line in part.split("\n")[2::3] for word in line.split()]
         assert numbers == pytest.approx(response["token_rewards"][prompt:], abs=0.006)
         assert max(map(len, part.split("\n")[1:])) <= width
-    coloured = shown(result, width, color=True)
-    assert "(│)" in coloured
-    assert coloured.count("│") == 3
-    assert coloured.count("»") >= 3
+    coloured = shown(result, width, color=True).split("\n\nprompt as text")[0]
+    assert coloured.count("│") == 4, "in what is shared, where they part, and in both responses"
+    assert coloured.count("»") >= 2
 
 
 def test_lists_and_ratings_have_rewards(recipe: Recipe, model: str, tmp_path: Path) -> None:
     document = look(recipe, row="lists:0", model=model)
-    expected = RewardScorer(model)([RANKED["prompt"]] * 3, RANKED["responses"])
+    expected = RewardScorer(model)([RANKED["prompt"]] * 3, ["d e", "f g h i", "a b c"])
     assert [response["reward"] for response in document["responses"]] == pytest.approx(expected, abs=1e-6)
-    assert document["compared"] == [1, 0]
+    assert document["compared"] == [0, 2]
     text = shown(inspect(recipe, QUIET, InspectOptions(row="lists:0", model=model)))
-    assert f"{expected[2]:+.3f}".replace("-", "−") in text, "the response in the table"
+    assert f"{expected[1]:+.3f}".replace("-", "−") in text, "the response in the table"
     source = {
         "path": str(write_rows(tmp_path / "rated.jsonl", [RATED])),
         "format": "scored",

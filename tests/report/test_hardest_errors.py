@@ -52,7 +52,7 @@ def test_long_responses_are_cut_around_their_difference(tokenizer: Any) -> None:
     for side in spans.sides:
         assert side[0].level is side[-1].level is None
         assert len(side) == MAX_SHOWN + 2
-        assert any(span.mark == "│»" for span in side)
+        assert sum("│" in span.mark for span in side) == 1
 
 
 def test_equal_or_missing_rewards_have_no_spans(tokenizer: Any) -> None:

@@ -153,7 +153,7 @@ def test_scale_has_equal_steps_without_extremes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "text"), [(0, 7, "+1.23"), (0, 0.07, "+1.234"), (0, 0.0007, "+1.23457"), (1, 1, "+1.23")]
+    ("low", "high", "text"), [(0, 7, "+1.23"), (0, 0.07, "+1.235"), (0, 0.0007, "+1.23457"), (1, 1, "+1.23")]
 )
 def test_numbers_have_the_digits_of_a_step(low: float, high: float, text: str) -> None:
     assert RewardScale(low, high).format(1.2345678) == text
