@@ -102,14 +102,18 @@ def test_only_one_conversation_is_read(export: Path) -> None:
             scorer.score_tokens(wrong)  # type: ignore[arg-type]
 
 
-def test_reward_that_is_not_finite_is_named(export: Path) -> None:
-    scorer = RewardScorer(str(export))
+def test_reward_that_is_not_finite_is_named(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one of a token that no later one depends on, as when a product of the last layer overflows."""
+    scorer, row = RewardScorer(str(export)), tokenized("s:0", [7, 8, 1], [7, 9, 1])
+    read = TokenReader.read
+    monkeypatch.setattr(TokenReader, "read", lambda *given: [(own[0], float("inf"), own[2]) for own in read(*given)])
+    with pytest.raises(NumericError, match=r"^s:0: .* token 1 .* inf\b"):
+        scorer.token_rewards(row)
     with torch.no_grad():
         scorer.model.backbone.get_input_embeddings().weight[9] = float("nan")
     scorer.layout = "packed"
-    scorer.model.use_layout("packed")
-    with pytest.raises(NumericError, match=r"^s:0: .* token \d "):
-        scorer.token_rewards(tokenized("s:0", [7, 8, 1], [7, 9, 1]))
+    with pytest.raises(NumericError, match=r"^s:0: .* nan\b"):
+        scorer.token_rewards(row)
 
 
 A, B = [1, 2, 3, 4, 9], [1, 2, 5, 9]
