@@ -196,7 +196,7 @@ def lay_out_every_token(
         prefix, own = 0, batch.attention_mask_RT.sum(1).tolist()
     else:
         reward_row, reward_column = torch.zeros_like(batch.input_ids_RT[0]), torch.arange(batch.tokens)
-        (prefix,), (own,) = batch.segments.prefixes, batch.segments.responses
+        prefix, own = batch.segments.prefixes[0], list(batch.segments.responses[0])
     ends = prefix + np.cumsum(own)
     places = [np.append(np.arange(prefix), np.arange(end - length, end)) for end, length in zip(ends, own, strict=True)]
     everywhere = replace(

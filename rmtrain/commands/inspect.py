@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -71,7 +71,13 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
         raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {tags}")
     if options.dropped is not None:
         return _show_dropped(recipe.data, data, prepared.directory, options, options.dropped)
-    return _show_kept(data, prepared.directory, tokenizer, options, console, scorer)
+
+    def describe(number: int, match: Match | None = None) -> dict[str, Any]:
+        document = _row_document(data[number], number, options.split, tokenizer, match)
+        return document if scorer is None else _with_rewards(document, data[number], scorer, console)
+
+    view = partial(comparison_view, tokenizer=tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
+    return _show_kept(data, prepared.directory, tokenizer, options, console, describe, view)
 
 
 def _load_model(model: str, recipe: Recipe, allow_template_change: bool) -> RewardScorer:
@@ -85,15 +91,10 @@ def _show_kept(
     tokenizer: PreTrainedTokenizerBase,
     options: InspectOptions,
     console: Console,
-    scorer: RewardScorer | None,
+    describe: Callable[..., dict[str, Any]],
+    view: Callable[[dict[str, Any]], RenderableType],
 ) -> CommandResult:
     """Show kept rows. The document is the row itself if one is named, and otherwise has a list of rows."""
-    view = partial(comparison_view, tokenizer=tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
-
-    def describe(number: int, match: Match | None = None) -> dict[str, Any]:
-        document = _row_document(data[number], number, options.split, tokenizer, match)
-        return document if scorer is None else _with_rewards(document, data[number], scorer, console)
-
     numbers: Sequence[int] = range(len(data))
     if options.source is not None:
         numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]

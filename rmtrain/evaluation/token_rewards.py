@@ -14,7 +14,7 @@ from torch import nn
 
 from rmtrain.batching.layout import Layout, lay_out_every_token
 from rmtrain.batching.plan import Costs
-from rmtrain.data.comparison import TokenizedComparison, common_prefix_length
+from rmtrain.data.comparison import TokenizedComparison, Tokens, common_prefix_length
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
 from rmtrain.model.reward_model import evaluating, unwrap
 
@@ -87,7 +87,7 @@ class Parting(NamedTuple):
     rewards: int | None
 
 
-def parting(sequences: Sequence[Sequence[int]], rewards: Sequence[TokenRewards]) -> Parting:
+def parting(sequences: Sequence[Tokens], rewards: Sequence[TokenRewards]) -> Parting:
     """Return where two responses part, given their tokens and the rewards after them."""
     tokens = common_prefix_length(sequences)
     length = max(map(len, rewards))

@@ -207,7 +207,7 @@ def parting_marks(tokens: int, rewards: int | None) -> dict[int, str]:
 
 
 class DrawnToken(NamedTuple):
-    """A token as it is drawn on one line.
+    """A token drawn on one line.
 
     space: what is before it in the text, and in no token.
     line_feeds: the number of those in it.
