@@ -81,8 +81,15 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
 
 
 def _load_model(model: str, recipe: Recipe, allow_template_change: bool) -> RewardScorer:
-    """Load the model whose rewards are shown, to compute as `rmtrain eval` with this recipe does."""
-    return RewardScorer(model, precision=recipe.training.precision, allow_template_change=allow_template_change)
+    """Load the model whose rewards are shown, to compute as `rmtrain eval` with this recipe does.
+
+    Raises CheckpointError as `load_reward_model`, and RecipeError where rows could have more tokens than the model has positions.
+    """
+    scorer = RewardScorer(model, precision=recipe.training.precision, allow_template_change=allow_template_change)
+    positions, max_length = scorer.model.max_positions, recipe.data.max_length
+    if positions is not None and max_length > positions:
+        raise RecipeError(f"data.max_length: {model} has {positions} positions, got {max_length}; set {positions} or less")
+    return scorer
 
 
 def _show_kept(

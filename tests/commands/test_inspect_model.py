@@ -147,6 +147,14 @@ def test_another_chat_template_is_refused(recipe: Recipe, tmp_path: Path) -> Non
     assert document["responses"][0]["token_rewards"]
 
 
+def test_rows_beyond_the_positions_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    path = str(tiny_export(tmp_path / "model", "gpt2"))
+    longer = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_length": LONGEST + 1})})
+    with pytest.raises(RecipeError, match=rf"^data.max_length: .* {LONGEST} positions"):
+        inspect(longer, QUIET, InspectOptions(row="0", model=path))
+    assert look(recipe, row="0", model=path)["responses"]
+
+
 def test_run_directory_stands_for_its_model(recipe: Recipe, model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "run" / "model")
     (tmp_path / "run" / MARKER).write_text("{}")
