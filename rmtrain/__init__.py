@@ -21,7 +21,7 @@ _HOMES = {
     "preprocess": "rmtrain.commands.preprocess",
     "train": "rmtrain.commands.train",
     "evaluate": "rmtrain.commands.evaluate",
-    "visualize_tokens": "rmtrain.report.comparison_view",
+    "visualize_tokens": "rmtrain.report.token_strip",
     "CHAT_TEMPLATES": "rmtrain.data.text.templates",
     "RewardScorer": "rmtrain.evaluation.scorer",
 }

@@ -180,6 +180,31 @@ def lay_out(comparisons: Sequence[TokenizedComparison], pad_token_id: int, layou
     )
 
 
+def lay_out_every_token(
+    comparison: TokenizedComparison, pad_token_id: int, layout: Layout
+) -> tuple[MicroBatch, list[NDArray[np.int64]]]:
+    """Lay out a comparison so that every token is read, and not only the last one of each response.
+
+    Returns:
+        The micro-batch, whose "responses" are the tokens that are read; and for each response of the comparison the numbers of its tokens
+        among these, from its first to its last. Tokens that responses share have the same numbers.
+    """
+    batch = lay_out([comparison], pad_token_id, layout)
+    if batch.segments is None:
+        assert batch.attention_mask_RT is not None, "padded rows have a mask"
+        reward_row, reward_column = batch.attention_mask_RT.nonzero(as_tuple=True)
+        prefix, own = 0, batch.attention_mask_RT.sum(1).tolist()
+    else:
+        reward_row, reward_column = torch.zeros_like(batch.input_ids_RT[0]), torch.arange(batch.tokens)
+        prefix, own = batch.segments.prefixes[0], list(batch.segments.responses[0])
+    ends = prefix + np.cumsum(own)
+    places = [np.append(np.arange(prefix), np.arange(end - length, end)) for end, length in zip(ends, own, strict=True)]
+    everywhere = replace(
+        batch, blocks=(), reward_row_S=reward_row, reward_column_S=reward_column, sequence_N=torch.arange(batch.tokens)
+    )
+    return everywhere, [places[number] for number in batch.sequence_N.tolist()]
+
+
 def _padded(distinct: Sequence[Sequence[Tokens]], pad_token_id: int) -> tuple[NDArray[np.int64], dict[str, Any]]:
     """Return the sequences in descending order of length, and what is laid out: one row each, in this order."""
     sequences = [sequence for of_comparison in distinct for sequence in of_comparison]

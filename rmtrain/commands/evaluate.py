@@ -18,7 +18,7 @@ from rmtrain.commands.evaluate_scores import benchmarks_result, gate_names, pair
 from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
 from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
-from rmtrain.data.text.tokenizer import open_tokenizer, replaced_pad_token
+from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.strategy import model_device
@@ -40,16 +40,18 @@ from rmtrain.evaluation.scores_file import (
 )
 from rmtrain.evaluation.scoring import ScoringPlan, score
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
+from rmtrain.evaluation.token_rewards import TokenReader
 from rmtrain.files import expanded, unwritable
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.model_files import ModelRef
 from rmtrain.model.reward_model import computing_type
-from rmtrain.model.saved_model import FACTS, load_reward_model, model_of, template_hash
+from rmtrain.model.saved_model import FACTS, load_reward_model, model_of, template_hash, tokenizer_for_data
 from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
 from rmtrain.recipe.schema import Data, EvaluationRecipe, Objectives, Recipe
 from rmtrain.report.console import compact, one_line
-from rmtrain.report.page import with_errors, write_report
+from rmtrain.report.hardest_errors import with_errors
+from rmtrain.report.page import write_report
 from rmtrain.report.progress import ReadingProgress, ScoringProgress
 from rmtrain.report.terminal import TerminalConsole
 
@@ -210,18 +212,8 @@ def evaluate(
     console = (console or TerminalConsole(stderr=True)) if accelerator.is_main_process else TerminalConsole(quiet=True)
     reward_model, tokenizer = load_reward_model(model, model_device(accelerator), allow_template_change=allow_template_change)
     reward_model.computing = computing_type(recipe.training.precision, reward_model.device)
-    kwargs = recipe.data.chat_template_kwargs
-    data_tokenizer = open_tokenizer(model, recipe.data.chat_template, variables=kwargs)
+    data_tokenizer = tokenizer_for_data(model, tokenizer, recipe.data, allow_template_change)
     template = template_hash(data_tokenizer)
-    if (
-        template != template_hash(tokenizer)
-        and (recipe.data.chat_template != "tokenizer" or kwargs)
-        and not allow_template_change
-    ):
-        raise CheckpointError(
-            f"template hash differs: {model} has another chat template than data.chat_template: {recipe.data.chat_template[:40]!r} "
-            "with data.chat_template_kwargs; set tokenizer and no kwargs, or pass --allow-template-change"
-        )
     with ReadingProgress(console) as progress:
         if any(source.holdout for source in recipe.data.train):
             rows = prepare(recipe.data, data_tokenizer, progress).eval
@@ -240,7 +232,8 @@ def evaluate(
     with stopping(accelerator) as stop:
         result = evaluate_plan(reward_model, plan, accelerator, objective, stop.check)
     settings = pair_settings(model, rows, recipe.data, objective, reward_model.computing, template)
-    return replace(with_errors(result, rows, tokenizer), settings=settings, pad_token=replaced_pad_token(tokenizer))
+    reader = TokenReader(reward_model, layout, tokenizer.pad_token_id, budget)
+    return replace(with_errors(result, rows, tokenizer, reader), settings=settings, pad_token=replaced_pad_token(tokenizer))
 
 
 def objective_of_model(model: str, recipe: Recipe | EvaluationRecipe) -> Objectives:

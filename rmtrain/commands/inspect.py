@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -26,11 +26,15 @@ from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_
 from rmtrain.data.rows.messages import cells
 from rmtrain.data.text.tokenizer import Match, decoded, load_tokenizer, search
 from rmtrain.errors import DataError, RecipeError
+from rmtrain.evaluation.scorer import RewardScorer
+from rmtrain.evaluation.token_rewards import parting
+from rmtrain.model.saved_model import tokenizer_for_data
 from rmtrain.recipe.schema import Data, Recipe
-from rmtrain.report.comparison_view import comparison_view, dropped_view, token_strings
+from rmtrain.report.comparison_view import comparison_view, dropped_view
 from rmtrain.report.console import WrapText
 from rmtrain.report.progress import ReadingProgress
 from rmtrain.report.step_view import step_view
+from rmtrain.report.token_strip import token_strings
 
 Item = TypeVar("Item")
 ANY_REASON = "all"
@@ -44,12 +48,17 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
     Raises:
         RecipeError: options that cannot be combined; no such step, source or reason; a comparison above the budget of a step.
         DataError: no such row, or the data is refused. Dropped rows can be shown even then.
+        CheckpointError: no such model, or one that is made for another chat template. NumericError: a reward that is not finite.
     """
     options = options or InspectOptions()
     options.check()
     if options.random and options.seed is None:
         options = replace(options, seed=secrets.randbelow(2**32))
-    tokenizer = load_tokenizer(recipe.model, recipe.data)
+    scorer = None if options.model is None else _load_model(options.model, recipe, options.allow_template_change)
+    if scorer is None:
+        tokenizer = load_tokenizer(recipe.model, recipe.data)
+    else:
+        tokenizer = tokenizer_for_data(str(scorer.path), scorer.tokenizer, recipe.data, options.allow_template_change)
     with ReadingProgress(console) as progress:
         prepared = (prepare if options.dropped is None else prepare_unchecked)(recipe.data, tokenizer, progress)
     if options.step is not None:
@@ -62,20 +71,43 @@ def inspect(recipe: Recipe, console: Console, options: InspectOptions | None = N
         raise RecipeError(f"--source {options.source}: {options.split} has no such source; it has: {tags}")
     if options.dropped is not None:
         return _show_dropped(recipe.data, data, prepared.directory, options, options.dropped)
-    return _show_kept(data, prepared.directory, tokenizer, options, console)
+
+    def describe(number: int, match: Match | None = None) -> dict[str, Any]:
+        document = _row_document(data[number], number, options.split, tokenizer, match)
+        return document if scorer is None else _with_rewards(document, data[number], scorer, console)
+
+    view = partial(comparison_view, tokenizer=tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
+    return _show_kept(data, prepared.directory, tokenizer, options, console, describe, view)
+
+
+def _load_model(model: str, recipe: Recipe, allow_template_change: bool) -> RewardScorer:
+    """Load the model whose rewards are shown, to compute as `rmtrain eval` with this recipe does.
+
+    Raises CheckpointError as `load_reward_model`, and RecipeError where rows could have more tokens than the model has positions.
+    """
+    scorer = RewardScorer(model, precision=recipe.training.precision, allow_template_change=allow_template_change)
+    positions, max_length = scorer.model.max_positions, recipe.data.max_length
+    if positions is not None and max_length > positions:
+        raise RecipeError(f"data.max_length: {model} has {positions} positions, got {max_length}; set {positions} or less")
+    return scorer
 
 
 def _show_kept(
-    data: TokenizedData, directory: Path, tokenizer: PreTrainedTokenizerBase, options: InspectOptions, console: Console
+    data: TokenizedData,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    options: InspectOptions,
+    console: Console,
+    describe: Callable[..., dict[str, Any]],
+    view: Callable[[dict[str, Any]], RenderableType],
 ) -> CommandResult:
     """Show kept rows. The document is the row itself if one is named, and otherwise has a list of rows."""
-    view = partial(comparison_view, tokenizer=tokenizer, show_ids=options.ids, side_by_side=options.side_by_side)
     numbers: Sequence[int] = range(len(data))
     if options.source is not None:
         numbers = [number for number, tag in enumerate(data.sources) if tag == options.source]
     if options.names_one:
         number = _find_row(data, directory, numbers, options)
-        document = _row_document(data[number], number, options.split, tokenizer)
+        document = describe(number)
         return CommandResult(view(document), document)
 
     limit = options.limit or (1 if options.find is None else FEW)
@@ -104,7 +136,7 @@ def _show_kept(
         document |= {"find": options.find, "searched": searched}
         end = f"stopped at the limit of {limit:,}" if searched < len(numbers) else "no more rows"
         heading = f"{len(matches):,} with {options.find!r}; searched {searched:,} of {whole}: {end}"
-    rows = [_row_document(data[number], number, options.split, tokenizer, match) for number, match in matches.items()]
+    rows = [describe(number, match) for number, match in matches.items()]
     return CommandResult(_listing(Text(heading), [view(row) for row in rows]), document | {"rows": rows})
 
 
@@ -183,6 +215,18 @@ def _row_document(
             place = "prompt" if match.end <= len(prompt) else f"prompt and {place}"
         document["found"] = {"in": place, "response": match.response, "begin": match.begin, "end": match.end}
     return document
+
+
+def _with_rewards(document: dict[str, Any], row: TokenizedComparison, scorer: RewardScorer, console: Console) -> dict[str, Any]:
+    """Return the document of a row with the rewards of a model: after each token, in the end, and where those of the two compared part."""
+    with console.status("computing rewards"):
+        rewards = scorer.token_rewards(row)
+    responses = [
+        {**response, "reward": own[-1], "token_rewards": list(own)}
+        for response, own in zip(document["responses"], rewards, strict=True)
+    ]
+    parts = parting(*([values[number] for number in document["compared"]] for values in (row.sequences, rewards)))
+    return {**document, "model": str(scorer.path), "responses": responses, "rewards_part": parts.rewards}
 
 
 def _show_dropped(section: Data, data: TokenizedData, directory: Path, options: InspectOptions, reason: str) -> CommandResult:

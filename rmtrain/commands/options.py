@@ -219,11 +219,12 @@ def parse_gates(values: Sequence[str] | None, names: Collection[str] = get_args(
 NOT_TOGETHER: Mapping[str, tuple[str, ...]] = {
     "step": ("row", "find", "dropped", "longest", "random", "source", "split", "ids", "side_by_side"),
     "row": ("find", "dropped", "longest", "random", "limit"),
-    "dropped": ("longest", "ids", "side_by_side"),
+    "dropped": ("longest", "ids", "side_by_side", "model"),
     "longest": ("random",),
+    "model": ("step", "ids"),
 }
 """Options of `rmtrain inspect` that cannot be combined, each pair once."""
-NEEDS = {"seed": "random", "world_size": "step"}
+NEEDS = {"seed": "random", "world_size": "step", "allow_template_change": "model"}
 LOWEST = {"step": 0, "seed": 0, "limit": 1, "world_size": 1}
 
 
@@ -247,6 +248,13 @@ class InspectOptions:
     seed: Annotated[int | None, typer.Option(help="Seed for --random (default: a new one, which is printed).")] = None
     world_size: Annotated[int | None, typer.Option(help="With --step: processes that share the step (default: 1).")] = None
     ids: Annotated[bool, typer.Option("--ids", help="Also show token ids.")] = False
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Also show the reward after each token, of this run, or directory or Hub id of a reward model."
+        ),
+    ] = None
+    allow_template_change: TemplateOption = False
     side_by_side: Annotated[
         bool | None,
         typer.Option(

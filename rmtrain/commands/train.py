@@ -47,6 +47,7 @@ from rmtrain.evaluation.gates import check_gates
 from rmtrain.evaluation.metrics import EvaluationResult, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
 from rmtrain.evaluation.scoring import ScoringPlan, evaluate
+from rmtrain.evaluation.token_rewards import TokenReader
 from rmtrain.model.build import build_reward_model, check_forward
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
 from rmtrain.model.hub import check_push, push
@@ -65,7 +66,8 @@ from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import Objectives, PlackettLuce, PretrainedModel, Recipe, objective_for
 from rmtrain.report.console import compact
 from rmtrain.report.evaluation_view import evaluation_summary, sample_table
-from rmtrain.report.page import with_errors, write_report
+from rmtrain.report.hardest_errors import with_errors
+from rmtrain.report.page import write_report
 from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
 from rmtrain.report.run_view import adapters_line, next_steps, python_command, rmtrain_command, run_header
@@ -157,6 +159,7 @@ def train(
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
                     step, last = best, evaluate_at(step) if evaluate_at else None
+                last = read_errors(inputs, last, TokenReader(strategy.model, layout, tokenizer.pad_token_id, budget))
                 weights = strategy.weights() if strategy.shards else None
                 peaks = peak_memory(accelerator)
                 leave_group(accelerator)  # nobody waits for the export, which the main process does alone
@@ -340,6 +343,11 @@ def make_evaluator(
     return evaluate_at
 
 
+def read_errors(inputs: Inputs, last: EvaluationResult | None, reader: TokenReader) -> EvaluationResult | None:
+    """Return the last evaluation with its hardest errors, for the report; all ranks, because a sharded model reads them again."""
+    return None if last is None else with_errors(last, inputs.data.eval, inputs.tokenizer, reader)
+
+
 def write_results(
     inputs: Inputs, model: RewardModel, directory: RunDirectory, last: EvaluationResult | None, step: int, computing: str
 ) -> None:
@@ -365,7 +373,7 @@ def write_results(
     write_report(
         path / "report.html",
         recipe.run.name,
-        None if last is None else with_errors(last, data.eval, tokenizer),
+        last,
         gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
         recipe=recipe,
         run=path,

@@ -180,14 +180,6 @@ def sample_rows(
     return [describe_edge(row, row.preferences[0], rewards, tokenizer) for row, rewards in rows]
 
 
-def hardest_rows(
-    data: TokenizedData, scored: Sequence[ScoredComparison], tokenizer: "PreTrainedTokenizerBase", count: int
-) -> list[dict[str, Any]]:
-    """Return up to `count` of the hardest errors as text, worst first."""
-    errors = hardest_errors(scored, count)
-    return [describe_edge(data[number], edge, scored[number].rewards, tokenizer) for number, edge in errors]
-
-
 def hardest_errors(scored: Sequence[ScoredComparison], count: int) -> list[tuple[int, Preference]]:
     """Return the numbers of up to `count` comparisons with the largest wrong margin, and the preference whose loser leads most.
 

@@ -22,6 +22,7 @@ from rmtrain.data.text.renderer import template_variables
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError, NumericError
 from rmtrain.evaluation.scoring import ScoringPlan, TokenizedRows, score_micro_batches
+from rmtrain.evaluation.token_rewards import TokenReader, TokenRewards, with_scores
 from rmtrain.model.export_dir import golden_texts
 from rmtrain.model.layout_probe import choose_layout
 from rmtrain.model.reward_model import computing_type
@@ -178,6 +179,40 @@ class RewardScorer:
             if not all(map(math.isfinite, of_row)):
                 raise NumericError(f"{row.id}: a reward is not finite: {list(of_row)}; score in float32")
         return rewards
+
+    def token_rewards(self, row: TokenizedComparison, check: Callable[[], None] | None = None) -> list[TokenRewards]:
+        """Return the rewards after every token of a row's responses, see `TokenReader`; the last of each is its score, to the last bit.
+
+        Raises NumericError where one is not finite.
+        """
+        reader = TokenReader(self.model, self.choose_layout([row]), self.pad_token_id, self.max_tokens)
+        rewards = with_scores(reader.read(row, check), self.rewards([row], check)[0])
+        for of_response in rewards:
+            place = next((place for place, reward in enumerate(of_response) if not math.isfinite(reward or 0.0)), None)
+            if place is not None:
+                raise NumericError(
+                    f"{row.id}: the reward after token {place} is not finite: {of_response[place]}; score in float32"
+                )
+        return rewards
+
+    def score_tokens(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Any = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], TokenRewards]:
+        """Return the tokens of a conversation, and the reward after each: that of the conversation cut there, without an end token.
+
+        Only the last one, which `score` returns, is trained. An encoder computes a forward for each token. Show them with
+        `visualize_tokens`. See `score` for arguments and errors.
+        """
+        _check_list(messages, "messages")
+        turned = turns(list(messages), "messages", "user", ends_with_reply=True)
+        (variables,) = self._variables(1, [tools], [chat_template_kwargs])
+        request = Comparison("messages", "", turned[:-1], (turned[-1:],), (), variables=variables)
+        ((row,), _) = self.encoder.encode_for_scoring([request])
+        return [int(token) for token in row.sequences[0]], self.token_rewards(row)[0]
 
     def _variables(self, count: int, tools: Sequence[Any] | None, kwargs: Sequence[Any] | None) -> list[dict[str, Any]]:
         tools = tools if TOOLS in self.variables else None

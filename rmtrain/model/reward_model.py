@@ -235,7 +235,8 @@ class RewardModel(nn.Module):
             accepted = {name: value for name, value in extra.items() if name in self._accepted}
             if part.segments is not None:
                 # The router of the last layer has to see all tokens as well, or its share of the balance would be that of a few.
-                read_tokens_only = self._read_tokens_only and not balance
+                reads_one_each = len(part.reward_column_S) == sum(map(len, part.segments.responses))
+                read_tokens_only = self._read_tokens_only and reads_one_each and not balance
                 accepted["segments"] = replace(part.segments, read_at_N=part.reward_column_S if read_tokens_only else None)
             if balance:
                 accepted["output_router_logits"] = True

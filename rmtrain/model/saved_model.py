@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
-from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, read_tokenizer
+from rmtrain.data.text.tokenizer import ADAPTER_CONFIG, adapter_problem, open_tokenizer, read_tokenizer
 from rmtrain.errors import CheckpointError
 from rmtrain.files import expanded, read_json
 from rmtrain.model.classifier import pad_beyond, quiet_transformers, seeded
@@ -24,6 +24,7 @@ from rmtrain.model.model_files import ModelRef, find_weights
 from rmtrain.model.pretrained import LoadedModel, load_config, load_pretrained, read_head
 from rmtrain.model.reward_model import RewardModel
 from rmtrain.recipe.load import MARKER, RECIPE
+from rmtrain.recipe.schema import Data
 
 FACTS, GOLDEN = "rmtrain.json", "golden.json"
 SURROGATES = re.compile("[\ud800-\udfff]")
@@ -89,6 +90,22 @@ def template_hash(tokenizer: Any) -> str | None:
     """Return the sha256 of the tokenizer's chat template, or None if it has none."""
     template = tokenizer.chat_template
     return None if template is None else hashlib.sha256(str(template).encode()).hexdigest()
+
+
+def tokenizer_for_data(model: str, own: Any, data: Data, allow_template_change: bool = False) -> PreTrainedTokenizerFast:
+    """Return the tokenizer with which a saved model reads the data of a recipe: `own`, its own, with the template of the recipe.
+
+    Raises CheckpointError if that is another template than the model's.
+    """
+    kwargs = data.chat_template_kwargs
+    tokenizer = open_tokenizer(model, data.chat_template, variables=kwargs)
+    is_asked_for = data.chat_template != "tokenizer" or kwargs
+    if is_asked_for and template_hash(tokenizer) != template_hash(own) and not allow_template_change:
+        raise CheckpointError(
+            f"template hash differs: {model} has another chat template than data.chat_template: {data.chat_template[:40]!r} "
+            "with data.chat_template_kwargs; set tokenizer and no kwargs, or pass --allow-template-change"
+        )
+    return tokenizer
 
 
 def _base_of(ref: ModelRef, adapter: dict[str, Any]) -> ModelRef:

@@ -5,16 +5,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from rmtrain.data.artifact import TokenizedData
-from rmtrain.evaluation.diagnosis import Row, diagnose, hardest_rows, reward_drift, sample_histories
+from rmtrain.evaluation.diagnosis import Row, diagnose, reward_drift, sample_histories
 from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.files import write_text
 from rmtrain.recipe.schema import EvaluationRecipe, Recipe
@@ -28,14 +26,9 @@ from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, w
 from rmtrain.report.text_diff import beginning, passages, prompt_end
 from rmtrain.report.words import sentences
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase  # numbers of scores alone need no transformers
-
 FOLDER = Path(__file__).parent
 OWNER_ONLY = 0o600
 """Permissions of the page, since it has rows of the data."""
-HARDEST = 12
-"""Errors that a report lists."""
 
 
 def write_report(
@@ -73,11 +66,6 @@ def write_report(
         save_png(draw(), path.with_name(f"{path.stem}_{key.removeprefix('eval/')}.png"))
 
 
-def with_errors(evaluation: EvaluationResult, data: TokenizedData, tokenizer: "PreTrainedTokenizerBase") -> EvaluationResult:
-    """Return an evaluation with the text of its hardest errors, for a report; `data` are the comparisons that were evaluated."""
-    return replace(evaluation, hardest=hardest_rows(data, evaluation.scored, tokenizer, HARDEST))
-
-
 def _read_lines(run: Path | None, name: str) -> list[dict[str, Any]]:
     # From the files and not handed on: a resumed run has the records of its earlier processes nowhere else.
     if run is None or not (run / name).is_file():
@@ -104,7 +92,7 @@ def page(
 
     Args:
         name: of the run or the model.
-        summary, diagnosis, hardest: as `summarize`, `diagnose` and `hardest_rows` return them for the same scores.
+        summary, diagnosis, hardest: as `summarize`, `diagnose` and `with_errors` return them for the same scores.
         gates: as `check_gates` returns them.
         metrics, samples: the lines of `metrics.jsonl` and `samples.jsonl`.
         waterfall: rows read, dropped and kept of each source, by split.
@@ -232,4 +220,12 @@ def _hardest(row: Row) -> dict[str, Any]:
         "prompt": prompt_end(row["prompt"]),
         "chosen": chosen,
         "rejected": rejected,
+        "tokens": _tokens(row),
     }
+
+
+def _tokens(row: Row) -> Any:
+    """Return the tokens of an error for the template; None without any, or where they hold a secret, which is split between them."""
+    tokens = row.get("tokens")
+    texts = () if tokens is None else ["".join(span.text for span in side) for side in tokens.sides]
+    return tokens if texts and all(redact(text) == text for text in texts) else None

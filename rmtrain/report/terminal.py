@@ -24,6 +24,7 @@ REPLACEMENTS = {
     **dict(zip("▁▂▃▄▅▆▇█░▓▒▌", "...:::##:%=#", strict=True)),
     "…": "...",
     "±": "+-",
+    "»": ">",
 }
 """What rmtrain itself draws, for an encoding that lacks it: a minus sign must not become a question mark."""
 PROGRESS_BAR = re.compile(r"(?:\r(?!\n)|(?:\x1b\[A)+$)")

@@ -24,6 +24,8 @@ from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.recipe.library import SCHEMA_LINE, SCHEMA_NAME, recipes
 from rmtrain.recipe.load import load_recipe, parse_recipe
 from rmtrain.recipe.schema import PretrainedModel, ScratchModel, json_schema
+from tests.catalogue import CATALOGUE
+from tests.data.rows.test_examine import ASKED, SHAPES, usable
 from tests.forks import rmtrain
 from tests.helpers import byte_bpe, llama_like, pairs, write_jsonl
 from tests.hub_server import hub_server
@@ -31,6 +33,7 @@ from tests.runs import ROOT, environment_of_process, metrics_of, planted_rows
 
 QUIET = Console(quiet=True)
 CHECK = re.compile(r"# CHECK: (.*)")
+ROWS = 60
 
 
 def text_of(data: str | Path, model: str | Path | None = None) -> str:
@@ -45,12 +48,12 @@ def prepared(text: str, folder: Path) -> PreparedData:
     return prepare(recipe.data, load_tokenizer(recipe.model, recipe.data))
 
 
-def trained(text: str, folder: Path) -> None:
-    """Train two steps of a recipe."""
+def trained(text: str, folder: Path) -> dict[str, Any]:
+    """Train two steps of a recipe; return the document of the run."""
     file = folder / "recipe.yaml"
     file.write_text(text, encoding="utf-8")
     changes = [f"data.cache_dir={folder / 'cache'}", f"run.output_dir={folder / 'run'}", "training.max_steps=2"]
-    train(load_recipe(file, changes), QUIET)
+    return train(load_recipe(file, changes), QUIET).document
 
 
 def messy(folder: Path) -> dict[str, tuple[Path, list[str], int]]:
@@ -115,6 +118,34 @@ def test_recipe_trains_unchanged(what: str, tmp_path: Path, no_reload: None) -> 
     steps = {line["step"] for line in metrics_of(tmp_path / "run") if "eval/loss" in line}
     assert steps == {2}
     assert (tmp_path / "run/model").is_dir()
+
+
+def copies(name: str, count: int) -> list[dict[str, Any]]:
+    """Rows in the shape of a documented dataset, each with a prompt of its own."""
+    shapes = [json.dumps(row) for row in usable(CATALOGUE[name])[0]]
+    return [json.loads(re.sub(r"\bq\b", f"question {number}", shapes[number % len(shapes)])) for number in range(count)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("known", [True, False], ids=["by its entry", "by its rows"])
+@pytest.mark.parametrize("name", SHAPES)
+def test_documented_shapes_train_unchanged(
+    name: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_reload: None
+) -> None:
+    """As a local file, which is recognised by its columns, and as rows of a dataset that nobody has documented."""
+    if not known:
+        monkeypatch.setattr("rmtrain.data.rows.examine.entries", tuple)
+    rows = copies(name, ROWS)
+    text = text_of(write_jsonl(tmp_path / "rows.jsonl", rows))
+    assert len(CHECK.findall(text)) == (0 if known else len(ASKED.get(name, [])))
+    document = trained(text, tmp_path)
+    data = prepared(text, tmp_path)
+    assert len(data.train) + len(data.eval) == ROWS
+    assert document["steps"] == 2
+    assert document["evaluation"]["n"] == len(data.eval) > 0
+    losses = [line["train/loss"] for line in metrics_of(tmp_path / "run") if "train/loss" in line]
+    assert all(0 < loss < 20 for loss in losses)
+    assert (tmp_path / "run/model/model.safetensors").is_file()
 
 
 def test_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:

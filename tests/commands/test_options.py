@@ -22,14 +22,18 @@ VALUES: dict[str, Any] = {
     "world_size": 2,
     "ids": True,
     "side_by_side": False,
+    "model": "runs/hh",
+    "allow_template_change": True,
 }
+WITH_MODEL = {"model", "allow_template_change"}
 TOGETHER = {
-    "row": {"source", "split", "ids", "side_by_side"},
+    "row": {"source", "split", "ids", "side_by_side", *WITH_MODEL},
     "step": {"world_size", "limit"},
     "dropped": {"find", "random", "seed", "source", "split", "limit"},
-    "longest": {"source", "split", "ids", "side_by_side", "find", "limit"},
-    "random": {"source", "split", "ids", "side_by_side", "find", "dropped", "seed", "limit"},
-    "find": {"source", "split", "ids", "side_by_side", "dropped", "longest", "random", "seed", "limit"},
+    "longest": {"source", "split", "ids", "side_by_side", "find", "limit", *WITH_MODEL},
+    "random": {"source", "split", "ids", "side_by_side", "find", "dropped", "seed", "limit", *WITH_MODEL},
+    "find": {"source", "split", "ids", "side_by_side", "dropped", "longest", "random", "seed", "limit", *WITH_MODEL},
+    "model": {"row", "find", "longest", "random", "seed", "source", "split", "limit", "side_by_side", "allow_template_change"},
 }
 """The options that each way to select rows can be combined with."""
 

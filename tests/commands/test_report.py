@@ -12,7 +12,7 @@ from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.engine.run_log import pixels
 from rmtrain.evaluation.metrics import EvaluationResult, summarize
-from rmtrain.report.page import HARDEST
+from rmtrain.report.hardest_errors import HARDEST
 from rmtrain.report.plots import pictures
 from tests.evaluation.test_metrics import random_pairs
 from tests.report.test_page import SECTIONS, Reader

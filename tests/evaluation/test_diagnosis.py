@@ -17,9 +17,9 @@ from rmtrain.evaluation.diagnosis import (
     ROUND,
     accuracy_by_length_difference,
     calibration_curve,
+    describe_edge,
     diagnose,
     hardest_errors,
-    hardest_rows,
     margin_histogram,
     reward_by_length,
     reward_drift,
@@ -222,7 +222,7 @@ def test_hardest_and_samples_have_texts(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     data = prepare(recipe.data, tokenizer).eval
     scored = [ScoredComparison(data[k].id, data[k].source, (0.0, float(k)), (), PAIR) for k in range(len(data))]
-    (worst, second) = hardest_rows(data, scored, tokenizer, 2)
+    worst, second = (describe_edge(data[k], edge, scored[k].rewards, tokenizer) for k, edge in hardest_errors(scored, 2))
     assert worst["id"] == data[len(data) - 1].id
     assert worst["rewards"] == [0.0, float(len(data) - 1)]
     assert "describe the" in worst["prompt"]

@@ -35,7 +35,18 @@ EVIL = {
 """Texts of strangers that would control a terminal, or cannot be encoded."""
 MARKUP = ("[/x]", "runs[v2]", "[red]a", "[link=http://example.com]b[/link]", ":boom:", "\\[")
 
-DRAWING = ("console", "evaluation_view", "comparison_view", "tables", "lengths", "step_view", "text_diff", "progress", "run_view")
+DRAWING = (
+    "console",
+    "evaluation_view",
+    "comparison_view",
+    "token_strip",
+    "tables",
+    "lengths",
+    "step_view",
+    "text_diff",
+    "progress",
+    "run_view",
+)
 """Modules that draw with signs."""
 
 

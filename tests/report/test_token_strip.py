@@ -1,4 +1,4 @@
-"""Token ids as strings and as coloured text: no text is lost, and every mark is visible without colours as well."""
+"""Token ids as strings, as coloured text and with rewards: no text is lost, and every mark is visible without colours as well."""
 
 import re
 from itertools import pairwise
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from rmtrain.report.comparison_view import TokenStrip, special_ids, token_strings, visualize_tokens
+from rmtrain.errors import DataError
+from rmtrain.report.token_strip import LEVELS, RewardScale, RewardStrip, TokenStrip, special_ids, token_strings, visualize_tokens
 from tests.report.render import console, render, written
 from tests.report.tokenizers import byte_fallback, byte_level, word_piece
 
@@ -137,3 +138,55 @@ def test_boundaries_replace_missing_colours(tokenizer: Any) -> None:
 
 def test_no_tokens_give_an_empty_text(tokenizer: Any) -> None:
     assert TokenStrip([], tokenizer).text() == Text()
+
+
+def test_scale_has_equal_steps_without_extremes() -> None:
+    scale = RewardScale.of([-1000.0, *(number / 100 for number in range(701)), None, 1000.0])
+    assert (scale.low, scale.high) == pytest.approx((0.35, 6.65), abs=0.02)
+    levels = [scale.level(number / 100) for number in range(701)]
+    assert levels == sorted(levels)
+    assert set(levels) == set(range(LEVELS))
+    assert (scale.level(-1e9), scale.level(1e9)) == (0, LEVELS - 1)
+    assert all(scale.level(scale.middle(level)) == level for level in range(LEVELS))
+    assert RewardScale.of([1.0, 1.0]).level(1.0) == LEVELS // 2
+    assert RewardScale.of([None]).level(0.0) == LEVELS // 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"), [(0, 7, "+1.23"), (0, 0.07, "+1.235"), (0, 0.0007, "+1.23457"), (1, 1, "+1.23")]
+)
+def test_numbers_have_the_digits_of_a_step(low: float, high: float, text: str) -> None:
+    assert RewardScale(low, high).format(1.2345678) == text
+
+
+def test_rewards_are_below_their_tokens(tokenizer: Any) -> None:
+    """Without colours; a line feed ends a line, and a token that is wider than the console is cut."""
+    ids, prefix = encode(tokenizer)
+    rewards = [None if index == 2 else index / 10 for index in range(len(ids))]
+    strip = RewardStrip(ids, tokenizer, rewards, RewardScale(0, 7), marks={prefix: "│"})
+    for width in (8, 30, 200):
+        lines = render(strip, width).rstrip("\n").split("\n")
+        assert max(map(len, lines)) <= width
+        assert not any(lines[2::3])
+        numbers = " ".join(lines[1::3]).split()
+        assert numbers == ["–" if reward is None else f"+{reward:.2f}" for reward in rewards]
+        assert sum(line.count("│") for line in lines[::3]) == 1
+    wide = render(strip, 200)
+    assert wide.split("\n")[0].endswith("⏎")
+    assert "⟦<eos>⟧" in wide
+    assert "\\x1b" in wide
+    assert "\x1b" not in wide
+    assert render(RewardStrip([], tokenizer, [], RewardScale(0, 0))) == "\n"
+
+
+def test_visualize_tokens_takes_rewards(tokenizer: Any) -> None:
+    ids, _ = encode(tokenizer)
+    rewards = [float(index) for index in range(len(ids))]
+    coloured, piped = console(width=200, color=True), console(width=200)
+    for target in (coloured, piped):
+        visualize_tokens(ids, tokenizer, target, rewards=rewards)
+    assert len(set(re.findall(r"48;5;\d+", written(coloured)))) == LEVELS
+    assert "+3.00" in written(piped)
+    assert Text.from_ansi(written(coloured)).plain.count("⟦<eos>⟧") == 1
+    with pytest.raises(DataError, match=r"^rewards: "):
+        visualize_tokens(ids, tokenizer, piped, rewards=rewards[1:])
