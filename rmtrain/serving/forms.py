@@ -1,7 +1,7 @@
 """The forms of requests and answers: ours, OpenRLHF's and slime's `get_reward`, and vLLM's `classify`, which verl asks.
 
-Sources: `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`, `slime/rollout/rm_hub`, `verl/experimental/reward_loop/reward_loop.py`, and
-`vllm/entrypoints/pooling/classify/protocol.py`.
+Sources: `openrlhf/cli/serve_rm.py` and `openrlhf/utils/agent.py`, `slime/rollout/rm_hub`, `verl/experimental/reward_loop/reward_loop.py`,
+and `vllm/entrypoints/pooling/classify/protocol.py`.
 """
 
 import json
@@ -79,7 +79,7 @@ class Forms:
         return Asked(self._encode([whole], "prompt"), lambda rewards: rewards[0][0])
 
     def classify(self, body: bytes) -> Asked:
-        """Read vLLM's form: `input`, a text that is rendered already or several; or `messages`. `probs` of the answer has the raw reward."""
+        """Read vLLM's form: `input`, a text that is rendered already, or several; or `messages`. `probs` has the raw reward."""
         row = _parse(body)
         if CONVERSATION in row:
             values = variables_of(row.get("tools"), row.get("chat_template_kwargs"), WHERE)
@@ -92,7 +92,8 @@ class Forms:
 
         def answer(rewards: Rewards) -> Any:
             data = [
-                {"index": index, "label": self.label, "probs": list(of_row), "num_classes": 1} for index, of_row in enumerate(rewards)
+                {"index": index, "label": self.label, "probs": list(of_row), "num_classes": 1}
+                for index, of_row in enumerate(rewards)
             ]
             usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0, "prompt_tokens_details": None}
             about = {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "created": int(time.time()), "model": self.name}

@@ -5,6 +5,7 @@ A rollout of RL asks for each response of a prompt by itself. Sorted, sequences 
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def group_by_prefix(sequences: Sequence[Tokens], most: int) -> list[list[int]]:
     sequences has at most `most` tokens.
     """
     order = sorted(range(len(sequences)), key=lambda number: sort_key(sequences[number]))
-    common = [common_prefix_length((sequences[one], sequences[two])) for one, two in zip(order, order[1:], strict=False)]
+    common = [common_prefix_length((sequences[one], sequences[two])) for one, two in pairwise(order)]
     # saved[end]: the most tokens that groups of the first `end` sequences save, the last group beginning at begins[end].
     saved, begins = [0], [0]
     for end in range(1, len(order) + 1):

@@ -1,0 +1,104 @@
+"""`rmtrain serve`: rewards over HTTP, by one process or several.
+
+The first process reads and answers the requests. All processes score batches, each with a model of its own.
+"""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import NoReturn
+
+from rmtrain.commands.options import CommandResult, ServeOptions, checked_precision
+from rmtrain.engine.distributed import run_on_main, start_evaluation
+from rmtrain.engine.rank import GracefulShutdown
+from rmtrain.engine.strategy import model_device
+from rmtrain.errors import Stopped, TryAgain
+from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
+from rmtrain.report.console import KeyValues
+from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
+from rmtrain.serving.endpoints import Endpoints, Limits
+from rmtrain.serving.forms import Forms
+from rmtrain.serving.server import TOKEN, RewardServer, bind, checked_token, url_of
+
+
+def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> NoReturn:
+    """Serve until a signal comes, answer what was accepted, and raise `Stopped`.
+
+    Args:
+        announce: prints the address, once the server is about to listen.
+
+    Raises:
+        RecipeError: the address cannot be used, or needs a token. CheckpointError: no model, or no score head.
+        Stopped: a signal came. TryAgain: another process than this one has ended.
+    """
+    token = checked_token(options.host, os.environ.get(TOKEN))
+    accelerator = start_evaluation()
+    bound: list[socket.socket] = []
+    run_on_main(
+        accelerator, lambda: bound.append(bind(options.host, options.port))
+    )  # before the model, which takes minutes to load
+    # A name without a file, which nothing has to remove; the key keeps others out.
+    address, key = run_on_main(accelerator, lambda: (f"\0rmtrain-{secrets.token_hex(8)}", secrets.token_bytes(32)))
+    others = accelerator.num_processes - 1
+    listener = Listener(address, "AF_UNIX", others, key) if others and bound else None
+    scorer = RewardScorer(
+        options.model,
+        device=model_device(accelerator),
+        precision=checked_precision(options.precision),
+        max_length=options.max_length,
+        overlong="cut" if options.cut else "error",
+        max_tokens=options.max_tokens or MAX_TOKENS,
+        allow_template_change=options.allow_template_change,
+    )
+    scorer.choose_layout([])
+    accelerator.wait_for_everyone()
+    if not bound:
+        _score_for_the_first(scorer, Client(address, "AF_UNIX", key))
+    connections = [listener.accept() for _ in range(others)] if listener else []
+    _answer(options, scorer, connections, Limits(options.queue, options.timeout, token), bound[0], announce)
+
+
+def _answer(
+    options: ServeOptions,
+    scorer: RewardScorer,
+    connections: list[Connection],
+    limits: Limits,
+    bound: socket.socket,
+    announce: Callable[[CommandResult], None],
+) -> NoReturn:
+    name = Path(options.model).name if Path(options.model).is_absolute() else options.model
+    layout = scorer.choose_layout([])
+    about = {"model": name, "processes": 1 + len(connections), "layout": layout, **scorer.settings}
+    batcher = Batcher(layout, scorer.max_tokens)
+    endpoints = Endpoints(Forms(scorer, name), batcher, limits, about)
+    workers = [LocalWorker(scorer), *map(RemoteWorker, connections)]
+    with GracefulShutdown() as stop:
+        server = RewardServer(endpoints, workers, stop)
+        announce(_announcement(url_of(bound), about))
+        server.serve_on(bound)
+        for connection in connections:
+            connection.close()
+        if stop.received is None:
+            raise TryAgain("the server ended without a signal; start it again")
+        raise Stopped(stop.received, f"stopped by {stop.received.name}; requests answered: {endpoints.answered:,}")
+
+
+def _score_for_the_first(scorer: RewardScorer, connection: Connection) -> NoReturn:
+    with GracefulShutdown() as stop:  # the first process still has requests to answer, and ends this one
+        answer_batches(scorer, connection)
+        if stop.received is None:
+            raise TryAgain("the process that answers the requests has ended; start the server again")
+        stop.stop()
+
+
+def _announcement(url: str, about: dict[str, object]) -> CommandResult:
+    values = {
+        "model": str(about["model"]),
+        "serves": f"{url}/score, /get_reward (OpenRLHF, slime), /classify (verl, vLLM); GET /health, /metrics",
+        "computes": f"{about['dtype']}, {about['layout']}, texts of up to {about['max_length']} tokens, processes: {about['processes']}",
+        "stop": "Ctrl-C or SIGTERM; requests that were accepted are answered",
+    }
+    return CommandResult(KeyValues(values), {"url": url, **about})
