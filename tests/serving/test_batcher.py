@@ -167,7 +167,7 @@ def test_other_processes_score_as_this_one(scorer: RewardScorer) -> None:
     answers = together(Batcher("shared_prefix", 128), [dying, remote, local], asked)
     for answer, rows in zip(answers, asked, strict=True):
         assert answer[0] == pytest.approx(scorer.rewards(rows)[0], abs=1e-5)
-    assert 0 < len(local.batches), "guard"
+    assert len(local.batches) > 0, "guard"
     assert len(dying.batches) == 1
 
     vocabulary = len(scorer.tokenizer)
