@@ -18,7 +18,7 @@ from rmtrain.engine.strategy import model_device
 from rmtrain.errors import Stopped, TryAgain
 from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
 from rmtrain.report.console import KeyValues
-from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
+from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, Worker, answer_batches
 from rmtrain.serving.endpoints import Endpoints, Limits
 from rmtrain.serving.forms import Forms
 from rmtrain.serving.server import TOKEN, RewardServer, bind, checked_token, url_of
@@ -74,7 +74,7 @@ def _answer(
     about = {"model": name, "processes": 1 + len(connections), "layout": layout, **scorer.settings}
     batcher = Batcher(layout, scorer.max_tokens)
     endpoints = Endpoints(Forms(scorer, name), batcher, limits, about)
-    workers = [LocalWorker(scorer), *map(RemoteWorker, connections)]
+    workers: list[Worker] = [LocalWorker(scorer), *map(RemoteWorker, connections)]
     with GracefulShutdown() as stop:
         server = RewardServer(endpoints, workers, stop)
         announce(_announcement(url_of(bound), about))

@@ -84,7 +84,7 @@ class Forms:
         if CONVERSATION in row:
             values = variables_of(row.get("tools"), row.get("chat_template_kwargs"), WHERE)
             request = self._conversation(row[CONVERSATION], f"{WHERE}: {CONVERSATION}", values)
-            rows, _ = self.scorer.encoder.encode_for_scoring([request])
+            rows: Sequence[TokenizedComparison] = self.scorer.encoder.encode_for_scoring([request])[0]
         else:
             given = row.get("input")
             rows = self._encode([given] if isinstance(given, str) else _texts(given), "input")

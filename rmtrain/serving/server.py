@@ -149,6 +149,12 @@ class PatientProtocol(H11Protocol):
             self._head.cancel()
             self._head = None
 
+    def on_response_complete(self) -> None:
+        """Go on with the next request, of which a part may be there."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.conn.trailing_data[0]:
+            self._wait_for_head()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         if self._head is not None:

