@@ -18,7 +18,7 @@ from rmtrain.engine.strategy import model_device
 from rmtrain.errors import Stopped, TryAgain
 from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
 from rmtrain.report.console import KeyValues
-from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, Worker, answer_batches
+from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
 from rmtrain.serving.endpoints import Endpoints, Limits
 from rmtrain.serving.forms import Forms
 from rmtrain.serving.server import TOKEN, RewardServer, bind, checked_token, url_of
@@ -74,24 +74,23 @@ def _answer(
     about = {"model": name, "processes": 1 + len(connections), "layout": layout, **scorer.settings}
     batcher = Batcher(layout, scorer.max_tokens)
     endpoints = Endpoints(Forms(scorer, name), batcher, limits, about)
-    workers: list[Worker] = [LocalWorker(scorer), *map(RemoteWorker, connections)]
+    others = [RemoteWorker(connection) for connection in connections]
     with GracefulShutdown() as stop:
-        server = RewardServer(endpoints, workers, stop)
+        server = RewardServer(endpoints, [LocalWorker(scorer), *others], stop)
         announce(_announcement(url_of(bound), about))
         server.serve_on(bound)
-        for connection in connections:
-            connection.close()
-        if stop.received is None:
-            raise TryAgain("the server ended without a signal; start it again")
+        assert stop.received is not None, "only a signal ends the server"
+        for worker in others:
+            worker.end(stop.received)
         raise Stopped(stop.received, f"stopped by {stop.received.name}; requests answered: {endpoints.answered:,}")
 
 
 def _score_for_the_first(scorer: RewardScorer, connection: Connection) -> NoReturn:
     with GracefulShutdown() as stop:  # the first process still has requests to answer, and ends this one
-        answer_batches(scorer, connection)
-        if stop.received is None:
+        number = answer_batches(scorer, connection) or stop.received
+        if number is None:
             raise TryAgain("the process that answers the requests has ended; start the server again")
-        stop.stop()
+        raise Stopped(number)
 
 
 def _announcement(url: str, about: dict[str, object]) -> CommandResult:

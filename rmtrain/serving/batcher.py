@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Protocol
@@ -72,14 +73,22 @@ class RemoteWorker:
             raise outcome
         return outcome
 
+    def end(self, number: int) -> None:
+        """End the process, which then exits as if it had received this signal."""
+        with suppress(OSError):
+            self.connection.send(number)
+        self.connection.close()
 
-def answer_batches(scorer: RewardScorer, connection: Connection) -> None:
-    """Score the batches that a `RemoteWorker` sends, until it closes the connection."""
+
+def answer_batches(scorer: RewardScorer, connection: Connection) -> int | None:
+    """Score the batches that a `RemoteWorker` sends, until it ends this process by a signal's number; None: the connection is lost."""
     while True:
         try:
-            rows = connection.recv()
+            rows: Sequence[TokenizedComparison] | int = connection.recv()
         except (OSError, EOFError):
-            return
+            return None
+        if isinstance(rows, int):
+            return rows
         outcome: Rewards | Exception
         try:
             outcome = scorer.rewards(rows)
@@ -90,7 +99,7 @@ def answer_batches(scorer: RewardScorer, connection: Connection) -> None:
         try:
             connection.send(outcome)
         except OSError:
-            return
+            return None
 
 
 @dataclass(slots=True, eq=False)

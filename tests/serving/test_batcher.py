@@ -156,7 +156,8 @@ def test_abandoned_requests_are_not_scored() -> None:
 def test_other_processes_score_as_this_one(scorer: RewardScorer) -> None:
     """Three workers, one of which is lost on the way, answer everything, and errors cross the connection."""
     ours, theirs = Pipe()
-    thread = Thread(target=answer_batches, args=(scorer, theirs))
+    ended: list[int | None] = []
+    thread = Thread(target=lambda: ended.append(answer_batches(scorer, theirs)))
     thread.start()
 
     def lost(_: Sequence[TokenizedComparison]) -> None:
@@ -175,9 +176,9 @@ def test_other_processes_score_as_this_one(scorer: RewardScorer) -> None:
     (error,) = together(Batcher("shared_prefix", 128), [remote], bad)
     assert isinstance(error, RuntimeError)
     assert str(error) == "IndexError"
-    ours.close()
+    remote.end(15)
     thread.join(60)
-    assert not thread.is_alive()
+    assert ended == [15]
     for worker in (remote, local, dying):
         worker.thread.shutdown()
 
