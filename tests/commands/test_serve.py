@@ -19,7 +19,7 @@ from rmtrain.errors import RecipeError
 from rmtrain.report.terminal import TerminalConsole
 from rmtrain.serving.server import TOKEN, checked_token, is_loopback
 from tests.exports import tiny_export
-from tests.forks import ON_CPU, Child, fork_server, rmtrain
+from tests.forks import ON_CPU, Ended, fork_server, rmtrain
 from tests.helpers import write_jsonl
 from tests.serving.running import get, post
 
@@ -35,35 +35,47 @@ def rows(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"question {number % 7}?", "response": f"answer {number} " * (1 + number % 5)} for number in range(count)]
 
 
+class Server:
+    """A server as a process, and what it announced."""
+
+    def __init__(self, model: str, *words: str, **how: Any) -> None:
+        self.child = fork_server().start("serve", model, "--port", "0", "--json", *words, **how)
+        self.ended: Ended | None = None
+        output, end = self.child.output.with_suffix(".out"), time.monotonic() + PATIENCE
+        while not output.read_text().endswith("\n") and time.monotonic() < end:
+            time.sleep(0.05)
+        self.about = json.loads(output.read_text() or "{}")
+        self.port = int(self.about.get("url", ":0").rpartition(":")[2])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
+        """Send a signal, once, and wait for the end."""
+        if self.ended is None:
+            self.child.signal(number)
+            self.ended = self.child.wait()
+        return self.ended
+
+
 @contextmanager
-def running(model: str, *words: str, **how: Any) -> Iterator[tuple[Child, dict[str, Any]]]:
-    """A server as a process, and what it announced; afterwards it is stopped."""
-    child = fork_server().start("serve", model, "--port", "0", "--json", *words, **how)
-    output, end = child.output.with_suffix(".out"), time.monotonic() + PATIENCE
-    while not output.read_text().endswith("\n") and time.monotonic() < end:
-        time.sleep(0.05)
+def running(model: str, *words: str, **how: Any) -> Iterator[Server]:
+    """A server, which is stopped at the end."""
+    server = Server(model, *words, **how)
     try:
-        yield child, json.loads(output.read_text())
+        yield server
     finally:
-        child.signal(signal.SIGTERM)
-
-
-def port_of(about: dict[str, Any]) -> int:
-    return int(about["url"].rpartition(":")[2])
+        server.stop()
 
 
 def test_rewards_equal_score_to_the_bit(model: str, tmp_path: Path) -> None:
     """A request alone has the bytes that `rmtrain score` writes for a file with that line."""
-    with running(model) as (child, about):
+    with running(model) as server:
         for number, row in enumerate([*rows(3), {"prompt": "a", "responses": ["b", "c", "d"]}]):
             source, target = write_jsonl(tmp_path / f"{number}.jsonl", [row]), tmp_path / f"{number}.out.jsonl"
             score(ScoreOptions(model, str(source), str(target)), TerminalConsole(quiet=True))
             written = json.loads(target.read_text())
-            answer = post(port_of(about), "/score", row).document
+            answer = post(server.port, "/score", row).document
             assert answer == {key: written[key] for key in answer}
-        child.signal(signal.SIGTERM)
-        ended = child.wait()
-    assert (ended.code, about["layout"], about["max_length"]) == (143, "shared_prefix", 256)
+        ended = server.stop()
+    assert (ended.code, server.about["layout"], server.about["max_length"]) == (143, "shared_prefix", 256)
     assert "4" in ended.stderr.splitlines()[-1], "requests answered"
 
 
@@ -94,35 +106,31 @@ class Load:
 @pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_signal_under_load_answers_everything(model: str, processes: int, number: signal.Signals) -> None:
     """The server counts as many answers as the clients got; with two processes, both score."""
-    with running(model, "--max-tokens", "256", processes=processes, **ON_CPU) as (child, about):
-        load = Load(port_of(about), 8)
+    with running(model, "--max-tokens", "256", processes=processes, **ON_CPU) as server:
+        load = Load(server.port, 8)
         time.sleep(1.0)
-        child.signal(number)
-        ended = child.wait() if processes == 1 else None
+        ended = server.stop(number)
         load.wait()
     assert load.codes == {200}
     assert load.answers > 20, "guard: there was load"
-    if ended is None:
-        ended = child.wait()
     assert ended.code == 128 + number
     last = next(line for line in ended.stderr.splitlines() if number.name in line and "answered" in line)
     assert last.endswith(f": {load.answers:,}")
-    assert about["processes"] == processes
+    assert server.about["processes"] == processes
 
 
 def test_strangers_text_stays_off_the_terminal(model: str) -> None:
     evil = "\x1b]0;title\x07stranger"
-    with running(model) as (child, about):
-        port = port_of(about)
-        for path in ("/score", "/get_reward", "/classify", f"/{'stranger'}"):
+    with running(model) as server:
+        port = server.port
+        for path in ("/score", "/get_reward", "/classify", "/stranger"):
             for document in ({evil: evil}, {"prompt": evil, "response": 3}, {"query": [evil, 1]}, evil.encode()):
                 assert post(port, path, document).code in (404, 422)
         with socket.create_connection(("127.0.0.1", port)) as raw:
             raw.sendall(evil.encode() + b"\r\n\r\n")
             assert raw.recv(1000).startswith(b"HTTP/1.1 400")
         assert get(port, "/health").document["status"] == "ok"
-        child.signal(signal.SIGTERM)
-        ended = child.wait()
+        ended = server.stop()
     assert "stranger" not in ended.stdout + ended.stderr
     assert len(ended.stderr.splitlines()) <= 6, "guard: the announcement and the end, no line for a request"
 
@@ -158,11 +166,9 @@ def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.long
 def test_launched_processes_share_the_work(model: str) -> None:
     """`--processes 2` through the launcher: the same rewards, and the exit code of the signal."""
-    with running(model, "--processes", "2") as (child, about):
-        port = port_of(about)
-        answers = [post(port, "/score", row).document["reward"] for row in rows(6)]
-        child.signal(signal.SIGTERM)
-        ended = child.wait()
-    assert about["processes"] == 2
+    with running(model, "--processes", "2") as server:
+        answers = [post(server.port, "/score", row).document["reward"] for row in rows(6)]
+        ended = server.stop()
+    assert server.about["processes"] == 2
     assert len(set(answers)) == 6
     assert ended.code == 143
