@@ -19,7 +19,7 @@ from rmtrain.errors import Stopped, TryAgain
 from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
 from rmtrain.report.console import KeyValues
 from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
-from rmtrain.serving.endpoints import Endpoints, Limits
+from rmtrain.serving.endpoints import Endpoints, ServerLimits
 from rmtrain.serving.forms import Forms
 from rmtrain.serving.server import TOKEN, RewardServer, bind, checked_token, url_of
 
@@ -58,14 +58,14 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
     if not bound:
         _score_for_the_first(scorer, Client(address, "AF_UNIX", key))
     connections = [listener.accept() for _ in range(others)] if listener else []
-    _answer(options, scorer, connections, Limits(options.queue, options.timeout, token), bound[0], announce)
+    _answer(options, scorer, connections, ServerLimits(options.queue, options.timeout, token), bound[0], announce)
 
 
 def _answer(
     options: ServeOptions,
     scorer: RewardScorer,
     connections: list[Connection],
-    limits: Limits,
+    limits: ServerLimits,
     bound: socket.socket,
     announce: Callable[[CommandResult], None],
 ) -> NoReturn:

@@ -40,8 +40,8 @@ logger = logging.getLogger("rmtrain")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of the server.
+class ServerLimits:
+    """ServerLimits of the server.
 
     queue: requests that are being answered or wait.
     timeout: seconds for a request, from its first byte to its answer.
@@ -69,7 +69,7 @@ class Endpoints:
         about: of the model, for `/health`.
     """
 
-    def __init__(self, forms: Forms, batcher: Batcher, limits: Limits, about: Mapping[str, Any]) -> None:
+    def __init__(self, forms: Forms, batcher: Batcher, limits: ServerLimits, about: Mapping[str, Any]) -> None:
         self.forms, self.batcher, self.limits, self.about = forms, batcher, limits, about
         self.answered = 0
         self.is_stopping = False

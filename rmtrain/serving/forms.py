@@ -153,7 +153,7 @@ def _keys(row: dict[str, Any]) -> str:
 
 
 def _check_size(line: InputRow) -> None:
-    """Raise DataError for so many responses to so long a prompt that rendering them would take too much memory."""
+    """Raise DataError where rendering all responses with a long prompt would take too much memory."""
     request = line.request
     prompt = len(json.dumps([request.prompt, dict(request.variables)], default=str))
     if prompt * len(request.responses) > MOST_CHARACTERS:

@@ -35,7 +35,7 @@ ON_THE_WAY_SECONDS = 0.3
 def checked_token(host: str, value: str | None) -> str | None:
     """Return the token that requests have to show, from the environment; None: no token.
 
-    Raises RecipeError where `host` is not of this machine alone and there is no token, or the token is too short.
+    Raises RecipeError where other machines can reach `host` and no token is set, or where the token is too short.
     """
     if value is not None and len(value) < SHORTEST_TOKEN:
         raise RecipeError(f"{TOKEN}: expected at least {SHORTEST_TOKEN} characters; set a longer one")
@@ -150,7 +150,7 @@ class PatientProtocol(H11Protocol):
             self._head = None
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, of which a part may be there."""
+        """Wait for the next request, a part of which may have arrived."""
         super().on_response_complete()
         if not self.transport.is_closing() and self.conn.trailing_data[0]:
             self._wait_for_head()

@@ -13,7 +13,7 @@ from typing import Any
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.serving.batcher import Batcher, LocalWorker
-from rmtrain.serving.endpoints import Endpoints, Limits
+from rmtrain.serving.endpoints import Endpoints, ServerLimits
 from rmtrain.serving.forms import Forms
 from rmtrain.serving.server import RewardServer, bind
 
@@ -82,7 +82,7 @@ def served(scorer: RewardScorer, queue: int = 100, timeout: float = PATIENCE, to
     """Serve a model; at the end, the server stops as after a signal."""
     layout = scorer.choose_layout([])
     endpoints = Endpoints(
-        Forms(scorer, "tiny"), Batcher(layout, scorer.max_tokens), Limits(queue, timeout, token), {"model": "tiny"}
+        Forms(scorer, "tiny"), Batcher(layout, scorer.max_tokens), ServerLimits(queue, timeout, token), {"model": "tiny"}
     )
     worker, stop, bound = LocalWorker(scorer), GracefulShutdown(), bind("127.0.0.1", 0)
     server = RewardServer(endpoints, [worker], stop)

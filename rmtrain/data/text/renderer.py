@@ -156,7 +156,7 @@ class Renderer:
         ended = text.rstrip()
         if self._closing.rstrip() and ended.endswith(self._closing.rstrip()):
             text = ended
-        # In whole tokens: a reply that ends with "<" has not begun to write "</s>".
+        # In whole tokens: a reply that ends with "<" does not begin "</s>".
         offsets = self.tokenizer(self._closing, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         written = max(end for end in (0, *(end for _, end in offsets)) if text.endswith(self._closing[:end]))
         return ("" if text.startswith(self._begin) else self._begin) + text + self._closing[written:]
