@@ -15,7 +15,7 @@ from rmtrain.commands.options import CommandResult, ServeOptions, checked_precis
 from rmtrain.engine.distributed import run_on_main, start_evaluation
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.strategy import model_device
-from rmtrain.errors import Stopped, TryAgain
+from rmtrain.errors import RecipeError, Stopped, TryAgain
 from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
 from rmtrain.report.console import KeyValues
 from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
@@ -31,7 +31,7 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
         announce: prints the address, once the server is about to listen.
 
     Raises:
-        RecipeError: the address cannot be used, or needs a token. CheckpointError: no model, or no score head.
+        RecipeError: the address cannot be used, or needs a token; or the model has no maximum length. CheckpointError: no model, or no score head.
         Stopped: a signal came. TryAgain: another process than this one has ended.
     """
     token = checked_token(options.host, os.environ.get(TOKEN))
@@ -53,6 +53,10 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
         max_tokens=options.max_tokens or MAX_TOKENS,
         allow_template_change=options.allow_template_change,
     )
+    if scorer.limit.max_length is None:
+        raise RecipeError(
+            f"{options.model}: the model has no maximum length; set --max-length, which bounds the memory of a request"
+        )
     scorer.choose_layout([])
     accelerator.wait_for_everyone()
     if not bound:

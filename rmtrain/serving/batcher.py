@@ -187,8 +187,8 @@ class Batcher:
 
     async def _score(self, batch: Sequence[Piece], worker: Worker) -> None:
         """Score a batch. Where that fails, as one request can make it, each of its requests is scored alone."""
-        rows, places = self._rows(batch)
         try:
+            rows, places = self._rows(batch)
             rewards = await asyncio.get_running_loop().run_in_executor(worker.thread, worker.score, rows)
         except WorkerLost:
             raise
