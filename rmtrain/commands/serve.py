@@ -31,7 +31,8 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
         announce: prints the address, once the server is about to listen.
 
     Raises:
-        RecipeError: the address cannot be used, or needs a token; or the model has no maximum length. CheckpointError: no model, or no score head.
+        RecipeError: the address cannot be used, or needs a token; or the model has no maximum length.
+        CheckpointError: no model, or no score head.
         Stopped: a signal came. TryAgain: another process than this one has ended.
     """
     token = checked_token(options.host, os.environ.get(TOKEN))

@@ -6,6 +6,7 @@ several batches, so that no request computes more at once than the token budget.
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from rmtrain.batching.layout import Layout
@@ -130,6 +130,20 @@ class Piece:
         """Its tokens."""
         return self.ticket.rows[self.row].sequences[self.response]
 
+    @property
+    def is_open(self) -> bool:
+        """True until it has a reward, which is never NaN."""
+        return math.isnan(self.ticket.rewards[self.row][self.response])
+
+    def note(self, reward: float) -> None:
+        """Store its reward; the last one of a request answers it."""
+        assert self.is_open, "each sequence is scored once"
+        ticket = self.ticket
+        ticket.rewards[self.row][self.response] = reward
+        ticket.missing -= 1
+        if not ticket.missing and not ticket.answer.done():
+            ticket.answer.set_result([tuple(rewards) for rewards in ticket.rewards])
+
 
 class Batcher:
     """Scores requests in order of arrival. Each worker takes a batch when it is free, so nothing waits for a batch to fill.
@@ -167,7 +181,7 @@ class Batcher:
             try:
                 await self._score(batch, worker)
             except WorkerLost:
-                self._pieces.extendleft(reversed(batch))  # for the other workers
+                self._pieces.extendleft(piece for piece in reversed(batch) if piece.is_open)  # for the other workers
                 self._filled.set()
                 logger.warning("a process of the server has ended; its requests go to the others")
                 return
@@ -205,7 +219,7 @@ class Batcher:
         self._count(rows)
         for of_row, its in zip(rewards, places, strict=True):
             for reward, place in zip(of_row, its, strict=True):
-                _note(batch[place], reward)
+                batch[place].note(reward)
 
     def _rows(self, batch: Sequence[Piece]) -> tuple[Sequence[TokenizedComparison], list[Sequence[int]]]:
         """Return the rows to score, and for each response of each its place in the batch."""
@@ -228,13 +242,3 @@ class Batcher:
         self.sent_tokens += int(data.total_tokens.sum())
         self.computed_tokens += int(Costs.of(data, self.layout).alone.sum())
         self.batches += 1
-
-
-def _note(piece: Piece, reward: float) -> None:
-    """Store a reward; the last one of a request answers it."""
-    ticket = piece.ticket
-    assert np.isnan(ticket.rewards[piece.row][piece.response]), "each sequence is scored once"
-    ticket.rewards[piece.row][piece.response] = reward
-    ticket.missing -= 1
-    if not ticket.missing and not ticket.answer.done():
-        ticket.answer.set_result([tuple(rewards) for rewards in ticket.rewards])
