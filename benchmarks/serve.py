@@ -160,7 +160,9 @@ def serve_plain(model: str) -> None:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    bound = socket.create_server(("127.0.0.1", 0))
+    # With the protocol, so that asyncio switches Nagle's algorithm off, as where uvicorn opens the socket itself.
+    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    bound.bind(("127.0.0.1", 0))
     print(json.dumps({"url": f"http://127.0.0.1:{bound.getsockname()[1]}"}), flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="critical")).run([bound])
 
@@ -199,12 +201,12 @@ def metric(port: int, name: str) -> float:
 
 
 def many_responses(port: int, rows: Sequence[Comparison], prompts: int) -> dict[str, Any]:
-    """Tokens sent and computed for prompts with 64 responses each, as one request and as a request for each response."""
+    """Tokens sent and computed for long prompts of HH with 64 responses each, as one request and as a request for each response."""
     found: dict[str, Any] = {}
     replies = [row.responses[0][0]["content"] for row in rows]
-    fitting = [row for row in rows if sum(len(turn["content"]) for turn in row.prompt) < 1200]
+    fitting = [row for row in rows if 1000 < sum(len(turn["content"]) for turn in row.prompt) < 2000]
     groups = [
-        {"prompt": list(row.prompt), "responses": [replies[(7 * number + k) % len(replies)][:800] for k in range(RESPONSES)]}
+        {"prompt": list(row.prompt), "responses": [replies[(7 * number + k) % len(replies)][:400] for k in range(RESPONSES)]}
         for number, row in enumerate(fitting[:: max(1, len(fitting) // prompts)][:prompts])
     ]
     for name, requests, clients in (
@@ -306,7 +308,11 @@ def main() -> None:
     show(f"rewards of {found['rows']:,} conversations of {HH.name}, standard deviation {found['spread']:.2g}", columns, lines)
     responses, stopped = found["responses"], found["signal"]
     shown = [[name, responses[name]["sent"], responses[name]["computed"]] for name in ("one request", "64 requests")]
-    show(f"{responses['prompts']} prompts with {RESPONSES} responses", ["sent as", "tokens sent", "tokens computed"], shown)
+    show(
+        f"{responses['prompts']} prompts of 1,000 to 2,000 characters with {RESPONSES} responses",
+        ["sent as", "tokens sent", "tokens computed"],
+        shown,
+    )
     finish(arguments, {"machine": about, **found}, figures_of(found, arguments.clients))
     for name, load in loads.items():
         most = TOLERANCE if name.startswith("ours") else PLAIN_TOLERANCE

@@ -23,7 +23,7 @@ from tests.forks import ON_CPU, Ended, fork_server, rmtrain
 from tests.helpers import write_jsonl
 from tests.serving.running import get, post
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,14 @@ class Server:
         self.child = fork_server().start("serve", model, "--port", "0", "--json", *words, **how)
         self.ended: Ended | None = None
         output, end = self.child.output.with_suffix(".out"), time.monotonic() + PATIENCE
-        while not output.read_text().endswith("\n") and time.monotonic() < end:
+        printed = ""
+        while not printed.endswith("\n") and time.monotonic() < end:
             time.sleep(0.05)
-        self.about = json.loads(output.read_text() or "{}")
-        self.port = int(self.about.get("url", ":0").rpartition(":")[2])
+            printed = output.read_text() if output.exists() else ""
+        if not printed:
+            raise AssertionError(self.stop().stderr)
+        self.about = json.loads(printed)
+        self.port = int(self.about["url"].rpartition(":")[2])
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> Ended:
         """Send a signal, once, and wait for the end."""
