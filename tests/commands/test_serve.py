@@ -118,7 +118,7 @@ def test_signal_under_load_answers_everything(model: str, processes: int, number
     assert load.codes == {200}
     assert load.answers > 20, "guard: there was load"
     assert ended.code == 128 + number
-    last = next(line for line in ended.stderr.splitlines() if number.name in line and "answered" in line)
+    last = next(line for line in ended.stderr.splitlines() if f"stopped by {number.name}; requests answered" in line)
     assert last.endswith(f": {load.answers:,}")
     assert server.about["processes"] == processes
 
