@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import NoReturn
@@ -28,7 +29,7 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
     """Serve until a signal comes, answer what was accepted, and raise `Stopped`.
 
     Args:
-        announce: prints the address, once the server is about to listen.
+        announce: prints the address, once the server listens.
 
     Raises:
         RecipeError: the address cannot be used, or needs a token; or the model has no maximum length.
@@ -81,9 +82,8 @@ def _answer(
     endpoints = Endpoints(Forms(scorer, name), batcher, limits, about)
     others = [RemoteWorker(connection) for connection in connections]
     with GracefulShutdown() as stop:
-        server = RewardServer(endpoints, [LocalWorker(scorer), *others], stop)
-        announce(_announcement(url_of(bound), about))
-        server.serve_on(bound)
+        ready = partial(announce, _announcement(url_of(bound), about))
+        RewardServer(endpoints, [LocalWorker(scorer), *others], stop, ready).serve_on(bound)
         assert stop.received is not None, "only a signal ends the server"
         for worker in others:
             worker.end(stop.received)

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import resource
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -72,9 +72,15 @@ def url_of(bound: socket.socket) -> str:
 
 
 class RewardServer(Server):
-    """Serves the endpoints until a signal comes; then nothing new is accepted, and what was accepted is answered."""
+    """Serves the endpoints until a signal comes; then nothing new is accepted, and what was accepted is answered.
 
-    def __init__(self, endpoints: Endpoints, workers: Sequence[Worker], stop: GracefulShutdown) -> None:
+    Args:
+        ready: called once, when the server listens.
+    """
+
+    def __init__(
+        self, endpoints: Endpoints, workers: Sequence[Worker], stop: GracefulShutdown, ready: Callable[[], None]
+    ) -> None:
         patience = endpoints.limits.timeout + HEAD_SECONDS
         super().__init__(
             Config(
@@ -91,7 +97,7 @@ class RewardServer(Server):
                 timeout_graceful_shutdown=round(patience),
             )
         )
-        self.endpoints, self.workers, self.stop = endpoints, workers, stop
+        self.endpoints, self.workers, self.stop, self.ready = endpoints, workers, stop, ready
         self._running: list[asyncio.Task[None]] = []
 
     def serve_on(self, bound: socket.socket) -> None:
@@ -108,6 +114,7 @@ class RewardServer(Server):
         """Start the workers, and listen."""
         self._running = [asyncio.create_task(self.endpoints.batcher.run(worker)) for worker in self.workers]
         await super().startup(sockets)
+        self.ready()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

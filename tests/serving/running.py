@@ -85,14 +85,13 @@ def served(scorer: RewardScorer, queue: int = 100, timeout: float = PATIENCE, to
         Forms(scorer, "tiny"), Batcher(layout, scorer.max_tokens), ServerLimits(queue, timeout, token), {"model": "tiny"}
     )
     worker, stop, bound = LocalWorker(scorer), GracefulShutdown(), bind("127.0.0.1", 0)
-    server = RewardServer(endpoints, [worker], stop)
+    listens = threading.Event()
+    server = RewardServer(endpoints, [worker], stop, listens.set)
     port = bound.getsockname()[1]
     thread = threading.Thread(target=server.serve_on, args=(bound,))
     thread.start()
     try:
-        end = time.monotonic() + PATIENCE
-        while not server.started and time.monotonic() < end:
-            time.sleep(0.01)
+        assert listens.wait(PATIENCE)
         yield Served(port, endpoints, worker)
     finally:
         stop.received = signal.SIGTERM
