@@ -27,6 +27,7 @@ RUNS = {
     "train_throughput_256": ["train_throughput.py", "--hidden=256"],
     "train_throughput_four_responses": ["train_throughput.py", "--hidden=256", "--responses=4"],
     "train_throughput_512": ["train_throughput.py", "--hidden=512", "--steps=3"],
+    "serve": ["serve.py"],
     "gpu": ["gpu.py"],
 }
 

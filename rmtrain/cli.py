@@ -34,6 +34,7 @@ from rmtrain.commands.options import (
     RecipeOption,
     RunsOptions,
     ScoreOptions,
+    ServeOptions,
     TrainOptions,
     checked_precision,
     flat_options,
@@ -246,6 +247,19 @@ def score(
         from rmtrain.commands.score import score as run
 
     print_result(run(options, console), as_json, is_taken=options.target == "-")
+
+
+@app.command(cls=Verb, epilog="rmtrain serve runs/quickstart --port 8000")
+@flat_options
+def serve(*, options: ServeOptions, as_json: JsonOption = False) -> None:
+    """Serve rewards over HTTP: POST /score, /get_reward (OpenRLHF, slime) or /classify (verl, vLLM); GET /health, /metrics."""
+    options.check()
+    start_processes(options.processes, None)
+    start_console()
+    with quick_imports():
+        from rmtrain.commands.serve import serve as run
+
+    run(options, lambda outcome: print_result(outcome, as_json))
 
 
 @app.command(cls=Verb, epilog="rmtrain runs runs/hh --sort accuracy --compare")

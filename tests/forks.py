@@ -37,6 +37,7 @@ IMPORTED = (
     "rmtrain.commands.train",
     "rmtrain.commands.evaluate",
     "rmtrain.commands.score",
+    "rmtrain.commands.serve",
     "rmtrain.commands.inspect",
     "rmtrain.commands.preprocess",
     "matplotlib.backends.backend_svg",

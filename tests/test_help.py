@@ -12,7 +12,7 @@ from rmtrain.errors import EXIT_CODES
 from tests.forks import rmtrain
 from tests.messages import ROOT
 
-VERBS = ("init", "preprocess", "inspect", "train", "runs", "export", "eval", "score", "schema")
+VERBS = ("init", "preprocess", "inspect", "train", "runs", "export", "eval", "score", "serve", "schema")
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -71,7 +71,7 @@ def test_quickstart_data_is_what_its_script_makes(tmp_path: Path) -> None:
     assert len(set(texts)) == len(texts) == 2000, "every continuation occurs once"
 
 
-@pytest.mark.parametrize("verb", ["init", "preprocess", "inspect", "train", "runs", "eval", "export", "score", "schema"])
+@pytest.mark.parametrize("verb", ["init", "preprocess", "inspect", "train", "runs", "eval", "export", "score", "serve", "schema"])
 def test_every_verb_has_help(verb: str) -> None:
     result = rmtrain(verb, "--help")
     assert result.returncode == 0

@@ -23,6 +23,7 @@ LAYERS = [
     "evaluation",
     "engine",
     "report",
+    "serving",
     "commands",
     "cli",
     "__main__",

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
@@ -431,6 +432,53 @@ class ScoreOptions:
     ] = "auto"
     allow_template_change: TemplateOption = False
     max_tokens: int | None = None
+
+
+SERVER_MODULES = ("starlette", "uvicorn", "prometheus_client")
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """The options of `rmtrain serve`.
+
+    max_tokens: largest batch, in tokens; None: that of `RewardScorer`.
+    """
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on (default: this machine alone); others need the variable RMTRAIN_SERVE_TOKEN."),
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on (default: 8000); 0 takes a free one.")] = 8000
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes that score, each with the model, one per GPU.")
+    ] = None
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait (default: 8192); more are answered with 429.")] = 8192
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.1, help="Time for a request (default: 100); then it is answered with 504.")
+    ] = 100.0
+    max_tokens: Annotated[int | None, typer.Option(min=64, help="Tokens computed at once (default: 16384).")] = None
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long (default: they are answered with 422).")
+    ] = False
+    max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
+    precision: Annotated[
+        str,
+        typer.Option(
+            callback=_our_name,
+            help="Precision of the model: auto, float32, bfloat16 or float16.",
+            autocompletion=one_of(*get_args(Precision)),
+        ),
+    ] = "auto"
+    allow_template_change: TemplateOption = False
+
+    def check(self) -> None:
+        """Raise RecipeError for invalid values, and where the packages of a server are not installed."""
+        checked_precision(self.precision)
+        lacking = [name for name in SERVER_MODULES if find_spec(name) is None]
+        if lacking:
+            problem = f"{', '.join(lacking)}: not installed"
+            raise RecipeError(f"rmtrain serve: {problem}; install the extra serve (pip install 'rmtrain[serve]')")
 
 
 DTYPES = ("float32", "bfloat16", "float16")

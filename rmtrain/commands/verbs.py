@@ -20,6 +20,7 @@ PANELS = {
     "Optimizer step": ("--step", "--world-size"),
     "How texts are read": ("--cut", "--skip-bad", "--max-length", "--precision", "--allow-template-change"),
     "Start and resume": ("--fresh", "--resume", "--deterministic"),
+    "Server": ("--host", "--port", "--queue", "--timeout", "--max-tokens"),
     "Processes": ("--processes", "--accelerate-config"),
     "Sweep": ("--sweep",),
     "Dry run": ("--dry-run", "--gpu-memory", "--measure"),

@@ -393,7 +393,23 @@ class Encoder:
 
         Raises DataError, with the row id, where the template fails, does not end with the response, or a response is too long.
         """
-        rendered = self.renderer.render(rows)
+        return self._to_score(rows, self.renderer.render(rows))
+
+    def encode_texts_for_scoring(self, texts: Sequence[str], ids: Sequence[str]) -> tuple[list[TokenizedComparison], list[bool]]:
+        """Return the tokens of texts that are rendered already, each as a row with one response; see `encode_for_scoring`.
+
+        The special tokens around a text are those of a rendered conversation, whichever of them the text has itself.
+        """
+        rows = [Comparison(row_id, "", (), ((),), ()) for row_id in ids]
+        return self._to_score(rows, [Rendered([self._whole(text)]) for text in texts])
+
+    def _whole(self, text: str) -> str:
+        if self.edges.in_template:
+            return self.renderer.complete(text)
+        begin, end = ("".join(self.tokenizer.convert_ids_to_tokens(ids)) for ids in (self.edges.leading, self.edges.trailing))
+        return text.removeprefix(begin).removesuffix(end)  # the tokenizer adds them
+
+    def _to_score(self, rows: Sequence[Comparison], rendered: Sequence[Rendered]) -> tuple[list[TokenizedComparison], list[bool]]:
         comparisons, are_cut = [], []
         for row, texts, encoded in zip(rows, rendered, self.texts.encode(rendered), strict=True):
             sequences = tuple(encoded.sequences)
@@ -402,7 +418,7 @@ class Encoder:
             too_long = find_overlong(whole, self.policy, leading=0)
             for number, fault in {**too_long, **texts.faults}.items():
                 name = f"{row.id}, response {number + 1}" if len(sequences) > 1 else row.id
-                remedy = "" if number in texts.faults else "; shorten it, or set overlong to cut"
+                remedy = "" if number in texts.faults else "; shorten it, or set overlong to cut (--cut)"
                 raise DataError(f"{name}: {fault.detail}{remedy}")
             comparisons.append(truncate(whole, self.policy, self._leading(whole)))
             are_cut.append(comparisons[-1] is not whole)

@@ -151,6 +151,16 @@ class Renderer:
             self._located(row, [next(texts) for _ in row.responses], next(prompts) if row.prompt else "") for row in comparisons
         ]
 
+    def complete(self, text: str) -> str:
+        """Return a text that is rendered already with the begin and the end that the chat template writes, each of them once."""
+        ended = text.rstrip()
+        if self._closing.rstrip() and ended.endswith(self._closing.rstrip()):
+            text = ended
+        # In whole tokens: a reply that ends with "<" does not begin "</s>".
+        offsets = self.tokenizer(self._closing, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        written = max(end for end in (0, *(end for _, end in offsets)) if text.endswith(self._closing[:end]))
+        return ("" if text.startswith(self._begin) else self._begin) + text + self._closing[written:]
+
     def _try(self, conversations: Sequence[tuple[Comparison, Turns]], add_generation_prompt: bool = False) -> list[str | BadRow]:
         return try_render(
             [turns for _, turns in conversations],
@@ -192,6 +202,12 @@ class Renderer:
             return None
         shown = "more" if end is None else repr(text[end : end + SHOWN_CHARACTERS])
         return BadRow("text_after_reply", f"the chat template writes {shown} after the reply, not only {self._closing!r}")
+
+    @cached_property
+    def _begin(self) -> str:
+        """The special token that every conversation begins with, as text; empty where there is none."""
+        first = str(self.tokenizer.bos_token or "")
+        return first if render(PROBE, self.tokenizer).startswith(first) else ""
 
     @cached_property
     def _closing(self) -> str:
