@@ -33,6 +33,26 @@ def planted_rows(count: int, seed: int = 0, shuffled: bool = False) -> list[dict
     return rows
 
 
+def styled_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of RM-Bench's shape, in which right responses name good things and wrong ones bad things, in three lengths."""
+    rng = random.Random(7)
+
+    def of(words: list[str]) -> list[str]:
+        return [" ".join(f"the {rng.choice(NOUNS)} is {rng.choice(words)}," for _ in range(size)) for size in (1, 2, 4)]
+
+    domains = ("chat", "math", "code", "safety-refuse", "safety-response")
+    return [
+        {
+            "id": f"row {number}",
+            "domain": domains[number % 5],
+            "prompt": f"Describe entry {number}.",
+            "chosen": of(GOOD),
+            "rejected": of(BAD),
+        }
+        for number in range(count)
+    ]
+
+
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Rows as a JSONL file."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

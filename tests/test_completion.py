@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.commands.completion import BENCHMARKS, CONFIGURATIONS
+from rmtrain.commands.completion import CONFIGURATIONS
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS as MEASURED
+from rmtrain.recipe.public_benchmarks import BENCHMARK_NAMES
 from tests.runs import ROOT, environment_of_process
 
 SHELLS = ("bash", "zsh", "fish")
@@ -159,5 +160,5 @@ def test_shell_completes_a_line(shell: str, tmp_path: Path) -> None:
 
 def test_known_names_are_complete() -> None:
     """The names that completion offers without loading torch are those of the package."""
-    assert (*MEASURED,) == BENCHMARKS
+    assert (*MEASURED,) == BENCHMARK_NAMES
     assert len(list(CONFIGURATIONS.glob("*.yaml"))) > 5, "guard"

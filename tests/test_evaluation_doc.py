@@ -13,6 +13,7 @@ from rmtrain.commands.options import parse_gates
 from rmtrain.commands.score import CHUNK
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, named
 from rmtrain.intervals import RESAMPLES
+from rmtrain.recipe.schema import EvaluationSection
 from tests.runs import ROOT
 
 DOC = (ROOT / "docs/EVALUATION.md").read_text(encoding="utf-8")
@@ -29,7 +30,10 @@ def test_benchmarks_and_formats_are_described() -> None:
 
 
 def test_options_and_gates_of_document_exist() -> None:
-    (workflow,) = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    recipe, workflow = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
+    section = EvaluationSection.model_validate(recipe["evaluation"])
+    assert set(section.gates) - set(section.pair_gates) <= set(gate_names([BENCHMARKS[each.name] for each in section.benchmarks]))
+    assert len(section.benchmarks) == 2, "guard"
     steps = [step["run"] for step in workflow["jobs"]["train"]["steps"] if "run" in step]
     lines = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
     commands = [shlex.split(line, comments=True) for line in [*steps, *lines]]

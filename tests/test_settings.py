@@ -23,7 +23,7 @@ from rmtrain.recipe import schema
 from rmtrain.recipe.load import evaluation_recipe, load_recipe
 from rmtrain.recipe.section import Section
 from tests.comparisons import tokenized
-from tests.runs import planted_rows, tiny_recipe, write_recipe, write_rows
+from tests.runs import planted_rows, styled_rows, tiny_recipe, write_recipe, write_rows
 
 QUIET = Console(quiet=True)
 
@@ -96,12 +96,19 @@ def read_other_formats(folder: Path) -> None:
 def test_trap_07_every_key_is_read(tmp_path: Path, reads: set[tuple[str, str]]) -> None:
     """Every key of the schema is read by a run."""
     source = {"path": str(tmp_path / "train.jsonl"), "holdout": 0.2, "augment": {"other_prompts": 0.5}}
+    styled = str(write_rows(tmp_path / "rm_bench.jsonl", styled_rows(5)))
+    prompts = [{"name": "rm_bench", "path": styled}]
     recipe = tiny_recipe(
         tmp_path,
         lora={"rank": 2},
-        data={**tiny_recipe(tmp_path).data.model_dump(), "train": [source]},
+        data={**tiny_recipe(tmp_path).data.model_dump(), "train": [source], "benchmarks": prompts},
         tracking={"to": ["tensorboard"]},
-        evaluation={"every": 3, "gates": {"accuracy": 0.0}, "early_stopping": {"metric": "loss", "patience": 9}},
+        evaluation={
+            "every": 3,
+            "gates": {"accuracy": 0.0},
+            "early_stopping": {"metric": "loss", "patience": 9},
+            "benchmarks": [{"name": "rm_bench", "path": styled, "every": 3}],
+        },
     )
     train(recipe, QUIET)
     without_recipe = evaluation_recipe(

@@ -20,6 +20,7 @@ from rmtrain.errors import RmtrainError
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.library import recipes
 from rmtrain.recipe.load import load_recipe
+from rmtrain.recipe.public_benchmarks import BENCHMARK_NAMES
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import Section
 from rmtrain.recipe.yaml import dotted
@@ -28,7 +29,6 @@ Offered = list[tuple[str, str]]
 """Words and their descriptions, which zsh and fish show."""
 INDEX = re.compile(r"(?<=\.)\d+(?=\.)", re.ASCII)
 CONFIGURATIONS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
-BENCHMARKS = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "llmbar", "rmb")
 
 
 def complete_overrides(ctx: typer.Context, incomplete: str) -> Offered:
@@ -69,7 +69,7 @@ def complete_benchmarks(incomplete: str) -> Offered:
     """Offer the benchmarks that are not yet in a list with commas."""
     before, comma, written = incomplete.rpartition(",")
     listed = before.split(",")
-    return _beginning_with(written, [(name, "") for name in BENCHMARKS if name not in listed], f"{before}{comma}")
+    return _beginning_with(written, [(name, "") for name in BENCHMARK_NAMES if name not in listed], f"{before}{comma}")
 
 
 def complete_sources(ctx: typer.Context, incomplete: str) -> Offered:

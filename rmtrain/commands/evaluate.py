@@ -16,14 +16,13 @@ from rich.text import Text
 from rmtrain.batching.plan import Costs
 from rmtrain.commands.evaluate_scores import benchmarks_result, gate_names, pairs_result, run_scores
 from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
-from rmtrain.data.comparison import Comparison, hash_text, prompt_hash
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping
 from rmtrain.engine.memory import scoring_budget
 from rmtrain.engine.strategy import model_device
 from rmtrain.errors import CheckpointError, RecipeError
-from rmtrain.evaluation.benchmarks.base import Benchmark, Item
+from rmtrain.evaluation.benchmarks.encoded import EncodedBenchmark
 from rmtrain.evaluation.benchmarks.measure import measure, named
 from rmtrain.evaluation.benchmarks.published import read_items
 from rmtrain.evaluation.gates import check_gates
@@ -31,20 +30,17 @@ from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.evaluation.scores_file import (
     OBJECTIVE,
-    TIES,
     ScoredComparison,
-    digest_of,
     pair_settings,
-    versions,
     write_scores,
 )
-from rmtrain.evaluation.scoring import ScoringPlan, score
+from rmtrain.evaluation.scoring import ScoringPlan
 from rmtrain.evaluation.scoring import evaluate as evaluate_plan
 from rmtrain.evaluation.token_rewards import TokenReader
 from rmtrain.files import expanded, unwritable
 from rmtrain.model.layout_probe import choose_layout, probing_comparisons
 from rmtrain.model.model_files import ModelRef
-from rmtrain.model.reward_model import computing_type
+from rmtrain.model.reward_model import RewardModel, computing_type
 from rmtrain.model.saved_model import FACTS, load_reward_model, model_of, template_hash, tokenizer_for_data
 from rmtrain.objective import with_scale_of
 from rmtrain.recipe.load import MARKER, RECIPE, data_overrides, evaluation_recipe, load_recipe
@@ -156,7 +152,7 @@ def _evaluate_pairs(options: EvalOptions, console: Console) -> CommandResult:
     is_own = options.data is None and (target.by_recipe or (target.run is not None and target.recipe is None))
     gates = parse_gates(options.fail_under)
     if is_own and isinstance(recipe, Recipe):
-        gates = {**recipe.evaluation.gates} | gates
+        gates = recipe.evaluation.pair_gates | gates
     name = recipe.data.eval[0].title if options.data is not None else recipe.run.name if isinstance(recipe, Recipe) else ""
     part = re.sub(r"[^\w.-]+", "-", name).strip(".-") or "data"
     unchanged = is_own and (target.by_recipe or not options.overrides)
@@ -275,58 +271,28 @@ def evaluate_benchmarks(options: EvalOptions, names: str, model: str, folder: Pa
     )
     numbers: dict[str, dict[str, Any]] = {}
     for benchmark in benchmarks:
-        scored, settings = _score_items(benchmark, items_of[benchmark.name], scorer, accelerator, console)
-        path = folder / benchmark.name / "scores.jsonl"
+        encoded = EncodedBenchmark.of(benchmark, items_of[benchmark.name], scorer.encoder)
+        plan = scorer.plan(encoded.comparisons)
+        scored = _score(encoded, scorer.model, plan, accelerator, console)
+        path, settings = folder / benchmark.name / "scores.jsonl", encoded.settings(scorer.path, plan.layout, scorer.settings)
         run_on_main(accelerator, partial(write_scores, path, scored, settings))
         measured = measure(benchmark, scored)
-        cut, rows, length = settings["rows_cut"], settings["rows"], settings["max_length"]
-        if cut:
-            measured["warnings"].append(f"{cut:,} of {rows:,} rows are over {length:,} tokens and lost their beginning")
+        measured["warnings"] += encoded.warnings(settings["max_length"])
         pad_token = replaced_pad_token(scorer.tokenizer)
         numbers[benchmark.name] = {**measured, "pad_token": pad_token, "settings": settings, "scores": str(path)}
     return benchmarks_result(numbers, benchmarks, gates)
 
 
-def _score_items(
-    benchmark: Benchmark, items: Sequence[Item], scorer: RewardScorer, accelerator: Accelerator, console: Console
-) -> tuple[list[ScoredComparison], dict[str, Any]]:
-    """Score the items of a benchmark on all ranks; returns the rows and everything their rewards depend on."""
-    requests = [
-        Comparison(
-            f"{benchmark.name}: {item.source}/{item.id}",
-            item.source,
-            item.prompt,
-            tuple(({"role": "assistant", "content": response},) for response in item.responses),
-            item.preferences,
-        )
-        for item in items
-    ]
-    comparisons, were_cut = scorer.encoder.encode_for_scoring(requests)
-    plan = scorer.plan(comparisons)
+def _score(
+    encoded: EncodedBenchmark, model: RewardModel, plan: ScoringPlan, accelerator: Accelerator, console: Console
+) -> list[ScoredComparison]:
+    """Score the rows of a benchmark on all ranks, and show the progress."""
     tokens = compact(int(plan.costs.tokens.sum()))
-    console.print(f"scoring {benchmark.title}: {len(items):,} rows, {tokens} tokens as {plan.layout}")
+    console.print(f"scoring {encoded.benchmark.title}: {len(encoded.items):,} rows, {tokens} tokens as {plan.layout}")
     with stopping(accelerator) as stop, ScoringProgress(console, "micro-batches", len(plan.micro_batches)) as progress:
 
         def check() -> None:
             stop.check()
             progress.step(accelerator.num_processes)
 
-        scored = score(scorer.model, plan, accelerator, check)
-    settings = {
-        "benchmark": benchmark.name,
-        "model": scorer.path,
-        **scorer.settings,
-        "ties": TIES,
-        "layout": plan.layout,
-        "rows": len(items),
-        "rows_cut": sum(were_cut),
-        "rows_dropped": 0,
-        "rows_sha256": digest_of([[item.source, item.id, item.prompt, item.responses] for item in items]),
-        "versions": versions(),
-    }
-    prompts = [hash_text(prompt_hash(request)) for request in requests]
-    rows = [
-        replace(row, id=item.id, shown=item.shown, prompt=prompt)
-        for row, item, prompt in zip(scored, items, prompts, strict=True)
-    ]
-    return rows, settings
+        return encoded.score(model, plan, accelerator, check)

@@ -87,14 +87,19 @@ def gate_names(benchmarks: Sequence[Benchmark]) -> dict[str, tuple[str, str | No
     return {**{benchmark.name: (benchmark.name, None) for benchmark in benchmarks}, **sections}
 
 
+def gate_values(benchmarks: Sequence[Benchmark], numbers: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
+    """Return the score that each gate of `gate_names` is about, None where there is none, given the numbers of each benchmark."""
+    return {
+        gate: (numbers[name] if section is None else numbers[name]["sections"].get(section, {})).get("score")
+        for gate, (name, section) in gate_names(benchmarks).items()
+    }
+
+
 def benchmarks_result(
     numbers: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark], gates: Mapping[str, float]
 ) -> CommandResult:
     """Return the numbers of benchmarks as a report and a document."""
-    values = {}
-    for gate, (name, section) in gate_names(benchmarks).items():
-        values[gate] = (numbers[name] if section is None else numbers[name]["sections"].get(section, {})).get("score")
-    results = check_gates(values, gates)
+    results = check_gates(gate_values(benchmarks, numbers), gates)
     return CommandResult(benchmark_report(numbers, results), {"benchmarks": dict(numbers), "gates": results})
 
 

@@ -17,6 +17,7 @@ from rmtrain.data.checks.audit import audit
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError
+from rmtrain.evaluation.benchmarks.measure import prompt_sources
 from rmtrain.files import expanded
 from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import Recipe
@@ -58,7 +59,7 @@ def preprocess(
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
-    findings = audit(prepared, recipe.data, tokenizer)
+    findings = audit(prepared, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))
     if plot is None and os.access(prepared.directory, os.W_OK):
         plot = prepared.directory / "lengths.png"
     if plot is not None:

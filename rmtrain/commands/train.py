@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
+from rmtrain.commands.evaluate_scores import gate_values
+from rmtrain.commands.evaluator import Evaluator, read_benchmarks
 from rmtrain.commands.export import export_with_card, provenance
 from rmtrain.commands.options import CommandResult
 from rmtrain.data.artifact import TokenizedData
@@ -34,19 +36,18 @@ from rmtrain.engine.distributed import (
 )
 from rmtrain.engine.loop import build_optimizer, learning_rate, warn_of_lost_updates
 from rmtrain.engine.loop import train as run_loop
-from rmtrain.engine.memory import peak_memory, scoring_budget, token_budget
-from rmtrain.engine.rank import GracefulShutdown
+from rmtrain.engine.memory import peak_memory, token_budget
 from rmtrain.engine.run_check import check_output_dir
 from rmtrain.engine.run_dir import RunDirectory, checkpoint_of_other_length
 from rmtrain.engine.run_log import Meter, RunLog, start_trackers
 from rmtrain.engine.state_dict import restore_model
 from rmtrain.engine.strategy import Strategy
 from rmtrain.errors import CheckpointError, RecipeError, RmtrainError, Stopped
-from rmtrain.evaluation.diagnosis import sample_rows
+from rmtrain.evaluation.benchmarks.base import Item
+from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, prompt_sources
 from rmtrain.evaluation.gates import check_gates
 from rmtrain.evaluation.metrics import EvaluationResult, reward_statistics
 from rmtrain.evaluation.scores_file import pair_settings, write_scores
-from rmtrain.evaluation.scoring import ScoringPlan, evaluate
 from rmtrain.evaluation.token_rewards import TokenReader
 from rmtrain.model.build import build_reward_model, check_forward
 from rmtrain.model.export_dir import Golden, check_exportable, golden_texts
@@ -65,10 +66,8 @@ from rmtrain.objective import for_training
 from rmtrain.recipe.load import as_recipe
 from rmtrain.recipe.schema import Objectives, PlackettLuce, PretrainedModel, Recipe, objective_for
 from rmtrain.report.console import compact
-from rmtrain.report.evaluation_view import evaluation_summary, sample_table
 from rmtrain.report.hardest_errors import with_errors
 from rmtrain.report.page import write_report
-from rmtrain.report.plots import pictures
 from rmtrain.report.progress import ReadingProgress, TrainingProgress
 from rmtrain.report.run_view import adapters_line, next_steps, python_command, rmtrain_command, run_header
 from rmtrain.report.tables import findings_notes, waterfall_table
@@ -89,6 +88,7 @@ class Inputs(NamedTuple):
     golden: Golden
     data: PreparedData
     findings: Mapping[str, Mapping[str, Any]]
+    benchmarks: Mapping[str, Sequence[Item]]
 
 
 def train(
@@ -116,12 +116,12 @@ def train(
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         data = prepare(recipe.data, tokenizer, progress)
-    findings = audit(data, recipe.data, tokenizer)["splits"]
+    findings = audit(data, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
     objective = for_training(recipe.objective, data.train)
     golden = golden_texts(tokenizer, recipe.data.max_length)
-    inputs = Inputs(recipe, objective, tokenizer, golden, data, findings)
+    inputs = Inputs(recipe, objective, tokenizer, golden, data, findings, read_benchmarks(recipe.evaluation))
 
     # The model, and the micro-batches it computes.
     model = build_model(recipe, tokenizer, inputs.golden, int(data.train.longest.max()), strategy)
@@ -152,13 +152,19 @@ def train(
         try:
             with start_trackers(accelerator, recipe, directory) as trackers, display:
                 log = RunLog(accelerator, directory.path, trackers, display)
-                evaluate_at = make_evaluator(inputs, layout, strategy, log, shutdown)
+                evaluator = Evaluator(
+                    *(recipe, objective, tokenizer, data.eval, inputs.benchmarks, model, layout, strategy, log, shutdown),
+                    last=plan.total_steps,
+                )
+                evaluate_at = evaluator if evaluator.has_data else None
                 last = run_loop(recipe, objective, strategy, loader, meter, log, evaluate_at, checkpoints, shutdown)
                 step = trained = checkpoints.state.step
                 log_early_end(recipe, trained, plan.total_steps)
                 if recipe.checkpoints.load_best_at_end and (best := checkpoints.load_best()) is not None:
                     logger.info("exporting the weights of step %d, the best by %s", best, recipe.checkpoints.best)
-                    step, last = best, evaluate_at(step) if evaluate_at else None
+                    step, last = best, evaluator(step, final=True)
+                else:
+                    evaluator.finish(step, last)
                 last = read_errors(inputs, last, TokenReader(strategy.model, layout, tokenizer.pad_token_id, budget))
                 weights = strategy.weights() if strategy.shards else None
                 peaks = peak_memory(accelerator)
@@ -169,10 +175,10 @@ def train(
                         if weights is not None:
                             model = build_reward_model(recipe.model, recipe.lora, tokenizer, recipe.run.seed)
                             restore_model(model, weights)
-                        write_results(inputs, model, directory, last, step, record["computing"])
+                        write_results(inputs, model, directory, last, evaluator, step, record["computing"])
                         directory.finish()
                         upload = push_if_enabled(recipe, directory.model)
-                return result(inputs, directory, last, trained, trained < plan.total_steps, peaks, upload)
+                return result(inputs, directory, last, evaluator.numbers, trained, trained < plan.total_steps, peaks, upload)
         except Stopped as stopped:
             raise Stopped(stopped.signal, how_to_resume(stopped, directory, checkpoints)) from None
         except RmtrainError as error:
@@ -316,52 +322,32 @@ def header(
     return Group(waterfall_table(data.train.waterfall.to_json()), Text(), facts, Text())
 
 
-def make_evaluator(
-    inputs: Inputs, layout: Layout, strategy: Strategy, log: RunLog, shutdown: GracefulShutdown
-) -> Callable[[int], EvaluationResult] | None:
-    """Return a function that evaluates the model and logs the result; None without evaluation data.
-
-    The micro-batches are the same at every evaluation, and planned once.
-    """
-    recipe, tokenizer, rows = inputs.recipe, inputs.tokenizer, inputs.data.eval
-    if not len(rows):
-        return None
-    costs = Costs.of(rows, layout)
-    plan = ScoringPlan.of(rows, layout, costs, scoring_budget(recipe.batching.max_tokens, costs), tokenizer.pad_token_id)
-
-    def evaluate_at(step: int) -> EvaluationResult:
-        evaluation = evaluate(strategy.model, plan, strategy.accelerator, inputs.objective, shutdown.check)
-        samples = sample_rows(rows, evaluation.scored, tokenizer, recipe.evaluation.samples)
-        log.metrics(step, evaluation.metrics())
-        log.samples(step, samples)
-        log.pictures(step, pictures(evaluation))
-        log.show(evaluation_summary(evaluation.summary, f"evaluation at step {step}"))
-        if samples:
-            log.show(sample_table(samples))
-        return evaluation
-
-    return evaluate_at
-
-
 def read_errors(inputs: Inputs, last: EvaluationResult | None, reader: TokenReader) -> EvaluationResult | None:
     """Return the last evaluation with its hardest errors, for the report; all ranks, because a sharded model reads them again."""
     return None if last is None else with_errors(last, inputs.data.eval, inputs.tokenizer, reader)
 
 
 def write_results(
-    inputs: Inputs, model: RewardModel, directory: RunDirectory, last: EvaluationResult | None, step: int, computing: str
+    inputs: Inputs,
+    model: RewardModel,
+    directory: RunDirectory,
+    last: EvaluationResult | None,
+    evaluator: Evaluator,
+    step: int,
+    computing: str,
 ) -> None:
-    """Write the scores of the last evaluation, the exported model with its card, and the report.
+    """Write the scores of the last evaluation and of benchmarks, the exported model with its card, and the report.
 
     Raises:
         CheckpointError: the export does not reload, or reloads with other rewards.
     """
-    recipe, objective, tokenizer, golden, data, findings = inputs
+    recipe, objective, tokenizer, golden, data, findings, _ = inputs
     path, summary = directory.path, None if last is None else last.summary
     if last is not None:
         template = template_hash(tokenizer)
         settings = pair_settings(str(directory.model), data.eval, recipe.data, objective, computing, template)
         write_scores(path / "scores.jsonl", last.scored, settings)
+    evaluator.write_scores(path)
     waterfalls = {name: split.waterfall.to_json() for name, split in (("train", data.train), ("eval", data.eval)) if len(split)}
     export_with_card(
         *(model, tokenizer, recipe, directory.model, golden, provenance(recipe, objective, data.train.key, step)),
@@ -374,12 +360,21 @@ def write_results(
         path / "report.html",
         recipe.run.name,
         last,
-        gates={} if last is None else check_gates(last.summary, recipe.evaluation.gates),
+        gates=passed_gates(recipe, summary, evaluator.numbers),
+        benchmarks=evaluator.numbers,
         recipe=recipe,
         run=path,
         waterfall=waterfalls,
         findings=findings,
     )
+
+
+def passed_gates(
+    recipe: Recipe, summary: Mapping[str, Any] | None, benchmarks: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return the gates of a recipe, see `check_gates`, given the last evaluation and the last numbers of its benchmarks."""
+    values = gate_values([BENCHMARKS[name] for name in benchmarks], benchmarks)
+    return check_gates({**(summary or {}), **values}, recipe.evaluation.gates)
 
 
 def push_if_enabled(recipe: Recipe, model: Path) -> dict[str, Any]:
@@ -403,6 +398,7 @@ def result(
     inputs: Inputs,
     directory: RunDirectory,
     last: EvaluationResult | None,
+    benchmarks: Mapping[str, Mapping[str, Any]],
     steps: int,
     stopped_early: bool,
     peaks: Sequence[int],
@@ -417,7 +413,8 @@ def result(
         "steps": steps,
         "stopped_early": stopped_early,
         "evaluation": summary,
-        "gates": {} if summary is None else check_gates(summary, recipe.evaluation.gates),
+        "benchmarks": dict(benchmarks),
+        "gates": passed_gates(recipe, summary, benchmarks),
         **upload,
         "pad_token": replaced_pad_token(inputs.tokenizer),
         "peak_memory": peaks,

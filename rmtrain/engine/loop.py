@@ -38,7 +38,7 @@ def train(
     loader: StepLoader,
     meter: Meter,
     log: RunLog,
-    evaluate: Callable[[int], EvaluationResult] | None,
+    evaluate: Callable[[int], EvaluationResult | None] | None,
     checkpoints: CheckpointManager,
     shutdown: GracefulShutdown,
 ) -> EvaluationResult | None:
@@ -49,7 +49,8 @@ def train(
         strategy: has prepared the model and the optimizer.
         loader: every micro-batch of every step, for this rank.
         meter: statistics of the steps since the last log line.
-        evaluate: evaluates and logs at a given step; called last after the last step. None: without evaluation data.
+        evaluate: evaluates and logs at a given step; called last after the last step. It returns None, and this is None, without
+            evaluation data; on benchmarks it may evaluate all the same.
 
     Returns:
         The last evaluation. With `evaluation.early_stopping`, its step, that of `checkpoints.state`, may be before the last one.
@@ -74,7 +75,7 @@ def train(
         except Stopped:
             checkpoints.save(step)
             raise
-        checkpoints.record_evaluation(step, evaluation.summary)
+        checkpoints.record_evaluation(step, {} if evaluation is None else evaluation.summary)
         return evaluation
 
     warmup_largest_batch(strategy, loader, balance=objective.router_balance is not None)

@@ -30,6 +30,7 @@ CHANGEABLE = (
     *("run.name", "run.output_dir", "data.cache_dir", "data.processes", "batching", "tracking", "hub"),
     *("checkpoints.every", "checkpoints.minutes", "checkpoints.keep", "checkpoints.load_best_at_end"),
     *("evaluation.every", "evaluation.on_start", "evaluation.samples", "evaluation.gates"),
+    *("evaluation.benchmarks", "data.benchmarks", "data.edited_prompts"),
 )
 """Keys that may change on resume: they affect neither the weights nor the metrics. A section stands for all its keys."""
 LENGTH = ("training.epochs", "training.max_steps")

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from rmtrain.recipe.key_aliases import ALIASES, HINTS, OTHER_VALUES
 from rmtrain.recipe.preference_labels import NUMBER
+from rmtrain.recipe.public_benchmarks import BENCHMARK_GATE
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath, Section
 from rmtrain.recipe.yaml import Document, Problem, dotted, shorten
@@ -37,6 +38,14 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
 }
 """Own words where pydantic's message is about Python's types, or does not fit after "expected"."""
+
+PATTERNS = {
+    r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`",
+    r"^[\w.-]+/[\w.-]+$": "text such as owner/name",
+    r"^[A-Za-z_]\w*:[A-Za-z_]\w*$": "text such as module:function",
+    BENCHMARK_GATE: "a benchmark such as rm_bench or a section of one such as rm_bench.chat",
+}
+"""Patterns of texts in words."""
 
 _BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
@@ -83,7 +92,8 @@ def key_paths() -> dict[str, list[KeyPath]]:
     for entry in entries():
         for name in entry.section.model_fields:
             paths.setdefault(name, {})[*entry.path, name] = None
-    return {name: list(found) for name, found in paths.items()}
+    # A key such as `path` that entries of benchmarks have as well is seldom meant there.
+    return {name: [path for path in found if "benchmarks" not in path[:-1]] or list(found) for name, found in paths.items()}
 
 
 def sections_at(path: KeyPath) -> dict[str | None, type[Section]]:
@@ -166,13 +176,13 @@ def _problem(path: KeyPath, group: list[ErrorDetails], document: Document) -> Pr
             return _wrong_kind(path, value, document)
     expected = " or ".join(dict.fromkeys(map(_expected, group)))
     hint = next(filter(None, (_remedy(each, path) for each in group)), "")
-    if detail["loc"][-1] == "[key]":
+    if "[key]" in detail["loc"]:  # last, unless the key may be of several types
         return Problem(document.key_place(path), path, f"unknown key; expected {expected}{hint}")
     return Problem(document.value_place(path), path, f"expected {expected}, got {show(value)}{hint}")
 
 
 def _expected(detail: ErrorDetails) -> str:
-    own = _EXPECTED.get(detail["type"])
+    own = PATTERNS.get(detail.get("ctx", {}).get("pattern", "")) or _EXPECTED.get(detail["type"])
     # pydantic has the bound 1 of a float as 1.0
     context = detail.get("ctx", {}).items()
     bounds = {name: int(bound) if isinstance(bound, float) and bound.is_integer() else bound for name, bound in context}

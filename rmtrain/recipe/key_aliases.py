@@ -104,6 +104,7 @@ _NAMES = {
     "evaluation.early_stopping": "early_stop early_stopper",
     "evaluation.early_stopping.patience": "early_stopping_patience early_stopping_steps",
     "evaluation.gates": "fail_under thresholds",
+    "evaluation.benchmarks": "eval_benchmarks benchmark_names",
     "tracking.log_every": "logging_steps log_steps log_interval",
     "tracking.to": (
         "report_to log_with tracker trackers loggers wandb tensorboard mlflow trackio swanlab use_wandb use_tensorboard use_trackio "
@@ -146,7 +147,6 @@ _ADVICE = {
         "xformers_attention"
     ),
     "a reward model has one output; remove this key": "num_labels num_classes problem_type id2label label2id value_head_prefix",
-    "benchmarks run after training: `rmtrain eval RUN --benchmark rewardbench`": "evaluation.benchmarks eval_benchmarks",
     "any improvement counts in evaluation.early_stopping; remove this key": "early_stopping_threshold early_stopping_min_delta min_delta",
     "set WANDB_TAGS, or the tracker's own variable, in the environment": "tags wandb_tags run_tags",
     "set WANDB_ENTITY in the environment": "wandb_entity wandb_org wandb_team entity",

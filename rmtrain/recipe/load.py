@@ -16,12 +16,14 @@ from rmtrain.recipe.parts import MARKER as MARKER
 from rmtrain.recipe.parts import MAX_FILES, read_parts, without_sections
 from rmtrain.recipe.parts import RECIPE as RECIPE
 from rmtrain.recipe.schema import (
+    EvaluatedBenchmark,
     EvaluationRecipe,
     OwnObjective,
     PretrainedModel,
     Recipe,
     ScratchModel,
     Source,
+    UntrainedPrompts,
     objective_keys,
 )
 from rmtrain.recipe.section import Hook, KeyPath
@@ -31,6 +33,7 @@ from rmtrain.redact import ADVICE, HIDDEN, asks_for_secret, is_secret
 
 MAX_HOOK_BYTES = 2**20
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe | EvaluationRecipe)
+AnyBenchmark = TypeVar("AnyBenchmark", EvaluatedBenchmark, UntrainedPrompts)
 
 
 def load_recipe(path: str | Path | Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
@@ -66,12 +69,15 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def local(path: str) -> str:
         return absolute(path) if os.path.exists(path) else path
 
+    def located(benchmark: AnyBenchmark) -> AnyBenchmark:
+        return benchmark if benchmark.path is None else benchmark.model_copy(update={"path": absolute(benchmark.path)})
+
     data, model = recipe.data, recipe.model
     places: dict[str, Any] = {
         name: tuple(source.model_copy(update={"path": local(source.path)}) for source in getattr(data, name))
         for name in ("train", "eval")
     }
-    places |= {"benchmarks": tuple(map(absolute, data.benchmarks)), "cache_dir": absolute(data.cache_dir)}
+    places |= {"benchmarks": tuple(map(located, data.benchmarks)), "cache_dir": absolute(data.cache_dir)}
     if data.chat_template.endswith(".jinja"):
         places["chat_template"] = absolute(data.chat_template)
     source = {"path": local(model.path)} if isinstance(model, PretrainedModel) else {}
@@ -80,6 +86,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     sections = {
         "run": recipe.run.model_copy(update={"output_dir": absolute(recipe.run.output_dir)}),
         "data": data.model_copy(update=places),
+        "evaluation": recipe.evaluation.model_copy(update={"benchmarks": tuple(map(located, recipe.evaluation.benchmarks))}),
         "model": model.model_copy(update=source),
     }
     return recipe.model_copy(update=sections)

@@ -8,18 +8,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rmtrain.errors import RecipeError
-from rmtrain.recipe.explain import KIND_KEYS, either, entries, suggest
+from rmtrain.recipe.explain import KIND_KEYS, PATTERNS, either, entries, suggest
 from rmtrain.recipe.library import recipes
 from rmtrain.recipe.schema import Recipe
 from rmtrain.recipe.section import KeyPath, Section
 from rmtrain.recipe.yaml import dotted, one_line, read_yaml, shorten, write_value
 
 BOUNDS = {"exclusiveMinimum": "above", "minimum": "at least", "maximum": "at most", "exclusiveMaximum": "below"}
-PATTERNS = {
-    r"^[\w.-]+$": "text of letters, digits, `_`, `.` and `-`",
-    r"^[\w.-]+/[\w.-]+$": "text such as owner/name",
-    r"^[A-Za-z_]\w*:[A-Za-z_]\w*$": "text such as module:function",
-}
 SECTIONS: dict[str, Any] = Recipe.model_json_schema()["$defs"]
 INDEX = ("N", "0")
 """How the entry of a list is named, in docs and in overrides."""

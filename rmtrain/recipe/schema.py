@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field, JsonValue, PositiveFloat, PositiveInt
 from pydantic.json_schema import GenerateJsonSchema
@@ -24,6 +24,11 @@ from rmtrain.recipe.objectives import Regression as Regression
 from rmtrain.recipe.objectives import objective_for as objective_for
 from rmtrain.recipe.objectives import objective_keys as objective_keys
 from rmtrain.recipe.optimizer import Optimizer as Optimizer
+from rmtrain.recipe.public_benchmarks import BENCHMARK_GATE, NamedBenchmark, NamedPrompts
+from rmtrain.recipe.public_benchmarks import BenchmarkName as BenchmarkName
+from rmtrain.recipe.public_benchmarks import EditedPrompts as EditedPrompts
+from rmtrain.recipe.public_benchmarks import EvaluatedBenchmark as EvaluatedBenchmark
+from rmtrain.recipe.public_benchmarks import UntrainedPrompts as UntrainedPrompts
 from rmtrain.recipe.section import CheckedSection, Conflict, KeyPath, Section, Share, kind
 from rmtrain.recipe.sources import AbSource as AbSource
 from rmtrain.recipe.sources import ComparedSource as ComparedSource
@@ -49,6 +54,7 @@ Gate = Literal[
     "brier",
     "accuracy_at_half",
 ]
+BenchmarkGate = Annotated[str, Field(pattern=BENCHMARK_GATE)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 OF_PREFERENCES = frozenset({"accuracy", "accuracy_low", "half_credit_accuracy"})
 LOWER_IS_BETTER = frozenset({"loss", "mse", "brier"})
@@ -201,8 +207,11 @@ class Data(Section):
     """Keep rows whose response text the template changes, for example by removing `<think>` blocks."""
     allow_overlap: bool = False
     """Continue when prompts of the evaluation data, or of a benchmark, are also in the training data."""
-    benchmarks: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    """Files of benchmarks (json, jsonl, csv, parquet) whose prompts must not be in the training data."""
+    benchmarks: Annotated[tuple[NamedPrompts, ...], Field(strict=False)] = ()
+    """Benchmarks whose prompts must not be in the training data: names such as `rm_bench`, or files of prompts (json, jsonl, csv,
+    parquet)."""
+    edited_prompts: EditedPrompts | None = EditedPrompts()
+    """Which training prompts count as edited prompts of these benchmarks, or contain one; `null`: only whole prompts are compared."""
     cache_dir: str = Field(default_factory=default_cache, json_schema_extra={"default": "~/.cache/rmtrain"})
     """Directory of tokenized datasets, keyed by a hash of everything that affects them. Only the user who made them may use them. The
     environment decides the default: RMTRAIN_CACHE, or else `rmtrain` in HF_HOME, or else `rmtrain` in XDG_CACHE_HOME."""
@@ -313,13 +322,32 @@ class EvaluationSection(Section):
     """End the training early; needs `every`."""
     samples: Annotated[int, Field(ge=0)] = 4
     """Number of comparisons to show with their rewards at each evaluation."""
-    gates: dict[Gate, float] = Field(default={})
-    """Values that the final evaluation must reach, such as `{accuracy: 0.7}`; a missed gate ends the command with exit code 6."""
+    benchmarks: Annotated[tuple[NamedBenchmark, ...], Field(strict=False)] = ()
+    """Public benchmarks to evaluate on at every evaluation, such as `[rm_bench]`; an entry may have an `every` and a `path` of its own."""
+    gates: dict[Gate | BenchmarkGate, float] = Field(default={})
+    """Values that the final evaluation must reach, such as `{accuracy: 0.7, rm_bench: 0.6}`; a missed gate ends the command with exit
+    code 6."""
+
+    @property
+    def pair_gates(self) -> dict[str, float]:
+        """The gates on the evaluation data, without those on benchmarks."""
+        return {gate: required for gate, required in self.gates.items() if gate in get_args(Gate)}
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Early stopping has evaluations to go by."""
+        """Early stopping has evaluations to go by, and benchmarks are evaluated at some of the evaluations, each once."""
         if self.early_stopping is not None and self.every is None:
             yield Conflict(("early_stopping",), "needs evaluations during the training; set evaluation.every, such as 100")
+        names = [benchmark.name for benchmark in self.benchmarks]
+        for number, benchmark in enumerate(self.benchmarks):
+            if benchmark.name in names[:number]:
+                yield Conflict(("benchmarks", number), f"{benchmark.name} is already in the list; remove one")
+            if benchmark.every is not None and (self.every is None or benchmark.every % self.every):
+                message = f"expected a multiple of evaluation.every ({self.every or 'not set'}), got {benchmark.every}"
+                yield Conflict(("benchmarks", number, "every"), message, ("every",))
+        for gate in self.gates:
+            name = gate.partition(".")[0]
+            if gate not in get_args(Gate) and name not in names:
+                yield Conflict(("gates", gate), f"{name} is not evaluated; add it to evaluation.benchmarks")
 
 
 class Tracking(Section):
@@ -380,10 +408,15 @@ class Recipe(CheckedSection):
         yield from self._metric_conflicts()
         if not self.data.eval and not any(source.holdout for source in self.data.train):
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
-            evaluation = [("evaluation", key) for key in ("every", "on_start", "early_stopping", "gates")]
-            for section, key in (*evaluation, ("checkpoints", "best")):
-                if getattr(getattr(self, section), key):
-                    yield Conflict((section, key), message)
+            if self.evaluation.early_stopping is not None:
+                yield Conflict(("evaluation", "early_stopping"), message)
+            if self.checkpoints.best is not None:
+                yield Conflict(("checkpoints", "best"), message)
+            if self.evaluation.pair_gates:
+                yield Conflict(("evaluation", "gates"), message)
+            for key in () if self.evaluation.benchmarks else ("every", "on_start"):
+                if getattr(self.evaluation, key):
+                    yield Conflict(("evaluation", key), f"{message}; or set evaluation.benchmarks")
 
     def _weight_conflicts(self) -> Iterator[Conflict]:
         model, training = self.model, self.training
@@ -408,7 +441,7 @@ class Recipe(CheckedSection):
         evaluated = [*self.data.eval, *(source for source in self.data.train if source.holdout)]
         has_targets = any(isinstance(source, ScoredSource) for source in evaluated)
         has_preferences = any(not isinstance(source, ScoredSource) for source in evaluated)
-        named: list[tuple[KeyPath, Gate]] = [(("evaluation", "gates", gate), gate) for gate in self.evaluation.gates]
+        named: list[tuple[KeyPath, str]] = [(("evaluation", "gates", gate), gate) for gate in self.evaluation.pair_gates]
         named += [] if self.checkpoints.best is None else [(("checkpoints", "best"), self.checkpoints.best)]
         for key, metric in named if evaluated else ():
             needs_preferences, needs_targets = metric in OF_PREFERENCES, metric not in OF_PREFERENCES and metric != "loss"

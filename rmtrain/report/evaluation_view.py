@@ -15,6 +15,8 @@ from rmtrain.report.tables import SHARE_SCALE, Bar, Column, Excerpt, Numbers, Ro
 
 MAX_SUBSETS = 30
 """Subsets of a benchmark that are listed; of benchmarks with more only the sections are."""
+MAX_OTHERS = 16
+"""Further numbers of a benchmark that are listed."""
 
 
 def evaluation_summary(summary: Numbers, title: str = "evaluation") -> RenderableType:
@@ -217,8 +219,12 @@ def benchmark_report(benchmarks: Mapping[str, Numbers], gates: Mapping[str, Numb
     parts: list[RenderableType] = []
     for numbers in benchmarks.values():
         parts.append(benchmark_table(numbers))
+        if numbers["ours"]:
+            parts.append(Text(f"{numbers['ours']}: defined by rmtrain, no official script was read", style="dim"))
         if numbers["others"]:
-            parts.append(Text("; ".join(f"{name} {decimal(value)}" for name, value in numbers["others"].items())))
+            shown = list(numbers["others"].items())[:MAX_OTHERS]
+            more = f"; and {len(numbers['others']) - len(shown)} more with --json" if len(shown) < len(numbers["others"]) else ""
+            parts.append(Text("; ".join(f"{name} {decimal(value)}" for name, value in shown) + more))
         if numbers["longer_wins"] is not None:
             longer, shorter = decimal(numbers["longer_wins"]), decimal(numbers["shorter_wins"])
             parts.append(Text(f"preferring the longer response gives {longer}, the shorter {shorter}"))

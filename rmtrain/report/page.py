@@ -19,9 +19,9 @@ from rmtrain.recipe.schema import EvaluationRecipe, Recipe
 from rmtrain.recipe.yaml import write_yaml
 from rmtrain.redact import redact, redact_paths
 from rmtrain.report.console import apart, decimal, escape_invisible, percent
-from rmtrain.report.evaluation_view import interval, source_table
+from rmtrain.report.evaluation_view import benchmark_table, interval, source_table
 from rmtrain.report.panel import save_png
-from rmtrain.report.plots import diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
+from rmtrain.report.plots import benchmark_plots, diagnosis_plots, drift_plot, pictures, sample_plot, source_plot, training_plots
 from rmtrain.report.tables import Bar, baselines_table, findings_table, plain, waterfall_table
 from rmtrain.report.text_diff import beginning, passages, prompt_end
 from rmtrain.report.words import sentences
@@ -41,6 +41,7 @@ def write_report(
     run: Path | None = None,
     waterfall: Mapping[str, Mapping[str, Any]] | None = None,
     findings: Mapping[str, Mapping[str, Any]] | None = None,
+    benchmarks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Write a report that only its owner can read, and next to it, under its name, the PNGs of an evaluation.
 
@@ -57,6 +58,7 @@ def write_report(
         samples=_read_lines(run, "samples.jsonl"),
         waterfall=waterfall,
         findings=findings,
+        benchmarks=benchmarks,
         recipe=None if recipe is None else recipe.model_dump(mode="json"),
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment and environment.is_file() else None,
     )
@@ -85,6 +87,7 @@ def page(
     samples: Sequence[Row] = (),
     waterfall: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     findings: Mapping[str, Mapping[str, Any]] | None = None,
+    benchmarks: Mapping[str, Mapping[str, Any]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
@@ -97,6 +100,7 @@ def page(
         metrics, samples: the lines of `metrics.jsonl` and `samples.jsonl`.
         waterfall: rows read, dropped and kept of each source, by split.
         findings: `splits` of what `audit` returns.
+        benchmarks: the last numbers of each, as `measure` returns them.
         recipe: the resolved recipe as JSON values.
         environment: versions, hardware and hashes.
     """
@@ -113,7 +117,8 @@ def page(
         gates=gates,
         sources=source_plot(summary) if summary and summary["preferences"] else None,
         source_table=source_table(summary) if summary else None,
-        curves=training_plots(metrics),
+        curves=[*training_plots(metrics), *benchmark_plots(metrics)],
+        benchmarks=[benchmark_table(numbers) for numbers in (benchmarks or {}).values()],
         plots=plots,
         samples=[_sample(number, _redacted(row)) for number, row in enumerate(sample_histories(samples))],
         hardest=[_hardest(_redacted(row)) for row in hardest],
@@ -129,7 +134,9 @@ def page(
 
 NOTHING: Mapping[str, Any] = {
     **dict.fromkeys(("summary", "verdict", "gates", "sources", "source_table", "recipe", "environment")),
-    **dict.fromkeys(("tiles", "words", "tables", "curves", "plots", "samples", "hardest", "waterfalls", "findings"), ()),
+    **dict.fromkeys(
+        ("tiles", "words", "tables", "curves", "plots", "samples", "hardest", "waterfalls", "findings", "benchmarks"), ()
+    ),
 }
 """The parts of a page, for one that has none of them."""
 

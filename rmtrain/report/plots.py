@@ -16,6 +16,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
+from rmtrain.evaluation.benchmarks.measure import BENCHMARKS
 from rmtrain.evaluation.diagnosis import diagnose
 from rmtrain.evaluation.metrics import EvaluationResult
 from rmtrain.report.console import decimal, escape_invisible, percent
@@ -254,6 +255,18 @@ def training_plots(metrics: Sequence[Numbers]) -> list[Plot]:
         if any(curve.points for curve in curves):
             dashed = chance_loss if key == "loss" else reference
             plots.append(curve_plot(f"curve-{key}", title, curves, note=note, reference=dashed, include=include))
+    return plots
+
+
+def benchmark_plots(metrics: Sequence[Numbers]) -> list[Plot]:
+    """Plot the score of each benchmark that was evaluated on during a run, by step."""
+    plots = []
+    for name, benchmark in BENCHMARKS.items():
+        points = {float(row["step"]): float(row[f"eval/{name}"]) for row in metrics if row.get(f"eval/{name}") is not None}
+        if points:
+            note = "Its score by its own rule, on the rows of the benchmark; nothing was trained or chosen by it."
+            curve = Curve("", sorted(points.items()), "accent", dots=True)
+            plots.append(curve_plot(f"benchmark-{name}", benchmark.title, [curve], note=note))
     return plots
 
 

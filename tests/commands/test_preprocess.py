@@ -11,7 +11,7 @@ from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.data.checks.audit import KINDS
 from rmtrain.errors import DataError, RecipeError
-from rmtrain.recipe.schema import Recipe
+from rmtrain.recipe.schema import Recipe, UntrainedPrompts
 from tests.report.render import console, render, written
 from tests.runs import planted_rows, tiny_recipe, write_rows
 
@@ -91,7 +91,8 @@ def test_trap_18_mixed_rows_are_counted_exactly(tmp_path: Path) -> None:
 def test_training_on_a_benchmark_is_refused(tmp_path: Path) -> None:
     """It is refused before anything is built, and allowed with `data.allow_overlap`."""
     bench = write_rows(tmp_path / "bench.jsonl", [{"prompt": row["prompt"].upper()} for row in planted_rows(30, seed=1)[:2]])
-    recipe = recipe_of(tmp_path, faulty(), benchmarks=(str(bench),))
+    # Whole prompts only, since all rows are made from one sentence.
+    recipe = recipe_of(tmp_path, faulty(), benchmarks=(UntrainedPrompts(path=str(bench)),), edited_prompts=None)
     for verb in (preprocess, train):
         with pytest.raises(DataError, match=r"^2 of 32 .*\bdata\.benchmarks\b.*\btrain:0 ") as error:
             verb(recipe, QUIET)
@@ -99,6 +100,28 @@ def test_training_on_a_benchmark_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     allowed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"allow_overlap": True})})
     assert preprocess(allowed, QUIET).document["findings"]["splits"]["train"]["found"]["benchmark"]["rows"] == 2
+
+
+def test_benchmark_by_name_is_refused(tmp_path: Path) -> None:
+    """`data.benchmarks` takes names of benchmarks: their own files, their rows by subset and id, edited prompts too."""
+    asked = [row["prompt"].replace("describe", "please describe in detail") for row in planted_rows(30, seed=1)[:2]]
+    rows = [
+        {"id": f"r{number}", "prompt": prompt, "chosen": "a", "rejected": "b", "subset": "hep-go"}
+        for number, prompt in enumerate(asked)
+    ]
+    write_rows(tmp_path / "filtered.jsonl", rows)
+    named = UntrainedPrompts(name="rewardbench", path=str(tmp_path / "filtered.jsonl"))
+    recipe = recipe_of(tmp_path, faulty(), benchmarks=(named,))
+    for verb in (preprocess, train):
+        with pytest.raises(
+            DataError, match=r"data\.benchmarks\b.*\btrain:0 \(\d+% of the prompt of rewardbench: hep-go/r0\)"
+        ) as error:
+            verb(recipe, QUIET)
+        assert error.value.exit_code == 3
+    whole = recipe_of(tmp_path, faulty(), benchmarks=(named,), edited_prompts=None)
+    assert "benchmark" not in preprocess(whole, QUIET).document["findings"]["splits"]["train"]["found"]
+    with pytest.raises(DataError, match=r"^data\.benchmarks: llmbar: .*`path`"):
+        preprocess(recipe_of(tmp_path, faulty(), benchmarks=(UntrainedPrompts(name="llmbar"),)), QUIET)
 
 
 def test_train_notes_findings_first(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from rmtrain.commands import train as command
+from rmtrain.commands.evaluator import Evaluator
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, Stopped
 from rmtrain.recipe.load import load_recipe
@@ -38,7 +39,6 @@ def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Replaces the loss of an evaluation by a planted one, where there is one, and kills the process at another evaluation."""
-    make = command.make_evaluator
 
     def planted(
         losses: Mapping[int, float],
@@ -46,23 +46,19 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         killed_after: int | None = None,
         stopped_after: int | None = None,
     ) -> None:
-        def make_planted(*inputs: Any) -> Any:
-            evaluate = make(*inputs)
-            assert evaluate is not None
-
-            def evaluate_at(step: int) -> Any:
+        class Planted(Evaluator):
+            def __call__(self, step: int, *, final: bool = False) -> Any:
                 if step == killed_before:
                     raise Killed
-                result = evaluate(step)
+                result = super().__call__(step, final=final)
+                assert result is not None
                 if step == killed_after:
                     raise Killed
                 if step == stopped_after:
                     raise Stopped(signal.SIGTERM, "stopped")
                 return replace(result, summary=result.summary | {"loss": losses.get(step, result.summary["loss"])})
 
-            return evaluate_at
-
-        monkeypatch.setattr(command, "make_evaluator", make_planted)
+        monkeypatch.setattr(command, "Evaluator", Planted)
 
     return planted
 

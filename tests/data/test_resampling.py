@@ -324,7 +324,7 @@ def test_checks_report_rows_once(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     for name, keys in (("a", {}), ("b", {"augment": MANY, "repeat": 3.0})):
         made = build(tmp_path / name, tokenizer, rows, **keys)
         data = Data(train=[PairSource(path=str(tmp_path / name / "rows.jsonl"))])
-        report = audit(made, data, tokenizer)
+        report = audit(made, data, tokenizer, [])
         lines = (made.directory / "findings.jsonl").read_text().splitlines()
         found.append([(one["kind"], one["ids"]) for one in map(json.loads, lines)])
     assert found[0] == found[1]

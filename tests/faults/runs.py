@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from rmtrain.recipe.schema import Recipe
 from tests.faults.driver import Fault
 from tests.forks import FAST, ForkServer
-from tests.runs import tiny_recipe, write_recipe
+from tests.runs import styled_rows, tiny_recipe, write_recipe, write_rows
 
 TIMES = ("tokens_per_second", "comparisons_per_second", "runtime", "samples_per_second", "steps_per_second")
 STEPS = 15
@@ -21,12 +21,12 @@ STEPS = 15
 def full_recipe(folder: Path, **changes: Any) -> Path:
     """Write a recipe of 15 steps in three epochs: dropout, warm-up, open log intervals, evaluations, a best checkpoint, rotation."""
     folder.mkdir(parents=True, exist_ok=True)
-    base = tiny_recipe(folder)
+    base, styled = tiny_recipe(folder), write_rows(folder / "rm_bench.jsonl", styled_rows(5))
     sections: dict[str, Any] = {
         "model": {**base.model.model_dump(), "dropout": 0.1},
         "optimizer": {"lr": 2e-3, "warmup": 0.2},
         "training": {"epochs": 3, "batch_size": 8, "precision": "float32"},
-        "evaluation": {"every": 3, "samples": 1},
+        "evaluation": {"every": 3, "samples": 1, "benchmarks": [{"name": "rm_bench", "path": str(styled), "every": 6}]},
         "checkpoints": {"every": 2, "minutes": None, "best": "loss"},
         "tracking": {"log_every": 4},
     }

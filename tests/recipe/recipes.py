@@ -83,6 +83,7 @@ def complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
 def _complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
     text = GOOD if kind_of_model == "pretrained" else GOOD.replace("model: {path: some/model}", SCRATCH)
     overrides = ["data.eval=[{path: held.jsonl}]", "lora={}"]
+    overrides += ["evaluation.benchmarks=[{name: rm_bench}]"]
     overrides += ["evaluation.every=5", "evaluation.early_stopping={metric: loss, patience: 2}"]
     if kind_of_source != "pair":
         overrides += [f"data.{side}.0={{path: {side}.jsonl, {KINDS[kind_of_source]}}}" for side in ("train", "eval")]

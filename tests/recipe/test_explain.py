@@ -281,7 +281,7 @@ def test_hints_say_what_a_name_means_here() -> None:
         ("training.packing", ["batching.layout"]),
         ("model.num_labels", ["one output"]),
         ("model.attn_implementation", ["batching.layout"]),
-        ("evaluation.benchmarks", ["rmtrain eval RUN --benchmark"]),
+        ("evaluation.eval_benchmarks", ["mean benchmarks?"]),
         ("training.early_stopping", ["under evaluation"]),
         ("tracking.tags", ["WANDB_TAGS"]),
         ("hub.private", ["hub.public"]),

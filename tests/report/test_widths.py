@@ -92,7 +92,15 @@ def test_sources_and_differences_are_whole(width: int) -> None:
 def test_benchmarks_are_whole(width: int) -> None:
     one = {"n": 12_345, "score": 0.7, "low": 0.6, "high": 0.8, "strict": 0.5, "half_credit": 0.6, "ties": 1_234}
     sections = dict.fromkeys(("Instruction following", "safety"), one)
-    numbers = {**one, "title": "RewardBench 2", "sections": sections, "subsets": {}, "others": {}, "longer_wins": None}
+    numbers = {
+        **one,
+        "title": "RewardBench 2",
+        "sections": sections,
+        "subsets": {},
+        "others": {},
+        "ours": None,
+        "longer_wins": None,
+    }
     text = render(benchmark_report({"b": {**numbers, "settings": None, "warnings": [], "scores": "s.jsonl"}}, {}), width=width)
     assert is_whole(text, width)
     for number in ("12,345", "0.7000", "[0.600, 0.800]", "0.5000", "1,234"):

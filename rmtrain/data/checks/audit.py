@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData, edges_of
+from rmtrain.data.checks.benchmark_prompts import PromptSource
 from rmtrain.data.checks.contamination import benchmark_overlap, named
 from rmtrain.data.checks.preferences import (
     Repeat,
@@ -25,12 +26,12 @@ from rmtrain.data.checks.preferences import (
 )
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
-from rmtrain.data.rows.dataset import digest
+from rmtrain.data.rows.dataset import digest, fingerprint
 from rmtrain.errors import DataError, TryAgain
-from rmtrain.files import expanded, sha256_file, write_text
-from rmtrain.recipe.schema import Data
+from rmtrain.files import sha256_file, write_text
+from rmtrain.recipe.schema import Data, EditedPrompts
 
-AUDIT_VERSION = 4
+AUDIT_VERSION = 5
 """Increase it with every change of what is found or how it is summarized."""
 EXAMPLES = 5
 FEWEST_LABELS = 6
@@ -63,11 +64,13 @@ class Finding:
     detail: str
 
 
-def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def audit(
+    prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase, benchmarks: Sequence[PromptSource]
+) -> dict[str, Any]:
     """Return everything that is wrong with the data of a recipe, read from the artifact's directory if it was found before.
 
     The directory then has `findings.jsonl`, a line for each finding with the ids of its rows. Rows that were dropped are not among them;
-    they are in `dropped.jsonl`.
+    they are in `dropped.jsonl`. `benchmarks` are those of `data.benchmarks`.
 
     Returns:
         JSON values: `list`, the path of `findings.jsonl`, or None where it cannot be written; and `splits`, for each that has rows:
@@ -77,17 +80,18 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
         DataError: a benchmark file that cannot be read; or training rows have a prompt of one, and overlap is not allowed.
         TryAgain: a benchmark file changes while it is read.
     """
-    benchmarks = [expanded(name) for name in data.benchmarks]
 
-    def hashes() -> list[tuple[str, str | None]]:
-        return [(file.name, sha256_file(file) if file.is_file() else None) for file in benchmarks]
+    def hashes() -> list[tuple[str, list[str]]]:
+        return [(benchmark.title, [fingerprint(source) for source in benchmark.sources]) for benchmark in benchmarks]
 
+    edited = data.edited_prompts if benchmarks else None
     identity = {"audit": AUDIT_VERSION, "artifact": prepared.train.key, "benchmarks": hashes()}
+    identity |= {"edited_prompts": None if edited is None else edited.model_dump()}
     key = digest(identity)
     report = read_findings(prepared.directory, key)
     is_stored = report is not None
     if report is None:
-        findings = find_all(prepared, data.benchmarks, tokenizer)
+        findings = find_all(prepared, benchmarks, tokenizer, edited)
         if hashes() != identity["benchmarks"]:
             raise TryAgain("data.benchmarks: a file changed while it was read; repeat the command when nothing writes to it")
         counts = summarize_findings(findings, {name: len(split) for name, split in prepared.splits.items()})
@@ -108,13 +112,15 @@ def audit(prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase
         more = f" and {contaminated['rows'] - len(rows)} more" if contaminated["rows"] > len(rows) else ""
         listed = f"; see {file} for all" if file and more else ""
         raise DataError(
-            f"{contaminated['rows']} of {report['train']['comparisons']} training rows have a prompt of data.benchmarks: "
+            f"{contaminated['rows']} of {report['train']['comparisons']} training rows have a prompt of data.benchmarks, whole or in part: "
             f"{', '.join(rows)}{more}; remove them, or set data.allow_overlap{listed}"
         )
     return {"list": str(file) if file else None, "splits": report}
 
 
-def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+def find_all(
+    prepared: PreparedData, benchmarks: Sequence[PromptSource], tokenizer: PreTrainedTokenizerBase, edited: EditedPrompts | None
+) -> list[Finding]:
     """Return all findings: overlap of the splits, contamination by benchmarks, unset template variables, then those within each split."""
     train, evaluation = prepared.train, prepared.eval
     findings = []
@@ -124,9 +130,9 @@ def find_all(prepared: PreparedData, benchmarks: Sequence[str], tokenizer: PreTr
         detail = f"the prompt of training row {train.ids[row.trained]}, {how}{responses}"
         findings.append(Finding("overlap", "eval", (evaluation.ids[row.evaluated],), detail))
     added = train.are_added()
-    for number, benchmark in benchmark_overlap(train, benchmarks).items():
+    for number, detail in benchmark_overlap(train, benchmarks, tokenizer, edited).items():
         if not added[number]:
-            findings.append(Finding("benchmark", "train", (train.ids[number],), f"prompt of {benchmark}"))
+            findings.append(Finding("benchmark", "train", (train.ids[number],), detail))
     for split, data in prepared.splits.items():
         findings += _one_sided_labels(split, data)
         for tag, detail in data.waterfall.unset_variables():

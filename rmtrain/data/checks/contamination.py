@@ -1,19 +1,19 @@
 """Prompts that are in the training data, and in the evaluation data or a benchmark as well."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from rmtrain.data.artifact import TokenizedData, response_nodes
-from rmtrain.data.comparison import BadRow, Comparison, Turns, prompt_hash
-from rmtrain.data.rows.dataset import FORMATS, read_rows
-from rmtrain.data.rows.messages import to_messages
-from rmtrain.data.rows.readers import Malformed, RawRow, parse
-from rmtrain.errors import DataError, missing
-from rmtrain.files import expanded
-from rmtrain.recipe.schema import Messages, PairSource
+from rmtrain.data.checks.benchmark_prompts import PromptSource, rows_of_benchmark
+from rmtrain.data.checks.edited_prompts import PromptIndex
+from rmtrain.data.comparison import Comparison, prompt_hash
+from rmtrain.data.text.tokenizer import decoded
+from rmtrain.errors import DataError
+from rmtrain.recipe.schema import EditedPrompts
 
 EXAMPLES = 5
 
@@ -77,72 +77,32 @@ def named(ids: Sequence[str]) -> str:
     return ", ".join(ids[:EXAMPLES]) + (f" and {len(ids) - EXAMPLES} more" if len(ids) > EXAMPLES else "")
 
 
-PROMPT_COLUMNS = (
-    "prompt",
-    "question",
-    "instruction",
-    "query",
-    "conversation_input",
-    "messages",
-    "conversations",
-    "context",
-    "problem",
-    "text",
-    "input",
-)
-"""Columns in which benchmarks keep their prompt, the most usual first; the first that a row has is used."""
-HH = Messages(transcript="hh")
+def benchmark_overlap(
+    data: TokenizedData, benchmarks: Sequence[PromptSource], tokenizer: PreTrainedTokenizerBase, edited: EditedPrompts | None
+) -> dict[int, str]:
+    """Return the numbers of the rows whose prompt is in a benchmark, each with what it has of which row of it, in order.
 
-
-def benchmark_overlap(data: TokenizedData, files: Sequence[str]) -> dict[int, str]:
-    """Return the numbers of the rows whose normalised prompt is in a benchmark, each with one row of it, as `file:index`.
-
-    The first of `PROMPT_COLUMNS` is a row's prompt, as text or messages; with `instruction` and `input`, also both together. A system
-    message and the turns before the last are part of a prompt, so a row with different ones is a different row. Tokenized rows are not
-    compared.
+    A prompt is that of a benchmark if both are the same, normalised. With `edited` also if it has enough of the same words in the same
+    order, see `PromptIndex`: an edited prompt, or a longer one that contains it. Rows of tokens are compared as text too, and never whole.
 
     Raises:
-        DataError: a file that is missing or cannot be read, or one of its rows has no prompt.
+        DataError: a file that cannot be read, or one of its rows has no prompt.
     """
     first: dict[int, str] = {}
-    for name in files:
-        path = expanded(name)
-        if not path.exists():
-            raise DataError(f"data.benchmarks: {missing(name)}")
-        if not path.is_file() or not path.name.endswith(FORMATS):
-            raise DataError(f"data.benchmarks: {name} is not a data file; expected one of {', '.join(FORMATS)}")
-        count = 0
-        try:
-            for index, row in read_rows(PairSource(path=str(path))):
-                count += 1
-                where = f"{path.name}:{index}"
-                for prompt in _prompts(row, where):
-                    first.setdefault(prompt_hash(Comparison(where, path.name, prompt, ())), where)
-        except DataError as error:
-            raise DataError(*(f"data.benchmarks: {problem}" for problem in error.problems)) from error
-        if not count:
-            raise DataError(f"data.benchmarks: {name} has no rows")
+    texts: list[tuple[str, str]] = []
+    for benchmark in benchmarks:
+        for where, prompts in rows_of_benchmark(benchmark):
+            for prompt in prompts:
+                first.setdefault(prompt_hash(Comparison(where, benchmark.title, prompt, ())), where)
+            if prompts:
+                texts.append((where, max(("\n".join(turn["content"] for turn in prompt) for prompt in prompts), key=len)))
     matches = np.flatnonzero(np.isin(data.prompt_hashes, np.array(list(first), np.uint64)))
-    return {number: first[int(data.prompt_hashes[number])] for number in matches.tolist()}
-
-
-def _prompts(raw: RawRow, where: str) -> Iterator[Turns]:
-    """Yield the prompt of a benchmark row, in each form in which a training row may have it."""
-    row = parse(raw)
-    if isinstance(row, Malformed):
-        raise DataError(f"{where} cannot be read: {row.detail}")
-    column = next((name for name in PROMPT_COLUMNS if row.get(name)), None)
-    if column is None:
-        expected = ", ".join(PROMPT_COLUMNS)
-        raise DataError(f"{where} has no prompt; expected one of the columns {expected}; it has: {', '.join(row)}")
-    try:
-        turns = to_messages(row[column], column, HH, "user")
-    except BadRow as problem:
-        raise DataError(f"{where}: {problem.detail}") from None
-    if len(turns) > 1 and turns[-1]["role"] == "assistant":  # a conversation with its answer
-        turns = turns[:-1]
-    yield turns
-    if turns[0]["role"] == "system" and len(turns) > 1:
-        yield turns[1:]
-    if column == "instruction" and isinstance(row.get("input"), str) and row["input"].strip():
-        yield ({"role": "user", "content": f"{row['instruction']}\n{row['input']}"},)
+    found = {number: f"prompt of {first[int(data.prompt_hashes[number])]}" for number in matches.tolist()}
+    if edited is not None and texts:
+        index = PromptIndex(texts, edited.words)
+        for number in (number for number in range(len(data)) if number not in found):
+            row = data[number]
+            near = index.find(decoded(row.sequences[0][: row.prompt_length], tokenizer, special_tokens=False), edited.share)
+            if near is not None:
+                found[number] = f"{near.share:.0%} of the prompt of {near.where}"
+    return dict(sorted(found.items()))

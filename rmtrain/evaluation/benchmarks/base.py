@@ -8,12 +8,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmtrain.data.comparison import Message, Preference
+from rmtrain.data.comparison import Message, Preference, Target
 from rmtrain.errors import DataError
 from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
 from rmtrain.evaluation.targets import mean
@@ -28,12 +28,21 @@ RULES: tuple[Rule, ...] = ("official", "strict", "half_credit")
 """How ties count: as in the benchmark's own script, as wrong, or half."""
 
 
+class HubRows(NamedTuple):
+    """Rows of a benchmark on the Hub: the id of a dataset, a split of it, and a configuration, if it has several."""
+
+    path: str
+    split: str
+    name: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A row of a benchmark: a prompt and its responses, the better ones first.
+    """A row of a benchmark: a prompt and its responses, the better ones first where preferences say no more than that.
 
     source: the subset it counts in.
     shown: the place where the benchmark shows each response, for a rule that depends on it.
+    targets: 1 for each response that is right and 0 for the others, for a rule that needs all of them.
     """
 
     id: str
@@ -42,6 +51,7 @@ class Item:
     responses: tuple[str, ...]
     preferences: tuple[Preference, ...]
     shown: tuple[int, ...] = ()
+    targets: tuple[Target, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +98,21 @@ class Benchmark(ABC):
     """A public benchmark: its files, its rows and its rules. A subclass states where it differs from pairs whose total is by section.
 
     name, title: on the command line, and for people.
-    sections: the parts that its total is the mean of, in its order.
+    sections: its parts, in its order; the total is their mean unless it is `pooled`.
+    pooled: the total is the mean over all rows, and not over the sections.
     counts: for each section, the weight of each of its subsets, however many rows it has; empty: all rows of a section weigh the same.
-    hub: dataset and split on the Hub; None: the Hub does not have it in a readable form.
+    hub: its datasets on the Hub; empty: the Hub does not have it in a readable form.
+    ours: which of its numbers are defined by rmtrain, since no official script for them could be read; empty: none.
     published: where its files are, for people.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     sections: ClassVar[tuple[str, ...]]
+    pooled: ClassVar[bool] = False
     counts: ClassVar[Mapping[str, Mapping[str, float]]] = {}
-    hub: ClassVar[tuple[str, str] | None] = None
+    hub: ClassVar[tuple[HubRows, ...]] = ()
+    ours: ClassVar[str] = ""
     published: ClassVar[str]
 
     @abstractmethod
@@ -106,12 +120,20 @@ class Benchmark(ABC):
         """Select the benchmark's files among the data files of a folder, given relative to it."""
 
     @abstractmethod
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
-        """Convert a row, given its file (None: the Hub) and its number; raises ValueError for a row that is not the benchmark's."""
+    def item(self, row: Row, file: Path, index: int) -> Item | None:
+        """Convert a row, given its file and its number; raises ValueError for a row that is not the benchmark's.
 
-    def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
-        """Convert a row of the file that the benchmark's own script writes; raises ValueError like `item`, DataError without one."""
+        The file of a row from the Hub is the id of its dataset, and its configuration, if it has several. None: no response is better,
+        so that the row has no score.
+        """
+
+    def output(self, row: Row, file: Path, index: int) -> ScoredComparison | None:
+        """Convert a row of the file that the benchmark's own script writes, like `item`; raises DataError where it has none."""
         raise DataError(f'{file}: expected lines of {{"id", "source", "rewards"}}; {self.title} has no score format of its own')
+
+    def accuracies(self, file: Path, document: Row) -> Mapping[str, float]:
+        """Return the accuracies by subset in a file of results that has no scores, if it is one; raises DataError for a wrong value."""
+        return {}
 
     def subset(self, source: str) -> str:
         """Return the subset of a row."""
@@ -132,6 +154,8 @@ class Benchmark(ABC):
 
     def weights(self, sections: Sequence[str], subsets: Sequence[str]) -> Floats:
         """Return the weight of each row in the total, up to a factor, [R]."""
+        if self.pooled:
+            return np.ones(len(subsets))
         rows = Counter(subsets)
         count_of = {name: count for counts in self.counts.values() for name, count in counts.items()}
         each = np.array([count_of[subset] / rows[subset] if count_of else 1.0 for subset in subsets])
@@ -164,20 +188,12 @@ class Benchmark(ABC):
             return self.scores_of(subsets)
         by_section = means(credits, [self.section(name) for name in names])
         sections = {section: by_section[section] for section in self.sections if section in by_section}
-        return Scores(mean(list(sections.values())), sections, subsets)
+        total = sum(credits.tolist()) / len(scored) if self.pooled else mean(list(sections.values()))
+        return Scores(total, sections, subsets)
 
     def scores_of(self, subsets: Mapping[str, float]) -> Scores:
         """Compute all scores from those of the subsets in `counts`; other names are left out."""
-        sections = {}
-        for section, counts in self.counts.items():
-            # Added up in the order of RewardBench's script, on which the last digit depends.
-            weighted = total = 0.0
-            for subset, count in counts.items():
-                if subset in subsets:
-                    weighted += subsets[subset] * count
-                    total += count
-            if total:
-                sections[section] = weighted / total
+        sections = weighted_means(subsets, self.counts)
         known = {subset: subsets[subset] for counts in self.counts.values() for subset in counts if subset in subsets}
         return Scores(mean(list(sections.values())), sections, known)
 
@@ -208,6 +224,21 @@ def shared_first(scored: Sequence[ScoredComparison]) -> Floats:
     return np.array(
         [1 / row.rewards.count(row.rewards[0]) if row.rewards[0] == max(row.rewards) else 0.0 for row in scored], np.float64
     )
+
+
+def weighted_means(subsets: Mapping[str, float], sections: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of the subsets of each section, given the weights of its subsets; sections without any are left out."""
+    found = {}
+    for section, counts in sections.items():
+        # Added up in the order of RewardBench's script, on which the last digit depends.
+        weighted = total = 0.0
+        for subset, count in counts.items():
+            if subset in subsets:
+                weighted += subsets[subset] * count
+                total += count
+        if total:
+            found[section] = weighted / total
+    return found
 
 
 def means(values: Floats, groups: Sequence[str]) -> dict[str, float]:

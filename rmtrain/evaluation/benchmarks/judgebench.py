@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rmtrain.data.comparison import PAIR
-from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, lead, means
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, HubRows, Item, Row, Rule, Scores, credit_of_gaps, lead, means
 from rmtrain.evaluation.benchmarks.published import cell, matching, number, user
 from rmtrain.evaluation.scores_file import ScoredComparison
 
@@ -27,13 +27,14 @@ class JudgeBench(Benchmark):
     name = "judgebench"
     title = "JudgeBench"
     sections = ORIGINS
-    hub = ("ScalerLab/JudgeBench", "gpt")
+    pooled = True
+    hub = (HubRows("ScalerLab/JudgeBench", "gpt"),)
     published = "data/ of github.com/ScalerLab/JudgeBench: two files *.jsonl"
 
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, ["judgebench", "gpt", "claude"], parts=0) or list(found)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         better, worse = shown = _shown(row)
         sides = (cell(row, "response_A", str), cell(row, "response_B", str))
         prompt = user(cell(row, "question", str))
@@ -66,14 +67,9 @@ class JudgeBench(Benchmark):
         better_is_b = np.array([row.shown == LABELS["B>A"] for row in scored])
         return np.where(gap == 0, better_is_b, gap > 0).astype(np.float64)
 
-    def weights(self, sections: Sequence[str], subsets: Sequence[str]) -> Floats:
-        return np.ones(len(subsets))
-
     def scores(self, scored: Sequence[ScoredComparison], rule: Rule) -> Scores:
-        credits = self.credits(scored, rule)
-        by_model = means(credits, [row.source.rpartition("/")[0] for row in scored])
-        total = sum(credits.tolist()) / len(scored)
-        return replace(super().scores(scored, rule), total=total, others=by_model if len(by_model) > 1 else {})
+        by_model = means(self.credits(scored, rule), [row.source.rpartition("/")[0] for row in scored])
+        return replace(super().scores(scored, rule), others=by_model if len(by_model) > 1 else {})
 
 
 def _shown(row: Row) -> tuple[int, int]:

@@ -26,18 +26,19 @@ class LLMBar(Benchmark):
     title = "LLMBar"
     sections = tuple(SECTIONS)
     counts = SECTIONS
+    ours = "the total"
     published = "Dataset/LLMBar of github.com/princeton-nlp/LLMBar: Natural/dataset.json and Adversarial/*/dataset.json"
 
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, SUBSETS, parts=2)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         label = cell(row, "label", int)
         if label not in (1, 2):
             raise ValueError(f"label: expected 1 or 2, got {label}")
         outputs = (cell(row, "output_1", str), cell(row, "output_2", str))
         responses = outputs if label == 1 else outputs[::-1]
-        subset = first_in(SUBSETS, file, parts=2) if file is not None else None
+        subset = first_in(SUBSETS, file, parts=2)
         if subset is None:
             raise ValueError(f"the path of the file names no subset; expected one of {', '.join(SUBSETS)}")
         return Item(str(index), subset, user(cell(row, "input", str)), responses, PAIR)

@@ -6,19 +6,36 @@ from typing import Any
 
 import numpy as np
 
+from rmtrain.data.checks.benchmark_prompts import PromptSource, prompt_file
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.benchmarks.base import RULES, Benchmark, Rule, Scores, Units
 from rmtrain.evaluation.benchmarks.judgebench import JUDGEBENCH
 from rmtrain.evaluation.benchmarks.llmbar import LLMBAR
+from rmtrain.evaluation.benchmarks.m_rewardbench import M_REWARDBENCH
+from rmtrain.evaluation.benchmarks.ppe import PPE_CORRECTNESS, PPE_PREFERENCE
+from rmtrain.evaluation.benchmarks.published import prompt_source
 from rmtrain.evaluation.benchmarks.rewardbench import REWARDBENCH, REWARDBENCH2
 from rmtrain.evaluation.benchmarks.rm_bench import RM_BENCH
 from rmtrain.evaluation.benchmarks.rmb import RMB
 from rmtrain.evaluation.metrics import MAX_TIE_SHARE, check_rewards
 from rmtrain.evaluation.scores_file import ScoredComparison
+from rmtrain.files import expanded
 from rmtrain.intervals import wilson_interval
+from rmtrain.recipe.schema import UntrainedPrompts
 
 BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark for benchmark in (REWARDBENCH, REWARDBENCH2, RM_BENCH, JUDGEBENCH, LLMBAR, RMB)
+    benchmark.name: benchmark
+    for benchmark in (
+        REWARDBENCH,
+        REWARDBENCH2,
+        RM_BENCH,
+        JUDGEBENCH,
+        LLMBAR,
+        RMB,
+        PPE_PREFERENCE,
+        PPE_CORRECTNESS,
+        M_REWARDBENCH,
+    )
 }
 NOTES = {
     "score": "by the benchmark's own rule, ties included",
@@ -39,6 +56,15 @@ def named(names: str) -> list[Benchmark]:
     return [BENCHMARKS[name] for name in wanted]
 
 
+def prompt_sources(benchmarks: Sequence[UntrainedPrompts]) -> list[PromptSource]:
+    """Return the benchmarks of `data.benchmarks`; raises DataError where the files of one are missing."""
+    paths = [None if each.path is None else expanded(each.path) for each in benchmarks]
+    return [
+        prompt_file(str(path)) if each.name is None else prompt_source(BENCHMARKS[each.name], path)
+        for each, path in zip(benchmarks, paths, strict=True)
+    ]
+
+
 def only(names: str, option: str) -> Benchmark:
     """Return the one benchmark of a list; raises RecipeError for several or for an unknown name."""
     chosen = named(names)
@@ -52,8 +78,8 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
 
     Returns:
         `score` with `low`, `high`, `strict`, `half_credit`, `ties` among `decisions` and `n` rows; the same for each of `sections` and
-        `subsets`, which name their `section`; `others` that its authors report; `longer_wins` and `shorter_wins`; `missing` sections and
-        `warnings`.
+        `subsets`, which name their `section`; `others` that its authors report; which numbers are `ours`; `longer_wins` and
+        `shorter_wins`; `missing` sections and `warnings`.
 
     Raises:
         DataError: nothing to measure, or rows of another benchmark. NumericError: a reward is not finite.
@@ -92,6 +118,7 @@ def measure(benchmark: Benchmark, scored: Sequence[ScoredComparison] | Scores) -
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
+        "ours": benchmark.ours or None,
         "rows": rows,
         **total,
         "sections": sections,

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rmtrain.data.comparison import Message
+from rmtrain.data.checks.benchmark_prompts import PromptSource
+from rmtrain.data.comparison import Message, Turns
 from rmtrain.data.rows.dataset import files_below, read_rows
 from rmtrain.data.rows.readers import Malformed, RawRow, has_lone_surrogate, open_bytes, parse
 from rmtrain.errors import DataError, missing
@@ -32,27 +33,49 @@ def read_items(benchmark: Benchmark, data_dir: Path | None) -> list[Item]:
     `data_dir` is a folder of its official files, or one with a folder of the benchmark's name in it, or one file; None: from the Hub.
     """
 
-    def item(raw: RawRow, file: Path | None, index: int) -> Item:
+    def item(raw: RawRow, file: Path, index: int) -> Item | None:
         row = parse(raw)
         if isinstance(row, Malformed):
             raise ValueError(row.detail)
         return benchmark.item(row, file, index)
 
-    files: Sequence[Path | None] = [None]
-    hub, split = benchmark.hub or ("", None)
-    if data_dir is not None:
-        files, split = find_files(benchmark, data_dir), None
-    elif not hub:
-        raise DataError(f"{benchmark.name}: the Hub has it in no readable form; pass --data-dir with {benchmark.published}")
+    sources = sources_of(benchmark, data_dir)
     rows = (
-        (f"{benchmark.name}: {file.name if file else 'row'}:{index}: ", (row, file, index))
-        for file in files
-        for index, row in read_rows(PairSource(path=str(file or hub), split=split, tag=benchmark.name))
+        (f"{benchmark.name}: {file.name if data_dir else 'row'}:{index}: ", (row, file, index))
+        for source in sources
+        for file in [Path(source.path, source.name or "")]
+        for index, row in read_rows(source)
     )
-    items = convert_rows(item, rows)
+    items = [item for item in convert_rows(item, rows) if item is not None]
     if not items:
-        raise DataError(f"{benchmark.name}: {data_dir or hub} has no rows")
+        raise DataError(f"{benchmark.name}: {data_dir or sources[0].path} has no rows")
     return with_unique_ids(items)
+
+
+def sources_of(benchmark: Benchmark, data_dir: Path | None) -> list[PairSource]:
+    """Return the files or the datasets of a benchmark, see `read_items`; raises DataError where there are none."""
+    if data_dir is not None:
+        return [PairSource(path=str(file), tag=benchmark.name) for file in find_files(benchmark, data_dir)]
+    if not benchmark.hub:
+        option = "pass --data-dir, or set `path` in a recipe"
+        raise DataError(f"{benchmark.name}: the Hub has it in no readable form; {option}: {benchmark.published}")
+    return [PairSource(path=path, split=split, name=name, tag=benchmark.name) for path, split, name in benchmark.hub]
+
+
+def prompt_source(benchmark: Benchmark, data_dir: Path | None) -> PromptSource:
+    """Return a benchmark as one whose prompts must not be trained on; raises DataError as `sources_of`."""
+
+    def prompts(raw: RawRow, source: PairSource, index: int) -> tuple[str, Sequence[Turns]]:
+        row = parse(raw)
+        if isinstance(row, Malformed):
+            raise ValueError(row.detail)
+        item = benchmark.item(row, Path(source.path, source.name or ""), index)
+        return ("", ()) if item is None else (f"{benchmark.name}: {item.source}/{item.id}", (item.prompt,))
+
+    try:
+        return PromptSource(benchmark.name, tuple(sources_of(benchmark, data_dir)), prompts)
+    except DataError as error:
+        raise DataError(*(f"data.benchmarks: {problem}" for problem in error.problems)) from error
 
 
 def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
@@ -71,7 +94,7 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> list[Path]:
 
 
 def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Scores:
-    """Read the scored rows of a file or of all files of a folder; for RewardBench also accuracies by subset.
+    """Read the scored rows of a file or of all files of a folder; or accuracies by subset, where the benchmark's results have these.
 
     A file is JSON Lines, a JSON array of rows, or a JSON object of columns; its keys show whether rmtrain or the benchmark's own script
     wrote it. Raises DataError for one that is none of these, or has rows that are not the benchmark's.
@@ -82,20 +105,28 @@ def read_output(benchmark: Benchmark, path: Path) -> list[ScoredComparison] | Sc
     if not files:
         raise DataError(f"{path}: no file of scores")
     scored: list[ScoredComparison] = []
+    shares: dict[str, float] = {}
     for file in files:
         rows = _read_json(file)
         if isinstance(rows, Mapping):
-            known = [subset for counts in benchmark.counts.values() for subset in counts if subset in rows]
-            if benchmark.name == "rewardbench" and known and len(files) == 1:
-                return benchmark.scores_of({subset: _accuracy(file, subset, rows[subset]) for subset in known})
+            of_file = benchmark.accuracies(file, rows)
+            if repeated := shares.keys() & of_file.keys():
+                raise DataError(f"{file}: {min(repeated)} is in another file as well; pass the results of one model")
+            shares |= of_file
+            if of_file:
+                continue
             rows = _from_columns(file, rows)
         if set(rows[0]) >= OURS:
             scored += read_scores(file)
         else:
             numbered = [(f"{file}: row {index}: ", (row, file, index)) for index, row in enumerate(rows)]
             with_prompts = zip(convert_rows(benchmark.output, numbered), rows, strict=True)
-            scored += [replace(of_row, prompt=prompt_of(row, PROMPT_COLUMNS)) for of_row, row in with_prompts]
-    return with_unique_ids(scored)
+            scored += [
+                replace(of_row, prompt=prompt_of(row, PROMPT_COLUMNS)) for of_row, row in with_prompts if of_row is not None
+            ]
+    if shares and scored:
+        raise DataError(f"{path}: has scores of rows and accuracies of subsets; pass one of them")
+    return benchmark.scores_of(shares) if shares else with_unique_ids(scored)
 
 
 def with_unique_ids(rows: Sequence[Unique]) -> list[Unique]:
@@ -160,7 +191,8 @@ def _from_columns(file: Path, columns: Row) -> Sequence[Row]:
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def _accuracy(file: Path, subset: str, value: Any) -> float:
+def accuracy(file: Path, subset: str, value: Any) -> float:
+    """Return the accuracy of a subset in a file of results; raises DataError where it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise DataError(f"{file}: {subset}: expected an accuracy in [0, 1], got {value!r:.40}")
     return float(value)

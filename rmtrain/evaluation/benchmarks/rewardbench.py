@@ -12,6 +12,7 @@ from rmtrain.evaluation.benchmarks.base import (
     RULES,
     Benchmark,
     Floats,
+    HubRows,
     Item,
     Row,
     Rule,
@@ -24,7 +25,7 @@ from rmtrain.evaluation.benchmarks.base import (
     means,
     shared_first,
 )
-from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
+from rmtrain.evaluation.benchmarks.published import accuracy, cell, matching, number, texts, user
 from rmtrain.evaluation.scores_file import ScoredComparison, prompt_numbers
 
 LANGUAGES = ("cpp", "go", "java", "js", "python", "rust")
@@ -61,19 +62,23 @@ class RewardBench(Benchmark):
     title = "RewardBench"
     sections = tuple(SECTIONS)
     counts = SECTIONS
-    hub = ("allenai/reward-bench", "filtered")
+    hub = (HubRows("allenai/reward-bench", "filtered"),)
     published = "the dataset allenai/reward-bench, split filtered"
 
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, ["filtered"]) or list(found)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         responses = (cell(row, "chosen", str), cell(row, "rejected", str))
         return Item(str(row.get("id", index)), self._subset(row), user(cell(row, "prompt", str)), responses, PAIR)
 
     def output(self, row: Row, file: Path, index: int) -> ScoredComparison:
         rewards = tuple(number(cell(row, column, object), column) for column in ("scores_chosen", "scores_rejected"))
         return ScoredComparison(str(row.get("id", index)), self._subset(row), rewards, (), PAIR)
+
+    def accuracies(self, file: Path, document: Row) -> Mapping[str, float]:
+        known = [subset for counts in self.counts.values() for subset in counts if subset in document]
+        return {subset: accuracy(file, subset, document[subset]) for subset in known}
 
     def _subset(self, row: Row) -> str:
         subset = cell(row, "subset", str)
@@ -113,13 +118,13 @@ class RewardBench2(Benchmark):
     title = "RewardBench 2"
     sections = SUBSETS
     counts = WEIGHTS
-    hub = ("allenai/reward-bench-2", "test")
+    hub = (HubRows("allenai/reward-bench-2", "test"),)
     published = "the dataset allenai/reward-bench-2, split test"
 
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, ["test"]) or list(found)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
         subset = _subset(row)
         row_id = _checked_id(str(row.get("id", index)), subset, len(chosen))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, Item, Row, Rule, Scores, credit_of_gaps, each_over_each
+from rmtrain.evaluation.benchmarks.base import Benchmark, Floats, HubRows, Item, Row, Rule, Scores, credit_of_gaps, each_over_each
 from rmtrain.evaluation.benchmarks.published import cell, matching, number, texts, user
 from rmtrain.evaluation.scores_file import ScoredComparison
 from rmtrain.evaluation.targets import mean
@@ -28,13 +28,13 @@ class RMBench(Benchmark):
     name = "rm_bench"
     title = "RM-Bench"
     sections = DOMAINS
-    hub = ("THU-KEG/RM-Bench", "train")
+    hub = (HubRows("THU-KEG/RM-Bench", "train"),)
     published = "data/ of github.com/THU-KEG/RM-Bench: total_dataset.json, or {chat,code,math,safety-refuse,safety-response}_filtered.json"
 
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, ["total_dataset"]) or matching(found, FILES)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         """Convert a row; the row or the name of its file gives the domain."""
         chosen, rejected = texts(row, "chosen"), texts(row, "rejected")
         if (len(chosen), len(rejected)) != (STYLES, STYLES):
@@ -84,8 +84,8 @@ def _styles(beats_R33: Floats) -> dict[str, float]:
     }
 
 
-def _source(row: Row, file: Path | None) -> str:
-    named = row.get("domain") or (file.name.lower() if file is not None else "")
+def _source(row: Row, file: Path) -> str:
+    named = row.get("domain") or file.name.lower()
     for domain in FILES:
         if domain in str(named):
             return domain

@@ -38,7 +38,7 @@ class Rmb(Benchmark):
     def files(self, found: Sequence[Path]) -> list[Path]:
         return matching(found, ["pairwise_set", "bon_set"], parts=0) or list(found)
 
-    def item(self, row: Row, file: Path | None, index: int) -> Item:
+    def item(self, row: Row, file: Path, index: int) -> Item:
         prompt = _prompt(cell(row, "conversation_input", list))
         source = _source(row)
         if "loser_list" in row:

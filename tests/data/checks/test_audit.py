@@ -11,16 +11,22 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data.checks import audit as module
-from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, audit, read_findings, summarize_findings, write_findings
+from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, read_findings, summarize_findings, write_findings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
-from rmtrain.recipe.schema import AbSource, Data, PairSource, TokenizedSource
+from rmtrain.evaluation.benchmarks.measure import prompt_sources
+from rmtrain.recipe.schema import AbSource, Data, PairSource, TokenizedSource, UntrainedPrompts
 from tests.data.text.test_encoder import THINKING_TEMPLATE
 from tests.edges import prepared_rows, row
 from tests.helpers import byte_bpe, pairs, write_jsonl
 
 LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree. " * 3
+
+
+def audit(made: PreparedData, data: Data, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """Audit with the benchmarks of the recipe."""
+    return module.audit(made, data, tokenizer, prompt_sources(data.benchmarks))
 
 
 def chat(prompt: str) -> list[dict[str, str]]:
@@ -243,7 +249,7 @@ def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer
     assert all(part in message for part in ("data.benchmarks", row_id, "bench.jsonl:1", "data.allow_overlap"))
     assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is written all the same"
     with pytest.raises(DataError, match=r"^data\.benchmarks: .*none\.jsonl"):
-        audit(made, data.model_copy(update={"benchmarks": (str(tmp_path / "none.jsonl"),)}), tokenizer)
+        audit(made, data.model_copy(update={"benchmarks": (UntrainedPrompts(path=str(tmp_path / "none.jsonl")),)}), tokenizer)
 
 
 def test_contamination_error_names_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -16,7 +16,9 @@ from rich.console import Console
 
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.options import EvalOptions
+from rmtrain.evaluation.benchmarks.m_rewardbench import LANGUAGES
 from rmtrain.evaluation.benchmarks.measure import named
+from rmtrain.evaluation.benchmarks.ppe import DATASETS
 from rmtrain.evaluation.benchmarks.published import read_items
 from tests.exports import tiny_export
 from tests.helpers import SENTENCES, write_jsonl
@@ -24,7 +26,7 @@ from tests.hub_faults import Fault, status
 from tests.hub_server import HubServer, hub_server
 from tests.runs import environment_of_process, rmtrain
 
-NAMES = ("rewardbench", "rewardbench2", "rm_bench", "judgebench")
+NAMES = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "ppe_preference")
 QUIET = Console(quiet=True)
 LONG = "far too long for the model, word by word, " * 10
 
@@ -69,7 +71,25 @@ JUDGED = [
     }
     for number, (source, label) in enumerate([("mmlu-pro-law", "A>B"), ("livebench-math", "B>A"), ("livecodebench", "B>A")])
 ]
-OFFICIAL = {"rewardbench": [*PAIRS, TOO_LONG], "rewardbench2": [*BEST_OF_FOUR, *TIES], "rm_bench": STYLED, "judgebench": JUDGED}
+VOTES = [
+    {
+        "question_id": f"vote {number}",
+        "prompt": SENTENCES[number],
+        "response_1": f"one {number}",
+        "response_2": f"two {number}",
+        "winner": winner,
+        "language": language,
+        "hard_prompt": number == 0,
+    }
+    for number, (winner, language) in enumerate([("model_a", "English"), ("model_b", "Polish"), ("model_a", "English")])
+]
+OFFICIAL = {
+    "rewardbench": [*PAIRS, TOO_LONG],
+    "rewardbench2": [*BEST_OF_FOUR, *TIES],
+    "rm_bench": STYLED,
+    "judgebench": JUDGED,
+    "ppe_preference": VOTES,
+}
 
 
 def as_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
@@ -88,13 +108,14 @@ def splits(**rows: Sequence[Mapping[str, Any]]) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
-    """Serve a Hub with four benchmarks. Splits that are not the benchmark hold rows that would be refused, or change the numbers."""
+    """Serve a Hub with five benchmarks. Splits that are not the benchmark hold rows that would be refused, or change the numbers."""
     with hub_server() as hub:
         of_others = [pair | {"subset": "shp"} for pair in PAIRS]
         hub.add("dataset", "allenai/reward-bench", splits(raw=of_others, filtered=OFFICIAL["rewardbench"]))
         hub.add("dataset", "allenai/reward-bench-2", splits(test=OFFICIAL["rewardbench2"]))
         hub.add("dataset", "THU-KEG/RM-Bench", {"total_dataset.json": json.dumps(STYLED).encode()})
         hub.add("dataset", "ScalerLab/JudgeBench", splits(claude=[*JUDGED, *JUDGED], gpt=JUDGED))
+        hub.add("dataset", "lmarena-ai/PPE-Human-Preference-V1", splits(test=VOTES))
         yield hub
 
 
@@ -118,7 +139,7 @@ def without_paths(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_hub_rows_are_those_of_the_files(hub: HubServer, folder: Path) -> None:
-    """All four benchmarks read from the Hub, and again offline, give the rows that their files give."""
+    """All five benchmarks read from the Hub, and again offline, give the rows that their files give."""
     script = (
         "import pickle, sys\n"
         "from rmtrain.evaluation.benchmarks.published import read_items\n"
@@ -164,3 +185,47 @@ def test_missing_hub_dataset_is_one_line(fault: Fault | None, code: int, folder:
     assert len(errors) == 1
     assert "THU-KEG/RM-Bench" in errors[0]
     assert "Traceback" not in result.stderr
+
+
+def answers(dataset: str) -> list[dict[str, Any]]:
+    responses = {f"response_{place + 1}": f"{dataset} answer {place}" for place in range(4)}
+    row = {"question_id": dataset, "model_name": "m", "prompt": dataset, **responses}
+    return [row | {"scores": [True, False, False, True], "sampled_conflict_pairs": [[0, 1], [2, 3]]}]
+
+
+def of_language(language: str) -> list[dict[str, Any]]:
+    return [
+        {"id": 1, "prompt": language, "chosen": f"yes {language}", "rejected": "no", "language": language, "source": "hep-go"}
+    ]
+
+
+@pytest.mark.long
+def test_benchmarks_of_many_datasets(tmp_path: Path) -> None:
+    """The five datasets of PPE, and the configurations of 23 languages, give the rows of their files, online and offline."""
+    script = (
+        "import pickle, sys\n"
+        "from rmtrain.evaluation.benchmarks.published import read_items\n"
+        "from rmtrain.evaluation.benchmarks.measure import named\n"
+        "pickle.dump([read_items(benchmark, None) for benchmark in named(sys.argv[1])], open(sys.argv[2], 'wb'))\n"
+    )
+    with hub_server() as hub:
+        for dataset in DATASETS:
+            name = f"PPE-{dataset}-Best-of-K"
+            hub.add("dataset", f"lmarena-ai/{name}", splits(train=answers(dataset)))
+            (tmp_path / "ppe_correctness" / name).mkdir(parents=True)
+            write_jsonl(tmp_path / "ppe_correctness" / name / "train.jsonl", answers(dataset))
+        listed = "".join(f"- config_name: {one}\n  data_files: [{{split: test, path: {one}/test-*}}]\n" for one in LANGUAGES)
+        files = {f"{one}/test-00000-of-00001.parquet": as_parquet(of_language(one)) for one in LANGUAGES}
+        readme = {"README.md": f"---\nconfigs:\n{listed}---\n".encode()}
+        hub.add("dataset", "CohereLabsCommunity/multilingual-reward-bench", readme | files)
+        for one in LANGUAGES:
+            (tmp_path / "m_rewardbench" / one).mkdir(parents=True)
+            write_jsonl(tmp_path / "m_rewardbench" / one / "test.jsonl", of_language(one))
+        names = "ppe_correctness,m_rewardbench"
+        from_files = [sorted(read_items(benchmark, tmp_path), key=str) for benchmark in named(names)]
+        for environment in (hub.environment(tmp_path), hub.environment(tmp_path) | {"HF_HUB_OFFLINE": "1"}):
+            command = [sys.executable, "-c", script, names, str(tmp_path / "items")]
+            result = subprocess.run(command, env=environment_of_process(**environment), capture_output=True, text=True)
+            assert result.returncode == 0, result.stderr
+            assert [sorted(items, key=str) for items in pickle.loads((tmp_path / "items").read_bytes())] == from_files
+    assert [len(items) for items in from_files] == [5, 23], "guard"

@@ -68,7 +68,7 @@ def test_rows_and_output_of_its_script(tmp_path: Path) -> None:
         "response_B": "b",
         "label": "B>A",
     }
-    read = JUDGEBENCH.item(raw, None, 0)
+    read = JUDGEBENCH.item(raw, Path("x"), 0)
     assert (read.responses, read.shown, read.source) == (("b", "a"), B_IS_BETTER, f"{MODEL}/livebench-math")
     game = {"judgment": {"scores": [0.5, 0.75]}, "decision": "B>A"}
     (tmp_path / "out.jsonl").write_text(json.dumps(raw | {"judgments": [game, game]}) + "\n")
@@ -80,4 +80,4 @@ def test_rows_and_output_of_its_script(tmp_path: Path) -> None:
     write_scores(tmp_path / "scores.jsonl", scored)
     assert read_scores(tmp_path / "scores.jsonl") == scored, "where responses are shown is kept"
     with pytest.raises(ValueError, match=r"^source: .*poetry"):
-        JUDGEBENCH.item(raw | {"source": "poetry"}, None, 0)
+        JUDGEBENCH.item(raw | {"source": "poetry"}, Path("x"), 0)

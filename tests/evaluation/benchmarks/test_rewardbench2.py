@@ -117,7 +117,7 @@ def test_halves_of_ties_alone_are_refused() -> None:
 
 def test_malformed_rows_are_refused() -> None:
     good = {"id": "tied:3", "prompt": "p", "chosen": ["a", "b"], "rejected": ["c"], "subset": "Ties"}
-    assert REWARDBENCH2.item(good, None, 0).source == "Ties"
+    assert REWARDBENCH2.item(good, Path("x"), 0).source == "Ties"
     for change, shown in (
         ({"chosen": ["a"]}, "^tied:3 "),
         ({"id": "3"}, "'3'"),
@@ -126,4 +126,4 @@ def test_malformed_rows_are_refused() -> None:
         ({"rejected": []}, "^rejected: "),
     ):
         with pytest.raises(ValueError, match=shown):
-            REWARDBENCH2.item(good | change, None, 0)
+            REWARDBENCH2.item(good | change, Path("x"), 0)

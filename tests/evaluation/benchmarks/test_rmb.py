@@ -53,14 +53,14 @@ def test_rows_of_both_kinds() -> None:
     turns = [{"role": role, "content": role, "language": "English"} for role in ("user", "assistant", "user")]
     answers = [{"llm_name": "m", "answer": text} for text in ("best", "second", "third")]
     raw = {"bon_uid": 7, "conversation_input": turns, "bon_best": answers[0], "loser_list": answers[1:], "category_path": BON}
-    best = RMB.item(raw, None, 0)
+    best = RMB.item(raw, Path("x"), 0)
     assert (best.id, best.responses, len(best.preferences)) == ("7", ("best", "second", "third"), 2)
     assert best.prompt[0] == {"role": "user", "content": "user"}, "what a template does not know is left out"
     row = {"pair_uid": 3, "conversation_input": turns, "chosen": answers[0], "reject": answers[1], "category_path": PAIRS}
-    assert RMB.item(row, None, 0).responses == ("best", "second")
+    assert RMB.item(row, Path("x"), 0).responses == ("best", "second")
     for change in ({"category_path": "Other/Helpfulnes"}, {"conversation_input": []}, {"chosen": "text"}):
         with pytest.raises(ValueError, match=rf"^{next(iter(change))}: "):
-            RMB.item(row | change, None, 0)
+            RMB.item(row | change, Path("x"), 0)
 
 
 def test_output_of_its_script(tmp_path: Path) -> None:
