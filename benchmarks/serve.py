@@ -3,8 +3,8 @@
 HH rows go as requests with one conversation each to servers in processes of their own:
 1. ours, for each number of clients: every reward must be that of `rmtrain score` within 1e-6, or the benchmark fails; of rewards above 1,
    within 1e-6 of the largest, as float32 has them;
-2. plain: a FastAPI loop around transformers, which scores each request by itself, as small reward servers do (needs fastapi). It takes texts
-   that are rendered already, and ours is measured with the same requests;
+2. plain: a FastAPI loop around transformers, which scores each request by itself, as small reward servers do (needs fastapi). It takes
+   texts that are rendered already, and ours is measured with the same requests;
 3. one by one: `RewardScorer` in this process, without a server, each row by itself.
 Then prompts with 64 responses, as one request and as 64; and a signal under load, after which every accepted request must be answered.
 """
