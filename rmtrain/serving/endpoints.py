@@ -41,7 +41,7 @@ logger = logging.getLogger("rmtrain")
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """ServerLimits of the server.
+    """What one server accepts at a time, and from whom.
 
     queue: requests that are being answered or wait.
     timeout: seconds for a request, from its first byte to its answer.
