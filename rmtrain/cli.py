@@ -23,6 +23,7 @@ from rmtrain.commands.completion import complete_keys, complete_overrides
 from rmtrain.commands.exits import exit_process, exit_with_error, fail_on_missed
 from rmtrain.commands.options import (
     Arguments,
+    AuditOptions,
     CommandResult,
     ConfigOption,
     EvalOptions,
@@ -163,6 +164,30 @@ def train(
 
     outcome = finish(lambda: run(loaded, console, fresh=options.fresh, resume=options.resume), as_json)
     fail_on_missed(outcome.document["gates"], outcome.document["hub_problem"])
+
+
+@app.command(cls=Verb, epilog="rmtrain audit recipes/quickstart.yaml --folds 5 --effect")
+@flat_options
+def audit(
+    arguments: Arguments = None, recipe: RecipeOption = None, *, options: AuditOptions, as_json: JsonOption = False
+) -> None:
+    """List the training rows whose labels are probably wrong. Each is scored by a model that was trained on the other prompts.
+
+    Run the same command again to resume an interrupted audit.
+    """
+    words = arguments or []
+    if is_one_of_several():
+        raise RecipeError("audit: a launcher started this process; use --processes, which launches each run of the audit")
+    loaded = read_recipe(words, recipe)
+    console = start_console(with_models=False)
+    with quick_imports():
+        from rmtrain.commands.audit import LabelRuns
+        from rmtrain.commands.audit import audit as run
+
+    handed_on = check_launch(options.processes, options.accelerate_config)
+    given = [*words, *([] if recipe is None else ["--recipe", str(recipe)])]
+    runs = LabelRuns(loaded, lambda texts: read_recipe([*words, *texts], recipe), given, handed_on, console)
+    finish(lambda: run(runs, options), as_json)
 
 
 @app.command(cls=Verb, epilog="rmtrain export runs/quickstart --output model hub.id=owner/name")

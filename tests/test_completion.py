@@ -68,7 +68,7 @@ def test_shells_offer_keys_and_values(shell: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["train", ""], ["train", "recipes/q"], ["nothing", "a"], ["inspect", "absent.yaml", "--source", ""]]
+    "words", [["train", ""], ["train", "recipes/q"], ["nothing", "z"], ["inspect", "absent.yaml", "--source", ""]]
 )
 def test_files_are_left_to_the_shell(words: list[str]) -> None:
     """Where nothing is known, nothing is offered or printed, and the shell completes files."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmtrain.data.checks.audit import KINDS
+from rmtrain.data.checks.findings import KINDS
 from rmtrain.data.waterfall import INTENTIONAL_DROPS
 from tests.runs import ROOT
 

@@ -55,4 +55,4 @@ def test_guide_source_and_function_work(tmp_path: Path) -> None:
 def test_guide_lists_intentional_drops() -> None:
     named = set(re.findall(r"\| `(\w+)` \|\n", GUIDE))
     assert named <= set(INTENTIONAL_DROPS)
-    assert len(named) == 6
+    assert len(named) == 7

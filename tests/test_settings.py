@@ -13,6 +13,8 @@ from rmtrain.batching.layout import lay_out
 from rmtrain.commands.evaluate import evaluate
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
+from rmtrain.data.comparison import hash_text, prompt_hash
+from rmtrain.data.rows.formats import adapt
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.tokenizer import open_tokenizer
 from rmtrain.errors import DataError, RmtrainError
@@ -83,9 +85,14 @@ def read_other_formats(folder: Path) -> None:
                 "rejected": "y",
                 "filter": [{"column": "l", "at_least": 0}],
                 "cap": {"by": "l", "rows": 1},
+                "fold": {"number": 1, "of": 2},
             }
         ),
     ]
+    pair = schema.PairSource(path=file, chosen="x", rejected="y")
+    suspects = [{"id": "formats:0", "source": "formats", "prompt": hash_text(prompt_hash(adapt(row, "formats:0", pair)))}]
+    listed = {"file": str(write_rows(folder / "suspects.jsonl", suspects)), "labels": "flip"}
+    sources.append(schema.PairSource.model_validate({"path": file, "chosen": "x", "rejected": "y", "suspects": listed}))
     for source in sources:
         with suppress(DataError):  # there is no column n
             list(load_comparisons(source))

@@ -211,7 +211,7 @@ def evaluate(
     data_tokenizer = tokenizer_for_data(model, tokenizer, recipe.data, allow_template_change)
     template = template_hash(data_tokenizer)
     with ReadingProgress(console) as progress:
-        if any(source.holdout for source in recipe.data.train):
+        if any(source.holds_out for source in recipe.data.train):
             rows = prepare(recipe.data, data_tokenizer, progress).eval
         else:
             rows = prepare_evaluation(recipe.data.eval, recipe.data, data_tokenizer, progress)

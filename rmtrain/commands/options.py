@@ -376,6 +376,23 @@ class TrainOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditOptions:
+    """The options of `rmtrain audit`."""
+
+    folds: Annotated[int, typer.Option(min=2, max=1000, help="Number of parts of the training prompts, and of runs.")] = 5
+    effect: Annotated[
+        bool,
+        typer.Option("--effect", help="Also train with all labels, without the suspects, and with flipped ones, and compare."),
+    ] = False
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory of the audit (default: run.output_dir + -audit)."),
+    ] = None
+    processes: ProcessesOption = None
+    accelerate_config: ConfigOption = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunsOptions:
     """The options of `rmtrain runs`."""
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rmtrain.commands.options import CommandResult
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.checks.audit import audit
+from rmtrain.data.checks.findings import findings_of
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.errors import DataError
@@ -52,14 +52,14 @@ def preprocess(
         plot: PNG file for the token lengths; None: `lengths.png` next to the cached data, if that directory is writable.
 
     Raises:
-        RecipeError, DataError, TryAgain: see `prepare` and `audit`.
+        RecipeError, DataError, TryAgain: see `prepare` and `findings_of`.
     """
     recipe, console = as_recipe(recipe), console or TerminalConsole(stderr=True)
     export, plot = export and expanded(export, "--export"), plot and expanded(plot, "--plot")
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         prepared = prepare(recipe.data, tokenizer, progress)
-    findings = audit(prepared, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))
+    findings = findings_of(prepared, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))
     if plot is None and os.access(prepared.directory, os.W_OK):
         plot = prepared.directory / "lengths.png"
     if plot is not None:

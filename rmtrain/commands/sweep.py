@@ -86,25 +86,35 @@ def sweep(planned: Sequence[PlannedRun], arguments: Sequence[str], options: Sequ
     """
     codes: dict[str, int] = {}
     for number, run in enumerate(planned, start=1):
-        place = f"run {number} of {len(planned)}"
-        if run.todo == "skip":
-            console.print(Text(f"{place} is finished: {run.directory}", style="dim"))
-            continue
-        console.print(Text.assemble(("\n" + place, "bold cyan"), f"  {run.swept.description}  → {run.directory}"))
-        try:
-            code = run_process([sys.executable, "-m", "rmtrain", "train", *arguments, *run.swept.overrides, *options])
-        except Stopped as stopped:
-            message = f"stopped by {stopped.signal.name} in {place}; run the same command to resume the sweep"
-            raise Stopped(stopped.signal, message) from None
-        if code:
-            console.print(Text(f"{place} ended with exit code {code}: {meaning(code)}", style="red"))
-        codes[str(run.directory)] = code
+        code = train_run(run, f"run {number} of {len(planned)}", arguments, options, console)
+        if code is not None:
+            codes[str(run.directory)] = code
     records = [_record(run.directory, codes) for run in planned]
     for record in records:  # finished before this command
         codes.setdefault(str(record.path), GateMissed.exit_code if record.gates_missed else 0)
     found = RunSet(records)
     failures = {path: code for path, code in codes.items() if code}
     return CommandResult(runs_report(found), {**runs_document(found), "failures": failures})
+
+
+def train_run(run: PlannedRun, place: str, arguments: Sequence[str], options: Sequence[str], console: Console) -> int | None:
+    """Train one of several runs in a process of its own, and return its exit code; None if it is finished already.
+
+    Raises:
+        Stopped: a signal ended it, after it was saved.
+    """
+    if run.todo == "skip":
+        console.print(Text(f"{place} is finished: {run.directory}", style="dim"))
+        return None
+    console.print(Text.assemble(("\n" + place, "bold cyan"), f"  {run.swept.description}  → {run.directory}"))
+    try:
+        code = run_process([sys.executable, "-m", "rmtrain", "train", *arguments, *run.swept.overrides, *options])
+    except Stopped as stopped:
+        message = f"stopped by {stopped.signal.name} in {place}; run the same command to resume"
+        raise Stopped(stopped.signal, message) from None
+    if code:
+        console.print(Text(f"{place} ended with exit code {code}: {meaning(code)}", style="red"))
+    return code
 
 
 def _record(directory: Path, codes: Mapping[str, int]) -> RunRecord:

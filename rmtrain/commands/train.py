@@ -23,7 +23,7 @@ from rmtrain.commands.evaluator import Evaluator, read_benchmarks
 from rmtrain.commands.export import export_with_card, provenance
 from rmtrain.commands.options import CommandResult
 from rmtrain.data.artifact import TokenizedData
-from rmtrain.data.checks.audit import audit, check_rankings
+from rmtrain.data.checks.findings import check_rankings, findings_of
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer, replaced_pad_token
 from rmtrain.engine.checkpoint_manager import CheckpointManager
@@ -116,7 +116,7 @@ def train(
     tokenizer = load_tokenizer(recipe.model, recipe.data)
     with ReadingProgress(console) as progress:
         data = prepare(recipe.data, tokenizer, progress)
-    findings = audit(data, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))["splits"]
+    findings = findings_of(data, recipe.data, tokenizer, prompt_sources(recipe.data.benchmarks))["splits"]
     for note in findings_notes(findings):
         console.print(Text(f"note: {note}"))
     objective = for_training(recipe.objective, data.train)

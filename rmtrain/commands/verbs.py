@@ -23,6 +23,7 @@ PANELS = {
     "Server": ("--host", "--port", "--queue", "--timeout", "--max-tokens"),
     "Processes": ("--processes", "--accelerate-config"),
     "Sweep": ("--sweep",),
+    "Audit": ("--folds", "--effect"),
     "Dry run": ("--dry-run", "--gpu-memory", "--measure"),
     "Export": ("--adapter", "--dtype", "--push"),
     "How rows are shown": ("--ids", "--side-by-side"),
@@ -37,7 +38,7 @@ TYPES = {"int": " N", "int range": " N", "path": " PATH", "str": " TEXT"}
 """Words for the types of values; an argument says with its name what it is."""
 DASHED = re.compile(r"^--(?=[A-Za-z_]\w*\.[\w.-]+(=|$))", re.ASCII)
 """The dashes of an override that is written as an option, `--a.b=v` or `--a.b v`."""
-WITH_OVERRIDES = ("preprocess", "inspect", "train", "eval")
+WITH_OVERRIDES = ("preprocess", "inspect", "train", "audit", "eval")
 
 
 class Verb(TyperCommand):

@@ -66,7 +66,7 @@ class RowEncoder:
         hashes = {row.id: prompt_hash(row) for row in selection.rows if not isinstance(row, Dropped)}
         members: dict[str, list[Adapted]] = {split: [] for split in SPLITS}
         for row in selection.rows:
-            held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout)
+            held_out = row.id in hashes and is_held_out(hashes[row.id], task.source.holdout, task.source.fold)
             members["eval" if held_out else task.split].append(row)
         return {
             split: self._encode(rows, hashes, groups, selection.places, task, split) for split, rows in members.items() if rows

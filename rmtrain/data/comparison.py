@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmtrain.recipe.sources import Fold
+
 Message = dict[str, Any]
 """`{"role": "system" | "user" | "assistant" | "tool", "content": str}`, and the further keys that chat templates use where a row has them:
 `name`, `tool_call_id`, `tool_calls`, `reasoning_content`, `thinking`."""
@@ -187,10 +189,17 @@ def response_hashes(row: Comparison | TokenizedComparison) -> list[int]:
     return [_hash_messages(response) for response in row.responses]
 
 
-def is_held_out(hash_of_prompt: int, share: float | None) -> bool:
-    """Return whether a prompt belongs to the held-out share; the same prompt gives the same answer in any order and any source."""
+def is_held_out(hash_of_prompt: int, share: float | None, fold: Fold | None = None) -> bool:
+    """Return whether a prompt belongs to the held-out share, or to a fold of the rest; the same prompt gives the same answer in any order.
+
+    It does so in any source as well, and belongs to exactly one of the folds if it is not in the share.
+    """
     # by hash and not by a random number: a prompt that appears again, in any source, must not be on both sides
-    return share is not None and hash_of_prompt < share * HASH_RANGE
+    held_out = (share or 0.0) * HASH_RANGE
+    if fold is None or hash_of_prompt < held_out:
+        return hash_of_prompt < held_out
+    begin, end = (held_out + (HASH_RANGE - held_out) * number / fold.of for number in (fold.number - 1, fold.number))
+    return begin <= hash_of_prompt and (hash_of_prompt < end or fold.number == fold.of)
 
 
 def _hash_messages(messages: Sequence[Message]) -> int:

@@ -59,8 +59,10 @@ def prepare(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress =
     prepared = prepare_unchecked(data, tokenizer, progress)
     problems = [
         f"{source.title}: holdout {source.holdout:g} took none of its prompts; raise it"
+        if source.fold is None
+        else f"{source.title}: fold {source.fold.number} of {source.fold.of} has none of its prompts; set fewer folds"
         for source in data.train
-        if source.holdout and source.title not in prepared.eval.waterfall.sources
+        if source.holds_out and source.title not in prepared.eval.waterfall.sources
     ]
     for split in (prepared.train, prepared.eval):
         problems += split.waterfall.problems(data.max_drop_fraction)
@@ -81,7 +83,7 @@ def prepare_evaluation(
 def prepare_unchecked(data: Data, tokenizer: PreTrainedTokenizerBase, progress: Progress = no_progress) -> PreparedData:
     """Return the same as `prepare` without checks of how much is left and what overlaps: to look at the rows that are dropped."""
     for source in (*data.train, *data.eval):
-        for key in ("holdout", "fraction"):
+        for key in ("holdout", "fold", "fraction"):
             if isinstance(source, TokenizedSource) and getattr(source, key):
                 raise RecipeError(
                     f"{source.title}: {key} selects by prompt, and rows of tokens do not say where theirs ends; remove {key}"
@@ -178,7 +180,7 @@ def read_again(data: Data, split: str, rows: Iterable[Dropped]) -> Iterator[tupl
     wanted: dict[str, dict[int, list[Dropped]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         wanted[row.source][place_of(row.id)[0]].append(row)
-    held_out = [source for source in data.train if source.holdout]
+    held_out = [source for source in data.train if source.holds_out]
     for source in data.train if split == "train" else (*data.eval, *held_out):
         missing = wanted.pop(source.title, {})
         for number, raw in read_rows(source) if missing else ():

@@ -14,6 +14,7 @@ INTENTIONAL_DROPS = {
     "prepared_away": "check what `prepare` returns",
     "filtered": "loosen `filter`",
     "not_drawn": "raise `fraction`",
+    "suspect": "remove its line from the file of `suspects`",
     "capped": "raise cap.rows",
     "duplicate": "remove `dedup`",
     "tie": "set tie: half (format: ab), or use finer scores",

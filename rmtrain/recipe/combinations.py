@@ -111,13 +111,18 @@ def swept_runs(load: Callable[[Sequence[str]], Recipe], swept: Mapping[str, Sequ
         names = [f"{name}-{label}" for name, label in zip(names, labels, strict=True)]
     runs = []
     for values, texts, recipe, directory, name in zip(combinations, overrides, recipes, directories, names, strict=True):
-        written = {"output_dir": escape_variables(escape_braces(directory)), "name": name}
-        places = [f"run.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in written.items()]
-        run = recipe.run.model_copy(update={"output_dir": directory, "name": name})
-        runs.append(SweptRun(values, (*texts, *places), recipe.model_copy(update={"run": run})))
+        runs.append(run_in(directory, name, values, texts, recipe))
     if problems := list(dict.fromkeys(_collisions(runs))):
         raise RecipeError(*problems)
     return runs
+
+
+def run_in(directory: str, name: str, values: Mapping[str, Any], overrides: Sequence[str], recipe: Recipe) -> SweptRun:
+    """Return the run of a recipe, loaded with these overrides, in another directory and under another name."""
+    written = {"output_dir": escape_variables(escape_braces(directory)), "name": name}
+    places = [f"run.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in written.items()]
+    run = recipe.run.model_copy(update={"output_dir": directory, "name": name})
+    return SweptRun(values, (*overrides, *places), recipe.model_copy(update={"run": run}))
 
 
 def _real(path: str) -> str:

@@ -16,6 +16,7 @@ from rmtrain.recipe.parts import MARKER as MARKER
 from rmtrain.recipe.parts import MAX_FILES, read_parts, without_sections
 from rmtrain.recipe.parts import RECIPE as RECIPE
 from rmtrain.recipe.schema import (
+    ComparedSource,
     EvaluatedBenchmark,
     EvaluationRecipe,
     OwnObjective,
@@ -69,15 +70,18 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     def local(path: str) -> str:
         return absolute(path) if os.path.exists(path) else path
 
-    def located(benchmark: AnyBenchmark) -> AnyBenchmark:
+    def benchmark_at(benchmark: AnyBenchmark) -> AnyBenchmark:
         return benchmark if benchmark.path is None else benchmark.model_copy(update={"path": absolute(benchmark.path)})
 
+    def source_at(source: Source) -> Source:
+        update: dict[str, Any] = {"path": local(source.path)}
+        if isinstance(source, ComparedSource) and source.suspects is not None:
+            update["suspects"] = source.suspects.model_copy(update={"file": absolute(source.suspects.file)})
+        return source.model_copy(update=update)
+
     data, model = recipe.data, recipe.model
-    places: dict[str, Any] = {
-        name: tuple(source.model_copy(update={"path": local(source.path)}) for source in getattr(data, name))
-        for name in ("train", "eval")
-    }
-    places |= {"benchmarks": tuple(map(located, data.benchmarks)), "cache_dir": absolute(data.cache_dir)}
+    places: dict[str, Any] = {name: tuple(map(source_at, getattr(data, name))) for name in ("train", "eval")}
+    places |= {"benchmarks": tuple(map(benchmark_at, data.benchmarks)), "cache_dir": absolute(data.cache_dir)}
     if data.chat_template.endswith(".jinja"):
         places["chat_template"] = absolute(data.chat_template)
     source = {"path": local(model.path)} if isinstance(model, PretrainedModel) else {}
@@ -86,7 +90,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     sections = {
         "run": recipe.run.model_copy(update={"output_dir": absolute(recipe.run.output_dir)}),
         "data": data.model_copy(update=places),
-        "evaluation": recipe.evaluation.model_copy(update={"benchmarks": tuple(map(located, recipe.evaluation.benchmarks))}),
+        "evaluation": recipe.evaluation.model_copy(update={"benchmarks": tuple(map(benchmark_at, recipe.evaluation.benchmarks))}),
         "model": model.model_copy(update=source),
     }
     return recipe.model_copy(update=sections)

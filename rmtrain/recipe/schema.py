@@ -226,14 +226,15 @@ class Data(Section):
                 yield Conflict(("chat_template_kwargs", name), problem)
         train: Placed = [(("train", number), source) for number, source in enumerate(self.train)]
         evaluated: Placed = [(("eval", number), source) for number, source in enumerate(self.eval)]
-        held_out: Placed = [(path, source) for path, source in train if source.holdout]
+        held_out: Placed = [(path, source) for path, source in train if source.holds_out]
         # Held-out rows are evaluated next to the evaluation sources, so their tags must differ as well.
         repeated = [*_repeated_tags(train), *_repeated_tags(held_out + evaluated)]
         yield from {conflict.key: conflict for conflict in repeated}.values()
         for path, source in evaluated:
-            if source.holdout is not None:
-                message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
-                yield Conflict((*path, "holdout"), message)
+            for key in ("holdout", "fold"):
+                if getattr(source, key) is not None:
+                    message = "an evaluation source is evaluated completely; remove it, or move the source to data.train"
+                    yield Conflict((*path, key), message)
             for key in source.resampling_keys:
                 yield Conflict((*path, key), "changes training data only; remove it, or move the source to data.train")
 
@@ -406,7 +407,7 @@ class Recipe(CheckedSection):
         yield from self._length_conflicts()
         yield from self._objective_conflicts()
         yield from self._metric_conflicts()
-        if not self.data.eval and not any(source.holdout for source in self.data.train):
+        if not self.data.eval and not any(source.holds_out for source in self.data.train):
             message = "there is no evaluation data; add data.eval, or set holdout of a source in data.train"
             if self.evaluation.early_stopping is not None:
                 yield Conflict(("evaluation", "early_stopping"), message)
@@ -438,7 +439,7 @@ class Recipe(CheckedSection):
             yield Conflict(("batching", "max_tokens"), message, ("data", "max_length"))
 
     def _metric_conflicts(self) -> Iterator[Conflict]:
-        evaluated = [*self.data.eval, *(source for source in self.data.train if source.holdout)]
+        evaluated = [*self.data.eval, *(source for source in self.data.train if source.holds_out)]
         has_targets = any(isinstance(source, ScoredSource) for source in evaluated)
         has_preferences = any(not isinstance(source, ScoredSource) for source in evaluated)
         named: list[tuple[KeyPath, str]] = [(("evaluation", "gates", gate), gate) for gate in self.evaluation.pair_gates]

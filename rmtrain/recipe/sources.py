@@ -66,6 +66,29 @@ class Cap(Section):
     """Maximum number of rows with the same value; the first ones are kept."""
 
 
+class Fold(Section):
+    """One of several equal parts of the prompts, for cross-validation: each prompt is in exactly one of them."""
+
+    number: PositiveInt
+    """Number of the part that is held out, from 1."""
+    of: Annotated[int, Field(ge=2, le=1000)]
+    """Number of parts."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """There is such a part."""
+        if self.number > self.of:
+            yield Conflict(("number",), f"expected at most {self.of}, the number of parts, got {self.number}")
+
+
+class Suspects(Section):
+    """Rows whose labels are probably wrong, as `rmtrain audit` lists them, and what becomes of them."""
+
+    file: Annotated[str, Field(min_length=1)]
+    """JSON Lines of an audit, `suspects.jsonl`. Lines of other sources are ignored; remove those of labels that you find right."""
+    labels: Literal["drop", "flip"] = "drop"
+    """Leave these rows out, or turn their preferences around."""
+
+
 class Augment(Section):
     """Comparisons that are made of the rows of a source, to train on in addition to them."""
 
@@ -94,9 +117,10 @@ class Messages(Section):
 class SourceBase(Hooked):
     """One dataset: where its rows come from, and which of them are used.
 
-    The order is: the first `limit` rows are read, `prepare` changes them, `filter` tests them, and their format makes comparisons of them;
-    `fraction` and `holdout` choose by prompt, unusable comparisons are dropped, and then `dedup` and `cap` keep the first ones. What is
-    left to train on is changed by `balance`, `augment` and `repeat`, in this order; what is held out is not.
+    The order is: the first `limit` rows are read, `prepare` changes them, `filter` tests them, and their format makes comparisons of them,
+    whose labels `suspects` corrects; `fraction`, `holdout` and `fold` choose by prompt, unusable comparisons are dropped, and then `dedup`
+    and `cap` keep the first ones. What is left to train on is changed by `balance`, `augment` and `repeat`, in this order; what is held
+    out is not.
     """
 
     path: Annotated[str, Field(min_length=1)]
@@ -130,6 +154,8 @@ class SourceBase(Hooked):
     """Keep only the first of several comparisons with the same prompt, responses and preferences; case and spacing do not count."""
     holdout: Share | None = None
     """Share of this source's prompts, chosen by hash, that is used for evaluation instead of training."""
+    fold: Fold | None = None
+    """Also hold out one of several equal parts of the other prompts, such as `{number: 1, of: 5}`, for cross-validation."""
     weight: Column | None = None
     """Column of the weight of each row in the loss, 0 or more; rows of weight 0 are left out. Weights are divided by their mean, so that
     a source counts as much as without them. Accuracies and intervals do not depend on weights, losses do."""
@@ -151,6 +177,11 @@ class SourceBase(Hooked):
         while name.endswith(DATA_SUFFIXES):  # `rows.jsonl.gz` has two; `pairs.v2` keeps its version
             name = name.rpartition(".")[0]
         return name or self.path
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether some of the prompts are used for evaluation instead of training."""
+        return bool(self.holdout) or self.fold is not None
 
     @property
     def resampling_keys(self) -> tuple[str, ...]:
@@ -245,6 +276,8 @@ class ComparedSource(TextSource):
 
     augment: Augment | None = None
     """Comparisons to make in addition to those of the rows; `null`: none. They have ids such as `tag:12+other`."""
+    suspects: Suspects | None = None
+    """Rows whose labels are probably wrong, such as `{file: runs/hh-audit/suspects.jsonl, labels: flip}`; `null`: none."""
 
 
 class SidesSource(ComparedSource):
@@ -371,6 +404,9 @@ class RankedSource(ComparedSource):
             yield Conflict(("max_pairs",), "no effect: policy best_worst gives one pair; remove it, or set policy to all")
         if self.group_by is not None and self.weight is not None:
             yield Conflict(("weight",), "with group_by a row is one response, and weights are those of comparisons; remove it")
+        if self.group_by is not None and self.suspects is not None:
+            message = "with group_by a row is one response, and labels are those of comparisons; remove it"
+            yield Conflict(("suspects",), message)
 
 
 class ScoredSource(TextSource):

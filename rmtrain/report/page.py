@@ -99,7 +99,7 @@ def page(
         gates: as `check_gates` returns them.
         metrics, samples: the lines of `metrics.jsonl` and `samples.jsonl`.
         waterfall: rows read, dropped and kept of each source, by split.
-        findings: `splits` of what `audit` returns.
+        findings: `splits` of what `findings_of` returns.
         benchmarks: the last numbers of each, as `measure` returns them.
         recipe: the resolved recipe as JSON values.
         environment: versions, hardware and hashes.

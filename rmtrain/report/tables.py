@@ -310,14 +310,14 @@ def is_extreme(numbers: Numbers) -> bool:
 
 
 def findings_report(split: Numbers) -> RenderableType:
-    """Return both tables of a split, as `audit` returns it."""
+    """Return both tables of a split, as `findings_of` returns it."""
     found = split["found"]
     faults: RenderableType = findings_table(found) if found else Text("no faults found", style="green")
     return Group(faults, Text(), baselines_table(split["baselines"]))
 
 
 def findings_notes(splits: Mapping[str, Numbers]) -> list[str]:
-    """Return one line for the faults of all splits of `audit`, and one for each rule that decides nearly everything."""
+    """Return one line for the faults of all splits of `findings_of`, and one for each rule that decides nearly everything."""
     faults = [
         f"{numbers['found']:,} {_words(kind)}{' (eval)' if name == 'eval' else ''}"
         for name, split in splits.items()

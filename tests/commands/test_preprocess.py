@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
-from rmtrain.data.checks.audit import KINDS
+from rmtrain.data.checks.findings import KINDS
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.recipe.schema import Recipe, UntrainedPrompts
 from tests.report.render import console, render, written

@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from rmtrain.data import resampling
-from rmtrain.data.checks.audit import audit
+from rmtrain.data.checks.findings import findings_of
 from rmtrain.data.comparison import place_of
 from rmtrain.data.prepare import PreparedData, dropped_rows, prepare, read_again
 from rmtrain.data.rows import loading
@@ -324,7 +324,7 @@ def test_checks_report_rows_once(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     for name, keys in (("a", {}), ("b", {"augment": MANY, "repeat": 3.0})):
         made = build(tmp_path / name, tokenizer, rows, **keys)
         data = Data(train=[PairSource(path=str(tmp_path / name / "rows.jsonl"))])
-        report = audit(made, data, tokenizer, [])
+        report = findings_of(made, data, tokenizer, [])
         lines = (made.directory / "findings.jsonl").read_text().splitlines()
         found.append([(one["kind"], one["ids"]) for one in map(json.loads, lines)])
     assert found[0] == found[1]

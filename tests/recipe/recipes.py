@@ -89,12 +89,14 @@ def _complete(kind_of_source: str, kind_of_model: str) -> dict[str, Any]:
         overrides += [f"data.{side}.0={{path: {side}.jsonl, {KINDS[kind_of_source]}}}" for side in ("train", "eval")]
     selection = ["filter=[{column: c, equals: 1}]", "cap={by: c, rows: 2}"]
     overrides += [f"data.{side}.0.{key}" for side in ("train", "eval") for key in selection]
-    overrides += ["data.train.0.repeat=2"]
+    overrides += ["data.train.0.repeat=2", "data.train.0.fold={number: 1, of: 2}"]
     if kind_of_source == "scored":
         overrides.append("objective={type: regression}")
     else:
         overrides.append("data.train.0.balance=longer")
-        overrides += ["data.train.0.augment={other_prompts: 0.5}"] if kind_of_source != "tokenized" else []
+        if kind_of_source != "tokenized":
+            overrides.append("data.train.0.augment={other_prompts: 0.5}")
+            overrides += [f"data.{side}.0.suspects={{file: suspects.jsonl}}" for side in ("train", "eval")]
     return parse_recipe(text, "recipe.yaml", overrides).model_dump(mode="json")
 
 

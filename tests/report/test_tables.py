@@ -4,7 +4,7 @@ import pytest
 from rich.cells import cell_len
 from rich.text import Text
 
-from rmtrain.data.checks.audit import KINDS as FAULT_KINDS
+from rmtrain.data.checks.findings import KINDS as FAULT_KINDS
 from rmtrain.data.checks.preferences import RULES as RULE_KINDS
 from rmtrain.report.run_view import adapters_line, next_steps, run_header
 from rmtrain.report.tables import (

@@ -22,11 +22,12 @@ from rmtrain.data.rows.arrow import READ_ROWS, arrow_rows, class_names, flatten,
 from rmtrain.data.rows.hook import hook_of
 from rmtrain.data.rows.readers import RawRow, ReadMeter, Row, read_csv, read_json
 from rmtrain.data.rows.saved import check_saved, saved_errors, saved_splits
+from rmtrain.data.rows.suspects import read_suspects
 from rmtrain.errors import DISK_FULL, DataError, RecipeError, RmtrainError, TryAgain, missing
 from rmtrain.files import expanded, sha256_file
 from rmtrain.network import raise_if_passing, refusal
 from rmtrain.recipe.preference_labels import ValueLabel, label_text
-from rmtrain.recipe.schema import AbSource, Source
+from rmtrain.recipe.schema import AbSource, ComparedSource, Source
 from rmtrain.recipe.sources import RESAMPLING
 
 if TYPE_CHECKING:
@@ -395,7 +396,10 @@ def source_identity(source: Source) -> dict[str, Any]:
     """Return the settings and the content hash of a source: the bytes of its files and of `prepare` count, their location does not."""
     # keys that were added later do not change the identity of a source that does not set them: what is cached stays valid
     unset = {name for name in RESAMPLING if name not in source.resampling_keys}
+    unset |= {name for name in ("fold", "suspects") if getattr(source, name, None) is None}
     settings = source.model_dump(mode="json", exclude={"path", "tag", "streaming", *unset})
+    if isinstance(source, ComparedSource) and source.suspects is not None:
+        settings["suspects"] = [source.suspects.labels, *sorted(read_suspects(source).items())]
     code = None if source.prepare is None else hashlib.sha256(hook_of(source).code).hexdigest()
     return settings | {"title": source.title, "content": fingerprint(source), "code": code}
 

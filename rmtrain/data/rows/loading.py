@@ -133,7 +133,7 @@ def _apply_limits(selection: Selection, source: Source, limits: Limits) -> list[
             continue
         prompt = prompt_hash(row)
         content = content_key(prompt, response_hashes(row), row)
-        split = "eval" if is_held_out(prompt, source.holdout) else "train"
+        split = "eval" if is_held_out(prompt, source.holdout, source.fold) else "train"
         problem = limits.problem(split, content, selection.groups.get(row.id, 0))
         result += [row] if problem is None else [dropped(row_id, row.source, problem) for row_id in rows_of(row)]
     return result

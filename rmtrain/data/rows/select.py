@@ -1,4 +1,4 @@
-"""A batch of raw rows to the comparisons that the recipe wants: `prepare`, `filter`, the format, `fraction`; then `dedup` and `cap`."""
+"""A batch of raw rows to the comparisons a recipe wants: `prepare`, `filter`, format, `suspects`, `fraction`; then `dedup` and `cap`."""
 
 import json
 from collections import Counter, defaultdict
@@ -23,6 +23,7 @@ from rmtrain.data.rows.hook import Number, through_hook
 from rmtrain.data.rows.labels import SHOWN_CHARACTERS, TIE
 from rmtrain.data.rows.messages import MISSING, find_cell, is_blank, require_cell, to_number
 from rmtrain.data.rows.readers import Line, Malformed, Placed, RawRow, Row, parse
+from rmtrain.data.rows.suspects import treat_suspects
 from rmtrain.data.waterfall import INTENTIONAL_DROPS, with_remedy
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import AbSource, PairSource, Source
@@ -63,11 +64,11 @@ def select(batch: RawBatch) -> Selection:
     """Return the rows of a batch, as comparisons or, where they cannot be used or are not wanted, as dropped. A pure function.
 
     In this order: `prepare` turns each row into any number of rows (`prepared_away`: none), `filter` tests those (`filtered`), the format
-    makes comparisons, and `fraction` draws from them by prompt (`not_drawn`).
+    makes comparisons, those of `suspects` are dropped (`suspect`) or turned around, and `fraction` draws by prompt (`not_drawn`).
 
     Raises:
         DataError: a column that no row of a first batch has; a first batch of which all rows are dropped for the same reason; `prepare`
-            fails; or see `check_rows`.
+            fails; or see `check_rows` and `treat_suspects`.
         RecipeError: `prepare` names a function that does not exist.
     """
     source, title = batch.source, batch.source.title
@@ -98,7 +99,7 @@ def select(batch: RawBatch) -> Selection:
     check_rows(adapted, source)
     if batch.is_first:
         _check_first(adapted, source)
-    return Selection([*lost, *drawn(adapted, source)], groups, places)
+    return Selection([*lost, *drawn(treat_suspects(adapted, source), source)], groups, places)
 
 
 def _prepared(batch: RawBatch) -> tuple[list[tuple[str, Row | Malformed]], list[Dropped], dict[str, str]]:

@@ -318,7 +318,8 @@ def _texts(data: Data, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
     # and only a model from scratch without a tokenizer, such as a demo or a test, comes by here.
     for source in data.train:
         for batch in load_comparisons(source):
-            rows = [row for row in batch if isinstance(row, Comparison) and not is_held_out(prompt_hash(row), source.holdout)]
+            texts = [row for row in batch if isinstance(row, Comparison)]
+            rows = [row for row in texts if not is_held_out(prompt_hash(row), source.holdout, source.fold)]
             for row in Renderer(tokenizer).render(rows):
                 yield from (text.replace(END_TOKEN, "") for number, text in enumerate(row.texts) if number not in row.faults)
 

@@ -31,7 +31,7 @@ from rmtrain.errors import DataError, TryAgain
 from rmtrain.files import sha256_file, write_text
 from rmtrain.recipe.schema import Data, EditedPrompts
 
-AUDIT_VERSION = 5
+FINDINGS_VERSION = 5
 """Increase it with every change of what is found or how it is summarized."""
 EXAMPLES = 5
 FEWEST_LABELS = 6
@@ -64,7 +64,7 @@ class Finding:
     detail: str
 
 
-def audit(
+def findings_of(
     prepared: PreparedData, data: Data, tokenizer: PreTrainedTokenizerBase, benchmarks: Sequence[PromptSource]
 ) -> dict[str, Any]:
     """Return everything that is wrong with the data of a recipe, read from the artifact's directory if it was found before.
@@ -85,7 +85,7 @@ def audit(
         return [(benchmark.title, [fingerprint(source) for source in benchmark.sources]) for benchmark in benchmarks]
 
     edited = data.edited_prompts if benchmarks else None
-    identity = {"audit": AUDIT_VERSION, "artifact": prepared.train.key, "benchmarks": hashes()}
+    identity = {"audit": FINDINGS_VERSION, "artifact": prepared.train.key, "benchmarks": hashes()}
     identity |= {"edited_prompts": None if edited is None else edited.model_dump()}
     key = digest(identity)
     report = read_findings(prepared.directory, key)

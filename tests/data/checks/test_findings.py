@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rmtrain.data.checks import audit as module
-from rmtrain.data.checks.audit import KINDS, LIST, SUMMARY, Finding, read_findings, summarize_findings, write_findings
+from rmtrain.data.checks import findings as module
+from rmtrain.data.checks.findings import KINDS, LIST, SUMMARY, Finding, read_findings, summarize_findings, write_findings
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
@@ -24,9 +24,9 @@ from tests.helpers import byte_bpe, pairs, write_jsonl
 LONG = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree. " * 3
 
 
-def audit(made: PreparedData, data: Data, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+def findings_of(made: PreparedData, data: Data, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     """Audit with the benchmarks of the recipe."""
-    return module.audit(made, data, tokenizer, prompt_sources(data.benchmarks))
+    return module.findings_of(made, data, tokenizer, prompt_sources(data.benchmarks))
 
 
 def chat(prompt: str) -> list[dict[str, str]]:
@@ -114,7 +114,7 @@ def expected() -> dict[str, list[str]]:
 def test_trap_20_planted_faults_are_found_once(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Each planted fault is found once, with its rows, and nothing else is found."""
     made, data = planted(tmp_path, tokenizer)
-    report = audit(made, data, tokenizer)
+    report = findings_of(made, data, tokenizer)
     listed = lines(Path(report["list"]))
     dropped = lines(made.directory / "dropped.jsonl")
     faults = [(fault["kind"], tuple(fault["ids"])) for fault in listed]
@@ -160,7 +160,7 @@ def test_label_with_one_value_is_a_finding(
     data = Data(train=[source], cache_dir=str(tmp_path / "cache"), chat_template="simple_chat")
     made = prepare(data, tokenizer)
     assert made.train.waterfall.sources["rows"].kept == sum(value != "both" for value in better)
-    findings = audit(made, data, tokenizer)["splits"]["train"]["found"].get("one_sided_labels", {"examples": []})
+    findings = findings_of(made, data, tokenizer)["splits"]["train"]["found"].get("one_sided_labels", {"examples": []})
     assert [
         example["detail"].endswith(f"{side} is better") for example, side in zip(findings["examples"], found, strict=True)
     ] == [True] * len(found)
@@ -169,7 +169,7 @@ def test_label_with_one_value_is_a_finding(
 
 def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = planted(tmp_path, tokenizer)
-    train, evaluation = (audit(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
+    train, evaluation = (findings_of(made, data, tokenizer)["splits"][name] for name in ("train", "eval"))
     assert (train["comparisons"], evaluation["comparisons"]) == (len(made.train), 2)
     assert list(train["found"]) == [kind for kind in KINDS if kind not in ("overlap", "unset_variable")]
     cycle = train["found"]["cycle"]
@@ -181,7 +181,7 @@ def test_summary_counts_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerF
 
 def test_clean_file_has_no_finding(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = prepared_rows(tmp_path, tokenizer, pairs(60), holdout=0.2)
-    report = audit(made, data, tokenizer)
+    report = findings_of(made, data, tokenizer)
     assert [split["found"] for split in report["splits"].values()] == [{}, {}]
     assert Path(report["list"]).read_text() == ""
     assert len(made.eval) > 0, "guard: both splits were looked at"
@@ -202,7 +202,9 @@ def test_faults_across_sources_and_within_gathered(tmp_path: Path, tokenizer: Pr
     data = data.model_copy(update={"train": (*data.train, again)})
     made = prepare(data, tokenizer)
     assert made.train.ids == ["rows:0", "rows:3", "again:0", "again:1"], "guard: one was gathered"
-    details = {(fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(audit(made, data, tokenizer)["list"]))}
+    details = {
+        (fault["kind"], *fault["ids"]): fault["detail"] for fault in lines(Path(findings_of(made, data, tokenizer)["list"]))
+    }
     assert details == {
         ("contradictory", "rows:0", "again:0"): "1 one way: rows:0 (0 over 1); 1 the other way: again:0",
         ("contradictory", "rows:0"): "1 one way: rows:0 (1 over 2); 1 the other way: rows:0 (2 over 1)",
@@ -223,7 +225,7 @@ def test_repeated_or_reversed_ranking_is_one_finding(tmp_path: Path, tokenizer: 
         file = write_jsonl(tmp_path / f"{name}.jsonl", rows)
         source = PairSource(path=str(file), group_by_prompt=True)
         both = data.model_copy(update={"train": (*data.train, source)})
-        (fault,) = lines(Path(audit(prepare(both, tokenizer), both, tokenizer)["list"]))
+        (fault,) = lines(Path(findings_of(prepare(both, tokenizer), both, tokenizer)["list"]))
         assert (fault["kind"], fault["ids"]) == (kind, ["rows:0", f"{source.title}:0"])
         assert fault["detail"].startswith(detail)
         assert fault["detail"].endswith("; and 5 more in the same rows")
@@ -232,16 +234,16 @@ def test_repeated_or_reversed_ranking_is_one_finding(tmp_path: Path, tokenizer: 
 def test_dedup_leaves_no_duplicate(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [*pairs(10), pairs(10)[3]]
     kept, kept_data = prepared_rows(tmp_path / "kept", tokenizer, rows)
-    assert audit(kept, kept_data, tokenizer)["splits"]["train"]["found"]["duplicate"]["rows"] == 2
+    assert findings_of(kept, kept_data, tokenizer)["splits"]["train"]["found"]["duplicate"]["rows"] == 2
     once, once_data = prepared_rows(tmp_path / "once", tokenizer, rows, dedup=True)
-    assert audit(once, once_data, tokenizer)["splits"]["train"]["found"] == {}
+    assert findings_of(once, once_data, tokenizer)["splits"]["train"]["found"] == {}
 
 
 def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Training on prompts of a benchmark is an error (exit code 3) that names the rows; the list is written."""
     made, data = planted(tmp_path, tokenizer)
     with pytest.raises(DataError) as error:
-        audit(made, data.model_copy(update={"allow_overlap": False}), tokenizer)
+        findings_of(made, data.model_copy(update={"allow_overlap": False}), tokenizer)
     row_id = expected()["benchmark"][0]
     assert error.value.exit_code == 3
     message = str(error.value)
@@ -249,14 +251,16 @@ def test_trap_12_contaminated_training_data_is_refused(tmp_path: Path, tokenizer
     assert all(part in message for part in ("data.benchmarks", row_id, "bench.jsonl:1", "data.allow_overlap"))
     assert row_id in (made.directory / "findings.jsonl").read_text(), "the list is written all the same"
     with pytest.raises(DataError, match=r"^data\.benchmarks: .*none\.jsonl"):
-        audit(made, data.model_copy(update={"benchmarks": (UntrainedPrompts(path=str(tmp_path / "none.jsonl")),)}), tokenizer)
+        findings_of(
+            made, data.model_copy(update={"benchmarks": (UntrainedPrompts(path=str(tmp_path / "none.jsonl")),)}), tokenizer
+        )
 
 
 def test_contamination_error_names_the_list(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     bench = write_jsonl(tmp_path / "bench.jsonl", [{"prompt": one["prompt"]} for one in pairs(9)])
     made, data = prepared_rows(tmp_path, tokenizer, pairs(12), benchmarks=[str(bench)])
     with pytest.raises(DataError, match=r"^9 of 12 .*: rows:0 \(.*, rows:4 \(.*\) and 4 more; .*findings\.jsonl\b"):
-        audit(made, data, tokenizer)
+        findings_of(made, data, tokenizer)
 
 
 def test_audit_is_cached_until_damaged(
@@ -271,19 +275,19 @@ def test_audit_is_cached_until_damaged(
         return inner(*arguments)
 
     monkeypatch.setattr(module, "find_all", counting)
-    first = audit(made, data, tokenizer)
-    assert audit(made, data, tokenizer) == first
+    first = findings_of(made, data, tokenizer)
+    assert findings_of(made, data, tokenizer) == first
     assert len(calls) == 1
     (made.directory / "findings.json").write_text("{}")
-    assert audit(made, data, tokenizer) == first
+    assert findings_of(made, data, tokenizer) == first
     (made.directory / "findings.jsonl").write_text("")
-    assert audit(made, data, tokenizer) == first
+    assert findings_of(made, data, tokenizer) == first
     assert len(calls) == 3
-    fewer = audit(made, data.model_copy(update={"benchmarks": ()}), tokenizer)
+    fewer = findings_of(made, data.model_copy(update={"benchmarks": ()}), tokenizer)
     assert len(calls) == 4, "other benchmarks, other findings"
     assert "benchmark" not in fewer["splits"]["train"]["found"]
     write_jsonl(tmp_path / "bench.jsonl", [{"question": "Where is it?"}])
-    assert "benchmark" not in audit(made, data, tokenizer)["splits"]["train"]["found"], (
+    assert "benchmark" not in findings_of(made, data, tokenizer)["splits"]["train"]["found"], (
         "the bytes of a benchmark count, not its name"
     )
 
@@ -293,20 +297,20 @@ def test_read_only_directory_loses_only_the_list(
 ) -> None:
     made, data = planted(tmp_path, tokenizer)
     monkeypatch.setattr(module, "write_findings", lambda *arguments: False)
-    report = audit(made, data, tokenizer)
+    report = findings_of(made, data, tokenizer)
     assert report["list"] is None
     assert report["splits"]["train"]["found"]["cycle"]["found"] == 1
 
 
 def test_list_is_private_to_its_owner(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = prepared_rows(tmp_path, tokenizer, pairs(5))
-    audit(made, data, tokenizer)
+    findings_of(made, data, tokenizer)
     assert stat.S_IMODE(made.directory.stat().st_mode) == 0o700
 
 
 def test_report_is_json(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     made, data = planted(tmp_path, tokenizer)
-    fresh = audit(made, data, tokenizer)
+    fresh = findings_of(made, data, tokenizer)
     assert json.loads(json.dumps(fresh, allow_nan=False)) == fresh
 
     def values(value: Any) -> list[Any]:
@@ -325,7 +329,7 @@ def test_real_duplicates_equal_counted_texts(shared_data: Path, tmp_path: Path, 
         texts.setdefault(key, []).append(f"dpo_en_demo:{number}")
     source = PairSource(path=str(shared_data / "dpo_en_demo.json"), prompt="conversations")
     data = Data(train=[source], max_length=100_000, cache_dir=str(tmp_path / "cache"))
-    listed = lines(Path(audit(prepare(data, tokenizer), data, tokenizer)["list"]))
+    listed = lines(Path(findings_of(prepare(data, tokenizer), data, tokenizer)["list"]))
     duplicates = [tuple(fault["ids"]) for fault in listed if fault["kind"] == "duplicate"]
     assert sorted(duplicates) == sorted(tuple(ids) for ids in texts.values() if len(ids) > 1)
     assert len(duplicates) >= 3, "guard: there are some"
