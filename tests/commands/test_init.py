@@ -123,7 +123,9 @@ def test_recipe_trains_unchanged(what: str, tmp_path: Path, no_reload: None) -> 
 def copies(name: str, count: int) -> list[dict[str, Any]]:
     """Rows in the shape of a documented dataset, each with a prompt and responses of its own."""
     shapes = [json.dumps(row) for row in usable(CATALOGUE[name])[0]]
-    return [json.loads(re.sub(r"\b(q|good|bad|one|two)\b", rf"\1 {number}", shapes[number % len(shapes)])) for number in range(count)]
+    return [
+        json.loads(re.sub(r"\b(q|good|bad|one|two)\b", rf"\1 {number}", shapes[number % len(shapes)])) for number in range(count)
+    ]
 
 
 @pytest.mark.long
