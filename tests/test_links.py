@@ -85,9 +85,11 @@ def test_addresses_are_well_formed_and_spelled_alike() -> None:
 
 
 def test_papers_have_numbers_of_arxiv() -> None:
-    """Every `arXiv:YYMM.NNNNN` has a month and five digits."""
+    """Every `arXiv:YYMM.NNNNN` has a month and five digits, and four before 2015."""
     papers = {(name, number) for name, text in TEXTS.items() for number in PAPER.findall(text)}
-    wrong = [each for each in papers if not re.match(r"\d\d(0[1-9]|1[0-2])\.\d{5}(?!\d)", each[1])]
+    wrong = [
+        each for each in papers if not re.match(r"(\d\d(0[1-9]|1[0-2])\.\d{5}|(0\d|1[0-4])(0[1-9]|1[0-2])\.\d{4})(?!\d)", each[1])
+    ]
     assert wrong == []
     assert len({number for _, number in papers}) > 15, "guard"
 

@@ -99,8 +99,8 @@ class LabelAudit:
         """Estimate the share of wrong labels among some rows; None without rows, or where the model is not better than chance on them.
 
         The estimate is the share of disputed labels among the fifth on which the model is the most confident. It is right where these rows
-        are anchor points, on which the model is never wrong (Liu & Tao 2016, arXiv:1411.7718, section 5), and too high otherwise: it is an
-        upper bound. Confident learning (Northcutt et al. 2021, arXiv:1911.00068) counts the same share among all rows above the mean
+        are anchor points, on which the model is never wrong (Liu & Tao 2016, arXiv:1411.7718), and too high otherwise: it is an upper
+        bound. Confident learning (Northcutt et al. 2021, arXiv:1911.00068) counts the same share among all rows above the mean
         confidence, about three quarters of them, and takes what is a matter of taste for noise. The interval is that of a share (Wilson),
         for rows of one prompt that depend on each other; it does not know how wrong the model is.
         """
