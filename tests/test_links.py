@@ -14,7 +14,7 @@ from tests.runs import ROOT
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 SITE = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-ADDRESS = re.compile(r"https?://[^\s<>\"'`)\]}]+")
+ADDRESS = re.compile(r"https?://(?![\[{])[^\s<>\"'`)\]}]+")
 PAPER = re.compile(r"arxiv(?:\.org/[a-z]+/|\s*:\s*)([^\s\"'`,;)\]]*)", re.IGNORECASE)
 TEXTS = {
     str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
