@@ -261,7 +261,7 @@ def test_early_stopping_fixes_when_evaluations_are(recipe: Recipe, tmp_path: Pat
 
 
 def test_changeable_keys_exist_in_a_recipe(recipe: Recipe) -> None:
-    keys = [key for key, _ in flat(recipe.model_dump())] + ["evaluation.gates", "evaluation.benchmarks"]
+    keys = [key for key, _ in flat(recipe.model_dump())] + ["evaluation.gates", "evaluation.benchmarks", "data.benchmarks"]
     for name in CHANGEABLE:
         assert any(key == name or key.startswith(f"{name}.") for key in keys), name
 
