@@ -59,7 +59,7 @@ def problem_of(address: str) -> str | None:
     """What is wrong with the form of an address outside of the repository; the network is not asked."""
     parts = urlsplit(address)
     host = parts.hostname or ""
-    if host == "127.0.0.1" or "." not in host:  # this machine, or a name that stands for one
+    if host in ("localhost", "127.0.0.1") or (parts.scheme == "http" and "." not in host):  # this machine, or a placeholder
         return None
     if parts.scheme != "https":
         return "not https"
