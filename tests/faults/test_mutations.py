@@ -297,4 +297,4 @@ def test_none_of_ten_thousand_recipes_does_harm(part: int, here: Path, audit: Au
     outcomes = mutate(2_000, here, audit, monkeypatch)
     print(part, {f"exit {code}": number for code, number in sorted(outcomes.items())})
     assert sum(outcomes.values()) >= 2_000
-    assert outcomes[143] > 100, "guard: many were good enough to begin training"
+    assert outcomes[143] > 20, "guard: some were good enough to begin training"

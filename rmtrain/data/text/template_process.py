@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +31,9 @@ MAX_BYTES = 2**30
 """Memory that a template can take in addition to what its process inherits."""
 RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, MemoryError, RecursionError)
 STATM = "/proc/self/statm"
+PATIENCE = 10
+"""Times the limit that a process may take by the clock."""
+SHORTEST_WAIT = 0.05
 
 
 class TemplateProcess:
@@ -56,12 +60,12 @@ class TemplateProcess:
         """Return the answer to a request, which is the arguments of `_apply`.
 
         Raises:
-            TimeoutError: the template took longer than `seconds`.
+            TimeoutError: the template took longer than `seconds`, of a processor.
             TryAgain: something else killed the process.
         """
         try:
             self.pipe.send(request)
-            if self.pipe.poll(seconds):
+            if self._answers(seconds):
                 answer: list[str | BadRow | int] = self.pipe.recv()
                 return answer
         except (EOFError, OSError) as error:
@@ -71,6 +75,19 @@ class TemplateProcess:
             ) from error
         self.stop()
         raise TimeoutError
+
+    def _answers(self, seconds: float) -> bool:
+        """Wait until the process has computed for `seconds`, which takes longer by the clock where it waits for a processor."""
+        before, end, left = _computed_seconds(self.pid), time.monotonic() + PATIENCE * seconds, seconds
+        while not self.pipe.poll(left):
+            after = _computed_seconds(self.pid)
+            if before is None or after is None or time.monotonic() > end:
+                return False
+            left = seconds - (after - before)
+            if left <= 0:
+                return False
+            left = max(left, SHORTEST_WAIT)
+        return True
 
 
 _processes: "WeakKeyDictionary[PreTrainedTokenizerBase, TemplateProcess]" = WeakKeyDictionary()
@@ -156,6 +173,16 @@ def _apply(
             return [BadRow("template_refused", f"the chat template takes more than {MAX_BYTES // 2**20} MB of memory")]
         message = " ".join(str(error).split())[:300]
         return [BadRow("template_refused", f"the chat template failed: {type(error).__name__}: {message}")]
+
+
+def _computed_seconds(pid: int) -> float | None:
+    """Return the seconds of processors that a process has taken; None where there is no /proc, or no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime, of proc(5)
 
 
 def _kill(owner: int, pid: int) -> None:

@@ -93,6 +93,19 @@ def test_templates_are_bounded_in_time_and_memory(what: str) -> None:
     assert render(TALK, tokenizer) == "q", "guard: the next template is rendered"
 
 
+def test_waiting_for_a_processor_is_no_endless_loop() -> None:
+    """The limit is that of computing: on a busy machine a template waits longer than it computes, here as long as it is stopped."""
+    tokenizer = prepared(byte_bpe(), "simple_concat")
+    expected, before = render(TALK, tokenizer), time.monotonic()
+    pid = template_process._processes[tokenizer].pid
+    os.kill(pid, signal.SIGSTOP)
+    waking = threading.Timer(1.0, os.kill, (pid, signal.SIGCONT))
+    waking.start()
+    assert render_all([TALK], tokenizer, ["s:0"], seconds=0.3) == [expected]
+    waking.join()
+    assert time.monotonic() - before > 0.9, "guard: it took longer than the limit"
+
+
 def test_killed_rendering_can_be_repeated() -> None:
     tokenizer = prepared(byte_bpe(), "simple_concat")
     expected = render(TALK, tokenizer)
