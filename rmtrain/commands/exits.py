@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rmtrain.commands.verbs import usage_problem
-from rmtrain.engine.rank import REPORTS, SIGNALS, TRACKERS_THREAD, RankReport, is_one_of_several, rank_number
+from rmtrain.engine.rank import REPORTS, SIGNALS, TRACKERS_THREAD, RankReport, begin_to_exit, is_one_of_several, rank_number
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.report.console import apart, one_line
 from rmtrain.report.github import resume_commands
@@ -60,6 +60,7 @@ def exit_with_error(error: BaseException) -> NoReturn:
 
 def exit_process(code: str | int | None, lines: Sequence[str] = ()) -> NoReturn:
     """Print lines on stderr and exit with a code, as of SystemExit."""
+    begin_to_exit()
     printed = [one_line(line) for line in lines]
     sys.stderr.write("".join(f"{line}\n" for line in printed))
     if not is_one_of_several():

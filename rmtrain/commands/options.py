@@ -47,6 +47,16 @@ RecipeOption = Annotated[
     Path | None, typer.Option("--recipe", "--config", "-c", help="Recipe file, if it is not the first argument.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; everything else goes to stderr.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
+LengthOption = Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        callback=_our_name,
+        help="Precision of the model: auto, float32, bfloat16 or float16.",
+        autocompletion=one_of(*get_args(Precision)),
+    ),
+]
 TemplateOption = Annotated[
     bool,
     typer.Option("--allow-template-change", help="Allow a chat template that differs from the one the model was trained with."),
@@ -425,7 +435,7 @@ class ScoreOptions:
     max_tokens: largest batch, in tokens; None: that of `RewardScorer`.
     """
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
+    model: ModelArgument
     source: Annotated[str, typer.Argument(metavar="INPUT", help="JSON Lines of conversations (also .gz), or - for stdin.")]
     target: Annotated[
         str, typer.Option("--output", "-o", help="Output file (default: stdout, as for -). A partial output is resumed.")
@@ -438,15 +448,8 @@ class ScoreOptions:
     cut: Annotated[
         bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long (default: such a line cannot be scored).")
     ] = False
-    max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
-    precision: Annotated[
-        str,
-        typer.Option(
-            callback=_our_name,
-            help="Precision of the model: auto, float32, bfloat16 or float16.",
-            autocompletion=one_of(*get_args(Precision)),
-        ),
-    ] = "auto"
+    max_length: LengthOption = None
+    precision: PrecisionOption = "auto"
     allow_template_change: TemplateOption = False
     max_tokens: int | None = None
 
@@ -461,7 +464,7 @@ class ServeOptions:
     max_tokens: largest batch, in tokens; None: that of `RewardScorer`.
     """
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Run directory, or directory or Hub id of a reward model.")]
+    model: ModelArgument
     host: Annotated[
         str,
         typer.Option(help="Address to listen on (default: this machine alone); others need the variable RMTRAIN_SERVE_TOKEN."),
@@ -478,15 +481,8 @@ class ServeOptions:
     cut: Annotated[
         bool, typer.Option("--cut", help="Cut the beginning of inputs that are too long (default: they are answered with 422).")
     ] = False
-    max_length: Annotated[int | None, typer.Option(min=8, help="Maximum length in tokens (default: the model's limit).")] = None
-    precision: Annotated[
-        str,
-        typer.Option(
-            callback=_our_name,
-            help="Precision of the model: auto, float32, bfloat16 or float16.",
-            autocompletion=one_of(*get_args(Precision)),
-        ),
-    ] = "auto"
+    max_length: LengthOption = None
+    precision: PrecisionOption = "auto"
     allow_template_change: TemplateOption = False
 
     def check(self) -> None:

@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult, ScoreOptions, checked_precision
+from rmtrain.commands.options import CommandResult, ScoreOptions, ServeOptions, checked_precision
 from rmtrain.commands.score_files import CHUNK, STANDARD, Numbered, ScoreFiles, check_paths, shown
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.text.tokenizer import replaced_pad_token
@@ -36,6 +37,19 @@ Encoded = tuple[InputRow, TokenizedComparison, bool]
 """A line of the input, its tokens, and whether some of its sequences were cut."""
 
 
+def load_scorer(options: ScoreOptions | ServeOptions, accelerator: Accelerator) -> RewardScorer:
+    """Load the model of a command on the device of this process; raises CheckpointError where there is none, or no score head."""
+    return RewardScorer(
+        options.model,
+        device=model_device(accelerator),
+        precision=checked_precision(options.precision),
+        max_length=options.max_length,
+        overlong="cut" if options.cut else "error",
+        max_tokens=options.max_tokens or MAX_TOKENS,
+        allow_template_change=options.allow_template_change,
+    )
+
+
 def score(options: ScoreOptions, console: Console) -> CommandResult:
     """Score the lines of a file in their order; see `parse_input` for the lines, and `format_response` for the output.
 
@@ -51,15 +65,7 @@ def score(options: ScoreOptions, console: Console) -> CommandResult:
     """
     accelerator = start_evaluation()
     run_on_main(accelerator, partial(check_paths, options.source, options.target))
-    scorer = RewardScorer(
-        options.model,
-        device=model_device(accelerator),
-        precision=checked_precision(options.precision),
-        max_length=options.max_length,
-        overlong="cut" if options.cut else "error",
-        max_tokens=options.max_tokens or MAX_TOKENS,
-        allow_template_change=options.allow_template_change,
-    )
+    scorer = load_scorer(options, accelerator)
     head = scorer.model.head_weight_1H.detach().float().cpu().numpy().tobytes()
     settings = {
         "model": options.model,

@@ -12,12 +12,12 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import NoReturn
 
-from rmtrain.commands.options import CommandResult, ServeOptions, checked_precision
+from rmtrain.commands.options import CommandResult, ServeOptions
+from rmtrain.commands.score import load_scorer
 from rmtrain.engine.distributed import run_on_main, start_evaluation
 from rmtrain.engine.rank import GracefulShutdown
-from rmtrain.engine.strategy import model_device
 from rmtrain.errors import RecipeError, Stopped, TryAgain
-from rmtrain.evaluation.scorer import MAX_TOKENS, RewardScorer
+from rmtrain.evaluation.scorer import RewardScorer
 from rmtrain.report.console import KeyValues
 from rmtrain.serving.batcher import Batcher, LocalWorker, RemoteWorker, answer_batches
 from rmtrain.serving.endpoints import Endpoints, ServerLimits
@@ -46,15 +46,7 @@ def serve(options: ServeOptions, announce: Callable[[CommandResult], None]) -> N
     address, key = run_on_main(accelerator, lambda: (f"\0rmtrain-{secrets.token_hex(8)}", secrets.token_bytes(32)))
     others = accelerator.num_processes - 1
     listener = Listener(address, "AF_UNIX", others, key) if others and bound else None
-    scorer = RewardScorer(
-        options.model,
-        device=model_device(accelerator),
-        precision=checked_precision(options.precision),
-        max_length=options.max_length,
-        overlong="cut" if options.cut else "error",
-        max_tokens=options.max_tokens or MAX_TOKENS,
-        allow_template_change=options.allow_template_change,
-    )
+    scorer = load_scorer(options, accelerator)
     if scorer.limit.max_length is None:
         raise RecipeError(
             f"{options.model}: the model has no maximum length; set --max-length, which bounds the memory of a request"

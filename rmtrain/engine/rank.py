@@ -35,9 +35,12 @@ last three, as `nohup` does; shells ignore SIGINT for background jobs, unasked."
 REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
 
+AGAIN_SECONDS = 0.01
+
 HANDLED = threading.Event()
 """Set when the main thread has handled a signal."""
 _raised_at: float | None = None
+_lost: set[int] = set()
 LAUNCHER = "RMTRAIN_LAUNCHER"
 """Environment variable: process id of the launcher. A rank cannot ask for its parent instead: it may be dead by then."""
 REPORTS = "RMTRAIN_REPORTS"
@@ -51,19 +54,47 @@ def raise_on_signal() -> None:
     """Make `SIGNALS` raise `Stopped` in the main thread, so that they end a command as an error does."""
     global _raised_at
     _raised_at = None
+    sys.unraisablehook = _send_again
     for number in SIGNALS:
         signal.signal(number, raise_stopped)
+
+
+def _send_again(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Send a signal again that was handled in a finalizer, where Python drops what is raised: it would be lost."""
+    if not isinstance(unraisable.exc_value, Stopped):
+        sys.__unraisablehook__(unraisable)
+        return
+    number = unraisable.exc_value.signal
+    _lost.add(number)
+    again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    again.daemon = True
+    with suppress(RuntimeError):  # at the interpreter's end, where no thread starts
+        again.start()
+
+
+def _is_sent_again(number: int) -> bool:
+    if number not in _lost:
+        return False
+    _lost.remove(number)
+    return True
 
 
 def raise_stopped(number: int, _: FrameType | None) -> None:
     """Handle the first signal by raising `Stopped`; a second one interrupts the clean-up and exits."""
     global _raised_at
     _handled(number)
-    if _raised_at is None:
+    if _raised_at is None or _is_sent_again(number):
         _raised_at = time.monotonic()
         raise Stopped(number)
     if time.monotonic() - _raised_at > REPEAT_SECONDS:
         os._exit(128 + number)
+
+
+def begin_to_exit() -> None:
+    """From here on a signal raises nothing, as the process is about to end; one that comes much later exits at once."""
+    global _raised_at
+    if _raised_at is None:
+        _raised_at = time.monotonic()
 
 
 def report_lost_pages() -> None:
@@ -149,10 +180,11 @@ class GracefulShutdown:
         self.received, self._received_at = signal.Signals(number), time.monotonic()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.received is None:
+        is_first = self.received is None
+        if is_first:
             self._note(number)
-            if self._raises:
-                self._raises = False  # once: what is interrupted may clean up
+        if is_first or _is_sent_again(number):
+            if self._raises:  # once: what is interrupted may clean up
                 self.stop()
         elif time.monotonic() - self._received_at > REPEAT_SECONDS:
             os._exit(128 + number)

@@ -17,7 +17,7 @@ from rmtrain.data.comparison import is_held_out
 from rmtrain.evaluation.scores_file import read_scores
 from rmtrain.recipe.sources import Fold
 from tests import forks
-from tests.commands.test_length_bias import topical_rows
+from tests.commands.test_length_bias import TOPICAL, topical_rows
 from tests.commands.test_sweep import called, model, times
 from tests.faults.runs import wait_until
 from tests.runs import ROOT, environment_of_process, planted_rows, tiny_recipe, write_recipe, write_rows
@@ -149,18 +149,7 @@ def test_wrong_audits_are_refused_at_once(tmp_path: Path, forked: list[Any], cap
 
 def noisy_topics(folder: Path, rate: float) -> tuple[Path, set[int]]:
     """A harder task: which response is about the prompt, whatever its length; see `test_length_bias`."""
-    recipe, _ = audited_recipe(
-        folder, 8, 0.0,
-        model={
-            "scratch": {
-                "architecture": "llama", "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128,
-                "vocab_size": 600, "max_positions": 128,
-            }
-        },
-        optimizer={"lr": 3e-3, "warmup": 0.1},
-        training={"batch_size": 32, "max_steps": 300, "epochs": 100, "precision": "float32"},
-        batching={"max_tokens": 8192},
-    )  # fmt: skip
+    recipe, _ = audited_recipe(folder, 8, 0.0, **TOPICAL)
     rows = topical_rows(ROWS, 1, 0.5, 1.0)
     wrong = flip(rows, rate)
     write_rows(folder / "train.jsonl", rows)

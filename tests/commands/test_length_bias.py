@@ -16,6 +16,20 @@ BIAS, RIGHT = 0.8, 0.8
 """Share of the training comparisons in which the longer response wins, and in which the one about the prompt does."""
 
 
+TOPICAL: dict[str, Any] = {
+    "model": {
+        "scratch": {
+            "architecture": "llama", "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128,
+            "vocab_size": 600, "max_positions": 128,
+        }
+    },
+    "optimizer": {"lr": 3e-3, "warmup": 0.1},
+    "training": {"batch_size": 32, "max_steps": 300, "epochs": 100, "precision": "float32"},
+    "batching": {"max_tokens": 8192},
+}  # fmt: skip
+"""Sections of a recipe from which the quickstart's kind of model learns `topical_rows`."""
+
+
 def topical_rows(count: int, seed: int, longer: float, right: float) -> list[dict[str, str]]:
     """Pairs of a response with the words of the prompt and one with other words; that is true quality, whatever the length."""
     rng, rows = random.Random(seed), []
@@ -40,17 +54,9 @@ def biased_recipe(folder: Path, seed: int, **keys: Any) -> Recipe:
         folder,
         run={"name": "bias", "output_dir": str(folder / "run"), "seed": seed},
         data={"train": [{"path": str(train_file), **keys}], "eval": [{"path": str(test_file)}]},
-        model={
-            "scratch": {
-                "architecture": "llama", "hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128,
-                "vocab_size": 600, "max_positions": 128,
-            }
-        },
-        optimizer={"lr": 3e-3, "warmup": 0.1},
-        training={"batch_size": 32, "max_steps": 300, "epochs": 100, "precision": "float32"},
-        batching={"max_tokens": 8192},
+        **TOPICAL,
         tracking={"log_every": 50},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.long

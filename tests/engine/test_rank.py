@@ -188,6 +188,68 @@ def test_signals_that_arrive_ignored_stay_ignored(names: str, received: str) -> 
     assert (result.stdout.strip(), result.returncode) == (received, 0), result.stderr
 
 
+IN_FINALIZER = """
+import os, signal, sys, time, weakref
+from rmtrain.commands.exits import exit_with_error
+from rmtrain.engine import rank
+rank.raise_on_signal()
+
+class Dropped:
+    pass
+
+def kill():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0)
+
+def drop(how):
+    dropped = Dropped()
+    if how == "finalize":
+        weakref.finalize(dropped, kill)
+    elif how == "del":
+        Dropped.__del__ = lambda self: kill()
+    else:
+        dropped.callback = lambda _: kill()
+        rank.reference = weakref.ref(dropped, dropped.callback)
+    del dropped
+    print("goes on", flush=True)
+    time.sleep(20)
+
+try:
+    if sys.argv[2] == "raises":
+        drop(sys.argv[1])
+    with rank.GracefulShutdown() as shutdown, shutdown.raise_immediately():
+        drop(sys.argv[1])
+except BaseException as error:
+    exit_with_error(error)
+"""
+
+
+@pytest.mark.parametrize("how", ["finalize", "del", "weakref"])
+@pytest.mark.parametrize("where", ["raises", "interrupts"])
+def test_a_signal_in_a_finalizer_is_not_lost(how: str, where: str) -> None:
+    """Python prints and drops what is raised there, so that the signal would end nothing."""
+    command = [sys.executable, "-c", IN_FINALIZER, how, where]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=15)
+    assert (result.returncode, result.stderr) == (143, "error: stopped by SIGTERM\n")
+    assert result.stdout == "goes on\n", "guard: what the finalizer raised was dropped"
+
+
+AT_EXIT = """
+import atexit, os, signal
+from rmtrain.commands.exits import exit_process
+from rmtrain.engine import rank
+rank.raise_on_signal()
+atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print("cleaned up")))
+exit_process(0)
+"""
+
+
+def test_a_signal_at_the_exit_leaves_the_exit_code() -> None:
+    command = [sys.executable, "-c", AT_EXIT]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment_of_process(), timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "cleaned up\n", "")
+
+
 CPU_LIMIT = """
 import resource, time
 from rmtrain.engine import rank

@@ -178,10 +178,10 @@ def below(section: Any, part: str | int) -> Any:
 
 
 def mutated(draw: st.DataObject, whole: dict[str, Any]) -> str:
-    """The text of a recipe with one to three changes."""
+    """The text of a recipe with one to three changes; of one alone, more are good enough to begin training."""
     data, tags = deepcopy(whole), []
     paths = [path for path in every_path(data) if path[-1] not in ("cache_dir", "processes")]
-    for _ in range(draw.draw(st.integers(1, 3))):
+    for _ in range(draw.draw(st.sampled_from((1, 1, 1, 2, 3)))):
         path = draw.draw(st.sampled_from(paths))
         section: Any = data
         for part in path[:-1]:
@@ -297,4 +297,4 @@ def test_none_of_ten_thousand_recipes_does_harm(part: int, here: Path, audit: Au
     outcomes = mutate(2_000, here, audit, monkeypatch)
     print(part, {f"exit {code}": number for code, number in sorted(outcomes.items())})
     assert sum(outcomes.values()) >= 2_000
-    assert outcomes[143] > 20, "guard: some were good enough to begin training"
+    assert outcomes[143] > 100, "guard: many were good enough to begin training"
