@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.common import figure, finish, in_fresh_processes, machine, parser, peak_bytes, reset_peak, rss_bytes, show
 from benchmarks.ours import few_steps
 from benchmarks.pairs import HH, hh_rows, recipe_for
+from rmtrain.command_line.options import TrainOptions
 from rmtrain.commands.dry_run import dry_run
-from rmtrain.commands.options import TrainOptions
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine import memory as engine_memory

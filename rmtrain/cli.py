@@ -19,28 +19,24 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from rmtrain.commands.completion import complete_keys, complete_overrides
-from rmtrain.commands.exits import exit_process, exit_with_error, fail_on_missed
-from rmtrain.commands.options import (
+from rmtrain.command_line.completion import complete_keys, complete_overrides
+from rmtrain.command_line.exits import exit_process, exit_with_error, fail_on_missed
+from rmtrain.command_line.model_options import EvalOptions, ExportOptions, ScoreOptions, ServeOptions, checked_precision
+from rmtrain.command_line.options import (
     Arguments,
     AuditOptions,
     CommandResult,
     ConfigOption,
-    EvalOptions,
-    ExportOptions,
     InitOptions,
     InspectOptions,
     JsonOption,
     ProcessesOption,
     RecipeOption,
     RunsOptions,
-    ScoreOptions,
-    ServeOptions,
     TrainOptions,
-    checked_precision,
     flat_options,
 )
-from rmtrain.commands.verbs import Verb, Verbs
+from rmtrain.command_line.verbs import Verb, Verbs
 from rmtrain.engine.rank import (
     check_variables,
     is_one_of_several,
@@ -320,7 +316,7 @@ def schema(
     if key is None:
         print(json_schema(), end="")
         return
-    from rmtrain.commands.key_help import explain_key
+    from rmtrain.command_line.key_help import explain_key
 
     console = TerminalConsole()
     console.print(explain_key(key), crop=console.is_terminal)

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
+from rmtrain.command_line.options import TrainOptions
 from rmtrain.commands.dry_run import dry_run
-from rmtrain.commands.options import TrainOptions
 from rmtrain.recipe.library import recipes
 from rmtrain.recipe.load import load_recipe
 from tests.model.builders import make_tokenizer

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rmtrain.cli import quick_imports
-from rmtrain.commands.exits import fail_on_missed
+from rmtrain.command_line.exits import fail_on_missed
 from rmtrain.errors import GateMissed, RmtrainError
 from tests.forks import rmtrain
 from tests.runs import ROOT, environment_of_process, tiny_recipe, write_recipe
@@ -32,7 +32,7 @@ def exits(error: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The end of a process that meets an error."""
     script = f"""
 from rmtrain.errors import *
-from rmtrain.commands.exits import exit_with_error
+from rmtrain.command_line.exits import exit_with_error
 class DistBackendError(RuntimeError): pass
 try:
     raise {error}

@@ -8,8 +8,8 @@ import yaml
 from typer.main import get_command
 
 from rmtrain.cli import app
+from rmtrain.command_line.model_options import parse_gates
 from rmtrain.commands.evaluate_scores import gate_names
-from rmtrain.commands.options import parse_gates
 from rmtrain.commands.score import CHUNK
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS, named
 from rmtrain.intervals import RESAMPLES

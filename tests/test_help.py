@@ -7,7 +7,7 @@ import typer
 
 from rmtrain import errors
 from rmtrain.cli import app
-from rmtrain.commands.verbs import PANELS
+from rmtrain.command_line.verbs import PANELS
 from rmtrain.errors import EXIT_CODES
 from tests.forks import rmtrain
 from tests.messages import ROOT

@@ -4,8 +4,8 @@ import pytest
 from typer.main import get_command
 
 from rmtrain.cli import app
-from rmtrain.commands.key_help import explain_key
-from rmtrain.commands.verbs import PANELS
+from rmtrain.command_line.key_help import explain_key
+from rmtrain.command_line.verbs import PANELS
 from rmtrain.errors import RecipeError
 from rmtrain.recipe.explain import entries
 from rmtrain.recipe.load import load_recipe

@@ -24,6 +24,7 @@ LAYERS = [
     "engine",
     "report",
     "serving",
+    "command_line",
     "commands",
     "cli",
     "__main__",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions, ScoreOptions
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions, ScoreOptions
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.score import score
 from rmtrain.commands.train import train

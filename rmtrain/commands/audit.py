@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rmtrain.commands.options import AuditOptions, CommandResult
+from rmtrain.command_line.options import AuditOptions, CommandResult
 from rmtrain.commands.sweep import plan_sweep, raise_worst, train_run
 from rmtrain.data.comparison import is_held_out, place_of
 from rmtrain.engine.run_check import run_path

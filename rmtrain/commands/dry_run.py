@@ -10,7 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.plan import Costs, Plan, StepLoader, cpu_budget
-from rmtrain.commands.options import CommandResult, TrainOptions
+from rmtrain.command_line.options import CommandResult, TrainOptions
 from rmtrain.commands.train import build_model, flos_per_token, make_plan, prepare_model
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer

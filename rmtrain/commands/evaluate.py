@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.batching.plan import Costs
+from rmtrain.command_line.model_options import EvalOptions, checked_precision, parse_gates
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.evaluate_scores import benchmarks_result, gate_names, pairs_result, run_scores
-from rmtrain.commands.options import CommandResult, EvalOptions, checked_precision, parse_gates
 from rmtrain.data.prepare import prepare, prepare_evaluation
 from rmtrain.data.text.tokenizer import replaced_pad_token
 from rmtrain.engine.distributed import run_on_main, start_evaluation, stopping

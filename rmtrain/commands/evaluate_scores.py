@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult, EvalOptions, parse_gates
+from rmtrain.command_line.model_options import EvalOptions, parse_gates
+from rmtrain.command_line.options import CommandResult
 from rmtrain.engine.rank import rank_number
 from rmtrain.errors import RecipeError, missing
 from rmtrain.evaluation.benchmarks.base import Benchmark, Scores

@@ -11,7 +11,8 @@ import torch
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from rmtrain.commands.options import CommandResult, ExportOptions
+from rmtrain.command_line.model_options import ExportOptions
+from rmtrain.command_line.options import CommandResult
 from rmtrain.data.rows.dataset import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import Checkpoint, Checkpoints

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from rmtrain.command_line.options import InitOptions
 from rmtrain.commands.init_files import refuse_existing, write_new
 from rmtrain.commands.init_model import Settings, Trial, settle
-from rmtrain.commands.options import InitOptions
 from rmtrain.data.comparison import is_held_out, place_of, prompt_hash
 from rmtrain.data.rows.dataset import is_on_hub, split_names
 from rmtrain.data.rows.examine import GOOD, PLACE_KEYS, SAMPLE_ROWS, Fit, Guess, RowSample, examine, fit, take_sample

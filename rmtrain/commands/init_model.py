@@ -14,8 +14,8 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.plan import Costs
+from rmtrain.command_line.options import TrainOptions
 from rmtrain.commands.dry_run import GIGABYTE, memory_of, on_gpu
-from rmtrain.commands.options import TrainOptions
 from rmtrain.data.comparison import Comparison
 from rmtrain.data.prepare import PreparedData, prepare_unchecked
 from rmtrain.data.rows.examine import PLACE_KEYS, Guess, RowSample

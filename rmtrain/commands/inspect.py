@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout, lay_out
 from rmtrain.batching.plan import Costs, Indices, Plan, check_budget, cpu_budget
-from rmtrain.commands.options import CommandResult, InspectOptions
+from rmtrain.command_line.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import TokenizedComparison, common_prefix_length, extremes, ranking, ranks
 from rmtrain.data.prepare import drop_reason_of, dropped_rows, prepare, prepare_unchecked, read_again

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult
+from rmtrain.command_line.options import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.findings import findings_of
 from rmtrain.data.prepare import prepare

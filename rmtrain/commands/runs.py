@@ -1,6 +1,6 @@
 """`rmtrain runs`: a table of runs. Nothing here loads torch; `runs_compare` does what needs it."""
 
-from rmtrain.commands.options import CommandResult, RunsOptions
+from rmtrain.command_line.options import CommandResult, RunsOptions
 from rmtrain.engine.run_set import RunSet
 from rmtrain.files import expanded
 from rmtrain.report.runs_view import runs_document, runs_report

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult, RunsOptions
+from rmtrain.command_line.options import CommandResult, RunsOptions
 from rmtrain.commands.runs import read_runs
 from rmtrain.engine.run_records import RunRecord
 from rmtrain.engine.run_set import RunSet

@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult, ScoreOptions, ServeOptions, checked_precision
+from rmtrain.command_line.model_options import ScoreOptions, ServeOptions, checked_precision
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.score_files import CHUNK, STANDARD, Numbered, ScoreFiles, check_paths, shown
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.text.tokenizer import replaced_pad_token

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from filelock import lock_descriptor
 
-from rmtrain.commands.options import ScoreOptions
+from rmtrain.command_line.model_options import ScoreOptions
 from rmtrain.data.rows.readers import Line, Malformed, open_bytes, read_lines
 from rmtrain.engine.rank import GracefulShutdown
 from rmtrain.engine.run_dir import disk_errors

@@ -12,7 +12,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import NoReturn
 
-from rmtrain.commands.options import CommandResult, ServeOptions
+from rmtrain.command_line.model_options import ServeOptions
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.score import load_scorer
 from rmtrain.engine.distributed import run_on_main, start_evaluation
 from rmtrain.engine.rank import GracefulShutdown

@@ -16,7 +16,7 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from rmtrain.commands.options import CommandResult
+from rmtrain.command_line.options import CommandResult
 from rmtrain.engine.rank import SIGNALS
 from rmtrain.engine.run_check import check_output_dir, is_done, run_path
 from rmtrain.engine.run_records import RunRecord, read_run

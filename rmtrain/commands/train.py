@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.batching.layout import Layout
 from rmtrain.batching.plan import Costs, Plan, StepLoader, check_budget
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.evaluate_scores import gate_values
 from rmtrain.commands.evaluator import Evaluator, read_benchmarks
 from rmtrain.commands.export import export_with_card, provenance
-from rmtrain.commands.options import CommandResult
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.checks.findings import check_rankings, findings_of
 from rmtrain.data.prepare import PreparedData, prepare

@@ -14,9 +14,10 @@ from typing import Any
 from rich.console import Console
 
 from rmtrain.cli import print_result
+from rmtrain.command_line.exits import exit_process
+from rmtrain.command_line.model_options import EvalOptions
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.exits import exit_process
-from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.score import ScoreOptions, score
 from rmtrain.evaluation.scorer import RewardScorer
 

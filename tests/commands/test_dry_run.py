@@ -11,8 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from rmtrain.command_line.options import TrainOptions
 from rmtrain.commands.dry_run import _row, dry_run, launch_of
-from rmtrain.commands.options import TrainOptions
 from rmtrain.commands.train import make_plan
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
 from rmtrain.errors import DataError
 from tests.exports import tiny_export
 from tests.forks import rmtrain

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions, parse_gates
 from rmtrain.commands.evaluate import EvalTarget, evaluate, find_model, output_folder, run_eval
 from rmtrain.commands.evaluate_scores import gate_names
-from rmtrain.commands.options import EvalOptions, parse_gates
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, DataError, RecipeError
 from rmtrain.evaluation.benchmarks.measure import named

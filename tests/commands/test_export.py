@@ -11,7 +11,7 @@ from rich.console import Console
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
-from rmtrain.commands.exits import fail_on_missed
+from rmtrain.command_line.exits import fail_on_missed
 from rmtrain.commands.export import ExportOptions, export
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, GateMissed, RecipeError, RmtrainError

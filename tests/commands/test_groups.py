@@ -7,8 +7,8 @@ import re
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.options import CommandResult, InspectOptions
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Recipe

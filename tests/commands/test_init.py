@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.options import InitOptions
 from rmtrain.commands.init import evaluation_split, init, render, training_split
 from rmtrain.commands.init_files import first_comment
-from rmtrain.commands.options import InitOptions
 from rmtrain.commands.train import train
 from rmtrain.data.prepare import PreparedData, prepare
 from rmtrain.data.text.tokenizer import load_tokenizer

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from rmtrain.command_line.options import CommandResult, InspectOptions
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare
 from rmtrain.data.text.tokenizer import load_tokenizer

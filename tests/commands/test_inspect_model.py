@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from rmtrain import RewardScorer
+from rmtrain.command_line.options import InspectOptions
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import InspectOptions
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.recipe.load import MARKER
 from rmtrain.recipe.schema import Recipe

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from rmtrain.batching.layout import lay_out
+from rmtrain.command_line.options import CommandResult, InspectOptions
 from rmtrain.commands.inspect import inspect, step_plan
-from rmtrain.commands.options import CommandResult, InspectOptions
 from rmtrain.commands.train import make_plan
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.prepare import prepare

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions
 from rmtrain.commands.evaluate import evaluate, find_model
-from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scorer import RewardScorer

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions
+from rmtrain.command_line.options import InspectOptions
 from rmtrain.commands.evaluate import run_eval
 from rmtrain.commands.inspect import inspect
-from rmtrain.commands.options import EvalOptions, InspectOptions
 from rmtrain.commands.preprocess import preprocess
 from rmtrain.commands.train import train
 from rmtrain.errors import DataError, RecipeError

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import CommandResult, EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.engine.run_log import pixels
 from rmtrain.evaluation.metrics import EvaluationResult, summarize

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.options import RunsOptions
+from rmtrain.command_line.options import RunsOptions
 from rmtrain.commands.runs import list_runs
 from rmtrain.commands.runs_compare import compare_runs
 from rmtrain.engine.run_dir import RunDirectory

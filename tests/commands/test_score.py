@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rmtrain.commands.options import CommandResult
+from rmtrain.command_line.options import CommandResult
 from rmtrain.commands.score import CHUNK, ScoreOptions, score
 from rmtrain.data.rows.readers import MAX_LINE_BYTES, Malformed, read_lines
 from rmtrain.errors import DataError, RecipeError, RmtrainError, TryAgain

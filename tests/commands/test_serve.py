@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from rmtrain.commands import options
-from rmtrain.commands.options import ScoreOptions, ServeOptions
+from rmtrain.command_line import model_options
+from rmtrain.command_line.model_options import ScoreOptions, ServeOptions
 from rmtrain.commands.score import score
 from rmtrain.errors import RecipeError
 from rmtrain.report.terminal import TerminalConsole
@@ -162,7 +162,7 @@ def test_token_is_needed_beyond_loopback() -> None:
 
 
 def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(options, "find_spec", lambda name: None if name == "uvicorn" else name)
+    monkeypatch.setattr(model_options, "find_spec", lambda name: None if name == "uvicorn" else name)
     with pytest.raises(RecipeError, match=r"uvicorn.*rmtrain\[serve\]"):
         ServeOptions("model").check()
 

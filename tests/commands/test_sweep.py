@@ -59,7 +59,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
 def called(*words: str | Path, capsys: Any) -> tuple[int, dict[str, Any], str]:
     """Call the command line in this process: exit code, document and what it said."""
     from rmtrain.cli import app
-    from rmtrain.commands.exits import exit_with_error
+    from rmtrain.command_line.exits import exit_with_error
 
     try:
         code = app([*map(str, words), "--json"], standalone_mode=False) or 0

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from rmtrain.command_line.model_options import EvalOptions, ExportOptions
 from rmtrain.commands.evaluate import evaluate, run_eval
 from rmtrain.commands.export import export
-from rmtrain.commands.options import EvalOptions, ExportOptions
 from rmtrain.commands.train import train
 from rmtrain.errors import CheckpointError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rmtrain.command_line.model_options import EvalOptions
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
 from rmtrain.commands.train import train
 from rmtrain.errors import DataError, RecipeError
 from rmtrain.evaluation.scores_file import read_scores

@@ -190,7 +190,7 @@ def test_signals_that_arrive_ignored_stay_ignored(names: str, received: str) -> 
 
 IN_FINALIZER = """
 import os, signal, sys, time, weakref
-from rmtrain.commands.exits import exit_with_error
+from rmtrain.command_line.exits import exit_with_error
 from rmtrain.engine import rank
 rank.raise_on_signal()
 
@@ -236,7 +236,7 @@ def test_a_signal_in_a_finalizer_is_not_lost(how: str, where: str) -> None:
 
 AT_EXIT = """
 import atexit, os, signal
-from rmtrain.commands.exits import exit_process
+from rmtrain.command_line.exits import exit_process
 from rmtrain.engine import rank
 rank.raise_on_signal()
 atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print("cleaned up")))

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from rmtrain.command_line.model_options import EvalOptions
 from rmtrain.commands.evaluate import run_eval
-from rmtrain.commands.options import EvalOptions
 from rmtrain.evaluation.benchmarks.m_rewardbench import LANGUAGES
 from rmtrain.evaluation.benchmarks.measure import named
 from rmtrain.evaluation.benchmarks.ppe import DATASETS

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rmtrain.commands.verbs import usage_problem
+from rmtrain.command_line.verbs import usage_problem
 from rmtrain.engine.rank import REPORTS, SIGNALS, TRACKERS_THREAD, RankReport, begin_to_exit, is_one_of_several, rank_number
 from rmtrain.errors import DISK_FULL, GateMissed, RecipeError, RmtrainError, Stopped, TryAgain
 from rmtrain.report.console import apart, one_line

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rmtrain.commands.options import NEEDS, NOT_TOGETHER, InspectOptions
+from rmtrain.command_line.options import NEEDS, NOT_TOGETHER, InspectOptions
 from rmtrain.errors import RecipeError
 
 VALUES: dict[str, Any] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rmtrain.commands.completion import CONFIGURATIONS
+from rmtrain.command_line.completion import CONFIGURATIONS
 from rmtrain.evaluation.benchmarks.measure import BENCHMARKS as MEASURED
 from rmtrain.recipe.public_benchmarks import BENCHMARK_NAMES
 from tests.runs import ROOT, environment_of_process
