@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rmtrain.command_line.model_options import ExportOptions
 from rmtrain.command_line.options import CommandResult
-from rmtrain.data.rows.dataset import tokenizer_fingerprint
+from rmtrain.data.rows.fingerprint import tokenizer_fingerprint
 from rmtrain.data.text.tokenizer import load_tokenizer
 from rmtrain.engine.checkpoint import Checkpoint, Checkpoints
 from rmtrain.engine.checkpoint_manager import check_frozen

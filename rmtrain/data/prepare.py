@@ -12,7 +12,8 @@ from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.builder import DROPPED, GATHERED, MANIFEST, SPLITS, build_artifact
 from rmtrain.data.checks.contamination import Overlap, check_overlap, find_overlap
 from rmtrain.data.comparison import Dropped, place_of
-from rmtrain.data.rows.dataset import Snapshot, digest, read_rows, tokenizer_fingerprint
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.fingerprint import Snapshot, digest, tokenizer_fingerprint
 from rmtrain.data.rows.loading import Progress, all_problems, no_progress
 from rmtrain.data.rows.readers import Line, Malformed, Row, parse
 from rmtrain.data.text.renderer import template_variables

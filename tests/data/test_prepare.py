@@ -155,7 +155,7 @@ def test_trap_38_a_library_update_changes_the_key(
 ) -> None:
     data = data_of(write_jsonl(tmp_path / "rows.jsonl", pairs(5)), tmp_path / "cache")
     before = prepare(data, tokenizer).train.key
-    monkeypatch.setattr("rmtrain.data.rows.dataset.version", lambda package: f"{package} 99")
+    monkeypatch.setattr("rmtrain.data.rows.fingerprint.version", lambda package: f"{package} 99")
     assert prepare(data, tokenizer).train.key != before
 
 

@@ -17,7 +17,7 @@ from rmtrain.data.checks.findings import findings_of
 from rmtrain.data.comparison import place_of
 from rmtrain.data.prepare import PreparedData, dropped_rows, prepare, read_again
 from rmtrain.data.rows import loading
-from rmtrain.data.rows.dataset import source_identity
+from rmtrain.data.rows.fingerprint import source_identity
 from rmtrain.data.text.tokenizer import prepared
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import Data, PairSource, RankedSource, TokenizedSource

@@ -26,7 +26,7 @@ from rmtrain.data.checks.preferences import (
 )
 from rmtrain.data.comparison import TokenizedComparison
 from rmtrain.data.prepare import PreparedData
-from rmtrain.data.rows.dataset import digest, fingerprint
+from rmtrain.data.rows.fingerprint import digest, fingerprint
 from rmtrain.errors import DataError, TryAgain
 from rmtrain.files import sha256_file, write_text
 from rmtrain.recipe.schema import Data, EditedPrompts

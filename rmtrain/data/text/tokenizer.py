@@ -27,7 +27,7 @@ from transformers.utils import cached_file
 
 from rmtrain.data.artifact import TokenizedData
 from rmtrain.data.comparison import Comparison, TokenizedComparison, Tokens, is_held_out, prompt_hash
-from rmtrain.data.rows.dataset import Snapshot, digest
+from rmtrain.data.rows.fingerprint import Snapshot, digest
 from rmtrain.data.rows.loading import all_problems, load_comparisons
 from rmtrain.data.text.renderer import Renderer
 from rmtrain.data.text.templates import NEW_PAD_TOKEN, choose_pad_token, edge_tokens, resolve_template

@@ -16,7 +16,8 @@ from datasets import Dataset, DatasetDict
 
 from rmtrain.data.rows import arrow, readers
 from rmtrain.data.rows.arrow import Unreadable
-from rmtrain.data.rows.dataset import Snapshot, read_rows
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.fingerprint import Snapshot
 from rmtrain.data.rows.readers import Malformed, parse
 from rmtrain.data.rows.select import RawBatch, select
 from rmtrain.errors import DataError, RecipeError

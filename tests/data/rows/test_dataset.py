@@ -16,7 +16,8 @@ import pytest
 from datasets import Dataset, DatasetDict, load_dataset_builder
 from tokenizers import Tokenizer
 
-from rmtrain.data.rows.dataset import Snapshot, digest, fingerprint, read_rows, source_identity, tokenizer_fingerprint
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.fingerprint import Snapshot, digest, fingerprint, source_identity, tokenizer_fingerprint
 from rmtrain.data.rows.readers import Malformed, parse
 from rmtrain.errors import DataError, RecipeError, TryAgain
 from rmtrain.recipe.schema import AbSource, PairSource

@@ -22,7 +22,8 @@ from tests.runs import ROOT
 READ = """
 import json, sys
 from rmtrain.data.rows.readers import ReadMeter
-from rmtrain.data.rows.dataset import fingerprint, read_rows
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.fingerprint import fingerprint
 from rmtrain.errors import RmtrainError
 from rmtrain.recipe.schema import PairSource
 

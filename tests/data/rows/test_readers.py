@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from rmtrain.data.rows import readers as json_reader
 from rmtrain.data.rows.arrow import read_parquet
-from rmtrain.data.rows.dataset import read_dataset, read_rows
+from rmtrain.data.rows.dataset import read_rows
+from rmtrain.data.rows.hub_dataset import read_dataset
 from rmtrain.data.rows.readers import Malformed, Placed, ReadMeter, Row, parse, read_csv, read_json
 from rmtrain.errors import DataError
 from rmtrain.recipe.schema import PairSource

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rmtrain.data.comparison import is_held_out, prompt_hash
-from rmtrain.data.rows.dataset import tokenizer_fingerprint
+from rmtrain.data.rows.fingerprint import tokenizer_fingerprint
 from rmtrain.data.rows.loading import load_comparisons
 from rmtrain.data.text.encoder import encode_conversations
 from rmtrain.data.text.tokenizer import (
