@@ -150,24 +150,27 @@ def test_token_is_demanded_in_either_form(scorer: RewardScorer) -> None:
         assert (get(running.port, "/health").code, get(running.port, "/metrics").code) == (200, 401)
 
 
-def slow(running: Served, seconds: float) -> None:
-    """Make the worker slow."""
-    score = running.worker.score
+def slow(running: Served, seconds: float) -> list[int]:
+    """Make the worker slow; the list gets the number of requests that are inside after each of its waits."""
+    score, inside = running.worker.score, []
 
     def wait(rows: Any) -> Any:
         time.sleep(seconds)
+        inside.append(running.endpoints.inside)
         return score(rows)
 
     running.worker.score = wait  # type: ignore[method-assign]
+    return inside
 
 
 def test_full_queue_answers_429(scorer: RewardScorer) -> None:
     with served(scorer, queue=3) as running, ThreadPoolExecutor(10) as clients:
-        slow(running, 0.3)
+        inside = slow(running, 0.3)
         answers = list(clients.map(lambda _: running.post("/score", LINE), range(10)))
         codes = sorted(answer.code for answer in answers)
         assert set(codes) == {200, 429}
         assert codes.count(200) >= 3
+        assert max(inside) == 3
         assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.code == 429)
         assert running.post("/score", LINE).code == 200, "and again when there is room"
 

@@ -180,6 +180,19 @@ def test_three_edits_are_found_wherever_they_are() -> None:
     assert index.find("", 0.1) is None
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_words_that_are_put_in_or_left_out_shift_the_rest(count: int) -> None:
+    """All words of a prompt that are left are found, on both sides of the place."""
+    words = ASKED.split()[:16]
+    index = PromptIndex([("it", " ".join(words))], 4)
+    for place in range(4, 13):
+        longer = index.find(" ".join(["so", "then", *words[:place], *["xyz"] * count, *words[place:], "please"]), 0.3)
+        shorter = index.find(" ".join(["so", "then", *words[:place], *words[place + count :], "please"]), 0.3)
+        assert longer is not None
+        assert shorter is not None
+        assert (longer.share, shorter.share) == (1, 1 - len(words[place : place + count]) / 16), place
+
+
 def test_repeated_instructions_say_nothing() -> None:
     """A text that all prompts of a benchmark begin with does not make a training prompt one of them."""
     begin = "Answer the following question and end with one line that says only the letter of the right choice."
