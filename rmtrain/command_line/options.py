@@ -282,7 +282,7 @@ class RunsOptions:
 
 
 def option_name(name: str) -> str:
-    """Return the option of a field, as it is typed."""
+    """Return the option of a field, such as `--max-length`."""
     return "--" + name.replace("_", "-")
 
 
