@@ -35,7 +35,8 @@ last three, as `nohup` does; shells ignore SIGINT for background jobs, unasked."
 REPEAT_SECONDS = 1.0
 """A signal this soon after the first is the same request: schedulers signal every process of a job, and launchers forward theirs."""
 
-AGAIN_SECONDS = 0.01
+AGAIN_SECONDS = 0.1
+"""Time after which a lost signal is sent again: the hook that was told of it has to be left by then, or it is lost there once more."""
 
 HANDLED = threading.Event()
 """Set when the main thread has handled a signal."""
